@@ -1,0 +1,34 @@
+"""What a network learns from: one class for each format of data."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
+
+from datamodules.base import DataError, VisionDataModule
+from datamodules.classification import (
+    CIFAR10,
+    CIFAR100,
+    EMNIST,
+    MNIST,
+    ClassificationDataModule,
+    Digits,
+    Digits8x8,
+    FashionMNIST,
+    ImageFolder,
+    Manifest,
+)
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "EMNIST",
+    "MNIST",
+    "ClassificationDataModule",
+    "DataError",
+    "Digits",
+    "Digits8x8",
+    "FashionMNIST",
+    "ImageFolder",
+    "Manifest",
+    "VisionDataModule",
+]

@@ -1,0 +1,74 @@
+"""Albumentations recipes. Images stay uint8: the network normalises them on the device."""
+
+from typing import Literal
+
+import albumentations as A
+import cv2
+
+Strength = Literal["none", "light", "standard", "strong"]
+
+
+def evaluation(image_size: int, crop_pct: float = 0.875) -> A.Compose:
+    """Resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre.
+
+    Args:
+        image_size: side of the square result, in pixels.
+        crop_pct: share of the shorter side that is kept, in (0, 1].
+    """
+    resize = A.SmallestMaxSize(
+        round(image_size / crop_pct), interpolation=cv2.INTER_CUBIC, area_for_downscale="image", p=1
+    )
+    return A.Compose([resize, A.CenterCrop(image_size, image_size)])
+
+
+def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip: bool = True) -> A.Compose:
+    """Random changes that leave the label as it is.
+
+    Args:
+        strength: ``none`` is `evaluation`; ``light`` crops and flips; ``standard`` adds shift, scale, rotation,
+            contrast and Gaussian noise; ``strong`` draws two of fourteen operations as RandAugment does
+            (Cubuk et al. 2019, arXiv:1909.13719) and erases a patch (Zhong et al. 2017, arXiv:1708.04896).
+        image_size: side of the square result, in pixels.
+        crop_pct: as in `evaluation`.
+        flip: mirror left and right; off where that changes the label, as with digits and letters.
+    """
+    if strength == "none":
+        return evaluation(image_size, crop_pct)
+    mirror: list[A.BasicTransform] = [A.HorizontalFlip()] if flip else []
+    # Small pictures are nearly all object: a hard crop would cut it off.
+    least = {"light": 0.7, "standard": 0.5, "strong": 0.35}[strength] if image_size > 64 else 0.75
+    crop = A.RandomResizedCrop(
+        (image_size, image_size), scale=(least, 1), ratio=(0.85, 1.18), area_for_downscale="image", p=1
+    )
+    steps = [crop, *mirror]
+    border = {"border_mode": cv2.BORDER_CONSTANT}
+    if strength == "standard":
+        steps += [
+            A.Affine(
+                translate_percent=(-0.1, 0.1), scale=(0.9, 1.1), rotate=(-12, 12), p=0.7, **border
+            ),
+            A.RandomBrightnessContrast(0.2, 0.2, p=0.3),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.1),
+        ]
+    elif strength == "strong":
+        operations = [
+            A.Affine(rotate=(-30, 30), p=1, **border),
+            A.Affine(shear={"x": (-17, 17)}, p=1, **border),
+            A.Affine(shear={"y": (-17, 17)}, p=1, **border),
+            A.Affine(translate_percent={"x": (-0.2, 0.2)}, p=1, **border),
+            A.Affine(translate_percent={"y": (-0.2, 0.2)}, p=1, **border),
+            A.Affine(scale=(0.7, 1.3), p=1, **border),
+            A.RandomBrightnessContrast(0.4, 0, p=1),
+            A.RandomBrightnessContrast(0, 0.4, p=1),
+            A.GaussNoise(std_range=(0.02, 0.1), p=1),
+            A.Sharpen(p=1),
+            A.Posterize(4, p=1),
+            A.Solarize((0.5, 1), p=1),
+            A.Equalize(p=1),
+            A.AutoContrast(p=1),
+        ]
+        erase = A.CoarseDropout(
+            num_holes_range=(1, 1), hole_height_range=(0.1, 0.4), hole_width_range=(0.1, 0.4), fill="random", p=0.25
+        )
+        steps += [A.SomeOf(operations, 2, p=1), erase]
+    return A.Compose(steps)

@@ -1,0 +1,293 @@
+"""What every data module shares: exact, resumable loading, splits, and the policy for bad input."""
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import albumentations as A
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+Key = tuple[int, int]  # (index of the sample, epoch)
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message names the file or the value and the way out."""
+
+
+class Source(Protocol):
+    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C) and the task's own keys."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal hash of the content, equal on every machine."""
+
+
+class KeyedDataset(Dataset[dict[str, Any]]):
+    """Augments a source with randomness that depends on nothing but (seed, epoch, index).
+
+    Args:
+        source: the samples.
+        transform: albumentations pipeline, or None to hand the samples on as they are.
+        seed: seed of the run.
+    """
+
+    def __init__(self, source: Source, transform: A.Compose | None, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index, epoch = key
+        sample = self.source[index]
+        if self.transform is not None:
+            generator = np.random.default_rng((self.seed, epoch, index))
+            self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+            sample["image"] = self.transform(image=sample["image"])["image"]
+        return sample
+
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
+        if self.transform is None and hasattr(self.source, "batch"):
+            return collate(self.source.batch([index for index, _ in keys]))
+        return [self[key] for key in keys]
+
+
+def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stacks samples to a batch.
+
+    Args:
+        samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays;
+            ``image`` is uint8 H×W×C.
+
+    Returns:
+        The same keys as tensors; ``image`` is uint8 B×C×H×W in channels-last memory order.
+    """
+    if not isinstance(samples, Mapping):
+        samples = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+    batch = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in samples.items()}
+    batch["image"] = batch["image"].permute(0, 3, 1, 2)
+    return batch
+
+
+def _collate_once(samples: Any) -> dict[str, torch.Tensor]:
+    return samples if isinstance(samples, dict) else collate(samples)
+
+
+def _start_worker(_: int) -> None:
+    # Workers are the parallelism: OpenCV's own threads would fight for the same cores.
+    cv2.setNumThreads(0)
+    cv2.ocl.setUseOpenCL(False)
+    torch.set_num_threads(1)
+
+
+class KeyedLoader:
+    """A loader whose batches are a function of (seed, epoch, position), and which resumes in mid-epoch.
+
+    Training batches are the consecutive pieces of one permutation of the whole set; each of ``world_size`` processes
+    takes its own slice of every piece, so that two processes with batch B see what one sees with 2·B. A ragged
+    last piece is left out unless it is the only one. In evaluation each sample is seen exactly once over all processes,
+    and every process gets the same number of batches, none of them empty.
+
+    It is not a DataLoader itself, so that Lightning leaves its sampling alone.
+
+    Args:
+        dataset: yields dictionaries by (index, epoch).
+        batch_size: samples a batch and process.
+        training: shuffle anew each epoch, drop the ragged end.
+        seed: seed of the run.
+        rank, world_size: this process among all.
+        num_workers: processes that read and augment; the batches do not depend on it.
+
+    Raises:
+        DataError: there are fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        dataset: KeyedDataset,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if len(dataset) < world_size:
+            raise DataError(f"{len(dataset)} samples cannot be shared by {world_size} processes: use fewer.")
+        self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.batches_done = self._first = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+        self._loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+            dataset,
+            batch_sampler=_Batches(self),  # type: ignore[arg-type]
+            collate_fn=_collate_once,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        size, whole = len(self.dataset), self.batch_size * self.world_size
+        if self.training:
+            return max(1, size // whole)
+        return min(-(-size // whole), size // self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order the next iteration follows."""
+        if epoch != self.epoch:
+            self.epoch, self._first = epoch, 0
+
+    def keys(self) -> Iterator[list[Key]]:
+        """The batches of this epoch and process as lists of (index, epoch), from the first one not yet done."""
+        size = len(self.dataset)
+        if self.training:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(size)
+            piece = self.batch_size * self.world_size
+            batches = [order[i * piece : (i + 1) * piece][self.rank :: self.world_size] for i in range(len(self))]
+        else:
+            batches = np.array_split(np.arange(self.rank, size, self.world_size), len(self))
+        for batch in batches[self._first :]:
+            yield [(int(index), self.epoch) for index in batch]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        # A generator starts at its first `next`, by which time Lightning has called set_epoch.
+        self.batches_done = self._first
+        for batch in self._loader:
+            self.batches_done += 1
+            yield batch
+        self._first = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs to go on at the next batch."""
+        return {"epoch": self.epoch, "batches_done": self.batches_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.epoch, self._first = state["epoch"], state["batches_done"]
+        if self._first >= len(self):
+            self.epoch, self._first = self.epoch + 1, 0
+        self.batches_done = self._first
+
+
+class _Batches:
+    """The keys of a loader as the batch sampler of its DataLoader."""
+
+    def __init__(self, loader: KeyedLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.loader.keys()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class VisionDataModule(L.LightningDataModule):
+    """Base of all data modules: a subclass says what the splits are and how samples are augmented.
+
+    The same seed gives the same order, the same augmentation and the same randomness inside the network (dropout,
+    mixup), with any number of workers, and after a resume in mid-epoch.
+
+    Args:
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None takes the cores that this process may use, up to eight,
+            and none where two or fewer are left.
+        seed: seed of order and augmentation. The command line sets it to ``seed_everything``.
+    """
+
+    def __init__(self, batch_size: int = 64, num_workers: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, not {batch_size}.")
+        self.batch_size, self.seed = batch_size, seed
+        if num_workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            num_workers = 0 if cores <= 2 else min(cores - 1, 8)
+        self.num_workers = num_workers
+        self.bad_files: dict[str, str] = {}
+
+    def load(self) -> dict[str, Source]:
+        """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
+        raise NotImplementedError
+
+    def transform(self, training: bool) -> A.Compose | None:
+        """The albumentations pipeline of a split; None leaves the samples as they are."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What the data set is called in a tracked run."""
+        return type(self).__name__
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """The splits by name."""
+        return self.load()
+
+    def identity(self) -> dict[str, Any]:
+        """What the data set is: its name, and the size and content digest of each split."""
+        splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
+        return {"name": self.name, "splits": splits}
+
+    def prepare_data(self) -> None:
+        """Downloads and checks on one process, so that the others find the result."""
+        _ = self.sources
+
+    def loader(self, split: str) -> KeyedLoader:
+        """The loader of a split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split not in self.sources:
+            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
+        training = split == "train"
+        return KeyedLoader(
+            KeyedDataset(self.sources[split], self.transform(training), self.seed),
+            self.batch_size,
+            training,
+            self.seed,
+            self.trainer.global_rank if self.trainer else 0,
+            self.trainer.world_size if self.trainer else 1,
+            self.num_workers,
+        )
+
+    def train_dataloader(self) -> KeyedLoader:
+        """Augmented training batches."""
+        return self.loader("train")
+
+    def val_dataloader(self) -> KeyedLoader:
+        """Validation batches."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> KeyedLoader:
+        """Test batches."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> KeyedLoader:
+        """The batches that `predict` answers: the test split, or the validation split where there is no test split."""
+        return self.loader("test" if "test" in self.sources else "val")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Reseeds torch for each training batch by (seed, epoch, batch, rank), so that a resumed run draws the same."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training and not trainer.sanity_checking:
+            position = trainer.fit_loop.epoch_loop.batch_idx + 1
+            entropy = (self.seed, trainer.current_epoch, position, trainer.global_rank)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        return batch

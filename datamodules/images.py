@@ -1,0 +1,122 @@
+"""Reading image files the way a person sees them, and finding those that cannot be read."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from datamodules.base import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+
+
+def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArray[np.uint8]:
+    """Reads an image as a viewer shows it.
+
+    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; 16 bits become 8 by
+    division by 257; grey becomes RGB by repetition, RGB becomes grey by the ITU-R 601-2 luma.
+
+    Args:
+        file: path of the file, or its bytes.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 H×W×channels.
+
+    Raises:
+        DataError: the file is no image that can be read; the message names it.
+    """
+    name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
+    try:
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):  # OpenCV decodes these faster, and as well
+            flag = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            if pixels is not None:
+                return pixels.reshape(*pixels.shape[:2], channels)
+        return _as_seen(image, channels)
+    except UnidentifiedImageError:
+        # Pillow does not know 16-bit colour TIFF; OpenCV does.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        if pixels is None:
+            raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
+        return pixels if channels == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be read as an image: {error}.") from None
+
+
+def _as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, np.int64) // 257
+        if grey.min() < 0 or grey.max() > 255:
+            raise ValueError("its values are beyond 16 bits")
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("it holds floating-point values, whose range is not known; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _inspect(path: str) -> tuple[str, str]:
+    """Content digest and, for a file that cannot be decoded to its end, the reason."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return "", error.strerror or str(error)
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.draft("L", (image.width // 8, image.height // 8))  # a JPEG is decoded to its end, at an eighth of the size
+        image.load()
+    except UnidentifiedImageError:
+        try:
+            read_image(data)
+        except DataError:
+            return digest, "empty file" if not data else "not an image"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return digest, str(error)
+    return digest, ""
+
+
+def inspect_images(paths: Sequence[str]) -> pd.DataFrame:
+    """Decodes every file once and remembers the result, so that unchanged files are not read again.
+
+    Args:
+        paths: the files.
+
+    Returns:
+        A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
+        file). It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
+    """
+    absolute = [os.path.abspath(path) for path in paths]
+    name = hashlib.blake2b("\n".join(absolute).encode(), digest_size=16).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / f"images-{name}.parquet"
+    stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
+    table = pd.DataFrame(
+        {"size": [s.st_size if s else -1 for s in stats], "time": [s.st_mtime_ns if s else -1 for s in stats]}
+    )
+    known = pd.read_parquet(cache) if cache.exists() else table.assign(size=-2, digest="", error="")
+    stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
+    table["digest"], table["error"] = known["digest"], known["error"]
+    if len(stale):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(_inspect, [absolute[i] for i in stale]))
+        table.loc[stale, ["digest", "error"]] = pd.DataFrame(found, columns=["digest", "error"], index=stale)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}")
+        table.to_parquet(temporary)
+        temporary.replace(cache)
+    return table
