@@ -1,0 +1,260 @@
+"""One call for every backbone: timm's names, the lectures' networks that timm lacks, files, registered models."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be made; the message names what is wrong and the way out."""
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 in its modern form: ReLU and max pooling (LeCun et al. 1998, table 1, for the layer sizes).
+
+    Two 5×5 convolutions (6 and 16 channels), then fully connected layers of 120, 84 and ``num_classes``: 61,706
+    parameters for 28×28 grey images and ten classes.
+
+    Args:
+        num_classes: size of the last layer; 0 leaves the 84 features.
+        in_chans: input channels.
+        img_size: side of the input, in pixels, at least 12.
+        drop_rate: dropout before the last layer.
+
+    Raises:
+        BackboneError: the input is too small.
+    """
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        side = (img_size // 2 - 4) // 2
+        if side < 1:
+            raise BackboneError(f"lenet5 needs images of at least 12 pixels, not {img_size}: set --data.image_size 28.")
+        self.num_features, self.head_hidden_size, self.num_classes = 120, 84, num_classes
+        self.feature_info = [
+            {"num_chs": 6, "reduction": 2, "module": "pool1"},
+            {"num_chs": 16, "reduction": 4, "module": "pool2"},
+        ]
+        self.conv1 = nn.Conv2d(in_chans, 6, 5, padding=2)
+        self.pool1 = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.pool2 = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(16 * side**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
+        self.head_drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(84, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the last layer; 0 removes it."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(84, num_classes) if num_classes else nn.Identity()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers from input to output, for layer-wise learning rates."""
+        return {"stem": r"^conv1", "blocks": [(r"^conv2", (0,)), (r"^neck", (1,))]}
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """float B×C×S×S to float B×16×H×W."""
+        return self.pool2(self.conv2(self.pool1(self.conv1(image))))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """float B×16×H×W to B×num_classes, or to the 84 features before the last layer."""
+        features = self.head_drop(self.neck(features))
+        return features if pre_logits else self.fc(features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float B×C×S×S to B×num_classes."""
+        return self.forward_head(self.forward_features(image))
+
+
+default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
+    {
+        "lenet5.untrained": {
+            "input_size": (1, 28, 28), "num_classes": 10, "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic",
+            "crop_pct": 1.0, "first_conv": "conv1", "classifier": "fc", "fixed_input_size": True,
+        }
+    }
+)  # fmt: skip
+
+
+@register_model
+def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
+    """LeNet-5, registered with timm."""
+    return build_model_with_cfg(LeNet5, "lenet5", pretrained, **kwargs)
+
+
+def create_backbone(
+    name: str,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    image_size: int = 224,
+    num_classes: int = 0,
+    features_only: bool = False,
+    architecture: str | None = None,
+    small_stem: bool | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Makes the network that turns an image into features.
+
+    Args:
+        name: any timm name (``resnet18``, ``hf-hub:…``), ``lenet5``, a file of weights (``.safetensors``, ``.pth``,
+            ``.pt``, ``.ckpt``, never unpickled with code), or a registered model (``models:/name@alias``).
+        pretrained: load the published weights; needs the network the first time.
+        in_chans: input channels; pretrained first layers are adapted.
+        image_size: side of the input, in pixels.
+        num_classes: size of the classifier; 0 for pooled features.
+        features_only: return the feature pyramid, a list of float B×C×H×W.
+        architecture: timm name for a file of weights.
+        small_stem: give up the stem's stride, for small images; None does so up to 64 pixels.
+        options: handed to the architecture, such as ``drop_rate`` and ``drop_path_rate``.
+
+    Returns:
+        A timm model: ``feature_info``, ``num_features``, ``pretrained_cfg`` (with ``mean`` and ``std``), and a forward
+        from float B×C×H×W to features.
+
+    Raises:
+        BackboneError: unknown name, missing file, or weights that do not fit.
+    """
+    weights: dict[str, Tensor] | None = None
+    if name.startswith("models:/"):
+        name, weights, saved = _registered(name)
+        options = saved | options
+        small_stem = options.pop("small_stem", small_stem)
+    elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
+        weights = read_weights(name)
+        if architecture is None:
+            raise BackboneError(f"Of which architecture are the weights in {name}? Say it, such as architecture=resnet18.")
+        source, name = name, architecture
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise BackboneError(f"There is no backbone {name!r}.{hint}")
+    if small_stem is None:
+        small_stem = image_size <= 64
+    config = timm.get_pretrained_cfg(name.split("hf-hub:")[0], allow_unregistered=True) if timm.is_model(name) else None
+    if config is not None and config.fixed_input_size:
+        options.setdefault("img_size", image_size)
+        if small_stem and "vit" in name:
+            options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
+    size = num_classes
+    if weights is not None:
+        classifier = (config.classifier if config else None) or "fc"
+        head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+        size = 0 if head is None else len(head)
+        options["pretrained_cfg_overlay"] = {"state_dict": weights, "num_classes": size}
+    try:
+        model = timm.create_model(
+            name, pretrained=pretrained or weights is not None, in_chans=in_chans, num_classes=size, **options
+        )
+        if features_only:
+            if weights is not None:  # the whole network fitted; now only the part with features is made
+                options["pretrained_cfg_overlay"] = {"state_dict": model.state_dict(), "num_classes": size}
+            model = timm.create_model(
+                name, pretrained=pretrained or weights is not None, in_chans=in_chans, features_only=True, **options
+            )
+        elif size != num_classes:
+            model.reset_classifier(num_classes)
+    except BackboneError:
+        raise
+    except Exception as error:  # timm and the hub raise whatever their parts raise
+        if weights is not None and "state_dict" in str(error):
+            raise BackboneError(_misfit(source if architecture else name, name, str(error))) from None
+        if pretrained and not isinstance(error, TypeError):
+            reason = str(error).splitlines()[0][:200]
+            raise BackboneError(
+                f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {reason}). Train from scratch "
+                "(pretrained: false), or name a local file of weights as the backbone."
+            ) from None
+        raise BackboneError(f"{name} cannot be made with {options}: {error}") from None
+    if isinstance(getattr(model, "pretrained_cfg", None), dict):
+        model.pretrained_cfg.pop("state_dict", None)
+    if small_stem and not getattr(getattr(model, "patch_embed", None), "num_patches", None):
+        _shrink_stem(model, keep_weights=pretrained or weights is not None)
+    return model
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Reads a state dictionary without running any code that the file may hold.
+
+    Args:
+        path: ``.safetensors``, or a file of `torch.save`, also a checkpoint of Lightning's, whose backbone is taken.
+
+    Raises:
+        BackboneError: there is no such file, or it holds something else than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BackboneError(f"There is no file of weights {path.resolve()}.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise BackboneError(f"{path} is not a file of weights: {error}") from None
+    except Exception as error:  # an unpickler that refuses code
+        reason = str(error).splitlines()[0]
+        raise BackboneError(f"{path} holds more than weights and is not opened, since that could run code: {reason}") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BackboneError(f"{path} is not a dictionary of weights.")
+    inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return inner or {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Architecture name, weights and options of the backbone of a registered model."""
+    from mlflow.artifacts import download_artifacts  # only here: training needs no MLflow
+
+    try:
+        folder = Path(download_artifacts(address))
+    except Exception as error:
+        raise BackboneError(f"{address} cannot be loaded from the registry: {str(error).splitlines()[0]}") from None
+    files = {file.name: file for file in folder.rglob("*") if file.name in ("architecture.yaml", "model.safetensors")}
+    if len(files) < 2:
+        raise BackboneError(f"{address} was not registered by Fovea: it lacks architecture.yaml or model.safetensors.")
+    saved = yaml.safe_load(files["architecture.yaml"].read_text())["module"]
+    return saved["backbone"], read_weights(files["model.safetensors"]), saved.get("backbone_options") or {}
+
+
+def _misfit(source: str, name: str, error: str) -> str:
+    """A short report of weights that do not fit, from what load_state_dict says."""
+    parts = [line.strip() for line in error.splitlines()[1:] if line.strip()]
+    shown = "; ".join(part if len(part) < 160 else f"{part[:160]}…" for part in parts[:4])
+    more = f" (and {len(parts) - 4} more)" if len(parts) > 4 else ""
+    return f"The weights of {source} are not those of {name}: {shown}{more}"
+
+
+def _shrink_stem(model: nn.Module, keep_weights: bool) -> None:
+    """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
+
+    From scratch the first kernel becomes 3×3; pretrained weights stay as they are.
+    """
+    factor = 1
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            if factor > 1 or max(layer.stride) == 1:
+                break
+            factor = max(layer.stride)
+            if keep_weights:
+                layer.stride = (1, 1)
+                layer.padding = tuple(k // 2 for k in layer.kernel_size)
+            else:
+                fresh = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None)
+                fresh.weight.data.normal_(0, (2 / (9 * layer.out_channels)) ** 0.5)
+                model.set_submodule(name, fresh)
+        elif isinstance(layer, nn.MaxPool2d) and factor > 1:
+            model.set_submodule(name, nn.Identity())
+            factor *= 2
+            break
+    info = getattr(model, "feature_info", [])
+    for level in getattr(info, "info", info):
+        level["reduction"] = max(1, level["reduction"] // factor)

@@ -1,0 +1,303 @@
+"""What every module shares: backbone, normalisation on the device, optimisation, averaging of weights, pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from numpy.typing import NDArray
+from timm.models._manipulate import group_parameters
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from modules.backbones import BackboneError, create_backbone
+from modules.pictures import image_grid
+
+Stage = Literal["train", "val", "test"]
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then half a cosine down to zero, stepped at every optimiser step (Loshchilov & Hutter 2017,
+    arXiv:1608.03983).
+
+    Args:
+        optimizer: the optimiser.
+        total_steps: optimiser steps of the whole training; the module knows and fills it in.
+        warmup: share of the steps in which the rate rises, in [0, 1).
+        final: the last rate as a share of the highest.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int = 0, warmup: float = 0.05, final: float = 0.0) -> None:
+        self.total_steps = total_steps
+        self.warmup, self.final = warmup, final
+        super().__init__(optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        rise = max(1, round(self.warmup * self.total_steps))
+        if step < rise:
+            return (step + 1) / rise
+        progress = min(1.0, (step - rise) / max(1, self.total_steps - rise))
+        return self.final + (1 - self.final) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+@dataclass
+class Optimization:
+    """How a network is trained.
+
+    Args:
+        optimizer: any optimiser of torch or timm.
+        lr_scheduler: any schedule of torch. One with ``total_steps`` is told the length of the training and stepped at
+            every optimiser step; all others are stepped once an epoch.
+        lr: the learning rate, if it is to be another than the optimiser's own.
+        backbone_lr_scale: factor on the rate of the backbone, against that of the head.
+        layer_decay: factor on the rate for each layer further from the output.
+        frozen_epochs: epochs in which only the head learns; -1 for all.
+        l1_penalty: weight of Σ|w| in the loss, over weight matrices and kernels.
+        l2_penalty: weight of Σw² in the loss (the optimiser's ``weight_decay`` is the usual, decoupled form).
+        ema_decay: evaluate and keep the exponential moving average of the weights, with this decay in (0, 1).
+    """
+
+    optimizer: OptimizerCallable = torch.optim.AdamW
+    lr_scheduler: LRSchedulerCallable = WarmupCosine
+    lr: float | None = None
+    backbone_lr_scale: float = 1.0
+    layer_decay: float = 1.0
+    frozen_epochs: int = 0
+    l1_penalty: float = 0.0
+    l2_penalty: float = 0.0
+    ema_decay: float | None = None
+
+
+class VisionModule(L.LightningModule):
+    """Base of all task modules. A subclass adds its head and says in `step` what the loss of a batch is.
+
+    Args:
+        backbone: what `create_backbone` takes.
+        pretrained: start from published weights.
+        in_chans: channels of the images.
+        image_size: side of the images, in pixels.
+        num_classes: size of the backbone's own classifier; 0 for features.
+        backbone_options: further arguments of the backbone, such as ``drop_rate``.
+        optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels; the faster one on most devices.
+    """
+
+    monitor: ClassVar[str] = "val/loss"
+    mode: ClassVar[Literal["min", "max"]] = "min"
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = False,
+        in_chans: int = 3,
+        image_size: int = 224,
+        num_classes: int = 0,
+        backbone_options: dict[str, Any] | None = None,
+        optimization: Optimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.optimization = optimization or Optimization()
+        self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
+        self.channels_last, self.compile_backbone = channels_last, compile
+        self.backbone = create_backbone(
+            backbone, pretrained, in_chans, image_size, num_classes, **(backbone_options or {})
+        )
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        config = self.backbone.pretrained_cfg
+        mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
+        if len(mean) != in_chans:
+            mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
+        self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
+        self.frozen = False
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that rebuild this network, without its training, as plain data."""
+        raise NotImplementedError
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """The loss of a batch, a scalar; updates the metrics of the stage."""
+        raise NotImplementedError
+
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """What a user is told about each image of a batch, as plain data."""
+        raise NotImplementedError
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 B×C×H×W to the float32 B×C×H×W that the backbone expects, on the device where it is."""
+        if not self.channels_last:
+            image = image.contiguous()
+        return image.float().mul_(self.scale).add_(self.shift)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss with its penalties."""
+        loss, plan = self.step(batch, "train"), self.optimization
+        if plan.l1_penalty or plan.l2_penalty:
+            weights = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
+            if plan.l1_penalty:
+                loss = loss + plan.l1_penalty * sum(w.abs().sum() for w in weights)
+            if plan.l2_penalty:
+                loss = loss + plan.l2_penalty * sum(w.square().sum() for w in weights)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Updates the validation metrics."""
+        self.step(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Updates the test metrics."""
+        self.step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
+        """See `answers`."""
+        return self.answers(batch)
+
+    def setup(self, stage: str) -> None:
+        """Compiles, and checks that the freezing plan fits the strategy."""
+        if stage != "fit":
+            return
+        if self.compile_backbone:
+            self.backbone.compile()
+        epochs = self.optimization.frozen_epochs
+        if epochs < 0:
+            self._freeze(True)
+        elif epochs and self.trainer.world_size > 1 and not self._finds_unused_parameters:
+            raise BackboneError(
+                "Unfreezing during training on several processes needs "
+                "--trainer.strategy ddp_find_unused_parameters_true, or --model.optimization.frozen_epochs -1 or 0."
+            )
+
+    @property
+    def _finds_unused_parameters(self) -> bool:
+        return bool(getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
+
+    def _freeze(self, frozen: bool) -> None:
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.backbone.train(not frozen and self.training)
+
+    def train(self, mode: bool = True) -> "VisionModule":
+        """Training mode, in which a frozen backbone keeps its batch-norm statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def _follow_freezing_plan(self) -> None:
+        epochs = self.optimization.frozen_epochs
+        if epochs > 0 and self.frozen != (self.current_epoch < epochs):
+            self._freeze(self.current_epoch < epochs)
+
+    def on_train_start(self) -> None:
+        """Freezes, also when a training goes on in mid-epoch."""
+        self._follow_freezing_plan()
+
+    def on_train_epoch_start(self) -> None:
+        """Freezes or unfreezes as planned."""
+        self._follow_freezing_plan()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Shows once what the network sees."""
+        if self.global_step == 0 and batch_idx == 0 and self.trainer.is_global_zero:
+            self.show("train/samples", lambda: image_grid(batch["image"][:32].cpu().numpy()))
+
+    def show(self, key: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
+        """Hands a picture to the loggers that take pictures.
+
+        Args:
+            key: its fixed name.
+            draw: makes it, uint8 H×W×3; only called where a logger wants it.
+        """
+        takers = [logger for logger in self.loggers if hasattr(logger, "log_image")]
+        if takers and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            image = draw()
+            for logger in takers:
+                logger.log_image(key, [image], step=self.global_step)
+
+    def show_table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Hands a table to the loggers that take tables."""
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                if hasattr(logger, "log_table"):
+                    logger.log_table(key, columns, rows, step=self.global_step)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters by learning rate and weight decay; ``lr_scale`` is the factor on the rate.
+
+        Biases, norms and other vectors are not decayed (Bello et al. 2021, arXiv:2103.07579).
+        """
+        plan = self.optimization
+        depth: dict[str, int] = {}
+        if plan.layer_decay != 1:
+            depth = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False), reverse=True)
+        last = max(depth.values(), default=0) + 1
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for name, parameter in self.named_parameters():
+            inner = name.removeprefix("backbone.")
+            part, scale = "head", 1.0
+            if inner != name:
+                layer = depth.get(inner, last)
+                part = f"backbone.{layer}" if depth else "backbone"
+                scale = plan.backbone_lr_scale * plan.layer_decay ** (last - layer)
+            plain = parameter.ndim <= 1
+            group = groups.setdefault((part, plain), {"params": [], "lr_scale": scale, "name": part})
+            if plain:
+                group |= {"weight_decay": 0.0, "name": f"{part}.no_decay"}
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimiser and schedule, over `parameter_groups`."""
+        optimizer = self.optimization.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
+        make = self.optimization.lr_scheduler
+        try:
+            scheduler = make(optimizer, total_steps=max(1, int(self.trainer.estimated_stepping_batches)))  # type: ignore[call-arg]
+            interval = "step"
+        except TypeError:
+            scheduler, interval = make(optimizer), "epoch"
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = getattr(scheduler, "monitor", self.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The averaging of weights, where it is asked for."""
+        decay = self.optimization.ema_decay
+        if decay is None:
+            return []
+
+        def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+            # A short memory at first, so that the initial weights do not weigh on a short training.
+            return mean.lerp(value, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+        return [WeightAveraging(avg_fn=average)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes down which network the weights are of."""
+        checkpoint["architecture"] = self.architecture
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network.
+
+        Raises:
+            BackboneError: it is one.
+        """
+        saved, mine = checkpoint.get("architecture", {}), self.architecture
+        for key, value in saved.items():
+            if key not in ("pretrained", "label_names") and mine.get(key) != value:
+                raise BackboneError(
+                    f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
+                    f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
+                )

@@ -1,0 +1,173 @@
+"""One label for each image."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+from torchvision.transforms import v2
+
+from modules.base import Optimization, Stage, VisionModule
+from modules.pictures import captioned_grid, confusion_matrix
+
+WORST = 18  # mistakes shown
+
+
+class ClassificationModule(VisionModule):
+    """A backbone and a linear classifier, trained by cross-entropy.
+
+    Measures loss, accuracy (top-1, and top-5 from ten classes on), macro F1, the expected calibration error over 15
+    bins (Guo et al. 2017, arXiv:1706.04599), and the accuracy of each class; shows the confusion matrix and the most
+    confident mistakes.
+
+    Args:
+        num_classes: number of classes; comes from the data.
+        label_names: their names; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: any timm name, ``lenet5``, a file of weights, or a registered model (``models:/name@alias``).
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``drop_rate``, ``drop_path_rate``,
+            ``architecture`` (of a file of weights) or ``small_stem``.
+        optimization: how it is trained.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1) (Szegedy et al. 2016,
+            arXiv:1512.00567).
+        mixup: parameter α of mixup's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
+        cutmix: parameter α of cutmix's (Yun et al. 2019, arXiv:1905.04899); 0 for none. With both, each batch draws
+            one of them.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+    """
+
+    monitor: ClassVar[str] = "val/accuracy"
+    mode = "max"
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "lenet5",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        optimization: Optimization | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            backbone, pretrained, in_chans, image_size, num_classes, backbone_options, optimization, compile, channels_last
+        )
+        self.head: nn.Module = self.backbone.get_classifier()  # type: ignore[operator]
+        self.backbone.reset_classifier(0)  # type: ignore[operator]
+        self.backbone_name, self.backbone_options = backbone, dict(backbone_options or {})
+        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
+        self.label_names = label_names or [str(label) for label in range(num_classes)]
+        self.label_smoothing = label_smoothing
+        mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+        mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+        self.mix = v2.RandomChoice(mixers) if mixers else None
+        figures = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "f1": MulticlassF1Score(num_classes, average="macro"),
+                "calibration_error": MulticlassCalibrationError(num_classes),
+                "confusion": MulticlassConfusionMatrix(num_classes),
+            }
+        )
+        if num_classes >= 10:
+            figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})
+        self.figures = nn.ModuleDict({stage: figures.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.mistakes: list[tuple[float, int, int, Tensor]] = []
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "num_classes": self.num_classes,
+            "label_names": list(self.label_names),
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            "backbone": self.backbone_name,
+            "backbone_options": dict(self.backbone_options),
+        }
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to logits, float B×K."""
+        return self.head(self.backbone(self.normalize(image)))
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """See `VisionModule.step`."""
+        label = batch["label"]
+        if stage == "train":
+            image, target = self.normalize(batch["image"]), label
+            if self.mix is not None:
+                image, target = self.mix(image, target)
+            logits = self.head(self.backbone(image))
+            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+            hits = (logits.detach().argmax(1) == label).float().mean()
+            self.log_dict(
+                {"train/loss": loss, "train/accuracy": hits},
+                on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label),
+            )  # fmt: skip
+            return loss
+        logits = self(batch["image"]).float()
+        loss = F.cross_entropy(logits, label)
+        self.figures[stage].update(logits, label)  # type: ignore[operator]
+        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(label))
+        self._collect_mistakes(batch["image"], logits, label)
+        return loss
+
+    def _collect_mistakes(self, image: Tensor, logits: Tensor, label: Tensor) -> None:
+        confidence, guess = logits.softmax(1).max(1)
+        wrong = (guess != label).nonzero()[:, 0]
+        wrong = wrong[confidence[wrong].argsort(descending=True)[:WORST]]
+        for i in wrong.tolist():
+            self.mistakes.append((float(confidence[i]), int(label[i]), int(guess[i]), image[i].cpu()))
+        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:WORST]
+
+    def _report(self, stage: Stage) -> None:
+        values = self.figures[stage].compute()  # type: ignore[operator]
+        self.figures[stage].reset()  # type: ignore[operator]
+        counts = values.pop(f"{stage}/confusion").cpu().numpy()
+        self.log_dict(values, prog_bar=stage == "val")
+        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, self.label_names))
+        mistakes, self.mistakes = self.mistakes, []
+        if mistakes:
+            captions = [f"{self.label_names[t]}\nseen as {self.label_names[g]} {c:.2f}" for c, t, g, _ in mistakes]
+            images = torch.stack([image for *_, image in mistakes]).numpy()
+            self.show(f"{stage}/mistakes", lambda: captioned_grid(images, captions))
+        rows = [
+            [name, int(row.sum()), float(row[k] / row.sum()) if row.sum() else None, float(row[k] / max(1, column.sum()))]
+            for k, (name, row, column) in enumerate(zip(self.label_names, counts, counts.T, strict=True))
+        ]
+        self.show_table(f"{stage}/per_class", ["class", "images", "accuracy", "precision"], rows)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the epoch's figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Reports the test's figures."""
+        self._report("test")
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image ``label``, ``probability`` and the five likeliest labels as ``top``."""
+        likely = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes), 1)
+        rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+        named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
+        return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
+
+
