@@ -33,8 +33,12 @@ class LeNet5(nn.Module):
         BackboneError: the input is too small.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, drop_rate: float = 0.0) -> None:
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int | tuple[int, int] = 28,
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
+        if isinstance(img_size, tuple):  # as timm gives it
+            img_size = img_size[0]
         side = (img_size // 2 - 4) // 2
         if side < 1:
             raise BackboneError(f"lenet5 needs images of at least 12 pixels, not {img_size}: set --data.image_size 28.")

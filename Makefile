@@ -1,0 +1,35 @@
+# make demo: set-up, then train, register and use a classifier. make test: set-up, then the whole suite.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: setup demo test slow lint bench clean
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Fovea needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …'; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo 'Python lacks venv here. On Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-uv.txt
+	$(BIN)/uv pip sync -q --require-hashes --compile-bytecode requirements.txt --python $(BIN)/python
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m pipelines.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy modules datamodules pipelines
+
+bench: setup
+	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf .venv
