@@ -9,7 +9,8 @@ setup: .venv/.installed
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Fovea needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …'; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo 'Python lacks venv here. On Debian and Ubuntu: apt install python3-venv'; exit 1; }
-	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-uv.txt
+	@awk '/^uv==/ {on=1} on; on && !/\\$$/ {exit}' requirements.txt > .venv/uv.txt
+	$(BIN)/pip install -q --require-hashes -r .venv/uv.txt
 	$(BIN)/uv pip sync -q --require-hashes --compile-bytecode requirements.txt --python $(BIN)/python
 	@touch $@
 

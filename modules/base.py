@@ -1,6 +1,7 @@
 """What every module shares: backbone, normalisation on the device, optimisation, averaging of weights, pictures."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -119,6 +120,14 @@ class VisionModule(L.LightningModule):
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
         self.frozen = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
+        """A copy without the trainer, and so without its data and loggers: what averaging of weights needs."""
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        for key, value in self.__dict__.items():
+            twin.__dict__[key] = None if key == "_trainer" else deepcopy(value, memo)
+        return twin
 
     @property
     def architecture(self) -> dict[str, Any]:

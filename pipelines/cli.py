@@ -1,0 +1,304 @@
+"""The one command line that all tasks share."""
+
+import inspect
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import DataError, VisionDataModule
+from modules import BackboneError, VisionModule
+from pipelines import registry
+from pipelines.tracking import RunCallback, RunLogger
+
+FROM_DATA = ("num_classes", "label_names", "in_chans", "image_size")
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given; the message says what to give."""
+
+
+class LastCheckpoint(L.Callback):
+    """Keeps ``last.ckpt``, from which a training goes on: at each epoch's end, on SIGTERM, and every so many seconds.
+
+    Args:
+        path: the file.
+        seconds: longest time between two checkpoints.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self._saved = path, seconds, time.monotonic()
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when it is time; the first process decides for all."""
+        due = time.monotonic() - self._saved >= self.seconds
+        if trainer.world_size > 1:
+            due = batch_idx % 20 == 0 and trainer.strategy.broadcast(due)
+        if due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the epoch."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Saves before a scheduler's signal ends the process."""
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+
+class VisionCLI(LightningCLI):
+    """``fit | validate | test | predict`` with YAML recipes, typed overrides and a tracked run.
+
+    ``fit`` trains, tests the best checkpoint, and registers it if a name is given. With ``--output`` naming the folder
+    of a training that was cut off, it goes on where that one stopped, in the same run.
+    """
+
+    def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
+        self.task, self.default_data = task, default_data
+        self.rows: dict[str, str] = {}
+        super().__init__(
+            module_class,
+            VisionDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"max_epochs": 12, "use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            parser_kwargs={"description": f"Fovea, {task}. Recipes are in configs/{task}."},
+            args=list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run needs, and hands what the data know to the module."""
+        parser.add_argument("--output", type=str | None, default=None,
+                            help="folder of the training; one that was cut off goes on. Default: a new one in outputs/")  # fmt: skip
+        parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
+        parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
+        parser.add_argument("--register", type=str | None, default=None,
+                            help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
+        parser.add_argument("--checkpoint_seconds", type=float, default=300,
+                            help="fit: longest time between two checkpoints")  # fmt: skip
+        parser.set_defaults({"data": {"class_path": self.default_data}})
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        taken = inspect.signature(self._model_class).parameters
+        for name in FROM_DATA:
+            if name in taken:
+                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    @property
+    def options(self) -> Any:
+        """The options of the chosen subcommand."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the output folder, and makes sure that it can be written to."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}".lower()
+        self.output = Path(self.options.output or Path("outputs", self.task, f"{name}-{stamp}"))
+        self.run_name = self.options.run_name or f"{name}-{stamp}"
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / ".writable").touch()
+            (self.output / ".writable").unlink()
+        except OSError as error:
+            raise UsageError(
+                f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
+                "choose another with --output."
+            ) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
+        config = self.options.trainer
+        self.watch = RunCallback()
+        callbacks: list[L.Callback] = [self.watch]
+        if config.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar(leave=False))
+        if self.subcommand == "fit" and not config.fast_dev_run:
+            callbacks.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
+            if config.enable_checkpointing is not False:
+                callbacks.append(
+                    ModelCheckpoint(
+                        self.output, "best", monitor=self.model.monitor, mode=self.model.mode, enable_version_counter=False
+                    )
+                )
+        extra: dict[str, Any] = {"default_root_dir": str(self.output)}
+        self.tracked = config.logger is not False and not config.fast_dev_run
+        if self.tracked:
+            data = self.options.data.class_path.split(".")[-1]
+            recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
+            tags = {"task": self.task, "backbone": self.options.model.backbone, "data": data, "recipe": recipe}
+            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
+            if self.subcommand == "fit":
+                callbacks.append(LearningRateMonitor("step"))
+        given = self._get(self.config_init, "trainer")
+        extra["callbacks"] = [*callbacks, *(given.callbacks or [])]
+        return super().instantiate_trainer(**{**given, **extra})
+
+    @contextmanager
+    def run(self) -> Iterator[RunLogger | None]:
+        """A tracked run around a subcommand, which ends with its true status."""
+        if not self.tracked:
+            yield None
+            return
+        logger = self.trainer.logger
+        assert isinstance(logger, RunLogger)
+        config = self.parser.dump(self.config, skip_none=False) if self.trainer.is_global_zero else ""
+        if self.trainer.is_global_zero:
+            (self.output / "config.yaml").write_text(config)
+        logger.log_config(config)
+        logger.log_environment()
+        try:
+            yield logger
+        except BaseException as error:
+            cause = self.watch.error or error
+            logger.finish(cause)
+            if isinstance(cause, KeyboardInterrupt | SIGTERMException):
+                sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
+            raise
+        logger.finish()
+        if self.trainer.is_global_zero:
+            self.rows["run"] = logger.address()
+
+    def fit(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: str | None = None, **_: Any) -> None:
+        """Trains, tests the best checkpoint, registers it."""
+        last = self.output / "last.ckpt"
+        if ckpt_path is None and last.exists():
+            rank_zero_info(f"Going on from {last}.")
+            ckpt_path = str(last)
+        with self.run() as logger:
+            if logger and self.trainer.is_global_zero:
+                logger.log_data(datamodule)
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            best = self.output / "best.ckpt"
+            if not best.exists():
+                return
+            if "test" in datamodule.sources:
+                self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            else:
+                self.trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            self._note_metrics()
+            minutes, seconds = divmod(round(self.watch.train_seconds), 60)
+            self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
+            if logger and self.trainer.is_global_zero:
+                logger.flush()
+                logger.experiment.log_artifact(logger.run_id, str(best), "checkpoints")
+                if self.options.register:
+                    metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+                    version = registry.register(
+                        self.options.register, model, datamodule, self.task, str(logger.run_id), metrics
+                    )
+                    self.rows["registered"] = f"models:/{version.name}/{version.version}"
+        self.rows["checkpoint"] = str(best)
+
+    def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any) -> Any:
+        best = self.output / "best.ckpt"
+        if ckpt_path is None and not best.exists():
+            raise UsageError(
+                f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {best} is none."
+            )
+        run = getattr(self.trainer, verb)
+        options = {} if verb == "predict" else {"verbose": False}
+        with self.run():
+            result = run(model, datamodule=datamodule, ckpt_path=ckpt_path or best, weights_only=True, **options)
+            self._note_metrics()
+        return result
+
+    def validate(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+        """Measures a checkpoint on the validation split."""
+        self._evaluate("validate", model, datamodule, ckpt_path)
+
+    def test(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+        """Measures a checkpoint on the test split."""
+        self._evaluate("test", model, datamodule, ckpt_path)
+
+    def predict(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+        """Answers for every image of the test split, in ``predictions.json`` in the output folder."""
+        batches = self._evaluate("predict", model, datamodule, ckpt_path)
+        table = pd.DataFrame([row for batch in batches for row in batch])
+        source = datamodule.predict_dataloader().dataset.source
+        if hasattr(source, "paths"):
+            table.insert(0, "path", source.paths[self.trainer.global_rank :: self.trainer.world_size])
+        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        file = self.output / f"predictions{rank}.json"
+        table.to_json(file, orient="records", lines=True)
+        self.rows["predictions"] = f"{file} ({len(table)} images)"
+
+    def _note_metrics(self) -> None:
+        for key, value in self.trainer.callback_metrics.items():
+            stage, _, name = key.partition("/")
+            if stage in ("val", "test") and name and (stage == "test" or self.subcommand != "fit"):
+                self.rows[key] = f"{float(value):.4f}"
+
+
+def main(task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str] | None = None) -> VisionCLI:
+    """Runs a task's command line; a mistake of the user's ends in one paragraph and exit code 2.
+
+    Args:
+        task: name of the task, of its configs and of its experiment.
+        module_class: what learns.
+        default_data: class path of the data that a run without arguments learns from.
+        args: the command line; None takes the process's own. Without any argument it is ``fit``.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
+    except (BackboneError, DataError, UsageError) as error:
+        if "FOVEA_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+    return cli
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Undoes what `mlflow run` does to arguments.
+
+    The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
+    counts as not given.
+    """
+    result: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--args" and rest:
+            result += shlex.split(rest.pop(0))
+        elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
+            rest.pop(0)
+        else:
+            result.append(arg)
+    return result
+
+
+@rank_zero_only
+def print_table(title: str, rows: dict[str, str]) -> None:
+    """Prints what a command came to."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)
