@@ -129,10 +129,10 @@ class KeyedLoader:
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.batches_done = self._first = 0
-        self.sampler = self  # where Lightning looks for set_epoch
+        self.batch_sampler = _Batches(self)
         self._loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
             dataset,
-            batch_sampler=_Batches(self),  # type: ignore[arg-type]
+            batch_sampler=self.batch_sampler,  # type: ignore[arg-type]
             collate_fn=_collate_once,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -187,13 +187,13 @@ class _Batches:
     """The keys of a loader as the batch sampler of its DataLoader."""
 
     def __init__(self, loader: KeyedLoader) -> None:
-        self.loader = loader
+        self.sampler = loader  # where Lightning looks for set_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return self.loader.keys()
+        return self.sampler.keys()
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.sampler)
 
 
 class VisionDataModule(L.LightningDataModule):

@@ -80,6 +80,8 @@ class VisionCLI(LightningCLI):
     def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
         self.task, self.default_data = task, default_data
         self.rows: dict[str, str] = {}
+        # Lightning warns where both its `args` and the process's own are there; ours are those, made plain.
+        sys.argv[1:] = []
         super().__init__(
             module_class,
             VisionDataModule,

@@ -1,0 +1,40 @@
+"""``make demo``: train LeNet-5 on real digits, register it, make it champion, and ask it about a picture."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines import registry
+from pipelines.classification import classification
+from pipelines.cli import print_table
+
+ROOT = Path(__file__).parents[1]
+NAME = "digits-lenet5"
+
+
+def demo() -> None:
+    """Runs the whole life of a model, and ends with one table."""
+    cli = classification(["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml")])
+    promotion = registry.promote(NAME, cli.rows["registered"].rsplit("/", 1)[1])
+    sample = cli.datamodule.sources["test"][7]
+    picture = cli.output / "picture.png"
+    Image.fromarray(sample["image"][..., 0]).save(picture)
+    answer = registry.load(f"models:/{NAME}@champion").predict(None, [picture]).iloc[0]
+    print_table(
+        "Fovea demo",
+        {
+            "accuracy on 1,000 held-out digits": cli.rows["test/accuracy"],
+            "training": cli.rows["training"],
+            "run": cli.rows["run"],
+            "champion": promotion,
+            str(picture): f"a {sample['label']}, seen as {answer['label']} with probability {answer['probability']:.3f}",
+            "see the run": ".venv/bin/mlflow ui",
+            "ask again": f".venv/bin/python -m pipelines.predict models:/{NAME}@champion {picture}",
+            "your own images, a folder for each class": ".venv/bin/python -m pipelines.classification fit "
+            "--config configs/classification/folder.yaml --data.root FOLDER",
+        },
+    )
+
+
+if __name__ == "__main__":
+    demo()
