@@ -87,7 +87,8 @@ class FileSource:
 
     @property
     def digest(self) -> str:
-        lines = [f"{digest} {label}" for digest, label in zip(self.digests or [], self.labels, strict=True)]
+        digests = inspect_images(self.paths)["digest"] if self.digests is None else self.digests
+        lines = [f"{digest} {label}" for digest, label in zip(digests, self.labels, strict=True)]
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import Format, PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
 @register_model
 def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
     """LeNet-5, registered with timm."""
-    return build_model_with_cfg(LeNet5, "lenet5", pretrained, **kwargs)
+    return build_model_with_cfg(LeNet5, "lenet5", pretrained, feature_cfg={"out_indices": (0, 1)}, **kwargs)
 
 
 def create_backbone(
@@ -164,9 +165,10 @@ def create_backbone(
         if features_only:
             if weights is not None:  # the whole network fitted; now only the part with features is made
                 options["pretrained_cfg_overlay"] = {"state_dict": model.state_dict(), "num_classes": size}
-            model = timm.create_model(
-                name, pretrained=pretrained or weights is not None, in_chans=in_chans, features_only=True, **options
-            )
+            options |= {"pretrained": pretrained or weights is not None, "in_chans": in_chans, "features_only": True}
+            model = timm.create_model(name, **options)
+            if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
+                model = timm.create_model(name, feature_cls="getter", **options)
         elif size != num_classes:
             model.reset_classifier(num_classes)
     except BackboneError:
@@ -183,7 +185,7 @@ def create_backbone(
         raise BackboneError(f"{name} cannot be made with {options}: {error}") from None
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         model.pretrained_cfg.pop("state_dict", None)
-    if small_stem and not getattr(getattr(model, "patch_embed", None), "num_patches", None):
+    if small_stem and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
         _shrink_stem(model, keep_weights=pretrained or weights is not None)
     return model
 

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from numpy.typing import NDArray
 from timm.models._manipulate import group_parameters
@@ -72,6 +73,33 @@ class Optimization:
     l1_penalty: float = 0.0
     l2_penalty: float = 0.0
     ema_decay: float | None = None
+
+
+class WeightAverage(WeightAveraging):
+    """The exponential moving average of weights and statistics, with which is validated, tested and kept.
+
+    The decay at step n is min(``decay``, (1 + n) / (10 + n)), so that the initial weights do not weigh on a short
+    training.
+
+    Args:
+        decay: the decay in the long run, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+            if means[0].is_floating_point():
+                torch._foreach_lerp_(means, values, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+            else:  # counters
+                torch._foreach_copy_(means, values)
+
+        super().__init__(multi_avg_fn=average)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restores the average to train on; an evaluation finds it in the weights themselves."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class VisionModule(L.LightningModule):
@@ -288,11 +316,9 @@ class VisionModule(L.LightningModule):
         if decay is None:
             return []
 
-        def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-            # A short memory at first, so that the initial weights do not weigh on a short training.
-            return mean.lerp(value, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-        return [WeightAveraging(avg_fn=average)]
+        if self._trainer is not None and any(isinstance(c, WeightAverage) for c in self._trainer.callbacks):
+            return []
+        return [WeightAverage(decay)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes down which network the weights are of."""

@@ -115,11 +115,11 @@ class ClassificationModule(VisionModule):
                 image, target = self.mix(image, target)
             logits = self.head(self.backbone(image))
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False)
             hits = (logits.detach().argmax(1) == label).float().mean()
             self.log_dict(
                 {"train/loss": loss, "train/accuracy": hits},
-                on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label),
+                on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label), prog_bar=True,
             )  # fmt: skip
             return loss
         logits = self(batch["image"]).float()
@@ -141,7 +141,8 @@ class ClassificationModule(VisionModule):
         values = self.figures[stage].compute()  # type: ignore[operator]
         self.figures[stage].reset()  # type: ignore[operator]
         counts = values.pop(f"{stage}/confusion").cpu().numpy()
-        self.log_dict(values, prog_bar=stage == "val")
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key == self.monitor)
         self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, self.label_names))
         mistakes, self.mistakes = self.mistakes, []
         if mistakes:

@@ -1,11 +1,13 @@
 """The one command line that all tasks share."""
 
 import inspect
+import logging
 import os
 import shlex
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,11 +30,27 @@ from modules import BackboneError, VisionModule
 from pipelines import registry
 from pipelines.tracking import RunCallback, RunLogger
 
+NOISE = (  # true of what is done here, and meant so
+    "Checkpoint directory .* exists and is not empty",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
+    ".*isinstance.treespec, LeafSpec.",
+    "(?s).*(Type hint used in the model's predict|Failed to infer signature from type hint|input example was not)",
+)
 FROM_DATA = ("num_classes", "label_names", "in_chans", "image_size")
 
 
 class UsageError(ValueError):
     """The command cannot be carried out as given; the message says what to give."""
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar with the figures that one watches."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The figures at the end of the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class LastCheckpoint(L.Callback):
@@ -47,7 +65,7 @@ class LastCheckpoint(L.Callback):
         self.path, self.seconds, self._saved = path, seconds, time.monotonic()
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = time.monotonic()
 
     def on_train_batch_end(
@@ -89,7 +107,7 @@ class VisionCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={"max_epochs": 12, "use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            trainer_defaults={"max_epochs": 12, "use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False},
             parser_kwargs={"description": f"Fovea, {task}. Recipes are in configs/{task}."},
             args=list(args),
         )
@@ -138,7 +156,7 @@ class VisionCLI(LightningCLI):
         self.watch = RunCallback()
         callbacks: list[L.Callback] = [self.watch]
         if config.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar(leave=False))
+            callbacks.append(ProgressBar())
         if self.subcommand == "fit" and not config.fast_dev_run:
             callbacks.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
             if config.enable_checkpointing is not False:
@@ -168,7 +186,7 @@ class VisionCLI(LightningCLI):
             return
         logger = self.trainer.logger
         assert isinstance(logger, RunLogger)
-        config = self.parser.dump(self.config, skip_none=False) if self.trainer.is_global_zero else ""
+        config = self._parser(self.subcommand).dump(self.options, skip_none=False) if self.trainer.is_global_zero else ""
         if self.trainer.is_global_zero:
             (self.output / "config.yaml").write_text(config)
         logger.log_config(config)
@@ -203,6 +221,8 @@ class VisionCLI(LightningCLI):
             else:
                 self.trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
             self._note_metrics()
+            size = sum(p.numel() for p in model.parameters())
+            self.rows["model"] = f"{self.options.model.backbone}, {size:,} parameters"
             minutes, seconds = divmod(round(self.watch.train_seconds), 60)
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:
@@ -265,6 +285,11 @@ def main(task: str, module_class: type[VisionModule], default_data: str, args: S
         default_data: class path of the data that a run without arguments learns from.
         args: the command line; None takes the process's own. Without any argument it is ``fit``.
     """
+    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     given = list(sys.argv[1:] if args is None else args)
     try:
         cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])

@@ -120,7 +120,7 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
         ValueError: there is no such model.
     """
     client = MlflowClient()
-    versions = {v.version: v for v in client.search_model_versions(f"name='{name}'")}
+    versions = {str(v.version): v for v in client.search_model_versions(f"name='{name}'")}
     if not versions:
         known = ", ".join(model.name for model in client.search_registered_models()) or "none"
         raise ValueError(f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}.")

@@ -110,8 +110,9 @@ class RunLogger(Logger):
             if not key.startswith("system/"):
                 self._last_steps[key] = max(m.step for m in self._client.get_metric_history(self.run_id, key))
         for file in self._client.list_artifacts(self.run_id, "images"):
-            key, _, rest = Path(file.path).name.partition("%step%")
-            self._last_steps[key] = max(self._last_steps.get(key, -1), int(rest.split("%")[0]))
+            key, _, rest = Path(file.path).name.replace("%", "+").partition("+step+")  # see MlflowClient.log_image
+            key, step = key.replace("~", "/"), int(rest.split("+")[0])
+            self._last_steps[key] = max(self._last_steps.get(key, -1), step)
 
     def _is_new(self, key: str, step: int) -> bool:
         return step > self._last_steps.get(key, -1)
@@ -161,7 +162,7 @@ class RunLogger(Logger):
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         """Queues pictures, uint8 H×W×3, as points of the series ``key``."""
         client, step = self.experiment, step or 0
-        if self._is_new(key.replace("/", "#"), step):
+        if self._is_new(key, step):
             for image in images:
                 self._queue.put(lambda image=image: client.log_image(self.run_id, image, key=key, step=step))
 
