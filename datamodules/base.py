@@ -109,6 +109,7 @@ class KeyedLoader:
         seed: seed of the run.
         rank, world_size: this process among all.
         num_workers: processes that read and augment; the batches do not depend on it.
+        same_order: keep the order of epoch 0 in all epochs, as overfitting a few batches needs.
 
     Raises:
         DataError: there are fewer samples than processes.
@@ -123,11 +124,12 @@ class KeyedLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        same_order: bool = False,
     ) -> None:
         if len(dataset) < world_size:
             raise DataError(f"{len(dataset)} samples cannot be shared by {world_size} processes: use fewer.")
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.same_order = rank, world_size, same_order
         self.epoch = self.batches_done = self._first = 0
         self.batch_sampler = _Batches(self)
         self._loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
@@ -155,7 +157,7 @@ class KeyedLoader:
         """The batches of this epoch and process as lists of (index, epoch), from the first one not yet done."""
         size = len(self.dataset)
         if self.training:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(size)
+            order = np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)).permutation(size)
             piece = self.batch_size * self.world_size
             batches = [order[i * piece : (i + 1) * piece][self.rank :: self.world_size] for i in range(len(self))]
         else:
@@ -256,15 +258,17 @@ class VisionDataModule(L.LightningDataModule):
         """
         if split not in self.sources:
             raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
-        training = split == "train"
+        training, trainer = split == "train", self.trainer
+        overfit = trainer is not None and trainer.overfit_batches > 0
         return KeyedLoader(
-            KeyedDataset(self.sources[split], self.transform(training), self.seed),
+            KeyedDataset(self.sources[split], self.transform(training and not overfit), self.seed),
             self.batch_size,
             training,
             self.seed,
-            self.trainer.global_rank if self.trainer else 0,
-            self.trainer.world_size if self.trainer else 1,
+            trainer.global_rank if trainer else 0,
+            trainer.world_size if trainer else 1,
             self.num_workers,
+            same_order=overfit,
         )
 
     def train_dataloader(self) -> KeyedLoader:

@@ -16,6 +16,7 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
 from modules.backbones import BackboneError, create_backbone
 from modules.pictures import image_grid
@@ -147,6 +148,7 @@ class VisionModule(L.LightningModule):
             mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.frozen = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
@@ -188,13 +190,18 @@ class VisionModule(L.LightningModule):
                 loss = loss + plan.l2_penalty * sum(w.square().sum() for w in weights)
         return loss
 
+    def _evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
+        mean = self.losses[stage]
+        mean.update(self.step(batch, stage), len(batch["image"]))  # type: ignore[operator]
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Updates the validation metrics."""
-        self.step(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Updates the test metrics."""
-        self.step(batch, "test")
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
         """See `answers`."""

@@ -125,7 +125,6 @@ class ClassificationModule(VisionModule):
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, label)
         self.figures[stage].update(logits, label)  # type: ignore[operator]
-        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(label))
         self._collect_mistakes(batch["image"], logits, label)
         return loss
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import ImageDraw, ImageFont
 
 Image = NDArray[np.uint8]
 
@@ -38,22 +40,28 @@ def image_grid(images: Image, columns: int = 8) -> Image:
     return sheet
 
 
-def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6) -> Image:
+def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6, side: int = 112) -> Image:
     """Pictures with a caption each.
 
     Args:
         images: uint8 N×C×H×W with one or three channels.
-        captions: N texts.
+        captions: N texts of two lines at most.
         columns: pictures in a row.
+        side: longer side of a picture on the sheet, in pixels.
     """
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure((columns * 1.7, rows * 1.9), dpi=80, layout="tight")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width, height = side + 12, side + 36
+    sheet = PIL.Image.new("RGB", (columns * width, rows * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.imshow(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=7)
-        axes.axis("off")
-    return rasterize(figure)
+        x, y = (i % columns) * width + 6, (i // columns) * height
+        picture = PIL.Image.fromarray(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0))
+        picture = picture.resize((side, side), PIL.Image.Resampling.NEAREST if image.shape[2] < side else None)
+        sheet.paste(picture, (x, y + 32))
+        lines = [line if len(line) <= 20 else f"{line[:19]}…" for line in caption.splitlines()]
+        draw.multiline_text((x, y + 3), "\n".join(lines), "black", font, spacing=2)
+    return np.asarray(sheet)
 
 
 def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:
@@ -66,8 +74,9 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
     classes = len(label_names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(3 + 0.4 * classes, 14)
-    figure = Figure((side, side), dpi=80, layout="tight")
-    axes = figure.add_subplot()
+    figure = Figure((side, side), dpi=80)
+    margin = min(0.3, (0.4 + 0.09 * max(map(len, label_names))) / side) if classes <= 40 else 0.05
+    axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")

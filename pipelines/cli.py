@@ -32,6 +32,7 @@ from pipelines.tracking import RunCallback, RunLogger
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
+    "It is recommended to use .self.log.*sync_dist=True",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
     ".*isinstance.treespec, LeafSpec.",
     "(?s).*(Type hint used in the model's predict|Failed to infer signature from type hint|input example was not)",
@@ -75,8 +76,13 @@ class LastCheckpoint(L.Callback):
         due = time.monotonic() - self._saved >= self.seconds
         if trainer.world_size > 1:
             due = batch_idx % 20 == 0 and trainer.strategy.broadcast(due)
-        if due:
+        if due and self._steps_here(trainer, batch_idx):
             self._save(trainer)
+
+    @staticmethod
+    def _steps_here(trainer: L.Trainer, batch_idx: int) -> bool:
+        """Between the batches of one accumulated step there are gradients, which a checkpoint does not hold."""
+        return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the epoch."""
@@ -84,7 +90,7 @@ class LastCheckpoint(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Saves before a scheduler's signal ends the process."""
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, SIGTERMException) and self._steps_here(trainer, trainer.fit_loop.batch_idx):
             self._save(trainer)
 
 

@@ -83,7 +83,7 @@ class RunLogger(Logger):
         saved = self.output / RUN_FILE
         given = os.environ.get("MLFLOW_RUN_ID")
         if saved.exists():
-            self.run_id = json.loads(saved.read_text())["run_id"]
+            self.run_id = run_id_of(self.output)
             self._client.set_terminated(self.run_id, "RUNNING")
             self._find_last_steps()
             if given and given != self.run_id:
@@ -152,6 +152,7 @@ class RunLogger(Logger):
         now, step = int(time.time() * 1000), step or 0
         for key, value in metrics.items():
             if key != "epoch" and self._is_new(key, step):
+                self._last_steps[key] = step
                 self._queue.put(Metric(key, float(value), now, step))
 
     @rank_zero_only
@@ -311,3 +312,8 @@ def _provenance() -> dict[str, str]:
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         "host": platform.node(),
     }
+
+
+def run_id_of(output: str | Path) -> str:
+    """The run of the training in an output folder."""
+    return str(json.loads(Path(output, RUN_FILE).read_text())["run_id"])

@@ -1,0 +1,60 @@
+"""One MLflow store for all tests, and real processes that start fast."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+
+# Children are forked from a server that has the heavy imports done and no threads: real processes, without their cost.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pipelines.classification"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _run(command: Callable[[list[str]], object], args: list[str], folder: str, environment: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # for loading workers: what a process of its own would do
+    torch.set_num_threads(1)
+    command(args)
+
+
+def start(command: Callable[[list[str]], object], args: list[str], world_size: int = 1) -> list[int | None]:
+    """Runs a command line in as many processes as torchrun would, and returns their exit codes."""
+    environment = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")}
+    if world_size > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+                        "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
+    ranks = [environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world_size > 1 else {}) for r in range(world_size)]
+    started = [processes.Process(target=_run, args=(command, args, os.getcwd(), rank)) for rank in ranks]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+    return [process.exitcode for process in started]

@@ -1,0 +1,137 @@
+"""What every task promises, through its own command line. A new task adds a line to TASKS."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlflow
+import pytest
+import torch
+from conftest import start
+from mlflow.tracking import MlflowClient
+
+from modules.base import VisionModule
+from pipelines import registry
+from pipelines.classification import classification
+from pipelines.cli import VisionCLI
+from pipelines.tracking import run_id_of
+
+
+@dataclass
+class Task:
+    command: Callable[[list[str]], VisionCLI]
+    small: list[str]  # embedded data and a small network
+    random: list[str]  # the same with augmentation and randomness inside the network
+
+
+TASKS = {
+    "classification": Task(
+        classification,
+        ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
+        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
+    )
+}
+EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+
+
+def fit(task: Task, *args: str) -> VisionCLI:
+    return task.command(["fit", *task.small, *QUIET, "--output", "out", *args])
+
+
+def run_of(output: str) -> mlflow.entities.Run:
+    return MlflowClient().get_run(run_id_of(output))
+
+
+def history(output: str) -> dict[str, list[tuple[int, float]]]:
+    """Every metric that is a function of the training, by step."""
+    client, run = MlflowClient(), run_of(output)
+    keys = [key for key in run.data.metrics if not key.startswith("system/") and "per_second" not in key]
+    return {key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in keys}
+
+
+def weights(file: str) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(file, weights_only=True)
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    moments = {f"{i}.{key}": value for i, state in optimizer.items() for key, value in state.items()}
+    return checkpoint["state_dict"] | checkpoint.get("current_model_state", {}) | moments
+
+
+@EVERY
+def test_trains_registers_loads_back_and_predicts_the_same(task: Task) -> None:
+    cli = fit(task, "--trainer.max_epochs", "2", "--register", "small")
+    run = run_of("out")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["task"] == cli.task
+    assert {"model.backbone", "data.init_args.batch_size", "trainer.max_epochs"} <= set(run.data.params)
+    metrics = history("out")
+    assert len(metrics[cli.model.monitor]) == 2
+    assert any(key.startswith("test/") for key in metrics)
+    found = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "data.json", "environment.txt", "checkpoints", "images"} <= found
+
+    loaded = registry.load(cli.rows["registered"])
+    assert isinstance(loaded.module, VisionModule)
+    dataset = cli.datamodule.test_dataloader().dataset
+    images = [dataset.source[i]["image"] for i in range(5)]
+    batch = next(iter(cli.datamodule.test_dataloader()))
+    expected = cli.model.eval().answers({key: value[:5] for key, value in batch.items()})
+    assert loaded.predict(None, images).to_dict("records") == expected
+
+
+@EVERY
+def test_overfits_a_handful_of_samples(task: Task) -> None:
+    fit(task, "--trainer.overfit_batches", "1", "--data.batch_size", "8", "--trainer.max_epochs", "60",
+        "--trainer.check_val_every_n_epoch", "60", "--model.optimization.lr", "0.003")  # fmt: skip
+    losses = [value for _, value in history("out")["train/loss"]]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@EVERY
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_training_goes_on_and_ends_bit_identical(task: Task, workers: int) -> None:
+    args = ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", str(workers), "--trainer.max_epochs", "3",
+            "--model.optimization.ema_decay", "0.9", "--trainer.log_every_n_steps", "1",
+            "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]  # fmt: skip
+    assert start(task.command, [*args, "--output", "whole"]) == [0]
+    cut = [*args, "--output", "cut", "--checkpoint_seconds", "0.2"]
+    kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "12"]
+    assert start(task.command, [*cut, *kill]) == [-signal.SIGKILL]
+    before = run_of("cut").info
+    assert before.status == "RUNNING"
+    assert start(task.command, cut) == [0]
+    assert run_of("cut").info.run_id == before.run_id
+    assert run_of("cut").info.status == "FINISHED"
+    whole, resumed = weights("whole/last.ckpt"), weights("cut/last.ckpt")
+    assert whole.keys() == resumed.keys()
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    assert history("cut") == history("whole")
+
+
+@EVERY
+def test_two_processes_measure_what_one_does(task: Task) -> None:
+    both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0"]
+    args = [*task.small, *QUIET]
+    count = len(mlflow.search_runs(search_all_experiments=True))
+    assert start(task.command, ["fit", *args, *both, "--output", "two", "--trainer.max_epochs", "2"], 2) == [0, 0]
+    fit(task, "--trainer.max_epochs", "2", "--data.batch_size", "128", "--output", "one")
+    losses = [[value for _, value in history(output)["val/loss"]] for output in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert start(task.command, ["test", *args, *both, "--output", "a", "--ckpt_path", "two/best.ckpt"], 2) == [0, 0]
+    assert len(mlflow.search_runs(search_all_experiments=True)) == count + 3
+    cli = task.command(["test", *args, "--output", "b", "--ckpt_path", "two/best.ckpt"])
+    assert len(cli.datamodule.sources["test"]) % 2 == 1
+    assert run_of("a").data.metrics.keys() == run_of("b").data.metrics.keys()
+    for key, value in run_of("b").data.metrics.items():
+        assert run_of("a").data.metrics[key] == pytest.approx(value, abs=1e-6), key
+
+
+@EVERY
+def test_a_mistake_ends_in_one_paragraph(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        fit(task, "--model.backbone", "resnt18")
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "resnet18" in message
+    assert "Traceback" not in message
+    assert len(message) < 500
