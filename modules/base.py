@@ -254,7 +254,12 @@ class VisionModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Shows once what the network sees."""
         if self.global_step == 0 and batch_idx == 0 and self.trainer.is_global_zero:
-            self.show("train/samples", lambda: image_grid(batch["image"][:32].cpu().numpy()))
+            few = {key: value[:32].cpu() for key, value in batch.items()}
+            self.show("train/samples", lambda: self.draw_samples(few))
+
+    def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
+        """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
+        return image_grid(batch["image"].numpy(), columns)
 
     def show(self, key: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
         """Hands a picture to the loggers that take pictures.

@@ -2,8 +2,10 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -102,6 +104,10 @@ class ClassificationModule(VisionModule):
             "backbone_options": dict(self.backbone_options),
         }
 
+    def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_samples`; the labels stand above."""
+        return captioned_grid(batch["image"].numpy(), [self.label_names[k] for k in batch["label"]], columns)
+
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to logits, float B×K."""
         return self.head(self.backbone(self.normalize(image)))
@@ -145,7 +151,7 @@ class ClassificationModule(VisionModule):
         self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, self.label_names))
         mistakes, self.mistakes = self.mistakes, []
         if mistakes:
-            captions = [f"{self.label_names[t]}\nseen as {self.label_names[g]} {c:.2f}" for c, t, g, _ in mistakes]
+            captions = [f"{self.label_names[g]} {c:.2f}\nis {self.label_names[t]}" for c, t, g, _ in mistakes]
             images = torch.stack([image for *_, image in mistakes]).numpy()
             self.show(f"{stage}/mistakes", lambda: captioned_grid(images, captions))
         rows = [

@@ -17,15 +17,18 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
 import lightning as L
+import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from datamodules import DataError, VisionDataModule
+from datamodules.base import KeyedDataset, collate
 from modules import BackboneError, VisionModule
 from pipelines import registry
 from pipelines.tracking import RunCallback, RunLogger
@@ -35,8 +38,15 @@ NOISE = (  # true of what is done here, and meant so
     "It is recommended to use .self.log.*sync_dist=True",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
     ".*isinstance.treespec, LeafSpec.",
-    "(?s).*(Type hint used in the model's predict|Failed to infer signature from type hint|input example was not)",
+    "The number of training batches .* is smaller than the logging interval",
 )
+SUBCOMMANDS = {
+    "fit": "Train, test the best checkpoint, and register it if --register names a model.",
+    "validate": "Measure a checkpoint on the validation split.",
+    "test": "Measure a checkpoint on the test split.",
+    "predict": "Write a checkpoint's answers for the test split to predictions.json.",
+    "preview": "Draw a sheet of training samples with and without augmentation.",
+}
 FROM_DATA = ("num_classes", "label_names", "in_chans", "image_size")
 
 
@@ -52,6 +62,34 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class VisionTrainer(L.Trainer):
+    """Lightning's trainer, which can also show what a network is given to see."""
+
+    def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
+        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
+
+        Args:
+            model: draws the samples of its task.
+            datamodule: has them.
+            images: samples, a row each.
+            draws: augmentations of each.
+
+        Returns:
+            The file ``preview.png`` in the output folder.
+        """
+        source = datamodule.sources["train"]
+        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
+        plain, augmented = (KeyedDataset(source, datamodule.transform(t), datamodule.seed) for t in (False, True))
+        samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
+        sheet = model.draw_samples(collate(samples), columns=draws + 1)
+        for logger in self.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_image("train/preview", [sheet])
+        file = Path(self.default_root_dir, "preview.png")
+        Image.fromarray(sheet).save(file)
+        return file
 
 
 class LastCheckpoint(L.Callback):
@@ -95,7 +133,7 @@ class LastCheckpoint(L.Callback):
 
 
 class VisionCLI(LightningCLI):
-    """``fit | validate | test | predict`` with YAML recipes, typed overrides and a tracked run.
+    """``fit | validate | test | predict | preview`` with YAML recipes, typed overrides and a tracked run.
 
     ``fit`` trains, tests the best checkpoint, and registers it if a name is given. With ``--output`` naming the folder
     of a training that was cut off, it goes on where that one stopped, in the same run.
@@ -106,17 +144,35 @@ class VisionCLI(LightningCLI):
         self.rows: dict[str, str] = {}
         # Lightning warns where both its `args` and the process's own are there; ours are those, made plain.
         sys.argv[1:] = []
+        usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
         super().__init__(
             module_class,
             VisionDataModule,
+            trainer_class=VisionTrainer,
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults={"max_epochs": 12, "use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False},
-            parser_kwargs={"description": f"Fovea, {task}. Recipes are in configs/{task}."},
+            parser_kwargs={
+                "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
+                **{name: {"usage": usage % (task, name), "description": text} for name, text in SUBCOMMANDS.items()},
+            },
             args=list(args),
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and the arguments of the trainer's methods that are not for users."""
+        ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lets the help begin with what users set most."""
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what a run needs, and hands what the data know to the module."""
@@ -126,6 +182,8 @@ class VisionCLI(LightningCLI):
         parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
         parser.add_argument("--register", type=str | None, default=None,
                             help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
+        parser.add_argument("--ckpt_path", type=str | None, default=None,
+                            help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=float, default=300,
                             help="fit: longest time between two checkpoints")  # fmt: skip
         parser.set_defaults({"data": {"class_path": self.default_data}})
@@ -209,9 +267,9 @@ class VisionCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self.rows["run"] = logger.address()
 
-    def fit(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: str | None = None, **_: Any) -> None:
+    def fit(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Trains, tests the best checkpoint, registers it."""
-        last = self.output / "last.ckpt"
+        last, ckpt_path = self.output / "last.ckpt", self.options.ckpt_path
         if ckpt_path is None and last.exists():
             rank_zero_info(f"Going on from {last}.")
             ckpt_path = str(last)
@@ -242,8 +300,8 @@ class VisionCLI(LightningCLI):
                     self.rows["registered"] = f"models:/{version.name}/{version.version}"
         self.rows["checkpoint"] = str(best)
 
-    def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any) -> Any:
-        best = self.output / "best.ckpt"
+    def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
+        best, ckpt_path = self.output / "best.ckpt", self.options.ckpt_path
         if ckpt_path is None and not best.exists():
             raise UsageError(
                 f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {best} is none."
@@ -255,17 +313,17 @@ class VisionCLI(LightningCLI):
             self._note_metrics()
         return result
 
-    def validate(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+    def validate(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Measures a checkpoint on the validation split."""
-        self._evaluate("validate", model, datamodule, ckpt_path)
+        self._evaluate("validate", model, datamodule)
 
-    def test(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+    def test(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Measures a checkpoint on the test split."""
-        self._evaluate("test", model, datamodule, ckpt_path)
+        self._evaluate("test", model, datamodule)
 
-    def predict(self, model: VisionModule, datamodule: VisionDataModule, ckpt_path: Any = None, **_: Any) -> None:
+    def predict(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Answers for every image of the test split, in ``predictions.json`` in the output folder."""
-        batches = self._evaluate("predict", model, datamodule, ckpt_path)
+        batches = self._evaluate("predict", model, datamodule)
         table = pd.DataFrame([row for batch in batches for row in batch])
         source = datamodule.predict_dataloader().dataset.source
         if hasattr(source, "paths"):
@@ -274,6 +332,11 @@ class VisionCLI(LightningCLI):
         file = self.output / f"predictions{rank}.json"
         table.to_json(file, orient="records", lines=True)
         self.rows["predictions"] = f"{file} ({len(table)} images)"
+
+    def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
+        """See `VisionTrainer.preview`."""
+        with self.run():
+            self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))
 
     def _note_metrics(self) -> None:
         for key, value in self.trainer.callback_metrics.items():

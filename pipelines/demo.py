@@ -14,7 +14,7 @@ NAME = "digits-lenet5"
 
 def demo() -> None:
     """Runs the whole life of a model, and ends with one table."""
-    cli = classification(["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml")])
+    cli = classification(["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME])
     promotion = registry.promote(NAME, cli.rows["registered"].rsplit("/", 1)[1])
     sample = cli.datamodule.sources["test"][7]
     picture = cli.output / "picture.png"

@@ -47,12 +47,12 @@ class VisionModel(PythonModel):
         luma = pixels @ np.array([0.299, 0.587, 0.114])
         return luma.round().astype(np.uint8)[..., None]
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:  # type: ignore[override]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers for images.
 
         Args:
             context: MLflow's.
-            model_input: a DataFrame with a column ``image``, or a list: paths, bytes, base64 texts, pictures of Pillow,
+            model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts, pictures of Pillow,
                 or uint8 arrays H×W or H×W×C.
             params: none are known.
 

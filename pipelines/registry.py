@@ -1,19 +1,21 @@
 """The MLflow model registry: what a registered model contains, and how it is promoted and found."""
 
+import base64
 import hashlib
+import io
 import tempfile
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import torch
 import yaml
 from jsonargparse import auto_cli
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, DataType, Schema
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import modules
@@ -79,7 +81,7 @@ def register(
     Returns:
         The new version.
     """
-    signature = ModelSignature(Schema([ColSpec(DataType.string, "image")]))
+    example = pd.DataFrame({"image": [_example(data)]})
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
         folder = Path(temporary, "model")
         save_model(folder, module, data.preprocessing, task)
@@ -89,7 +91,7 @@ def register(
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-            signature=signature,
+            input_example=example,
             registered_model_name=name,
         )
     client = MlflowClient()
@@ -99,6 +101,14 @@ def register(
     for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
         client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
     return version
+
+
+def _example(data: Any) -> str:
+    """A picture of the data as a PNG in base64, for the model's page and for a first request to a server."""
+    image = next(iter(data.sources.values()))[0]["image"]
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
