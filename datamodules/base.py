@@ -222,6 +222,8 @@ class VisionDataModule(L.LightningDataModule):
             num_workers = 0 if cores <= 2 else min(cores - 1, 8)
         self.num_workers = num_workers
         self.bad_files: dict[str, str] = {}
+        self._training: KeyedLoader | None = None
+        self._position: dict[str, int] = {}
 
     def load(self) -> dict[str, Source]:
         """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
@@ -273,7 +275,20 @@ class VisionDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> KeyedLoader:
         """Augmented training batches."""
-        return self.loader("train")
+        self._training = self.loader("train")
+        self.load_state_dict(self._position)
+        return self._training
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training stands, for a checkpoint."""
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on where `state_dict` was taken, also if the loader is only made later."""
+        self._position = state_dict
+        if self._training and state_dict:
+            self._training.load_state_dict(state_dict)
+            self._position = {}
 
     def val_dataloader(self) -> KeyedLoader:
         """Validation batches."""

@@ -16,7 +16,7 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from modules.backbones import BackboneError, create_backbone
 from modules.pictures import image_grid
@@ -74,6 +74,24 @@ class Optimization:
     l1_penalty: float = 0.0
     l2_penalty: float = 0.0
     ema_decay: float | None = None
+
+
+class Mean(Metric):
+    """A weighted mean over samples and processes. (torchmetrics' own drops NaN, or else the weights.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), "sum")
+        self.add_state("weight", torch.tensor(0.0), "sum")
+
+    def update(self, value: Tensor, weight: float) -> None:
+        """Adds the mean of some samples, a scalar, and how many they are."""
+        self.total = self.total + value * weight
+        self.weight = self.weight + weight
+
+    def compute(self) -> Tensor:
+        """The mean of all."""
+        return self.total / self.weight
 
 
 class WeightAverage(WeightAveraging):
@@ -148,7 +166,7 @@ class VisionModule(L.LightningModule):
             mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
-        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.means = nn.ModuleDict()
         self.frozen = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
@@ -182,6 +200,10 @@ class VisionModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss with its penalties."""
         loss, plan = self.step(batch, "train"), self.optimization
+        value = loss.detach()
+        self.log_mean("train/loss", value, len(batch["image"]))
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_now({"train/loss_step": float(value)}, self.global_step)
         if plan.l1_penalty or plan.l2_penalty:
             weights = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
             if plan.l1_penalty:
@@ -190,18 +212,47 @@ class VisionModule(L.LightningModule):
                 loss = loss + plan.l2_penalty * sum(w.square().sum() for w in weights)
         return loss
 
-    def _evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
-        mean = self.losses[stage]
-        mean.update(self.step(batch, stage), len(batch["image"]))  # type: ignore[operator]
-        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+    def log_mean(self, key: str, value: Tensor, weight: int) -> None:
+        """Logs the exact weighted mean over an epoch, whatever the number of processes, also after a resume within it.
+
+        Args:
+            key: name, such as ``train/loss``.
+            value: mean of a batch, a scalar.
+            weight: samples in the batch.
+        """
+        name, bar = key.replace("/", "_"), key in ("train/loss", self.monitor)
+        mean = self._mean(name)
+        mean.update(value, weight)
+        if not key.startswith("train/"):  # those wait for `on_train_epoch_end`
+            self.log(key, mean, on_step=False, on_epoch=True, prog_bar=bar, metric_attribute=f"means.{name}")
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means of the epoch, before a checkpoint says that the epoch is over."""
+        for name, mean in self.means.items():
+            if name.startswith("train_"):
+                value = mean.compute()  # type: ignore[operator]
+                mean.reset()  # type: ignore[operator]
+                key = name.replace("_", "/", 1)
+                self.log(key, value, prog_bar=key == "train/loss", logger=False)
+                self._log_now({key: float(value)}, self.global_step - 1)
+
+    def _log_now(self, metrics: dict[str, float], step: int) -> None:
+        """Hands metrics to the loggers at once: Lightning would do it only after the checkpoint of the same step."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    def _mean(self, name: str) -> Mean:
+        if name not in self.means:
+            self.means[name] = Mean().to(self.device)
+        return self.means[name]  # type: ignore[return-value]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Updates the validation metrics."""
-        self._evaluate(batch, "val")
+        self.log_mean("val/loss", self.step(batch, "val"), len(batch["image"]))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Updates the test metrics."""
-        self._evaluate(batch, "test")
+        self.log_mean("test/loss", self.step(batch, "test"), len(batch["image"]))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
         """See `answers`."""
@@ -333,8 +384,14 @@ class VisionModule(L.LightningModule):
         return [WeightAverage(decay)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes down which network the weights are of."""
+        """Writes down which network the weights are of, and the means of the epoch so far."""
         checkpoint["architecture"] = self.architecture
+        checkpoint["means"] = {}
+        epoch = self.trainer.fit_loop.epoch_progress.current
+        for name, mean in self.means.items():
+            if name.startswith("train_") and epoch.processed == epoch.completed:  # else the epoch is over
+                with mean.sync_context():  # type: ignore[operator]
+                    checkpoint["means"][name] = [float(mean.total), float(mean.weight)]  # type: ignore[arg-type]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another network.
@@ -349,3 +406,7 @@ class VisionModule(L.LightningModule):
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
                 )
+        for name, (value, weight) in checkpoint.get("means", {}).items():
+            if weight and self.trainer.is_global_zero:  # they are those of all processes together
+                mean = self._mean(name)
+                mean.total, mean.weight = mean.total + value, mean.weight + weight

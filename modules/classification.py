@@ -121,12 +121,7 @@ class ClassificationModule(VisionModule):
                 image, target = self.mix(image, target)
             logits = self.head(self.backbone(image))
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False)
-            hits = (logits.detach().argmax(1) == label).float().mean()
-            self.log_dict(
-                {"train/loss": loss, "train/accuracy": hits},
-                on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label), prog_bar=True,
-            )  # fmt: skip
+            self.log_mean("train/accuracy", (logits.detach().argmax(1) == label).float().mean(), len(label))
             return loss
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, label)

@@ -19,7 +19,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are fo
 import lightning as L
 import numpy as np
 import pandas as pd
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -92,7 +92,7 @@ class VisionTrainer(L.Trainer):
         return file
 
 
-class LastCheckpoint(L.Callback):
+class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose state it saves
     """Keeps ``last.ckpt``, from which a training goes on: at each epoch's end, on SIGTERM, and every so many seconds.
 
     Args:
@@ -104,7 +104,10 @@ class LastCheckpoint(L.Callback):
         self.path, self.seconds, self._saved = path, seconds, time.monotonic()
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path, weights_only=False)
+        new = self.path.with_suffix(".new")  # so that the last one stays whole until this one is
+        trainer.save_checkpoint(new, weights_only=False)
+        if trainer.is_global_zero:
+            new.replace(self.path)
         self._saved = time.monotonic()
 
     def on_train_batch_end(
@@ -290,8 +293,8 @@ class VisionCLI(LightningCLI):
             minutes, seconds = divmod(round(self.watch.train_seconds), 60)
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:
+                logger.log_file(best, "checkpoints")
                 logger.flush()
-                logger.experiment.log_artifact(logger.run_id, str(best), "checkpoints")
                 if self.options.register:
                     metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
                     version = registry.register(

@@ -54,7 +54,8 @@ def weights(file: str) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(file, weights_only=True)
     optimizer = checkpoint["optimizer_states"][0]["state"]
     moments = {f"{i}.{key}": value for i, state in optimizer.items() for key, value in state.items()}
-    return checkpoint["state_dict"] | checkpoint.get("current_model_state", {}) | moments
+    current = {f"current.{key}": value for key, value in checkpoint.get("current_model_state", {}).items()}
+    return checkpoint["state_dict"] | current | moments
 
 
 @EVERY
@@ -94,7 +95,7 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(task: Task, workers: i
             "--model.optimization.ema_decay", "0.9", "--trainer.log_every_n_steps", "1",
             "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]  # fmt: skip
     assert start(task.command, [*args, "--output", "whole"]) == [0]
-    cut = [*args, "--output", "cut", "--checkpoint_seconds", "0.2"]
+    cut = [*args, "--output", "cut", "--checkpoint_seconds", "0"]
     kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "12"]
     assert start(task.command, [*cut, *kill]) == [-signal.SIGKILL]
     before = run_of("cut").info
