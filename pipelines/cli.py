@@ -4,7 +4,9 @@ import inspect
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -19,6 +21,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are fo
 import lightning as L
 import numpy as np
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -93,7 +96,8 @@ class VisionTrainer(L.Trainer):
 
 
 class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose state it saves
-    """Keeps ``last.ckpt``, from which a training goes on: at each epoch's end, on SIGTERM, and every so many seconds.
+    """Keeps ``last.ckpt``, from which a training goes on exactly: at each epoch's end, every so many seconds, and when
+    Ctrl-C or SIGTERM ends the training, which they do after the step that is under way.
 
     Args:
         path: the file.
@@ -102,6 +106,8 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds, self._saved = path, seconds, time.monotonic()
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
 
     def _save(self, trainer: L.Trainer) -> None:
         new = self.path.with_suffix(".new")  # so that the last one stays whole until this one is
@@ -110,29 +116,52 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
             new.replace(self.path)
         self._saved = time.monotonic()
 
+    def _note(self, number: int, frame: Any) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._signal = number
+        rank_zero_info(f"{signal.Signals(number).name}: the training ends after this step, with a checkpoint.")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens to signals."""
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves when it is time; the first process decides for all."""
-        due = time.monotonic() - self._saved >= self.seconds
+        """Saves when it is time, and ends when a signal came; all processes do so together."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # between the batches of one step there are gradients, which a checkpoint does not hold
+        state = 2 * self._signal + (time.monotonic() - self._saved >= self.seconds)
         if trainer.world_size > 1:
-            due = batch_idx % 20 == 0 and trainer.strategy.broadcast(due)
-        if due and self._steps_here(trainer, batch_idx):
+            if trainer.global_step % 20:
+                return
+            state = int(trainer.strategy.reduce(torch.tensor(state, device=pl_module.device), reduce_op="max"))
+        if state:
             self._save(trainer)
-
-    @staticmethod
-    def _steps_here(trainer: L.Trainer, batch_idx: int) -> bool:
-        """Between the batches of one accumulated step there are gradients, which a checkpoint does not hold."""
-        return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._end(state // 2)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the epoch."""
         self._save(trainer)
+        number = self._signal
+        if trainer.world_size > 1:
+            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
+        self._end(number)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves before a scheduler's signal ends the process."""
-        if isinstance(exception, SIGTERMException) and self._steps_here(trainer, trainer.fit_loop.batch_idx):
-            self._save(trainer)
+    @staticmethod
+    def _end(number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number:
+            raise SIGTERMException
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves signals to those who had them."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 class VisionCLI(LightningCLI):

@@ -210,6 +210,8 @@ class RunLogger(Logger):
         if continues:
             self.run_id = run_id_of(self.output)
             client.update_run(self.run_id, "RUNNING")
+            if "error" in client.get_run(self.run_id).data.tags:
+                client.delete_tag(self.run_id, "error")
             if given and given != self.run_id:
                 client.set_tag(given, "continues", self.run_id)
         elif given:
