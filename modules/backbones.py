@@ -2,16 +2,21 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import Format, PatchEmbed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+
+
+# timm's families of transformers whose patches can be of any size
+PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
 
 
 class BackboneError(ValueError):
@@ -107,7 +112,7 @@ def create_backbone(
     num_classes: int = 0,
     features_only: bool = False,
     architecture: str | None = None,
-    small_stem: bool | None = None,
+    small_stem: bool | Literal["keep_kernel"] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Makes the network that turns an image into features.
@@ -121,17 +126,20 @@ def create_backbone(
         num_classes: size of the classifier; 0 for pooled features.
         features_only: return the feature pyramid, a list of float B×C×H×W.
         architecture: timm name for a file of weights.
-        small_stem: give up the stem's stride, for small images; None does so up to 64 pixels.
+        small_stem: give up the stem's stride, for small images; None does so up to 64 pixels. From scratch the first
+            kernel becomes 3×3; a learned one is kept, as ``keep_kernel`` says.
         options: handed to the architecture, such as ``drop_rate`` and ``drop_path_rate``.
 
     Returns:
         A timm model: ``feature_info``, ``num_features``, ``pretrained_cfg`` (with ``mean`` and ``std``), and a forward
-        from float B×C×H×W to features.
+        from float B×C×H×W to features. Its ``recipe`` is what makes the same network again without weights: the timm
+        name as ``backbone``, and ``backbone_options``.
 
     Raises:
         BackboneError: unknown name, missing file, or weights that do not fit.
     """
     weights: dict[str, Tensor] | None = None
+    source = name
     if name.startswith("models:/"):
         name, weights, saved = _registered(name)
         options = saved | options
@@ -140,54 +148,78 @@ def create_backbone(
         weights = read_weights(name)
         if architecture is None:
             raise BackboneError(f"Of which architecture are the weights in {name}? Say it, such as architecture=resnet18.")
-        source, name = name, architecture
+        name = architecture
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise BackboneError(f"There is no backbone {name!r}.{hint}")
     if small_stem is None:
         small_stem = image_size <= 64
-    config = timm.get_pretrained_cfg(name.split("hf-hub:")[0], allow_unregistered=True) if timm.is_model(name) else None
+    recipe: dict[str, Any] = {"backbone": name, "backbone_options": dict(options)}
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if config is not None and config.fixed_input_size:
         options.setdefault("img_size", image_size)
         if small_stem and "vit" in name:
             options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
-    size = num_classes
-    if weights is not None:
-        classifier = (config.classifier if config else None) or "fc"
-        head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-        size = 0 if head is None else len(head)
-        options["pretrained_cfg_overlay"] = {"state_dict": weights, "num_classes": size}
+    options |= {"in_chans": in_chans, "pretrained": pretrained or weights is not None}
+    keep_kernel = options["pretrained"] or small_stem == "keep_kernel"
+    size, stem = num_classes, None
     try:
-        model = timm.create_model(
-            name, pretrained=pretrained or weights is not None, in_chans=in_chans, num_classes=size, **options
-        )
+        if weights is not None:
+            if small_stem is True:
+                weights, stem = _without_small_stem(weights, timm.create_model(name, **options | {"pretrained": False}))
+            size = _classes(weights, config)
+            options["pretrained_cfg_overlay"] = {"state_dict": weights, "num_classes": size}
+        model = timm.create_model(name, num_classes=size, **options)
         if features_only:
             if weights is not None:  # the whole network fitted; now only the part with features is made
                 options["pretrained_cfg_overlay"] = {"state_dict": model.state_dict(), "num_classes": size}
-            options |= {"pretrained": pretrained or weights is not None, "in_chans": in_chans, "features_only": True}
-            model = timm.create_model(name, **options)
+            model = timm.create_model(name, features_only=True, **options)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
-                model = timm.create_model(name, feature_cls="getter", **options)
+                model = timm.create_model(name, features_only=True, feature_cls="getter", **options)
         elif size != num_classes:
             model.reset_classifier(num_classes)
     except BackboneError:
         raise
     except Exception as error:  # timm and the hub raise whatever their parts raise
         if weights is not None and "state_dict" in str(error):
-            raise BackboneError(_misfit(source if architecture else name, name, str(error))) from None
+            raise BackboneError(_misfit(source, name, str(error))) from None
         if pretrained and not isinstance(error, TypeError):
             reason = str(error).splitlines()[0][:200]
             raise BackboneError(
                 f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {reason}). Train from scratch "
                 "(pretrained: false), or name a local file of weights as the backbone."
             ) from None
-        raise BackboneError(f"{name} cannot be made with {options}: {error}") from None
+        given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
+        raise BackboneError(f"{name} cannot be made with {given}: {error}") from None
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         model.pretrained_cfg.pop("state_dict", None)
     if small_stem and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
-        _shrink_stem(model, keep_weights=pretrained or weights is not None)
+        conv = _shrink_stem(model, keep_kernel and stem is None)
+        if conv is not None and stem is not None:
+            conv.weight.data = stem if stem.shape[1] == in_chans else adapt_input_conv(in_chans, stem)
+        elif conv is not None and keep_kernel:
+            small_stem = "keep_kernel"
+    recipe["backbone_options"]["small_stem"] = small_stem
+    model.recipe = recipe
     return model
+
+
+def _without_small_stem(weights: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Takes the kernel of a small stem out of weights, so that the rest fits the network as timm makes it."""
+    found = _strided_stem(model)
+    key = f"{found[0]}.weight" if found else ""
+    if found is None or key not in weights or weights[key].shape[2:] == found[1].weight.shape[2:]:
+        return weights, None
+    place = weights[key].new_zeros(*weights[key].shape[:2], *found[1].weight.shape[2:])
+    return weights | {key: place}, weights[key]
+
+
+def _classes(weights: dict[str, Tensor], config: Any) -> int:
+    """Size of the classifier among the weights; 0 for none."""
+    classifier = (config.classifier if config else None) or "fc"
+    head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    return 0 if head is None else len(head)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -207,9 +239,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise BackboneError(f"{path} is not a file of weights: {error}") from None
     except Exception as error:  # an unpickler that refuses code
-        reason = str(error).splitlines()[0]
-        raise BackboneError(f"{path} holds more than weights and is not opened, since that could run code: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+        raise BackboneError(
+            f"{path} holds more than weights and is not opened, since that could run code: {_first_line(error)}"
+        ) from None
+    for key in ("state_dict", "model"):  # where training programs put them
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BackboneError(f"{path} is not a dictionary of weights.")
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
@@ -223,7 +257,7 @@ def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     try:
         folder = Path(download_artifacts(address))
     except Exception as error:
-        raise BackboneError(f"{address} cannot be loaded from the registry: {str(error).splitlines()[0]}") from None
+        raise BackboneError(f"{address} cannot be loaded from the registry: {_first_line(error)}") from None
     files = {file.name: file for file in folder.rglob("*") if file.name in ("architecture.yaml", "model.safetensors")}
     if len(files) < 2:
         raise BackboneError(f"{address} was not registered by Fovea: it lacks architecture.yaml or model.safetensors.")
@@ -231,36 +265,82 @@ def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     return saved["backbone"], read_weights(files["model.safetensors"]), saved.get("backbone_options") or {}
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _fit(
+    weights: dict[str, Tensor], config: Any, name: str, options: dict[str, Any]
+) -> tuple[dict[str, Any], int | None]:
+    """What timm has to know of the weights of a file, and the side of a first kernel that was made smaller."""
+    heads, convs = (
+        [value] if isinstance(value := getattr(config, key, None), str) else list(value or [])
+        for key in ("classifier", "first_conv")
+    )
+    head = weights.get(f"{(heads or ['fc'])[0]}.weight")
+    overlay = {"state_dict": weights, "num_classes": 0 if head is None else len(head)}
+    key = f"{convs[0]}.weight" if convs else ""
+    if key not in weights:
+        return overlay, None
+    first = weights[key]
+    overlay["input_size"] = (first.shape[1], *config.input_size[1:])
+    if first.shape[2:] != (3, 3):
+        return overlay, None
+    whole = timm.create_model(name, in_chans=first.shape[1], **options).get_submodule(convs[0]).weight.shape[-1]
+    if whole <= 3:
+        return overlay, None
+    before = (whole - 3) // 2  # `_shrink_stem` made it smaller; with a rim of zeros it computes the same
+    after = whole - 3 - before
+    overlay["state_dict"] = weights | {key: F.pad(first, (before, after, before, after))}
+    return overlay, 3
+
+
 def _misfit(source: str, name: str, error: str) -> str:
     """A short report of weights that do not fit, from what load_state_dict says."""
-    parts = [line.strip() for line in error.splitlines()[1:] if line.strip()]
-    shown = "; ".join(part if len(part) < 160 else f"{part[:160]}…" for part in parts[:4])
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    parts = lines[1:] if "state_dict" in lines[0] else lines
+    shown = "; ".join(part if len(part) < 120 else f"{part[:120]}…" for part in parts[:4])
     more = f" (and {len(parts) - 4} more)" if len(parts) > 4 else ""
     return f"The weights of {source} are not those of {name}: {shown}{more}"
 
 
-def _shrink_stem(model: nn.Module, keep_weights: bool) -> None:
-    """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
-
-    From scratch the first kernel becomes 3×3; pretrained weights stay as they are.
-    """
-    factor = 1
+def _strided_stem(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """The first convolution, if it has a stride."""
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
-            if factor > 1 or max(layer.stride) == 1:
-                break
-            factor = max(layer.stride)
-            if keep_weights:
-                layer.stride = (1, 1)
-                layer.padding = tuple(k // 2 for k in layer.kernel_size)
-            else:
-                fresh = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None)
-                fresh.weight.data.normal_(0, (2 / (9 * layer.out_channels)) ** 0.5)
-                model.set_submodule(name, fresh)
-        elif isinstance(layer, nn.MaxPool2d) and factor > 1:
+            return (name, layer) if max(layer.stride) > 1 else None
+    return None
+
+
+def _shrink_stem(model: nn.Module, keep_kernel: bool) -> nn.Conv2d | None:
+    """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
+
+    The kernel becomes a new one of 3×3, or is kept where it was learned. Returns the convolution.
+    """
+    found = _strided_stem(model)
+    if found is None:
+        return None
+    name, conv = found
+    factor = max(conv.stride)
+    if keep_kernel:
+        conv.stride = (1, 1)
+        conv.padding = tuple(k // 2 for k in conv.kernel_size)
+    else:
+        fresh = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+        fresh.weight.data.normal_(0, (2 / (9 * conv.out_channels)) ** 0.5)
+        fresh.bias = conv.bias
+        model.set_submodule(name, fresh)
+        conv = fresh
+    behind = False
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d) and behind:
+            break
+        behind |= layer is conv
+        if isinstance(layer, nn.MaxPool2d) and behind:
             model.set_submodule(name, nn.Identity())
             factor *= 2
             break
     info = getattr(model, "feature_info", [])
     for level in getattr(info, "info", info):
         level["reduction"] = max(1, level["reduction"] // factor)
+    return conv

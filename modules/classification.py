@@ -72,7 +72,6 @@ class ClassificationModule(VisionModule):
         )
         self.head: nn.Module = self.backbone.get_classifier()  # type: ignore[operator]
         self.backbone.reset_classifier(0)  # type: ignore[operator]
-        self.backbone_name, self.backbone_options = backbone, dict(backbone_options or {})
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
         self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = label_smoothing
@@ -100,8 +99,7 @@ class ClassificationModule(VisionModule):
             "label_names": list(self.label_names),
             "in_chans": self.in_chans,
             "image_size": self.image_size,
-            "backbone": self.backbone_name,
-            "backbone_options": dict(self.backbone_options),
+            **self.backbone.recipe,  # type: ignore[dict-item]
         }
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:

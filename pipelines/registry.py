@@ -57,10 +57,7 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
     description = yaml.safe_load((folder / "architecture.yaml").read_text())
     if description["class"] not in modules.__all__:
         raise ValueError(f"{folder} holds a {description['class']}, which this version of Fovea does not know.")
-    architecture = dict(description["module"])
-    if architecture["backbone"].startswith("models:/") or Path(architecture["backbone"]).suffix:
-        architecture["backbone"] = architecture["backbone_options"].pop("architecture")
-    module: VisionModule = getattr(modules, description["class"])(**architecture)
+    module: VisionModule = getattr(modules, description["class"])(**description["module"])
     module.load_state_dict(load_file(folder / "model.safetensors"))
     return module.eval(), description["preprocessing"]
 

@@ -1,0 +1,102 @@
+"""What a run learned is found by name."""
+
+import base64
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipelines import predict, registry
+from pipelines.classification import classification
+from pipelines.cli import VisionCLI
+
+
+def train(name: str, epochs: int) -> VisionCLI:
+    return classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", str(epochs),
+                           "--trainer.enable_progress_bar", "false", "--register", name, "--output", f"{name}-{epochs}",
+                           "--model.optimization.lr", "0.003"])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> VisionCLI:
+    """A model of two versions: the first is much the better one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("registry"))
+        good = train("two", 6)
+        train("two", 1)
+    return good
+
+
+def test_only_a_better_version_becomes_champion(trained: VisionCLI) -> None:
+    assert "there was none before" in registry.promote("two", "1")
+    assert "is not better" in registry.promote("two")
+    client = MlflowClient()
+    assert client.get_model_version_by_alias("two", "champion").version in (1, "1")
+    registry.promote("two", "1", alias="challenger")
+    assert "forced" in registry.promote("two", "2", alias="challenger", force=True)
+    assert "two version 1 is challenger: test.accuracy" in registry.promote("two", "1", alias="challenger")
+    assert float(client.get_model_version("two", "1").tags["test.accuracy"]) > 0.7
+
+
+def test_unknown_names_are_told(trained: VisionCLI) -> None:
+    with pytest.raises(ValueError, match=r"No model 'tow'.*two"):
+        registry.promote("tow")
+    with pytest.raises(ValueError, match="no version 9; it has 1, 2"):
+        registry.promote("two", "9")
+    with pytest.raises(ValueError, match="models:/tow@champion is not in the registry"):
+        registry.load("models:/tow@champion")
+
+
+def test_a_model_takes_images_in_every_form_and_answers_the_same(trained: VisionCLI, tmp_path: Path) -> None:
+    model = registry.load("models:/two/1")
+    pixels = trained.datamodule.sources["test"][3]["image"][..., 0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), data, base64.b64encode(data).decode(), Image.open(tmp_path / "a.png"),
+             pixels, pixels[..., None], np.stack([pixels] * 3, -1)]  # fmt: skip
+    answers = model.predict(None, forms)
+    assert len(answers) == len(forms)
+    assert len({json.dumps(row) for row in answers.to_dict("records")}) == 1
+    assert answers.equals(model.predict(None, pd.DataFrame({"image": forms})))
+    with pytest.raises(ValueError, match=r"nothing\.png is neither a file"):
+        model.predict(None, ["nothing.png"])
+    with pytest.raises(ValueError, match="float64"):
+        model.predict(None, [pixels / 255])
+
+
+def test_a_registered_model_is_data_with_a_signature(trained: VisionCLI) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts("models:/two/1"))
+    assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pth", ".pt", ".ckpt")]
+    info = mlflow.models.get_model_info("models:/two/1")
+    assert info.signature.inputs.input_names() == ["image"]
+    assert "label" in info.signature.outputs.input_names()
+    assert info.saved_input_example_info
+
+
+def test_the_backbone_of_a_registered_model_starts_another_training(trained: VisionCLI) -> None:
+    cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1",
+                          "--trainer.enable_progress_bar", "false", "--model.backbone", "models:/two/1", "--output", "on",
+                          "--model.optimization.frozen_epochs", "-1", "--register", "next"])  # fmt: skip
+    taken = cli.model.backbone.state_dict()
+    for key, value in trained.model.backbone.state_dict().items():
+        assert value.equal(taken[key]), key
+    again = registry.load("models:/next/1").module
+    assert again.backbone.conv1.weight.equal(taken["conv1.weight"])
+
+
+def test_predict_goes_past_files_that_it_cannot_read(
+    trained: VisionCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(trained.datamodule.sources["test"][0]["image"][..., 0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    assert predict.predict("models:/two/1", [str(tmp_path)], json=True) == 1
+    out = capsys.readouterr()
+    (row,) = [json.loads(line) for line in out.out.splitlines()]
+    assert Path(row["path"]).name == "a.png"
+    assert row["label"] in row["top"]
+    assert "b.png" in out.err
