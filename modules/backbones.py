@@ -11,9 +11,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import Format, PatchEmbed
-from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
@@ -142,12 +141,15 @@ def create_backbone(
     source = name
     if name.startswith("models:/"):
         name, weights, saved = _registered(name)
-        options = saved | options
-        small_stem = options.pop("small_stem", small_stem)
+        kept = saved.pop("small_stem", None)
+        small_stem, options = kept if small_stem is None else small_stem, saved | options
     elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
         weights = read_weights(name)
         if architecture is None:
-            raise BackboneError(f"Of which architecture are the weights in {name}? Say it, such as architecture=resnet18.")
+            raise BackboneError(
+                f"Of which architecture are the weights in {name}? Say it, such as "
+                "--model.backbone_options.architecture resnet18."
+            )
         name = architecture
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
@@ -159,21 +161,20 @@ def create_backbone(
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if config is not None and config.fixed_input_size:
         options.setdefault("img_size", image_size)
-        if small_stem and "vit" in name:
+        if small_stem and timm.model_entrypoint(name.split(".")[0]).__module__.endswith(PATCHED):
             options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
     options |= {"in_chans": in_chans, "pretrained": pretrained or weights is not None}
-    keep_kernel = options["pretrained"] or small_stem == "keep_kernel"
-    size, stem = num_classes, None
+    size, cropped = num_classes, False
     try:
         if weights is not None:
-            if small_stem is True:
-                weights, stem = _without_small_stem(weights, timm.create_model(name, **options | {"pretrained": False}))
-            size = _classes(weights, config)
-            options["pretrained_cfg_overlay"] = {"state_dict": weights, "num_classes": size}
-        model = timm.create_model(name, num_classes=size, **options)
+            options["pretrained_cfg_overlay"], cropped = _fit(weights, config, name, options)
+            size = options["pretrained_cfg_overlay"]["num_classes"]
+        model: Any = timm.create_model(name, num_classes=size, **options)
         if features_only:
             if weights is not None:  # the whole network fitted; now only the part with features is made
-                options["pretrained_cfg_overlay"] = {"state_dict": model.state_dict(), "num_classes": size}
+                options["pretrained_cfg_overlay"] |= {
+                    "state_dict": model.state_dict(), "input_size": (in_chans, *config.input_size[1:]) if config else None
+                }  # fmt: skip
             model = timm.create_model(name, features_only=True, **options)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
                 model = timm.create_model(name, features_only=True, feature_cls="getter", **options)
@@ -182,44 +183,26 @@ def create_backbone(
     except BackboneError:
         raise
     except Exception as error:  # timm and the hub raise whatever their parts raise
-        if weights is not None and "state_dict" in str(error):
+        if weights is not None and not isinstance(error, TypeError):
             raise BackboneError(_misfit(source, name, str(error))) from None
         if pretrained and not isinstance(error, TypeError):
-            reason = str(error).splitlines()[0][:200]
             raise BackboneError(
-                f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {reason}). Train from scratch "
-                "(pretrained: false), or name a local file of weights as the backbone."
+                f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {_first_line(error)}). "
+                "Train from scratch (pretrained: false), or name a local file of weights as the backbone."
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
-        raise BackboneError(f"{name} cannot be made with {given}: {error}") from None
+        raise BackboneError(f"{name} cannot be made with {given}: {_first_line(error)}") from None
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         model.pretrained_cfg.pop("state_dict", None)
-    if small_stem and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
-        conv = _shrink_stem(model, keep_kernel and stem is None)
-        if conv is not None and stem is not None:
-            conv.weight.data = stem if stem.shape[1] == in_chans else adapt_input_conv(in_chans, stem)
-        elif conv is not None and keep_kernel:
+    fixed = config is not None and config.fixed_input_size  # it counts on its stem
+    if small_stem and not fixed and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
+        learned = bool(options["pretrained"])
+        keep_kernel = small_stem == "keep_kernel" or (learned and not cropped)
+        if _shrink_stem(model, keep_kernel, fresh=not learned) and keep_kernel:
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
     model.recipe = recipe
     return model
-
-
-def _without_small_stem(weights: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Takes the kernel of a small stem out of weights, so that the rest fits the network as timm makes it."""
-    found = _strided_stem(model)
-    key = f"{found[0]}.weight" if found else ""
-    if found is None or key not in weights or weights[key].shape[2:] == found[1].weight.shape[2:]:
-        return weights, None
-    place = weights[key].new_zeros(*weights[key].shape[:2], *found[1].weight.shape[2:])
-    return weights | {key: place}, weights[key]
-
-
-def _classes(weights: dict[str, Tensor], config: Any) -> int:
-    """Size of the classifier among the weights; 0 for none."""
-    classifier = (config.classifier if config else None) or "fc"
-    head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    return 0 if head is None else len(head)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -269,10 +252,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _fit(
-    weights: dict[str, Tensor], config: Any, name: str, options: dict[str, Any]
-) -> tuple[dict[str, Any], int | None]:
-    """What timm has to know of the weights of a file, and the side of a first kernel that was made smaller."""
+def _fit(weights: dict[str, Tensor], config: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What timm has to know of the weights of a file, and whether they are of a network with a small stem."""
     heads, convs = (
         [value] if isinstance(value := getattr(config, key, None), str) else list(value or [])
         for key in ("classifier", "first_conv")
@@ -280,19 +261,17 @@ def _fit(
     head = weights.get(f"{(heads or ['fc'])[0]}.weight")
     overlay = {"state_dict": weights, "num_classes": 0 if head is None else len(head)}
     key = f"{convs[0]}.weight" if convs else ""
-    if key not in weights:
-        return overlay, None
-    first = weights[key]
-    overlay["input_size"] = (first.shape[1], *config.input_size[1:])
-    if first.shape[2:] != (3, 3):
-        return overlay, None
-    whole = timm.create_model(name, in_chans=first.shape[1], **options).get_submodule(convs[0]).weight.shape[-1]
-    if whole <= 3:
-        return overlay, None
-    before = (whole - 3) // 2  # `_shrink_stem` made it smaller; with a rim of zeros it computes the same
-    after = whole - 3 - before
-    overlay["state_dict"] = weights | {key: F.pad(first, (before, after, before, after))}
-    return overlay, 3
+    if key not in weights or weights[key].ndim != 4:
+        return overlay, False
+    channels, side = weights[key].shape[1], weights[key].shape[3]
+    overlay["input_size"] = (channels, *config.input_size[1:])
+    model = timm.create_model(name, **options | {"pretrained": False})
+    stem = _strided_stem(model)
+    rim = 0 if stem is None or f"{stem[0]}.weight" != key else stem[1].kernel_size[0] - side
+    if rim > 0:  # with zeros around it computes the same
+        before, after = rim // 2, rim - rim // 2
+        overlay["state_dict"] = weights | {key: F.pad(weights[key], (before, after, before, after))}
+    return overlay, rim > 0
 
 
 def _misfit(source: str, name: str, error: str) -> str:
@@ -305,42 +284,46 @@ def _misfit(source: str, name: str, error: str) -> str:
 
 
 def _strided_stem(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    """The first convolution, if it has a stride."""
+    """The first convolution, if it has a stride and does not cut the image into the patches of a transformer."""
+    if any(isinstance(layer, PatchEmbed) for layer in model.modules()):
+        return None
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             return (name, layer) if max(layer.stride) > 1 else None
     return None
 
 
-def _shrink_stem(model: nn.Module, keep_kernel: bool) -> nn.Conv2d | None:
+def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
     """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
 
-    The kernel becomes a new one of 3×3, or is kept where it was learned. Returns the convolution.
+    Args:
+        model: is changed.
+        keep_kernel: keep the kernel's size; else its middle, 3×3, is left.
+        fresh: draw a kernel anew whose size changes.
+
+    Returns:
+        Whether there was a stride.
     """
-    found = _strided_stem(model)
-    if found is None:
-        return None
-    name, conv = found
-    factor = max(conv.stride)
-    if keep_kernel:
-        conv.stride = (1, 1)
-        conv.padding = tuple(k // 2 for k in conv.kernel_size)
-    else:
-        fresh = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
-        fresh.weight.data.normal_(0, (2 / (9 * conv.out_channels)) ** 0.5)
-        fresh.bias = conv.bias
-        model.set_submodule(name, fresh)
-        conv = fresh
-    behind = False
+    factor, channels = 1, 0
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d) and behind:
-            break
-        behind |= layer is conv
-        if isinstance(layer, nn.MaxPool2d) and behind:
+        if isinstance(layer, nn.Conv2d):
+            if max(layer.stride) == 1 or (factor > 1 and layer.in_channels != channels):
+                break
+            factor, channels = max(layer.stride), layer.in_channels  # the next may be a branch beside it
+            layer.stride = (1, 1)
+            side = layer.kernel_size[0]
+            if side > 3 and not keep_kernel:
+                start, side = (side - 3) // 2, 3
+                layer.weight.data = layer.weight.data[..., start : start + 3, start : start + 3].contiguous()
+                layer.kernel_size = (3, 3)
+                if fresh:
+                    layer.weight.data.normal_(0, (2 / (9 * layer.out_channels)) ** 0.5)
+            layer.padding = (side // 2, side // 2) if side % 2 else "same"
+        elif isinstance(layer, nn.MaxPool2d) and factor > 1:
             model.set_submodule(name, nn.Identity())
             factor *= 2
             break
     info = getattr(model, "feature_info", [])
     for level in getattr(info, "info", info):
         level["reduction"] = max(1, level["reduction"] // factor)
-    return conv
+    return factor > 1

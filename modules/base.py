@@ -9,8 +9,8 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
@@ -79,6 +79,9 @@ class Optimization:
 class Mean(Metric):
     """A weighted mean over samples and processes. (torchmetrics' own drops NaN, or else the weights.)"""
 
+    total: Tensor
+    weight: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.tensor(0.0), "sum")
@@ -138,6 +141,9 @@ class VisionModule(L.LightningModule):
 
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    backbone: Any  # what `create_backbone` makes
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -202,7 +208,7 @@ class VisionModule(L.LightningModule):
         loss, plan = self.step(batch, "train"), self.optimization
         value = loss.detach()
         self.log_mean("train/loss", value, len(batch["image"]))
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_now({"train/loss_step": float(value)}, self.global_step)
         if plan.l1_penalty or plan.l2_penalty:
             weights = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
@@ -406,6 +412,8 @@ class VisionModule(L.LightningModule):
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
                 )
+        for mean in self.means.values():  # a learning-rate finder leaves some
+            mean.reset()  # type: ignore[operator]
         for name, (value, weight) in checkpoint.get("means", {}).items():
             if weight and self.trainer.is_global_zero:  # they are those of all processes together
                 mean = self._mean(name)

@@ -70,8 +70,7 @@ class ClassificationModule(VisionModule):
         super().__init__(
             backbone, pretrained, in_chans, image_size, num_classes, backbone_options, optimization, compile, channels_last
         )
-        self.head: nn.Module = self.backbone.get_classifier()  # type: ignore[operator]
-        self.backbone.reset_classifier(0)  # type: ignore[operator]
+        self.head = self._take_head(num_classes)
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
         self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = label_smoothing
@@ -90,6 +89,18 @@ class ClassificationModule(VisionModule):
             figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})
         self.figures = nn.ModuleDict({stage: figures.clone(prefix=f"{stage}/") for stage in ("val", "test")})
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
+
+    def _take_head(self, num_classes: int) -> nn.Module:
+        """Moves the last layer, pretrained or not, out of the backbone."""
+        last: Any = self.backbone.get_classifier()  # type: ignore[operator]
+        self.backbone.reset_classifier(0)  # type: ignore[operator]
+        if isinstance(last, nn.Linear):
+            return last
+        head = nn.Linear(self.backbone.head_hidden_size, num_classes)  # type: ignore[arg-type]
+        if isinstance(last, nn.Conv2d):  # 1×1, after the pooling
+            kernel, bias = last.weight.flatten(1), last.bias
+            head.load_state_dict({"weight": kernel, "bias": torch.zeros(num_classes) if bias is None else bias})
+        return head  # for a network with several heads a new one
 
     @property
     def architecture(self) -> dict[str, Any]:
