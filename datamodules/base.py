@@ -112,7 +112,7 @@ class KeyedLoader:
         same_order: keep the order of epoch 0 in all epochs, as overfitting a few batches needs.
 
     Raises:
-        DataError: there are fewer samples than processes.
+        DataError: there are fewer samples than processes, or a number is out of its range.
     """
 
     def __init__(
@@ -126,6 +126,10 @@ class KeyedLoader:
         num_workers: int = 0,
         same_order: bool = False,
     ) -> None:
+        if batch_size < 1:
+            raise DataError(f"--data.batch_size must be at least 1, not {batch_size}.")
+        if num_workers < 0:
+            raise DataError(f"--data.num_workers must be at least 0, not {num_workers}.")
         if len(dataset) < world_size:
             raise DataError(f"{len(dataset)} samples cannot be shared by {world_size} processes: use fewer.")
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
@@ -213,8 +217,6 @@ class VisionDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int = 64, num_workers: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}.")
         self.batch_size, self.seed = batch_size, seed
         if num_workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

