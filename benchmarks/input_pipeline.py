@@ -1,0 +1,175 @@
+"""How many images a second one core reads, augments and puts into batches: Fovea against torchvision.
+
+Both sides read the same JPEG files of 500×375 pixels and make batches of 224×224, in one process with one thread:
+
+- *decode*: the file's bytes to RGB pixels with OpenCV, and nothing else: what no input pipeline built on it can exceed;
+- *Fovea*: what `datamodules.ImageFolder` trains on with ``augmentation: light``, to the uint8 batch (the network
+  normalises it on the device);
+- *Fovea, normalised*: the same and the normalisation to float, on this core, as training without a GPU has it;
+- *torchvision*: `torchvision.datasets.ImageFolder` with RandomResizedCrop(224), RandomHorizontalFlip, PILToTensor,
+  conversion to float and Normalize, and DataLoader's own collation, as torchvision's training reference has it;
+- *torchvision, same crop*: the same with the crop's scale and aspect that Fovea's light augmentation draws from.
+
+The files are random crops of the two photographs that come with scikit-learn, with a fixed seed. Rounds are
+interleaved; the table shows medians over them, and the ratio of each to torchvision's.
+
+    python -m benchmarks.input_pipeline [--rounds 7] [--files 200] [--profile FILE]
+"""
+
+import argparse
+import contextlib
+import cProfile
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import albumentations
+import cv2
+import numpy as np
+import PIL
+import torch
+import torchvision
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from datamodules import ImageFolder
+
+WIDTH, HEIGHT, SIDE, BATCH_SIZE = 500, 375, 224, 50
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def make_files(root: Path, count: int) -> None:
+    """Writes ``count`` training images and a few for validation, in a folder for each photograph."""
+    generator = np.random.default_rng(0)
+    for label, picture in enumerate(load_sample_images().images):
+        height, width = picture.shape[:2]
+        for split, files in (("train", count // 2), ("val", 2)):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(files):
+                h = int(generator.integers(height // 2, height + 1))
+                w = min(width, h * WIDTH // HEIGHT)
+                y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
+                crop = cv2.resize(picture[y : y + h, x : x + w], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+                file = str(folder / f"{number}.jpg")
+                cv2.imwrite(file, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def decode(root: Path) -> Callable[[], int]:
+    files = sorted((root / "train").rglob("*.jpg"))
+
+    def run() -> int:
+        for file in files:
+            cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
+        return len(files)
+
+    return run
+
+
+def fovea(root: Path, normalise: bool = False) -> Callable[[], int]:
+    data = ImageFolder(str(root), augmentation="light", image_size=SIDE, batch_size=BATCH_SIZE, num_workers=0)
+    loader = data.loader("train")
+    scale, shift = (
+        torch.tensor(values).view(-1, 1, 1)
+        for values in ([1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)])
+    )
+
+    def run() -> int:
+        loader.set_epoch(loader.epoch + 1)
+        images = 0
+        for batch in loader:
+            image = batch["image"]
+            assert image.shape == (BATCH_SIZE, 3, SIDE, SIDE)
+            assert image.dtype == torch.uint8
+            if normalise:
+                image = image.float().mul_(scale).add_(shift)
+            images += len(image)
+        return images
+
+    return run
+
+
+def reference(root: Path, crop: v2.Transform) -> Callable[[], int]:
+    steps = [
+        crop,
+        v2.RandomHorizontalFlip(),
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float, scale=True),
+        v2.Normalize(MEAN, STD),
+    ]
+    data = torchvision.datasets.ImageFolder(str(root / "train"), v2.Compose(steps))
+    loader = DataLoader(data, BATCH_SIZE, shuffle=True, num_workers=0)
+
+    def run() -> int:
+        images = 0
+        for image, _ in loader:
+            assert image.shape == (BATCH_SIZE, 3, SIDE, SIDE)
+            assert image.dtype == torch.float32
+            images += len(image)
+        return images
+
+    return run
+
+
+@contextlib.contextmanager
+def profiled(file: str | None) -> Iterator[None]:
+    """Writes where the time goes, for pstats and what reads its files."""
+    if file is None:
+        yield
+        return
+    with cProfile.Profile() as profile:
+        yield
+    profile.dump_stats(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the input pipelines of Fovea and torchvision on one core.")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="passes of each over the files, after one that does not count"
+    )
+    parser.add_argument("--files", type=int, default=200, help=f"images, a multiple of {BATCH_SIZE}")
+    parser.add_argument("--profile", help="file for a profile of a further pass of Fovea")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        root = Path(folder, "images")
+        make_files(root, options.files)
+        passes = {
+            "decode": decode(root),
+            "Fovea": fovea(root),
+            "Fovea, normalised": fovea(root, normalise=True),
+            "torchvision": reference(root, v2.RandomResizedCrop(SIDE)),
+            "torchvision, same crop": reference(root, v2.RandomResizedCrop(SIDE, (0.7, 1), (0.85, 1.18))),
+        }
+        speed: dict[str, list[float]] = {name: [] for name in passes}
+        for number in range(options.rounds + 1):
+            for name, run in passes.items():
+                start = time.perf_counter()
+                images = run()
+                if number:
+                    speed[name].append(images / (time.perf_counter() - start))
+        with profiled(options.profile):
+            passes["Fovea"]()
+        size = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
+    versions = {library.__name__: library.__version__ for library in (torch, torchvision, PIL, cv2, albumentations)}
+    print(f"\none of {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(
+        f"median of {options.rounds} rounds; {options.files} JPEG files of {WIDTH}×{HEIGHT}, {size / 1000:.0f} kB each"
+    )
+    print(f"{'':24}{'images/s':>10}{'ratio':>8}{'ratios of the rounds':>25}")
+    for name, values in speed.items():
+        ratios = [ours / theirs for ours, theirs in zip(values, speed["torchvision"], strict=True)]
+        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+        print(f"{name:24}{statistics.median(values):10.1f}{statistics.median(ratios):8.2f}{spread:>25}")
+
+
+if __name__ == "__main__":
+    main()
