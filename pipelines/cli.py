@@ -33,6 +33,7 @@ from rich.table import Table
 from datamodules import DataError, VisionDataModule
 from datamodules.base import KeyedDataset, collate
 from modules import BackboneError, VisionModule
+from modules.backbones import read_weights
 from pipelines import registry
 from pipelines.tracking import RunCallback, RunLogger
 
@@ -55,6 +56,9 @@ FROM_DATA = ("num_classes", "label_names", "in_chans", "image_size")
 
 class UsageError(ValueError):
     """The command cannot be carried out as given; the message says what to give."""
+
+
+MISTAKES = (BackboneError, DataError, UsageError)
 
 
 class ProgressBar(RichProgressBar):
@@ -225,6 +229,12 @@ class VisionCLI(LightningCLI):
             if name in taken:
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
+        subcommand = self.config.get("subcommand")
+        if subcommand and (path := self.config[subcommand].get("ckpt_path")):
+            read_weights(path)
+
     @property
     def options(self) -> Any:
         """The options of the chosen subcommand."""
@@ -394,10 +404,13 @@ def main(task: str, module_class: type[VisionModule], default_data: str, args: S
     given = list(sys.argv[1:] if args is None else args)
     try:
         cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
-    except (BackboneError, DataError, UsageError) as error:
+    except ValueError as error:  # jsonargparse wraps what a data module's __init__ raises
+        mistake = error if isinstance(error, MISTAKES) else error.__cause__
+        if not isinstance(mistake, MISTAKES):
+            raise
         if "FOVEA_TRACEBACK" in os.environ:
             traceback.print_exc()
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {mistake}", style="red", markup=False)
         sys.exit(2)
     return cli
 

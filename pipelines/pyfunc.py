@@ -59,8 +59,8 @@ class VisionModel(PythonModel):
         Returns:
             A row for each image; the columns are the task's, see the module's ``answers``.
         """
-        images = model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input
-        images, rows = list(images), []
+        images = list(model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input)
+        rows: list[dict[str, Any]] = []
         for start in range(0, len(images), BATCH):
             samples = [{"image": self.transform(image=self._pixels(i))["image"]} for i in images[start : start + BATCH]]
             rows += self.module.answers({"image": collate(samples)["image"].to(self.module.device)})
