@@ -301,7 +301,9 @@ class VisionModule(L.LightningModule):
             self._freeze(self.current_epoch < epochs)
 
     def on_train_start(self) -> None:
-        """Freezes, also when a training goes on in mid-epoch."""
+        """Freezes, also when a training goes on in mid-epoch; takes over what a learning-rate finder found."""
+        if self.lr != self._planned_lr:  # the finder knows neither the schedule nor the rates of the groups
+            self.trainer.strategy.setup_optimizers(self.trainer)
         self._follow_freezing_plan()
 
     def on_train_epoch_start(self) -> None:
@@ -365,6 +367,7 @@ class VisionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The injected optimiser and schedule, over `parameter_groups`."""
+        self._planned_lr = self.lr
         optimizer = self.optimization.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
