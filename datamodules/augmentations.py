@@ -1,11 +1,30 @@
 """Albumentations recipes. Images stay uint8: the network normalises them on the device."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
 import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
+
+
+class RandomResizedCrop(A.RandomResizedCrop):
+    """Albumentations' own, but uint8 images are made smaller by torch's antialiased bilinear filter.
+
+    Its results are Pillow's, as in torchvision's reference, and it takes a quarter of the time of OpenCV's area filter.
+    """
+
+    def apply(self, img: NDArray[Any], crop_coords: tuple[int, int, int, int], **params: Any) -> NDArray[Any]:
+        """Cuts out and resizes an image."""
+        x1, y1, x2, y2 = crop_coords
+        if img.dtype != np.uint8 or (y2 - y1 <= self.size[0] and x2 - x1 <= self.size[1]):
+            return super().apply(img, crop_coords, **params)
+        part = torch.from_numpy(img[y1:y2, x1:x2])[None].permute(0, 3, 1, 2)
+        return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def evaluation(image_size: int, crop_pct: float = 0.875) -> A.Compose:
@@ -37,16 +56,14 @@ def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip:
     mirror: list[A.BasicTransform] = [A.HorizontalFlip()] if flip else []
     # Small pictures are nearly all object: a hard crop would cut it off.
     least = {"light": 0.7, "standard": 0.5, "strong": 0.35}[strength] if image_size > 64 else 0.75
-    crop = A.RandomResizedCrop(
+    crop = RandomResizedCrop(
         (image_size, image_size), scale=(least, 1), ratio=(0.85, 1.18), area_for_downscale="image", p=1
     )
     steps = [crop, *mirror]
     border = {"border_mode": cv2.BORDER_CONSTANT}
     if strength == "standard":
         steps += [
-            A.Affine(
-                translate_percent=(-0.1, 0.1), scale=(0.9, 1.1), rotate=(-12, 12), p=0.7, **border
-            ),
+            A.Affine(translate_percent=(-0.1, 0.1), scale=(0.9, 1.1), rotate=(-12, 12), p=0.7, **border),
             A.RandomBrightnessContrast(0.2, 0.2, p=0.3),
             A.GaussNoise(std_range=(0.01, 0.05), p=0.1),
         ]

@@ -310,5 +310,10 @@ class VisionDataModule(L.LightningDataModule):
         if trainer is not None and trainer.training and not trainer.sanity_checking:
             position = trainer.fit_loop.epoch_loop.batch_idx + 1
             entropy = (self.seed, trainer.current_epoch, position, trainer.global_rank)
-            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+            device = trainer.strategy.root_device
+            # Not torch.manual_seed: for each kind of device that is not in use it would keep a stack trace, for ever.
+            torch.default_generator.manual_seed(seed)
+            if device.type != "cpu":
+                torch.get_device_module(device).manual_seed(seed)
         return batch
