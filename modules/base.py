@@ -415,8 +415,6 @@ class VisionModule(L.LightningModule):
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
                 )
-        for mean in self.means.values():  # a learning-rate finder leaves some
-            mean.reset()  # type: ignore[operator]
         for name, (value, weight) in checkpoint.get("means", {}).items():
             if weight and self.trainer.is_global_zero:  # they are those of all processes together
                 mean = self._mean(name)

@@ -97,6 +97,12 @@ def test_small_images_keep_their_detail(image_size, small_stem, side):
         assert model.maxpool(model.act1(model.bn1(model.conv1(wave(3, image_size))))).shape == (2, 64, side, side)
 
 
+@pytest.mark.parametrize(("image_size", "patches"), [(32, 256), (64, 256), (224, 196)])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
+def test_small_images_are_cut_into_small_patches(name, image_size, patches):
+    assert create_backbone(name, image_size=image_size).patch_embed.num_patches == patches
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize(("name", "in_chans"), [("resnet18", 5), ("convnext_atto", 1), ("vit_tiny_patch16_224", 3)])
 def test_weights_in_a_file_give_the_features_of_the_network_they_came_from(name, in_chans, suffix):
@@ -124,6 +130,14 @@ def test_weights_of_large_images_go_on_with_small_grey_ones(name):
     again = create_backbone(grey.recipe["backbone"], in_chans=1, image_size=32, **recipe)
     again.load_state_dict(grey.state_dict())
     assert torch.equal(features(again, wave(1)), features(grey, wave(1)))
+
+
+def test_weights_of_grey_images_go_on_with_colour():
+    grey = trained("resnet18", 1)
+    torch.save(grey.state_dict(), "grey.pth")
+    colour = create_backbone("grey.pth", architecture="resnet18", in_chans=3, image_size=32)
+    grey.reset_classifier(0)
+    assert torch.allclose(features(colour, wave(1).expand(-1, 3, -1, -1)), features(grey, wave(1)), atol=1e-5)
 
 
 def test_a_checkpoint_of_our_own_training_is_a_backbone():
