@@ -180,7 +180,9 @@ class VisionCLI(LightningCLI):
         self.rows: dict[str, str] = {}
         # Lightning warns where both its `args` and the process's own are there; ours are those, made plain.
         sys.argv[1:] = []
-        usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
+        usage = (
+            "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
+        )
         super().__init__(
             module_class,
             VisionDataModule,
@@ -189,7 +191,12 @@ class VisionCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={"max_epochs": 12, "use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False},
+            trainer_defaults={
+                "max_epochs": 12,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
             parser_kwargs={
                 "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
                 **{name: {"usage": usage % (task, name), "description": text} for name, text in SUBCOMMANDS.items()},
@@ -268,7 +275,11 @@ class VisionCLI(LightningCLI):
             if config.enable_checkpointing is not False:
                 callbacks.append(
                     ModelCheckpoint(
-                        self.output, "best", monitor=self.model.monitor, mode=self.model.mode, enable_version_counter=False
+                        self.output,
+                        "best",
+                        monitor=self.model.monitor,
+                        mode=self.model.mode,
+                        enable_version_counter=False,
                     )
                 )
         extra: dict[str, Any] = {"default_root_dir": str(self.output)}
@@ -292,7 +303,9 @@ class VisionCLI(LightningCLI):
             return
         logger = self.trainer.logger
         assert isinstance(logger, RunLogger)
-        config = self._parser(self.subcommand).dump(self.options, skip_none=False) if self.trainer.is_global_zero else ""
+        config = (
+            self._parser(self.subcommand).dump(self.options, skip_none=False) if self.trainer.is_global_zero else ""
+        )
         if self.trainer.is_global_zero:
             (self.output / "config.yaml").write_text(config)
         logger.log_config(config)
@@ -387,7 +400,9 @@ class VisionCLI(LightningCLI):
                 self.rows[key] = f"{float(value):.4f}"
 
 
-def main(task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str] | None = None) -> VisionCLI:
+def main(
+    task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str] | None = None
+) -> VisionCLI:
     """Runs a task's command line; a mistake of the user's ends in one paragraph and exit code 2.
 
     Args:

@@ -14,7 +14,9 @@ NAME = "digits-lenet5"
 
 def demo() -> None:
     """Runs the whole life of a model, and ends with one table."""
-    cli = classification(["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME])
+    cli = classification(
+        ["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME]
+    )
     promotion = registry.promote(NAME, cli.rows["registered"].rsplit("/", 1)[1])
     sample = cli.datamodule.sources["test"][7]
     picture = cli.output / "picture.png"
@@ -27,7 +29,9 @@ def demo() -> None:
             "training": cli.rows["training"],
             "run": cli.rows["run"],
             "champion": promotion,
-            str(picture): f"a {sample['label']}, seen as {answer['label']} with probability {answer['probability']:.3f}",
+            str(
+                picture
+            ): f"a {sample['label']}, seen as {answer['label']} with probability {answer['probability']:.3f}",
             "see the run": ".venv/bin/mlflow ui",
             "ask again": f".venv/bin/python -m pipelines.predict models:/{NAME}@champion {picture}",
             "your own images, a folder for each class": ".venv/bin/python -m pipelines.classification fit "

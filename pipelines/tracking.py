@@ -124,7 +124,9 @@ class Journal:
                     self.error, pause = None, 0.5
                 except Exception as error:
                     if self.error is None:
-                        rank_zero_warn(f"MLflow does not answer; training goes on, and sending is tried again. ({error})")
+                        rank_zero_warn(
+                            f"MLflow does not answer; training goes on, and sending is tried again. ({error})"
+                        )
                     self.error = error
                     with self._news:
                         self._news.wait_for(lambda: self._closing, timeout=pause)
@@ -319,7 +321,9 @@ class RunLogger(Logger):
         if self._system:
             self._system.finish()
         if error is not None:
-            self.journal.write({"kind": "tag", "key": "error", "value": f"{type(error).__name__}: {error}"[-PARAM_LIMIT:]})
+            self.journal.write(
+                {"kind": "tag", "key": "error", "value": f"{type(error).__name__}: {error}"[-PARAM_LIMIT:]}
+            )
             (self.output / "error.txt").write_text("".join(traceback.format_exception(error)))
             self.log_file(self.output / "error.txt", "")
         killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
@@ -374,7 +378,9 @@ class RunCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the speed over the epoch."""
         seconds = time.perf_counter() - self._times["epoch"]
-        if self._images and 0 < seconds < time.perf_counter():  # an epoch that was begun by another process has no start
+        if (
+            self._images and 0 < seconds < time.perf_counter()
+        ):  # an epoch that was begun by another process has no start
             for logger in trainer.loggers:
                 logger.log_metrics({"train/images_per_second": self._images / seconds}, trainer.global_step - 1)
 
