@@ -8,13 +8,16 @@ accuracy, learning rates, and checkpoints; only the progress bar is off.
 
 Each round trains with one side, then with the other. The process's start, the first epoch of every training, validation
 and the writing of checkpoints do not count; the last column says what the latter take. The ratios are those of the
-medians over all epochs, of the time that passed and of the processor time, which other work on the machine disturbs
-less (with one thread; with more it counts how they wait for each other).
+medians over all epochs: of the time that passed, and of the processor time of all threads, which other work on the
+machine disturbs less and in which the threads that send to MLflow count in full.
+
+On the processor, torch gets one thread by default: several wait for each other in every layer, which makes the times
+meaningless as soon as anything else runs.
 
 ResNet-18 keeps the stride of its stem (``small_stem: false``): at 64 pixels it would otherwise be ten times as much
 work, in which any overhead is lost.
 
-    python -m benchmarks.overhead [--rounds 3] [--cases resnet18 lenet5] [--threads N] [--profile FILE]
+    python -m benchmarks.overhead [--rounds 3] [--cases resnet18 lenet5] [--threads 1] [--profile FILE]
 """
 
 import argparse
@@ -206,11 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times a training epoch of Fovea against a bare loop.")
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side and case")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--profile", help="file for a profile of the last training with Fovea; distorts the times")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.environ["XDG_CACHE_HOME"] = folder
