@@ -302,7 +302,7 @@ class VisionModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Freezes, also when a training goes on in mid-epoch; takes over what a learning-rate finder found."""
-        if self.lr != self._planned_lr:  # the finder knows neither the schedule nor the rates of the groups
+        if self.lr != self._planned_lr and self.global_step == 0:  # it knows neither the schedule nor the groups' rates
             self.trainer.strategy.setup_optimizers(self.trainer)
         self._follow_freezing_plan()
 
