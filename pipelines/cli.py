@@ -350,7 +350,13 @@ class VisionCLI(LightningCLI):
                 if self.options.register:
                     metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
                     version = registry.register(
-                        self.options.register, model, datamodule, self.task, str(logger.run_id), metrics
+                        self.options.register,
+                        model,
+                        datamodule,
+                        self.options.data.as_dict(),
+                        self.task,
+                        str(logger.run_id),
+                        metrics,
                     )
                     self.rows["registered"] = f"models:/{version.name}/{version.version}"
         self.rows["checkpoint"] = str(best)

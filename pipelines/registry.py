@@ -8,6 +8,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import mlflow
 import pandas as pd
 import torch
@@ -16,9 +17,13 @@ from jsonargparse import auto_cli
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file, save_file
 
+import datamodules
 import modules
+from datamodules import VisionDataModule
 from modules import VisionModule
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +33,9 @@ NEEDED = (
 )  # fmt: skip
 
 
-def save_model(folder: Path, module: VisionModule, preprocessing: dict[str, Any], task: str) -> None:
+def save_model(
+    folder: Path, module: VisionModule, preprocessing: dict[str, Any], task: str, data: dict[str, Any] | None = None
+) -> None:
     """Writes a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
 
     Args:
@@ -36,6 +43,7 @@ def save_model(folder: Path, module: VisionModule, preprocessing: dict[str, Any]
         module: the trained module.
         preprocessing: what turns a picture into its input.
         task: name of the task.
+        data: class path and arguments of the data module that it learned from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "model.safetensors")
@@ -44,6 +52,7 @@ def save_model(folder: Path, module: VisionModule, preprocessing: dict[str, Any]
         "class": type(module).__name__,
         "module": module.architecture,
         "preprocessing": preprocessing,
+        "data": data,
     }
     (folder / "architecture.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
 
@@ -63,7 +72,13 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
 
 
 def register(
-    name: str, module: VisionModule, data: Any, task: str, run_id: str, metrics: dict[str, float]
+    name: str,
+    module: VisionModule,
+    data: VisionDataModule,
+    data_config: dict[str, Any],
+    task: str,
+    run_id: str,
+    metrics: dict[str, float],
 ) -> ModelVersion:
     """Registers a trained module as a new version.
 
@@ -71,6 +86,7 @@ def register(
         name: name of the registered model.
         module: the module with the weights to keep.
         data: the data module it learned from; says how pictures are prepared.
+        data_config: its class path and arguments.
         task: name of the task.
         run_id: the run that trained it.
         metrics: its figures, kept as tags of the version.
@@ -78,17 +94,16 @@ def register(
     Returns:
         The new version.
     """
-    example = pd.DataFrame({"image": [_example(data)]})
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
         folder = Path(temporary, "model")
-        save_model(folder, module, data.preprocessing, task)
+        save_model(folder, module, data.preprocessing, task, data_config)
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "pipelines" / "pyfunc.py"),
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-            input_example=example,
+            input_example=pd.DataFrame({"image": [_example(data)]}),
             registered_model_name=name,
         )
     client = MlflowClient()
@@ -97,10 +112,28 @@ def register(
     tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
     for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
         client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
+    client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
     return version
 
 
-def _example(data: Any) -> str:
+def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
+    """What a reader of the registry wants to know of a version, in Markdown."""
+    architecture = module.architecture
+    splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
+    lines = [
+        f"**{task}** with `{architecture['backbone']}`, learned from {data.name} ({splits} samples) in run `{run_id}`.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {key} | {value:.4f} |" for key, value in sorted(metrics.items()) if not key.startswith("train/")),
+        "",
+    ]
+    if labels := architecture.get("label_names"):
+        lines += [f"Labels: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}.", ""]
+    return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
+
+
+def _example(data: VisionDataModule) -> str:
     """A picture of the data as a PNG in base64, for the model's page and for a first request to a server."""
     image = next(iter(data.sources.values()))[0]["image"]
     buffer = io.BytesIO()
@@ -108,11 +141,40 @@ def _example(data: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _versions(name: str) -> dict[str, ModelVersion]:
+    client = MlflowClient()
+    versions = {str(v.version): v for v in client.search_model_versions(f"name='{name}'")}
+    if not versions:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
+        raise ValueError(f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}.")
+    return versions
+
+
+def _version(name: str, version: str | None) -> ModelVersion:
+    """A version by its number or alias; the newest by default."""
+    versions = _versions(name)
+    aliases = {alias: str(number) for alias, number in MlflowClient().get_registered_model(name).aliases.items()}
+    given = aliases.get(str(version), str(version)) if version else max(versions, key=int)
+    if given not in versions:
+        known = ", ".join([*sorted(versions, key=int), *aliases])
+        raise ValueError(f"{name} has no version {version}; it has {known}.")
+    return versions[given]
+
+
+def _figure(version: ModelVersion) -> tuple[str, float]:
+    """Name and value of the monitored metric on the test split, or on the validation split where there was no test."""
+    monitor = version.tags.get("monitor", "").replace("/", ".")
+    for key in (monitor.replace("val.", "test."), monitor):
+        if key in version.tags:
+            return key, float(version.tags[key])
+    return monitor, float("nan")
+
+
 def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
     """Gives a version an alias, if it beats the version that has it now.
 
-    Compared is the monitored metric on the test split, as the versions' tags hold it; it only means something where
-    both were measured on the same data.
+    Compared is the monitored metric, which only means something where both were measured on the same data. Of two who
+    promote at the same time, the better one wins: each writes its claim before it takes the alias, and looks again after.
 
     Args:
         name: the registered model.
@@ -126,29 +188,181 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
     Raises:
         ValueError: there is no such model.
     """
-    client = MlflowClient()
-    versions = {str(v.version): v for v in client.search_model_versions(f"name='{name}'")}
-    if not versions:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise ValueError(f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}.")
-    candidate = versions.get(str(version) if version else max(versions, key=int))
-    if candidate is None:
-        raise ValueError(f"{name} has no version {version}; it has {', '.join(sorted(versions, key=int))}.")
-    current = client.get_registered_model(name).aliases.get(alias)
-    champion = versions.get(str(current)) if current else None
-    why = "there was none before" if champion is None else "forced"
-    if champion is not None and champion.version != candidate.version and not force:
-        key = candidate.tags.get("monitor", "").replace("val/", "test.")
-        new, old = (float(v.tags.get(key, "nan")) for v in (candidate, champion))
-        if candidate.tags.get("data_digest") != champion.tags.get("data_digest"):
-            return f"Kept {name} version {champion.version} as {alias}: version {candidate.version} was measured on other data."
-        better = new > old if candidate.tags.get("mode") == "max" else new < old
+    client, claim = MlflowClient(), f"claim.{alias}"
+    candidate = _version(name, version)
+    key, new = _figure(candidate)
+    holder = MlflowClient().get_registered_model(name).aliases.get(alias)
+    why = "there was none before"
+    if holder is not None and str(holder) != str(candidate.version):
+        champion = _versions(name)[str(holder)]
+        old = _figure(champion)[1]
+        kept = f"Kept {name} version {champion.version} as {alias}: "
         why = f"{key} {new} against {old} of version {champion.version}"
-        if not better:
-            return f"Kept {name} version {champion.version} as {alias}: {why} is not better."
-    client.set_registered_model_alias(name, alias, candidate.version)
+        if force:
+            why = f"forced; {why}"
+            client.delete_model_version_tag(name, champion.version, claim)
+        elif candidate.tags.get("data_digest") != champion.tags.get("data_digest"):
+            return f"{kept}version {candidate.version} was measured on other data. To promote it all the same: --force true"
+        elif not _is_better(candidate, champion):
+            return f"{kept}{why} is not better."
+    client.set_model_version_tag(name, candidate.version, claim, why)
+    best = candidate
+    while True:  # until nobody else's claim is better than the holder's
+        client.set_registered_model_alias(name, alias, best.version)
+        claims = [v for v in _versions(name).values() if claim in v.tags]
+        better = [v for v in claims if _is_better(v, best)]
+        if not better or force:
+            break
+        best = max(better, key=lambda v: _figure(v)[1] * (1 if v.tags.get("mode") == "max" else -1))
+    for loser in claims:
+        if loser.version != best.version:
+            client.delete_model_version_tag(name, loser.version, claim)
+    if best.version != candidate.version:
+        return f"Kept {name} version {best.version} as {alias}: it was promoted at the same time, and is better."
     client.set_model_version_tag(name, candidate.version, f"promoted.{alias}", why)
     return f"{name} version {candidate.version} is {alias}: {why}."
+
+
+def _is_better(one: ModelVersion, other: ModelVersion) -> bool:
+    new, old = _figure(one)[1], _figure(other)[1]
+    return new > old if one.tags.get("mode") == "max" else new < old
+
+
+def demote(name: str, alias: str = "champion") -> str:
+    """Takes an alias away.
+
+    Args:
+        name: the registered model.
+        alias: the alias.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: there is no such model, or no version has the alias.
+    """
+    client = MlflowClient()
+    _versions(name)
+    holder = client.get_registered_model(name).aliases.get(alias)
+    if holder is None:
+        raise ValueError(f"No version of {name} is {alias}.")
+    client.delete_registered_model_alias(name, alias)
+    client.delete_model_version_tag(name, str(holder), f"claim.{alias}")
+    return f"{name} version {holder} is {alias} no more."
+
+
+def overview() -> str:
+    """Lists the registered models.
+
+    Returns:
+        A table: name, task, versions, aliases, and the figure of the newest version.
+    """
+    client, rows = MlflowClient(), []
+    for model in client.search_registered_models():
+        versions = {str(v.version): v for v in client.search_model_versions(f"name='{model.name}'")}
+        if not versions:
+            continue
+        newest = versions[max(versions, key=int)]
+        aliases = ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items())
+        rows.append([model.name, newest.tags.get("task", ""), len(versions), aliases, "{} {:.4f}".format(*_figure(newest))])
+    return _table(["name", "task", "versions", "aliases", "newest"], rows)
+
+
+def show(name: str) -> str:
+    """Shows the versions of a registered model.
+
+    Args:
+        name: the registered model.
+
+    Returns:
+        A table: version, aliases, data, run, figures.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    versions = _versions(name)
+    aliases = MlflowClient().get_registered_model(name).aliases
+    rows = []
+    for number in sorted(versions, key=int):
+        version = versions[number]
+        named = ", ".join(alias for alias, given in aliases.items() if str(given) == number)
+        figures = "  ".join(f"{key} {value}" for key, value in sorted(version.tags.items()) if key.startswith("test."))
+        rows.append([number, named, version.tags.get("data", ""), version.run_id, figures])
+    return _table(["version", "aliases", "data", "run", "figures"], rows)
+
+
+def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
+    """Measures a saved model on the test split of the data it learned from.
+
+    Args:
+        folder: what `save_model` wrote.
+        data: other data.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        ValueError: the model does not say what it learned from.
+    """
+    module, _ = load_model(folder)
+    if data is None:
+        saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
+        name = saved["class_path"].rsplit(".", 1)[-1] if saved else None
+        if name not in datamodules.__all__:
+            raise ValueError(f"{folder} does not say which data it learned from.")
+        data = getattr(datamodules, name)(**saved.get("init_args", {}))
+    trainer = L.Trainer(
+        logger=False, enable_progress_bar=False, use_distributed_sampler=False, enable_model_summary=False
+    )
+    (figures,) = trainer.test(module, datamodule=data, verbose=False)
+    return dict(figures)
+
+
+def compare(name: str, first: str, second: str) -> str:
+    """Measures two versions of a registered model on the test split of the data that the first learned from.
+
+    Args:
+        name: the registered model.
+        first: a version or an alias.
+        second: another one.
+
+    Returns:
+        A table: figure, first, second, difference.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    figures = []
+    for given in (first, second):
+        address = f"models:/{name}/{_version(name, given).version}"
+        figures.append(evaluate(model_folder(address)))
+    one, two = figures
+    rows = [[key, f"{one[key]:.4f}", f"{two[key]:.4f}", f"{two[key] - one[key]:+.4f}"] for key in one if key in two]
+    return _table(["figure", first, second, "difference"], rows)
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = Console(file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def model_folder(address: str) -> Path:
+    """The local copy of what `save_model` wrote of a registered model.
+
+    Raises:
+        ValueError: there is no such model, or it was not registered by Fovea.
+    """
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(address))
+    except mlflow.MlflowException as error:
+        raise ValueError(f"{address} is not in the registry {mlflow.get_registry_uri()}: {error.message}") from None
+    for file in folder.rglob("architecture.yaml"):
+        return file.parent
+    raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
 
 
 def load(address: str, device: str = "cpu") -> Any:
@@ -174,6 +388,7 @@ def load(address: str, device: str = "cpu") -> Any:
 
 if __name__ == "__main__":
     try:
-        print(auto_cli({"promote": promote}, as_positional=True))
+        commands = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
+        print(auto_cli(commands, as_positional=True))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None

@@ -43,6 +43,34 @@ def test_only_a_better_version_becomes_champion(trained: VisionCLI) -> None:
     assert float(client.get_model_version("two", "1").tags["test.accuracy"]) > 0.7
 
 
+def test_a_saved_model_measures_what_it_did_in_training(trained: VisionCLI) -> None:
+    figures = registry.evaluate(registry.model_folder("models:/two/1"))
+    for key, value in MlflowClient().get_run(trained.trainer.logger.run_id).data.metrics.items():
+        if key.startswith("test/"):
+            assert figures[key] == pytest.approx(value, abs=1e-6), key
+    table = registry.compare("two", "1", "2")
+    assert f"{figures['test/accuracy']:.4f}" in table
+
+
+def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> None:
+    registry.promote("two", "1", alias="listed")
+    assert "listed: 1" in registry.overview()
+    assert "listed" in registry.show("two")
+    assert registry.demote("two", "listed") == "two version 1 is listed no more."
+    with pytest.raises(ValueError, match="No version of two is listed"):
+        registry.demote("two", "listed")
+
+
+def test_of_two_promoters_at_once_the_better_wins(trained: VisionCLI) -> None:
+    client = MlflowClient()
+    for better_first in (True, False):
+        order = ["1", "2"] if better_first else ["2", "1"]
+        client.set_model_version_tag("two", order[0], "claim.raced", "written just before the other took the alias")
+        registry.promote("two", order[1], alias="raced")
+        assert str(client.get_model_version_by_alias("two", "raced").version) == "1"
+        registry.demote("two", "raced")
+
+
 def test_unknown_names_are_told(trained: VisionCLI) -> None:
     with pytest.raises(ValueError, match=r"No model 'tow'.*two"):
         registry.promote("tow")
