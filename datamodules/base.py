@@ -138,7 +138,7 @@ class KeyedLoader:
         self.batch_sampler = _Batches(self)
         self._loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
             dataset,
-            batch_sampler=self.batch_sampler,  # type: ignore[arg-type]
+            batch_sampler=self.batch_sampler,
             collate_fn=_collate_once,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -236,7 +236,12 @@ class VisionDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     @property
-    def name(self) -> str:
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns a picture into the network's input, as data."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
         """What the data set is called in a tracked run."""
         return type(self).__name__
 
@@ -263,7 +268,7 @@ class VisionDataModule(L.LightningDataModule):
         if split not in self.sources:
             raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
         training, trainer = split == "train", self.trainer
-        overfit = trainer is not None and trainer.overfit_batches > 0
+        overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return KeyedLoader(
             KeyedDataset(self.sources[split], self.transform(training and not overfit), self.seed),
             self.batch_size,

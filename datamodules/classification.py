@@ -4,7 +4,7 @@ import difflib
 import gzip
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -67,10 +67,10 @@ class FileSource:
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str] | NDArray[np.str_],
         labels: NDArray[np.int64],
         channels: int = 3,
-        digests: Sequence[str] | None = None,
+        digests: Sequence[str] | NDArray[np.str_] | None = None,
     ) -> None:
         self.paths, self.labels, self.channels = np.asarray(paths, dtype=np.str_), labels, channels
         self.digests = None if digests is None else np.asarray(digests, dtype=np.str_)
@@ -282,7 +282,7 @@ class TorchvisionDataModule(ClassificationDataModule):
         return getattr(datasets, self.name)(self.root, train=train, download=download, **self.options)
 
     @cached_property
-    def label_names(self) -> list[str]:  # type: ignore[override]
+    def label_names(self) -> list[str]:
         """The classes' names, as torchvision lists them."""
         from torchvision import datasets
 
@@ -344,7 +344,7 @@ class EMNIST(TorchvisionDataModule):
     options: ClassVar[dict[str, Any]] = {"split": "balanced"}
 
     @cached_property
-    def label_names(self) -> list[str]:  # type: ignore[override]
+    def label_names(self) -> list[str]:
         """The characters of the balanced split."""
         from torchvision import datasets
 
@@ -366,7 +366,7 @@ class CIFAR10(TorchvisionDataModule):
     in_chans = 3
 
     @cached_property
-    def label_names(self) -> list[str]:  # type: ignore[override]
+    def label_names(self) -> list[str]:
         """The classes' names, as the files list them."""
         return list(self._read(False).classes)
 
@@ -468,7 +468,7 @@ class ImageFolder(_Files):
         self.root, self.in_chans, self.on_bad_file = root, in_chans, on_bad_file
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """The folder's name."""
         return Path(self.root).resolve().name
 
@@ -483,7 +483,7 @@ class ImageFolder(_Files):
         return {split: root / name for split, given in names.items() for name in given if (root / name).is_dir()}
 
     @cached_property
-    def label_names(self) -> list[str]:  # type: ignore[override]
+    def label_names(self) -> list[str]:
         """The names of the class folders, sorted.
 
         Raises:
@@ -562,7 +562,7 @@ class Manifest(_Files):
         self.in_chans, self.on_bad_file = in_chans, on_bad_file
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """The table's name."""
         return Path(self.file).stem
 
@@ -605,7 +605,7 @@ class Manifest(_Files):
         return table.assign(**{self.label_column: table[self.label_column].astype(str)})
 
     @cached_property
-    def label_names(self) -> list[str]:  # type: ignore[override]
+    def label_names(self) -> list[str]:
         """The labels that occur in training, sorted."""
         table = self._table
         if "split" in table:
@@ -631,6 +631,7 @@ class Manifest(_Files):
         return self._check(sources)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(given: Iterable[str]) -> str:
+    names = list(given)
     shown = ", ".join(map(str, names[:8]))
     return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown

@@ -42,7 +42,7 @@ def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArr
             flag = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
             if pixels is not None:
-                return pixels.reshape(*pixels.shape[:2], channels)
+                return pixels.reshape(*pixels.shape[:2], channels).astype(np.uint8, copy=False)
         return _as_seen(Image.open(io.BytesIO(data)), channels)
     except UnidentifiedImageError:
         raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
@@ -100,7 +100,7 @@ def _inspect(path: str) -> tuple[str, str]:
     return digest, ""
 
 
-def inspect_images(paths: Sequence[str]) -> pd.DataFrame:
+def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     """Decodes every file once and remembers the result, so that unchanged files are not read again.
 
     Args:

@@ -1,6 +1,7 @@
 """One call for every backbone: timm's names, the lectures' networks that timm lacks, files, registered models."""
 
 import difflib
+import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,6 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import Format, PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -38,7 +38,11 @@ class LeNet5(nn.Module):
         BackboneError: the input is too small.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int | tuple[int, int] = 28,
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: int | tuple[int, int] = 28,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -219,12 +223,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise BackboneError(f"There is no file of weights {path.resolve()}.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise BackboneError(f"{path} is not a file of weights: {error}") from None
-    except Exception as error:  # an unpickler that refuses code
+    except pickle.UnpicklingError as error:
         raise BackboneError(
-            f"{path} holds more than weights and is not opened, since that could run code: {_first_line(error)}"
+            f"{path} is no file of weights, or holds more than weights and is not opened, since that could run code: "
+            f"{_first_line(error)}"
         ) from None
+    except Exception as error:  # the reader of damaged files raises all kinds
+        raise BackboneError(f"{path} is not a file of weights: {_first_line(error)}") from None
     for key in ("state_dict", "model"):  # where training programs put them
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -116,9 +116,7 @@ class WeightAverage(WeightAveraging):
 
         super().__init__(multi_avg_fn=average)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restores the average to train on; an evaluation finds it in the weights themselves."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -165,7 +163,7 @@ class VisionModule(L.LightningModule):
             backbone, pretrained, in_chans, image_size, num_classes, **(backbone_options or {})
         )
         if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.backbone.to(memory_format=torch.channels_last)
         config = self.backbone.pretrained_cfg
         mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
         if len(mean) != in_chans:
@@ -388,7 +386,7 @@ class VisionModule(L.LightningModule):
         if decay is None:
             return []
 
-        if self._trainer is not None and any(isinstance(c, WeightAverage) for c in self._trainer.callbacks):
+        if self._trainer is not None and any(isinstance(c, WeightAverage) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             return []
         return [WeightAverage(decay)]
 
@@ -396,7 +394,7 @@ class VisionModule(L.LightningModule):
         """Writes down which network the weights are of, and the means of the epoch so far."""
         checkpoint["architecture"] = self.architecture
         checkpoint["means"] = {}
-        epoch = self.trainer.fit_loop.epoch_progress.current
+        epoch: Any = self.trainer.fit_loop.epoch_progress.current
         for name, mean in self.means.items():
             if name.startswith("train_") and epoch.processed == epoch.completed:  # else the epoch is over
                 with mean.sync_context():  # type: ignore[operator]

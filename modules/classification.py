@@ -68,7 +68,15 @@ class ClassificationModule(VisionModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__(
-            backbone, pretrained, in_chans, image_size, num_classes, backbone_options, optimization, compile, channels_last
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            num_classes,
+            backbone_options,
+            optimization,
+            compile,
+            channels_last,
         )
         self.head = self._take_head(num_classes)
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
@@ -92,11 +100,11 @@ class ClassificationModule(VisionModule):
 
     def _take_head(self, num_classes: int) -> nn.Module:
         """Moves the last layer, pretrained or not, out of the backbone."""
-        last: Any = self.backbone.get_classifier()  # type: ignore[operator]
-        self.backbone.reset_classifier(0)  # type: ignore[operator]
+        last: Any = self.backbone.get_classifier()
+        self.backbone.reset_classifier(0)
         if isinstance(last, nn.Linear):
             return last
-        head = nn.Linear(self.backbone.head_hidden_size, num_classes)  # type: ignore[arg-type]
+        head = nn.Linear(self.backbone.head_hidden_size, num_classes)
         if isinstance(last, nn.Conv2d):  # 1×1, after the pooling
             kernel, bias = last.weight.flatten(1), last.bias
             head.load_state_dict({"weight": kernel, "bias": torch.zeros(num_classes) if bias is None else bias})
@@ -110,7 +118,7 @@ class ClassificationModule(VisionModule):
             "label_names": list(self.label_names),
             "in_chans": self.in_chans,
             "image_size": self.image_size,
-            **self.backbone.recipe,  # type: ignore[dict-item]
+            **self.backbone.recipe,
         }
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
@@ -159,7 +167,12 @@ class ClassificationModule(VisionModule):
             images = torch.stack([image for *_, image in mistakes]).numpy()
             self.show(f"{stage}/mistakes", lambda: captioned_grid(images, captions))
         rows = [
-            [name, int(row.sum()), float(row[k] / row.sum()) if row.sum() else None, float(row[k] / max(1, column.sum()))]
+            [
+                name,
+                int(row.sum()),
+                float(row[k] / row.sum()) if row.sum() else None,
+                float(row[k] / max(1, column.sum())),
+            ]
             for k, (name, row, column) in enumerate(zip(self.label_names, counts, counts.T, strict=True))
         ]
         self.show_table(f"{stage}/per_class", ["class", "images", "accuracy", "precision"], rows)
@@ -179,5 +192,3 @@ class ClassificationModule(VisionModule):
         rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
         named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
         return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
-
-

@@ -22,7 +22,13 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -39,6 +45,8 @@ from pipelines.tracking import RunCallback, RunLogger
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
+    "Using padding='same' with even kernel lengths",
+    "Found .* module.s. in eval mode at the start of training",
     "It is recommended to use .self.log.*sync_dist=True",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
     ".*isinstance.treespec, LeafSpec.",
@@ -292,7 +300,10 @@ class VisionCLI(LightningCLI):
             if self.subcommand == "fit":
                 callbacks.append(LearningRateMonitor("step"))
         given = self._get(self.config_init, "trainer")
-        extra["callbacks"] = [*callbacks, *(given.callbacks or [])]
+        given_callbacks = given.callbacks or []
+        if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
+            given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
+        extra["callbacks"] = [*callbacks, *given_callbacks]
         return super().instantiate_trainer(**{**given, **extra})
 
     @contextmanager
@@ -397,7 +408,7 @@ class VisionCLI(LightningCLI):
     def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
         """See `VisionTrainer.preview`."""
         with self.run():
-            self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))
+            self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))  # type: ignore[attr-defined]
 
     def _note_metrics(self) -> None:
         for key, value in self.trainer.callback_metrics.items():

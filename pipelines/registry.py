@@ -264,7 +264,9 @@ def overview() -> str:
             continue
         newest = versions[max(versions, key=int)]
         aliases = ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items())
-        rows.append([model.name, newest.tags.get("task", ""), len(versions), aliases, "{} {:.4f}".format(*_figure(newest))])
+        rows.append(
+            [model.name, newest.tags.get("task", ""), len(versions), aliases, "{} {:.4f}".format(*_figure(newest))]
+        )
     return _table(["name", "task", "versions", "aliases", "newest"], rows)
 
 
@@ -388,7 +390,7 @@ def load(address: str, device: str = "cpu") -> Any:
 
 if __name__ == "__main__":
     try:
-        commands = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
+        commands: Any = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
         print(auto_cli(commands, as_positional=True))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None

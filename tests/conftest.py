@@ -11,6 +11,7 @@ import torch
 
 torch.set_num_threads(1)
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library reads it
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
 
@@ -24,7 +25,6 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("store")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,9 @@ def start(command: Callable[[list[str]], object], args: list[str], world_size: i
             port = free.getsockname()[1]
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
                         "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
-    ranks = [environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world_size > 1 else {}) for r in range(world_size)]
+    ranks = [
+        environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world_size > 1 else {}) for r in range(world_size)
+    ]
     started = [processes.Process(target=_run, args=(command, args, os.getcwd(), rank)) for rank in ranks]
     for process in started:
         process.start()

@@ -26,6 +26,8 @@ class Kill(L.Callback):
 class Crash(L.Callback):
     """Raises an error in the middle of a training."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 3:
             raise ZeroDivisionError("on purpose")

@@ -10,7 +10,9 @@ def batches(loader):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) and torch.equal(i, j) for (x, i), (y, j) in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) and torch.equal(i, j) for (x, i), (y, j) in zip(a, b, strict=True)
+    )
 
 
 def test_batches_do_not_depend_on_the_number_of_workers():

@@ -26,7 +26,13 @@ def run(output: str = "out") -> mlflow.entities.Run:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_with_a_checkpoint_and_a_killed_run_that_goes_on(name: str, code: int) -> None:
-    fault = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "7", "--trainer.callbacks.signal_name", name]
+    fault = [
+        "--trainer.callbacks+=faults.Kill",
+        "--trainer.callbacks.step",
+        "7",
+        "--trainer.callbacks.signal_name",
+        name,
+    ]
     assert start(classification, ["fit", *SMALL, *fault]) == [code]
     assert run().info.status == "KILLED"
     before = run().info.run_id
