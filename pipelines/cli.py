@@ -25,7 +25,6 @@ import torch
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
-    LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
 )
@@ -297,8 +296,6 @@ class VisionCLI(LightningCLI):
             recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
             tags = {"task": self.task, "backbone": self.options.model.backbone, "data": data, "recipe": recipe}
             extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
-            if self.subcommand == "fit":
-                callbacks.append(LearningRateMonitor("step"))
         given = self._get(self.config_init, "trainer")
         given_callbacks = given.callbacks or []
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before

@@ -361,6 +361,22 @@ class RunCallback(L.Callback):
         """Starts the epoch's clock."""
         self._times["epoch"], self._images = time.perf_counter(), 0
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the learning rate, or that of each part of the network where they differ."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rates = {
+                f"lr/{group.get('name', number)}": group["lr"]
+                for optimizer in trainer.optimizers
+                for number, group in enumerate(optimizer.param_groups)
+                if not str(group.get("name")).endswith(".no_decay")
+            }
+            if len(set(rates.values())) == 1:
+                rates = {"lr": next(iter(rates.values()))}
+            for logger in trainer.loggers:
+                logger.log_metrics(rates, trainer.global_step)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
