@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
@@ -22,6 +22,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
@@ -31,6 +32,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -39,8 +41,9 @@ from datamodules import DataError, VisionDataModule
 from datamodules.base import KeyedDataset, collate
 from modules import BackboneError, VisionModule
 from modules.backbones import read_weights
+from modules.base import DivergenceError
 from pipelines import registry
-from pipelines.tracking import RunCallback, RunLogger
+from pipelines.tracking import RunCallback, RunLogger, TrackingError, redact, redact_yaml, surroundings
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
@@ -65,7 +68,7 @@ class UsageError(ValueError):
     """The command cannot be carried out as given; the message says what to give."""
 
 
-MISTAKES = (BackboneError, DataError, UsageError)
+MISTAKES = (BackboneError, DataError, DivergenceError, TrackingError, UsageError)
 
 
 class ProgressBar(RichProgressBar):
@@ -205,8 +208,12 @@ class VisionCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             parser_kwargs={
+                "exit_on_error": False,
                 "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
-                **{name: {"usage": usage % (task, name), "description": text} for name, text in SUBCOMMANDS.items()},
+                **{
+                    name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
+                    for name, text in SUBCOMMANDS.items()
+                },
             },
             args=list(args),
         )
@@ -315,7 +322,10 @@ class VisionCLI(LightningCLI):
             self._parser(self.subcommand).dump(self.options, skip_none=False) if self.trainer.is_global_zero else ""
         )
         if self.trainer.is_global_zero:
+            config = redact_yaml(config)
             (self.output / "config.yaml").write_text(config)
+        size = sum(p.numel() for p in self.model.parameters())
+        logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
         logger.log_config(config)
         logger.log_environment()
         try:
@@ -354,20 +364,33 @@ class VisionCLI(LightningCLI):
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:
                 logger.log_file(best, "checkpoints")
-                logger.flush()
                 if self.options.register:
-                    metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
-                    version = registry.register(
-                        self.options.register,
-                        model,
-                        datamodule,
-                        self.options.data.as_dict(),
-                        self.task,
-                        str(logger.run_id),
-                        metrics,
-                    )
-                    self.rows["registered"] = f"models:/{version.name}/{version.version}"
+                    self._register(logger, model, datamodule)
         self.rows["checkpoint"] = str(best)
+
+    def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Registers the best weights. Without MLflow it does not, which must not cost the training."""
+        try:
+            if not logger.flush():
+                raise ConnectionError("MLflow does not answer.")
+            version = registry.register(
+                self.options.register,
+                model,
+                datamodule,
+                self.options.data.as_dict(),
+                self.task,
+                str(logger.run_id),
+                {key: float(value) for key, value in self.trainer.callback_metrics.items()},
+            )
+        except (MlflowException, OSError) as error:
+            logger.set_tag("registered", f"no: {error}")
+            self.rows["registered"] = (
+                f"no: {redact(str(error))[:300]} To register it, give the same command again with "
+                f"--output {self.output}: it does not train again what is trained."
+            )
+        else:
+            self.rows["registered"] = f"models:/{version.name}/{version.version}"
+            logger.set_tag("registered", self.rows["registered"])
 
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
         best, ckpt_path = self.output / "best.ckpt", self.options.ckpt_path
@@ -427,21 +450,43 @@ def main(
     """
     for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     given = list(sys.argv[1:] if args is None else args)
     try:
         cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
+    except ArgumentError as error:
+        _refuse(_plain(str(error)))
     except ValueError as error:  # jsonargparse wraps what a data module's __init__ raises
         mistake = error if isinstance(error, MISTAKES) else error.__cause__
         if not isinstance(mistake, MISTAKES):
             raise
         if "FOVEA_TRACEBACK" in os.environ:
             traceback.print_exc()
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {mistake}", style="red", markup=False)
-        sys.exit(2)
+        _refuse(str(mistake))
     return cli
+
+
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
+    sys.exit(2)
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says, without what it says about types that are not asked for."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    dull = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Given value type",
+        "Given value: N",
+        "Expected a <class 'NoneType'>",
+    )
+    return " ".join(line for line in lines if line and not line.startswith(dull)) + " See --help, or --data.help NAME."
 
 
 def expand(args: Sequence[str]) -> list[str]:

@@ -383,11 +383,23 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(capsys: pytes
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
         (["--ckpt_path", "file"], ["file", "weights"]),
         (["--output", "file/out"], ["file/out", "--output"]),
+        (["--data.augmentation", "strng"], ["augmentation", "strng", "'strong'"]),
+        (["--trainer.max_epochs", "many"], ["trainer.max_epochs", "int", "many"]),
         (["--data.batch_size", "0"], ["--data.batch_size", "at least 1"]),
         (["--data.num_workers", "-1"], ["--data.num_workers", "at least 0"]),
         (["--data.crop_pct", "2"], ["--data.crop_pct", "up to 1"]),
     ],
-    ids=["backbone", "no checkpoint", "text as checkpoint", "output", "batch size", "workers", "crop"],
+    ids=[
+        "backbone",
+        "no checkpoint",
+        "text as checkpoint",
+        "output",
+        "choice",
+        "type",
+        "batch size",
+        "workers",
+        "crop",
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_before_training(
     args: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
