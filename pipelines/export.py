@@ -1,0 +1,233 @@
+"""Writes a registered model as a file for other programs: ``python -m pipelines.export models:/NAME@ALIAS FILE``."""
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime
+import torch
+import yaml
+from jsonargparse import auto_cli
+from mlflow.tracking import MlflowClient
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from modules import ClassificationModule
+from pipelines import registry
+
+Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
+METADATA = "metadata.json"  # the extra file of torchscript and pt2
+TOLERANCE = 1e-4
+
+
+class Exported(nn.Module):
+    """A trained classifier without all that only training needs.
+
+    Args:
+        module: the trained module; it stays as it is.
+        preprocessing: uint8 in and probabilities out, else normalised float32 in and logits out.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, module: ClassificationModule, preprocessing: bool) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        # Contiguous, so that no program that reads the file has to know of torch's other memory orders.
+        self.backbone = deepcopy(module.backbone).to(memory_format=torch.contiguous_format)
+        self.head = deepcopy(module.head)
+        self.register_buffer("scale", module.scale.clone())
+        self.register_buffer("shift", module.shift.clone())
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images, B×C×S×S, to float32 B×K."""
+        if not self.preprocessing:
+            return self.head(self.backbone(image))
+        return self.head(self.backbone(image.float() * self.scale + self.shift)).softmax(1)
+
+
+def export(
+    model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
+) -> str:
+    """Writes a registered classifier as a file that runs without Fovea, for batches of any size.
+
+    The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
+    1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
+    of safetensors, in the extra file ``metadata.json`` of torchscript and pt2.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        file: the file to write; one that is there is replaced at once, when the new one is whole and checked.
+        format: onnx, torchscript (opened with ``torch.jit.load``), pt2 (``torch.export.load``), or safetensors, which
+            holds the weights alone. Default: what the suffix says (.onnx, .pt, .pt2, .safetensors).
+        opset: version of the ONNX operators. Default: the exporter's own.
+        preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and answers with probabilities, float32 B×K;
+            false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and answers with logits. The
+            resizing of a picture to S×S is in neither; the metadata describe it.
+
+    Returns:
+        What was written, and how far its answers are from the model's.
+
+    Raises:
+        ValueError: there is no such model, the options do not go together, the model cannot be written in this
+            format, or the file answers differently.
+    """
+    chosen = format or SUFFIXES.get(file.suffix.lower())
+    if chosen is None:
+        raise ValueError(
+            f"{file}: the suffix says nothing of the format; add --format onnx|torchscript|pt2|safetensors."
+        )
+    if opset is not None and chosen != "onnx":
+        raise ValueError(f"--opset is for onnx; {chosen} has none.")
+    if chosen == "safetensors" and not preprocessing:
+        raise ValueError("safetensors holds the weights alone, so --preprocessing false says nothing of it.")
+    folder = registry.model_folder(model)
+    module, _ = registry.load_model(folder)
+    if not isinstance(module, ClassificationModule):
+        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers are exported.")
+    metadata = _describe(model, folder, module, preprocessing)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as temporary:
+            new = Path(temporary, f"model.{chosen}")
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what exporters say of their own insides
+                    _write(new, chosen, module, metadata, opset, preprocessing)
+                    difference = _difference(_open(new, chosen), module, preprocessing)
+            except OSError:
+                raise
+            except Exception as error:  # exporters and runtimes have no common class of errors
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise ValueError(f"{model} cannot be written as {chosen}: {reason}") from error
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"{file} was not written: as {chosen} the model answers differently, by up to {difference:.1e}."
+                )
+            os.replace(new, file)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written: {error.strerror}.") from None
+    return (
+        f"{file}: {chosen}, {file.stat().st_size / 1e6:.2f} MB, {metadata['input']} to {metadata['output']}. "
+        f"The greatest difference from the model's answers is {difference:.1e}."
+    )
+
+
+def _describe(model: str, folder: Path, module: ClassificationModule, preprocessing: bool) -> dict[str, str]:
+    """What a program needs to know that runs the file; lists and dictionaries are JSON."""
+    saved = yaml.safe_load((folder / "architecture.yaml").read_text())
+    if "@" in model:  # an alias moves on, the version stays
+        name, alias = model.removeprefix("models:/").split("@", 1)
+        model = f"models:/{name}/{MlflowClient().get_model_version_by_alias(name, alias).version}"
+    std = 1 / (255 * module.scale.flatten())
+    values = {
+        "model": model,
+        "task": saved["task"],
+        "label_names": module.label_names,
+        "architecture": saved["module"],
+        "preprocessing": saved["preprocessing"],
+        "mean": [round(x, 6) for x in (-module.shift.flatten() * std).tolist()],
+        "std": [round(x, 6) for x in std.tolist()],
+        "input": f"{'uint8' if preprocessing else 'normalised float32'} B×{module.in_chans}×{module.image_size}×{module.image_size}",
+        "output": f"{'probabilities' if preprocessing else 'logits'} float32 B×{module.num_classes}",
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _images(module: ClassificationModule, count: int, preprocessing: bool) -> tuple[Tensor, Tensor]:
+    """Random images as the module takes them, and as the file does."""
+    size = (count, module.in_chans, module.image_size, module.image_size)
+    image = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+    return image, image if preprocessing else module.normalize(image).contiguous()
+
+
+def _write(
+    file: Path,
+    format: Format,
+    module: ClassificationModule,
+    metadata: dict[str, str],
+    opset: int | None,
+    preprocessing: bool,
+) -> None:
+    if format == "safetensors":
+        file.write_bytes(save({key: value.contiguous() for key, value in module.state_dict().items()}, metadata))
+        return
+    network = Exported(module, preprocessing)
+    example = (_images(module, 2, preprocessing)[1],)  # of one image, exporters would take the 1 for a constant
+    extra = {METADATA: json.dumps(metadata)}
+    if format == "torchscript":
+        torch.jit.save(torch.jit.trace(network, example, check_trace=False), file, _extra_files=extra)
+        return
+    sizes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, example, dynamic_shapes=sizes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine
+    if format == "pt2":
+        torch.export.save(program, file, extra_files=extra)
+        return
+    for library in ("onnxscript", "torch.onnx"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    onnx = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=["probabilities" if preprocessing else "logits"],
+        dynamic_shapes=sizes,
+        verbose=False,
+    )
+    assert onnx is not None
+    if opset not in (None, got := onnx.model.opset_imports[""]):  # it tells so only in its log
+        raise ValueError(f"the exporter cannot write opset {opset}, only {got}")
+    for part in onnx.model.graph.all_nodes():
+        part.metadata_props.clear()  # the exporter's notes, with the paths of this machine
+    onnx.model.metadata_props.update(metadata)
+    onnx.save(str(file), external_data=False)
+
+
+def _open(file: Path, format: Format) -> Callable[[Tensor], Tensor]:
+    """A written file as a function of images, opened as another program would."""
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    if format == "torchscript":
+        return torch.jit.load(file)
+    if format == "pt2":
+        return torch.export.load(file).module()
+    with safe_open(file, "pt") as weights:
+        module = ClassificationModule(**json.loads(weights.metadata()["architecture"])).eval()
+    module.load_state_dict(load_file(file))
+    return Exported(module, True)
+
+
+@torch.no_grad()
+def _difference(answer: Callable[[Tensor], Tensor], module: ClassificationModule, preprocessing: bool) -> float:
+    """The greatest absolute difference between a file's answers and the module's, for one image and for three."""
+    differences = []
+    for count in (1, 3):
+        image, given = _images(module, count, preprocessing)
+        expected = module(image).softmax(1) if preprocessing else module(image)
+        got = answer(given)
+        if got.shape != expected.shape:
+            raise ValueError(f"it answers with {tuple(got.shape)} to {count} images")
+        differences.append(float((got - expected).abs().max()))
+    return max(differences)
+
+
+if __name__ == "__main__":
+    try:
+        print(auto_cli(export, as_positional=True))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
