@@ -1,5 +1,6 @@
 """What every module shares: backbone, normalisation on the device, optimisation, averaging of weights, pictures."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.tuner.lr_finder import _LRCallback
 from numpy.typing import NDArray
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ from modules.backbones import BackboneError, create_backbone
 from modules.pictures import image_grid
 
 Stage = Literal["train", "val", "test"]
+
+
+class DivergenceError(ValueError):
+    """The training came to numbers that are not finite; the message says where."""
 
 
 class WarmupCosine(LambdaLR):
@@ -172,6 +178,7 @@ class VisionModule(L.LightningModule):
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
         self.means = nn.ModuleDict()
         self.frozen = False
+        self._finite = ""  # the last loss that was looked at
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
         """A copy without the trainer, and so without its data and loggers: what averaging of weights needs."""
@@ -195,6 +202,18 @@ class VisionModule(L.LightningModule):
         """What a user is told about each image of a batch, as plain data."""
         raise NotImplementedError
 
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """Draws what `answers` says of an image; by itself, the image alone.
+
+        Args:
+            image: uint8 H×W×C as it was read, with one or three channels; it is left as it is.
+            answer: one of `answers`.
+
+        Returns:
+            uint8 H×W×3, not always of the image's size.
+        """
+        return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 B×C×H×W to the float32 B×C×H×W that the backbone expects, on the device where it is."""
         if not self.channels_last:
@@ -208,6 +227,7 @@ class VisionModule(L.LightningModule):
         self.log_mean("train/loss", value, len(batch["image"]))
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_now({"train/loss_step": float(value)}, self.global_step)
+            self._check(float(value), batch)
         if plan.l1_penalty or plan.l2_penalty:
             weights = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
             if plan.l1_penalty:
@@ -239,6 +259,32 @@ class VisionModule(L.LightningModule):
                 key = name.replace("_", "/", 1)
                 self.log(key, value, prog_bar=key == "train/loss", logger=False)
                 self._log_now({key: float(value)}, self.global_step - 1)
+                if name == "train_loss":
+                    self._check(float(value), {})
+
+    def _check(self, loss: float, batch: dict[str, Tensor]) -> None:
+        """Looks at a loss that is known anyway.
+
+        Raises:
+            DivergenceError: it is not finite.
+        """
+        if math.isfinite(loss):
+            self._finite = f"; it was {loss:.4g} at step {self.global_step}"
+        elif not any(isinstance(c, _LRCallback) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise self._diverged(f"The loss is {loss} at step {self.global_step}{self._finite}. ", batch)
+
+    def _diverged(self, what: str, batch: dict[str, Tensor]) -> DivergenceError:
+        named = [
+            *((f"the input {key!r}: look at the data", value) for key, value in batch.items()),
+            *((f"the parameter {key}", value) for key, value in self.named_parameters()),
+            *((f"the statistic {key}", value) for key, value in self.named_buffers() if not key.startswith("means.")),
+        ]
+        values = [(name, value) for name, value in named if isinstance(value, Tensor)]
+        where = next((name for name, value in values if not value.isfinite().all()), "the loss itself")
+        return DivergenceError(
+            f"{what}The first thing that is not finite is {where}. No checkpoint is made of it. What often helps: a "
+            "lower --model.optimization.lr, --trainer.gradient_clip_val 1, a longer warm-up, another --trainer.precision."
+        )
 
     def _log_now(self, metrics: dict[str, float], step: int) -> None:
         """Hands metrics to the loggers at once: Lightning would do it only after the checkpoint of the same step."""
@@ -391,7 +437,13 @@ class VisionModule(L.LightningModule):
         return [WeightAverage(decay)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes down which network the weights are of, and the means of the epoch so far."""
+        """Writes down which network the weights are of, and the means of the epoch so far.
+
+        Raises:
+            DivergenceError: the weights are not finite, so that there is nothing to keep.
+        """
+        if not all(value.isfinite().all() for value in self.parameters()):
+            raise self._diverged(f"The weights are spoilt at step {self.global_step}{self._finite}. ", {})
         checkpoint["architecture"] = self.architecture
         checkpoint["means"] = {}
         epoch: Any = self.trainer.fit_loop.epoch_progress.current

@@ -3,30 +3,38 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
 import time
 import traceback
+import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import mlflow
+import requests
+import torch
 import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_IMAGES,
     MLFLOW_RUN_NAME,
     MLFLOW_SOURCE_NAME,
 )
@@ -36,6 +44,33 @@ RUN_FILE = "run.json"
 PARAM_LIMIT = 6000  # MLflow's, in characters
 BATCH_LIMIT = 1000  # metrics in one request
 PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
+REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
+
+# The journal tries again by itself, and must learn soon that it has to: MLflow's own way takes minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+
+
+class TrackingError(ValueError):
+    """MLflow cannot be reached or does not take the run; the message says what to do."""
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Makes one paragraph of MLflow's errors, where a command cannot go on without it.
+
+    Raises:
+        TrackingError: MLflow raised an error.
+    """
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        uri = redact(mlflow.get_tracking_uri())
+        if isinstance(error, requests.RequestException) or isinstance(error.__context__, requests.RequestException):
+            raise TrackingError(
+                f"MLflow at {uri} does not answer: start it, or unset MLFLOW_TRACKING_URI to use the embedded store."
+            ) from error
+        raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
 
 
 class Journal:
@@ -54,6 +89,7 @@ class Journal:
         self.output, self.run_id, self.client = output, run_id, client
         self.file, self._mark = output / "journal.jsonl", output / "journal.sent"
         self.error: Exception | None = None
+        self.refused = 0  # entries that the server will never take
         self.last: dict[str, int] = {}  # the last step of each metric and picture
         lines = self.file.read_bytes() if self.file.exists() else b""
         whole = lines[: lines.rfind(b"\n") + 1]  # a kill may have cut the last line
@@ -68,39 +104,56 @@ class Journal:
         self._stream.truncate(self._written)
         self._stream.seek(self._written)
         self._news = threading.Condition()
-        self._closing = False
+        self._closing = self._hurry = self._gave_up = False
+        self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._thread.start()
 
     def write(self, entry: dict[str, Any]) -> None:
         """Adds an entry; one of a step that its series already has is left out: an earlier process wrote it."""
-        if "step" in entry:
-            if entry["step"] <= self.last.get(entry["key"], -1):
-                return
-            self.last[entry["key"]] = entry["step"]
-        line = json.dumps(entry | {"timestamp": int(time.time() * 1000)}).encode() + b"\n"
         with self._news:
+            if "step" in entry:
+                if entry["step"] <= self.last.get(entry["key"], -1):
+                    return
+                self.last[entry["key"]] = entry["step"]
+            line = json.dumps(entry | {"timestamp": int(time.time() * 1000)}).encode() + b"\n"
             self._stream.write(line)
             self._stream.flush()
             self._written += len(line)
-            self._news.notify()
+            self._news.notify_all()
 
-    def wait(self, patience: float = PATIENCE) -> int:
-        """Waits until all is sent, or for some seconds if the server does not answer; returns how much is left."""
-        while self._sent < self._written and self._thread.is_alive():
-            failing_since = time.monotonic()
-            while self._sent < self._written and (self.error is None or time.monotonic() - failing_since < patience):
-                time.sleep(0.01)
-            if self.error is not None:
-                break
-        return self._written - self._sent
+    def wait(self, patience: float | None = None) -> int:
+        """Waits until all is sent, or for some seconds if the server does not answer.
 
-    def close(self, patience: float = PATIENCE) -> int:
-        """`wait`, then ends the thread."""
-        left = self.wait(patience)
+        Args:
+            patience: how many; by default a minute, and little where a minute has passed before.
+
+        Returns:
+            The bytes that are left.
+        """
+        if patience is None:
+            patience = min(PATIENCE, 5) if self._gave_up else PATIENCE
+        start = time.monotonic()
+        with self._news:
+            self._hurry = True
+            while self._sent < self._written and self._thread.is_alive():
+                if self.error is not None and time.monotonic() - max(start, self._progress) > patience:
+                    self._gave_up = True
+                    break
+                self._news.notify_all()
+                self._news.wait(0.05)
+            self._hurry = False
+            return self._written - self._sent
+
+    def close(self, patience: float | None = None) -> int:
+        """`wait`, which Ctrl-C cuts short, then ends the thread."""
+        try:
+            left = self.wait(patience)
+        except KeyboardInterrupt:
+            left = self._written - self._sent
         with self._news:
             self._closing = True
-            self._news.notify()
+            self._news.notify_all()
         if not left:
             self._thread.join()
         self._stream.close()
@@ -121,19 +174,26 @@ class Journal:
                     lines.pop()
                 try:
                     self._send(lines)
-                    self.error, pause = None, 0.5
                 except Exception as error:
                     if self.error is None:
                         rank_zero_warn(
-                            f"MLflow does not answer; training goes on, and sending is tried again. ({error})"
+                            "MLflow does not answer; the training goes on, and sending is tried again. "
+                            f"({redact(str(error))[:300]})"
                         )
                     self.error = error
                     with self._news:
-                        self._news.wait_for(lambda: self._closing, timeout=pause)
+                        self._news.wait_for(lambda: self._closing, timeout=min(pause, 1) if self._hurry else pause)
                     pause = min(2 * pause, 15)
+                else:
+                    if self.error is not None:
+                        rank_zero_info("MLflow answers again.")
+                    self.error, pause = None, 0.5
 
     def _send(self, lines: list[bytes]) -> None:
-        """Sends whole lines in order; metrics next to each other go together."""
+        """Sends whole lines in order; metrics next to each other go together.
+
+        What was sent, but not marked as sent, is sent again: each entry is such that MLflow then has it once.
+        """
         pending: list[Metric] = []
         size = 0
         for position, line in enumerate(lines, 1):
@@ -142,23 +202,93 @@ class Journal:
             if entry["kind"] == "metric":
                 pending.append(Metric(entry["key"], float(entry["value"]), entry["timestamp"], entry["step"]))
             if pending and (entry["kind"] != "metric" or len(pending) == BATCH_LIMIT or position == len(lines)):
-                self.client.log_batch(self.run_id, metrics=pending)
+                self._send_metrics(pending)
                 pending = []
-            if entry["kind"] == "picture":
-                with Image.open(self.output / entry["file"]) as picture:
-                    self.client.log_image(
-                        self.run_id, picture, key=entry["key"], step=entry["step"], timestamp=entry["timestamp"]
-                    )
-            elif entry["kind"] == "file":
-                self.client.log_artifact(self.run_id, str(self.output / entry["file"]), entry["folder"])
-            elif entry["kind"] == "tag":
-                self.client.set_tag(self.run_id, entry["key"], entry["value"])
-            elif entry["kind"] == "status":
-                self.client.set_terminated(self.run_id, entry["value"], entry["timestamp"])
+            if entry["kind"] != "metric":
+                try:
+                    self._send_other(entry)
+                except (FileNotFoundError, MlflowException) as error:
+                    if isinstance(error, MlflowException) and error.error_code != REFUSED:
+                        raise
+                    self._note_refusal(entry.get("key") or entry.get("file", ""), error)
             if not pending:
                 self._sent += size
                 size = 0
+                self._progress = time.monotonic()
                 os.pwrite(self._mark_stream.fileno(), b"%020d" % self._sent, 0)  # in one piece, whenever a kill comes
+
+    def _send_metrics(self, metrics: list[Metric]) -> None:
+        try:
+            self.client.log_batch(self.run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != REFUSED:
+                raise
+            if len(metrics) == 1:
+                self._note_refusal(metrics[0].key, error)
+            else:  # one of them spoils the others
+                for metric in metrics:
+                    self._send_metrics([metric])
+
+    def _send_other(self, entry: dict[str, Any]) -> None:
+        client, run_id = self.client, self.run_id
+        if entry["kind"] == "picture":
+            # As `log_image` names it, but by the same name at every attempt.
+            unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {entry['file']}")
+            stem = "images/{}+step+{step}+timestamp+{timestamp}+{}".format(
+                entry["key"].replace("/", "~"), unique, **entry
+            )
+            with Image.open(self.output / entry["file"]) as picture:
+                client.log_image(run_id, picture, artifact_file=f"{stem}.png")
+                client.log_image(run_id, compress_image_size(picture), artifact_file=f"{stem}+compressed.webp")
+            client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
+        elif entry["kind"] == "file":
+            client.log_artifact(run_id, str(self.output / entry["file"]), entry["folder"])
+        elif entry["kind"] == "tag" and entry["value"] is not None:
+            client.set_tag(run_id, entry["key"], entry["value"])
+        elif entry["kind"] == "tag":
+            if entry["key"] in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, entry["key"])
+        elif entry["kind"] == "status" and entry["value"] == "RUNNING":
+            client.update_run(run_id, entry["value"])
+        elif entry["kind"] == "status":
+            client.set_terminated(run_id, entry["value"], entry["timestamp"])
+
+    def _note_refusal(self, name: str, error: Exception) -> None:
+        self.refused += 1
+        if self.refused == 1:
+            rank_zero_warn(f"MLflow does not take {name}, which is left out of the run: {redact(str(error))[:300]}")
+
+
+class MachineMonitor(SystemMetricsMonitor):
+    """MLflow's monitor of the machine's load, writing to a journal: MLflow's own ends with the first failed request.
+
+    Args:
+        journal: of the run.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.run_id)
+        self.journal = journal
+        steps = [step for key, step in journal.last.items() if key.startswith(self._metrics_prefix)]
+        self._logging_step = max(steps, default=-1) + 1
+
+    def monitor(self) -> None:
+        """Measures until the end."""
+        while True:
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()
+                if self._shutdown_event.wait(self.sampling_interval):
+                    return
+            self.publish_metrics(self.aggregate_metrics())
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Writes measured values down."""
+        prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
+        for key, value in metrics.items():
+            self.journal.write({"kind": "metric", "key": prefix + key, "value": value, "step": self._logging_step})
+        self._logging_step += 1
+        for monitor in self.monitors:
+            monitor.clear_metrics()
 
 
 class RunLogger(Logger):
@@ -177,9 +307,8 @@ class RunLogger(Logger):
 
     def __init__(self, output: Path, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
         super().__init__()
-        self.output, self._experiment_name, self._run_name, self._tags = output, experiment, run_name, dict(tags)
+        self.output, self._experiment_name, self._run_name, self.tags = output, experiment, run_name, dict(tags)
         self.run_id: str | None = None
-        self._system: SystemMetricsMonitor | None = None
 
     @property
     def name(self) -> str:
@@ -204,32 +333,51 @@ class RunLogger(Logger):
             self._start()
         return self._client
 
+    @needed()
     def _start(self) -> None:
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith("http"):
+            with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
+                requests.get(f"{uri}/health", timeout=10)
         self._client = client = MlflowClient()
         saved = self.output / RUN_FILE
         given = os.environ.get("MLFLOW_RUN_ID")
+        run_name = redact(self._run_name)
         continues = saved.exists()
         if continues:
-            self.run_id = run_id_of(self.output)
-            client.update_run(self.run_id, "RUNNING")
-            if "error" in client.get_run(self.run_id).data.tags:
-                client.delete_tag(self.run_id, "error")
-            if given and given != self.run_id:
-                client.set_tag(given, "continues", self.run_id)
+            run_id = run_id_of(self.output)
+            try:
+                client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                before = json.loads(saved.read_text())["tracking_uri"]
+                raise TrackingError(
+                    f"{self.output} belongs to run {run_id} in {before}, which {redact(uri)} does not have: set "
+                    "MLFLOW_TRACKING_URI to the former, or choose another --output."
+                ) from None
+            if given and given != run_id:
+                client.set_tag(given, "continues", run_id)
         elif given:
-            self.run_id = given
-            client.set_tag(given, MLFLOW_RUN_NAME, self._run_name)
+            run_id = given
+            client.set_tag(given, MLFLOW_RUN_NAME, run_name)
         else:
             found = client.get_experiment_by_name(self._experiment_name)
             experiment_id = found.experiment_id if found else client.create_experiment(self._experiment_name)
-            self.run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
-        tags = self._tags | _provenance()
-        client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
+            run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
+        tags = redact(self.tags | _provenance())
+        client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
+        self._experiment_id = client.get_run(run_id).info.experiment_id
         self.output.mkdir(parents=True, exist_ok=True)
-        saved.write_text(json.dumps({"run_id": self.run_id, "tracking_uri": mlflow.get_tracking_uri()}))
-        self.journal = Journal(self.output, self.run_id, client)
-        self._system = SystemMetricsMonitor(self.run_id, resume_logging=continues)
-        self._system.start()
+        if not continues:
+            saved.write_text(json.dumps({"run_id": run_id, "tracking_uri": _without_login(uri)}))
+        self.run_id = run_id
+        self.journal = Journal(self.output, run_id, client)
+        if continues:  # in this order with what an earlier process could not send
+            self.journal.write({"kind": "status", "value": "RUNNING"})
+            self.journal.write({"kind": "tag", "key": "error", "value": None})
+        self._machine = MachineMonitor(self.journal)
+        self._machine.start()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -263,8 +411,15 @@ class RunLogger(Logger):
         self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
 
     @rank_zero_only
+    def set_tag(self, key: str, value: str) -> None:
+        """Writes a tag of the run down, to be sent."""
+        _ = self.experiment
+        self.journal.write({"kind": "tag", "key": key, "value": redact(value)[:PARAM_LIMIT]})
+
+    @rank_zero_only
+    @needed()
     def log_config(self, config: str) -> None:
-        """Logs a resolved configuration: whole as an artifact, and flattened as parameters."""
+        """Logs a resolved configuration, in YAML: whole as an artifact, and flattened as parameters."""
         client = self.experiment
         client.log_text(self.run_id, config, "config.yaml")
         params = [
@@ -277,15 +432,17 @@ class RunLogger(Logger):
             client.log_batch(self.run_id, params=params[start : start + 100])
 
     @rank_zero_only
+    @needed()
     def log_environment(self) -> None:
         """Logs the installed packages, and what differs from the commit."""
         client = self.experiment
         packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
         client.log_text(self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages]), "environment.txt")
         if difference := _git("diff", "HEAD"):
-            client.log_text(self.run_id, difference, "uncommitted.diff")
+            client.log_text(self.run_id, redact(difference), "uncommitted.diff")
 
     @rank_zero_only
+    @needed()
     def log_data(self, data: Any) -> None:
         """Logs what the data set is, and which files were left out of it."""
         client, identity = self.experiment, data.identity()
@@ -308,39 +465,35 @@ class RunLogger(Logger):
         _ = self.experiment
         self.journal.write({"kind": "file", "file": str(file.relative_to(self.output)), "folder": folder})
 
-    @rank_zero_only
-    def flush(self) -> None:
-        """Waits until all that was written down is sent, as far as the server answers."""
+    def flush(self) -> bool:
+        """Waits until all that was written down is sent, as far as the server answers; returns whether it is."""
         _ = self.experiment
-        self.journal.wait()
+        return not self.journal.wait()
 
     @rank_zero_only
     def finish(self, error: BaseException | None = None) -> None:
         """Ends the run with what is true: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
         _ = self.experiment
-        if self._system:
-            self._system.finish()
+        self._machine.finish()
         if error is not None:
-            self.journal.write(
-                {"kind": "tag", "key": "error", "value": f"{type(error).__name__}: {error}"[-PARAM_LIMIT:]}
-            )
-            (self.output / "error.txt").write_text("".join(traceback.format_exception(error)))
+            self.set_tag("error", f"{type(error).__name__}: {error}")
+            (self.output / "error.txt").write_text(redact("".join(traceback.format_exception(error))))
             self.log_file(self.output / "error.txt", "")
         killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
         status = "KILLED" if killed else "FAILED" if error else "FINISHED"
         self.journal.write({"kind": "status", "value": status})
         if self.journal.close():
+            why = redact(str(self.journal.error))[:300]
             rank_zero_warn(
-                f"MLflow did not take all of the run ({self.journal.error}). What is left is kept in {self.output}; "
-                f"send it with: python -m pipelines.tracking {self.output}"
+                f"MLflow did not take all of the run ({why}). What is left is kept in {self.output}; "
+                f"once it answers, send it with: python -m pipelines.tracking {self.output}"
             )
 
     def address(self) -> str:
         """Where the run is seen: its page on a server, or its id in the embedded store."""
-        uri = mlflow.get_tracking_uri()
+        uri = _without_login(mlflow.get_tracking_uri())
         if uri.startswith("http"):
-            experiment = self.experiment.get_run(self.run_id).info.experiment_id
-            return f"{uri}/#/experiments/{experiment}/runs/{self.run_id}"
+            return f"{uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
         return f"{self.run_id} in {uri}"
 
 
@@ -416,6 +569,62 @@ def flatten(config: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix[:-1], config if isinstance(config, str) else json.dumps(config))]
 
 
+_SECRET_KEY = r"[\w.-]*(?:passw|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential)[\w.-]*"
+_SECRET = re.compile(
+    r"(?<=://)[^\s/@'\"]+(?=@)"  # user:password@ in an address
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"|\b(?:gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{16,})"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # JSON web tokens
+    r"|(?<=Bearer )[\w.~+/=-]{12,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
+)
+_SECRET_ASSIGNED = (
+    re.compile(  # in code, in shell scripts, in addresses: `api_key: str = "…"`, `TOKEN=…`, `--password …`
+        rf"""((?:{_SECRET_KEY}["']?\]?(?:\s*:[\w. |\[\]]{{1,40}}?(?==))?\s*[:=]\s*)|--{_SECRET_KEY}\s+)"""
+        r"""(?:(["'])(?:(?!\2).)+\2|[^\s"'(){}\[\],;&]{6,}+(?!\())""",
+        re.IGNORECASE,
+    )
+)
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """Puts ``***`` in the place of whatever looks like a credential.
+
+    Args:
+        value: text, or nested dictionaries and lists.
+        key: the name it goes by; one such as ``api_key`` makes a credential of any text.
+
+    Returns:
+        The same without credentials.
+    """
+    if isinstance(value, dict):
+        return {name: redact(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(inner, key) for inner in value]
+    secret = re.search(_SECRET_KEY, key, re.IGNORECASE)
+    if secret and isinstance(value, int | float) and not isinstance(value, bool) and "token" not in key.lower():
+        return "***"  # but `num_tokens` is a number
+    if not isinstance(value, str) or not value:
+        return value
+    if secret:
+        return "***"
+    for name, known in os.environ.items():
+        if len(known) >= 8 and re.search(_SECRET_KEY, name, re.IGNORECASE):
+            value = value.replace(known, "***")
+    return _SECRET_ASSIGNED.sub(r"\1***", _SECRET.sub("***", value))
+
+
+def redact_yaml(text: str) -> str:
+    """`redact` for a document in YAML, which stays as it is if there is nothing to hide."""
+    plain = yaml.safe_load(text)
+    hidden = redact(plain)
+    return text if hidden == plain else yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
+
+
+def _without_login(uri: str) -> str:
+    return re.sub(r"(?<=://)[^\s/@]+@", "", uri)
+
+
 def _git(*args: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *args]
     try:
@@ -431,6 +640,23 @@ def _provenance() -> dict[str, str]:
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         "host": platform.node(),
     }
+
+
+def surroundings(trainer: L.Trainer) -> dict[str, str]:
+    """Where a training runs, as tags: devices, processes, what started them, versions."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    launchers = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_ID": "slurm", "MLFLOW_RUN_ID": "mlflow"}
+    tags = {
+        "devices": f"{trainer.world_size}×{name}",
+        "world_size": str(trainer.world_size),
+        "launcher": next((launcher for key, launcher in launchers.items() if key in os.environ), "python"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if job := os.environ.get("SLURM_JOB_ID"):
+        tags["slurm.job_id"] = job
+    return tags
 
 
 def run_id_of(output: str | Path) -> str:
@@ -452,10 +678,12 @@ def send(output: Path) -> str:
     """
     if not (output / RUN_FILE).exists():
         raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")
-    client = MlflowClient(json.loads((output / RUN_FILE).read_text())["tracking_uri"])
-    journal = Journal(output, run_id_of(output), client)
-    if journal.close():
-        raise ValueError(f"The server still does not take it: {journal.error}")
+    uri = json.loads((output / RUN_FILE).read_text())["tracking_uri"]
+    if _without_login(mlflow.get_tracking_uri()) == uri:
+        uri = mlflow.get_tracking_uri()  # which may have the login
+    journal = Journal(output, run_id_of(output), MlflowClient(uri))
+    if journal.close(patience=5):
+        raise ValueError(f"MLflow at {redact(uri)} still does not take it: {redact(str(journal.error))[:300]}")
     return f"All of {output} is in run {journal.run_id}."
 
 

@@ -2,7 +2,12 @@
 
 import os
 import signal
-from typing import Any
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lightning as L
 
@@ -31,3 +36,84 @@ class Crash(L.Callback):
     ) -> None:
         if trainer.global_step == 3:
             raise ZeroDivisionError("on purpose")
+
+
+class Spoil(L.Callback):
+    """Makes a weight NaN once an optimiser step is done.
+
+    Args:
+        step: the step.
+        parameter: whose weight.
+    """
+
+    def __init__(self, step: int, parameter: str) -> None:
+        self.step, self.parameter = step, parameter
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            pl_module.get_parameter(self.parameter).data[0] = float("nan")
+
+
+class Notify(L.Callback):
+    """Has settings that are nobody's business."""
+
+    def __init__(self, address: str, api_key: str) -> None: ...
+
+
+class Server:
+    """An `mlflow server` with a store of its own, on a free port."""
+
+    current: ClassVar["Server"]
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1",
+                   "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
+        with (self.folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def wait(self) -> None:
+        while not self.answers():
+            assert self._process is not None
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class Outage(L.Callback):
+    """Stops the server in the middle of a training.
+
+    Args:
+        begin: the step.
+        end: the step at which it is started again, if it is.
+    """
+
+    def __init__(self, begin: int, end: int = -1) -> None:
+        self.begin, self.end = begin, end
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.begin:
+            Server.current.stop()
+        if trainer.global_step == self.end:
+            assert not Server.current.answers()
+            Server.current.start()

@@ -1,20 +1,28 @@
 """A run tells the truth about its training."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import faults
 import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
+from pipelines import tracking
 from pipelines.classification import classification
 from pipelines.cli import expand
-from pipelines.tracking import flatten, run_id_of
+from pipelines.tracking import Journal, flatten, redact, run_id_of
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2", "--output", "out"]  # fmt: skip
@@ -82,3 +90,189 @@ def test_every_setting_becomes_a_parameter() -> None:
     assert flatten({"a": {"b": [1, None], "c": None, "d": "x"}, "e": {}}) == [
         ("a.b", "[1, null]"), ("a.c", "null"), ("a.d", "x"), ("e", "{}")
     ]  # fmt: skip
+
+
+def journal_and_server(output: str = "out") -> tuple[Counter[object], Counter[object]]:
+    """Every metric and picture: those written down, and those that MLflow has."""
+    entries = [json.loads(line) for line in Path(output, "journal.jsonl").read_bytes().splitlines()]
+    written = Counter((e["key"], e["step"], e["value"]) for e in entries if e["kind"] == "metric")
+    written.update((e["key"].replace("/", "~"), str(e["step"])) for e in entries if e["kind"] == "picture")
+    client, run_id = MlflowClient(), run_id_of(output)
+    keys = client.get_run(run_id).data.metrics
+    there = Counter((m.key, m.step, m.value) for key in keys for m in client.get_metric_history(run_id, key))
+    files = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
+    there.update(tuple(name.split("+")[:3:2]) for name in files if name.endswith(".png"))
+    assert len(files) == 2 * sum(name.endswith(".png") for name in files)
+    return written, there
+
+
+@pytest.mark.filterwarnings("ignore:MLflow does not")
+def test_a_journal_survives_a_dead_server_and_answers_that_were_lost() -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    Path("out").mkdir()
+    Path("out/run.json").write_text(json.dumps({"run_id": run_id}))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("out/a.png")
+    dead = Journal(Path("out"), run_id, MlflowClient("http://127.0.0.1:9"))
+    for step in range(1500):
+        dead.write({"kind": "metric", "key": "loss", "value": step / 7, "step": step})
+        if step % 500 == 0:
+            dead.write({"kind": "picture", "key": "train/samples", "step": step, "file": "a.png"})
+    for value in ("x", None):
+        dead.write({"kind": "tag", "key": "error", "value": value})
+    dead.write({"kind": "status", "value": "KILLED"})
+    assert dead.close(patience=0.5) == Path("out/journal.jsonl").stat().st_size
+    assert Journal(Path("out"), run_id, client).close() == 0
+    Path("out/journal.sent").write_text(f"{0:020d}")  # all was taken, and no answer came
+    assert Journal(Path("out"), run_id, client).close() == 0
+    written, there = journal_and_server()
+    assert there == written
+    assert run().info.status == "KILLED"
+    assert "error" not in run().data.tags
+
+
+@pytest.mark.filterwarnings("ignore:MLflow does not")
+def test_what_mlflow_never_takes_does_not_hold_up_the_rest() -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    Path("out").mkdir()
+    journal = Journal(Path("out"), run_id, client)
+    for key in ("a", "bad#key", "b"):
+        journal.write({"kind": "metric", "key": key, "value": 1.0, "step": 0})
+    journal.write({"kind": "picture", "key": "gone", "step": 0, "file": "gone.png"})
+    journal.write({"kind": "status", "value": "FINISHED"})
+    assert journal.close() == 0
+    assert client.get_run(run_id).data.metrics == {"a": 1.0, "b": 1.0}
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert journal.refused == 2
+
+
+def test_a_server_that_is_not_there_at_the_start_is_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", *SMALL])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert "MLflow at http://***@127.0.0.1:9 does not answer: start it, or unset MLFLOW_TRACKING_URI" in message
+    assert "Traceback" not in message
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.Server]:
+    faults.Server.current = server = faults.Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    server.start()
+    server.wait()
+    yield server
+    server.stop()
+
+
+LONG = [*SMALL, "--trainer.max_epochs", "4", "--trainer.log_every_n_steps", "1"]
+OUTAGE = ["--trainer.callbacks+=faults.Outage", "--trainer.callbacks.begin", "7"]
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_and_comes_back_has_all_once(server: faults.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 300)
+    with pytest.warns(UserWarning, match="does not answer"):
+        cli = classification(["fit", *LONG, *OUTAGE, "--trainer.callbacks.end", "70"])
+    written, there = journal_and_server()
+    assert there == written
+    steps = [step for key, step, *_ in written if key == "train/loss_step"]
+    assert steps == list(range(cli.trainer.global_step))
+    assert run().info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_at_the_end_gets_all_of_it_later(
+    server: faults.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    with pytest.warns(UserWarning, match="python -m pipelines.tracking out"):
+        first = classification(["fit", *LONG, *OUTAGE, "--register", "later"])
+    assert first.rows["registered"].startswith("no: MLflow does not answer.")
+    command = [sys.executable, "-m", "pipelines.tracking", "out"]
+    assert "still does not take it" in subprocess.run(command, capture_output=True, text=True).stderr
+    server.start()
+    server.wait()
+    assert run().info.status == "RUNNING"
+    assert "All of out is in run" in subprocess.run(command, capture_output=True, text=True).stdout
+    written, there = journal_and_server()
+    assert there == written
+    assert run().info.status == "FINISHED"
+    assert run().data.tags["registered"].startswith("no:")
+    again = classification(["fit", *LONG, "--register", "later"])
+    assert again.rows["registered"] == run().data.tags["registered"] == "models:/later/1"
+    assert again.trainer.global_step == first.trainer.global_step
+
+
+def test_a_finished_training_is_registered_without_training_again() -> None:
+    first = classification(["fit", *SMALL])
+    before = journal_and_server()[1]
+    last = Path("out/last.ckpt").read_bytes()
+    again = classification(["fit", *SMALL, "--register", "afterwards"])
+    assert again.rows["registered"] == "models:/afterwards/1"
+    assert again.trainer.global_step == first.trainer.global_step
+    assert Path("out/last.ckpt").read_bytes() == last
+    assert journal_and_server()[1] == before
+
+
+def test_credentials_reach_no_run(tmp_path: Path) -> None:
+    password, access, api_key = secrets = uuid4().hex, f"AKIA{uuid4().hex[:16].upper()}", uuid4().hex  # not in any file
+    classification(["fit", *SMALL, "--trainer.max_epochs", "1", "--run_name", f"a http://me:{password}@host {access}",
+                    "--trainer.callbacks+=faults.Notify", "--trainer.callbacks.address", f"smtp://me:{password}@host/x",
+                    "--trainer.callbacks.api_key", api_key])  # fmt: skip
+    params = run().data.params
+    assert '"address": "smtp://***@host/x", "api_key": "***"' in params["trainer.callbacks"]
+    kept = Path(mlflow.artifacts.download_artifacts(run().info.artifact_uri, dst_path=str(tmp_path / "kept")))
+    texts = {str(f): f.read_bytes() for folder in (kept, Path("out")) for f in folder.rglob("*") if f.is_file()}
+    texts |= {key: value.encode() for key, value in {**params, **run().data.tags, "": str(run())}.items()}
+    assert len(texts) > 50
+    assert [(name, secret) for name, text in texts.items() for secret in secrets if secret.encode() in text] == []
+    tags = run().data.tags
+    assert {"1×cpu", "1×NVIDIA"} & {tags["devices"], tags["devices"][:8]}
+    assert tags["launcher"] == "python"
+    assert int(tags["parameters"]) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("given", "hidden"),
+    [
+        ('+    api_key: str = "abc"', "+    api_key: str = ***"),
+        ("+export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG", "+export AWS_SECRET_ACCESS_KEY=***"),
+        ("+serve --password hunter2 --port 80", "+serve --password *** --port 80"),
+        ("+get('https://host/x?token=abcdef12&y=1')", "+get('https://host/x?token=***&y=1')"),
+        ("+Authorization: Bearer abcdefghijkl", "+Authorization: Bearer ***"),
+        ("+-----BEGIN RSA PRIVATE KEY-----\n+MIIE\n+-----END RSA PRIVATE KEY-----\n+x", "+***\n+x"),
+        ("+cls_token = nn.Parameter(x); num_tokens: 5", "+cls_token = nn.Parameter(x); num_tokens: 5"),
+    ],
+)
+def test_credentials_are_hidden_in_code_and_the_rest_is_not(given: str, hidden: str) -> None:
+    assert redact(given) == hidden
+
+
+def test_a_diverging_training_says_so_and_keeps_the_last_good_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", *SMALL, "--model.optimization.lr", "1e30", "--trainer.log_every_n_steps", "5"])
+    assert end.value.code == 2
+    assert "The loss is nan at step 5" in capsys.readouterr().err
+    assert run().info.status == "FAILED"
+    assert "backbone.conv1.weight" in run().data.tags["error"]
+    assert not list(Path("out").glob("*.ckpt"))
+
+
+def test_weights_that_are_spoilt_in_the_last_step_of_an_epoch_are_not_kept() -> None:
+    cli = classification(["fit", *SMALL, "--trainer.max_epochs", "1"])
+    steps = cli.trainer.global_step
+    spoil = ["--trainer.callbacks+=faults.Spoil", "--trainer.callbacks.step", str(2 * steps),
+             "--trainer.callbacks.parameter", "backbone.conv2.weight"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        classification(["fit", *SMALL, *spoil])
+    assert f"spoilt at step {2 * steps}" in run().data.tags["error"]
+    assert "is the parameter backbone.conv2.weight" in run().data.tags["error"]
+    for file in ("last", "best"):
+        checkpoint = torch.load(f"out/{file}.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == steps
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
