@@ -11,100 +11,12 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 from timm.layers import Format, PatchEmbed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+
+from modules.networks import BackboneError
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
-
-
-class BackboneError(ValueError):
-    """A backbone cannot be made; the message names what is wrong and the way out."""
-
-
-class LeNet5(nn.Module):
-    """LeNet-5 in its modern form: ReLU and max pooling (LeCun et al. 1998, table 1, for the layer sizes).
-
-    Two 5×5 convolutions (6 and 16 channels), then fully connected layers of 120, 84 and ``num_classes``: 61,706
-    parameters for 28×28 grey images and ten classes.
-
-    Args:
-        num_classes: size of the last layer; 0 leaves the 84 features.
-        in_chans: input channels.
-        img_size: side of the input, in pixels, at least 12.
-        drop_rate: dropout before the last layer.
-
-    Raises:
-        BackboneError: the input is too small.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 1,
-        img_size: int | tuple[int, int] = 28,
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if isinstance(img_size, tuple):  # as timm gives it
-            img_size = img_size[0]
-        side = (img_size // 2 - 4) // 2
-        if side < 1:
-            raise BackboneError(f"lenet5 needs images of at least 12 pixels, not {img_size}: set --data.image_size 28.")
-        self.num_features, self.head_hidden_size, self.num_classes = 120, 84, num_classes
-        self.feature_info = [
-            {"num_chs": 6, "reduction": 2, "module": "pool1"},
-            {"num_chs": 16, "reduction": 4, "module": "pool2"},
-        ]
-        self.conv1 = nn.Conv2d(in_chans, 6, 5, padding=2)
-        self.pool1 = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.pool2 = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
-        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(16 * side**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
-        self.head_drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(84, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the last layer; 0 removes it."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(84, num_classes) if num_classes else nn.Identity()
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers from input to output, for layer-wise learning rates."""
-        return {"stem": r"^conv1", "blocks": [(r"^conv2", (0,)), (r"^neck", (1,))]}
-
-    def forward_features(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to float B×16×H×W."""
-        return self.pool2(self.conv2(self.pool1(self.conv1(image))))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """float B×16×H×W to B×num_classes, or to the 84 features before the last layer."""
-        features = self.head_drop(self.neck(features))
-        return features if pre_logits else self.fc(features)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to B×num_classes."""
-        return self.forward_head(self.forward_features(image))
-
-
-default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
-    {
-        "lenet5.untrained": {
-            "input_size": (1, 28, 28), "num_classes": 10, "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic",
-            "crop_pct": 1.0, "first_conv": "conv1", "classifier": "fc", "fixed_input_size": True,
-        }
-    }
-)  # fmt: skip
-
-
-@register_model
-def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
-    """LeNet-5, registered with timm."""
-    return build_model_with_cfg(LeNet5, "lenet5", pretrained, feature_cfg={"out_indices": (0, 1)}, **kwargs)
 
 
 def create_backbone(
@@ -121,7 +33,7 @@ def create_backbone(
     """Makes the network that turns an image into features.
 
     Args:
-        name: any timm name (``resnet18``, ``hf-hub:…``), ``lenet5``, a file of weights (``.safetensors``, ``.pth``,
+        name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights (``.safetensors``, ``.pth``,
             ``.pt``, ``.ckpt``, never unpickled with code), or a registered model (``models:/name@alias``).
         pretrained: load the published weights; needs the network the first time.
         in_chans: input channels; pretrained first layers are adapted.

@@ -1,0 +1,129 @@
+"""The lectures' networks have the published sizes, and the lectures' worked examples hold."""
+
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modules import ClassificationModule, create_backbone
+from pipelines.classification import classification
+
+# Parameters: LeCun et al. 1989 and 1998, Krizhevsky et al. 2012 (60 million), Simonyan & Zisserman 2015 table 2 (133,
+# 133, 134, 138 and 144 million), Szegedy et al. 2015, He et al. 2016, Huang et al. 2017, Chollet 2017, Howard et al. 2017,
+# Dosovitskiy et al. 2021, Liu et al. 2021 and 2022.
+PUBLISHED = {
+    "mlp": 266_610, "lenet1989": 9_760, "lenet5": 61_706, "alexnet": 60_965_224, "vgg11": 132_863_336,
+    "vgg11_lrn": 132_863_336, "vgg13": 133_047_848, "vgg16_c": 133_638_952, "vgg16": 138_357_544, "vgg19": 143_667_240,
+    "googlenet": 13_378_280, "inception_v3": 23_834_568, "resnet18": 11_689_512, "resnet34": 21_797_672,
+    "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808, "densenet121": 7_978_856,
+    "densenet169": 14_149_480, "densenet201": 20_013_928, "xception": 22_855_952, "mobilenetv1_100": 4_231_976,
+    "mobilenetv2_100": 3_504_872, "mobilenetv3_large_100": 5_483_032, "vit_base_patch16_224": 86_567_656,
+    "swin_tiny_patch4_window7_224": 28_288_354, "swin_small_patch4_window7_224": 49_606_258,
+    "swin_base_patch4_window7_224": 87_768_224, "convnext_tiny": 28_589_128, "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items(), ids=PUBLISHED)
+def test_a_network_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_googlenet_without_its_auxiliary_classifiers_has_seven_million() -> None:
+    with torch.device("meta"):
+        network = timm.create_model("googlenet")
+    assert sum(p.numel() for name, p in network.named_parameters() if not name.startswith("aux")) == 6_998_552
+
+
+def size(n: int, kernel: int, stride: int, padding: int) -> int:
+    return math.floor((n + 2 * padding - kernel) / stride) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "expected"),
+    [
+        ("lenet1989", 16, [size(16, 5, 2, 2), size(size(16, 5, 2, 2), 5, 2, 2)]),
+        ("lenet5", 28, [size(size(28, 5, 1, 2), 2, 2, 0), size(size(14, 5, 1, 0), 2, 2, 0)]),
+        ("alexnet", 224, [size(size(224, 11, 4, 2), 3, 2, 0), size(27, 3, 2, 0), size(13, 3, 2, 0)]),
+        ("vgg16_c", 64, [32, 16, 8, 4, 2]),
+        ("googlenet", 224, [112, 56, 28, 14, 7]),
+    ],
+)
+def test_each_stage_has_the_size_of_the_formula(name: str, side: int, expected: list[int]) -> None:
+    small = {} if side > 64 or name.startswith("lenet") else {"small_stem": False}
+    chans = 1 if name.startswith("lenet") else 3
+    network = create_backbone(name, image_size=side, in_chans=chans, features_only=True, **small)
+    levels = network(torch.zeros(1, chans, side, side))
+    assert [level.shape[-1] for level in levels] == expected
+    assert [level.shape[1] for level in levels] == network.feature_info.channels()
+
+
+def test_each_map_of_lenet_1989_sees_eight_of_twelve() -> None:
+    network = timm.create_model("lenet1989").eval()
+    x = torch.zeros(1, 12, 8, 8, requires_grad=True)
+    for k in range(12):
+        (gradient,) = torch.autograd.grad(network.h2(x)[0, k].sum(), x)
+        assert int((gradient.abs().sum((0, 2, 3)) > 0).sum()) == 8
+
+
+def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
+    module = ClassificationModule(10, in_chans=1, image_size=28, backbone="googlenet", channels_last=False)
+    batch = {"image": torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8), "label": torch.tensor([1, 2, 3, 4])}
+    module.log_mean = lambda *_: None  # type: ignore[method-assign]  # there is no trainer
+    module.train()
+    torch.manual_seed(0)
+    loss = module.step(batch, "train")
+    torch.manual_seed(0)
+    logits = module.head(module.backbone(module.normalize(batch["image"])))
+    losses = [F.cross_entropy(given, batch["label"]) for given in (logits, *module.backbone.aux_logits)]
+    assert len(losses) == 3
+    assert loss.item() == pytest.approx((losses[0] + 0.3 * (losses[1] + losses[2])).item())
+    loss.backward()
+    assert all(p.grad is not None for p in module.backbone.aux.parameters())
+    module.eval()(batch["image"])
+    assert module.backbone.aux_logits == []
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet1989", "alexnet", "googlenet"])
+def test_a_lecture_network_is_trained_by_name(name: str) -> None:
+    options = {"alexnet": ["--model.backbone_options.width", "0.1"], "googlenet": ["--data.batch_size", "8"]}
+    side = {"lenet1989": "16", "mlp": "8"}.get(name, "28")
+    cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", side, "--model.backbone", name,
+                          "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4", "--trainer.logger", "false",
+                          "--trainer.enable_progress_bar", "false", *options.get(name, [])])  # fmt: skip
+    assert math.isfinite(float(cli.trainer.callback_metrics["test/loss"]))
+
+
+# The lectures' worked examples
+
+
+def test_a_convolution_with_a_2x2_kernel_and_relu() -> None:
+    image = torch.tensor([[1.0, 2, 0], [0, 1, 3], [2, 0, 1]])[None, None]
+    kernel = torch.tensor([[1.0, -1], [0, 1]])[None, None]
+    # (1-2+1, 2-0+3; 0-1+0, 1-3+1), by hand
+    assert F.relu(F.conv2d(image, kernel)).tolist() == [[[[0, 5], [0, 0]]]]
+
+
+def test_a_3x3_kernel_on_a_binary_image_of_5x5() -> None:
+    image = torch.tensor([[1.0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 1, 1, 0, 0]])
+    kernel = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    assert F.conv2d(image[None, None], kernel[None, None]).tolist() == [[[[4, 3, 4], [2, 4, 3], [2, 3, 4]]]]
+
+
+def test_three_channels_are_summed_and_the_bias_added() -> None:
+    conv = nn.Conv2d(3, 1, 2)
+    conv.weight.data = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 1], [1, 1]]])[None]
+    conv.bias.data.fill_(1.0)
+    image = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]], [[1, 0], [0, 1]]])[None]
+    assert conv(image).item() == (1 + 4) + (6 + 7) + 2 + 1
+
+
+def test_max_pooling_keeps_the_greatest_of_each_window() -> None:
+    image = torch.tensor([[1.0, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])[None, None]
+    assert F.max_pool2d(image, 2).tolist() == [[[[6, 8], [3, 4]]]]
