@@ -1,0 +1,400 @@
+"""Searches for the best settings with Optuna: ``python -m pipelines.sweep RECIPE.yaml SPACE.yaml --trials 20``."""
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import mlflow
+import optuna
+import yaml
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from modules import VisionModule
+from pipelines import registry
+from pipelines.cli import VisionCLI, print_table
+
+HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
+OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself
+
+
+class Report(L.Callback):
+    """Tells the trial that is under way what each validation came to, and ends the training if it is hopeless.
+
+    Outside of a sweep, as where a trial's ``config.yaml`` is used again, it does nothing.
+    """
+
+    trial: optuna.Trial | None = None
+    parent: str | None = None
+
+    def __init__(self) -> None:
+        self.validations, self.pruned = 0, False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the run a child of the sweep's, before anything can go wrong in it."""
+        if self.trial and stage == "fit" and trainer.logger:
+            client, run_id = trainer.logger.experiment, trainer.logger.version  # type: ignore[attr-defined]
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.parent)
+            client.set_tag(run_id, "trial", str(self.trial.number))
+            self.trial.set_user_attr("run_id", run_id)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reports the monitored metric; the training ends in good order, with its checkpoint, if it is to be pruned."""
+        value = trainer.callback_metrics.get(str(pl_module.monitor))
+        if self.trial is None or trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
+            return
+        if math.isfinite(float(value)):
+            self.trial.report(float(value), self.validations)
+        self.validations += 1
+        if self.trial.should_prune():
+            self.pruned = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of validations so far, for a trial that is cut off and goes on."""
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.validations = state_dict["validations"]
+
+
+def read_space(file: Path) -> dict[str, BaseDistribution]:
+    """A search space: settings by their dotted name, with a list of choices, or ``low``, ``high``, ``log``, ``step``.
+
+    Raises:
+        ValueError: it is none; the setting is named.
+    """
+    try:
+        given = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The search space {file} cannot be read: {error}") from None
+    if not isinstance(given, dict) or not given:
+        raise ValueError(
+            f"{file} is no search space: it needs lines such as model.optimization.lr: {{low: 0.001, high: 0.1}}."
+        )
+    space: dict[str, BaseDistribution] = {}
+    for name, values in given.items():
+        try:
+            space[name] = _distribution(name, values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {name}: {error}") from None
+    return space
+
+
+def _distribution(name: str, values: Any) -> BaseDistribution:
+    if name in OURS:
+        raise ValueError("a sweep sets this itself.")
+    if isinstance(values, list) and values and all(isinstance(v, str | int | float | None) for v in values):
+        return CategoricalDistribution(values)
+    if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= {"low", "high", "log", "step"}:
+        raise ValueError("give a list of plain values, or {low: …, high: …} with log: true or step: … if you like.")
+    log = values.get("log", False)
+    # YAML takes 1e-4, without a point, for text.
+    numbers = {key: float(v) if isinstance(v, str) else v for key, v in values.items() if key != "log"}
+    if all(isinstance(v, int) for v in numbers.values()):
+        return IntDistribution(log=log, **numbers)  # type: ignore[arg-type]
+    return FloatDistribution(log=log, **numbers)
+
+
+@dataclass
+class Sweep:
+    """A study, and how its trials are trained.
+
+    Args:
+        study: Optuna's.
+        space: settings and their values.
+        command: the task's command line.
+        args: what all trials have in common.
+        folder: each trial has a folder in it.
+        parent: the run that has those of the trials as children.
+        monitor: the metric, on the validation split.
+    """
+
+    study: optuna.Study
+    space: dict[str, BaseDistribution]
+    command: Callable[[list[str]], VisionCLI]
+    args: list[str]
+    folder: Path
+    parent: str
+    monitor: str
+
+    def output(self, trial: optuna.Trial | FrozenTrial) -> Path:
+        """The folder of a trial, which one that takes over another's work shares."""
+        return self.folder / f"{trial.user_attrs.get('origin', trial.number):04d}"
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Trains a trial; its value is the best of the monitored metric."""
+        chosen = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
+        Report.trial, Report.parent = trial, self.parent
+        try:
+            cli = self.command([*self.args, *_options(chosen), "--output", str(self.output(trial))])
+            watch = next(c for c in cli.trainer.callbacks if isinstance(c, Report))  # type: ignore[attr-defined]
+            scores = [
+                c.best_model_score
+                for c in cli.trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(c, ModelCheckpoint) and c.monitor == self.monitor
+            ]
+            if not scores or scores[0] is None or not math.isfinite(scores[0]):
+                raise ValueError(f"{self.monitor} came to no figure")
+        except SystemExit as end:
+            if end.code in (130, 143):  # Ctrl-C and SIGTERM: the trial goes on when the sweep does
+                self.study.tell(trial, state=TrialState.FAIL)
+                retry(self.study, self.study.trials[trial.number])
+                raise
+            error = ValueError("the settings do not go together; see above")
+            trial.set_user_attr("error", str(error))
+            raise error from None
+        except Exception as fault:
+            trial.set_user_attr("error", f"{type(fault).__name__}: {fault}"[:2000])
+            raise
+        finally:
+            Report.trial = Report.parent = None
+        trial.set_user_attr("best", float(scores[0]))
+        if watch.pruned:
+            raise optuna.TrialPruned
+        return float(scores[0])
+
+    def run(self, trials: int) -> None:
+        """Trains until there are so many trials, of this process and of others on the same study; waits for those."""
+        while True:
+            optuna.storages.fail_stale_trials(self.study)
+            known = self.study.get_trials(deepcopy=False)
+            states = Counter(trial.state for trial in known)
+            if states[TrialState.WAITING] or len({self.output(trial) for trial in known}) < trials:
+                self.study.optimize(self.objective, n_trials=1, catch=(Exception,), callbacks=[_tell])
+            elif states[TrialState.RUNNING]:
+                time.sleep(1)
+            else:
+                return
+
+    def register(self, name: str, best: FrozenTrial) -> str:
+        """Registers the best checkpoint of a trial with its test figures, once for all processes of the sweep."""
+        key = f"registered.{name}"
+        if key in self.study.user_attrs and self.study.user_attrs[key]["trial"] == best.number:
+            return f"{name}, of this trial, before"
+        self.study.set_user_attr(key, {"trial": best.number})
+        try:
+            output, run_id = self.output(best), best.user_attrs["run_id"]
+            tested = any(key.startswith("test/") for key in MlflowClient().get_run(run_id).data.metrics)
+            verb = "test" if tested else "validate"
+            cli = self.command([verb, "--config", str(output / "config.yaml"), "--output", str(output)])
+            figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+            data = cli.options.data.as_dict()
+            version = registry.register(name, cli.model, cli.datamodule, data, cli.task, run_id, figures)
+        except BaseException:
+            self.study.set_user_attr(key, {"trial": None})
+            raise
+        return f"models:/{version.name}/{version.version}"
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    return suggest(name, **distribution._asdict())
+
+
+def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Puts a trial that was cut off back into the queue, to go on from its last checkpoint."""
+    study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", trial.number)})
+
+
+def _tell(study: optuna.Study, trial: FrozenTrial) -> None:
+    figure = f"{trial.user_attrs['best']:.4f}" if "best" in trial.user_attrs else trial.user_attrs.get("error", "")
+    settings = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items())  # fmt: skip
+    print(f"trial {trial.number}: {trial.state.name.lower()}, {figure} with {settings}", flush=True)
+
+
+def _options(chosen: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in chosen.items()]
+
+
+def _check(command: Callable[[list[str]], VisionCLI], args: list[str], space: dict[str, BaseDistribution]) -> None:
+    """Lets the command line read every setting before the first training."""
+
+    def complaint(more: list[str]) -> str | None:
+        heard = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
+                command([*args, *more, "--print_config"])
+        except SystemExit as end:
+            return heard.getvalue().strip().removeprefix("error: ") if end.code else None
+        return None
+
+    if said := complaint([]):
+        raise ValueError(f"The recipe or --args cannot be used: {said}")
+    for name, distribution in space.items():
+        ends = distribution.choices if isinstance(distribution, CategoricalDistribution) else (distribution.low,)  # type: ignore[attr-defined]
+        for value in ends:
+            if said := complaint(_options({name: value})):
+                raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
+
+
+def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experiment: str) -> optuna.Study:
+    """The study of this name, with its parent run; made by whoever of several processes comes first."""
+    if storage.startswith("sqlite:///"):
+        Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place = optuna.storages.RDBStorage(
+            storage, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT, heartbeat_stale_trial_callback=retry
+        )
+    except Exception as error:  # of SQLAlchemy and of each database's driver
+        raise ValueError(f"The storage {storage} cannot be opened: {str(error).splitlines()[0]}") from None
+    how: dict[str, Any] = {
+        "study_name": name,
+        "storage": place,
+        "sampler": optuna.samplers.TPESampler(constant_liar=True),  # so that processes do not try the same
+        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    }
+    try:
+        study = optuna.create_study(**how, direction=direction)  # type: ignore[arg-type]
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(**how)
+        patience = time.monotonic() + 60
+        while "parent" not in study.user_attrs and time.monotonic() < patience:
+            time.sleep(0.2)
+    if "parent" not in study.user_attrs:
+        client = MlflowClient()
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        run_id = os.environ.get("MLFLOW_RUN_ID") or client.create_run(experiment_id, run_name=name).info.run_id
+        client.log_dict(run_id, plan, "sweep.json")
+        client.set_tag(run_id, "study", name)
+        study.set_user_attr("plan", plan)
+        study.set_user_attr("parent", run_id)
+    changed = [key for key, value in plan.items() if study.user_attrs["plan"].get(key) != value]
+    if changed:
+        raise ValueError(
+            f"The study {name} was begun with another {' and '.join(changed)}; give this one a name with --study."
+        )
+    return study
+
+
+def sweep(
+    recipe: Path,
+    space: Path,
+    trials: int = 20,
+    task: str = "classification",
+    study: str | None = None,
+    storage: str = "sqlite:///outputs/sweeps/studies.db",
+    register: str | None = None,
+    experiment: str | None = None,
+    args: str = "",
+) -> int:
+    """Trains a recipe with settings that Optuna chooses, and tells which were best on the validation split.
+
+    Each trial is a training as the task's own command line does it, on one device, and a child of the sweep's run in
+    MLflow. From the sixth on, a trial that is worse than the median of the others after as many validations ends early.
+    The same command again goes on where a sweep was cut off, within the trial; the same command at the same time, on
+    another device, shares the work.
+
+    Args:
+        recipe: YAML file with data, module and trainer.
+        space: YAML file of settings by their dotted name, with a list of choices or bounds:
+            ``data.augmentation: [light, standard]``, ``data.batch_size: {low: 16, high: 64, step: 16}``,
+            ``model.optimization.lr: {low: 0.001, high: 0.1, log: true}``.
+        trials: how many, with those that there were before.
+        task: the task.
+        study: the sweep's name. Default: that of the recipe and the space.
+        storage: Optuna's database, as SQLAlchemy names it.
+        register: register the best trial's checkpoint under this name.
+        experiment: MLflow experiment. Default: the task's.
+        args: further settings of the command line for all trials, such as ``"--trainer.max_epochs 5"``.
+
+    Returns:
+        The exit code: 0, or 1 where no trial came to a figure.
+
+    Raises:
+        ValueError: a file cannot be read, a setting is unknown, or the study of this name is another one.
+    """
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        pipeline = importlib.import_module(f"pipelines.{task}")
+        command = getattr(pipeline, task)
+        module = next(v for v in vars(pipeline).values() if isinstance(v, type) and issubclass(v, VisionModule))
+    except (ImportError, AttributeError, StopIteration):
+        raise ValueError(f"There is no task {task!r}.") from None
+    found = read_space(space)
+    experiment = experiment or task
+    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
+    common += ["--trainer.callbacks+=pipelines.sweep.Report"]
+    _check(command, common, found)
+    name = study or f"{recipe.stem}-{space.stem}"
+    plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
+    shared = _study(name, storage, f"{module.mode}imize", plan, experiment)
+    parent = shared.user_attrs["parent"]
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it is the sweep's, not the trials'
+    work = Sweep(shared, found, command, common, Path("outputs", "sweeps", name), parent, module.monitor)
+    client = MlflowClient()
+    client.update_run(parent, "RUNNING")
+    try:
+        work.run(trials)
+        rows = _report(work, register)
+    except BaseException as error:
+        client.set_terminated(parent, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        raise
+    client.set_terminated(parent, "FINISHED" if "trial" in rows else "FAILED")
+    print_table(name, rows)
+    return 0 if "trial" in rows else 1
+
+
+def _report(work: Sweep, register: str | None) -> dict[str, str]:
+    """What the sweep came to, for the reader and for the parent run."""
+    client, known = MlflowClient(), work.study.get_trials(deepcopy=False)
+    states = Counter(t.state for t in {work.output(t): t for t in known}.values())  # of a trial that went on, the last
+    rows = {"trials": ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())}
+    columns = ["trial", "state", work.monitor, *work.space, "run"]
+    table = [
+        [t.number, t.state.name.lower(), t.user_attrs.get("best"), *(t.params.get(key) for key in work.space), t.user_attrs.get("run_id")]
+        for t in known
+    ]  # fmt: skip
+    client.log_dict(work.parent, {"columns": columns, "data": table}, "trials.json")
+    if not states[TrialState.COMPLETE]:
+        errors = [t.user_attrs["error"] for t in known if "error" in t.user_attrs]
+        return rows | {"error": errors[-1] if errors else "no trial came to an end"}
+    best = work.study.best_trial
+    client.log_metric(work.parent, work.monitor, float(best.value or 0.0))
+    client.set_tag(work.parent, "best_run", best.user_attrs["run_id"])
+    rows |= {"trial": str(best.number), work.monitor: f"{best.value:.4f}"}
+    rows |= {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in best.params.items()}
+    rows |= {"run": f"{best.user_attrs['run_id']} in {mlflow.get_tracking_uri()}", "folder": str(work.output(best))}
+    if register:
+        rows["registered"] = work.register(register, best)
+    return rows
+
+
+def main() -> None:
+    """The command; a mistake of the user's ends in one paragraph."""
+    try:
+        sys.exit(auto_cli(sweep, as_positional=True))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    importlib.import_module("pipelines.sweep").main()  # so that `Report` is the class that the trainer makes one of
