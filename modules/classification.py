@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 
 from modules.base import Optimization, Stage, VisionModule
-from modules.pictures import captioned_grid, confusion_matrix
+from modules.pictures import captioned, captioned_grid, confusion_matrix
 
 WORST = 18  # mistakes shown
 
@@ -192,3 +192,7 @@ class ClassificationModule(VisionModule):
         rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
         named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
         return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; label and probability stand above."""
+        return captioned(super().draw_answer(image, answer), f"{answer['label']} {answer['probability']:.3f}")

@@ -64,6 +64,25 @@ def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6, sid
     return np.asarray(sheet)
 
 
+def captioned(image: Image, caption: str, side: int = 112) -> Image:
+    """A picture with a line of text above, which is never cut off.
+
+    Args:
+        image: uint8 H×W×3.
+        caption: the text.
+        side: shortest side of the picture in the result; smaller ones are enlarged by a whole factor.
+    """
+    scale = -(-side // min(image.shape[:2]))
+    image = image.repeat(scale, 0).repeat(scale, 1)
+    height, width = image.shape[:2]
+    font = ImageFont.load_default(max(14, min(height, width) // 20))
+    _, _, right, bottom = map(round, font.getbbox(caption := " ".join(caption.split())))
+    sheet = PIL.Image.new("RGB", (max(width, right + 8), height + bottom + 8), "white")
+    ImageDraw.Draw(sheet).text((4, 2), caption, "black", font)
+    sheet.paste(PIL.Image.fromarray(image), (0, bottom + 8))
+    return np.asarray(sheet)
+
+
 def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:
     """A confusion matrix, each row in shares of its true class.
 

@@ -2,18 +2,24 @@
 
 import base64
 import binascii
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+import torch
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
+from PIL import Image
 
 from datamodules.augmentations import evaluation
-from datamodules.base import collate
-from datamodules.images import read_image
+from datamodules.base import DataError, collate
+from datamodules.images import _as_seen, read_image
 from pipelines.registry import load_model
 
 BATCH = 64
@@ -23,47 +29,125 @@ class VisionModel(PythonModel):
     """A trained module behind one call, `predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Rebuilds the module from data."""
-        self.module, self.preprocessing = load_model(Path(context.artifacts["model"]))
+        """Rebuilds the module where MLflow serves it: on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it)."""
+        self.load(Path(context.artifacts["model"]))
+
+    def load(self, folder: Path, device: str = "auto") -> "VisionModel":
+        """Rebuilds the module from data; no code in the folder is run.
+
+        Args:
+            folder: what `pipelines.registry.save_model` wrote.
+            device: where the module runs, such as ``cpu`` or ``cuda:1``; ``auto`` is the GPU if there is one.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: the folder holds no such model, or there is no such device.
+        """
+        self.module, self.preprocessing = load_model(folder)
         self.transform = evaluation(self.preprocessing["image_size"], self.preprocessing["crop_pct"])
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.module.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        return self
+
+    def prepare(self, image: Any) -> NDArray[np.uint8]:
+        """Reads an image in any of the forms of `predict` and cuts it to the module's input, uint8 S×S×C.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+        return self.transform(image=self._pixels(image))["image"]
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
         channels = self.preprocessing["in_chans"]
-        if isinstance(image, str) and not Path(image[:4096]).exists():
+        if isinstance(image, str) and not os.path.exists(image):
+            text = image.partition(",")[2] if image.startswith("data:") else image
             try:
-                image = base64.b64decode(image, validate=True)
-            except (binascii.Error, ValueError):
-                raise ValueError(f"{image[:200]} is neither a file nor an image in base64.") from None
-        if isinstance(image, str | Path | bytes):
+                return read_image(base64.b64decode("".join(text.split()), validate=True), channels)
+            except (binascii.Error, ValueError) as error:
+                why = f": {error}" if isinstance(error, DataError) else "."
+                raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
+        if isinstance(image, str | os.PathLike | bytes):
             return read_image(image, channels)
+        if isinstance(image, Image.Image):
+            return _as_seen(image, channels)
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             raise ValueError(f"An array of an image holds uint8, not {pixels.dtype}.")
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or not (pixels.shape[2] in (1, 2, 3, 4, channels) and pixels.size):
+            raise ValueError(f"An array of an image is H×W or H×W×C, not {'×'.join(map(str, pixels.shape))}.")
         if pixels.shape[2] == channels:
             return pixels
-        if channels == 3:
-            return pixels.repeat(3, 2)
-        luma = pixels @ np.array([0.299, 0.587, 0.114])
-        return luma.round().astype(np.uint8)[..., None]
+        return _as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
+
+    def stream(self, images: Iterable[Any], batch_size: int = BATCH) -> Iterator[dict[str, Any] | ValueError]:
+        """Answers one image after the other; threads read the next batch while the network computes.
+
+        Args:
+            images: as for `predict`; taken as they are needed.
+            batch_size: images that go through the network together; no more than two such batches are held.
+
+        Yields:
+            For each image the answer, or why it cannot be read.
+        """
+
+        def read(image: Any) -> NDArray[np.uint8] | ValueError:
+            try:
+                return self.prepare(image)
+            except ValueError as error:
+                return error
+
+        waiting, pool = iter(images), ThreadPoolExecutor()
+
+        def submit() -> list[Future[NDArray[np.uint8] | ValueError]]:
+            return [pool.submit(read, image) for image in islice(waiting, batch_size)]
+
+        try:
+            coming = submit()
+            while coming:
+                current, coming = coming, submit()
+                batch = [future.result() for future in current]
+                good = [{"image": pixels} for pixels in batch if not isinstance(pixels, ValueError)]
+                answers = iter(self._ask(good))
+                for pixels in batch:
+                    yield pixels if isinstance(pixels, ValueError) else next(answers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _ask(self, samples: list[dict[str, NDArray[np.uint8]]]) -> list[dict[str, Any]]:
+        return self.module.answers({"image": collate(samples)["image"].to(self.module.device)}) if samples else []
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers for images.
 
         Args:
             context: MLflow's.
-            model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts, pictures of Pillow,
-                or uint8 arrays H×W or H×W×C.
+            model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
+                pictures of Pillow, or uint8 arrays H×W or H×W×C. MLflow's wrapper around this, whose schema asks for
+                the name, takes a DataFrame, ``{"image": [...]}`` and ``[{"image": ...}, ...]``, but no bare list.
             params: none are known.
 
         Returns:
             A row for each image; the columns are the task's, see the module's ``answers``.
+
+        Raises:
+            ValueError: an image cannot be read.
         """
-        images = list(model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input)
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), BATCH):
-            samples = [{"image": self.transform(image=self._pixels(i))["image"]} for i in images[start : start + BATCH]]
-            rows += self.module.answers({"image": collate(samples)["image"].to(self.module.device)})
+        images: list[Any] = []
+        for cell in model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input:
+            # MLflow makes a single row of {"image": [texts]}.
+            images += cell if isinstance(cell, list | np.ndarray) and all(isinstance(i, str) for i in cell) else [cell]
+        rows = []
+        for answer in self.stream(images):
+            if isinstance(answer, ValueError):
+                raise answer
+            rows.append(answer)
         return pd.DataFrame(rows)
 
 

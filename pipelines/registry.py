@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import mlflow
 import pandas as pd
-import torch
 import yaml
 from jsonargparse import auto_cli
 from mlflow.entities.model_registry import ModelVersion
@@ -19,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import datamodules
@@ -29,7 +29,7 @@ from modules import VisionModule
 ROOT = Path(__file__).parents[1]
 NEEDED = (
     "albumentations", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy", "opencv-python-headless", "pandas",
-    "pillow", "pyarrow", "safetensors", "scikit-learn", "timm", "torch", "torchmetrics", "torchvision",
+    "pillow", "pyarrow", "rich", "safetensors", "scikit-learn", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
@@ -62,13 +62,19 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
 
     Returns:
         The module in evaluation mode, and its preprocessing.
+
+    Raises:
+        ValueError: it is not, or no more, what `save_model` wrote.
     """
-    description = yaml.safe_load((folder / "architecture.yaml").read_text())
-    if description["class"] not in modules.__all__:
-        raise ValueError(f"{folder} holds a {description['class']}, which this version of Fovea does not know.")
-    module: VisionModule = getattr(modules, description["class"])(**description["module"])
-    module.load_state_dict(load_file(folder / "model.safetensors"))
-    return module.eval(), description["preprocessing"]
+    try:
+        description = yaml.safe_load((folder / "architecture.yaml").read_text())
+        if description["class"] not in modules.__all__:
+            raise ValueError(f"a {description['class']} is not known to this version of Fovea")
+        module: VisionModule = getattr(modules, description["class"])(**description["module"])
+        module.load_state_dict(load_file(folder / "model.safetensors"))
+        return module.eval(), description["preprocessing"]
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
+        raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 
 def register(
@@ -368,24 +374,23 @@ def model_folder(address: str) -> Path:
 
 
 def load(address: str, device: str = "cpu") -> Any:
-    """Looks up a registered model.
+    """Looks up a registered model, and rebuilds it from its data alone.
+
+    Unlike ``mlflow.pyfunc.load_model``, it runs none of the code that a registered model carries, and reads no pickle.
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
-        device: where it shall run.
+        device: where it shall run; ``auto`` is the GPU if there is one.
 
     Returns:
         Its `pipelines.pyfunc.VisionModel`, whose ``predict(None, images)`` takes paths, bytes, arrays and pictures.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model or device.
     """
-    try:
-        model = mlflow.pyfunc.load_model(address).unwrap_python_model()
-    except mlflow.MlflowException as error:
-        raise ValueError(f"{address} is not in the registry {mlflow.get_registry_uri()}: {error.message}") from None
-    model.module.to(torch.device(device))
-    return model
+    from pipelines.pyfunc import VisionModel  # which imports this file
+
+    return VisionModel().load(model_folder(address), device)
 
 
 if __name__ == "__main__":

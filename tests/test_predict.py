@@ -1,0 +1,293 @@
+"""A registered model answers about files, through MLflow and over HTTP, and runs nothing that was put into it."""
+
+import base64
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from datamodules import DataError, ImageFolder
+from modules import ClassificationModule
+from modules.base import VisionModule
+from pipelines import predict, registry
+from pipelines.classification import classification
+from pipelines.cli import VisionCLI
+from pipelines.pyfunc import VisionModel
+
+MODEL = "models:/asked/1"
+SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> VisionCLI:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        return classification(["fit", *SMALL, "--trainer.max_epochs", "3", "--model.optimization.lr", "0.003",
+                               "--register", "asked", "--output", "out"])  # fmt: skip
+
+
+def write_digits(trained: VisionCLI, *files: str) -> None:
+    for i, file in enumerate(files):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(trained.datamodule.sources["test"][i]["image"][..., 0]).save(file)
+
+
+def ask(*args: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        predict.main([MODEL, *args])
+    return int(end.value.code or 0)
+
+
+def test_files_folders_and_patterns_are_found_once() -> None:
+    names = ["a/1.png", "a/b/1.JPG", "a/b/[1].png", "a/notes.txt", "c/2.gif", "a/out/1.png"]
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    below = ["a/1.png", "a/b/1.JPG", "a/b/[1].png"]
+    assert predict.find(["a"], "a/out") == (below, [], os.path.abspath("a"))
+    assert predict.find(["a/b/[1].png", "c/*", "a/1.png", "a", "x/*", "y.png"], os.path.abspath("a/out")) == (
+        ["a/b/[1].png", "c/2.gif", "a/1.png", "a/b/1.JPG"],
+        ["x/*", "y.png"],
+        os.getcwd(),
+    )
+    assert predict.find(["**/*.png"])[0] == ["a/1.png", "a/b/[1].png", "a/out/1.png"]
+    assert predict.find(["none"]) == ([], ["none"], "")
+
+
+def test_a_folder_is_answered_drawn_and_its_bad_files_are_named(
+    trained: VisionCLI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["in/a.png", "in/b.jpg", *(f"in/s/{name}.png" for name in "abcdefg"), "in/t/a.tif"]  # in three batches
+    write_digits(trained, *files)
+    Path("in/bad.png").write_bytes(Path("in/a.png").read_bytes()[:60])
+    Path("in/empty.png").touch()
+    good = sorted(files)
+    assert ask("in", "in/none.png", "--out", "in/out", "--json", "true", "--batch_size", "4") == 1
+    out = capsys.readouterr()
+    rows = [json.loads(line) for line in out.out.splitlines()]
+    assert [row.pop("path") for row in rows] == good
+    model = registry.load(MODEL)
+    for file, row in zip(good, rows, strict=True):
+        (one,) = model.predict(None, [file]).to_dict("records")
+        assert (row["label"], row["top"]) == (one["label"], pytest.approx(one["top"], abs=2e-6))
+    assert all(f"in/{name}.png" in out.err for name in ("bad", "empty", "none"))
+    assert "3 of 13 files could not be read." in out.err
+    assert Path("in/out/predictions.jsonl").read_text() == out.out
+    drawn = {str(path.relative_to("in/out")) for path in Path("in/out").rglob("*") if path.is_file()}
+    assert drawn == {"predictions.jsonl", *(file.removeprefix("in/") for file in good)}
+    drawing = np.asarray(Image.open("in/out/s/a.png"))
+    assert drawing.shape[0] > drawing.shape[1] == 112
+    assert np.array_equal(drawing[-112::14, ::14, 0], np.asarray(Image.open("in/s/a.png")))
+    assert (drawing[:-112] < 100).any(), "the caption"
+
+    assert ask("in/a.png", "in/s", "--out", "in/out") == 0
+    out = capsys.readouterr()
+    assert len([line for line in out.out.splitlines() if "in/" in line]) == 8
+    assert f"{rows[0]['probability']:.3f}" in out.out
+    assert not out.err
+    assert len(Path("in/out/predictions.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(trained: VisionCLI, capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(trained, "in/a.png")
+    before = Path("in/a.png").read_bytes()
+    Path("empty").mkdir()
+    for args, message in [
+        (["empty", "none"], "No images were found"),
+        (["in", "--out", "in"], "would replace"),
+        (["in", "--device", "cuda:99"], "The device cuda:99 cannot be used"),
+        (["in", "--batch_size", "0"], "at least 1"),
+    ]:
+        assert ask(*args) == 2, args
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) <= 2
+    assert Path("in/a.png").read_bytes() == before
+
+
+def test_no_more_than_two_batches_are_held(trained: VisionCLI) -> None:
+    taken = []
+    images = (taken.append(i) or np.full((8, 8), i, np.uint8) for i in range(100))
+    answers = registry.load(MODEL).stream(images, 8)
+    for i in range(1, 101):
+        assert "label" in next(answers)
+        assert len(taken) <= i + 16
+    assert next(answers, None) is None
+
+
+def test_every_form_of_an_image_is_seen_as_in_training() -> None:
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Path("in/x").mkdir(parents=True)
+    colour.save("in/x/turned.png", exif=turned)
+    colour.save("in/x/turned.jpg", exif=turned)
+    colour.quantize(16).save("in/x/palette.png")
+    colour.convert("L").save("in/x/grey.png")
+    Image.fromarray(rng.integers(0, 2**16, (20, 30), np.uint16)).save("in/x/deep.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8)).save("in/x/clear.png")
+    shutil.copytree("in/x", "in/y")
+    data = ImageFolder("in", image_size=12, num_workers=0, batch_size=16)
+    data.prepare_data()
+    data.setup("test")
+    registry.save_model(Path("model"), ClassificationModule(2, image_size=12), data.preprocessing, "classification")
+    model = VisionModel().load(Path("model"))
+    split, transform = data.sources["train"], data.transform(False)
+    for i, path in enumerate(split.paths):
+        expected = transform(image=split[i]["image"])["image"]
+        file = Path(path).read_bytes()
+        text = base64.encodebytes(file).decode()
+        for form in (path, Path(path), file, text, f"data:image/png;base64,{text}", Image.open(io.BytesIO(file))):
+            assert np.array_equal(model.prepare(form), expected), (path, type(form))
+        if "grey" in path or "clear" in path:
+            assert np.array_equal(model.prepare(np.asarray(Image.open(path))), expected), path
+    for form, message in [
+        ("in/x/none.png", "in/x/none.png is neither a file nor an image in base64"),
+        ("abcd", "abcd is neither a file"),
+        (np.zeros((3, 12, 12), np.uint8), "not 3×12×12"),
+        (np.zeros((12, 12)), "not float64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.prepare(form)
+    with pytest.raises(DataError, match="the given bytes"):
+        model.prepare(b"no image")
+
+
+def test_mlflow_s_own_loading_takes_every_form(trained: VisionCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])  # to which it adds the model's code
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    write_digits(trained, "a.png")
+    model, data = mlflow.pyfunc.load_model(MODEL), Path("a.png").read_bytes()
+    text, picture = base64.b64encode(data).decode(), Image.open("a.png")
+    pixels = np.asarray(picture)
+    expected = registry.load(MODEL).predict(None, ["a.png"] * 2)
+    for form in ("a.png", Path("a.png"), data, text, picture, pixels, pixels[..., None], np.stack([pixels] * 3, -1)):
+        both = [form, form]
+        for given in (pd.DataFrame({"image": both}), {"image": both}, [{"image": form}] * 2):
+            pd.testing.assert_frame_equal(model.predict(given), expected)
+    with pytest.raises(mlflow.MlflowException, match="missing inputs"):
+        model.predict(["a.png"])
+
+
+def test_a_served_model_answers_as_the_local_one(trained: VisionCLI) -> None:
+    write_digits(trained, "a.png")
+    text = base64.b64encode(Path("a.png").read_bytes()).decode()
+    expected = registry.load(MODEL).predict(None, [text, text]).to_dict("records")
+    Path("a.png").unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+    command = [sys.executable, "-P", "-m", "mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local",
+               "--port", str(port), "--host", "127.0.0.1"]  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    with open("log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/ping", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, Path("log").read_text()
+                time.sleep(0.2)
+        both = [{"image": text}, {"image": text}]
+        for body in ({"dataframe_records": both}, {"inputs": {"image": [text, text]}}, {"instances": both}):
+            request = urllib.request.Request(f"{address}/invocations", json.dumps(body).encode(),
+                                             {"Content-Type": "application/json"})  # fmt: skip
+            with urllib.request.urlopen(request, timeout=60) as response:
+                assert json.load(response)["predictions"] == expected
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (os.path.abspath("executed"), "w")
+
+
+def test_code_in_a_model_s_folder_is_not_run(trained: VisionCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_digits(trained, "a.png")
+    expected = registry.load(MODEL).predict(None, ["a.png"])
+    shutil.copytree(mlflow.artifacts.download_artifacts(MODEL), "model")
+    evil = pickle.dumps(Payload())
+    flavours = yaml.safe_load(Path("model/MLmodel").read_text())
+    flavour = flavours["flavors"]["python_function"]
+    del flavour["model_code_path"]
+    Path("model/MLmodel").write_text(yaml.safe_dump(flavours | {"flavors": {"python_function": flavour}}))
+    flavour["python_model"] = "python_model.pkl"
+    Path("model/MLmodel").write_text(yaml.safe_dump(flavours))
+    Path("model/python_model.pkl").write_bytes(evil)
+    for code in ("pyfunc.py", "code/pipelines/pyfunc.py", "code/modules/__init__.py"):
+        Path("model", code).write_text(f"open({os.path.abspath('executed')!r}, 'w')\n")
+    assert registry.load("model").predict(None, ["a.png"]).equals(expected)
+    assert predict.predict("model", ["a.png"]) == 0
+
+    (description,) = Path("model").rglob("architecture.yaml")
+    weights, plain = description.with_name("model.safetensors"), yaml.safe_load(description.read_text())
+    torch.save({"conv1.weight": Payload()}, "evil.pth")
+    options = {"backbone": os.path.abspath("evil.pth"), "backbone_options": {"architecture": "lenet5"}}
+    for text in (
+        "!!python/object/apply:builtins.open [executed, w]",
+        yaml.safe_dump(plain | {"class": "os.system"}),
+        yaml.safe_dump(plain | {"module": plain["module"] | options}),
+    ):
+        description.write_text(text)
+        with pytest.raises(ValueError, match="is not a model that Fovea saved"):
+            registry.load("model")
+    description.write_text(yaml.safe_dump(plain))
+    weights.write_bytes(evil)
+    with pytest.raises(ValueError, match="is not a model that Fovea saved"):
+        registry.load("model")
+    assert not Path("executed").exists()
+
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with suppress(Exception):
+        mlflow.pyfunc.load_model("model")
+    assert Path("executed").exists()  # by MLflow, which trusts a model
+
+
+@pytest.mark.parametrize(
+    "args", [["fit", "--ckpt_path", "evil.ckpt"], ["test", "--ckpt_path", "evil.ckpt"], ["fit"], ["test"]]
+)
+def test_code_in_a_checkpoint_is_not_run(args: list[str]) -> None:
+    Path("out").mkdir()
+    for file in ("evil.ckpt", "out/last.ckpt", "out/best.ckpt"):
+        torch.save({"state_dict": Payload()}, file)
+    with pytest.raises((SystemExit, pickle.UnpicklingError)):
+        classification([*args, *SMALL, "--output", "out", "--trainer.max_epochs", "1"])
+    assert not Path("executed").exists()
+    torch.load("evil.ckpt", weights_only=False)
+    assert Path("executed").exists()  # it would have been
+
+
+def test_a_task_without_a_drawing_shows_the_image() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    drawing = VisionModule.draw_answer(None, grey, {})
+    assert drawing.shape == (3, 4, 3)
+    assert (drawing == grey).all()
