@@ -138,6 +138,8 @@ class ClassificationModule(VisionModule):
                 image, target = self.mix(image, target)
             logits = self.head(self.backbone(image))
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+            for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
+                loss = loss + 0.3 * F.cross_entropy(aux, target, label_smoothing=self.label_smoothing)
             self.log_mean("train/accuracy", (logits.detach().argmax(1) == label).float().mean(), len(label))
             return loss
         logits = self(batch["image"]).float()
