@@ -30,7 +30,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -69,6 +69,12 @@ class UsageError(ValueError):
 
 
 MISTAKES = (BackboneError, DataError, DivergenceError, TrackingError, UsageError)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tells the user something, beside what a command prints."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
 class ProgressBar(RichProgressBar):
@@ -134,7 +140,7 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._signal = number
-        rank_zero_info(f"{signal.Signals(number).name}: the training ends after this step, with a checkpoint.")
+        say(f"{signal.Signals(number).name}: the training ends after this step, with a checkpoint.")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens to signals."""
@@ -344,7 +350,8 @@ class VisionCLI(LightningCLI):
         """Trains, tests the best checkpoint, registers it."""
         last, ckpt_path = self.output / "last.ckpt", self.options.ckpt_path
         if ckpt_path is None and last.exists():
-            rank_zero_info(f"Going on from {last}.")
+            read_weights(last)  # a file that cannot be read is told in a paragraph
+            say(f"Going on from {last}.")
             ckpt_path = str(last)
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
@@ -398,6 +405,7 @@ class VisionCLI(LightningCLI):
             raise UsageError(
                 f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {best} is none."
             )
+        read_weights(ckpt_path or best)
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
         with self.run():
