@@ -13,6 +13,7 @@ import mlflow
 import pandas as pd
 import yaml
 from jsonargparse import auto_cli
+from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -100,6 +101,7 @@ def register(
     Returns:
         The new version.
     """
+    client, measured = MlflowClient(), _measured(run_id, module, data)
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
         folder = Path(temporary, "model")
         save_model(folder, module, data.preprocessing, task, data_config)
@@ -111,8 +113,15 @@ def register(
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
             input_example=pd.DataFrame({"image": [_example(data)]}),
             registered_model_name=name,
+            model_type=task,
+            step=min((metric.step for metric in measured), default=0),
         )
-    client = MlflowClient()
+    # MLflow gives the model what the run logged at its step; this is the rest, for the page on which models are sorted.
+    there = {metric.key for metric in client.get_logged_model(info.model_id).metrics or []}
+    rest = [metric for metric in measured if metric.key not in there]
+    for metric in rest:
+        metric._model_id = info.model_id
+    client.log_batch(run_id, metrics=rest)
     version = client.get_model_version(name, str(info.registered_model_version))
     digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
     tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
@@ -120,6 +129,28 @@ def register(
         client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
     client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
     return version
+
+
+def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list[Metric]:
+    """What the run says of its best checkpoint, with the data it was measured on."""
+    client, identity = MlflowClient(), data.identity()
+    histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
+                 if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
+    seen = sorted((m for m in histories.get(module.monitor, []) if m.value == m.value), key=lambda m: m.step)
+    if not seen:
+        return []
+    best = (max if module.mode == "max" else min)(seen, key=lambda m: m.value)
+    chosen = [
+        metric
+        for key, history in histories.items()
+        for metric in history
+        if metric.step == (best.step if key.startswith("val/") else max(m.step for m in history))
+    ]
+    return [  # of the same time: they are the run's own, which they must not double
+        Metric(m.key, m.value, m.timestamp, m.step, dataset_name=identity["name"],
+               dataset_digest=identity["splits"][m.key.partition("/")[0]]["digest"][:36])
+        for m in chosen
+    ]  # fmt: skip
 
 
 def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:

@@ -49,6 +49,7 @@ REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
 # The journal tries again by itself, and must learn soon that it has to: MLflow's own way takes minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the table at the end has it
 
 
 class TrackingError(ValueError):

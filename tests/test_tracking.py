@@ -81,6 +81,15 @@ def test_mlflow_run_is_one_run_and_runs_no_shell(tmp_path: Path) -> None:
 UNTRACKED = {"outputs", "mlruns", "mlartifacts", "data", "mlflow.db", "docs", "tests", "benchmarks"}
 
 
+def test_a_preview_is_drawn_and_tracked() -> None:
+    small = [*SMALL[:6], "--output", "out"]
+    classification(["preview", *small, "--data.augmentation", "strong", "--images", "2", "--draws", "3"])
+    with Image.open("out/preview.png") as sheet:
+        assert sheet.width > 4 * 100  # as it is, and three augmented, in a row
+    images = MlflowClient().list_artifacts(run().info.run_id, "images")
+    assert any("train~preview" in file.path for file in images)
+
+
 def test_empty_parameters_count_as_not_given() -> None:
     given = ["fit", "--data.root", "", "--trainer.max_epochs", "1", "--args", "--a 'b c' --d $(touch pwned)"]
     assert expand(given) == ["fit", "--trainer.max_epochs", "1", "--a", "b c", "--d", "$(touch", "pwned)"]
@@ -217,6 +226,17 @@ def test_a_finished_training_is_registered_without_training_again() -> None:
     assert again.trainer.global_step == first.trainer.global_step
     assert Path("out/last.ckpt").read_bytes() == last
     assert journal_and_server()[1] == before
+
+    (model,) = MlflowClient().search_logged_models(
+        [run().info.experiment_id],
+        f"source_run_id = '{run().info.run_id}'",
+        order_by=[{"field_name": "metrics.val/accuracy"}],
+    )
+    figures = {metric.key: metric for metric in model.metrics}
+    best = max((value, -step) for key, step, *rest in before if key == "val/accuracy" for value in rest)
+    assert (figures["val/accuracy"].value, -figures["val/accuracy"].step) == best
+    assert figures["test/accuracy"].value == run().data.metrics["test/accuracy"]
+    assert figures["test/accuracy"].dataset_name == first.datamodule.identity()["name"]
 
 
 def test_credentials_reach_no_run(tmp_path: Path) -> None:
