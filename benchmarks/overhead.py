@@ -155,7 +155,7 @@ def train_bare(case: Case) -> list[NDArray[np.float64]]:
     return seconds[1:]
 
 
-def train_fovea(case: Case, output: Path) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+def train_fovea(case: Case, output: Path, *further: str) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """The times of each epoch of the pipeline, and those of writing its checkpoints."""
     arguments = {
         "--data": f"benchmarks.overhead.{case.data.__name__}" if case.data is Digits64 else case.data.__name__,
@@ -172,7 +172,7 @@ def train_fovea(case: Case, output: Path) -> tuple[list[NDArray[np.float64]], li
         "--trainer.callbacks+": "benchmarks.overhead.EpochTimer",
         "--output": output,
     }
-    pipeline = classification(["fit", *(f"{key}={value}" for key, value in arguments.items())])
+    pipeline = classification(["fit", *(f"{key}={value}" for key, value in arguments.items()), *further])
     (timer,) = (callback for callback in pipeline.trainer.callbacks if isinstance(callback, EpochTimer))
     return timer.epochs[1:], timer.saving[1:]
 

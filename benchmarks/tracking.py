@@ -1,0 +1,120 @@
+"""What tracking costs: the time of a training epoch with a run on a slow MLflow server against that without any.
+
+The server is MLflow's own, in a process of its own, behind a proxy that lets every request wait for 50 ms. Each round
+trains without, then with it; how it is measured, and what does not count, says `benchmarks.overhead`.
+
+    python -m benchmarks.tracking [--rounds 3] [--cases resnet18 lenet5] [--delay 0.05]
+"""
+
+import argparse
+import http.client
+import multiprocessing
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.overhead import CASES, train_fovea
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+
+
+def forward(port: int, target: int, delay: float) -> None:
+    """Serves as the proxy."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one_request(self) -> None:
+            self.raw_requestline = self.rfile.readline()
+            if not self.raw_requestline or not self.parse_request():
+                self.close_connection = True
+                return
+            time.sleep(delay)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            connection = http.client.HTTPConnection("127.0.0.1", target)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for key, value in answer.getheaders():
+                if key.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+                    self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            connection.close()
+
+        def log_message(self, *args: object) -> None: ...
+
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times a training epoch with a slow MLflow server and without any.")
+    parser.add_argument("--rounds", type=int, default=3, help="trainings of each side and case")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--delay", type=float, default=0.05, help="seconds that each request waits")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        os.chdir(folder)
+        behind, before = free_port(), free_port()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(behind), "--workers", "1", "--backend-store-uri",
+             "sqlite:///server.db", "--artifacts-destination", "artifacts"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        proxy = multiprocessing.Process(target=forward, args=(before, behind, options.delay), daemon=True)
+        proxy.start()
+        try:
+            wait_for(behind)
+            wait_for(before)
+            os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{before}"
+            for name in options.cases:
+                without, tracked = [], []
+                for number in range(options.rounds):
+                    output = Path(folder, f"{name}-{number}")
+                    without += train_fovea(CASES[name], output / "without", "--trainer.logger=false")[0]
+                    tracked += train_fovea(CASES[name], output / "tracked")[0]
+                old, new = np.median(without, 0), np.median(tracked, 0)
+                lines.append(
+                    f"{CASES[name].title:18}{old[0]:10.4f}{new[0]:10.4f}{new[0] / old[0]:8.3f}{new[1] / old[1]:11.3f}"
+                )
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            proxy.kill()
+            os.chdir("/")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    print(f"\n{device}, torch {torch.__version__}, Python {platform.python_version()}")
+    print(
+        f"median of {options.rounds} rounds; seconds an epoch; a server that takes {1000 * options.delay:.0f} ms more"
+    )
+    print(f"{'':18}{'without':>10}{'tracked':>10}{'ratio':>8}{'processor':>11}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
