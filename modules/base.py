@@ -163,6 +163,7 @@ class VisionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
+        self.pretrained = pretrained
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = channels_last, compile
         self.backbone = create_backbone(

@@ -307,7 +307,13 @@ class VisionCLI(LightningCLI):
         if self.tracked:
             data = self.options.data.class_path.split(".")[-1]
             recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
-            tags = {"task": self.task, "backbone": self.options.model.backbone, "data": data, "recipe": recipe}
+            backbone = self.options.model.backbone
+            tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
+            if backbone.startswith("models:/"):
+                tags["source_model"] = registry.pinned(backbone)
+                size = sum(p.numel() for p in self.model.backbone.parameters())
+                kind = self.model.backbone.recipe["backbone"]
+                say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
             extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
         given = self._get(self.config_init, "trainer")
         given_callbacks = given.callbacks or []

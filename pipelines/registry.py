@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import shutil
 import tempfile
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -125,6 +126,10 @@ def register(
     version = client.get_model_version(name, str(info.registered_model_version))
     digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
     tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
+    if labels := module.architecture.get("label_names"):
+        tags["labels"] = ", ".join(labels)[:5000]
+    if module.pretrained:  # the licence of what it started from goes on
+        tags["weights_licence"] = str(module.backbone.pretrained_cfg.get("license") or "not stated")
     for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
         client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
     client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
@@ -404,6 +409,35 @@ def model_folder(address: str) -> Path:
     raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
 
 
+def pinned(address: str) -> str:
+    """The version that an address with an alias means now, as ``models:/name/version``; other addresses as they are.
+
+    Raises:
+        ValueError: there is no such model or alias.
+    """
+    name, at, alias = address.removeprefix("models:/").partition("@")
+    return f"models:/{name}/{_version(name, alias).version}" if at else address
+
+
+def download(address: str, folder: str) -> str:
+    """Copies what a registered model is to a folder: ``model.safetensors`` and ``architecture.yaml``.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        folder: where; it must not be there yet.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: there is no such model, or the folder is there.
+    """
+    if Path(folder).exists():
+        raise ValueError(f"{Path(folder).resolve()} is there already: name a new folder.")
+    shutil.copytree(model_folder(address), folder)
+    return f"{pinned(address)} is in {folder}; its backbone starts another training from {folder}/model.safetensors."
+
+
 def load(address: str, device: str = "cpu") -> Any:
     """Looks up a registered model, and rebuilds it from its data alone.
 
@@ -427,6 +461,7 @@ def load(address: str, device: str = "cpu") -> Any:
 if __name__ == "__main__":
     try:
         commands: Any = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
+        commands["load"] = download
         print(auto_cli(commands, as_positional=True))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None

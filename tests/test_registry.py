@@ -56,6 +56,11 @@ def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> Non
     registry.promote("two", "1", alias="listed")
     assert "listed: 1" in registry.overview()
     assert "listed" in registry.show("two")
+    assert registry.pinned("models:/two@listed") == "models:/two/1"
+    assert "models:/two/1 is in copy" in registry.download("models:/two@listed", "copy")
+    assert registry.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
+    with pytest.raises(ValueError, match="there already"):
+        registry.download("models:/two/1", "copy")
     assert registry.demote("two", "listed") == "two version 1 is listed no more."
     with pytest.raises(ValueError, match="No version of two is listed"):
         registry.demote("two", "listed")
@@ -111,6 +116,7 @@ def test_the_backbone_of_a_registered_model_starts_another_training(trained: Vis
                           "--trainer.enable_progress_bar", "false", "--model.backbone", "models:/two/1", "--output", "on",
                           "--model.optimization.frozen_epochs", "-1", "--register", "next"])  # fmt: skip
     taken = cli.model.backbone.state_dict()
+    assert cli.trainer.logger.tags["source_model"] == "models:/two/1"
     for key, value in trained.model.backbone.state_dict().items():
         assert value.equal(taken[key]), key
     again = registry.load("models:/next/1").module
