@@ -13,18 +13,16 @@ Both sides read the same JPEG files of 500×375 pixels and make batches of 224×
 The files are random crops of the two photographs that come with scikit-learn, with a fixed seed. Rounds are
 interleaved; the table shows medians over them, and the ratio of each to torchvision's.
 
-    python -m benchmarks.input_pipeline [--rounds 7] [--files 200] [--profile FILE]
+    python -m benchmarks.input_pipeline [--rounds 7] [--files 200]
 """
 
 import argparse
-import contextlib
-import cProfile
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import albumentations
@@ -116,24 +114,12 @@ def reference(root: Path, crop: v2.Transform) -> Callable[[], int]:
     return run
 
 
-@contextlib.contextmanager
-def profiled(file: str | None) -> Iterator[None]:
-    """Writes where the time goes, for pstats and what reads its files."""
-    if file is None:
-        yield
-        return
-    with cProfile.Profile() as profile:
-        yield
-    profile.dump_stats(file)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times the input pipelines of Fovea and torchvision on one core.")
     parser.add_argument(
         "--rounds", type=int, default=7, help="passes of each over the files, after one that does not count"
     )
     parser.add_argument("--files", type=int, default=200, help=f"images, a multiple of {BATCH_SIZE}")
-    parser.add_argument("--profile", help="file for a profile of a further pass of Fovea")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -155,8 +141,6 @@ def main() -> None:
                 images = run()
                 if number:
                     speed[name].append(images / (time.perf_counter() - start))
-        with profiled(options.profile):
-            passes["Fovea"]()
         size = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
     versions = {library.__name__: library.__version__ for library in (torch, torchvision, PIL, cv2, albumentations)}
     print(f"\none of {os.cpu_count()} cores, Python {platform.python_version()}")

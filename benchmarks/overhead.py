@@ -17,18 +17,15 @@ meaningless as soon as anything else runs.
 ResNet-18 keeps the stride of its stem (``small_stem: false``): at 64 pixels it would otherwise be ten times as much
 work, in which any overhead is lost.
 
-    python -m benchmarks.overhead [--rounds 3] [--cases resnet18 lenet5] [--threads 1] [--profile FILE]
+    python -m benchmarks.overhead [--rounds 3] [--cases resnet18 lenet5] [--threads 1]
 """
 
 import argparse
-import contextlib
-import cProfile
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,24 +174,12 @@ def train_fovea(case: Case, output: Path, *further: str) -> tuple[list[NDArray[n
     return timer.epochs[1:], timer.saving[1:]
 
 
-@contextlib.contextmanager
-def profiled(file: str | None) -> Iterator[None]:
-    """Writes where the time goes, for pstats and what reads its files."""
-    if file is None:
-        yield
-        return
-    with cProfile.Profile() as profile:
-        yield
-    profile.dump_stats(file)
-
-
-def measure(case: Case, rounds: int, folder: Path, profile: str | None) -> str:
+def measure(case: Case, rounds: int, folder: Path) -> str:
     """A line of the table."""
     bare, fovea, saving, ratios = [], [], [], []
     for number in range(rounds):
         theirs = train_bare(case)
-        with profiled(profile):
-            ours, saved = train_fovea(case, folder / f"{case.backbone}-{number}")
+        ours, saved = train_fovea(case, folder / f"{case.backbone}-{number}")
         bare, fovea, saving = bare + theirs, fovea + ours, saving + saved
         ratios.append(np.median(ours, 0)[0] / np.median(theirs, 0)[0])
     before, after = np.median(bare, 0), np.median(fovea, 0)
@@ -210,7 +195,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side and case")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--profile", help="file for a profile of the last training with Fovea; distorts the times")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +203,7 @@ def main() -> None:
         back = os.getcwd()
         os.chdir(folder)  # MLflow puts artifacts into the current folder
         try:
-            lines = [measure(CASES[name], options.rounds, Path(folder), options.profile) for name in options.cases]
+            lines = [measure(CASES[name], options.rounds, Path(folder)) for name in options.cases]
         finally:
             os.chdir(back)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"

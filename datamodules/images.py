@@ -43,7 +43,7 @@ def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArr
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
             if pixels is not None:
                 return pixels.reshape(*pixels.shape[:2], channels).astype(np.uint8, copy=False)
-        return _as_seen(Image.open(io.BytesIO(data)), channels)
+        return as_seen(Image.open(io.BytesIO(data)), channels)
     except UnidentifiedImageError:
         raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -63,7 +63,20 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return False
 
 
-def _as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """The pixels of a picture of Pillow's as a viewer shows it; see `read_image`.
+
+    Args:
+        image: the picture, in any mode.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 H×W×channels.
+
+    Raises:
+        ValueError: it holds floating-point values, or more than 16 bits.
+        OSError: its file is not whole.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image, np.int64) >> 8
@@ -92,7 +105,7 @@ def _inspect(path: str) -> tuple[str, str]:
         image.draft("L", eighth)  # a JPEG is decoded to its end, but at an eighth of the size
         image.load()
         if image.mode not in ("L", "RGB"):
-            _as_seen(image, 3)
+            as_seen(image, 3)
     except UnidentifiedImageError:
         return digest, "empty file" if not data else "not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

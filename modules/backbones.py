@@ -33,8 +33,9 @@ def create_backbone(
     """Makes the network that turns an image into features.
 
     Args:
-        name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights (``.safetensors``, ``.pth``,
-            ``.pt``, ``.ckpt``, never unpickled with code), or a registered model (``models:/name@alias``).
+        name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights
+            (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code), or a registered model
+            (``models:/name@alias``).
         pretrained: load the published weights; needs the network the first time.
         in_chans: input channels; pretrained first layers are adapted.
         image_size: side of the input, in pixels.

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -478,8 +477,6 @@ def main(
         mistake = error if isinstance(error, MISTAKES) else error.__cause__
         if not isinstance(mistake, MISTAKES):
             raise
-        if "FOVEA_TRACEBACK" in os.environ:
-            traceback.print_exc()
         _refuse(str(mistake))
     return cli
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from datamodules.augmentations import evaluation
 from datamodules.base import DataError, collate
-from datamodules.images import _as_seen, read_image
+from datamodules.images import as_seen, read_image
 from pipelines.registry import load_model
 
 BATCH = 64
@@ -75,7 +75,7 @@ class VisionModel(PythonModel):
         if isinstance(image, str | os.PathLike | bytes):
             return read_image(image, channels)
         if isinstance(image, Image.Image):
-            return _as_seen(image, channels)
+            return as_seen(image, channels)
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             raise ValueError(f"An array of an image holds uint8, not {pixels.dtype}.")
@@ -84,7 +84,7 @@ class VisionModel(PythonModel):
             raise ValueError(f"An array of an image is H×W or H×W×C, not {'×'.join(map(str, pixels.shape))}.")
         if pixels.shape[2] == channels:
             return pixels
-        return _as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
+        return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
 
     def stream(self, images: Iterable[Any], batch_size: int = BATCH) -> Iterator[dict[str, Any] | ValueError]:
         """Answers one image after the other; threads read the next batch while the network computes.

@@ -157,6 +157,7 @@ class Journal:
             self._news.notify_all()
         if not left:
             self._thread.join()
+            self._mark_stream.close()
         self._stream.close()
         return left
 
