@@ -31,6 +31,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from modules import VisionModule
 from pipelines import registry
@@ -256,12 +257,17 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
     """The study of this name, with its parent run; made by whoever of several processes comes first."""
     if storage.startswith("sqlite:///"):
         Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        place = optuna.storages.RDBStorage(
-            storage, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT, heartbeat_stale_trial_callback=retry
-        )
-    except Exception as error:  # of SQLAlchemy and of each database's driver
-        raise ValueError(f"The storage {storage} cannot be opened: {str(error).splitlines()[0]}") from None
+    for last in (False, False, True):
+        try:
+            place = optuna.storages.RDBStorage(
+                storage, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT, heartbeat_stale_trial_callback=retry
+            )
+            break
+        except Exception as error:  # of SQLAlchemy and of each database's driver
+            # Of two processes that make the tables at the same moment one is refused, and finds them made.
+            if last or not isinstance(error, IntegrityError | OperationalError):
+                raise ValueError(f"The storage {storage} cannot be opened: {str(error).splitlines()[0]}") from None
+            time.sleep(1)
     how: dict[str, Any] = {
         "study_name": name,
         "storage": place,
