@@ -38,7 +38,8 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     Args:
         source: the samples.
-        transform: albumentations pipeline, or None to hand the samples on as they are.
+        transform: albumentations pipeline, which is given all keys of a sample and changes those that it knows (``image``,
+            ``mask``, ``bboxes``, …), or None to hand the samples on as they are.
         seed: seed of the run.
     """
 
@@ -48,14 +49,21 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """The indices of one training epoch, of which consecutive pieces are the batches."""
+        return generator.permutation(len(self))
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
         sample = self.source[index]
         if self.transform is not None:
-            generator = np.random.default_rng((self.seed, epoch, index))
-            self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-            sample["image"] = self.transform(image=sample["image"])["image"]
+            sample = self.augment(sample, np.random.default_rng((self.seed, epoch, index)))
         return sample
+
+    def augment(self, sample: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        """The sample after `transform`, whose randomness is the generator's."""
+        self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))  # type: ignore[union-attr]
+        return self.transform(**sample)  # type: ignore[misc]
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
@@ -64,19 +72,23 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         return [self[key] for key in keys]
 
 
-def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stacks samples to a batch.
 
     Args:
         samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays;
-            ``image`` is uint8 H×W×C.
+            ``image`` is uint8 H×W×C. What is a tensor already, such as the boxes of an image, is not stacked.
 
     Returns:
-        The same keys as tensors; ``image`` is uint8 B×C×H×W in channels-last memory order.
+        The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory order.
     """
-    if not isinstance(samples, Mapping):
-        samples = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    batch = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in samples.items()}
+    batch: dict[str, Any] = {}
+    for key in samples if isinstance(samples, Mapping) else samples[0]:
+        values = samples[key] if isinstance(samples, Mapping) else [sample[key] for sample in samples]
+        if isinstance(values, list) and isinstance(values[0], torch.Tensor):
+            batch[key] = values
+        else:
+            batch[key] = torch.from_numpy(np.ascontiguousarray(values))
     batch["image"] = batch["image"].permute(0, 3, 1, 2)
     return batch
 
@@ -161,7 +173,7 @@ class KeyedLoader:
         """The batches of this epoch and process as lists of (index, epoch), from the first one not yet done."""
         size = len(self.dataset)
         if self.training:
-            order = np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)).permutation(size)
+            order = self.dataset.order(np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)))
             piece = self.batch_size * self.world_size
             batches = [order[i * piece : (i + 1) * piece][self.rank :: self.world_size] for i in range(len(self))]
         else:
@@ -259,6 +271,10 @@ class VisionDataModule(L.LightningDataModule):
         """Downloads and checks on one process, so that the others find the result."""
         _ = self.sources
 
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        """The samples of a split, augmented as in training or prepared as for evaluation."""
+        return KeyedDataset(self.sources[split], self.transform(augmented), self.seed)
+
     def loader(self, split: str) -> KeyedLoader:
         """The loader of a split.
 
@@ -270,7 +286,7 @@ class VisionDataModule(L.LightningDataModule):
         training, trainer = split == "train", self.trainer
         overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return KeyedLoader(
-            KeyedDataset(self.sources[split], self.transform(training and not overfit), self.seed),
+            self.dataset(split, training and not overfit),
             self.batch_size,
             training,
             self.seed,

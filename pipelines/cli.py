@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import DataError, VisionDataModule
-from datamodules.base import KeyedDataset, collate
+from datamodules.base import collate
 from modules import BackboneError, VisionModule
 from modules.backbones import read_weights
 from modules.base import DivergenceError
@@ -103,7 +103,7 @@ class VisionTrainer(L.Trainer):
         """
         source = datamodule.sources["train"]
         chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
-        plain, augmented = (KeyedDataset(source, datamodule.transform(t), datamodule.seed) for t in (False, True))
+        plain, augmented = (datamodule.dataset("train", t) for t in (False, True))
         samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
         sheet = model.draw_samples(collate(samples), columns=draws + 1)
         for logger in self.loggers:
