@@ -17,6 +17,7 @@ from datamodules.classification import (
     ImageFolder,
     Manifest,
 )
+from datamodules.detection import DetectionDataModule, DigitScenes
 
 __all__ = [
     "CIFAR10",
@@ -25,6 +26,8 @@ __all__ = [
     "MNIST",
     "ClassificationDataModule",
     "DataError",
+    "DetectionDataModule",
+    "DigitScenes",
     "Digits",
     "Digits8x8",
     "FashionMNIST",

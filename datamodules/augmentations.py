@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
+Fit = Literal["crop", "pad"]
+GREY = 114  # what is laid around a picture
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
@@ -27,17 +29,30 @@ class RandomResizedCrop(A.RandomResizedCrop):
         return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def evaluation(image_size: int, crop_pct: float = 0.875) -> A.Compose:
-    """Resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre.
+def evaluation(
+    image_size: int, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
+) -> A.Compose:
+    """Makes any picture a square, by one of two ways.
 
     Args:
         image_size: side of the square result, in pixels.
         crop_pct: share of the shorter side that is kept, in (0, 1].
+        fit: ``crop`` resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre. ``pad`` resizes the
+            longer side to ``image_size`` and lays grey at the right and at the bottom, so that nothing is lost and a
+            coordinate of the result times longer side / ``image_size`` is one of the picture.
+        boxes: how boxes, if there are any, come and go.
     """
+    if fit == "pad":
+        longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
+        return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
     resize = A.SmallestMaxSize(
         round(image_size / crop_pct), interpolation=cv2.INTER_CUBIC, area_for_downscale="image", p=1
     )
     return A.Compose([resize, A.CenterCrop(image_size, image_size)])
+
+
+def _pad(image_size: int) -> A.PadIfNeeded:
+    return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, p=1)
 
 
 def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip: bool = True) -> A.Compose:

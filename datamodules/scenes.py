@@ -1,0 +1,211 @@
+"""Scenes composed from labelled pictures: exact boxes and masks, at any size, without a download.
+
+A scene is a canvas with a soft random background on which one to six pictures stand, each in a colour of its own, the
+later ones in front of the earlier. One map says which object is on top at each pixel; boxes, instance masks and the
+class map all come from it, so that they agree to the pixel.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from datamodules.base import Source
+
+VERSION = 1  # a change of what is drawn is a change of the data
+VISIBLE = 0.4  # least share of an object that later ones leave to be seen
+COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
+KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
+SPLITS = ("train", "val", "test")
+
+
+class Sprites:
+    """Labelled pictures cut out of their background, which is black.
+
+    Args:
+        source: grey pictures with ``image`` uint8 H×W×1 and ``label``.
+    """
+
+    def __init__(self, source: Source) -> None:
+        samples = [source[i] for i in range(len(source))]
+        self.labels = np.array([sample["label"] for sample in samples], np.int64)
+        self.digest = source.digest
+        self._pictures = [sample["image"][..., 0] for sample in samples]
+        self._cut: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The picture and its outline with the holes filled (0 or 255), both uint8 and no larger than need be."""
+        if index not in self._cut:
+            picture = self._pictures[index]
+            solid = binary_fill_holes(picture > 64).astype(np.uint8) * 255
+            x, y, width, height = cv2.boundingRect(solid)
+            part = slice(y, y + height), slice(x, x + width)
+            self._cut[index] = picture[part], solid[part]
+        return self._cut[index]
+
+
+class SceneSource:
+    """Scenes as a split of a data set: scene i is a function of (seed, split, i) and of the sprites.
+
+    A sample has ``image`` uint8 S×S×3 or S×S×1, ``boxes`` float32 N×4 (xyxy in pixels, the visible extent, so that the
+    right and bottom edges are one past the last pixel), ``labels`` int64 N, ``ignore`` bool N (always false), ``size``
+    int64 2 (height, width); with ``masks`` also ``masks`` uint8 N×S×S of 0 and 1, and ``mask`` uint8 S×S, which is 0
+    for the background and label + 1 elsewhere.
+
+    Args:
+        sprites: what stands in the scenes.
+        split: train, val or test.
+        count: number of scenes.
+        size: side of the canvas, in pixels.
+        objects: least and greatest number of objects.
+        extent: least and greatest length of an object's longer side, as a share of the canvas.
+        seed: seed of the scenes.
+        in_chans: 3 for colour, 1 for grey.
+        masks: whether samples have masks.
+    """
+
+    def __init__(
+        self,
+        sprites: Sprites,
+        split: str,
+        count: int,
+        size: int = 128,
+        objects: tuple[int, int] = (1, 6),
+        extent: tuple[float, float] = (0.15, 0.42),
+        seed: int = 0,
+        in_chans: int = 3,
+        masks: bool = False,
+    ) -> None:
+        self.sprites, self.split, self.count, self.size = sprites, split, count, size
+        self.objects, self.extent, self.seed, self.in_chans, self.masks = objects, extent, seed, in_chans, masks
+        self._kept: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        recipe = (VERSION, self.sprites.digest, self.split, self.count, self.size, *self.objects, *self.extent)
+        return hashlib.blake2b(repr((*recipe, self.seed, self.in_chans)).encode(), digest_size=16).hexdigest()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, owner, labels = self._kept.get(index) or self._compose(index)
+        if index not in self._kept and (len(self._kept) + 1) * (image.nbytes + owner.nbytes) <= KEPT:
+            self._kept[index] = image, owner, labels
+        masks = [(owner == k + 1).view(np.uint8) for k in range(len(labels))]
+        sample = {
+            "image": image,
+            "boxes": boxes_of(masks),
+            "labels": labels,
+            "ignore": np.zeros(len(labels), bool),
+            "size": np.array(image.shape[:2], np.int64),
+        }
+        if self.masks:
+            sample["masks"] = np.stack(masks)
+            sample["mask"] = np.append(0, labels + 1).astype(np.uint8)[owner]
+        return sample
+
+    def _compose(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+        """The picture; which object is on top at each pixel, by its number from 1, or 0; the objects' labels."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(self.split), index]))
+        canvas, paper = self._background(rng)
+        owner = np.zeros((self.size, self.size), np.uint8)
+        labels: list[int] = []
+        areas, seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        boxes: list[tuple[int, int, int, int]] = []
+        for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
+            for _ in range(10):  # places that hide too much of what is there already are given up
+                which = int(rng.integers(len(self.sprites)))
+                picture, solid = self._resized(which, rng)
+                height, width = picture.shape
+                y, x = (int(rng.integers(self.size - side + 1)) for side in (height, width))
+                place = slice(y, y + height), slice(x, x + width)
+                inside = solid >= 128
+                hidden = np.bincount(owner[place][inside], minlength=len(areas) + 1)[1:]
+                box = x, y, x + width, y + height
+                if not (seen - hidden < VISIBLE * areas).any() and all(_covered(box, b) <= COVERED for b in boxes):
+                    break
+            else:
+                continue
+            canvas[place] = _painted(canvas[place], picture, solid, paper, _tint(rng, paper))
+            boxes.append(box)
+            labels.append(int(self.sprites.labels[which]))
+            owner[place][inside] = len(labels)
+            area = int(inside.sum())
+            areas, seen = np.append(areas, area), np.append(seen - hidden, area)
+        image = canvas if self.in_chans == 3 else cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
+        return image, owner, np.array(labels, np.int64)
+
+    def _background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A soft pattern around one colour, with fine noise; and that colour."""
+        paper = rng.integers(25, 231, 3).astype(np.float32)
+        cells = int(rng.integers(2, 7))
+        pattern = paper + rng.normal(0, 18, (cells, cells, 3)).astype(np.float32)
+        canvas = cv2.resize(pattern, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        noise = np.frombuffer(rng.bytes(canvas.size), np.uint8).reshape(canvas.shape)
+        amount = float(rng.uniform(0, 40))
+        canvas = cv2.addWeighted(canvas, 1, noise, amount / 255, -amount / 2, dtype=cv2.CV_32F)
+        return np.clip(canvas, 0, 255).astype(np.uint8), paper
+
+    def _resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        picture, solid = self.sprites[which]
+        longest = max(6.0, rng.uniform(*self.extent) * self.size)
+        factor = longest / max(picture.shape)
+        stretch = float(rng.uniform(0.9, 1.1))
+        sides = [
+            max(3, min(self.size, round(side * factor))) for side in (picture.shape[1] * stretch, picture.shape[0])
+        ]
+        way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        picture, solid = (cv2.resize(part, sides, interpolation=way) for part in (picture, solid))
+        return picture, solid  # type: ignore[return-value]
+
+
+def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """The part that two boxes share, as a share of the smaller one."""
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    return max(0, width) * max(0, height) / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+
+
+def _tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A random colour that can be told from the background: its luma is at least 70 away."""
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    while True:
+        tint = rng.integers(0, 256, 3).astype(np.float32)
+        if abs(float((tint - paper) @ luma)) >= 70:
+            return tint
+
+
+def _painted(
+    ground: NDArray[np.uint8],
+    picture: NDArray[np.uint8],
+    solid: NDArray[np.uint8],
+    paper: NDArray[np.float32],
+    tint: NDArray[np.float32],
+) -> NDArray[np.uint8]:
+    """The picture in its tint over the ground; its holes are opaque, in the colour of the background."""
+    ink, cover = (part[..., None].astype(np.float32) / 255 for part in (picture, solid))
+    colour = paper + (tint - paper) * ink
+    return np.rint(ground + (colour - ground) * cover).astype(np.uint8)
+
+
+def boxes_of(masks: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """The smallest boxes around masks.
+
+    Args:
+        masks: N masks uint8 H×W, of which none is empty.
+
+    Returns:
+        float32 N×4, xyxy in pixels; the right and bottom edges are one past the last pixel.
+    """
+    found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    found[:, 2:] += found[:, :2]
+    return found
