@@ -3,10 +3,12 @@
 from modules.backbones import BackboneError, create_backbone
 from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
+from modules.detection import DetectionModule
 
 __all__ = [
     "BackboneError",
     "ClassificationModule",
+    "DetectionModule",
     "Optimization",
     "VisionModule",
     "WarmupCosine",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -141,6 +142,7 @@ class VisionModule(L.LightningModule):
         optimization: how it is trained.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels; the faster one on most devices.
+        features_only: the backbone gives its feature maps, a list of float B×C×H×W, instead of one vector.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -160,6 +162,7 @@ class VisionModule(L.LightningModule):
         optimization: Optimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
+        features_only: bool = False,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
@@ -167,7 +170,7 @@ class VisionModule(L.LightningModule):
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = channels_last, compile
         self.backbone = create_backbone(
-            backbone, pretrained, in_chans, image_size, num_classes, **(backbone_options or {})
+            backbone, pretrained, in_chans, image_size, num_classes, features_only, **(backbone_options or {})
         )
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
@@ -194,6 +197,11 @@ class VisionModule(L.LightningModule):
     def architecture(self) -> dict[str, Any]:
         """The arguments that rebuild this network, without its training, as plain data."""
         raise NotImplementedError
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "VisionModule":
+        """The network that `architecture` describes."""
+        return cls(**architecture)
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """The loss of a batch, a scalar; updates the metrics of the stage."""
@@ -237,13 +245,13 @@ class VisionModule(L.LightningModule):
                 loss = loss + plan.l2_penalty * sum(w.square().sum() for w in weights)
         return loss
 
-    def log_mean(self, key: str, value: Tensor, weight: int) -> None:
+    def log_mean(self, key: str, value: Tensor, weight: float) -> None:
         """Logs the exact weighted mean over an epoch, whatever the number of processes, also after a resume within it.
 
         Args:
             key: name, such as ``train/loss``.
             value: mean of a batch, a scalar.
-            weight: samples in the batch.
+            weight: samples in the batch, or whatever the mean is over.
         """
         name, bar = key.replace("/", "_"), key in ("train/loss", self.monitor)
         mean = self._mean(name)
@@ -358,7 +366,7 @@ class VisionModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Shows once what the network sees."""
         if self.global_step == 0 and batch_idx == 0 and self.trainer.is_global_zero:
-            few = {key: value[:32].cpu() for key, value in batch.items()}
+            few = move_data_to_device({key: value[:32] for key, value in batch.items()}, torch.device("cpu"))
             self.show("train/samples", lambda: self.draw_samples(few))
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:

@@ -1,9 +1,11 @@
 """The pictures that a task shows, as uint8 H×W×3."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -81,6 +83,45 @@ def captioned(image: Image, caption: str, side: int = 112) -> Image:
     ImageDraw.Draw(sheet).text((4, 2), caption, "black", font)
     sheet.paste(PIL.Image.fromarray(image), (0, bottom + 8))
     return np.asarray(sheet)
+
+
+def draw_boxes(
+    image: Image,
+    boxes: NDArray[np.floating[Any]],
+    captions: Sequence[str],
+    colours: Sequence[int] | None = None,
+    side: int = 0,
+) -> Image:
+    """Draws boxes with a caption each.
+
+    Args:
+        image: uint8 H×W×3; it is left as it is.
+        boxes: N×4, xyxy in pixels of the image.
+        captions: N texts.
+        colours: N numbers, equal ones for boxes of equal colour; None draws all in white.
+        side: shortest side of the result; smaller images are enlarged by a whole factor.
+
+    Returns:
+        uint8 H×W×3.
+    """
+    scale = max(1, -(-side // min(image.shape[:2])))
+    picture = PIL.Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
+    draw = ImageDraw.Draw(picture)
+    width = max(1, round(min(picture.size) / 200))
+    letters = max(11, min(picture.size) // 36)
+    font = ImageFont.load_default(letters)
+    for i, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
+        colour = (
+            "white" if colours is None else tuple(int(255 * part) for part in colormaps["tab10"](colours[i] % 10)[:3])
+        )
+        left, top, right, bottom = (float(value) * scale for value in box)
+        if right <= left or bottom <= top:
+            continue
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
+        frame = draw.textbbox((left + 2, max(0, top - letters - 2)), caption, font)
+        draw.rectangle((frame[0] - 2, frame[1] - 1, frame[2] + 1, frame[3] + 1), fill=colour)
+        draw.text((left + 2, max(0, top - letters - 2)), caption, "black" if colours is None else "white", font)
+    return np.asarray(picture)
 
 
 def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:

@@ -207,7 +207,7 @@ def _open(file: Path, format: Format) -> Callable[[Tensor], Tensor]:
     if format == "pt2":
         return torch.export.load(file).module()
     with safe_open(file, "pt") as weights:
-        module = ClassificationModule(**json.loads(weights.metadata()["architecture"])).eval()
+        module = ClassificationModule.from_architecture(json.loads(weights.metadata()["architecture"])).eval()
     module.load_state_dict(load_file(file))
     return Exported(module, True)
 

@@ -72,7 +72,7 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
         description = yaml.safe_load((folder / "architecture.yaml").read_text())
         if description["class"] not in modules.__all__:
             raise ValueError(f"a {description['class']} is not known to this version of Fovea")
-        module: VisionModule = getattr(modules, description["class"])(**description["module"])
+        module: VisionModule = getattr(modules, description["class"]).from_architecture(description["module"])
         module.load_state_dict(load_file(folder / "model.safetensors"))
         return module.eval(), description["preprocessing"]
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:

@@ -1,0 +1,222 @@
+"""How good detections are: COCO's average precision, precision against recall, the best threshold, confusions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from modules.detection.base import Detections
+
+HIT = 0.5  # overlap (IoU) from which a detection counts as that of an object, where one overlap is looked at
+AREAS = ("small", "medium", "large")  # up to 32², up to 96², and more pixels
+Array = NDArray[np.float64]
+
+
+class DetectionMetric(Metric):
+    """Collects detections and truth of all images and processes, and measures them together.
+
+    Boxes are measured in the pixels of the images as they were read. Objects to be ignored (crowds, difficult ones) are
+    neither hits nor misses, and what lies in them is no false alarm, as COCO counts a crowd.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    full_state_update = False
+    detections: list[Tensor]
+    truth: list[Tensor]
+    images: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("detections", [], "cat")
+        self.add_state("truth", [], "cat")
+        self.add_state("images", torch.tensor(0), "sum")
+        self.rank, self.world_size = 0, 1
+
+    def update(self, detections: Sequence[Detections], truth: Sequence[dict[str, Tensor]]) -> None:
+        """Adds images.
+
+        Args:
+            detections: for each image boxes, labels and scores.
+            truth: for each image ``boxes`` float N×4, ``labels`` int64 N, ``ignore`` bool N.
+        """
+        for found, true in zip(detections, truth, strict=True):
+            # The images of a process are every world_size-th of all, so this is the image's own number.
+            key = int(self.images) * self.world_size + self.rank
+            self.images = self.images + 1
+            self.detections.append(_rows(key, found["boxes"], found["labels"], found["scores"]))
+            self.truth.append(_rows(key, true["boxes"], true["labels"], true["ignore"]))
+
+    def compute(self) -> dict[str, Any]:
+        """All figures.
+
+        Returns:
+            ``ap`` (mean over ten overlaps from 0.5 to 0.95, and classes), ``ap50``, ``ap75``, ``ap_small`` … for those
+            sizes that there are, ``ar100``, ``f1`` and its ``threshold``, all floats; ``per_class`` K×2 (AP, AP50; NaN
+            for a class without objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` int64
+            (K+1)×(K+1), true classes in rows, detected ones in columns, the last of both for the background.
+        """
+        truth, found = (_joined(rows) for rows in (self.truth, self.detections))
+        result = average_precision(found, truth, self.num_classes)
+        threshold, f1 = best_threshold(found, truth)
+        confident = found[found[:, 6] >= threshold]
+        return result | {"f1": f1, "threshold": threshold, "confusion": confusion(confident, truth, self.num_classes)}
+
+
+def _rows(image: int, boxes: Tensor, labels: Tensor, values: Tensor) -> Tensor:
+    key = boxes.new_full((len(boxes), 1), image)
+    return torch.cat((key, boxes, labels[:, None].to(boxes.dtype), values[:, None].to(boxes.dtype)), 1)
+
+
+def _joined(rows: list[Tensor] | Tensor) -> Array:
+    """What `_rows` made, sorted by image, as float64 N×7."""
+    rows = rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0, 7)
+    table = rows.cpu().double().numpy()
+    return table[np.argsort(table[:, 0], kind="stable")]
+
+
+def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str, Any]:
+    """COCO's figures, see `DetectionMetric.compute`.
+
+    Args:
+        found: detections, N×7: image, xyxy, class, score.
+        truth: objects, M×7: image, xyxy, class, 1 for one to be ignored.
+        num_classes: number of classes K.
+    """
+    nothing = np.full((num_classes, 2), np.nan)
+    if not len(truth) or not len(found):
+        counted = truth[truth[:, 6] == 0, 5].astype(int)
+        nothing[counted] = 0
+        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ar100": 0.0, "per_class": nothing,
+                "curves": np.zeros((num_classes, 101))}  # fmt: skip
+    images = np.unique(np.concatenate((truth[:, 0], found[:, 0]))).astype(int)
+    coco = COCO(
+        {
+            "images": [{"id": int(image)} for image in images],
+            "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
+            "annotations": [
+                _annotation(i, row) | {"iscrowd": int(row[6]), "ignore": int(row[6])} for i, row in enumerate(truth, 1)
+            ],
+        }
+    )
+    answers = coco.loadRes([_annotation(i, row) | {"score": row[6]} for i, row in enumerate(found, 1)])
+    measure = COCOeval_faster(coco, answers, "bbox", print_function=lambda *_: None)
+    measure.evaluate()
+    measure.accumulate()
+    precision = measure.eval["precision"][..., -1]  # overlap, recall, class, area
+    recall = measure.eval["recall"][..., -1]  # overlap, class, area
+    figures: dict[str, Any] = {
+        "ap": _mean(precision[..., 0]),
+        "ap50": _mean(precision[0, ..., 0]),
+        "ap75": _mean(precision[5, ..., 0]),
+        "ar100": _mean(recall[..., 0]),
+    }
+    for i, area in enumerate(AREAS, 1):
+        if (precision[..., i] > -1).any():
+            figures[f"ap_{area}"] = _mean(precision[..., i])
+    figures["per_class"] = np.array(
+        [[_mean(precision[:, :, k, 0], np.nan), _mean(precision[0, :, k, 0], np.nan)] for k in range(num_classes)]
+    )
+    figures["curves"] = precision[0, :, :, 0].T.clip(0)
+    return figures
+
+
+def _annotation(number: int, row: Array) -> dict[str, Any]:
+    image, left, top, right, bottom, label = row[:6].tolist()
+    box = [left, top, right - left, bottom - top]
+    return {"id": number, "image_id": int(image), "category_id": int(label), "bbox": box, "area": box[2] * box[3]}
+
+
+def _mean(values: Array, nothing: float = 0.0) -> float:
+    """The mean without the -1 that stand for classes without objects."""
+    values = values[values > -1]
+    return float(values.mean()) if len(values) else nothing
+
+
+def overlaps(boxes: Array, others: Array) -> Array:
+    """IoU of N×4 and M×4 boxes (xyxy), N×M."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    common = (high - low).clip(0).prod(2)
+    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, others))
+    return common / np.maximum(areas[:, None] + other_areas - common, 1e-9)
+
+
+def match(found: Array, truth: Array, by_class: bool = True) -> NDArray[np.int64]:
+    """Which object each detection of one image hits, the most certain detection choosing first.
+
+    Args:
+        found: N×7, see `average_precision`.
+        truth: M×7.
+        by_class: only objects of the detection's class can be hit.
+
+    Returns:
+        N indices into ``truth``; -1 for a false alarm, -2 for what lies in an object to be ignored.
+    """
+    hits = np.full(len(found), -1)
+    if not len(truth) or not len(found):
+        return hits
+    overlap = overlaps(found[:, 1:5], truth[:, 1:5])
+    ignore = truth[:, 6] == 1
+    same = (found[:, None, 5] == truth[:, 5]) if by_class else np.ones_like(overlap, bool)
+    fits = np.where(same & ~ignore & (overlap >= HIT), overlap, 0)
+    for i in np.argsort(-found[:, 6], kind="stable"):
+        if fits[i].any():
+            hits[i] = fits[i].argmax()
+            fits[:, hits[i]] = 0
+    if ignore.any():  # of a crowd a detection may be any part
+        area = np.maximum((found[:, 3:5] - found[:, 1:3]).prod(1), 1e-9)
+        crowds = truth[ignore]
+        within = overlaps(found[:, 1:5], crowds[:, 1:5])
+        common = within / (1 + within) * (area[:, None] + (crowds[:, 3:5] - crowds[:, 1:3]).prod(1))
+        lies_in = ((common / area[:, None] >= HIT) & same[:, ignore]).any(1)
+        hits[(hits == -1) & lies_in] = -2
+    return hits
+
+
+def _by_image(found: Array, truth: Array) -> list[tuple[NDArray[np.int64], Array, Array]]:
+    """The detections and objects of each image, and where the detections stand in ``found``."""
+    images = np.unique(np.concatenate((found[:, 0], truth[:, 0])))
+    edges = [np.searchsorted(rows[:, 0], images, side) for rows in (found, truth) for side in ("left", "right")]
+    return [(np.arange(a, b), found[a:b], truth[c:d]) for a, b, c, d in zip(*edges, strict=True)]
+
+
+def best_threshold(found: Array, truth: Array) -> tuple[float, float]:
+    """The score from which on detections are to be believed, so that F1 over all classes is best, and that F1.
+
+    Args:
+        found: N×7, sorted by image, see `average_precision`.
+        truth: M×7, sorted by image.
+    """
+    hits = np.full(len(found), -1)
+    for places, detected, objects in _by_image(found, truth):
+        hits[places] = match(detected, objects)
+    counts = hits > -2
+    order = np.argsort(-found[counts, 6], kind="stable")
+    scores, right = found[counts, 6][order], np.cumsum(hits[counts][order] >= 0)
+    wanted = int((truth[:, 6] == 0).sum())
+    if not wanted or not len(scores):
+        return 1.0, 0.0
+    f1 = 2 * right / (np.arange(1, len(scores) + 1) + wanted)
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores go together
+    best = int(f1.argmax())
+    return float(scores[best]), float(f1[best])
+
+
+def confusion(found: Array, truth: Array, num_classes: int) -> NDArray[np.int64]:
+    """What objects are taken for, see `DetectionMetric.compute`. ``found`` are the confident detections."""
+    counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for _, detected, objects in _by_image(found, truth):
+        hits = match(detected, objects, by_class=False)
+        for row, hit in zip(detected, hits, strict=True):
+            if hit != -2:
+                counts[num_classes if hit < 0 else int(objects[hit, 5]), int(row[5])] += 1
+        missed = objects[(objects[:, 6] == 0) & ~np.isin(np.arange(len(objects)), hits)]
+        np.add.at(counts[:, num_classes], missed[:, 5].astype(int), 1)
+    return counts

@@ -1,0 +1,235 @@
+"""Boxes around objects, with a label each."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from modules.base import Optimization, Stage, VisionModule
+from modules.detection import pictures
+from modules.detection.base import Detections, Detector
+from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
+from modules.detection.metrics import DetectionMetric
+from modules.detection.yolo import YOLO
+from modules.pictures import confusion_matrix, draw_boxes
+
+DETECTORS: dict[str, type[Detector]] = {kind.__name__: kind for kind in (YOLO, FCOS, RetinaNet, FasterRCNN)}
+SHOWN = 8  # validation images whose detections are shown
+WORST = 8  # images with most mistakes that are shown
+
+
+class DetectionModule(VisionModule):
+    """A backbone and a detector on its feature maps.
+
+    Measures COCO's average precision (``ap``, ``ap50``, ``ap75``, by size, for each class) and average recall, the best
+    F1 with its threshold; shows detections beside the truth for the same images each epoch, the images with most
+    mistakes, precision against recall, and the confusion matrix at the best threshold. That threshold is kept with the
+    weights: `answers` tells the boxes that reach it.
+
+    Args:
+        num_classes: number of classes; comes from the data.
+        label_names: their names; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``architecture``
+            (of a file of weights) or ``small_stem``.
+        detector: what finds boxes in the maps: YOLO, FCOS, RetinaNet or FasterRCNN.
+        optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+    """
+
+    monitor: ClassVar[str] = "val/ap"
+    mode = "max"
+    threshold: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 640,
+        backbone: str = "resnet18",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        detector: Callable[[nn.Module, int, int], Detector] = YOLO,
+        optimization: Optimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            0,
+            backbone_options,
+            optimization,
+            compile,
+            channels_last,
+            features_only=True,
+        )
+        self.detector = detector(self.backbone, num_classes, image_size)
+        if channels_last:
+            self.detector.to(memory_format=torch.channels_last)
+        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
+        self.label_names = label_names or [str(label) for label in range(num_classes)]
+        self.register_buffer("threshold", torch.tensor(0.3))
+        self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes) for stage in ("val", "test")})
+        self.shown: list[pictures.Example] = []
+        self.worst: list[tuple[int, pictures.Example]] = []
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "num_classes": self.num_classes,
+            "label_names": list(self.label_names),
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            **self.backbone.recipe,
+            "detector": type(self.detector).__name__,
+            "detector_options": self.detector.options,
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "DetectionModule":
+        """See `VisionModule.from_architecture`."""
+        rest = dict(architecture)
+        kind, options = DETECTORS[rest.pop("detector")], rest.pop("detector_options")
+        return cls(**rest, detector=lambda *given: kind(*given, **options))
+
+    def forward(self, image: Tensor) -> Any:
+        """uint8 B×C×S×S to the raw outputs of the detector."""
+        return self.detector(self.backbone(self.normalize(image)))
+
+    def step(self, batch: dict[str, Any], stage: Stage) -> Tensor:
+        """See `VisionModule.step`."""
+        parts, weight = self.detector.losses(self(batch["image"]), batch)
+        return self._logged(parts, weight, stage)
+
+    def _logged(self, parts: dict[str, Tensor], weight: Tensor, stage: Stage) -> Tensor:
+        """The sum of the parts of a loss, which are logged."""
+        for name, value in parts.items():
+            self.log_mean(f"{stage}/loss_{name}", value.detach(), float(weight))
+        return torch.stack(list(parts.values())).sum()
+
+    def _evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
+        outputs = self(batch["image"])
+        parts, weight = self.detector.losses(outputs, batch)
+        if parts:
+            self.log_mean(f"{stage}/loss", self._logged(parts, weight, stage), float(weight))
+        self._measure(batch, self.detector.detect(outputs), stage)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """See `VisionModule.validation_step`."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """See `VisionModule.test_step`."""
+        self._evaluate(batch, "test")
+
+    def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
+        """Boxes in the pixels of the images as they were read."""
+        sizes = batch.get("size")
+        result = []
+        for i, detections in enumerate(found):
+            height, width = sizes[i].tolist() if sizes is not None else (self.image_size, self.image_size)
+            boxes = detections["boxes"].float() * (max(height, width) / self.image_size)
+            limits = boxes.new_tensor([width, height, width, height])
+            result.append({**detections, "boxes": boxes.clamp(min=0).minimum(limits)})
+        return result
+
+    def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
+        keys = ("boxes", "labels", "ignore")
+        truth = [dict(zip(keys, values, strict=True)) for values in zip(*(batch[key] for key in keys), strict=True)]
+        found, truth = self._original(found, batch), self._original(truth, batch)
+        metric: Any = self.figures[stage]
+        metric.rank, metric.world_size = self.global_rank, self.trainer.world_size
+        metric.update(found, truth)
+        if self.trainer.is_global_zero:
+            self._keep_pictures(batch, found, truth)
+
+    def _keep_pictures(self, batch: dict[str, Any], found: list[Detections], truth: list[Detections]) -> None:
+        """Keeps the first images, and those with most mistakes."""
+        for i, (one, other) in enumerate(zip(found, truth, strict=True)):
+            sure = one["scores"] >= self.threshold
+            example = pictures.Example(
+                batch["image"][i], {key: value[sure] for key, value in one.items()}, other, batch["size"][i]
+            )
+            if len(self.shown) < SHOWN:
+                self.shown.append(example.cpu())
+            errors = example.errors()
+            if errors and (len(self.worst) < WORST or errors > self.worst[-1][0]):
+                self.worst = sorted([*self.worst, (errors, example.cpu())], key=lambda pair: -pair[0])[:WORST]
+
+    def _report(self, stage: Stage) -> None:
+        metric: Any = self.figures[stage]
+        values = metric.compute()
+        metric.reset()
+        per_class, counts, curves = (values.pop(key) for key in ("per_class", "confusion", "curves"))
+        for key, value in values.items():
+            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        if stage == "val":
+            self.threshold.fill_(values["threshold"])
+        shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
+        names = self.label_names
+        if shown:
+            self.show(f"{stage}/detections", lambda: pictures.sheet([e.draw(names) for e in shown], 2))
+        if worst:
+            self.show(f"{stage}/mistakes", lambda: pictures.sheet([e.draw(names) for _, e in worst], 2))
+        self.show(f"{stage}/precision_recall", lambda: pictures.curves(curves, per_class, names))
+        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, [*names, "background"]))
+        rows = [
+            [name, int(row.sum()), *(None if value != value else float(value) for value in figures),
+             float(row[k] / max(1, row.sum())), float(row[k] / max(1, column.sum()))]
+            for k, (name, figures, row, column) in enumerate(zip(names, per_class, counts, counts.T, strict=False))
+        ]  # fmt: skip
+        self.show_table(f"{stage}/per_class", ["class", "objects", "ap", "ap50", "recall", "precision"], rows)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the epoch's figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Reports the test's figures."""
+        self._report("test")
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """For each image ``boxes`` (xyxy, in pixels of the image as it was read), their ``labels`` and ``scores``.
+
+        The most certain comes first; told are the boxes that reach the threshold that was best in validation.
+        """
+        result = []
+        for found in self._original(self.detector.detect(self(batch["image"])), batch):
+            sure = found["scores"] >= self.threshold
+            boxes, labels, scores = (found[key][sure].tolist() for key in ("boxes", "labels", "scores"))
+            result.append(
+                {
+                    "boxes": [[round(value, 2) for value in box] for box in boxes],
+                    "labels": [self.label_names[k] for k in labels],
+                    "scores": [round(score, 6) for score in scores],
+                }
+            )
+        return result
+
+    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_samples`; with the boxes."""
+        tiles = []
+        for image, boxes, labels in zip(batch["image"], batch["boxes"], batch["labels"], strict=True):
+            captions = [self.label_names[k] for k in labels]
+            tiles.append(draw_boxes(pictures.picture(image), boxes.numpy(), captions, labels.tolist(), 192))
+        return pictures.sheet(tiles, min(columns, len(tiles)))
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; with the boxes."""
+        captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
+        colours = [self.label_names.index(label) for label in answer["labels"]]
+        boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
+        return draw_boxes(super().draw_answer(image, answer), boxes, captions, colours, 256)

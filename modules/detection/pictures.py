@@ -1,0 +1,105 @@
+"""The pictures that detection shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modules.detection.base import Detections
+from modules.detection.metrics import Array, match
+from modules.pictures import Image, draw_boxes, rasterize
+
+
+@dataclass
+class Example:
+    """An image with what is in it and what was found, in the pixels of the image as it was read.
+
+    Args:
+        image: uint8 C×S×S as the network gets it.
+        found: boxes, labels, scores.
+        truth: boxes, labels, ignore.
+        size: int64 2, height and width of the image as it was read.
+    """
+
+    image: Tensor
+    found: Detections
+    truth: Detections
+    size: Tensor
+
+    def cpu(self) -> "Example":
+        """The same on the CPU, without a share in a batch."""
+        found, truth = ({k: v.cpu() for k, v in part.items()} for part in (self.found, self.truth))
+        return Example(self.image.cpu().clone(), found, truth, self.size.cpu())
+
+    def _table(self, part: Detections, last: str) -> Array:
+        columns = (
+            torch.zeros(len(part["boxes"]), 1),
+            part["boxes"].cpu(),
+            part["labels"].cpu()[:, None],
+            part[last].cpu()[:, None],
+        )
+        return torch.cat(columns, 1).double().numpy()
+
+    def errors(self) -> int:
+        """How many objects were missed, and how many detections hit none."""
+        truth = self._table(self.truth, "ignore")
+        hits = match(self._table(self.found, "scores"), truth)
+        return int((hits == -1).sum() + (truth[:, 6] == 0).sum() - (hits >= 0).sum())
+
+    def draw(self, label_names: Sequence[str], side: int = 256) -> Image:
+        """The truth on the left, in white; what was found on the right, in the colours of the classes."""
+        image = picture(self.image)
+        scale = len(image) / float(self.size.max())
+        true = draw_boxes(image, self.truth["boxes"].numpy() * scale,
+                          [label_names[k] + " ?" * int(i) for k, i in zip(self.truth["labels"], self.truth["ignore"], strict=True)],
+                          None, side)  # fmt: skip
+        labels, scores = self.found["labels"].tolist(), self.found["scores"].tolist()
+        captions = [f"{label_names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
+        guess = draw_boxes(image, self.found["boxes"].numpy() * scale, captions, labels, side)
+        return np.concatenate((true, np.full((len(true), 4, 3), 255, np.uint8), guess), 1)
+
+
+def picture(image: Tensor) -> Image:
+    """uint8 C×H×W with any channels to uint8 H×W×3."""
+    pixels = image.cpu().numpy().transpose(1, 2, 0)
+    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+
+
+def sheet(tiles: Sequence[Image], columns: int) -> Image:
+    """Pictures of the same size, ``columns`` in a row."""
+    rows = -(-len(tiles) // columns)
+    height, width = tiles[0].shape[0] + 8, tiles[0].shape[1] + 8
+    result = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (i // columns) * height + 4, (i % columns) * width + 4
+        result[y : y + height - 8, x : x + width - 8] = tile
+    return result
+
+
+def curves(precision: Array, per_class: NDArray[np.float64], label_names: Sequence[str]) -> Image:
+    """Precision against recall at an overlap of 0.5.
+
+    Args:
+        precision: K×101, at recall 0, 0.01 … 1.
+        per_class: K×2, AP and AP50; NaN for a class without objects.
+        label_names: K names.
+    """
+    figure = Figure((6, 4.5), dpi=80)
+    axes = figure.add_subplot()
+    there = np.flatnonzero(~np.isnan(per_class[:, 1])).tolist()
+    recall = np.linspace(0, 1, precision.shape[1])
+    few = len(there) <= 12
+    for k in there:
+        label = f"{label_names[k]}  {per_class[k, 1]:.3f}" if few else None
+        axes.plot(recall, precision[k], linewidth=0.8 if few else 0.4, label=label)
+    if len(there):
+        mean = precision[there].mean(0)
+        axes.plot(recall, mean, "black", linewidth=2, label=f"all  {np.nanmean(per_class[:, 1]):.3f}")
+        axes.legend(title="AP50", fontsize=7, title_fontsize=8, loc="lower left")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    figure.tight_layout()
+    return rasterize(figure)

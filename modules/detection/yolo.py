@@ -1,0 +1,258 @@
+"""A compact one-stage detector without anchors, in the line of YOLO: one look at the image, a grid of answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_iou, complete_box_iou_loss
+
+from modules.detection.base import OneStageDetector, ignored, mean_over_processes, smallest_stride
+
+PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)
+NEAREST = -1.0  # least distance of a side, in strides: below 0, so that a place beside a thin object can name its box
+
+FOCUS = 0
+
+
+class YOLO(OneStageDetector):
+    """You only look once (Redmon et al. 2016, arXiv:1506.02640), with what has been learned since.
+
+    Each place of each map says how far away the four sides of its object are, and how likely each class is. Sides are
+    told as distributions over distances (Li et al. 2020, arXiv:2006.04388); classes and boxes have branches of their
+    own, shared by all maps but for their normalisation (Ge et al. 2021, arXiv:2107.08430; Lyu et al. 2022,
+    arXiv:2212.07784); the maps are mixed top-down and bottom-up (Liu et al. 2018, arXiv:1803.01534). Which places learn
+    an object follows from what they say of it, see `assign`. The loss is binary cross-entropy of the classes, towards
+    the quality of the box, and complete IoU (Zheng et al. 2020, arXiv:1911.08287) and the distributions' loss of the
+    boxes, with the weights of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
+
+    Args:
+        backbone: see `Detector`.
+        num_classes: see `Detector`.
+        image_size: see `Detector`.
+        strides: strides of the maps; by default three, from 4 up to 256 pixels, else from 8.
+        width: channels of neck and branches.
+        depth: 3×3 convolutions in each branch.
+        bins: distances that a side's distribution is over, in strides, from -1 on.
+        norm: ``batch`` normalisation, or ``group``, which does not depend on the batch.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int,
+        strides: list[int] | None = None,
+        width: int = 64,
+        depth: int = 2,
+        bins: int = 16,
+        norm: str = "batch",
+    ) -> None:
+        first = smallest_stride(image_size)
+        strides = strides or [first, 2 * first, 4 * first]
+        options = {"width": width, "depth": depth, "bins": bins, "norm": norm}
+        super().__init__(backbone, num_classes, image_size, strides, options)
+        self.bins, levels = bins, range(len(strides))
+        self.lateral = nn.ModuleList(_Conv(channels, width, 1, norm=norm) for channels in self.pyramid.channels)
+        self.top_down = nn.ModuleList(_Conv(width, width, norm=norm) for _ in levels[1:])
+        self.down = nn.ModuleList(_Conv(width, width, stride=2, norm=norm) for _ in levels[1:])
+        self.bottom_up = nn.ModuleList(_Conv(width, width, norm=norm) for _ in levels[1:])
+        self.class_branch = _Branch(width, depth, num_classes, len(strides), norm)
+        self.box_branch = _Branch(width, depth, 4 * bins, len(strides), norm)
+        nn.init.constant_(self.class_branch.last.bias, -torch.tensor(1 / PRIOR - 1).log())  # type: ignore[arg-type]
+        # At first a distribution is about two strides wide on each side.
+        self.box_branch.last.bias.data = -0.25 * torch.arange(bins).float().repeat(4)  # type: ignore[operator]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `Detector.forward`.
+
+        Returns:
+            For all A places of all maps: logits of the classes, float B×A×K; logits of the distances of left, top,
+            right and bottom, float B×A×4×R; the places, float A×2 (x, y) in pixels; their strides, float A.
+        """
+        maps = [lateral(x) for lateral, x in zip(self.lateral, self.pyramid(features), strict=True)]
+        for i in range(len(maps) - 2, -1, -1):
+            maps[i] = self.top_down[i](maps[i] + F.interpolate(maps[i + 1], maps[i].shape[2:]))
+        for i in range(1, len(maps)):
+            maps[i] = self.bottom_up[i - 1](maps[i] + self.down[i - 1](maps[i - 1]))
+        classes = torch.cat([self.class_branch(x, i).flatten(2) for i, x in enumerate(maps)], 2).transpose(1, 2)
+        sides = torch.cat([self.box_branch(x, i).flatten(2) for i, x in enumerate(maps)], 2).transpose(1, 2)
+        points, strides = grid([tuple(x.shape[2:]) for x in maps], self.pyramid.strides, classes.device)
+        return classes.float(), sides.float().unflatten(2, (4, self.bins)), points, strides
+
+    def dense(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `OneStageDetector.dense`."""
+        classes, sides, points, strides = outputs
+        return decode(sides, points, strides).clamp(0, self.image_size), classes.sigmoid()
+
+    def losses(
+        self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Detector.losses`."""
+        classes, sides, points, strides = outputs
+        counted = [~ignore for ignore in batch["ignore"]]
+        boxes, labels = (
+            pad_sequence([value[keep] for value, keep in zip(batch[key], counted, strict=True)], batch_first=True)
+            for key in ("boxes", "labels")
+        )
+        real = pad_sequence([torch.ones_like(keep[keep]) for keep in counted], batch_first=True)
+        guesses = decode(sides, points, strides)
+        matched, quality = assign(classes.sigmoid(), guesses, points, strides, boxes, labels, real)
+        target = torch.zeros_like(classes)
+        hit = matched >= 0
+        image, place = hit.nonzero(as_tuple=True)
+        row = matched[image, place]
+        weight = quality[image, place]
+        target[image, place, labels[image, row]] = weight
+        entropy = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
+        if FOCUS:
+            entropy = entropy * (target - classes.sigmoid()).abs() ** FOCUS
+        entropy = entropy.sum(2) * ~(ignored(points, batch) & ~hit)
+        truth = boxes[image, row]
+        overlap = complete_box_iou_loss(guesses[image, place], truth)
+        distances = torch.cat((points[place] - truth[:, :2], truth[:, 2:] - points[place]), 1) / strides[place, None]
+        spread = distribution_focal_loss(sides[image, place], distances - NEAREST)
+        total = mean_over_processes(weight.sum()).clamp(min=1)
+        parts = {"class": entropy.sum(), "box": 2.5 * (overlap * weight).sum(), "spread": 0.5 * (spread * weight).sum()}
+        return {key: value / total for key, value in parts.items()}, total
+
+
+def grid(sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The places of maps.
+
+    Args:
+        sizes: height and width of each map.
+        strides: its stride.
+        device: where.
+
+    Returns:
+        The middle of each place, float A×2 (x, y) in pixels of the input, and its stride, float A; row by row, map by
+        map.
+    """
+    points, steps = [], []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        y, x = ((torch.arange(side, device=device) + 0.5) * stride for side in (height, width))
+        points.append(torch.stack((x.repeat(height), y.repeat_interleave(width)), 1))
+        steps.append(torch.full((height * width,), float(stride), device=device))
+    return torch.cat(points), torch.cat(steps)
+
+
+def decode(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Boxes from the distributions of their sides' distances: the expected distances.
+
+    Args:
+        sides: logits, float B×A×4×R; bin r stands for r - 1 strides.
+        points: float A×2.
+        strides: float A.
+
+    Returns:
+        float B×A×4, xyxy in pixels.
+    """
+    bins = torch.arange(sides.shape[-1], device=sides.device, dtype=sides.dtype) + NEAREST
+    distances = sides.softmax(-1) @ bins * strides[:, None]
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy towards the two bins around a distance, the nearer one the more (Li et al. 2020, equation 6).
+
+    Args:
+        logits: float N×4×R.
+        target: float N×4, in bins; what lies outside of 0 … R - 1 is moved to the nearest.
+
+    Returns:
+        float N, the mean of the four sides.
+    """
+    target = target.clamp(0, logits.shape[-1] - 1 - 1e-3)
+    low = target.long()
+    share = target - low
+    likely = logits.log_softmax(-1)
+    near, far = (likely.gather(-1, index[..., None])[..., 0] for index in (low, low + 1))
+    return -(near * (1 - share) + far * share).mean(-1)
+
+
+@torch.no_grad()
+def assign(
+    scores: Tensor,
+    guesses: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    real: Tensor,
+    top: int = 13,
+    alpha: float = 1.0,
+    beta: float = 6.0,
+) -> tuple[Tensor, Tensor]:
+    """Task-aligned assignment (Feng et al. 2021, arXiv:2108.07755, section 3.2).
+
+    An object is learned by the ``top`` places in its box whose score s of its class and overlap u (IoU) are best by
+    t = s^α·u^β; a place that several objects want goes to the one that it overlaps most. The target of the score is t,
+    scaled so that the greatest t of an object becomes its greatest u. A box narrower than a place counts as that wide,
+    so that every object has a place.
+
+    Args:
+        scores: float B×A×K in [0, 1].
+        guesses: boxes, float B×A×4.
+        points: float A×2.
+        strides: float A.
+        boxes: true boxes, float B×M×4, padded.
+        labels: their classes, int64 B×M, padded.
+        real: which of them are no padding, bool B×M.
+        top: places for an object.
+        alpha: exponent of the score.
+        beta: exponent of the overlap.
+
+    Returns:
+        For each place the index of its object or -1, int64 B×A, and the quality in [0, 1], which is 0 without an
+        object, float B×A.
+    """
+    batch, places, count = *guesses.shape[:2], boxes.shape[1]
+    if count == 0:
+        return torch.full((batch, places), -1, device=boxes.device), guesses.new_zeros(batch, places)
+    middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    reach = half[:, :, None].maximum(strides[:, None] / 2)  # B×M×A×2
+    near = ((points - middle[:, :, None]).abs() <= reach).all(-1) & real[..., None]
+    overlap = torch.stack([box_iou(one, other) for one, other in zip(boxes, guesses, strict=True)])  # B×M×A
+    overlap = overlap.nan_to_num(0).clamp(0, 1)
+    score = scores.transpose(1, 2).gather(1, labels[..., None].expand(-1, -1, places))
+    fit = (score**alpha * overlap**beta + 1e-12) * near
+    best, where = fit.topk(min(top, places), 2)
+    wanted = torch.zeros_like(near).scatter_(2, where, best > 0)
+    most, matched = overlap.masked_fill(~wanted, -1).max(1)
+    matched[most < 0] = -1
+    own = wanted & (matched[:, None] == torch.arange(count, device=boxes.device)[:, None])
+    fit, overlap = fit * own, overlap * own
+    quality = fit / fit.amax(2, keepdim=True).clamp(min=1e-12) * overlap.amax(2, keepdim=True)
+    return matched, quality.amax(1)
+
+
+class _Conv(nn.Sequential):
+    """Convolution, normalisation, SiLU."""
+
+    def __init__(self, in_chans: int, width: int, kernel: int = 3, stride: int = 1, norm: str = "batch") -> None:
+        convolution = nn.Conv2d(in_chans, width, kernel, stride, kernel // 2, bias=False)
+        super().__init__(convolution, _norm(norm, width), nn.SiLU(inplace=True))
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(min(8, width), width)
+
+
+class _Branch(nn.Module):
+    """Convolutions that all maps share, each map with a normalisation of its own, and the last, linear one."""
+
+    def __init__(self, width: int, depth: int, out_chans: int, levels: int, norm: str) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.ModuleList(_norm(norm, width) for _ in range(depth)) for _ in range(levels))
+        self.last: Any = nn.Conv2d(width, out_chans, 1)
+        nn.init.normal_(self.last.weight, std=0.01)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        norms: Any = self.norms[level]
+        for conv, norm in zip(self.convs, norms, strict=True):
+            x = F.silu(norm(conv(x)))
+        return self.last(x)
