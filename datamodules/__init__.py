@@ -17,13 +17,22 @@ from datamodules.classification import (
     ImageFolder,
     Manifest,
 )
-from datamodules.detection import DetectionDataModule, DigitScenes
+from datamodules.detection import (
+    COCODetection,
+    CSVDetection,
+    DetectionDataModule,
+    DigitScenes,
+    VOCDetection,
+    YOLODetection,
+)
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "EMNIST",
     "MNIST",
+    "COCODetection",
+    "CSVDetection",
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
@@ -33,5 +42,7 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "Manifest",
+    "VOCDetection",
     "VisionDataModule",
+    "YOLODetection",
 ]

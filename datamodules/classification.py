@@ -1,10 +1,9 @@
 """Images with one label each: arrays that ship with packages, torchvision's sets, folders, tables of paths."""
 
-import difflib
 import gzip
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any, ClassVar, Literal
 import albumentations as A
 import numpy as np
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from datamodules.augmentations import Strength, evaluation, training
 from datamodules.base import DataError, Source, VisionDataModule
-from datamodules.images import EXTENSIONS, inspect_images, read_image
+from datamodules.images import EXTENSIONS, check_images, inspect_images, read_image, warn_of_shared
+from datamodules.tables import by_split, check_table, listed, read_table
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
 
@@ -383,18 +382,8 @@ class _Files(ClassificationDataModule):
     def _check(self, sources: dict[str, FileSource]) -> dict[str, Source]:
         """Applies the policy for bad files, and warns of images that are in two splits."""
         paths = np.concatenate([source.paths for source in sources.values()])
-        table = inspect_images(paths.tolist())
-        bad = table["error"] != ""
-        self.bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
-        if self.bad_files:
-            listed = [f"{path} ({reason})" for path, reason in self.bad_files.items()]
-            shown = "; ".join(listed[:3] + ["…"] * (len(listed) > 3))
-            count = f"{len(listed)} of {len(paths)} images cannot be read: {shown}"
-            if self.on_bad_file == "error":
-                raise DataError(f"{count}. Mend or remove them, or go on without them: --data.on_bad_file skip.")
-            if len(self.bad_files) > 0.01 * len(paths) and len(self.bad_files) > 1:
-                raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
-            rank_zero_warn(f"Skipped: {count}.")
+        table, self.bad_files = check_images(paths, self.on_bad_file)
+        bad = (table["error"] != "").to_numpy()
         checked, start = {}, 0
         for name, source in sources.items():
             rows = slice(start, start + len(source))
@@ -416,18 +405,8 @@ class _Files(ClassificationDataModule):
             parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "validation and test", 3)
         if "val" not in parts:
             parts["train"], parts["val"] = split(parts["train"], 0.15, self.label_names, "validation")
-        seen: dict[str, str] = {}
-        for name, source in parts.items():
-            assert isinstance(source, FileSource)
-            assert source.digests is not None
-            pairs = zip(source.paths, source.digests, strict=True)
-            shared = [path for path, digest in pairs if seen.get(digest, name) != name]
-            if shared:
-                rank_zero_warn(
-                    f"{len(shared)} images of the {name} split are also in another one, which flatters the figures; "
-                    f"the first: {shared[0]}."
-                )
-            seen.update(dict.fromkeys(source.digests, name))
+        files = {name: source for name, source in parts.items() if isinstance(source, FileSource)}
+        warn_of_shared({name: (source.paths, source.digests) for name, source in files.items()})  # type: ignore[misc]
         return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
@@ -502,7 +481,7 @@ class ImageFolder(_Files):
             if unknown := sorted(set(given) - set(names)):
                 raise DataError(
                     f"{self._folders[split]} has the class {unknown[0]!r}, which training does not have: "
-                    f"the classes there are {_listed(names)}."
+                    f"the classes there are {listed(names)}."
                 )
         return names
 
@@ -569,39 +548,9 @@ class Manifest(_Files):
     @cached_property
     def _table(self) -> pd.DataFrame:
         file = Path(self.file)
-        if not file.is_file():
-            raise DataError(f"There is no file {file.resolve()}: give the table of your images with --data.file.")
-        try:
-            if file.suffix == ".parquet":
-                table = pd.read_parquet(file)
-            else:  # as text, so that the label 007 stays what it is, and NA is a label
-                table = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{file.resolve()} cannot be read as a table ({str(error)[:200]}): give one in CSV or Parquet."
-            ) from None
-        for column in (self.path_column, self.label_column):
-            if column not in table:
-                near = difflib.get_close_matches(column, map(str, table.columns), 1, 0)
-                raise DataError(
-                    f"{file.resolve()} has no column {column!r}; it has {_listed(table.columns)}. "
-                    f"Did you mean {near[0]!r}? Name it with --data.path_column or --data.label_column."
-                )
-        if table.empty:
-            raise DataError(f"{file.resolve()} has no rows.")
-        needed = [name for name in (self.path_column, self.label_column, "split") if name in table]
-        missing = table[needed].isna()
-        if missing.any(axis=None):
-            row, column = np.argwhere(missing.to_numpy())[0]
-            raise DataError(f"{file.resolve()} has nothing under {needed[column]!r} in row {row + 1}: fill it in.")
-        if "split" in table:
-            splits = set(table["split"])
-            if unknown := sorted(map(str, splits - {"train", "val", "test"})):
-                raise DataError(
-                    f"{file.resolve()} has a row of the split {unknown[0]!r}: name the splits train, val and test."
-                )
-            if "train" not in splits:
-                raise DataError(f"{file.resolve()} has no row of the split 'train': say which images to train on.")
+        table = read_table(file, "--data.file")
+        columns = {self.path_column: "--data.path_column", self.label_column: "--data.label_column"}
+        check_table(table, file, columns, list(columns))
         return table.assign(**{self.label_column: table[self.label_column].astype(str)})
 
     @cached_property
@@ -615,23 +564,14 @@ class Manifest(_Files):
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`."""
         table, names = self._table, self.label_names
-        groups = {"all": table}
-        if "split" in table:
-            groups = {str(name): rows for name, rows in table.groupby("split")}
         sources = {}
-        for name, rows in groups.items():
+        for name, rows in by_split(table).items():
             if unknown := sorted(set(rows[self.label_column]) - set(names)):
                 raise DataError(
                     f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not have: "
-                    f"the labels there are {_listed(names)}."
+                    f"the labels there are {listed(names)}."
                 )
             paths = [str(Path(self.file).parent / path) for path in rows[self.path_column]]
             labels = rows[self.label_column].map(names.index).to_numpy(np.int64)
             sources[name] = FileSource(paths, labels, self.in_chans)
         return self._check(sources)
-
-
-def _listed(given: Iterable[str]) -> str:
-    names = list(given)
-    shown = ", ".join(map(str, names[:8]))
-    return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -92,25 +94,31 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _inspect(path: str) -> tuple[str, str]:
-    """Content digest and, for a file that cannot be decoded to its end, the reason."""
+FOUND = ["digest", "error", "height", "width"]
+
+
+def _inspect(path: str) -> tuple[str, str, int, int]:
+    """Content digest and, for a file that cannot be decoded to its end, the reason; height and width as seen."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        return "", error.strerror or str(error)
+        return "", error.strerror or str(error), 0, 0
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) > 4:  # lies on its side
+            width, height = height, width
         eighth = (max(1, image.width // 8), max(1, image.height // 8))
         image.draft("L", eighth)  # a JPEG is decoded to its end, but at an eighth of the size
         image.load()
         if image.mode not in ("L", "RGB"):
             as_seen(image, 3)
     except UnidentifiedImageError:
-        return digest, "empty file" if not data else "not an image"
+        return digest, "empty file" if not data else "not an image", 0, 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return digest, str(error)
-    return digest, ""
+        return digest, str(error), 0, 0
+    return digest, "", height, width
 
 
 def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
@@ -121,7 +129,7 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
 
     Returns:
         A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
-        file). It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
+        file), ``height`` and ``width`` as a viewer shows it, in pixels. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
     """
     absolute = [os.path.abspath(path) for path in paths]
     name = hashlib.blake2b("\n".join(absolute).encode(), digest_size=16).hexdigest()
@@ -131,18 +139,63 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
         {"size": [s.st_size if s else -1 for s in stats], "time": [s.st_mtime_ns if s else -1 for s in stats]}
     )
     try:
-        known = pd.read_parquet(cache)
+        known = pd.read_parquet(cache, columns=["size", "time", *FOUND])
     except (OSError, ValueError):  # none yet, or not whole
-        known = table.assign(size=-2, digest="", error="")
+        known = table.assign(size=-2, digest="", error="", height=0, width=0)
     stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
-    table["digest"], table["error"] = known["digest"], known["error"]
+    table[FOUND] = known[FOUND]
     if len(stale):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(_inspect, [absolute[i] for i in stale]))
-        table.loc[stale, ["digest", "error"]] = pd.DataFrame(found, columns=["digest", "error"], index=stale)
+        table.loc[stale, FOUND] = pd.DataFrame(found, columns=FOUND, index=stale)
         temporary = cache.with_suffix(f".{os.getpid()}")
         with suppress(OSError):  # where nothing can be kept, the files are read again the next time
             cache.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(temporary)
             temporary.replace(cache)
     return table
+
+
+def check_images(paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Applies the policy for files that cannot be read.
+
+    Args:
+        paths: the files.
+        on_bad_file: stop and name them, or go on without them.
+
+    Returns:
+        What `inspect_images` found, and the files to skip with their reasons.
+
+    Raises:
+        DataError: there are such files; with ``skip``, more than one in a hundred.
+    """
+    table = inspect_images(paths.tolist())
+    bad = (table["error"] != "").to_numpy()
+    bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
+    if bad_files:
+        listed = [f"{path} ({reason})" for path, reason in bad_files.items()]
+        shown = "; ".join(listed[:3] + ["…"] * (len(listed) > 3))
+        count = f"{len(listed)} of {len(paths)} images cannot be read: {shown}"
+        if on_bad_file == "error":
+            raise DataError(f"{count}. Mend or remove them, or go on without them: --data.on_bad_file skip.")
+        if len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
+            raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
+        rank_zero_warn(f"Skipped: {count}.")
+    return table, bad_files
+
+
+def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) -> None:
+    """Warns of images that are in two splits.
+
+    Args:
+        parts: paths and content digests of each split.
+    """
+    seen: dict[str, str] = {}
+    for name, (paths, digests) in parts.items():
+        shared = [path for path, digest in zip(paths, digests, strict=True) if seen.get(digest, name) != name]
+        if shared:
+            rank_zero_warn(
+                f"{len(shared)} images of the {name} split are also in another one, which flatters the figures; "
+                f"the first: {shared[0]}."
+            )
+        seen.update(dict.fromkeys(digests, name))

@@ -6,19 +6,23 @@ class map all come from it, so that they agree to the pixel.
 """
 
 import hashlib
-from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
-from datamodules.base import Source
+from datamodules.augmentations import Strength
+from datamodules.base import DataError, Source, VisionDataModule
+from datamodules.classification import Digits
+from datamodules.detection.base import DetectionDataModule, DetectionDataset, Mixing
+from datamodules.mixing import VISIBLE, boxes_of
 
 VERSION = 1  # a change of what is drawn is a change of the data
-VISIBLE = 0.4  # least share of an object that later ones leave to be seen
 COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
 KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
 SPLITS = ("train", "val", "test")
@@ -97,6 +101,12 @@ class SceneSource:
         recipe = (VERSION, self.sprites.digest, self.split, self.count, self.size, *self.objects, *self.extent)
         return hashlib.blake2b(repr((*recipe, self.seed, self.in_chans)).encode(), digest_size=16).hexdigest()
 
+    def with_masks(self) -> "SceneSource":
+        """The same scenes with masks."""
+        twin = copy(self)
+        twin.masks = True
+        return twin
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, owner, labels = self._kept.get(index) or self._compose(index)
         if index not in self._kept and (len(self._kept) + 1) * (image.nbytes + owner.nbytes) <= KEPT:
@@ -142,8 +152,9 @@ class SceneSource:
             owner[place][inside] = len(labels)
             area = int(inside.sum())
             areas, seen = np.append(areas, area), np.append(seen - hidden, area)
-        image = canvas if self.in_chans == 3 else cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
-        return image, owner, np.array(labels, np.int64)
+        if self.in_chans == 1:
+            canvas = np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None], np.uint8)
+        return canvas, owner, np.array(labels, np.int64)
 
     def _background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """A soft pattern around one colour, with fine noise; and that colour."""
@@ -165,8 +176,8 @@ class SceneSource:
             max(3, min(self.size, round(side * factor))) for side in (picture.shape[1] * stretch, picture.shape[0])
         ]
         way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        picture, solid = (cv2.resize(part, sides, interpolation=way) for part in (picture, solid))
-        return picture, solid  # type: ignore[return-value]
+        picture, solid = (np.asarray(cv2.resize(part, sides, interpolation=way), np.uint8) for part in (picture, solid))
+        return picture, solid
 
 
 def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
@@ -197,15 +208,87 @@ def _painted(
     return np.rint(ground + (colour - ground) * cover).astype(np.uint8)
 
 
-def boxes_of(masks: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """The smallest boxes around masks.
+class DigitScenes(DetectionDataModule):
+    """Scenes composed from real digits (see `Digits`), on the fly: nothing to download, and the boxes are exact.
+
+    Training scenes show training digits, test scenes test digits. The same numbers make the same scenes everywhere.
 
     Args:
-        masks: N masks uint8 H×W, of which none is empty.
-
-    Returns:
-        float32 N×4, xyxy in pixels; the right and bottom edges are one past the last pixel.
+        scene_size: side of the scenes, in pixels.
+        train: training scenes.
+        val: validation scenes.
+        test: test scenes.
+        objects: least and greatest number of digits in a scene.
+        scene_seed: seed of the scenes; unlike ``seed`` it changes the data set.
+        in_chans: 3 for colour, 1 for grey.
+        masks: give masks too.
+        augmentation: strength of the changes made to training images.
+        mixing: how often training samples are made of several pictures.
+        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
+        flip: mirror training images; None says no, since that changes digits.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None chooses by the cores at hand.
+        seed: seed of order and augmentation.
     """
-    found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
-    found[:, 2:] += found[:, :2]
-    return found
+
+    native_flip = False
+    items: ClassVar[type[VisionDataModule]] = Digits
+    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+
+    def __init__(
+        self,
+        scene_size: int = 128,
+        train: int = 2000,
+        val: int = 300,
+        test: int = 500,
+        objects: tuple[int, int] = (1, 6),
+        scene_seed: int = 0,
+        in_chans: Literal[1, 3] = 3,
+        masks: bool = False,
+        augmentation: Strength = "standard",
+        mixing: Mixing | None = None,
+        image_size: int | None = None,
+        flip: bool | None = None,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.in_chans, self.masks = in_chans, masks
+        super().__init__(augmentation, mixing, image_size or scene_size, flip, batch_size, num_workers, seed)
+        self.scene_size, self.objects, self.scene_seed = scene_size, objects, scene_seed
+        self.counts = {"train": train, "val": val, "test": test}
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        least, most = self.objects
+        if not 0 <= least <= most <= 250:
+            raise DataError(f"--data.objects is a least and a greatest number up to 250, not {least} and {most}.")
+        if self.scene_size < 32:
+            raise DataError(f"--data.scene_size is at least 32 pixels, not {self.scene_size}.")
+        items = self.items().sources
+        return {
+            name: SceneSource(
+                Sprites(items[name]),
+                name,
+                self.counts[name],
+                self.scene_size,
+                self.objects,
+                seed=self.scene_seed,
+                in_chans=self.in_chans,
+                masks=self.masks,
+            )
+            for name in SPLITS
+            if self.counts[name]
+        }
+
+    def transform(self, training_split: bool) -> A.Compose | None:
+        """See `VisionDataModule.transform`; None where there is nothing to do."""
+        plain = not training_split or self.augmentation == "none"
+        return None if plain and self.image_size == self.scene_size else super().transform(training_split)
+
+    def dataset(self, split: str, augmented: bool) -> DetectionDataset:
+        """See `VisionDataModule.dataset`; what is pasted into scenes is cut out by their masks."""
+        dataset = super().dataset(split, augmented)
+        if augmented and self.mixing.copy_paste:
+            dataset.source = self.sources[split].with_masks()  # type: ignore[attr-defined]
+        return dataset

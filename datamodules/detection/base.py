@@ -1,0 +1,217 @@
+"""What all data with boxes share: how samples are mixed and augmented, and what a batch is."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import albumentations as A
+import numpy as np
+import torch
+
+from datamodules.annotations import FileFormat, Writer
+from datamodules.augmentations import Strength, evaluation, training_with_boxes
+from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
+from datamodules.mixing import VISIBLE, Sample, boxes_of, copy_paste, mixup, mosaic
+
+
+@dataclass
+class Mixing:
+    """How often training samples are made of several pictures.
+
+    Args:
+        mosaic: probability of four pictures around a random centre, in [0, 1].
+        mixup: probability of another picture shining through, in [0, 1].
+        copy_paste: probability of objects of another picture in front, in [0, 1]; it takes masks.
+        plain_epochs: last epochs of a training in which none of these is done, so that it ends on pictures as they are
+            (Ge et al. 2021, arXiv:2107.08430).
+    """
+
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    plain_epochs: int = 0
+
+
+class DetectionDataset(KeyedDataset):
+    """Samples with boxes: what leaves the picture is dropped, and several samples may become one.
+
+    Args:
+        source: the samples.
+        transform: albumentations pipeline whose boxes are xyxy with the label field ``index``, or None.
+        seed: seed of the run.
+        image_size: side of mixed pictures.
+        mixing: which samples are mixed.
+        epochs: epochs of the training, to know the last ones; None where nobody knows.
+        masks: hand masks on; sources may have them for mixing alone.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: A.Compose | None,
+        seed: int,
+        image_size: int = 0,
+        mixing: Mixing | None = None,
+        epochs: int | None = None,
+        masks: bool = False,
+    ) -> None:
+        super().__init__(source, transform, seed)
+        self.image_size, self.mixing, self.masks = image_size, mixing or Mixing(), masks
+        self.mixed_epochs = float("inf") if epochs is None else epochs - self.mixing.plain_epochs
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, epoch = key
+        sample, generator = self.source[index], np.random.default_rng((self.seed, epoch, index))
+        if epoch < self.mixed_epochs:
+            sample = self._mixed(sample, generator)
+        if self.transform is not None:
+            sample = self.augment(sample, generator)
+        keys = ("boxes", "labels", "ignore", *(("masks", "mask") if self.masks else ()))
+        tensors = {
+            key: torch.from_numpy(sample[key]) for key in keys if key != "mask"
+        }  # they are not stacked to a batch
+        rest = {key: sample[key] for key in ("image", "size", "mask") if key != "mask" or self.masks}
+        return rest | tensors
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
+        """The samples of a batch."""
+        return [self[key] for key in keys]
+
+    def _mixed(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        def another() -> Sample:
+            return self.source[int(generator.integers(len(self.source)))]
+
+        plan = self.mixing
+        if plan.mosaic and generator.random() < plan.mosaic:
+            sample = mosaic([sample, another(), another(), another()], self.image_size, generator)
+        if plan.copy_paste and generator.random() < plan.copy_paste:
+            sample = copy_paste(sample, another(), generator)
+        if plan.mixup and generator.random() < plan.mixup:
+            sample = mixup(sample, another(), generator)
+        return sample
+
+    def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """See `KeyedDataset.augment`."""
+        assert self.transform is not None
+        self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        moved: Sample = {key: sample[key] for key in ("image", "mask") if key in sample}
+        if len(sample.get("masks", ())):
+            moved["masks"] = sample["masks"]
+        moved = self.transform(**moved, bboxes=sample["boxes"], index=np.arange(len(sample["boxes"])))
+        boxes = np.asarray(moved.pop("bboxes"), np.float32).reshape(-1, 4)
+        kept = np.asarray(moved.pop("index"), np.int64).reshape(-1)
+        if "masks" in sample:  # they are exact
+            masks = np.asarray(moved.get("masks", sample["masks"]), np.uint8)
+            masks = masks[kept] if len(kept) else np.zeros((0, *moved["image"].shape[:2]), np.uint8)
+            seen = masks.any((1, 2))
+            kept, moved["masks"] = kept[seen], masks[seen]
+            boxes = boxes_of(moved["masks"])
+        return moved | {
+            "boxes": boxes,
+            "labels": sample["labels"][kept],
+            "ignore": sample["ignore"][kept],
+            "size": sample["size"],
+        }
+
+
+class DetectionDataModule(VisionDataModule):
+    """Images with boxes.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
+    ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult ones: neither learned, nor hit
+    nor miss); ``size`` int64 B×2, height and width of the images as they were read. With masks also ``masks``, B tensors
+    uint8 N×S×S of 0 and 1, and ``mask`` uint8 B×S×S: label + 1, 0 for the background, 255 for what is ignored.
+
+    A picture is fitted into the square whole, its longer side to S, with grey at the right or at the bottom.
+
+    Args:
+        augmentation: strength of the changes made to training images.
+        mixing: how often training samples are made of several pictures.
+        image_size: side of the square images that the network sees, in pixels; None takes the set's own size.
+        flip: mirror training images; None says yes but for digits.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None chooses by the cores at hand.
+        seed: seed of order and augmentation.
+    """
+
+    native_size: ClassVar[int] = 640
+    native_flip: ClassVar[bool] = True
+    in_chans: int = 3
+    masks: bool = False
+
+    def __init__(
+        self,
+        augmentation: Strength = "standard",
+        mixing: Mixing | None = None,
+        image_size: int | None = None,
+        flip: bool | None = None,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.augmentation, self.mixing = augmentation, mixing or Mixing()
+        self.image_size = image_size or self.native_size
+        self.flip = self.native_flip if flip is None else flip
+        for name in ("mosaic", "mixup", "copy_paste"):
+            if not 0 <= getattr(self.mixing, name) <= 1:
+                raise DataError(f"--data.mixing.{name} is a probability, not {getattr(self.mixing, name)}.")
+        if self.mixing.mixup and self.masks:
+            raise DataError("--data.mixing.mixup has no masks: a pixel would be of two objects. Set it to 0.")
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes' names, in the order of their numbers."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the background is none."""
+        return len(self.label_names)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns a picture into the network's input, as data."""
+        return {"image_size": self.image_size, "in_chans": self.in_chans, "fit": "pad"}
+
+    def transform(self, training_split: bool) -> A.Compose | None:
+        """See `VisionDataModule.transform`."""
+        if training_split and self.augmentation != "none":
+            boxes = A.BboxParams("pascal_voc", ["index"], clip=True, min_visibility=VISIBLE, min_width=2, min_height=2)
+            return training_with_boxes(self.augmentation, self.image_size, boxes, self.flip, self.in_chans == 3)
+        return evaluation(self.image_size, fit="pad", boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
+
+    def dataset(self, split: str, augmented: bool) -> DetectionDataset:
+        """See `VisionDataModule.dataset`."""
+        mixing = self.mixing if augmented else None
+        epochs = self.trainer.max_epochs if self.trainer else None
+        transform = self.transform(augmented)
+        return DetectionDataset(self.sources[split], transform, self.seed, self.image_size, mixing, epochs, self.masks)
+
+    def identity(self) -> dict[str, Any]:
+        """Name, label names, and per split the size, the boxes of each class and the content digest."""
+        identity = super().identity() | {"label_names": list(self.label_names)}
+        for name, source in self.sources.items():
+            labels = getattr(source, "labels", None)
+            if labels is not None:
+                counts = np.bincount(labels, minlength=len(self.label_names))
+                identity["splits"][name]["boxes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
+        return identity
+
+    def write(self, folder: str, form: FileFormat = "coco") -> None:
+        """Writes all splits to a folder in a format that other tools read.
+
+        Args:
+            folder: where; it must not be there yet.
+            form: ``coco`` (JSON; the only one that keeps masks), ``voc``, ``yolo`` or ``csv``.
+
+        Raises:
+            DataError: the folder is there already.
+        """
+        if Path(folder).exists():
+            raise DataError(f"{Path(folder).resolve()} is there already: name a new folder.")
+        writer = Writer(Path(folder), form, self.label_names)
+        for name, source in self.sources.items():
+            writer.write(name, (source[i] for i in range(len(source))))

@@ -1,0 +1,156 @@
+"""Samples made of several others: mosaic, mixup, copy-paste. Boxes, masks and class maps stay exact."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.augmentations import GREY
+
+Sample = dict[str, Any]
+VISIBLE = 0.4  # least share of an object that must remain
+SIDE = 2  # least side of a box that remains, in pixels
+
+
+def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The smallest boxes around masks.
+
+    Args:
+        masks: N masks uint8 H×W, of which none is empty.
+
+    Returns:
+        float32 N×4, xyxy in pixels; the right and bottom edges are one past the last pixel.
+    """
+    found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    found[:, 2:] += found[:, :2]
+    return found
+
+
+def resized(sample: Sample, factor: float) -> Sample:
+    """A sample larger or smaller by a factor; masks by the nearest pixel."""
+    height, width = (max(1, round(side * factor)) for side in sample["image"].shape[:2])
+    if (height, width) == sample["image"].shape[:2]:
+        return sample
+    image = sample["image"]
+    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    result = {"image": cv2.resize(image, (width, height), interpolation=way).reshape(height, width, -1)}
+    if "masks" in sample:
+        masks = [cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) for mask in sample["masks"]]
+        result["masks"] = np.array(masks, np.uint8).reshape(-1, height, width)
+        result["mask"] = cv2.resize(sample["mask"], (width, height), interpolation=cv2.INTER_NEAREST)
+    scale = np.tile(np.divide((width, height), image.shape[1::-1]), 2)
+    return sample | result | {"boxes": (sample["boxes"] * scale).astype(np.float32)}
+
+
+def selected(sample: Sample, kept: NDArray[np.bool_]) -> Sample:
+    """A sample with only some of its objects; the picture and the class map stay."""
+    return sample | {key: sample[key][kept] for key in ("boxes", "labels", "ignore", "masks") if key in sample}
+
+
+def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, int], side: int) -> Sample:
+    """Cuts a window (x1, y1, x2, y2) out of a sample, and says where its objects are on a square where it is put."""
+    x1, y1, x2, y2 = window
+    shift = np.array([place[0] - x1, place[1] - y1] * 2, np.float32)
+    boxes = np.clip(sample["boxes"], [x1, y1, x1, y1], [x2, y2, x2, y2])
+    if "masks" in sample:
+        part = np.ascontiguousarray(sample["masks"][:, y1:y2, x1:x2])
+        before, after = (masks.sum((1, 2), dtype=np.int64) for masks in (sample["masks"], part))
+        kept = (after >= VISIBLE * before) & (after > 0)
+        masks = np.zeros((int(kept.sum()), side, side), np.uint8)
+        masks[:, place[1] : place[1] + y2 - y1, place[0] : place[0] + x2 - x1] = part[kept]
+        return selected(sample, kept) | {"masks": masks, "boxes": boxes_of(masks)}
+    before, after = ((b[:, 2:] - b[:, :2]).prod(1) for b in (sample["boxes"], boxes))
+    kept = (after >= VISIBLE * before) & ((boxes[:, 2:] - boxes[:, :2]) >= SIDE).all(1)
+    return selected(sample | {"boxes": (boxes + shift).astype(np.float32)}, kept)
+
+
+def mosaic(samples: Sequence[Sample], side: int, generator: np.random.Generator) -> Sample:
+    """Four pictures around a random centre, each at a random size (Bochkovskiy et al. 2020, arXiv:2004.10934, 3.4).
+
+    Args:
+        samples: four.
+        side: side of the square result, in pixels.
+        generator: draws the centre, the sizes and the parts.
+    """
+    channels = samples[0]["image"].shape[2]
+    image = np.full((side, side, channels), GREY, np.uint8)
+    classes = np.zeros((side, side), np.uint8)
+    cx, cy = (int(side * share) for share in generator.uniform(0.3, 0.7, 2))
+    parts = []
+    for k, sample in enumerate(samples):
+        factor = side / max(sample["image"].shape[:2]) * float(generator.uniform(0.5, 1.0))
+        sample = resized(sample, factor)
+        height, width = sample["image"].shape[:2]
+        left, right = ((0, cx), (cx, side))[k % 2]
+        top, bottom = ((0, cy), (cy, side))[k // 2]
+        w, h = min(width, right - left), min(height, bottom - top)
+        x, y = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
+        to_x, to_y = (right - w if k % 2 == 0 else left), (bottom - h if k < 2 else top)
+        place, window = (slice(to_y, to_y + h), slice(to_x, to_x + w)), (slice(y, y + h), slice(x, x + w))
+        image[place] = sample["image"][window]
+        if "mask" in sample:
+            classes[place] = sample["mask"][window]
+        parts.append(_cut(sample, (x, y, x + w, y + h), (to_x, to_y), side))
+    return _joined(parts, image) | ({"mask": classes} if "mask" in samples[0] else {})
+
+
+def _joined(parts: Sequence[Sample], image: NDArray[np.uint8]) -> Sample:
+    keys = [key for key in ("boxes", "labels", "ignore", "masks") if key in parts[0]]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in keys}
+    return joined | {"image": image, "size": np.array(image.shape[:2], np.int64)}
+
+
+def _onto(sample: Sample, height: int, width: int) -> Sample:
+    """A sample on a grey canvas, as large as it fits in, at the top left."""
+    sample = resized(sample, min(height / sample["image"].shape[0], width / sample["image"].shape[1]))
+    h, w = sample["image"].shape[:2]
+    spare = (0, max(0, height - h)), (0, max(0, width - w))
+    result = {"image": np.pad(sample["image"], (*spare, (0, 0)), constant_values=GREY)}
+    if "masks" in sample:
+        result |= {"masks": np.pad(sample["masks"], ((0, 0), *spare)), "mask": np.pad(sample["mask"], spare)}
+    return sample | result
+
+
+def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
+    """One picture shining through another, with the objects of both (Zhang et al. 2018, arXiv:1710.09412; for boxes
+    Zhang et al. 2019, arXiv:1902.04103, with the weight from Beta(8, 8)).
+
+    Args:
+        sample: the picture whose size the result has; without masks.
+        other: what is laid over it.
+        generator: draws the weight.
+    """
+    weight = float(generator.beta(8, 8))
+    other = _onto(other, *sample["image"].shape[:2])
+    image = cv2.addWeighted(sample["image"], weight, other["image"], 1 - weight, 0).reshape(sample["image"].shape)
+    return _joined([sample, other], image)
+
+
+def copy_paste(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
+    """Some objects of another picture in front of this one (Ghiasi et al. 2021, arXiv:2012.07177).
+
+    An object is left out where it would hide more than 60 % of one that is there.
+
+    Args:
+        sample: where they are put; with masks.
+        other: whose objects, each with probability ½, are taken.
+        generator: draws which.
+    """
+    other = _onto(other, *sample["image"].shape[:2])
+    image, masks, classes = sample["image"].copy(), sample["masks"].copy(), sample["mask"].copy()
+    areas = masks.sum((1, 2), dtype=np.int64)
+    taken = (generator.random(len(other["masks"])) < 0.5) & ~other["ignore"]
+    for k in np.flatnonzero(taken):
+        front = other["masks"][k].astype(bool)
+        left = (masks * ~front).astype(np.uint8)
+        if (left.sum((1, 2)) < VISIBLE * areas).any():
+            taken[k] = False
+            continue
+        image[front], classes[front] = other["image"][front], other["labels"][k] + 1
+        masks = np.concatenate([left, other["masks"][k : k + 1]])
+        areas = np.append(areas, front.sum())
+    new = selected(other, taken)
+    joined = _joined([sample, new], image)
+    return sample | joined | {"masks": masks, "mask": classes, "boxes": boxes_of(masks), "size": sample["size"]}
