@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import onnxruntime
 import torch
 import yaml
@@ -19,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from modules import ClassificationModule
+from modules import ClassificationModule, DetectionModule, VisionModule
+from modules.detection.base import OneStageDetector
 from pipelines import registry
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
@@ -29,31 +31,127 @@ TOLERANCE = 1e-4
 
 
 class Exported(nn.Module):
-    """A trained classifier without all that only training needs.
+    """A trained module without all that only training needs. A subclass says what a task's networks answer.
 
     Args:
         module: the trained module; it stays as it is.
-        preprocessing: uint8 in and probabilities out, else normalised float32 in and logits out.
+        preprocessing: uint8 in, else normalised float32 in.
     """
 
     scale: Tensor
     shift: Tensor
+    outputs: tuple[str, ...]  # names of what `forward` answers with
 
-    def __init__(self, module: ClassificationModule, preprocessing: bool) -> None:
+    def __init__(self, module: VisionModule, preprocessing: bool) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         # Contiguous, so that no program that reads the file has to know of torch's other memory orders.
         self.backbone = deepcopy(module.backbone).to(memory_format=torch.contiguous_format)
-        self.head = deepcopy(module.head)
         self.register_buffer("scale", module.scale.clone())
         self.register_buffer("shift", module.shift.clone())
+        self.take(module)
         self.eval().requires_grad_(False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Images, B×C×S×S, to float32 B×K."""
-        if not self.preprocessing:
-            return self.head(self.backbone(image))
-        return self.head(self.backbone(image.float() * self.scale + self.shift)).softmax(1)
+    def take(self, module: Any) -> None:
+        """Takes over what comes after the backbone."""
+        raise NotImplementedError
+
+    def answer(self, features: Any) -> tuple[Tensor, ...]:
+        """What the network says, from what the backbone gives; the first dimension is that of the images."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images, B×C×S×S, to `outputs`."""
+        if self.preprocessing:
+            image = image.float() * self.scale + self.shift
+        answers = self.answer(self.backbone(image))
+        return answers if len(answers) > 1 else answers[0]
+
+
+class ExportedClassifier(Exported):
+    """Probabilities of preprocessed images, else logits; both float32 B×K."""
+
+    def take(self, module: Any) -> None:
+        """See `Exported.take`."""
+        self.head = deepcopy(module.head)
+        self.outputs = ("probabilities" if self.preprocessing else "logits",)
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
+
+    def answer(self, features: Any) -> tuple[Tensor, ...]:
+        """See `Exported.answer`."""
+        logits = self.head(features)
+        return (logits.softmax(1) if self.preprocessing else logits,)
+
+
+class ExportedDetector(Exported):
+    """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
+
+    outputs = ("boxes", "scores")
+
+    def take(self, module: Any) -> None:
+        """See `Exported.take`."""
+        if not isinstance(module.detector, OneStageDetector):
+            raise ValueError(f"a {type(module.detector).__name__} is not exported, only detectors of one stage")
+        self.detector = deepcopy(module.detector).to(memory_format=torch.contiguous_format)
+        self.threshold = float(module.threshold)
+        self.meaning = f"boxes float32 B×A×4 (xyxy, pixels of the input), scores float32 B×A×{module.num_classes}"
+
+    def answer(self, features: Any) -> tuple[Tensor, ...]:
+        """See `Exported.answer`."""
+        return self.detector.dense(self.detector(features))
+
+
+EXPORTED: dict[type[VisionModule], type[Exported]] = {
+    ClassificationModule: ExportedClassifier,
+    DetectionModule: ExportedDetector,
+}
+
+
+def with_suppression(file: Path, network: ExportedDetector) -> None:
+    """Adds to an onnx file with boxes and scores of all places the choice among them, by onnx's NonMaxSuppression.
+
+    Its outputs are then, for all N boxes found in a batch: ``boxes`` float32 N×4 (xyxy, in pixels of the input),
+    ``labels`` int64 N, ``scores`` float32 N, ``image`` int64 N (which image of the batch). The input ``threshold``
+    float32 1 may be left out; it is then the one that was best in validation.
+    """
+    model = onnx.load(str(file))
+    graph, detector = model.graph, network.detector
+    for node in graph.node:  # free the names
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = {"boxes": "all_boxes", "scores": "all_scores"}.get(name, name)
+    values = {
+        "most": np.array([detector.max_detections], np.int64),
+        "iou": np.array([detector.nms_iou], np.float32),
+        "threshold": np.array([network.threshold], np.float32),
+        "columns": np.array([1, 1, 1], np.int64),
+        "last": np.array([1], np.int64),
+        "pair": np.array([0, 2], np.int64),
+        "triple": np.array([0, 2, 1], np.int64),
+    }  # fmt: skip
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
+    make = onnx.helper.make_node
+    graph.node.extend(
+        [
+            make("Transpose", ["all_scores"], ["by_class"], perm=[0, 2, 1]),
+            make("NonMaxSuppression", ["all_boxes", "by_class", "most", "iou", "threshold"], ["chosen"]),
+            make("Split", ["chosen", "columns"], ["image_column", "label_column", "_place"], axis=1),
+            make("Squeeze", ["image_column", "last"], ["image"]),
+            make("Squeeze", ["label_column", "last"], ["labels"]),
+            make("Gather", ["chosen", "pair"], ["image_and_place"], axis=1),
+            make("GatherND", ["all_boxes", "image_and_place"], ["boxes"]),
+            make("Gather", ["chosen", "triple"], ["image_place_label"], axis=1),
+            make("GatherND", ["all_scores", "image_place_label"], ["scores"]),
+        ]
+    )
+    kinds = onnx.TensorProto
+    described = [("boxes", kinds.FLOAT, ["n", 4]), ("labels", kinds.INT64, ["n"]), ("scores", kinds.FLOAT, ["n"]),
+                 ("image", kinds.INT64, ["n"])]  # fmt: skip
+    del graph.output[:]
+    graph.output.extend(onnx.helper.make_tensor_value_info(*one) for one in described)
+    graph.input.append(onnx.helper.make_tensor_value_info("threshold", kinds.FLOAT, [1]))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(file))
 
 
 def export(

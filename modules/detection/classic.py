@@ -4,6 +4,7 @@ torchvision's own resizing and normalisation are left out: images come normalise
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,7 +164,10 @@ class RetinaNet(OneStageDetector):
         options = {"width": width, "anchor_scale": anchor_scale}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
         self.net = retinanet.RetinaNet(
-            _Neck(self.pyramid, width), num_classes, anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3)
+            _Neck(self.pyramid, width),
+            num_classes,
+            anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3),
+            head=retinanet.RetinaNetHead(width, 9, num_classes, partial(nn.GroupNorm, 32)),  # torchvision's second version
         )
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:

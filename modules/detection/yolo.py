@@ -14,8 +14,6 @@ from modules.detection.base import OneStageDetector, ignored, mean_over_processe
 PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)
 NEAREST = -1.0  # least distance of a side, in strides: below 0, so that a place beside a thin object can name its box
 
-FOCUS = 0
-
 
 class YOLO(OneStageDetector):
     """You only look once (Redmon et al. 2016, arXiv:1506.02640), with what has been learned since.
@@ -24,9 +22,9 @@ class YOLO(OneStageDetector):
     told as distributions over distances (Li et al. 2020, arXiv:2006.04388); classes and boxes have branches of their
     own, shared by all maps but for their normalisation (Ge et al. 2021, arXiv:2107.08430; Lyu et al. 2022,
     arXiv:2212.07784); the maps are mixed top-down and bottom-up (Liu et al. 2018, arXiv:1803.01534). Which places learn
-    an object follows from what they say of it, see `assign`. The loss is binary cross-entropy of the classes, towards
-    the quality of the box, and complete IoU (Zheng et al. 2020, arXiv:1911.08287) and the distributions' loss of the
-    boxes, with the weights of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
+    an object follows from what they say of it, see `assign`. The loss of the classes draws each score towards the
+    quality of the box, that of the boxes is complete IoU (Zheng et al. 2020, arXiv:1911.08287) and that of the
+    distributions, with the weights of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
 
     Args:
         backbone: see `Detector`.
@@ -106,16 +104,13 @@ class YOLO(OneStageDetector):
         row = matched[image, place]
         weight = quality[image, place]
         target[image, place, labels[image, row]] = weight
-        entropy = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
-        if FOCUS:
-            entropy = entropy * (target - classes.sigmoid()).abs() ** FOCUS
-        entropy = entropy.sum(2) * ~(ignored(points, batch) & ~hit)
+        doubt = quality_focal_loss(classes, target).sum(2) * ~(ignored(points, batch) & ~hit)
         truth = boxes[image, row]
         overlap = complete_box_iou_loss(guesses[image, place], truth)
         distances = torch.cat((points[place] - truth[:, :2], truth[:, 2:] - points[place]), 1) / strides[place, None]
         spread = distribution_focal_loss(sides[image, place], distances - NEAREST)
         total = mean_over_processes(weight.sum()).clamp(min=1)
-        parts = {"class": entropy.sum(), "box": 2.5 * (overlap * weight).sum(), "spread": 0.5 * (spread * weight).sum()}
+        parts = {"class": doubt.sum(), "box": 2.5 * (overlap * weight).sum(), "spread": 0.5 * (spread * weight).sum()}
         return {key: value / total for key, value in parts.items()}, total
 
 
@@ -155,8 +150,24 @@ def decode(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
 
 
+def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy towards a quality, less where it is almost right (Li et al. 2020, equation 5, with β = 2).
+
+    Args:
+        logits: float, any shape.
+        target: float in [0, 1], the same shape; 0 for what is not there.
+
+    Returns:
+        The same shape.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (target - logits.sigmoid()).square() * entropy
+
+
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy towards the two bins around a distance, the nearer one the more (Li et al. 2020, equation 6).
+
+    The entropy of the target is taken off, which changes no gradient, so that a perfect answer costs nothing.
 
     Args:
         logits: float N×4×R.
@@ -170,7 +181,8 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     share = target - low
     likely = logits.log_softmax(-1)
     near, far = (likely.gather(-1, index[..., None])[..., 0] for index in (low, low + 1))
-    return -(near * (1 - share) + far * share).mean(-1)
+    entropy = -(share.xlogy(share) + (1 - share).xlogy(1 - share))
+    return (-(near * (1 - share) + far * share) - entropy).mean(-1)
 
 
 @torch.no_grad()

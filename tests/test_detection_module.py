@@ -1,0 +1,377 @@
+"""Losses against hand-worked values, metrics against pycocotools, and detectors that learn."""
+
+import contextlib
+import io
+import math
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from datamodules import DigitScenes
+from modules import DetectionModule, Optimization, create_backbone
+from modules.backbones import BackboneError
+from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
+from modules.detection.pyramid import Pyramid
+from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
+
+SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
+DETECTORS = {
+    "yolo": (partial(YOLO, width=32, depth=1), 70),
+    "fcos": (partial(FCOS, width=32, depth=1), 90),
+    "retinanet": (partial(RetinaNet, width=32), 120),
+    "faster_rcnn": (partial(FasterRCNN, strides=[4, 8], width=32, hidden=64), 120),
+}
+
+
+def small(detector: Any, **options: Any) -> DetectionModule:
+    torch.manual_seed(0)
+    return DetectionModule(10, image_size=64, backbone="resnet18", backbone_options=SLIM, detector=detector, **options)
+
+
+def boxes_like(count: int, generator: torch.Generator, side: float = 64) -> Tensor:
+    corners = torch.rand(count, 2, 2, generator=generator) * side
+    low, high = corners.amin(1), corners.amax(1) + 1
+    return torch.cat((low, high), 1)
+
+
+# Losses
+
+
+def test_distribution_focal_loss_is_what_one_works_out_by_hand() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.6, 0.1]))[None, None].repeat(1, 4, 1)
+    target = torch.tensor([[1.25, 2.0, 0.0, 7.0]])  # the last lies outside and counts as the last bin
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    expected = [-(0.75 * math.log(0.2) + 0.25 * math.log(0.6)) - entropy, -math.log(0.6), -math.log(0.1), -math.log(0.1)]
+    assert float(distribution_focal_loss(logits, target)) == pytest.approx(np.mean(expected), abs=0.01)
+    exact = torch.full((1, 4, 4), -50.0)
+    exact[..., 1:3] = torch.log(torch.tensor([0.75, 0.25]))
+    assert float(distribution_focal_loss(exact, torch.full((1, 4), 1.25))) == pytest.approx(0, abs=1e-6)
+
+
+def test_quality_focal_loss_is_what_one_works_out_by_hand() -> None:
+    logit = math.log(0.2 / 0.8)
+    got = quality_focal_loss(torch.tensor([logit, logit, logit]), torch.tensor([0.0, 0.7, 0.2]))
+    entropy = -(0.7 * math.log(0.2) + 0.3 * math.log(0.8))
+    assert got.tolist() == pytest.approx([0.04 * -math.log(0.8), 0.25 * entropy, 0], abs=1e-6)
+
+
+def test_boxes_are_expected_distances_from_their_place() -> None:
+    points, strides = grid([(2, 3)], [8], torch.device("cpu"))
+    assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    sides = torch.full((1, 6, 4, 4), -50.0)
+    for side, r in enumerate([1, 2, 3, 0]):  # bin 0 is -1 stride, bin 1 is 0
+        sides[..., side, r] = 50.0
+    assert decode(sides, points, strides)[0, 4].tolist() == [12, 4, 28, 4]
+    sides[..., 0, 2] = 50.0  # half 0, half one stride
+    assert decode(sides, points, strides)[0, 4, 0] == 8
+
+
+def naive_assign(scores: Tensor, guesses: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, labels: Tensor,
+                 top: int) -> tuple[list[int], list[float]]:  # fmt: skip
+    """Section 3.2 of the paper for one image, in loops."""
+    places, wishes = len(points), []
+    for box, label in zip(boxes, labels, strict=True):
+        fit = {}
+        for a in range(places):
+            middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+            if all(abs(points[a, d] - middle[d]) <= max(half[d], strides[a] / 2) for d in (0, 1)):
+                overlap = float(box_iou(box[None], guesses[a][None]))
+                fit[a] = (float(scores[a, label]) * overlap**6 + 1e-12, overlap)
+        best = sorted(fit, key=lambda a: -fit[a][0])[:top]
+        wishes.append({a: fit[a] for a in best})
+    matched, quality = [-1] * places, [0.0] * places
+    for a in range(places):
+        wanting = [m for m in range(len(boxes)) if a in wishes[m]]
+        if wanting:
+            matched[a] = max(wanting, key=lambda m: wishes[m][a][1])
+    for m, wish in enumerate(wishes):
+        own = {a: fit for a, fit in wish.items() if matched[a] == m}
+        if own:
+            t, u = max(fit for fit, _ in own.values()), max(overlap for _, overlap in own.values())
+            for a, (fit, _) in own.items():
+                quality[a] = fit / t * u
+    return matched, quality
+
+
+def test_assignment_equals_the_papers_in_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, strides = grid([(8, 8), (4, 4)], [8, 16], torch.device("cpu"))
+    counts, images = [3, 0, 5], 3
+    scores = torch.rand(images, len(points), 4, generator=generator)
+    reach = 9 + 20 * torch.rand(images, len(points), 4, generator=generator)  # so wide that no two fit equally badly
+    guesses = torch.cat((points - reach[..., :2], points + reach[..., 2:]), 2)
+    boxes, labels, real = torch.zeros(images, 5, 4), torch.zeros(images, 5, dtype=torch.long), torch.zeros(images, 5) > 0
+    for i, count in enumerate(counts):
+        boxes[i, :count] = boxes_like(count, generator)
+        labels[i, :count] = torch.randint(4, (count,), generator=generator)
+        real[i, :count] = True
+    boxes[2, 0] = torch.tensor([17.0, 10.0, 18.5, 40.0])  # thin: no place of the coarser map lies in it
+    matched, quality = assign(scores, guesses, points, strides, boxes, labels, real, top=4)
+    for i, count in enumerate(counts):
+        expected = naive_assign(scores[i], guesses[i], points, strides, boxes[i, :count], labels[i, :count], 4)
+        assert matched[i].tolist() == expected[0]
+        assert quality[i].tolist() == pytest.approx(expected[1], rel=1e-4, abs=1e-9)
+    assert 0 in matched[2]
+
+
+def test_a_loss_of_one_object_is_what_one_works_out_by_hand() -> None:
+    """One map of one place, so that everything can be written down: complete IoU, quality and spread."""
+    backbone = create_backbone("resnet18", image_size=64, features_only=True, small_stem=False)
+    yolo = YOLO(backbone, 2, 64, strides=[32], width=16, bins=4)
+    points, strides = torch.tensor([[32.0, 32.0]]), torch.tensor([32.0])
+    sides = torch.full((1, 1, 4, 4), -50.0)
+    sides[..., 2] = 50.0  # one stride to each side: the box 0 0 64 64
+    batch = {"boxes": [torch.tensor([[0.0, 0.0, 64.0, 32.0]])], "labels": [torch.tensor([1])], "ignore": [torch.tensor([False])]}
+    parts, total = yolo.losses((torch.zeros(1, 1, 2), sides, points, strides), batch)
+    iou, shape = 0.5, 4 / math.pi**2 * (math.atan(2) - math.atan(1)) ** 2
+    distance = 16**2 / (64**2 + 64**2)
+    complete = 1 - iou + distance + shape * shape / (1 - iou + shape)
+    assert float(total) == 1  # at least
+    assert float(parts["box"]) == pytest.approx(2.5 * iou * complete, rel=1e-4)
+    entropy = math.log(2)  # of a score of 0.5
+    assert float(parts["class"]) == pytest.approx(0.25 * entropy, rel=1e-4)  # right class: 0.5 is the quality
+    assert float(parts["spread"]) == pytest.approx(0.5 * iou * 100 / 4, rel=1e-3)  # only the bottom is a stride off
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_what_is_to_be_ignored_teaches_nothing(kind: str) -> None:
+    module = small(DETECTORS[kind][0])
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    empty = {"boxes": [torch.zeros(0, 4)], "labels": [torch.zeros(0, dtype=torch.long)], "ignore": [torch.zeros(0) > 0]}
+    whole = {"boxes": [torch.tensor([[-20.0, -20, 90, 90]])], "labels": [torch.tensor([3])], "ignore": [torch.tensor([True])]}
+    losses = []
+    for batch in (empty, whole):
+        module.train()
+        torch.manual_seed(1)
+        parts, _ = module.detector.losses(module(image), batch)
+        losses.append(sum(float(value.detach().nan_to_num(0)) for value in parts.values()))
+    assert losses[0] > 0
+    assert losses[1] == 0
+
+
+# Metrics
+
+
+def random_scene(seed: int, images: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Detections that are truth with noise, beside false ones; ties of scores, ignored objects, empty images."""
+    rng = np.random.default_rng(seed)
+    truth, found = [], []
+    for image in range(images):
+        for _ in range(rng.integers(0, 7)):
+            corner, size = rng.uniform(0, 200, 2), rng.uniform(5, 120, 2)
+            box, label = np.concatenate((corner, corner + size)), rng.integers(4)
+            truth.append([image, *box, label, rng.random() < 0.15])
+            for _ in range(rng.integers(0, 4)):
+                noisy = box + rng.normal(0, 0.08 * size.repeat(2), 4)
+                noisy[2:] = np.maximum(noisy[2:], noisy[:2] + 1)
+                found.append([image, *noisy, label if rng.random() < 0.85 else rng.integers(4), round(rng.random(), 2)])
+        for _ in range(rng.integers(0, 3)):
+            corner = rng.uniform(0, 200, 2)
+            found.append([image, *corner, *(corner + rng.uniform(5, 90, 2)), rng.integers(4), round(rng.random(), 2)])
+    tables = (np.array(rows, np.float32).astype(np.float64) for rows in (found, truth))
+    return tuple(tables)  # type: ignore[return-value]
+
+
+def pycocotools_figures(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    def rows(table: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {"id": i + 1, "image_id": int(r[0]), "category_id": int(r[5]), "area": float((r[3] - r[1]) * (r[4] - r[2])),
+             "bbox": [float(r[1]), float(r[2]), float(r[3] - r[1]), float(r[4] - r[2])]}
+            for i, r in enumerate(table)
+        ]  # fmt: skip
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": i} for i in range(40)],
+            "categories": [{"id": k} for k in range(4)],
+            "annotations": [row | {"iscrowd": int(t[6])} for row, t in zip(rows(truth), truth, strict=True)],
+        }
+        coco.createIndex()
+        answers = coco.loadRes([row | {"score": float(f[6])} for row, f in zip(rows(found), found, strict=True)])
+        measure = COCOeval(coco, answers, "bbox")
+        measure.evaluate()
+        measure.accumulate()
+        measure.summarize()
+    names = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", None, None, "ar100"]
+    figures = {name: value for name, value in zip(names, measure.stats, strict=False) if name}
+    return figures | {"per_class": [measure.eval["precision"][:, :, k, 0, -1].mean() for k in range(4)]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_equals_that_of_pycocotools(seed: int) -> None:
+    found, truth = random_scene(seed)
+    expected, got = pycocotools_figures(found, truth), average_precision(found, truth, 4)
+    assert 0.05 < expected["ap"] < 0.9
+    assert got["per_class"][:, 0] == pytest.approx(expected.pop("per_class"), abs=1e-6)
+    assert {key: got[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_overlaps_are_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = boxes_like(20, generator), boxes_like(30, generator)
+    assert overlaps(one.double().numpy(), other.double().numpy()) == pytest.approx(box_iou(one, other).numpy(), abs=1e-6)
+
+
+def test_parts_of_the_images_measured_apart_and_gathered_are_the_whole() -> None:
+    """Two processes with every second image each, as they are gathered, and an odd number of images."""
+    found, truth = random_scene(5, images=11)
+
+    def feed(metric: DetectionMetric, image: int) -> None:
+        f, t = (torch.from_numpy(table[table[:, 0] == image]).float() for table in (found, truth))
+        metric.update(
+            [{"boxes": f[:, 1:5], "labels": f[:, 5].long(), "scores": f[:, 6]}],
+            [{"boxes": t[:, 1:5], "labels": t[:, 5].long(), "ignore": t[:, 6] > 0}],
+        )
+
+    whole, parts = DetectionMetric(4), [DetectionMetric(4), DetectionMetric(4)]
+    for rank, metric in enumerate(parts):
+        metric.rank, metric.world_size = rank, 2
+    for image in range(11):
+        feed(whole, image)
+        feed(parts[image % 2], image)
+    both = DetectionMetric(4)
+    both.update([], [])
+    both.detections = [torch.cat(parts[1].detections), torch.cat(parts[0].detections)]
+    both.truth = [torch.cat(parts[1].truth), torch.cat(parts[0].truth)]
+    one, two = whole.compute(), both.compute()
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert np.array_equal(value, two[key], equal_nan=True), key
+
+
+def test_threshold_and_confusions_are_what_one_counts_by_hand() -> None:
+    truth = np.array([[0, 0, 0, 10, 10, 0, 0], [0, 20, 0, 30, 10, 1, 0], [1, 0, 0, 10, 10, 1, 0], [1, 50, 50, 90, 90, 0, 1]], float)
+    found = np.array(
+        [
+            [0, 0, 0, 10, 10, 0, 0.9],  # hit
+            [0, 20, 0, 30, 10, 0, 0.8],  # right place, wrong class
+            [1, 0, 0, 10, 9, 1, 0.7],  # hit
+            [1, 55, 55, 60, 60, 0, 0.6],  # part of a crowd: nothing
+            [1, 30, 0, 40, 10, 1, 0.2],  # false alarm
+            [1, 0, 1, 10, 10, 1, 0.1],  # found before: false alarm
+        ],
+        float,
+    )
+    assert match(found[:2], truth[:2]).tolist() == [0, -1]
+    assert match(found[2:], truth[2:]).tolist() == [0, -2, -1, -1]
+    threshold, f1 = best_threshold(found, truth)
+    assert (threshold, f1) == (0.7, pytest.approx(2 * 2 / (3 + 3)))
+    counts = confusion(found[found[:, 6] >= 0.15], truth, 2)
+    assert counts.tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("nothing", ["found", "truth", "both"])
+def test_no_detections_or_no_objects_are_measured_too(nothing: str) -> None:
+    metric, none = DetectionMetric(3), torch.zeros(0)
+    full = {"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5]),
+            "ignore": torch.tensor([False])}  # fmt: skip
+    empty = {"boxes": torch.zeros(0, 4), "labels": none.long(), "scores": none, "ignore": none > 0}
+    metric.update([empty if nothing in ("found", "both") else full], [empty if nothing in ("truth", "both") else full])
+    values = metric.compute()
+    assert values["ap"] == values["ap50"] == values["f1"] == 0
+    assert values["confusion"].sum() == (nothing == "found")  # missed; without objects nothing is believed
+
+
+# Backbones
+
+
+@pytest.mark.parametrize(("name", "strides"), [("resnet18", [4, 8, 16, 32, 64]), ("convnext_atto", [4, 8]),
+                                               ("swin_tiny_patch4_window7_224", [8, 16]), ("vit_tiny_patch16_224", [4, 8, 16, 32]),
+                                               ("tf_efficientnet_lite0", [8, 16, 32]), ("lenet5", [2, 4, 8])])  # fmt: skip
+def test_any_backbone_gives_maps_at_the_strides_asked_for(name: str, strides: list[int]) -> None:
+    channels = 1 if name == "lenet5" else 3
+    backbone = create_backbone(name, in_chans=channels, image_size=128, features_only=True)
+    pyramid = Pyramid(backbone, strides)
+    maps = pyramid(backbone(torch.randn(1, channels, 128, 128)))
+    assert [x.shape[1] for x in maps] == pyramid.channels
+    rim = 2 if name == "lenet5" else 0  # it does not pad
+    assert all(abs(x.shape[2] - 128 // stride) <= rim for x, stride in zip(maps, strides, strict=True))
+
+
+def test_strides_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(BackboneError, match="ascending powers of two, not \\[8, 12\\]"):
+        small(partial(YOLO, strides=[8, 12]))
+
+
+# The module
+
+
+class Trained:
+    """What a detector learned of eight scenes."""
+
+    def __init__(self, kind: str) -> None:
+        detector, steps = DETECTORS[kind]
+        self.data = DigitScenes(scene_size=64, train=8, val=8, test=8, batch_size=8, augmentation="none")
+        source: Any = self.data.sources["train"]
+        source.extent = (0.3, 0.6)  # of 64 pixels
+        self.data.sources["val"] = source
+        self.module = small(detector, optimization=Optimization(lr=4e-3))
+        trainer = L.Trainer(
+            max_epochs=steps, check_val_every_n_epoch=steps, logger=False, enable_checkpointing=False, accelerator="cpu",
+            enable_progress_bar=False, num_sanity_val_steps=0, use_distributed_sampler=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(self.module, self.data)
+        self.metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        self.module.eval()
+
+
+@pytest.fixture(scope="module")
+def yolo() -> Trained:
+    return Trained("yolo")
+
+
+def test_yolo_learns_eight_scenes(yolo: Trained) -> None:
+    assert yolo.metrics["val/ap50"] >= 0.99
+    assert yolo.metrics["val/f1"] >= 0.97
+    assert float(yolo.module.threshold) == pytest.approx(yolo.metrics["val/threshold"])
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "faster_rcnn"])
+def test_the_other_detectors_learn_eight_scenes(kind: str) -> None:
+    assert Trained(kind).metrics["val/ap50"] >= 0.99
+
+
+def test_answers_are_in_pixels_of_the_image_as_it_was_read(yolo: Trained) -> None:
+    batch = next(iter(yolo.data.val_dataloader()))
+    plain = yolo.module.answers(batch)
+    assert sum(len(answer["boxes"]) for answer in plain) > 8
+    larger = yolo.module.answers({**batch, "size": torch.tensor([[96, 128]] * 8)})  # scaled by half, padded below
+    for answer, twice in zip(plain, larger, strict=True):
+        assert twice["labels"] == answer["labels"]
+        expected = (np.array(answer["boxes"]).reshape(-1, 4) * 2).clip(0, [128, 96, 128, 96])
+        assert np.array(twice["boxes"]).reshape(-1, 4) == pytest.approx(expected, abs=0.02)
+        assert all(0 <= x <= 128 and 0 <= y <= 96 for box in twice["boxes"] for x, y in (box[:2], box[2:]))
+
+
+def test_a_module_is_made_again_from_its_architecture(yolo: Trained) -> None:
+    again = DetectionModule.from_architecture(yolo.module.architecture)
+    again.load_state_dict(yolo.module.state_dict())
+    batch = next(iter(yolo.data.val_dataloader()))
+    assert again.eval().answers(batch) == yolo.module.answers(batch)
+
+
+def test_pictures_show_boxes(yolo: Trained) -> None:
+    batch = next(iter(yolo.data.val_dataloader()))
+    assert yolo.module.draw_samples(batch).shape[2] == 3
+    image = batch["image"][0].permute(1, 2, 0).contiguous().numpy()
+    before = image.copy()
+    drawn = yolo.module.draw_answer(image, yolo.module.answers(batch)[0])
+    assert drawn.shape == (256, 256, 3)
+    assert (drawn != image.repeat(4, 0).repeat(4, 1)).any()
+    assert (image == before).all()
+
+
+def test_head_and_backbone_learn_at_their_own_rates(yolo: Trained) -> None:
+    names = {group["name"] for group in yolo.module.parameter_groups()}
+    assert names == {"head", "head.no_decay", "backbone", "backbone.no_decay"}
+    assert isinstance(yolo.module.detector, nn.Module)
