@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
 import yaml
 from jsonargparse import auto_cli
 from mlflow.tracking import MlflowClient
-from safetensors import safe_open
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ class Exported(nn.Module):
     scale: Tensor
     shift: Tensor
     outputs: tuple[str, ...]  # names of what `forward` answers with
+    meaning: str  # of them
 
     def __init__(self, module: VisionModule, preprocessing: bool) -> None:
         super().__init__()
@@ -58,6 +60,10 @@ class Exported(nn.Module):
 
     def answer(self, features: Any) -> tuple[Tensor, ...]:
         """What the network says, from what the backbone gives; the first dimension is that of the images."""
+        raise NotImplementedError
+
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` should say of uint8 images, from the module itself."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -82,6 +88,10 @@ class ExportedClassifier(Exported):
         logits = self.head(features)
         return (logits.softmax(1) if self.preprocessing else logits,)
 
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        """See `Exported.expected`."""
+        return (module(image).softmax(1) if self.preprocessing else module(image),)
+
 
 class ExportedDetector(Exported):
     """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
@@ -100,6 +110,10 @@ class ExportedDetector(Exported):
         """See `Exported.answer`."""
         return self.detector.dense(self.detector(features))
 
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        """See `Exported.expected`."""
+        return module.detector.dense(module(image))
+
 
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
     ClassificationModule: ExportedClassifier,
@@ -110,8 +124,8 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
 def with_suppression(file: Path, network: ExportedDetector) -> None:
     """Adds to an onnx file with boxes and scores of all places the choice among them, by onnx's NonMaxSuppression.
 
-    Its outputs are then, for all N boxes found in a batch: ``boxes`` float32 N×4 (xyxy, in pixels of the input),
-    ``labels`` int64 N, ``scores`` float32 N, ``image`` int64 N (which image of the batch). The input ``threshold``
+    Its outputs are then, for all N boxes found in a batch, up to 100 of each class in an image: ``boxes`` float32 N×4 (xyxy, in pixels of the input),
+    ``labels`` int64 N, ``scores`` float32 N, ``image_index`` int64 N. The input ``threshold``
     float32 1 may be left out; it is then the one that was best in validation.
     """
     model = onnx.load(str(file))
@@ -120,7 +134,7 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = {"boxes": "all_boxes", "scores": "all_scores"}.get(name, name)
-    values = {
+    values: dict[str, NDArray[Any]] = {
         "most": np.array([detector.max_detections], np.int64),
         "iou": np.array([detector.nms_iou], np.float32),
         "threshold": np.array([network.threshold], np.float32),
@@ -136,7 +150,7 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
             make("Transpose", ["all_scores"], ["by_class"], perm=[0, 2, 1]),
             make("NonMaxSuppression", ["all_boxes", "by_class", "most", "iou", "threshold"], ["chosen"]),
             make("Split", ["chosen", "columns"], ["image_column", "label_column", "_place"], axis=1),
-            make("Squeeze", ["image_column", "last"], ["image"]),
+            make("Squeeze", ["image_column", "last"], ["image_index"]),
             make("Squeeze", ["label_column", "last"], ["labels"]),
             make("Gather", ["chosen", "pair"], ["image_and_place"], axis=1),
             make("GatherND", ["all_boxes", "image_and_place"], ["boxes"]),
@@ -145,10 +159,10 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
         ]
     )
     kinds = onnx.TensorProto
-    described = [("boxes", kinds.FLOAT, ["n", 4]), ("labels", kinds.INT64, ["n"]), ("scores", kinds.FLOAT, ["n"]),
-                 ("image", kinds.INT64, ["n"])]  # fmt: skip
+    described: list[tuple[str, int, list[str | int]]] = [("boxes", kinds.FLOAT, ["n", 4]), ("labels", kinds.INT64, ["n"]), ("scores", kinds.FLOAT, ["n"]),
+                 ("image_index", kinds.INT64, ["n"])]  # fmt: skip
     del graph.output[:]
-    graph.output.extend(onnx.helper.make_tensor_value_info(*one) for one in described)
+    graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in described)
     graph.input.append(onnx.helper.make_tensor_value_info("threshold", kinds.FLOAT, [1]))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(file))
@@ -157,7 +171,7 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
 def export(
     model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
 ) -> str:
-    """Writes a registered classifier as a file that runs without Fovea, for batches of any size.
+    """Writes a registered classifier or detector as a file that runs without Fovea, for batches of any size.
 
     The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
     1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
@@ -169,9 +183,10 @@ def export(
         format: onnx, torchscript (opened with ``torch.jit.load``), pt2 (``torch.export.load``), or safetensors, which
             holds the weights alone. Default: what the suffix says (.onnx, .pt, .pt2, .safetensors).
         opset: version of the ONNX operators. Default: the exporter's own.
-        preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and answers with probabilities, float32 B×K;
-            false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and answers with logits. The
-            resizing of a picture to S×S is in neither; the metadata describe it.
+        preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and a classifier answers with probabilities,
+            float32 B×K; false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier answers
+            with logits. What a detector answers, see `with_suppression` for onnx, else `ExportedDetector`. The resizing
+            of a picture to S×S is in neither; the metadata describe it.
 
     Returns:
         What was written, and how far its answers are from the model's.
@@ -191,9 +206,14 @@ def export(
         raise ValueError("safetensors holds the weights alone, so --preprocessing false says nothing of it.")
     folder = registry.model_folder(model)
     module, _ = registry.load_model(folder)
-    if not isinstance(module, ClassificationModule):
-        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers are exported.")
-    metadata = _describe(model, folder, module, preprocessing)
+    kind = EXPORTED.get(type(module))
+    if kind is None and chosen != "safetensors":
+        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers and detectors are exported.")
+    try:
+        network = kind(module, preprocessing) if kind else None
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}.") from None
+    metadata = _describe(model, folder, module, network, chosen)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -203,8 +223,11 @@ def export(
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what exporters say of their own insides
-                    _write(new, chosen, module, metadata, opset, preprocessing)
-                    difference = _difference(_open(new, chosen), module, preprocessing)
+                    _write(new, chosen, module, network, metadata, opset)
+                    difference = _difference(new, chosen, module, network)
+                    if chosen == "onnx" and isinstance(network, ExportedDetector):
+                        with_suppression(new, network)
+                        difference = max(difference, _difference_of_found(new, module, network))
             except OSError:
                 raise
             except Exception as error:  # exporters and runtimes have no common class of errors
@@ -223,7 +246,7 @@ def export(
     )
 
 
-def _describe(model: str, folder: Path, module: ClassificationModule, preprocessing: bool) -> dict[str, str]:
+def _describe(model: str, folder: Path, module: Any, network: Exported | None, format: Format) -> dict[str, str]:
     """What a program needs to know that runs the file; lists and dictionaries are JSON."""
     saved = yaml.safe_load((folder / "architecture.yaml").read_text())
     if "@" in model:  # an alias moves on, the version stays
@@ -238,13 +261,19 @@ def _describe(model: str, folder: Path, module: ClassificationModule, preprocess
         "preprocessing": saved["preprocessing"],
         "mean": [round(x, 6) for x in (-module.shift.flatten() * std).tolist()],
         "std": [round(x, 6) for x in std.tolist()],
-        "input": f"{'uint8' if preprocessing else 'normalised float32'} B×{module.in_chans}×{module.image_size}×{module.image_size}",
-        "output": f"{'probabilities' if preprocessing else 'logits'} float32 B×{module.num_classes}",
+        "input": f"{'uint8' if network is None or network.preprocessing else 'normalised float32'} "
+        f"B×{module.in_chans}×{module.image_size}×{module.image_size}",
+        "output": network.meaning if network else "nothing by itself",
     }
+    if format == "onnx" and isinstance(network, ExportedDetector):
+        values["output"] = (
+            "boxes float32 N×4 (xyxy, pixels of the input), labels int64 N, scores float32 N, image_index int64 N"
+        )
+        values["threshold"] = network.threshold
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def _images(module: ClassificationModule, count: int, preprocessing: bool) -> tuple[Tensor, Tensor]:
+def _images(module: Any, count: int, preprocessing: bool) -> tuple[Tensor, Tensor]:
     """Random images as the module takes them, and as the file does."""
     size = (count, module.in_chans, module.image_size, module.image_size)
     image = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
@@ -254,16 +283,16 @@ def _images(module: ClassificationModule, count: int, preprocessing: bool) -> tu
 def _write(
     file: Path,
     format: Format,
-    module: ClassificationModule,
+    module: VisionModule,
+    network: Exported | None,
     metadata: dict[str, str],
     opset: int | None,
-    preprocessing: bool,
 ) -> None:
     if format == "safetensors":
         file.write_bytes(save({key: value.contiguous() for key, value in module.state_dict().items()}, metadata))
         return
-    network = Exported(module, preprocessing)
-    example = (_images(module, 2, preprocessing)[1],)  # of one image, exporters would take the 1 for a constant
+    assert network is not None
+    example = (_images(module, 2, network.preprocessing)[1],)  # of one image, exporters would take the 1 for a constant
     extra = {METADATA: json.dumps(metadata)}
     if format == "torchscript":
         torch.jit.save(torch.jit.trace(network, example, check_trace=False), file, _extra_files=extra)
@@ -277,51 +306,77 @@ def _write(
         return
     for library in ("onnxscript", "torch.onnx"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    onnx = torch.onnx.export(
+    written = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=opset,
         input_names=["image"],
-        output_names=["probabilities" if preprocessing else "logits"],
+        output_names=list(network.outputs),
         dynamic_shapes=sizes,
         verbose=False,
     )
-    assert onnx is not None
-    if opset not in (None, got := onnx.model.opset_imports[""]):  # it tells so only in its log
+    assert written is not None
+    if opset not in (None, got := written.model.opset_imports[""]):  # it tells so only in its log
         raise ValueError(f"the exporter cannot write opset {opset}, only {got}")
-    for part in onnx.model.graph.all_nodes():
+    for part in written.model.graph.all_nodes():
         part.metadata_props.clear()  # the exporter's notes, with the paths of this machine
-    onnx.model.metadata_props.update(metadata)
-    onnx.save(str(file), external_data=False)
+    written.model.metadata_props.update(metadata)
+    written.save(str(file), external_data=False)
 
 
-def _open(file: Path, format: Format) -> Callable[[Tensor], Tensor]:
+def _open(file: Path, format: Format) -> Callable[[Tensor], Any]:
     """A written file as a function of images, opened as another program would."""
     if format == "onnx":
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        return lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
     if format == "torchscript":
         return torch.jit.load(file)
-    if format == "pt2":
-        return torch.export.load(file).module()
-    with safe_open(file, "pt") as weights:
-        module = ClassificationModule.from_architecture(json.loads(weights.metadata()["architecture"])).eval()
-    module.load_state_dict(load_file(file))
-    return Exported(module, True)
+    return torch.export.load(file).module()
 
 
 @torch.no_grad()
-def _difference(answer: Callable[[Tensor], Tensor], module: ClassificationModule, preprocessing: bool) -> float:
-    """The greatest absolute difference between a file's answers and the module's, for one image and for three."""
-    differences = []
+def _difference(file: Path, format: Format, module: VisionModule, network: Exported | None) -> float:
+    """The greatest difference between a file's answers and the module's, for one image and for three.
+
+    It is absolute, but for values over one (pixels), where it is a share of the greatest.
+    """
+    if format == "safetensors":
+        state, differences = load_file(file), []
+        for key, value in module.state_dict().items():
+            differences.append(float((state.pop(key).double() - value.double()).abs().max()) if value.numel() else 0.0)
+        return max(differences) if not state else float("inf")
+    assert network is not None
+    answer, differences = _open(file, format), []
     for count in (1, 3):
-        image, given = _images(module, count, preprocessing)
-        expected = module(image).softmax(1) if preprocessing else module(image)
+        image, given = _images(module, count, network.preprocessing)
         got = answer(given)
-        if got.shape != expected.shape:
-            raise ValueError(f"it answers with {tuple(got.shape)} to {count} images")
-        differences.append(float((got - expected).abs().max()))
+        for mine, its in zip(network.expected(module, image), [got] if isinstance(got, Tensor) else got, strict=True):
+            if its.shape != mine.shape:
+                raise ValueError(f"it answers with {tuple(its.shape)} to {count} images")
+            differences.append(float((its - mine).abs().max()) / max(1.0, float(mine.abs().max())))
     return max(differences)
+
+
+@torch.no_grad()
+def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> float:
+    """The greatest difference between the boxes that a file finds and those that the module does, in shares of the side."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    image, given = _images(module, 3, network.preprocessing)
+    boxes, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
+    difference = 0.0
+    for i, found in enumerate(module.detector.detect(module(image))):
+        sure = found["scores"] > network.threshold
+        rows = [(found["boxes"][sure], found["labels"][sure], found["scores"][sure])]
+        rows.append((boxes[which == i], labels[which == i], scores[which == i]))
+        ours, its = (
+            torch.cat((b / module.image_size, k[:, None].float(), s[:, None]), 1) for b, k, s in rows
+        )  # in any order: equal scores have none
+        if ours.shape != its.shape:
+            raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")
+        if len(ours):
+            apart = (ours[:, None] - its).abs().amax(2)
+            difference = max(difference, float(apart.amin(0).max()), float(apart.amin(1).max()))
+    return difference
 
 
 if __name__ == "__main__":

@@ -50,7 +50,12 @@ def test_distribution_focal_loss_is_what_one_works_out_by_hand() -> None:
     logits = torch.log(torch.tensor([0.1, 0.2, 0.6, 0.1]))[None, None].repeat(1, 4, 1)
     target = torch.tensor([[1.25, 2.0, 0.0, 7.0]])  # the last lies outside and counts as the last bin
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    expected = [-(0.75 * math.log(0.2) + 0.25 * math.log(0.6)) - entropy, -math.log(0.6), -math.log(0.1), -math.log(0.1)]
+    expected = [
+        -(0.75 * math.log(0.2) + 0.25 * math.log(0.6)) - entropy,
+        -math.log(0.6),
+        -math.log(0.1),
+        -math.log(0.1),
+    ]
     assert float(distribution_focal_loss(logits, target)) == pytest.approx(np.mean(expected), abs=0.01)
     exact = torch.full((1, 4, 4), -50.0)
     exact[..., 1:3] = torch.log(torch.tensor([0.75, 0.25]))
@@ -109,7 +114,11 @@ def test_assignment_equals_the_papers_in_loops() -> None:
     scores = torch.rand(images, len(points), 4, generator=generator)
     reach = 9 + 20 * torch.rand(images, len(points), 4, generator=generator)  # so wide that no two fit equally badly
     guesses = torch.cat((points - reach[..., :2], points + reach[..., 2:]), 2)
-    boxes, labels, real = torch.zeros(images, 5, 4), torch.zeros(images, 5, dtype=torch.long), torch.zeros(images, 5) > 0
+    boxes, labels, real = (
+        torch.zeros(images, 5, 4),
+        torch.zeros(images, 5, dtype=torch.long),
+        torch.zeros(images, 5) > 0,
+    )
     for i, count in enumerate(counts):
         boxes[i, :count] = boxes_like(count, generator)
         labels[i, :count] = torch.randint(4, (count,), generator=generator)
@@ -130,7 +139,11 @@ def test_a_loss_of_one_object_is_what_one_works_out_by_hand() -> None:
     points, strides = torch.tensor([[32.0, 32.0]]), torch.tensor([32.0])
     sides = torch.full((1, 1, 4, 4), -50.0)
     sides[..., 2] = 50.0  # one stride to each side: the box 0 0 64 64
-    batch = {"boxes": [torch.tensor([[0.0, 0.0, 64.0, 32.0]])], "labels": [torch.tensor([1])], "ignore": [torch.tensor([False])]}
+    batch = {
+        "boxes": [torch.tensor([[0.0, 0.0, 64.0, 32.0]])],
+        "labels": [torch.tensor([1])],
+        "ignore": [torch.tensor([False])],
+    }
     parts, total = yolo.losses((torch.zeros(1, 1, 2), sides, points, strides), batch)
     iou, shape = 0.5, 4 / math.pi**2 * (math.atan(2) - math.atan(1)) ** 2
     distance = 16**2 / (64**2 + 64**2)
@@ -147,7 +160,11 @@ def test_what_is_to_be_ignored_teaches_nothing(kind: str) -> None:
     module = small(DETECTORS[kind][0])
     image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
     empty = {"boxes": [torch.zeros(0, 4)], "labels": [torch.zeros(0, dtype=torch.long)], "ignore": [torch.zeros(0) > 0]}
-    whole = {"boxes": [torch.tensor([[-20.0, -20, 90, 90]])], "labels": [torch.tensor([3])], "ignore": [torch.tensor([True])]}
+    whole = {
+        "boxes": [torch.tensor([[-20.0, -20, 90, 90]])],
+        "labels": [torch.tensor([3])],
+        "ignore": [torch.tensor([True])],
+    }
     losses = []
     for batch in (empty, whole):
         module.train()
@@ -219,7 +236,9 @@ def test_average_precision_equals_that_of_pycocotools(seed: int) -> None:
 def test_overlaps_are_torchvisions() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = boxes_like(20, generator), boxes_like(30, generator)
-    assert overlaps(one.double().numpy(), other.double().numpy()) == pytest.approx(box_iou(one, other).numpy(), abs=1e-6)
+    assert overlaps(one.double().numpy(), other.double().numpy()) == pytest.approx(
+        box_iou(one, other).numpy(), abs=1e-6
+    )
 
 
 def test_parts_of_the_images_measured_apart_and_gathered_are_the_whole() -> None:
@@ -250,7 +269,9 @@ def test_parts_of_the_images_measured_apart_and_gathered_are_the_whole() -> None
 
 
 def test_threshold_and_confusions_are_what_one_counts_by_hand() -> None:
-    truth = np.array([[0, 0, 0, 10, 10, 0, 0], [0, 20, 0, 30, 10, 1, 0], [1, 0, 0, 10, 10, 1, 0], [1, 50, 50, 90, 90, 0, 1]], float)
+    truth = np.array(
+        [[0, 0, 0, 10, 10, 0, 0], [0, 20, 0, 30, 10, 1, 0], [1, 0, 0, 10, 10, 1, 0], [1, 50, 50, 90, 90, 0, 1]], float
+    )
     found = np.array(
         [
             [0, 0, 0, 10, 10, 0, 0.9],  # hit

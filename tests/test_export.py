@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from conftest import ROOT
 from safetensors import safe_open
 from torch import Tensor
 
-from modules import ClassificationModule
+from modules import ClassificationModule, DetectionModule
+from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from pipelines import export, registry
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
@@ -107,6 +109,68 @@ def test_safetensors_hold_the_weights_and_what_rebuilds_them(resnet: Path) -> No
         assert json.loads(metadata["label_names"])[0] == "ä"
         head = file.get_tensor("head.weight")
     assert np.array_equal(head, registry.load_model(resnet)[0].head.weight.detach().numpy())
+
+
+def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
+    """A saved detector that finds much in noise."""
+    torch.manual_seed(0)
+    options = {"backbone": "test_resnet", "detector": partial(kind, width=32, strides=[8, 16])}  # type: ignore[call-overload]
+    module = DetectionModule(3, ["a", "b", "c"], image_size=64, **options)
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
+        for name, bias in module.named_parameters():
+            if name.endswith(("class_branch.last.bias", "cls_logits.bias")):
+                bias.add_(4.5)
+    module.eval()
+    with torch.no_grad():
+        found = module.detector.detect(module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)))
+    module.threshold.fill_(float(torch.stack([one["scores"][20] for one in found]).max()))
+    registry.save_model(folder, module, {"image_size": 64, "fit": "pad"}, "detection")
+    return folder, module
+
+
+@pytest.mark.parametrize("kind", [YOLO, FCOS, RetinaNet])
+def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Path) -> None:
+    folder, module = detector(kind, tmp_path / "saved")
+    said = export.export(str(folder), Path("boxes.onnx"))
+    assert float(said.split()[-1].rstrip(".")) <= 1e-4
+    image = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession("boxes.onnx")
+    onnx.checker.check_model(onnx.load("boxes.onnx"), full_check=True)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["label_names"]) == ["a", "b", "c"]
+    for higher in (0, 0.01):
+        module.threshold.add_(higher)
+        given = {"image": image.numpy()} | ({"threshold": module.threshold[None].numpy()} if higher else {})
+        boxes, labels, scores, which = session.run(["boxes", "labels", "scores", "image_index"], given)
+        assert len(boxes) > 5
+        for i, answer in enumerate(module.answers({"image": image})):
+            names = [module.label_names[k] for k in labels[which == i]]
+            assert sorted(names) == sorted(answer["labels"])
+            rows = zip(boxes[which == i], names, scores[which == i], strict=True)
+            for box, name, score in rows:  # those of equal score may be in another order
+                near = np.abs(np.array(answer["boxes"]) - box).max(1) < 0.02
+                assert any(
+                    near[j] and answer["labels"][j] == name and abs(answer["scores"][j] - score) < 1e-4
+                    for j in range(len(near))
+                )
+
+
+def test_a_detector_as_pt2_gives_all_places(tmp_path: Path) -> None:
+    folder, module = detector(YOLO, tmp_path / "saved")
+    export.export(str(folder), Path("boxes.pt2"), preprocessing=False)
+    image = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
+    boxes, scores = torch.export.load("boxes.pt2").module()(module.normalize(image).contiguous())
+    with torch.no_grad():
+        expected = module.detector.dense(module(image))
+    assert (boxes - expected[0]).abs().max() < 0.01
+    assert (scores - expected[1]).abs().max() < 1e-4
+
+
+def test_a_detector_of_two_stages_says_that_it_is_not_exported(tmp_path: Path) -> None:
+    folder, _ = detector(FasterRCNN, tmp_path / "saved")
+    with pytest.raises(ValueError, match="a FasterRCNN is not exported"):
+        export.export(str(folder), Path("boxes.onnx"))
 
 
 def test_a_file_that_answers_differently_is_not_kept(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,9 @@ def _strides(strides: list[int] | None, image_size: int) -> list[int]:
     return strides or [first * 2**i for i in range(4 if first == 4 else 5)]
 
 
-def _images(maps: Sequence[Tensor], image_size: int) -> ImageList:
-    """What torchvision's parts ask for to know the size of the images."""
-    batch = len(maps[0])
-    return ImageList(maps[0].new_empty(batch, 0, image_size, image_size), [(image_size, image_size)] * batch)
+def _images(count: int, maps: Sequence[Tensor], image_size: int) -> ImageList:
+    """What torchvision's parts ask for to know the size of so many images."""
+    return ImageList(maps[0].new_empty(count, 0, image_size, image_size), [(image_size, image_size)] * count)
 
 
 def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
@@ -100,29 +99,31 @@ class FCOS(OneStageDetector):
         """See `Detector.forward`."""
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        anchors = self.net.anchor_generator(_images(maps, self.image_size), maps)
+        anchors = self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]
         return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`. In evaluation each image by itself, so that the mean does not depend on the batches."""
         count = len(batch["boxes"])
         if not self.training and count > 1:
-            each = []
+            each, shared = [], ("anchors", "sizes")
             for i in range(count):
-                part = {key: value if key == "sizes" else value[i : i + 1] for key, value in outputs.items()}
+                part = {key: value if key in shared else value[i : i + 1] for key, value in outputs.items()}
                 each.append(self.losses(part, {key: batch[key][i : i + 1] for key in ("boxes", "labels", "ignore")})[0])
             return {key: torch.stack([one[key] for one in each]).mean() for key in each[0]}, torch.tensor(count)
         targets, anchors = _targets(batch), outputs["anchors"]
-        middles = (anchors[0][:, :2] + anchors[0][:, 2:]) / 2
+        middles = (anchors[:, :2] + anchors[:, 2:]) / 2
         unseen = ignored(middles, batch) & ~_covered(middles, batch)
         heads = outputs | {"cls_logits": outputs["cls_logits"].masked_fill(unseen[..., None], UNSEEN)}
-        parts = self.net.compute_loss(targets, heads, anchors, outputs["sizes"])
+        parts = self.net.compute_loss(targets, heads, [anchors] * count, outputs["sizes"])
         names = {"classification": "class", "bbox_regression": "box", "bbox_ctrness": "centre"}
         return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
 
     def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See `OneStageDetector.dense`."""
-        boxes = self.net.box_coder.decode(outputs["bbox_regression"], torch.stack(outputs["anchors"]))
+        boxes = self.net.box_coder.decode(
+            outputs["bbox_regression"], outputs["anchors"].expand_as(outputs["bbox_regression"])
+        )
         scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
         return boxes.clamp(0, self.image_size), scores
 
@@ -167,34 +168,36 @@ class RetinaNet(OneStageDetector):
             _Neck(self.pyramid, width),
             num_classes,
             anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3),
-            head=retinanet.RetinaNetHead(width, 9, num_classes, partial(nn.GroupNorm, 32)),  # torchvision's second version
+            head=retinanet.RetinaNetHead(
+                width, 9, num_classes, partial(nn.GroupNorm, 32)
+            ),  # torchvision's second version
         )
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
         """See `Detector.forward`."""
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        return outputs | {"anchors": self.net.anchor_generator(_images(maps, self.image_size), maps)}
+        return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`; a mean over the images."""
         targets, matched = _targets(batch), []
-        matcher = self.net.proposal_matcher
-        for anchors, target in zip(outputs["anchors"], targets, strict=True):
+        anchors, matcher = outputs["anchors"], self.net.proposal_matcher
+        for target in targets:
             if len(target["boxes"]):
                 index = matcher(box_iou(target["boxes"], anchors))
             else:
                 index = torch.full((len(anchors),), matcher.BELOW_LOW_THRESHOLD, device=anchors.device)
             index[(index < 0) & _in_ignored(anchors, target)] = matcher.BETWEEN_THRESHOLDS
             matched.append(index)
-        parts = self.net.head.compute_loss(targets, outputs, outputs["anchors"], matched)
+        parts = self.net.head.compute_loss(targets, outputs, [anchors] * len(targets), matched)
         names = {"classification": "class", "bbox_regression": "box"}
         return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
 
     def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See `OneStageDetector.dense`."""
-        anchors, deltas = outputs["anchors"][0], outputs["bbox_regression"]
-        boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+        anchors, deltas = outputs["anchors"], outputs["bbox_regression"]
+        boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.expand_as(deltas).flatten(0, 1))
         return boxes.view(deltas.shape).clamp(0, self.image_size), outputs["cls_logits"].sigmoid()
 
 
@@ -291,7 +294,8 @@ class FasterRCNN(Detector):
         targets = _targets(batch, first_label=1)  # torchvision's 0 is the background
         if not self.training:
             return {}, torch.tensor(len(targets))
-        images = _images(list(outputs.values()), self.image_size)
+        maps = list(outputs.values())
+        images = _images(len(maps[0]), maps, self.image_size)
         regions, first = self.rpn(images, outputs, targets)
         _, second = self.heads(outputs, regions, images.image_sizes, targets)
         names = {"loss_objectness": "region", "loss_rpn_box_reg": "region_box",
@@ -301,7 +305,8 @@ class FasterRCNN(Detector):
     @torch.no_grad()
     def detect(self, outputs: dict[str, Tensor]) -> list[Detections]:
         """See `Detector.detect`."""
-        images = _images(list(outputs.values()), self.image_size)
+        maps = list(outputs.values())
+        images = _images(len(maps[0]), maps, self.image_size)
         regions, _ = self.rpn(images, outputs)
         found, _ = self.heads(outputs, regions, images.image_sizes)
         return [{**one, "labels": one["labels"] - 1} for one in found]  # torchvision's 0 is the background

@@ -59,7 +59,7 @@ class YOLO(OneStageDetector):
         self.bottom_up = nn.ModuleList(_Conv(width, width, norm=norm) for _ in levels[1:])
         self.class_branch = _Branch(width, depth, num_classes, len(strides), norm)
         self.box_branch = _Branch(width, depth, 4 * bins, len(strides), norm)
-        nn.init.constant_(self.class_branch.last.bias, -torch.tensor(1 / PRIOR - 1).log())  # type: ignore[arg-type]
+        nn.init.constant_(self.class_branch.last.bias, -torch.tensor(1 / PRIOR - 1).log())
         # At first a distribution is about two strides wide on each side.
         self.box_branch.last.bias.data = -0.25 * torch.arange(bins).float().repeat(4)  # type: ignore[operator]
 
