@@ -30,6 +30,9 @@ from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.tables import by_split, check_table, read_table
 
 
+KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
+
+
 class BoxSource:
     """Image files with boxes, or pieces of them.
 
@@ -51,7 +54,7 @@ class BoxSource:
             for x in _steps(width, tile, overlap)
         ]
         self.windows = np.array(windows, np.int64).reshape(-1, 3)
-        self._last: tuple[int, Sample] | None = None
+        self._kept: dict[int, Sample] = {}  # images of which further pieces will be asked for
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -78,9 +81,9 @@ class BoxSource:
         return digest.hexdigest()
 
     def _read(self, index: int) -> Sample:
-        """A whole image; the last one is kept, since its pieces follow each other in evaluation."""
-        if self._last is not None and self._last[0] == index:
-            return self._last[1]
+        """A whole image."""
+        if index in self._kept:
+            return self._kept[index]
         a, rows = self.annotations, slice(self.annotations.starts[index], self.annotations.starts[index + 1])
         image = read_image(str(a.paths[index]), self.channels)
         if image.shape[:2] != tuple(a.sizes[index]):
@@ -93,7 +96,9 @@ class BoxSource:
                 classes[mask.view(bool) & (classes == 0)] = 255 if ignore else label + 1
             sample["mask"] = classes
         if self.tile:
-            self._last = index, sample
+            self._kept[index] = sample
+            while len(self._kept) > 1 and sum(kept["image"].nbytes for kept in self._kept.values()) > KEPT:
+                del self._kept[next(iter(self._kept))]
         return sample
 
     def __getitem__(self, index: int) -> Sample:
