@@ -102,7 +102,7 @@ class Tracker:
         if not hasattr(module, "threshold"):
             raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
         self.threshold: Any = module.threshold
-        self.sure = float(self.threshold)
+        self.sure = float(module.threshold)  # type: ignore[arg-type]
         self._tracker = ByteTrackTracker(
             frame_rate=rate,
             track_activation_threshold=self.sure,
@@ -131,7 +131,8 @@ class Tracker:
         found = self._tracker.update(given)
         numbers = dict.fromkeys(range(count), -1)
         if len(found):
-            numbers |= dict(zip(found.data["place"].tolist(), map(int, found.tracker_id), strict=True))
+            ids: Any = found.tracker_id
+            numbers |= dict(zip(map(int, found.data["place"]), map(int, ids), strict=True))
         told = [k for k in range(count) if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
         lists = {key: [value[k] for k in told] for key, value in answer.items() if isinstance(value, list)}
         return answer | lists | {"ids": [numbers[k] if numbers[k] >= 0 else None for k in told]}
