@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import DataError
 from datamodules.images import EXTENSIONS
+from datamodules.tables import listed
 
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
 FileFormat = Literal["coco", "voc", "yolo", "csv"]
@@ -241,7 +242,7 @@ def compiled(
     dropped = np.array([wrong[k] != "reaches outside" for k in bad], bool)
     if len(bad) and (on_bad_box == "error" or mistaken or dropped.sum() > max(1, 0.1 * len(boxes))):
         shown = "; ".join([*(place(k) for k in bad[:3]), *["…"] * (len(bad) > 3)])
-        known = f" The classes are {', '.join(map(str, label_names[:8]))}." if (labels < 0).any() else ""
+        known = f" The classes are {listed(label_names)}." if (labels < 0).any() else ""
         way = (
             "More than one in ten is too many to drop: look at the file."
             if on_bad_box == "drop"

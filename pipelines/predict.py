@@ -1,15 +1,15 @@
-"""Asks a registered model about image files: ``python -m pipelines.predict models:/NAME@ALIAS PATH…``."""
+"""Asks a registered model about images and videos: ``python -m pipelines.predict models:/NAME@ALIAS PATH…``."""
 
 import glob
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import ArgumentParser
 from PIL import Image
@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from datamodules import DataError
 from datamodules.images import EXTENSIONS, read_image
 from modules import VisionModule
+from pipelines import video
 from pipelines.registry import load
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
-    """The image files that paths, folders and patterns name, sorted within each, none of them twice.
+    """The images and videos that paths, folders and patterns name, sorted within each, none of them twice.
 
     Args:
         paths: files, folders (with all folders below), patterns.
@@ -47,7 +49,7 @@ def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[
 def _below(folder: str, without: str | None) -> Iterable[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not (without and _same(os.path.join(place, name), without))]
-        yield from (os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS))
+        yield from (os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS + video.EXTENSIONS))
 
 
 def _same(one: str, other: str) -> bool:
@@ -61,16 +63,19 @@ def predict(
     json: bool = False,
     batch_size: int = 64,
     device: str = "auto",
+    track: bool = False,
 ) -> int:
-    """Prints what a registered model says about images.
+    """Prints what a registered model says about images, and about each frame of videos.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         paths: files, folders, patterns.
-        out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer.
-        json: print a line of JSON for each image instead of a table.
+        out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer;
+            of a video an ``.mp4``.
+        json: print a line of JSON for each image or frame instead of a table.
         batch_size: images that go through the network together.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+        track: give the objects in a video numbers, ``ids``, that they keep from frame to frame.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and passed over; 2 if nothing was
@@ -90,53 +95,94 @@ def predict(
         screen.print("No images were found.")
         return 2
     drawings = _drawings(files, root, out) if out else []
-    answering, table = load(model, device), Table()
+    answering = load(model, device)
+    rows: list[dict[str, str]] = []
+    images = [i for i, file in enumerate(files) if not _is_video(file)]
     # A bar on the terminal that the JSON lines go to would mix with them.
     quiet = not screen.is_terminal or (json and sys.stdout.isatty())
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with ExitStack() as stack:
         progress = stack.enter_context(
             Progress(*columns, console=screen, disable=quiet, transient=True, redirect_stdout=False)
         )
-        bar = progress.add_task("", total=len(files))
+        lines: TextIO | None = None
         if out:
             os.makedirs(out, exist_ok=True)
             lines = stack.enter_context(open(os.path.join(out, "predictions.jsonl"), "w"))
-            pool = stack.enter_context(ThreadPoolExecutor())
-            stack.callback(pool.shutdown, cancel_futures=True)
+        pool = stack.enter_context(ThreadPoolExecutor())
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def tell(row: dict[str, Any]) -> None:
+            if json:
+                print(dumps(row))
+            else:
+                rows.append(_shown(row))
+            if lines:
+                lines.write(dumps(row) + "\n")
+
+        bar = progress.add_task("images", total=len(images), visible=bool(images))
         drawn: deque[Future[None]] = deque()
-        for i, answer in enumerate(answering.stream(map(Path, files), batch_size)):
+        answers = answering.stream((Path(files[i]) for i in images), batch_size)
+        for i, answer in zip(images, answers, strict=True):
             progress.advance(bar)
             if isinstance(answer, ValueError):
                 bad += 1
                 screen.print(f"passed over: {answer}", markup=False)
                 continue
-            row = {"path": files[i], **answer}
-            if json:
-                print(dumps(row))
-            else:
-                _add(table, row)
+            tell({"path": files[i], **answer})
             if out:
-                lines.write(dumps(row) + "\n")
                 drawn.append(pool.submit(_draw, answering.module, files[i], answer, drawings[i]))
                 if len(drawn) > 2 * batch_size:  # it must not fall far behind
                     drawn.popleft().result()
         for future in drawn:
             future.result()
-    if not json and table.row_count:
+        for i in sorted(set(range(len(files))) - set(images)):
+            try:
+                film = video.Video(files[i])
+            except DataError as error:
+                bad += 1
+                screen.print(f"passed over: {error}", markup=False)
+                continue
+            bar = progress.add_task(f"frames of {os.path.basename(files[i])}", total=film.length or None)
+            drawing = video.Drawing(drawings[i], film.rate) if out else None
+            with video.Tracker(answering.module, film.rate) if track else nullcontext() as tracker:
+                for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
+                    progress.advance(bar)
+                    tell({"path": files[i], "frame": number, "seconds": round(number / film.rate, 3), **answer})
+                    if drawing:
+                        drawing.write(answering.module.draw_answer(frame, answer))
+            if drawing:
+                drawing.close()
+    if rows:
         # In a file or a pipe no line is broken.
-        Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        Console(width=None if sys.stdout.isatty() else 10_000).print(_table(rows))
     if bad:
         screen.print(f"{bad} of {len(files) + len(missing)} files could not be read.")
     return 1 if bad else 0
 
 
-def _add(table: Table, row: dict[str, Any]) -> None:
-    shown = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-    if not table.columns:
-        for key in shown:
-            table.add_column(key, overflow="fold")
-    table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in shown.values()))
+def _is_video(file: str) -> bool:
+    return file.lower().endswith(video.EXTENSIONS)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """What a table shows of an answer: its numbers and texts, and how many there are of each name in a list."""
+    cells = {}
+    for key, value in row.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            cells[key] = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in Counter(value).items())
+        elif not isinstance(value, dict | list):
+            cells[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return cells
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    table = Table()
+    for key in (columns := dict.fromkeys(key for row in rows for key in row)):
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(row.get(key, "") for key in columns))
+    return table
 
 
 def _drawings(files: list[str], root: str, out: str) -> list[str]:
@@ -144,7 +190,11 @@ def _drawings(files: list[str], root: str, out: str) -> list[str]:
     places = []
     for file in files:
         place = os.path.join(out, os.path.relpath(os.path.abspath(file), root))
-        places.append(place if place.lower().endswith(EXTENSIONS) else f"{place}.png")
+        if _is_video(file):
+            place = f"{os.path.splitext(place)[0]}.mp4"
+        elif not place.lower().endswith(EXTENSIONS):
+            place += ".png"
+        places.append(place)
     if taken := {os.path.realpath(place) for place in places} & {os.path.realpath(file) for file in files}:
         raise ValueError(f"The drawing would replace {min(taken)}: choose another folder with --out.")
     return places
@@ -164,7 +214,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; None takes the process's own.
     """
     parser = ArgumentParser(
-        prog="python -m pipelines.predict", description="Prints what a registered model says about images."
+        prog="python -m pipelines.predict", description="Prints what a registered model says about images and videos."
     )
     parser.add_function_arguments(predict, as_positional=True, skip={"paths"})
     parser.add_argument("paths", nargs="+", help="files, folders, patterns")

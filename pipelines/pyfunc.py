@@ -46,7 +46,8 @@ class VisionModel(PythonModel):
             ValueError: the folder holds no such model, or there is no such device.
         """
         self.module, self.preprocessing = load_model(folder)
-        self.transform = evaluation(self.preprocessing["image_size"], self.preprocessing["crop_pct"])
+        settings = {key: self.preprocessing[key] for key in ("crop_pct", "fit") if key in self.preprocessing}
+        self.transform = evaluation(self.preprocessing["image_size"], **settings)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -56,12 +57,17 @@ class VisionModel(PythonModel):
         return self
 
     def prepare(self, image: Any) -> NDArray[np.uint8]:
-        """Reads an image in any of the forms of `predict` and cuts it to the module's input, uint8 S×S×C.
+        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 S×S×C.
 
         Raises:
             ValueError: it cannot be read; the message names it.
         """
-        return self.transform(image=self._pixels(image))["image"]
+        return self._sample(image)["image"]
+
+    def _sample(self, image: Any) -> dict[str, NDArray[Any]]:
+        """The module's input, with the height and width of the image as it was read."""
+        pixels = self._pixels(image)
+        return {"image": self.transform(image=pixels)["image"], "size": np.array(pixels.shape[:2], np.int64)}
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
         channels = self.preprocessing["in_chans"]
@@ -97,15 +103,15 @@ class VisionModel(PythonModel):
             For each image the answer, or why it cannot be read.
         """
 
-        def read(image: Any) -> NDArray[np.uint8] | ValueError:
+        def read(image: Any) -> dict[str, NDArray[Any]] | ValueError:
             try:
-                return self.prepare(image)
+                return self._sample(image)
             except ValueError as error:
                 return error
 
         waiting, pool = iter(images), ThreadPoolExecutor()
 
-        def submit() -> list[Future[NDArray[np.uint8] | ValueError]]:
+        def submit() -> list[Future[dict[str, NDArray[Any]] | ValueError]]:
             return [pool.submit(read, image) for image in islice(waiting, batch_size)]
 
         try:
@@ -113,15 +119,16 @@ class VisionModel(PythonModel):
             while coming:
                 current, coming = coming, submit()
                 batch = [future.result() for future in current]
-                good = [{"image": pixels} for pixels in batch if not isinstance(pixels, ValueError)]
-                answers = iter(self._ask(good))
-                for pixels in batch:
-                    yield pixels if isinstance(pixels, ValueError) else next(answers)
+                answers = iter(self._ask([sample for sample in batch if not isinstance(sample, ValueError)]))
+                for sample in batch:
+                    yield sample if isinstance(sample, ValueError) else next(answers)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, samples: list[dict[str, NDArray[np.uint8]]]) -> list[dict[str, Any]]:
-        return self.module.answers({"image": collate(samples)["image"].to(self.module.device)}) if samples else []
+    def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
+        if not samples:
+            return []
+        return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers for images.

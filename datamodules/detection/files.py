@@ -30,6 +30,9 @@ from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.tables import by_split, check_table, read_table
 
 
+KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
+
+
 class BoxSource:
     """Image files with boxes, or pieces of them.
 
@@ -51,7 +54,7 @@ class BoxSource:
             for x in _steps(width, tile, overlap)
         ]
         self.windows = np.array(windows, np.int64).reshape(-1, 3)
-        self._last: tuple[int, Sample] | None = None
+        self._kept: dict[int, Sample] = {}  # images of which further pieces will be asked for
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -78,9 +81,9 @@ class BoxSource:
         return digest.hexdigest()
 
     def _read(self, index: int) -> Sample:
-        """A whole image; the last one is kept, since its pieces follow each other in evaluation."""
-        if self._last is not None and self._last[0] == index:
-            return self._last[1]
+        """A whole image."""
+        if index in self._kept:
+            return self._kept[index]
         a, rows = self.annotations, slice(self.annotations.starts[index], self.annotations.starts[index + 1])
         image = read_image(str(a.paths[index]), self.channels)
         if image.shape[:2] != tuple(a.sizes[index]):
@@ -93,7 +96,9 @@ class BoxSource:
                 classes[mask.view(bool) & (classes == 0)] = 255 if ignore else label + 1
             sample["mask"] = classes
         if self.tile:
-            self._last = index, sample
+            self._kept[index] = sample
+            while len(self._kept) > 1 and sum(kept["image"].nbytes for kept in self._kept.values()) > KEPT:
+                del self._kept[next(iter(self._kept))]
         return sample
 
     def __getitem__(self, index: int) -> Sample:
@@ -207,44 +212,38 @@ class BoxFiles(DetectionDataModule):
                 f"None of the {len(paths)} images is there; the first is {paths[0]}, named by {records[0].file}."
             )
         table, self.bad_files = check_images(paths, self.on_bad_file)
-        groups = np.repeat(list(splits), list(map(len, splits.values())))
-        good = (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
+        digests, good = table["digest"].to_numpy(dtype=np.str_), (table["error"] == "").to_numpy()
         for k in np.flatnonzero(good):
-            said = records[k].size
-            if said is not None and said != tuple(sizes[k]):
-                turned = (
-                    " It is turned by its EXIF tag, which the boxes leave out." if said[::-1] == tuple(sizes[k]) else ""
-                )
+            said, seen = records[k].size, (int(sizes[k][0]), int(sizes[k][1]))
+            if said is not None and said != seen:
+                turned = " It is turned by its EXIF tag, which the boxes leave out." if said[::-1] == seen else ""
                 raise DataError(
                     f"{records[k].file} says that {records[k].path} has {said[1]}×{said[0]} pixels, but it has "
-                    f"{sizes[k][1]}×{sizes[k][0]}.{turned} Its boxes are of another picture: bring the two together."
+                    f"{seen[1]}×{seen[0]}.{turned} Its boxes are of another picture: bring the two together."
                 )
-        annotations, report = compiled(
-            [record for record, well in zip(records, good, strict=True) if well],
-            names,
-            self.box_format,
-            self.on_bad_box,
-            sizes[good],
-            table["digest"].to_numpy(dtype=np.str_)[good],
-            self.noun,
-            self.masks,
-            self.remedy,
-        )
-        if report:
-            gone = sum(what == "dropped" for what in report.values())
-            rank_zero_warn(
-                f"{gone} boxes that cannot be used were dropped, {len(report) - gone} were cut off at the edge; the first: "
-                f"{next(iter(report))}."
-            )
-            self.bad_files |= report
-        groups = groups[good]
-        parts = {name: np.flatnonzero(groups == name) for name in splits}
+        parts: dict[str, Annotations] = {}
+        start = 0
+        for name, group in splits.items():
+            rows = np.flatnonzero(good[start : start + len(group)]) + start
+            start += len(group)
+            kept = [records[k] for k in rows]
+            parts[name], report = compiled(kept, names, self.box_format, self.on_bad_box, sizes[rows], digests[rows],
+                                           self.noun, self.masks, self.remedy)  # fmt: skip
+            if report:
+                gone = sum(what == "dropped" for what in report.values())
+                rank_zero_warn(
+                    f"{gone} boxes that cannot be used were dropped, {len(report) - gone} were cut off at the edge; the "
+                    f"first: {next(iter(report))}."
+                )
+                self.bad_files |= report
         if "all" in parts:
-            parts["train"], parts["test"] = _drawn(annotations, parts.pop("all"))
+            parts["train"] = parts.pop("all")
+            if len(parts["train"]) > 2:
+                parts["train"], parts["test"] = _drawn(parts["train"])
         if "val" not in parts:
-            parts["train"], parts["val"] = _drawn(annotations, parts["train"])
-        files = {name: annotations.subset(parts[name]) for name in SYNONYMS if name in parts}
+            parts["train"], parts["val"] = _drawn(parts["train"])
+        files = {name: parts[name] for name in SYNONYMS if name in parts}
         warn_of_shared({name: (part.paths, part.digests) for name, part in files.items()})
         self._warn_of_rare(files["train"])
         return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
@@ -258,27 +257,27 @@ class BoxFiles(DetectionDataModule):
             )
 
 
-def _drawn(annotations: Annotations, indices: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _drawn(annotations: Annotations) -> tuple[Annotations, Annotations]:
     """The rest and 15 % of the images, drawn with a fixed seed; the rest keeps every class.
 
     Raises:
         DataError: there is but one image.
     """
-    if len(indices) < 2:
-        raise DataError(
-            f"{len(indices)} images are too few to draw some for validation or test: add images, or name splits."
-        )
+    size = len(annotations)
+    if size < 2:
+        raise DataError("One image is too few to keep some for validation: add images, or bring splits of your own.")
     counts = np.bincount(annotations.labels, minlength=1)
     starts = annotations.starts
     part: list[int] = []
-    for i in np.random.default_rng(0).permutation(indices):
+    order = np.random.default_rng(0).permutation(size)
+    for i in order:
         own = np.bincount(annotations.labels[starts[i] : starts[i + 1]], minlength=len(counts))
         if ((own == 0) | (counts > own)).all():
-            counts, part = counts - own, [*part, i]
-        if len(part) >= max(1, round(0.15 * len(indices))):
+            counts, part = counts - own, [*part, int(i)]
+        if len(part) >= max(1, round(0.15 * size)):
             break
-    chosen = np.sort(np.array(part or indices[:1], np.intp))
-    return np.setdiff1d(indices, chosen), chosen
+    chosen = np.sort(np.array(part or order[:1], np.intp))
+    return annotations.subset(np.setdiff1d(np.arange(size), chosen)), annotations.subset(chosen)
 
 
 class COCODetection(BoxFiles):

@@ -231,5 +231,10 @@ class DetectionModule(VisionModule):
         """See `VisionModule.draw_answer`; with the boxes."""
         captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
         colours = [self.label_names.index(label) for label in answer["labels"]]
+        if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
+            captions = [
+                f"#{k} {text}" if k is not None else text for k, text in zip(answer["ids"], captions, strict=True)
+            ]
+            colours = [k if k is not None else 0 for k in answer["ids"]]
         boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
         return draw_boxes(super().draw_answer(image, answer), boxes, captions, colours, 256)

@@ -1,0 +1,50 @@
+"""Writes data with boxes in another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from datamodules import DataError, DetectionDataModule
+from datamodules.annotations import FileFormat
+
+
+def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -> str:
+    """Writes all splits of data with boxes to a folder, so that other tools can be run on them.
+
+    Args:
+        folder: where; it must not be there yet.
+        data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``.
+        form: ``coco`` (with outlines where ``--data.masks true``), ``voc``, ``yolo`` or ``csv``.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DataError: the folder is there already, or the data cannot be used.
+    """
+    data.write(folder, form)
+    sizes = ", ".join(f"{len(source):,} {name}" for name, source in data.sources.items())
+    return f"{data.name} is in {Path(folder).resolve()} in the format {form}: {sizes} images."
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command; a mistake of the user's ends in one paragraph and exit code 2.
+
+    Args:
+        args: the command line; None takes the process's own.
+    """
+    parser = ArgumentParser(prog="python -m pipelines.convert", description="Writes data with boxes in another format.")
+    parser.add_argument("folder", help="where; it must not be there yet")
+    parser.add_function_arguments(convert, skip={"folder"})
+    try:
+        given = parser.instantiate(parser.parse_args(args))
+        print(convert(given.folder, given.data, given.form))
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Videos for `pipelines.predict`: every frame answered, drawn, and its objects followed from frame to frame."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules import DataError
+from modules import VisionModule
+
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+BATCH = 16  # frames that are held together: a film's are large
+Frame = NDArray[np.uint8]
+
+
+class Video:
+    """The frames of a file, read as they are needed.
+
+    Args:
+        file: the video.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self._capture = file, cv2.VideoCapture(file)
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        found, first = self._capture.read()
+        if not found:
+            raise DataError(f"{file} cannot be read as a video by OpenCV.")
+        self._first = first
+
+    def __iter__(self) -> Iterator[Frame]:
+        found, frame = True, self._first
+        while found:
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+            found, frame = self._capture.read()
+        self._capture.release()
+
+
+class Drawing:
+    """A video of drawings, all as large as the first.
+
+    Args:
+        file: where; MPEG-4 in an ``.mp4`` file.
+        rate: frames a second.
+    """
+
+    def __init__(self, file: str, rate: float) -> None:
+        self.file, self.rate = file, rate
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, drawing: Frame) -> None:
+        """Adds a frame, uint8 H×W×3.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        if self._writer is None:
+            os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
+            self._size = drawing.shape[1] // 2 * 2, drawing.shape[0] // 2 * 2  # codecs want even sides
+            self._writer = cv2.VideoWriter(self.file, cv2.VideoWriter.fourcc(*"mp4v"), self.rate, self._size)
+            if not self._writer.isOpened():
+                raise DataError(f"{self.file} cannot be written as a video by OpenCV.")
+        width, height = self._size
+        canvas = np.full((height, width, 3), 255, np.uint8)
+        part = drawing[:height, :width]
+        canvas[: part.shape[0], : part.shape[1]] = part
+        self._writer.write(cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finishes the file."""
+        if self._writer is not None:
+            self._writer.release()
+
+
+class Tracker:
+    """Gives detections of the same object the same number from frame to frame (ByteTrack, Zhang et al. 2022,
+    arXiv:2110.06864).
+
+    Detections that are too uncertain to be told still carry on a track that is there; so the module is asked for those
+    down to a third of its threshold.
+
+    Args:
+        module: a detector with a ``threshold``.
+        rate: frames a second.
+
+    Raises:
+        ValueError: the module finds no boxes.
+    """
+
+    def __init__(self, module: VisionModule, rate: float) -> None:
+        from trackers import ByteTrackTracker  # it imports slowly
+
+        if not hasattr(module, "threshold"):
+            raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
+        self.threshold: Any = module.threshold
+        self.sure = float(self.threshold)
+        self._tracker = ByteTrackTracker(
+            frame_rate=rate,
+            track_activation_threshold=self.sure,
+            high_conf_det_threshold=self.sure,
+            minimum_consecutive_frames=2,
+        )
+
+    def __enter__(self) -> "Tracker":
+        self.threshold.fill_(self.sure / 3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threshold.fill_(self.sure)
+
+    def follow(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer with ``ids``: a number for each object, or None for one that is not followed yet."""
+        import supervision as sv
+
+        count = len(answer["boxes"])
+        given = sv.Detections(
+            np.asarray(answer["boxes"], np.float32).reshape(-1, 4),
+            confidence=np.asarray(answer["scores"], np.float32),
+            class_id=np.zeros(count, int),
+            data={"place": np.arange(count)},
+        )
+        found = self._tracker.update(given)
+        numbers = dict.fromkeys(range(count), -1)
+        if len(found):
+            numbers |= dict(zip(found.data["place"].tolist(), map(int, found.tracker_id), strict=True))
+        told = [k for k in range(count) if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
+        lists = {key: [value[k] for k in told] for key, value in answer.items() if isinstance(value, list)}
+        return answer | lists | {"ids": [numbers[k] if numbers[k] >= 0 else None for k in told]}
+
+
+def answered(
+    model: Any, video: Video, batch_size: int, tracker: Tracker | None
+) -> Iterator[tuple[Frame, dict[str, Any]]]:
+    """Each frame with its answer.
+
+    Args:
+        model: a `pipelines.pyfunc.VisionModel`.
+        video: the frames.
+        batch_size: frames that go through the network together, at most `BATCH`.
+        tracker: follows objects, or None.
+    """
+    held: deque[Frame] = deque()
+
+    def noted(frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            held.append(frame)
+            yield frame
+
+    for answer in model.stream(noted(video), min(batch_size, BATCH)):
+        frame = held.popleft()
+        if isinstance(answer, ValueError):
+            raise answer
+        yield frame, tracker.follow(answer) if tracker else answer

@@ -1,0 +1,134 @@
+"""Videos: every frame answered and drawn, objects followed from frame to frame."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import DigitScenes
+from datamodules.detection import Sprites
+from modules import ClassificationModule, DetectionModule
+from pipelines import predict, registry, video
+
+FRAMES = 20
+
+
+@pytest.fixture(scope="module")
+def sprites() -> Sprites:
+    return Sprites(DigitScenes().items().sources["test"])
+
+
+def truth(time: int) -> list[list[float]]:
+    """Two digits that pass each other, and one that stands still and is hidden for a while."""
+    boxes = [[10 + 3 * time, 10, 30 + 3 * time, 38], [90 - 3 * time, 42, 110 - 3 * time, 70], [60, 90, 85, 118]]
+    return [list(map(float, box)) for box in boxes[: 2 if 10 <= time < 14 else 3]]
+
+
+def film(sprites: Sprites, file: str) -> list[np.ndarray]:
+    """Writes the video, without loss; returns its frames, RGB."""
+    writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*"FFV1"), 10, (128, 130))
+    frames = []
+    for time in range(FRAMES):
+        frame = np.full((130, 128, 3), (40, 70, 110), np.uint8)
+        for k, (x1, y1, x2, y2) in enumerate(np.array(truth(time)).astype(int)):
+            digit = cv2.resize(sprites[k][0], (x2 - x1, y2 - y1))
+            frame[y1:y2, x1:x2] = np.maximum(frame[y1:y2, x1:x2], digit[..., None])
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        frames.append(frame)
+    writer.release()
+    return frames
+
+
+def detector() -> DetectionModule:
+    torch.manual_seed(0)
+    module = DetectionModule(3, ["one", "two", "three"], image_size=64, backbone="resnet10t")
+    module.threshold.fill_(0.5)
+    return module
+
+
+def test_objects_keep_their_numbers_while_they_move_pass_fade_and_hide() -> None:
+    module = detector()
+    for _ in range(2):  # each video begins anew
+        seen: list[dict[str, int]] = []
+        with video.Tracker(module, 10) as tracker:
+            assert float(module.threshold) == pytest.approx(0.5 / 3)
+            for time in range(FRAMES):
+                boxes = truth(time)
+                order = np.random.default_rng(time).permutation(len(boxes))
+                scores = [0.2 if time in (6, 7) and k == 0 else 0.9 for k in order]
+                stray = [[5.0, 100.0, 20.0, 120.0]] if time == 5 else []
+                answer = {"boxes": [boxes[k] for k in order] + stray, "labels": [str(k) for k in order] + ["9"] * len(stray),
+                          "scores": scores + [0.2] * len(stray)}  # fmt: skip
+                found = tracker.follow(answer)
+                assert len(found["boxes"]) == len(found["scores"]) == len(boxes), "a faint stray one is not told"
+                seen.append(dict(zip(found["labels"], found["ids"], strict=True)))
+        assert float(module.threshold) == 0.5
+        assert seen[0] == {"0": None, "1": None, "2": None}
+        assert len({numbers["0"] for numbers in seen[1:]}) == len({numbers["1"] for numbers in seen[1:]}) == 1
+        assert {numbers.get("2", seen[1]["2"]) for numbers in seen[1:]} == {seen[1]["2"]}
+        assert len(set(seen[1].values())) == 3
+
+
+def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessing = {"image_size": 64, "in_chans": 3, "fit": "pad"}
+    module = detector()
+    torch.nn.init.zeros_(module.detector.class_branch.last.bias)  # it has not learned, but it is not shy
+    module.threshold.fill_(0.5)
+    registry.save_model(Path("model"), module, preprocessing, "detection")
+    Path("in").mkdir()
+    frames = film(sprites, "in/film.avi")
+    Image.fromarray(frames[3]).save("in/still.png")
+    Path("in/broken.mp4").write_bytes(b"no video")
+    assert predict.predict("model", ["in"], "out", json=True, batch_size=8, track=True) == 1
+    out = capsys.readouterr()
+    assert "in/broken.mp4 cannot be read as a video" in out.err
+    rows = [json.loads(line) for line in out.out.splitlines()]
+    assert Path("out/predictions.jsonl").read_text() == out.out
+    still, *rows = rows
+    assert still["path"] == "in/still.png"
+    assert [row["frame"] for row in rows] == list(range(FRAMES))
+    assert [row["seconds"] for row in rows] == [pytest.approx(k / 10) for k in range(FRAMES)]
+    model = registry.load("model")
+    plain = model.predict(None, frames).to_dict("records")
+    assert any(answer["boxes"] for answer in plain)
+    for row, answer in zip(rows, plain, strict=True):
+        told = {tuple(box) for box in row["boxes"]}
+        assert {tuple(box) for box in answer["boxes"]} <= told, "all that is certain, and what is followed"
+        assert len(row["ids"]) == len(row["boxes"])
+
+    drawn = list(video.Video("out/film.mp4"))
+    assert len(drawn) == FRAMES
+    expected = model.module.draw_answer(frames[5], {k: rows[5][k] for k in ("boxes", "labels", "scores", "ids")})
+    assert expected.shape == drawn[5].shape
+    blurred = [
+        cv2.blur(np.asarray(image, np.float32), (5, 5))
+        for image in (drawn[5], expected, frames[5].repeat(2, 0).repeat(2, 1))
+    ]
+    assert np.abs(blurred[0] - blurred[1]).mean() < 6, "but for the codec"
+    assert np.abs(blurred[0] - blurred[2]).mean() > 12
+
+    assert predict.predict("model", ["in/film.avi"]) == 0
+    table = capsys.readouterr().out
+    assert "frame" in table
+    assert "three" in table or "one" in table or "two" in table
+
+
+def test_a_classifier_answers_videos_too_but_follows_nothing(
+    sprites: Sprites, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+    film(sprites, "film.avi")
+    assert predict.predict("model", ["film.avi"], "out") == 0
+    assert len(list(video.Video("out/film.mp4"))) == FRAMES
+    capsys.readouterr()
+    arguments: list[Any] = ["model", "film.avi", "--track", "true"]
+    with pytest.raises(SystemExit) as end:
+        predict.main(arguments)
+    assert end.value.code == 2
+    assert "follows boxes" in capsys.readouterr().err
