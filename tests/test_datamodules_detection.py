@@ -15,7 +15,7 @@ from datamodules.augmentations import evaluation
 from datamodules.detection import BoxFiles, Mixing
 from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
-from pipelines import registry
+from pipelines import convert, registry
 from pipelines.detection import detection
 from pipelines.pyfunc import VisionModel
 
@@ -519,3 +519,14 @@ def test_a_mistake_on_the_command_line_is_one_paragraph(capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert message in error
         assert len(error) < 500
+
+
+def test_scenes_are_converted_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.scene_size", "32", "--data.train", "3", "--data.val", "1", "--data.test", "0"]
+    convert.main(["out", "--data", "DigitScenes", *small, "--form", "yolo"])
+    assert "3 train, 1 val" in capsys.readouterr().out
+    assert len(YOLODetection("out").sources["train"]) == 3
+    with pytest.raises(SystemExit) as end:
+        convert.main(["out", "--data", "DigitScenes", *small])
+    assert end.value.code == 2
+    assert "is there already" in capsys.readouterr().err
