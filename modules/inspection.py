@@ -93,6 +93,7 @@ class Tap(nn.Module):
         super().__init__()
         self.name, self.channels_last, self.prefix, self.square = name, channels_last, prefix, square
         self.maps: Tensor
+        self.as_it_is = False  # the layer itself gives out maps
 
     def forward(self, maps: Tensor) -> Tensor:
         """float B×K×H×W."""
@@ -114,6 +115,7 @@ class Tap(nn.Module):
             _, a, b, c = result.shape
             if (a == b and (b != c or self.channels_last)) if self.square else self.channels_last:
                 return self(result.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            self.as_it_is = True
             return self(result)
         if isinstance(result, Tensor) and result.ndim == 3:
             side = math.isqrt(result.shape[1] - self.prefix)
@@ -152,13 +154,18 @@ def tapped(module: VisionModule, layers: Sequence[str], square: bool = True) -> 
             hook.remove()
 
 
-def _run(module: VisionModule, pixels: Tensor, layers: Sequence[str]) -> None:
-    """Lets pixels, float B×C×S×S in [0, 1], pass through the backbone, or through all of the module if a layer needs it."""
+def _run(module: VisionModule, pixels: Tensor, taps: dict[str, Tap]) -> None:
+    """Lets pixels, float B×C×S×S in [0, 1], pass through the backbone, or through all of the module if a tap needs it."""
     inner = dict(module.backbone.named_modules())
-    if all(name in inner for name in layers):
+    if all(name in inner for name in taps):
         module.backbone(module.normalize(pixels * 255))
     else:
         module(pixels * 255)
+    for name, tap in taps.items():
+        if len(tap.maps) != len(pixels):
+            raise ValueError(
+                f"What {name} gives out is cut into windows, and no map of an image: choose another layer."
+            )
 
 
 def _pixels(module: VisionModule, image: Tensor) -> Tensor:
@@ -178,7 +185,7 @@ def feature_maps(module: VisionModule, image: Tensor, layers: Sequence[str]) -> 
         For each layer its maps, float B×K×H×W.
     """
     with tapped(module, layers) as taps:
-        _run(module, _pixels(module, image), layers)
+        _run(module, _pixels(module, image), taps)
         return {name: tap.maps for name, tap in taps.items()}
 
 
@@ -271,8 +278,10 @@ def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, F
     side, channels = module.architecture["image_size"], module.architecture["in_chans"]
     twin = deepcopy(module).cpu().float()
     fields: dict[str, Field] = {}
-    strips = [(min(side, 64), columns) for columns in CANVASES] if set(layers) <= set(stages(module)) else []
-    for height, width in [*strips, (side, side)]:
+    with torch.no_grad(), tapped(twin, layers) as taps, _Spread():
+        twin.backbone(torch.zeros(1, channels, side, side))
+    strips = CANVASES if all(tap.as_it_is for tap in taps.values()) else ()
+    for height, width in [*((min(side, 64), columns) for columns in strips), (side, side)]:
 
         @cache
         def reached(first: int, last: int, height: int = height, width: int = width) -> dict[str, tuple[bool, int]]:
@@ -478,7 +487,7 @@ def gradient_ascent(
         return torch.sigmoid(torch.einsum("bchw,cd->bdhw", values, colours))
 
     def activation(pixels: Tensor) -> Tensor:
-        _run(module, pixels, [layer])
+        _run(module, pixels, taps)
         check_unit(tap.maps, layer, channel)
         return tap.maps[0, channel].mean()
 

@@ -225,8 +225,9 @@ def overlays(
             continue
         most = max(float(np.abs(values).max()), 1e-12)
         axes.imshow(grey, cmap="grey", vmin=-64, vmax=319, interpolation="nearest")
-        paint = ScalarMappable(Normalize(-most if values.min() < 0 else 0, most), colours)
-        axes.imshow(values, cmap=paint.cmap, norm=paint.norm, alpha=0.55, extent=edge, interpolation="bilinear")
+        norm = Normalize(-most if values.min() < 0 else 0, most)
+        paint = ScalarMappable(norm, colours)
+        axes.imshow(values, cmap=colours, norm=norm, alpha=0.55, extent=edge, interpolation="bilinear")
         place = (left + 0.98 * side / wide, 0.03, 0.04 * side / wide, 0.84)
         figure.colorbar(paint, cax=figure.add_axes(place)).ax.tick_params(labelsize=8)
     return rasterize(figure)

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +62,7 @@ def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, mos
     layers = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, most).round().astype(int))]
     rows: list[tuple[str, Sequence[Picture], Sequence[str]]] = [("the picture", [_hwc(image[0])], ())]
     for name, (maps,) in see.feature_maps(module, image, layers).items():
-        channels = maps.flatten(1).std(1).topk(min(columns, len(maps))).indices.sort().values.tolist()
+        channels = maps.flatten(1).std(1, correction=0).topk(min(columns, len(maps))).indices.sort().values.tolist()
         tiles = [heat(maps[channel].float().cpu().numpy()) for channel in channels]
         heading = f"{name}: {len(maps)} maps of {maps.shape[1]}×{maps.shape[2]}"
         rows.append((heading, tiles, [f"channel {channel}" for channel in channels]))
@@ -183,12 +184,12 @@ class InspectionCallback(L.Callback):
         images, labels = take(trainer.datamodule, self.points)  # type: ignore[attr-defined]
         names = getattr(trainer.datamodule, "label_names", [])  # type: ignore[attr-defined]
         pictures: dict[str, Callable[[], Picture]] = {
-            "filters": lambda: draw_filters(pl_module),
-            "feature_maps": lambda: draw_feature_maps(pl_module, images[:1]),
-            "embedding": lambda: draw_embedding(pl_module, images, labels, names, "pca"),
+            "filters": partial(draw_filters, pl_module),
+            "feature_maps": partial(draw_feature_maps, pl_module, images[:1]),
+            "embedding": partial(draw_embedding, pl_module, images, labels, names, "pca"),
         }
         for i in range(self.images):
-            pictures[f"explanation_{i}"] = lambda i=i: draw_explanation(pl_module, images[i : i + 1])  # type: ignore[misc]
+            pictures[f"explanation_{i}"] = partial(draw_explanation, pl_module, images[i : i + 1])
         for key, draw in pictures.items():
             with suppress(see.NotApplicableError):
                 pl_module.show(f"inspect/{key}", draw)
@@ -297,10 +298,8 @@ def inspect(
     ]
     for i, stem in enumerate(stems):
         key, one = f"{i + 1:02d}{stem}", images[i : i + 1]
-        todo.append((f"{key}-maps", "block by block", lambda one=one: draw_feature_maps(module, one)))  # type: ignore[misc]
-        todo.append(
-            (f"{key}-why", "Grad-CAM and occlusion", lambda one=one: draw_explanation(module, one, label, layer))
-        )  # type: ignore[misc]
+        todo.append((f"{key}-maps", "block by block", partial(draw_feature_maps, module, one)))
+        todo.append((f"{key}-why", "Grad-CAM and occlusion", partial(draw_explanation, module, one, label, layer)))
     folder.mkdir(parents=True, exist_ok=True)
     for key, what, draw in todo:
         try:
