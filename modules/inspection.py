@@ -341,9 +341,10 @@ def chosen_class(module: VisionModule, image: Tensor, label: str | None = None) 
 
 
 def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
-    """The deepest stage with at least 4×4 places on which the score of a class depends place by place.
+    """The deepest layer with at least 4×4 places on which the score of a class depends place by place.
 
-    (The last block of a ViT is left out where only its class token is read.)
+    It is a stage, or, in a transformer, the normalised input of a stage's last block: the sum that the blocks add to has
+    channels of all sizes, and what a ViT's last block gives out is read at its class token only.
 
     Args:
         module: a classifier.
@@ -353,7 +354,10 @@ def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
     Raises:
         NotApplicableError: there is none.
     """
-    layers = stages(module)
+    norms = [name for name, part in module.backbone.named_modules()
+             if isinstance(part, nn.LayerNorm) and name.endswith(".norm1")]  # fmt: skip
+    within = {stage: [name for name in norms if name.startswith(f"{stage}.")] for stage in stages(module)}
+    layers = [names[-1] if names else stage for stage, names in within.items()]
     with torch.enable_grad(), tapped(module, layers) as taps:
         scores = module(_pixels(module, image).requires_grad_() * 255)
         score = scores.gather(1, target[:, None]).sum()
