@@ -248,6 +248,11 @@ def run_id(tmp_path_factory: pytest.TempPathFactory) -> str:
         classification(["fit", *SMALL, "--trainer.max_epochs", "2", "--register", "seen", "--output", "out",
                         "--trainer.callbacks+=pipelines.inspect.InspectionCallback",
                         "--trainer.callbacks.every_n_epochs", "2", "--trainer.callbacks.points", "50"])  # fmt: skip
+        classification(["fit", *SMALL, "--trainer.max_epochs", "2", "--output", "plain"])
+        plain, watched = (
+            torch.load(f"{folder}/last.ckpt", weights_only=True)["state_dict"] for folder in ("plain", "out")
+        )
+        assert all(torch.equal(plain[key], watched[key]) for key in plain), "looking changes nothing"
         return run_id_of("out")
 
 
