@@ -19,7 +19,8 @@ def recipe(part: nn.Module | None) -> dict[str, Any] | None:
     """Class and arguments of a part, as plain data."""
     if part is None:
         return None
-    values = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    named = (p.name for p in inspect.signature(type(part)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    values = {name: getattr(part, name) for name in named}
     return {"class": type(part).__name__} | {
         name: recipe(value) if isinstance(value, nn.Module) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
