@@ -25,6 +25,7 @@ from datamodules.detection import (
     VOCDetection,
     YOLODetection,
 )
+from datamodules.points import PointCloud
 
 __all__ = [
     "CIFAR10",
@@ -43,6 +44,7 @@ __all__ = [
     "ImageFolder",
     "Manifest",
     "VOCDetection",
+    "PointCloud",
     "VisionDataModule",
     "YOLODetection",
 ]

@@ -1,6 +1,6 @@
 """What learns: one module for each task."""
 
-from modules.autoencoding import AutoencodingModule
+from modules.autoencoding import AutoencodingModule, MaskedAutoencodingModule
 from modules.backbones import BackboneError, create_backbone
 from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
@@ -11,6 +11,7 @@ __all__ = [
     "BackboneError",
     "ClassificationModule",
     "DetectionModule",
+    "MaskedAutoencodingModule",
     "Optimization",
     "VisionModule",
     "WarmupCosine",

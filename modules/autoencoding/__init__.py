@@ -11,6 +11,7 @@ from modules.autoencoding.losses import (
     Perceptual,
     ReconstructionLoss,
 )
+from modules.autoencoding.masked import MaskedAutoencodingModule
 from modules.autoencoding.module import AutoencodingModule
 from modules.autoencoding.parts import (
     Contractive,
@@ -22,6 +23,7 @@ from modules.autoencoding.parts import (
     Penalty,
     SaltAndPepper,
 )
+from modules.autoencoding.points import PointAutoencoder
 
 __all__ = [
     "BCE",
@@ -38,11 +40,13 @@ __all__ = [
     "GaussianNoise",
     "KLSparsity",
     "L1Sparsity",
+    "MaskedAutoencodingModule",
     "Masking",
     "Noise",
     "Penalty",
     "Perceptual",
     "Plain",
+    "PointAutoencoder",
     "ReconstructionLoss",
     "SaltAndPepper",
     "TransposedConvolutions",

@@ -139,7 +139,8 @@ class AutoencodingModule(VisionModule):
         statistics = UnitStatistics(units, self.bottleneck.entries)
         self.statistics = nn.ModuleDict({stage: statistics.clone() for stage in ("val", "test")})
         self._components: PrincipalComponents | None = None
-        self._pictured: dict[str, Tensor] = {}
+        self._kept = 0  # batches of which some was kept
+        self._pictured: list[tuple[Tensor, Tensor]] = []
         self._plotted: list[tuple[Tensor, Tensor | None]] = []
         self._steps = 0.0  # of the whole training
 
@@ -219,18 +220,25 @@ class AutoencodingModule(VisionModule):
                 self.log_mean("train/penalty", penalty.detach(), len(image))
                 loss = loss + penalty
             return loss
-        if self.trainer.sanity_checking:
-            return loss
         self._measure(stage, seen, target, code, output, reconstruction)
-        if len(self._pictured.get("target", ())) < PICTURED:
-            few = {"target": target, "seen": seen}
-            self._pictured = {
-                key: torch.cat([*([self._pictured[key]] if self._pictured else []), value[:PICTURED]])[:PICTURED]
-                for key, value in few.items()
-            }
-        if sum(len(codes) for codes, _ in self._plotted) < PLOTTED:
-            self._plotted.append((code.mean.flatten(1).float().cpu(), batch["label"].cpu() if "label" in batch else None))
+        self._keep(stage, seen, target, code, batch.get("label"))
         return loss
+
+    def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
+        """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
+        trainer: Any = self.trainer
+        batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
+        done, self._kept = self._kept, self._kept + 1
+
+        def share(total: int) -> Tensor:
+            count = min(total * (done + 1) // batches - total * done // batches, len(target))
+            return torch.linspace(0, len(target) - 1, count).long().to(target.device)
+
+        if len(chosen := share(PICTURED)):
+            self._pictured.append((target[chosen], seen[chosen]))
+        if len(chosen := share(PLOTTED)):
+            named = label[chosen].cpu() if label is not None else None
+            self._plotted.append((code.mean[chosen].flatten(1).float().cpu(), named))
 
     def _measure(
         self, stage: Stage, seen: Tensor, target: Tensor, code: Code, output: Tensor, reconstruction: Tensor
@@ -302,7 +310,7 @@ class AutoencodingModule(VisionModule):
             rows = [[k, kl, variance, "yes" if on else "no"] for k, (kl, variance, on) in enumerate(columns)]
             self.show_table(f"{stage}/units", ["unit", "kl", "variance of its mean", "active"], rows)
         pictured, plotted = self._pictured, self._plotted
-        self._pictured, self._plotted = {}, []
+        self._kept, self._pictured, self._plotted = 0, [], []
         if self.trainer.is_global_zero and pictured:
             with torch.inference_mode():
                 self._show_all(stage, pictured, plotted, values)
@@ -310,11 +318,11 @@ class AutoencodingModule(VisionModule):
     def _show_all(
         self,
         stage: Stage,
-        pictured: dict[str, Tensor],
+        pictured: list[tuple[Tensor, Tensor]],
         plotted: list[tuple[Tensor, Tensor | None]],
         values: dict[str, Tensor],
     ) -> None:
-        target, seen = pictured["target"], pictured["seen"]
+        target, seen = (torch.cat(parts) for parts in zip(*pictured, strict=True))
         draws = Draws((target * 255).round().byte(), False)
         code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
         means = self.bottleneck.load(code.saved)
@@ -325,9 +333,9 @@ class AutoencodingModule(VisionModule):
         self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
         if len(means) >= 2:
             self.show(f"{stage}/interpolation", lambda: self._interpolation(means))
-        codes = torch.cat([codes for codes, _ in plotted])[:PLOTTED].numpy()
+        codes = torch.cat([codes for codes, _ in plotted]).numpy()
         labels = [label for _, label in plotted if label is not None]
-        named = torch.cat(labels)[:PLOTTED].numpy() if labels and self.label_names else None
+        named = torch.cat(labels).numpy() if labels and self.label_names else None
         self.show(f"{stage}/codes", lambda: plane(codes, named, self.label_names or []))
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
