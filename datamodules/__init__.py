@@ -16,6 +16,7 @@ from datamodules.classification import (
     FashionMNIST,
     ImageFolder,
     Manifest,
+    UnlabelledFolder,
 )
 from datamodules.detection import (
     COCODetection,
@@ -45,6 +46,7 @@ __all__ = [
     "Manifest",
     "VOCDetection",
     "PointCloud",
+    "UnlabelledFolder",
     "VisionDataModule",
     "YOLODetection",
 ]

@@ -25,7 +25,7 @@ from modules.autoencoding.figures import to_uint8
 from modules.autoencoding.points import draw_points
 from modules.pictures import captioned_grid
 from pipelines import registry
-from pipelines.cli import VisionCLI, main, print_table
+from pipelines.cli import VisionCLI, main, print_table, quieten
 from pipelines.predict import find
 from pipelines.pyfunc import VisionModel
 from pipelines.tracking import RunLogger
@@ -95,13 +95,15 @@ def _codes(file: str, model: str | None) -> tuple[np.ndarray[Any, Any], list[str
 
 def _vectors(module: AutoencodingModule, codes: np.ndarray[Any, Any]) -> torch.Tensor:
     try:
-        return module.bottleneck.load(torch.from_numpy(codes.astype(np.int64 if codes.dtype.kind == "u" else np.float32)))
+        return module.bottleneck.load(
+            torch.from_numpy(codes.astype(np.int64 if codes.dtype.kind == "u" else np.float32))
+        )
     except RuntimeError:
         wanted = "×".join(map(str, module.bottleneck.shape))
         raise ValueError(f"Codes of shape {codes.shape[1:]} are not this model's, whose are {wanted}.") from None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64) -> str:
     """Makes images of the codes in a file.
 
@@ -130,7 +132,7 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64)
     return f"{len(array)} images of {module.image_size}×{module.image_size} pixels are in {out}."
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.png", model: str | None = None) -> str:
     """Finds the images whose codes lie nearest to an image's, in Euclidean distance.
 
@@ -233,6 +235,7 @@ def command(args: Sequence[str] | None = None) -> None:
     if not given or given[0] not in COMMANDS:
         print_table("autoencoding", autoencoding(given).rows)
         return
+    quieten()
     try:
         print(auto_cli(COMMANDS, args=given, as_positional=True))
     except (ValueError, OSError) as error:

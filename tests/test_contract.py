@@ -34,8 +34,7 @@ TASKS = {
     "autoencoding": Task(
         autoencoding,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
-        ["--data.augmentation", "strong", "--model.bottleneck", "Variational", "--model.noise", "GaussianNoise",
-         "--model.loss", "DiscretizedLogistic"],
+        ["--data.augmentation", "strong", "--model.bottleneck", "Variational", "--model.noise", "GaussianNoise"],
     ),
 }
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

@@ -1,6 +1,6 @@
 """Autoencoders: images, or points, to codes and back."""
 
-from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
+from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, TopK, Variational, VectorQuantized
 from modules.autoencoding.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
 from modules.autoencoding.losses import (
     BCE,
@@ -49,6 +49,7 @@ __all__ = [
     "PointAutoencoder",
     "ReconstructionLoss",
     "SaltAndPepper",
+    "TopK",
     "TransposedConvolutions",
     "UpsampledConvolutions",
     "Variational",

@@ -86,7 +86,7 @@ class Plain(Bottleneck):
     Args:
         size: numbers in the code, or channels of a map.
         spatial: keep the code a map.
-        activation: such as ``torch.nn.ReLU`` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
+        activation: such as ``torch.nn.ReLU`` or `TopK` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
     """
 
     def __init__(self, size: int = 32, spatial: bool = False, activation: nn.Module | None = None) -> None:
@@ -103,6 +103,24 @@ class Plain(Bottleneck):
         if self.activation is not None:
             value = self.activation(value)
         return Code(value, value, mean=value)
+
+
+class TopK(Part):
+    """Keeps the largest activations of each code, as far as they are positive, and makes the rest zero (Makhzani & Frey
+    2014, arXiv:1312.5663): an activation for `Plain` that is sparse by itself. In a map it compares channels.
+
+    Args:
+        active: how many are kept.
+    """
+
+    def __init__(self, active: int = 16) -> None:
+        super().__init__()
+        self.active = active
+
+    def forward(self, value: Tensor) -> Tensor:
+        """float B×size×… to the same shape."""
+        largest = value.topk(min(self.active, value.shape[1]), 1)
+        return torch.zeros_like(value).scatter(1, largest.indices, largest.values.relu())
 
 
 class Variational(Bottleneck):

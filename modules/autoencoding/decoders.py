@@ -55,8 +55,7 @@ class _Doubling(Decoder):
             self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], start, start)))
         layers: list[nn.Module] = []
         for before, after in zip(widths, [*widths[1:], channels], strict=True):
-            layers += [nn.GroupNorm(math.gcd(8, before), before), nn.ReLU()]
-            layers.append(self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1))
+            layers += [nn.ReLU(), self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1)]
         self.layers, self.side = nn.Sequential(*layers), side
 
     def forward(self, code: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ class _Doubling(Decoder):
 
 class TransposedConvolutions(_Doubling):
     """Project and reshape, then transposed 4×4 convolutions of stride 2 (Radford et al. 2016, arXiv:1511.06434, figure 1,
-    with group normalisation).
+    without its batch normalisation: any normalisation here takes brightness away, and cost 60 % more error).
 
     Args:
         width: channels of the last map but one; each step towards the code has twice as many, up to 512.
@@ -106,7 +105,9 @@ class Dense(Decoder):
         for width in self.hidden:
             layers += [nn.Linear(size, width), nn.ReLU()]
             size = width
-        self.layers = nn.Sequential(*layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side)))
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side))
+        )
 
     def forward(self, code: Tensor) -> Tensor:
         """See `Decoder`."""

@@ -68,12 +68,13 @@ def plane(codes: NDArray[np.float32], labels: NDArray[np.int64] | None, label_na
     figure = Figure((7.5, 6), dpi=80)
     axes = figure.add_axes((0.1, 0.1, 0.66, 0.86))
     if labels is None:
-        axes.scatter(*points.T, s=4)
+        axes.scatter(points[:, 0], points[:, 1], s=4)
     else:
         colours = colormaps["tab10" if len(label_names) <= 10 else "nipy_spectral"]
         for k, name in enumerate(label_names):
             shade = colours(k if len(label_names) <= 10 else k / len(label_names))
-            axes.scatter(*points[labels == k].T, s=4, color=shade, label=name)
+            x, y = points[labels == k, :2].T
+            axes.scatter(x, y, s=4, color=shade, label=name)
         if len(label_names) <= 30:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3, frameon=False)
     axes.set_xlabel(axes_names[0])

@@ -89,7 +89,8 @@ class MaskedAutoencodingModule(VisionModule):
         self.masked = round(share * patches)
         if not 0 < self.masked < patches:
             raise BackboneError(f"--model.share {share} masks {self.masked} of {patches} patches: some must be left.")
-        self.backbone.patch_drop = self.visible = _Visible(self.backbone.num_prefix_tokens)
+        self.visible = _Visible(self.backbone.num_prefix_tokens)
+        self.backbone.patch_drop = self.visible  # type: ignore[assignment]
         self.embed = nn.Linear(self.backbone.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.positions = nn.Parameter(torch.randn(1, patches, decoder_dim) * 0.02)

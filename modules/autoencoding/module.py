@@ -74,7 +74,7 @@ class AutoencodingModule(VisionModule):
     |---|---|
     | plain | the defaults |
     | denoising | ``noise``: `GaussianNoise`, `SaltAndPepper` or `Masking` |
-    | sparse | ``bottleneck``: `Plain` with ``torch.nn.ReLU``; ``penalty``: `L1Sparsity` (or a sigmoid and `KLSparsity`) |
+    | sparse | ``bottleneck``: `Plain` with ``torch.nn.ReLU``; ``penalty``: `L1Sparsity`; or with `TopK`; or with a sigmoid and `KLSparsity` |
     | contractive | ``penalty``: `Contractive` |
     | variational | ``bottleneck``: `Variational`; ``loss``: `BCE` or `DiscretizedLogistic` |
     | vector-quantised | ``bottleneck``: `VectorQuantized` |
@@ -134,7 +134,7 @@ class AutoencodingModule(VisionModule):
         self.bottleneck.build(self._probe())
         self.decoder.build(self.bottleneck.shape, in_chans, image_size)
         if channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)
         units = math.prod(self.bottleneck.shape)
         statistics = UnitStatistics(units, self.bottleneck.entries)
         self.statistics = nn.ModuleDict({stage: statistics.clone() for stage in ("val", "test")})
@@ -147,12 +147,11 @@ class AutoencodingModule(VisionModule):
     def _probe(self) -> tuple[int, ...]:
         """The shape of an image's features. What of the backbone lies behind them does not learn."""
         self.backbone.eval()
-        side = self.image_size
-        features = self.features(torch.zeros(1, self.in_chans, side, side))
-        parameters = list(self.backbone.parameters())
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(features.sum(), parameters, allow_unused=True), strict=True
-        ):
+        parameters, side = list(self.backbone.parameters()), self.image_size
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.features(torch.zeros(1, self.in_chans, side, side))
+            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.backbone.train()
         return tuple(features.shape[1:])
@@ -280,7 +279,8 @@ class AutoencodingModule(VisionModule):
 
     def _principal_components(self) -> PrincipalComponents | None:
         """Fits them once a process; None where they are not wanted, or there is nothing to fit them to."""
-        data, size = getattr(self.trainer, "datamodule", None), int(self.bottleneck.bits // 16)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        size = int(self.bottleneck.bits // 16)
         if self._components is None and self.pca and hasattr(data, "dataset"):
             dataset = data.dataset("train", False)
             dimensions = self.in_chans * self.image_size**2
@@ -335,7 +335,7 @@ class AutoencodingModule(VisionModule):
             self.show(f"{stage}/interpolation", lambda: self._interpolation(means))
         codes = torch.cat([codes for codes, _ in plotted]).numpy()
         labels = [label for _, label in plotted if label is not None]
-        named = torch.cat(labels).numpy() if labels and self.label_names else None
+        named = torch.cat(labels).numpy() if labels and len(self.label_names or []) > 1 else None
         self.show(f"{stage}/codes", lambda: plane(codes, named, self.label_names or []))
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -83,7 +84,7 @@ class PointAutoencoder(L.LightningModule):
 
 def _layers(sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -101,8 +102,8 @@ def draw_points(frames: Sequence[tuple[int, Any, Any, Any, float]], columns: int
     solid = frames[0][1].shape[1] == 3
     for k, (done, point, made, code, error) in enumerate(frames, 1):
         axes = figure.add_subplot(rows, columns, k, **({"projection": "3d"} if solid else {}))
-        axes.scatter(*point.T, s=2, color="0.8")
-        axes.scatter(*made.T, s=4, c=code, cmap="viridis")
+        axes.scatter(*point.T, s=2, color="0.8")  # type: ignore[misc]
+        axes.scatter(*made.T, s=4, c=code, cmap="viridis")  # type: ignore[misc]
         axes.set_title(f"{done} passes, error {error:.4f}", fontsize=9)
         low, high = point.min(0) - 0.2, point.max(0) + 0.2
         axes.set_xlim(low[0], high[0])
