@@ -495,6 +495,23 @@ def test_a_folder_needs_no_labels(trained: Path) -> None:
     assert {name: len(source) for name, source in data.sources.items()} == {"train": 14, "val": 3, "test": 3}
 
 
+def test_values_out_of_range_are_refused_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, wanted in [
+        (
+            ["--model.noise", "Masking", "--model.noise.patch", "0"],
+            "patch of a part of the autoencoder must be at least 1",
+        ),
+        (["--data.image_size", "8", "--model.loss", "SSIM"], "needs images of at least 11 pixels"),
+        (["--model.bottleneck", "VectorQuantized", "--model.bottleneck.entries", "70000"], "from 2 to 65536"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            autoencoding(["fit", *SMALL, *args, "--output", "bad"])
+        assert end.value.code == 2
+        message = capsys.readouterr().err
+        assert wanted in " ".join(message.split())
+        assert "Traceback" not in message
+
+
 def test_parts_of_the_same_kind_do_not_share_weights_when_copied() -> None:
     module = AutoencodingModule(None, 1, 12, optimization=Optimization())
     twin = copy.deepcopy(module)

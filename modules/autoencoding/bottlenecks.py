@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.autoencoding.parts import Draws, Part, Shape
+from modules.autoencoding.parts import Draws, Part, Shape, within
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Bottleneck(Part):
 
     def __init__(self, size: int = 32, spatial: bool = False) -> None:
         super().__init__()
+        within("size", size, 1)
         self.size, self.spatial = size, spatial
 
     def build(self, features: Shape) -> None:
@@ -115,6 +116,7 @@ class TopK(Part):
 
     def __init__(self, active: int = 16) -> None:
         super().__init__()
+        within("active", active, 1)
         self.active = active
 
     def forward(self, value: Tensor) -> Tensor:
@@ -138,6 +140,8 @@ class Variational(Bottleneck):
 
     def __init__(self, size: int = 32, spatial: bool = False, beta: float = 1.0, warmup: float = 0.1) -> None:
         super().__init__(size, spatial)
+        within("beta", beta, 0)
+        within("warmup", warmup, 0, 1)
         self.beta, self.warmup = beta, warmup
 
     def build(self, features: Shape) -> None:
@@ -168,6 +172,7 @@ class VectorQuantized(Bottleneck):
 
     def __init__(self, entries: int = 256, size: int = 8, commitment: float = 0.25) -> None:
         super().__init__(size, spatial=True)
+        within("entries", entries, 2, 65536)
         self.entries, self.commitment = entries, commitment
 
     def build(self, features: Shape) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from modules.autoencoding.parts import Part, Shape
+from modules.autoencoding.parts import Part, Shape, within
 
 
 class Decoder(Part):
@@ -35,6 +35,7 @@ class _Doubling(Decoder):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
+        within("width", width, 1)
         self.width = width
 
     def _double(self, before: int, after: int) -> nn.Module:

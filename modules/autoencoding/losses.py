@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.autoencoding.parts import Part
+from modules.autoencoding.parts import Part, within
 from modules.backbones import create_backbone
 
 SSIM_SIDE = 11  # of its window, in pixels: smaller images have none
@@ -36,6 +36,7 @@ class ReconstructionLoss(Part):
     """Compares what the decoder gives with the image it was to give."""
 
     nats = False  # whether the loss is the negative logarithm of a probability or a density
+    least = 1  # side of the images, in pixels
     discrete = False  # whether that is one of the 256 levels of uint8
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -118,20 +119,15 @@ class SSIM(ReconstructionLoss):
         share: w, in [0, 1]. Without the second part, brightness drifts.
     """
 
+    least = SSIM_SIDE
+
     def __init__(self, share: float = 0.84) -> None:
         super().__init__()
+        within("share", share, 0, 1)
         self.share = share
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`.
-
-        Raises:
-            ValueError: the images are smaller than the window.
-        """
-        if min(target.shape[2:]) < SSIM_SIDE:
-            raise ValueError(
-                f"The SSIM loss needs images of at least {SSIM_SIDE} pixels, not {tuple(target.shape[2:])}."
-            )
+        """See `ReconstructionLoss`."""
         far = (output - target).abs().flatten(1).sum(1)
         return self.share * target[0].numel() * (1 - ssim(output, target)) + (1 - self.share) * far
 

@@ -16,6 +16,7 @@ from modules.autoencoding.decoders import Decoder, TransposedConvolutions
 from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
 from modules.autoencoding.losses import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.autoencoding.parts import Draws, Noise, Penalty, rebuild, recipe
+from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
 from modules.pictures import image_grid
 
@@ -103,6 +104,9 @@ class AutoencodingModule(VisionModule):
         pca: compare with principal components.
         optimization: how it is trained.
         channels_last: memory order of images and kernels.
+
+    Raises:
+        BackboneError: the backbone cannot be made, or a part does not fit the images.
     """
 
     def __init__(
@@ -131,6 +135,11 @@ class AutoencodingModule(VisionModule):
         self.decoder = decoder or TransposedConvolutions()
         self.loss = loss or MSE()
         self.noise, self.penalty = noise, penalty
+        if image_size < self.loss.least:
+            raise BackboneError(
+                f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels, not {image_size}: "
+                "set --data.image_size, or choose another --model.loss."
+            )
         self.bottleneck.build(self._probe())
         self.decoder.build(self.bottleneck.shape, in_chans, image_size)
         if channels_last:

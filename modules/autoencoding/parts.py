@@ -1,6 +1,7 @@
 """What an autoencoder is put together from: exchangeable parts, the noise on its input, the penalty on its code."""
 
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -8,7 +9,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from modules.networks import BackboneError
+
 Shape = tuple[int, ...]
+
+
+def within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Checks an argument of a part.
+
+    Raises:
+        BackboneError: it is out of its range.
+    """
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise BackboneError(f"{name} of a part of the autoencoder must be {bounds}, not {value}.")
 
 
 class Part(nn.Module):
@@ -102,6 +116,7 @@ class GaussianNoise(Noise):
 
     def __init__(self, sigma: float = 0.3) -> None:
         super().__init__()
+        within("sigma", sigma, 0)
         self.sigma = sigma
 
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
@@ -118,6 +133,7 @@ class SaltAndPepper(Noise):
 
     def __init__(self, share: float = 0.2) -> None:
         super().__init__()
+        within("share", share, 0, 1)
         self.share = share
 
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
@@ -136,6 +152,8 @@ class Masking(Noise):
 
     def __init__(self, share: float = 0.5, patch: int = 4) -> None:
         super().__init__()
+        within("share", share, 0, 1)
+        within("patch", patch, 1)
         self.share, self.patch = share, patch
 
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
@@ -188,6 +206,7 @@ class KLSparsity(Penalty):
 
     def __init__(self, target: float = 0.05, weight: float = 1.0) -> None:
         super().__init__()
+        within("target", target, 1e-6, 1 - 1e-6)
         self.target, self.weight = target, weight
 
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
