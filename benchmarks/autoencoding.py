@@ -172,7 +172,7 @@ class FewLabels(FashionMNIST):
 
 def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seeds: int, steps: int) -> None:
     kind = autoencoder(addresses[0]).backbone.recipe
-    plans = [(lr, scale) for lr in (0.001, 0.003) for scale in (1.0, 0.1)]
+    plans = [(0.001, 1.0), (0.001, 0.1), (0.003, 1.0)]
 
     def measure(start: str, shot: int, seed: int, lr: float, scale: float, stage: str) -> float:
         L.seed_everything(seed, verbose=False)
