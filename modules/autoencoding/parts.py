@@ -78,11 +78,8 @@ class Draws:
     """
 
     def __init__(self, image: Tensor, training: bool) -> None:
-        self.image = image
-        self._generators = []
-        if not training:
-            for one in image.cpu().contiguous().numpy():
-                self._generators.append(torch.Generator().manual_seed(zlib.crc32(one.tobytes())))
+        self.image, self.training = image, training
+        self._generators: list[torch.Generator] = []
 
     def normal(self, *shape: int) -> Tensor:
         """float32 B×shape from N(0, 1)."""
@@ -94,8 +91,11 @@ class Draws:
 
     def _draw(self, draw: Callable[..., Tensor], shape: Shape) -> Tensor:
         device = self.image.device
-        if not self._generators:
+        if self.training:
             return draw(len(self.image), *shape, device=device)
+        if not self._generators:  # not before: most evaluations draw nothing
+            images = self.image.cpu().contiguous().numpy()
+            self._generators = [torch.Generator().manual_seed(zlib.crc32(one.tobytes())) for one in images]
         return torch.stack([draw(*shape, generator=generator) for generator in self._generators]).to(device)
 
 
@@ -196,8 +196,8 @@ class L1Sparsity(Penalty):
 
 
 class KLSparsity(Penalty):
-    """λ Σ KL(ρ ‖ ρ̂) over the units, where ρ̂ is a unit's mean activation over the batch (Ng 2011, CS294A lecture notes,
-    section 3). It wants activations in [0, 1], so a bottleneck with a sigmoid; those of a map count for each channel.
+    """λ Σ KL(ρ ‖ ρ̂) over the units, where ρ̂ is a unit's mean activation over the batch of a process (Ng 2011, CS294A lecture
+    notes, section 3). It wants activations in [0, 1], so a bottleneck with a sigmoid; those of a map count for each channel.
 
     Args:
         target: ρ, the activity wanted, in (0, 1).
