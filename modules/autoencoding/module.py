@@ -18,7 +18,7 @@ from modules.autoencoding.losses import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.autoencoding.parts import Draws, Noise, Penalty, rebuild, recipe
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
-from modules.pictures import image_grid
+from modules.pictures import captioned, image_grid
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
@@ -418,4 +418,5 @@ class AutoencodingModule(VisionModule):
         shown = ImageOps.fit(Image.fromarray(super().draw_answer(image, answer)), (self.image_size, self.image_size))
         saved = torch.tensor([answer["code"]], device=self.device)
         made = to_uint8(self.decode(self.bottleneck.load(saved))).repeat(3 if self.in_chans == 1 else 1, 1)
-        return image_grid(np.concatenate([np.asarray(shown).transpose(2, 0, 1)[None], made[:, :3]]), 2)
+        pair = image_grid(np.concatenate([np.asarray(shown).transpose(2, 0, 1)[None], made[:, :3]]), 2)
+        return captioned(pair, f"PSNR {answer['psnr']:.1f} dB")
