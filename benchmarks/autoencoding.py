@@ -158,6 +158,8 @@ def samples(data: FashionMNIST, address: str, count: int) -> None:
 class FewLabels(FashionMNIST):
     """Fashion-MNIST with a few training images a class, and 1,000 for validation."""
 
+    name = "FashionMNIST"  # under which torchvision knows the files
+
     def __init__(self, root: str, shots: int, draw: int) -> None:
         super().__init__(root, augmentation="light", batch_size=50, num_workers=0, seed=draw)
         self.shots = shots
