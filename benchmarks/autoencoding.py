@@ -77,13 +77,13 @@ def filters(data: FashionMNIST, address: str, count: int) -> None:
         "median": (lambda x, radius: f.median(x, disk(radius)), {"radius": [1, 2, 3]}),
         "bilateral": (
             lambda x, color, space: r.denoise_bilateral(x.clip(0, None), sigma_color=color, sigma_spatial=space),
-            {"color": [0.2, 0.4, 0.6, 0.8, 1.2], "space": [0.7, 1, 1.5, 2]},
+            {"color": [0.1, 0.2, 0.4, 0.6, 0.8, 1.2], "space": [0.7, 1, 1.5, 2]},
         ),
         "non-local means": (
             lambda x, h, patch, far, sigma: r.denoise_nl_means(
                 x, patch_size=patch, patch_distance=far, h=h, sigma=sigma, fast_mode=False
             ),
-            {"h": [0.1, 0.15, 0.2, 0.25, 0.3], "patch": [3, 5], "far": [6, 10], "sigma": [0.0, 0.3]},
+            {"h": [0.2, 0.25, 0.3, 0.4, 0.5], "patch": [3, 5], "far": [6, 10], "sigma": [0.0, 0.3]},
         ),
         "total variation": (
             lambda x, weight: r.denoise_tv_chambolle(x, weight=weight),
