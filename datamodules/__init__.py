@@ -44,9 +44,9 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "Manifest",
-    "VOCDetection",
     "PointCloud",
     "UnlabelledFolder",
+    "VOCDetection",
     "VisionDataModule",
     "YOLODetection",
 ]
