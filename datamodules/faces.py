@@ -345,11 +345,11 @@ class Glyphs(FaceDataModule):
         self,
         people: int | None = None,
         pictures_per_person: int = 4,
-        augmentation: Strength = "light",
+        augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
         flip: bool | None = None,
-        batch_size: int = 128,
+        batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:

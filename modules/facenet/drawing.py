@@ -87,7 +87,7 @@ def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neigh
         step = max(1, pixels.shape[1] // 48)
         small = pixels[:, ::step, ::step].transpose(1, 2, 0)
         thumbnail = OffsetImage(small if small.shape[2] == 3 else small.repeat(3, 2), zoom=28 / len(small))
-        frame = {"edgecolor": colours[np.searchsorted(people, identity[i])], "linewidth": 2, "pad": 0.05}
+        frame = {"edgecolor": colours[np.searchsorted(people, identity[i])], "linewidth": 2}
         axes.add_artist(AnnotationBbox(thumbnail, place, pad=0.05, bboxprops=frame))
     axes.set_title(
         f"{len(embedding)} pictures of {len(people)} people, {'t-SNE' if neighbours else 'PCA'}", fontsize=10

@@ -102,7 +102,7 @@ class FaceNetModule(VisionModule):
             raise BackboneError(f"--model.false_accept_rate is a share between 0 and 1, not {false_accept_rate}.")
         self.in_chans, self.image_size, self.embedding_size = in_chans, image_size, embedding_size
         self.false_accept_rate, self.threshold = false_accept_rate, threshold
-        self.head = nn.Linear(self.backbone.num_features, embedding_size)
+        self.head = nn.Linear(self.backbone.head_hidden_size, embedding_size)
         if loss is None:
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
         self.loss = loss if isinstance(loss, nn.Module) else loss(num_classes, embedding_size)
