@@ -22,7 +22,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.images import read_image
 from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
@@ -292,7 +291,7 @@ def cluster(
     numbers = sort_by_person(embeddings, limit, method)
     groups = [np.flatnonzero(numbers == n).tolist() for n in np.unique(numbers[numbers >= 0])]
     several = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
-    alone = sorted({i for i in range(len(files))} - {i for group in several for i in group})
+    alone = sorted(set(range(len(files))) - {i for group in several for i in group})
     width = len(str(len(several)))
     named = [(f"person_{n:0{width}d}", group) for n, group in enumerate(several, 1)] + [("single", alone)] * bool(alone)
     rows = []
@@ -321,9 +320,10 @@ def _table(rows: Iterable[dict[str, Any]]) -> str:
             for key in row:
                 table.add_column(key, overflow="fold")
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console(width=None if sys.stdout.isatty() else 10_000, record=True, file=open(os.devnull, "w"))
-    console.print(table)
-    return console.export_text().rstrip()
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
 
 
 COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster}
@@ -338,7 +338,7 @@ def main(args: Sequence[str]) -> None:
     name, *rest = args
     command: Any = COMMANDS[name]
     parser = ArgumentParser(prog=f"python -m pipelines.facenet {name}", description=command.__doc__.splitlines()[0])
-    listed = {"paths"} if "paths" in command.__annotations__ else set()
+    listed: set[str | int] = {"paths"} if "paths" in command.__annotations__ else set()
     parser.add_function_arguments(command, as_positional=True, skip=listed)
     if listed:
         parser.add_argument("paths", nargs="+", help="files, folders, patterns")
