@@ -14,6 +14,7 @@ from modules.base import VisionModule
 from pipelines import registry
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
+from pipelines.facenet import facenet
 from pipelines.tracking import run_id_of
 
 
@@ -29,7 +30,12 @@ TASKS = {
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
-    )
+    ),
+    "facenet": Task(
+        facenet,
+        ["--data", "Glyphs", "--data.people", "296", "--data.batch_size", "64"],
+        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3"],
+    ),
 }
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]

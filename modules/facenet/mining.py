@@ -110,7 +110,8 @@ class ProgressiveMiner(nn.Module):
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
         """See `SemiHardMiner.forward`."""
         share, spread = triplet_hinge(embedding, identity, self.margin)[1], stranger_distance(embedding, identity)
-        self.averages.lerp_(torch.stack([share, spread]), 1 - self.momentum)
+        if share.isfinite():  # else there was nothing to compare
+            self.averages.lerp_(torch.stack([share, spread.float()]), 1 - self.momentum)
         share, spread = self.averages
         if self.state:
             self.state.fill_(spread >= self.spread / 2)
