@@ -1,0 +1,141 @@
+"""How well unseen people are told apart, and how fast a large gallery is searched.
+
+    python -m benchmarks.faces orl [--draws 0 1 2 3 4]         30 people to train, 10 unseen ones to test
+    python -m benchmarks.faces glyphs [--seeds 0 1 2]          miners at the same number of steps, unseen characters
+    python -m benchmarks.faces search [--size 1000000]         a gallery of many embeddings
+
+Each training's figures are appended to ``--results``, so that an interrupted command goes on where it was; the tables
+are printed as mean ± standard deviation. No choice is made on the people who are tested: trainings have a fixed length,
+and their last weights are measured.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_metric_learning.losses import ArcFaceLoss
+from torch import Tensor, nn
+
+from datamodules import Glyphs
+from datamodules.faces import FaceDataModule
+from modules import FaceNetModule, Optimization
+from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
+from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
+
+Row = dict[str, Any]
+
+
+class RandomMiner(nn.Module):
+    """For each pair of one person any stranger."""
+
+    def forward(self, embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        same = identity[:, None] == identity
+        anchor, positive = (same & ~torch.eye(len(same), dtype=torch.bool)).nonzero(as_tuple=True)
+        return anchor, positive, (~same[anchor]).float().multinomial(1)[:, 0]
+
+
+def figures(vectors: NDArray[np.float32], identity: NDArray[np.int64]) -> Row:
+    """Verification by squared distance between any vectors, N×D."""
+
+    def apart(pairs: Any) -> NDArray[np.float32]:
+        pieces = (np.array_split(places, 1 + len(places) // 50_000) for places in (pairs.first, pairs.second))
+        return np.concatenate([np.square(vectors[a] - vectors[b]).sum(1) for a, b in zip(*pieces, strict=True)])
+
+    pairs, drawn = all_pairs(identity), drawn_pairs(identity)
+    roc, distance = Roc.of(pairs.same, apart(pairs)), apart(drawn)
+    scale = 4 / max(4.0, float(distance.max()))  # the grid of thresholds ends at 4
+    return {
+        "AUC": roc.area,
+        "EER": roc.equal_error_rate,
+        "TAR at FAR 1 %": roc.at(0.01)[0],
+        "10 folds": float(ten_fold(drawn, distance * scale).accuracy.mean()),
+        "recall@1": retrieval(vectors, identity)["recall_at_1"],
+    }
+
+
+@torch.inference_mode()
+def embed(network: Callable[[Tensor], Tensor], data: FaceDataModule, split: str) -> NDArray[np.float32]:
+    return torch.cat([network(batch["image"]) for batch in data.loader(split)]).numpy()
+
+
+def train(module: FaceNetModule, data: FaceDataModule, epochs: int) -> float:
+    """Trains, and returns the seconds of processor time."""
+    start = time.process_time()
+    L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+    ).fit(module, datamodule=data)  # fmt: skip
+    return time.process_time() - start
+
+
+MINING: dict[str, Callable[[], Row]] = {
+    "semi-hard, then hard": lambda: {"loss": TripletLoss(), "miner": ProgressiveMiner()},
+    "semi-hard": lambda: {"loss": TripletLoss(), "miner": SemiHardMiner()},
+    "hard": lambda: {"loss": TripletLoss(), "miner": HardMiner()},
+    "batch-all": lambda: {"loss": TripletLoss()},
+    "random": lambda: {"loss": TripletLoss(), "miner": RandomMiner()},
+    "ArcFace, untuned": lambda: {"loss": ArcFaceLoss},
+}
+
+
+def glyphs(method: str, seed: int, epochs: int) -> Row:
+    """Trains on characters with a miner, and measures on others."""
+    L.seed_everything(seed, verbose=False)
+    data = Glyphs(augmentation="light", batch_size=128, num_workers=0, seed=seed)
+    plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01))
+    module = FaceNetModule(data.num_classes, 1, 32, "lenet5", optimization=plan, **MINING[method]())
+    seconds = train(module, data, epochs)
+    test = data.sources["test"]
+    state = getattr(module.miner, "state", None)
+    return {
+        **figures(embed(module.eval(), data, "test"), test.identities),  # type: ignore[attr-defined]
+        "seconds": seconds,
+        "hard at the end": None if state is None else bool(state),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, one line for each method, in the order of first appearance."""
+    names = [key for key in rows[0] if key not in ("case", "method", "number", "hard at the end")]
+    lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [f"{np.mean(v := [r[n] for r in own]):.4g} ± {np.std(v):.2g}" for n in names]
+        lines.append(f"| {method} ({len(own)}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=("orl", "glyphs", "search"))
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--size", type=int, default=1_000_000)
+    parser.add_argument("--results", type=Path, default=Path("outputs/benchmarks/faces.jsonl"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    if args.case == "glyphs":
+        work = [(m, seed, partial(glyphs, m, seed, args.epochs)) for seed in args.seeds for m in args.methods or MINING]
+    for method, number, run in work:
+        if not any((row["case"], row["method"], row["number"]) == (args.case, method, number) for row in known):
+            known.append({"case": args.case, "method": method, "number": number, **run()})
+            with args.results.open("a") as file:
+                file.write(json.dumps(known[-1]) + "\n")
+            print(known[-1], flush=True)
+    print(table([row for row in known if row["case"] == args.case]))
+
+
+if __name__ == "__main__":
+    main()
