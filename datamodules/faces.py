@@ -125,6 +125,8 @@ class FaceDataModule(VisionDataModule):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels; None takes the set's own size.
         crop_pct: share of the shorter side that evaluation keeps, in (0, 1].
+        fit: what becomes of pictures that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
+            colours of their border.
         flip: mirror training images; None says yes for faces.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -141,6 +143,7 @@ class FaceDataModule(VisionDataModule):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
@@ -148,7 +151,7 @@ class FaceDataModule(VisionDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.pictures_per_person = pictures_per_person
-        self.augmentation, self.crop_pct = augmentation, crop_pct
+        self.augmentation, self.crop_pct, self.fit = augmentation, crop_pct, fit
         self.image_size = image_size or self.native_size
         self.flip = self.native_flip if flip is None else flip
 
@@ -160,15 +163,20 @@ class FaceDataModule(VisionDataModule):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What turns a picture into the network's input, as data."""
-        return {"image_size": self.image_size, "crop_pct": self.crop_pct, "in_chans": self.in_chans}
+        return {
+            "image_size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "in_chans": self.in_chans,
+            "fit": self.fit,
+        }
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`."""
         if not 0 < self.crop_pct <= 1:
             raise DataError(f"--data.crop_pct is a share above 0 and up to 1, not {self.crop_pct}.")
         if training_split and self.augmentation != "none":
-            return training(self.augmentation, self.image_size, self.crop_pct, self.flip)
-        return evaluation(self.image_size, self.crop_pct)
+            return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
+        return evaluation(self.image_size, self.crop_pct, self.fit)
 
     def identity(self) -> dict[str, Any]:
         """Name, and per split the size, the number of people and the content digest."""
@@ -269,6 +277,7 @@ class ORL(FaceDataModule):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels; None is 92.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -285,12 +294,15 @@ class ORL(FaceDataModule):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "extend",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(pictures_per_person, augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(
+            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
+        )
         self.draw = draw
 
     def load(self) -> dict[str, Source]:
@@ -327,6 +339,7 @@ class Glyphs(FaceDataModule):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels; None is 32.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images; None says no, since that makes other characters.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -348,12 +361,15 @@ class Glyphs(FaceDataModule):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(pictures_per_person, augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(
+            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
+        )
         self.people = people
 
     def transform(self, training_split: bool) -> A.Compose | None:
@@ -413,6 +429,7 @@ class _FaceFiles(FaceDataModule):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -428,12 +445,15 @@ class _FaceFiles(FaceDataModule):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(pictures_per_person, augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(
+            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
+        )
         self.in_chans, self.on_bad_file, self.on_lone_picture = in_chans, on_bad_file, on_lone_picture
 
     def _read(self, paths: Sequence[str], people: Sequence[str], splits: Sequence[str] | None) -> dict[str, FaceSource]:
@@ -481,6 +501,7 @@ class PeopleFolder(_FaceFiles):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -499,13 +520,14 @@ class PeopleFolder(_FaceFiles):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(in_chans, on_bad_file, on_lone_picture, pictures_per_person, augmentation, image_size,
-                         crop_pct, flip, batch_size, num_workers, seed)  # fmt: skip
+                         crop_pct, fit, flip, batch_size, num_workers, seed)  # fmt: skip
         self.root, self.test_root, self.pairs = root, test_root, pairs
 
     @property
@@ -634,6 +656,7 @@ class CelebA(_FaceFiles):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -650,13 +673,14 @@ class CelebA(_FaceFiles):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(in_chans, on_bad_file, on_lone_picture, pictures_per_person, augmentation, image_size,
-                         crop_pct, flip, batch_size, num_workers, seed)  # fmt: skip
+                         crop_pct, fit, flip, batch_size, num_workers, seed)  # fmt: skip
         self.root = root
 
     def _find(self, *places: str) -> Path | None:
@@ -691,6 +715,7 @@ class PeopleTable(_FaceFiles):
         augmentation: strength of the changes made to training images.
         image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps.
+        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
         flip: mirror training images.
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
@@ -709,13 +734,14 @@ class PeopleTable(_FaceFiles):
         augmentation: Strength = "standard",
         image_size: int | None = None,
         crop_pct: float = 1.0,
+        fit: Literal["crop", "extend"] = "crop",
         flip: bool | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(in_chans, on_bad_file, on_lone_picture, pictures_per_person, augmentation, image_size,
-                         crop_pct, flip, batch_size, num_workers, seed)  # fmt: skip
+                         crop_pct, fit, flip, batch_size, num_workers, seed)  # fmt: skip
         self.file, self.path_column, self.person_column = file, path_column, person_column
 
     @property

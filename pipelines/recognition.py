@@ -174,7 +174,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
     model, answering = pinned(model), _load(model, device)
     who: dict[str, str] = {}
     for path in paths:
-        if not os.path.isdir(path) and name is None:
+        if os.path.isfile(path) and name is None:
             raise ValueError(
                 f"Who is on {path}? Say it with --name, or give a folder with a sub-folder for each person."
             )
@@ -260,7 +260,7 @@ def verify(model: str, first: str, second: str, threshold: float | None = None, 
 def cluster(
     model: str,
     paths: list[str],
-    out: str,
+    out: str = "people",
     method: Literal["agglomerative", "dbscan"] = "agglomerative",
     threshold: float | None = None,
     device: str = "auto",

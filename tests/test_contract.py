@@ -34,7 +34,16 @@ TASKS = {
     "facenet": Task(
         facenet,
         # All triplets: which of two nearly equal ones is mined would hang on the last bit.
-        ["--data", "Glyphs", "--data.people", "296", "--data.batch_size", "64", "--model.loss", "modules.facenet.TripletLoss"],
+        [
+            "--data",
+            "Glyphs",
+            "--data.people",
+            "296",
+            "--data.batch_size",
+            "64",
+            "--model.loss",
+            "modules.facenet.TripletLoss",
+        ],
         ["--data.augmentation", "strong", "--model.miner", "modules.facenet.ProgressiveMiner"],
     ),
 }

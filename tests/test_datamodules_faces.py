@@ -48,7 +48,9 @@ def test_batches_hold_p_people_with_k_pictures_over_all_processes_together(world
     for epoch in range(2):
         for loader in loaders:
             loader.set_epoch(epoch)
-        pieces = [np.concatenate(parts) for parts in zip(*([b["index"].numpy() for b in it] for it in loaders), strict=True)]
+        pieces = [
+            np.concatenate(parts) for parts in zip(*([b["index"].numpy() for b in it] for it in loaders), strict=True)
+        ]
         for piece in pieces:
             counts = np.unique(dataset.source.identities[piece], return_counts=True)[1]
             assert counts.tolist() == [4] * 4

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from conftest import processes
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 

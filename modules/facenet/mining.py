@@ -167,3 +167,33 @@ def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> t
         active = active + nearer[same].sum()
         count = count + (same.sum(1) * away.isfinite().sum(1)).sum()
     return (total / count).float(), (active / count).float()
+
+
+def within_class_whitening(
+    features: Tensor, identity: Tensor, size: int, shrinkage: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """The linear layer onto the features' principal components, scaled so that people vary alike in all of them.
+
+    Source: Hatch, Kajarekar & Stolcke 2006, Interspeech, "Within-class covariance normalization".
+
+    Args:
+        features: float N×F.
+        identity: int64 N.
+        size: components; what F and N do not give is zero.
+        shrinkage: share of the mean variance that is added to each variance within people.
+
+    Returns:
+        Weight, float32 ``size``×F, and bias, float32 ``size``. Embeddings before their scaling to length one have the
+        total variance one.
+    """
+    x, mean = features.double(), features.double().mean(0)
+    components = torch.linalg.svd(x - mean, full_matrices=False).Vh[:size]
+    projected = (x - mean) @ components.T
+    centres = torch.stack([projected[identity == person].mean(0) for person in identity.unique()])
+    apart = projected - centres[identity.unique(return_inverse=True)[1]]
+    within = apart.T @ apart / len(x)
+    within += shrinkage * within.trace() / len(within) * torch.eye(len(within), dtype=x.dtype, device=x.device)
+    layer = torch.linalg.cholesky(torch.linalg.inv(within)).T @ components
+    layer /= ((x - mean) @ layer.T).var(0).sum().sqrt()
+    weight = F.pad(layer, (0, 0, 0, size - len(layer)))
+    return weight.float(), -(weight @ mean).float()

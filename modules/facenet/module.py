@@ -14,7 +14,14 @@ from torchmetrics.utilities import dim_zero_cat
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
 from modules.facenet import drawing
-from modules.facenet.mining import ProgressiveMiner, TripletLoss, mate_distance, stranger_distance, triplet_hinge
+from modules.facenet.mining import (
+    ProgressiveMiner,
+    TripletLoss,
+    mate_distance,
+    stranger_distance,
+    triplet_hinge,
+    within_class_whitening,
+)
 from modules.facenet.protocols import Pairs, report
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
@@ -61,6 +68,12 @@ class FaceNetModule(VisionModule):
         backbone_options: further arguments of the backbone.
         optimization: how it is trained.
         embedding_size: dimensions of the embedding.
+        levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;
+            0 takes the backbone's own pooled features. The last layers of a classifier of objects forget what faces
+            differ in.
+        mirror: embed each picture as the mean with its mirror image, once trained.
+        whiten: let the linear layer start as a whitening of the features within people (WCCN; Hatch et al. 2006,
+            Interspeech), which one pass over the training pictures gives. For pretrained features and few people.
         loss: any loss of pytorch-metric-learning; one that keeps weights of the people, such as ArcFaceLoss, is told how
             many there are and the embedding's size. None is the triplet loss with α = 0.2.
         miner: any miner of pytorch-metric-learning, or of `modules.facenet`. None goes from semi-hard to hard triplets
@@ -86,6 +99,9 @@ class FaceNetModule(VisionModule):
         backbone_options: dict[str, Any] | None = None,
         optimization: Optimization | None = None,
         embedding_size: int = 128,
+        levels: int = 0,
+        mirror: bool = False,
+        whiten: bool = False,
         loss: nn.Module | Callable[[int, int], nn.Module] | None = None,
         miner: nn.Module | None = None,
         false_accept_rate: float = 0.01,
@@ -93,16 +109,19 @@ class FaceNetModule(VisionModule):
         compile: bool = False,
         channels_last: bool = True,
     ) -> None:
-        super().__init__(
-            backbone, pretrained, in_chans, image_size, 0, backbone_options, optimization, compile, channels_last
-        )
+        given = (backbone_options or {}) | ({"features_only": True} if levels else {})
+        super().__init__(backbone, pretrained, in_chans, image_size, 0, given, optimization, compile, channels_last)
         if embedding_size < 2:
             raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
         if not 0 < false_accept_rate < 1:
             raise BackboneError(f"--model.false_accept_rate is a share between 0 and 1, not {false_accept_rate}.")
         self.in_chans, self.image_size, self.embedding_size = in_chans, image_size, embedding_size
         self.false_accept_rate, self.threshold = false_accept_rate, threshold
-        self.head = nn.Linear(self.backbone.head_hidden_size, embedding_size)
+        self.levels, self.mirror, self.whiten = levels, mirror, whiten
+        channels = self.backbone.feature_info.channels() if levels else [self.backbone.head_hidden_size]
+        if levels > len(channels):
+            raise BackboneError(f"{backbone} has {len(channels)} feature maps: --model.levels {levels} is too many.")
+        self.head = nn.Linear(sum(channels[-levels:]), embedding_size)
         if loss is None:
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
         self.loss = loss if isinstance(loss, nn.Module) else loss(num_classes, embedding_size)
@@ -116,15 +135,59 @@ class FaceNetModule(VisionModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             "embedding_size": self.embedding_size,
+            "levels": self.levels,
+            "mirror": self.mirror,
             "threshold": self.threshold,
             **self.backbone.recipe,
         }
 
+    def features(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to what is embedded, float32 B×F."""
+        found = self.backbone(self.normalize(image))
+        if not self.levels:
+            return found.float()
+        return torch.cat([F.normalize(level.float().mean((2, 3))) for level in found[-self.levels :]], 1)
+
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to embeddings of length one, float32 B×D whatever the precision of the backbone."""
-        features = self.backbone(self.normalize(image))
+        embedding = self._embed(image)
+        if self.mirror and not self.training:
+            embedding = F.normalize(embedding + self._embed(image.flip(3)))
+        return embedding
+
+    def _embed(self, image: Tensor) -> Tensor:
+        features = self.features(image)
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.head(features.float()))
+            return F.normalize(self.head(features))
+
+    def on_train_start(self) -> None:
+        """Whitens the features where a training begins that shall start so."""
+        super().on_train_start()
+        if self.whiten and self.global_step == 0:
+            self._whiten()
+
+    @torch.no_grad()
+    def _whiten(self, most: int = 10_000, shrinkage: float = 0.1) -> None:
+        """Sets the linear layer so that the features' differences within people become equally large in all directions.
+
+        Every process computes the same from the same pictures, at most ``most``, and their mirror images.
+        """
+        loader: Any = self.trainer.train_dataloader
+        dataset = self.trainer.datamodule.dataset("train", False)  # type: ignore[attr-defined]
+        chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
+        rows, people = [], []
+        self.eval()
+        for part in np.array_split(chosen, -(-len(chosen) // loader.batch_size)):
+            samples = [dataset[int(i), 0] for i in part]
+            image = torch.from_numpy(np.stack([sample["image"].transpose(2, 0, 1) for sample in samples])).to(
+                self.device
+            )
+            rows += [self.features(image), self.features(image.flip(3))]
+            people += [int(sample["identity"]) for sample in samples] * 2
+        self.train()
+        weight, bias = within_class_whitening(torch.cat(rows), torch.tensor(people), self.embedding_size, shrinkage)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """See `VisionModule.step`; in training only, where the loss is that of all processes' batches together."""
