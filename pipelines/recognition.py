@@ -94,7 +94,7 @@ class Gallery:
             size = self.embeddings.shape[1]
             self._index = faiss.IndexFlatIP(size)
             if len(self) >= LARGE:
-                cells = int(4 * len(self) ** 0.5)
+                cells = int(len(self) ** 0.5)
                 self._index = faiss.IndexIVFFlat(self._index, size, cells, faiss.METRIC_INNER_PRODUCT)
                 self._index.cp.niter, self._index.cp.max_points_per_centroid = 8, 64
                 self._index.train(self.embeddings)

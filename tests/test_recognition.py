@@ -87,9 +87,9 @@ def test_two_pictures_are_compared_at_the_calibrated_threshold(trained, capsys):
 
 def test_photographs_are_sorted_into_a_folder_for_each_person(trained, capsys):
     model, data = trained
-    names = data.sources["train"].names[:5].tolist()
+    names = data.sources["train"].names[::7][:5].tolist()  # neighbours in the alphabet look alike
     save(data, "mixed", names, slice(0, 5), flat=True)
-    ask("cluster", model, "mixed", "--out", "sorted")
+    ask("cluster", model, "mixed", "--out", "sorted", "--threshold", "0.5")
     assert "25 pictures: " in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("sorted", "clusters.jsonl").read_text().splitlines()]
     assert sorted(row["path"] for row in rows) == sorted(map(str, Path("mixed").iterdir()))
