@@ -29,7 +29,7 @@ from pipelines.predict import find
 from pipelines.registry import load, pinned
 
 LARGE = 50_000  # pictures from which on a gallery is searched through an index
-PROBES = 32  # cells of the index that a search looks into
+PROBES = 64  # cells of the index that a search looks into
 SHEET = 60  # pictures on a contact sheet at most
 
 Floats = NDArray[np.float32]

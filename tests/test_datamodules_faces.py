@@ -171,6 +171,18 @@ def test_bad_files_are_named_or_skipped(tmp_path):
     assert list(data.bad_files) == [str(root / "p00" / "broken.png")]
 
 
+def test_pictures_that_are_not_square_are_cut_or_filled_up(tmp_path):
+    image = np.full((20, 10, 3), 100, np.uint8)
+    image[:5] = 0
+    cut, whole = (
+        PeopleFolder("x", whole=w, **QUICK | {"image_size": 10}).transform(False)(image=image) for w in (False, True)
+    )
+    assert (cut["image"] == 100).all()
+    assert whole["image"].shape == (10, 10, 3)
+    assert (whole["image"][:2] < 20).all()
+    assert (whole["image"][4:] > 80).all()
+
+
 def lfw(root: Path, pairs: list[str], header: str = "2\t2") -> Path:
     people(root, [3] * 8)
     (root.parent / "pairs.txt").write_text("\n".join([header, *pairs]) + "\n")

@@ -15,10 +15,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from datamodules import Glyphs
-from modules import FaceNetModule
+from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import protocols as p
-from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge
+from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge, within_class_whitening
 
 
 def circle(*degrees: float) -> Tensor:
@@ -125,6 +125,65 @@ def test_embeddings_have_length_one_and_stay_float32_under_autocast():
         embedding = module(image)
     assert embedding.dtype == torch.float32
     assert torch.allclose(embedding.norm(dim=1), torch.ones(4), atol=1e-6)
+
+
+def test_features_of_deeper_levels_are_pooled_and_of_length_one_each():
+    image = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    module = FaceNetModule(in_chans=1, image_size=32, backbone="resnet18", levels=2,
+                           backbone_options={"channels": [8, 16, 24, 32]}).eval()  # fmt: skip
+    with torch.no_grad():
+        features = module.features(image)
+        maps = module.backbone(module.normalize(image))
+    assert features.shape == (2, 24 + 32)
+    assert torch.allclose(features[:, :24], F.normalize(maps[-2].mean((2, 3))), atol=1e-6)
+    assert torch.allclose(features[:, 24:].norm(dim=1), torch.ones(2), atol=1e-6)
+    again = FaceNetModule(**module.architecture).eval()
+    again.load_state_dict(module.state_dict())
+    assert again.answers({"image": image}) == module.answers({"image": image})
+
+
+def test_a_mirrored_picture_has_the_same_embedding_where_that_is_asked_for():
+    image = torch.randint(256, (4, 1, 32, 32), dtype=torch.uint8)
+    module = faces(mirror=True).eval()
+    with torch.no_grad():
+        assert torch.allclose(module(image), module(image.flip(3)), atol=1e-6)
+        assert torch.allclose(module(image).norm(dim=1), torch.ones(4), atol=1e-6)
+        module.train()
+        assert not torch.allclose(module(image), module(image.flip(3)), atol=1e-3)
+
+
+def test_whitening_makes_people_vary_alike_in_all_directions():
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.arange(40).repeat_interleave(10)
+    stretch = torch.logspace(0, -1, 6)
+    apart = torch.randn(400, 6, generator=generator) * stretch
+    features = 3 * torch.randn(40, 6, generator=generator)[identity] + apart + 5
+    weight, bias = within_class_whitening(features, identity, 6, shrinkage=0)
+    embedding = features @ weight.T + bias
+    assert torch.allclose(embedding.mean(0), torch.zeros(6), atol=1e-5)
+    centred = embedding - torch.stack([embedding[identity == i].mean(0) for i in range(40)])[identity]
+    within = centred.T @ centred
+    assert torch.allclose(within / within[0, 0], torch.eye(6), atol=1e-3)
+    assert float(embedding.var(0, correction=1).sum()) == pytest.approx(1, abs=1e-4)
+    assert within_class_whitening(features, identity, 9)[0].shape == (9, 6)
+
+
+def test_a_training_can_start_whitened():
+    data = Glyphs(people=60, batch_size=16, num_workers=0, augmentation="none")
+    torch.manual_seed(0)
+    module = FaceNetModule(in_chans=1, image_size=32, whiten=True, optimization=Optimization(lr=1e-9))
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+                        limit_train_batches=1, enable_progress_bar=False, use_distributed_sampler=False)  # fmt: skip
+    before = module.head.weight.clone()
+    trainer.fit(module, data)
+    assert not torch.allclose(before, module.head.weight)
+    source, module = data.sources["train"], module.eval()
+    image = torch.from_numpy(source.images[:200].transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        whitened = triplet_hinge(module(image), torch.from_numpy(source.identities[:200]))[1]
+        module.head.weight.copy_(before)
+        untouched = triplet_hinge(module(image), torch.from_numpy(source.identities[:200]))[1]
+    assert whitened < 0.5 * untouched
 
 
 def test_losses_with_weights_of_the_people_train_in_float32_and_stay_out_of_the_registered_model(tmp_path):
