@@ -46,7 +46,10 @@ def evaluation(
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
         return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
-    side, options = round(image_size / crop_pct), {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1}
+    side, options = (
+        round(image_size / crop_pct),
+        {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1},
+    )
     resize = _extended(side, options) if fit == "extend" else [A.SmallestMaxSize(side, **options)]
     return A.Compose([*resize, A.CenterCrop(image_size, image_size)])
 
