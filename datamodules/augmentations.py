@@ -46,10 +46,8 @@ def evaluation(
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
         return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
-    side, options = (
-        round(image_size / crop_pct),
-        {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1},
-    )
+    side = round(image_size / crop_pct)
+    options: dict[str, Any] = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1}
     resize = _extended(side, options) if fit == "extend" else [A.SmallestMaxSize(side, **options)]
     return A.Compose([*resize, A.CenterCrop(image_size, image_size)])
 
@@ -74,10 +72,10 @@ def training(
         image_size: side of the square result, in pixels.
         crop_pct: as in `evaluation`.
         flip: mirror left and right; off where that changes the label, as with digits and letters.
-        whole: as in `evaluation`.
+        fit: ``extend`` extends pictures as `evaluation` does, before a part is cut out at random.
     """
     if strength == "none":
-        return evaluation(image_size, crop_pct, whole)
+        return evaluation(image_size, crop_pct, fit)
     mirror: list[A.BasicTransform] = [A.HorizontalFlip()] if flip else []
     # Small pictures are nearly all object: a hard crop would cut it off.
     least = {"light": 0.7, "standard": 0.5, "strong": 0.35}[strength] if image_size > 64 else 0.75
