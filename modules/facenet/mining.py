@@ -1,0 +1,199 @@
+"""The triplet loss, and the triplets that it learns from.
+
+Everything here works on squared distances between embeddings of length one, which lie between 0 and 4. The losses and
+miners of pytorch-metric-learning can be used in place of these, but know that its own defaults are plain distances and
+a margin of 0.05.
+"""
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from torch import Tensor, nn
+
+Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and negatives, int64 each
+
+
+def squared_distances(one: Tensor, other: Tensor) -> Tensor:
+    """Squared distances between embeddings of length one, float N×D and M×D, as float N×M in [0, 4]."""
+    return (2 - 2 * one @ other.T).clamp(0, 4)
+
+
+class TripletLoss(TripletMarginLoss):
+    """max(0, ‖f(a)−f(p)‖² − ‖f(a)−f(n)‖² + α), averaged over the triplets that are not yet satisfied.
+
+    Source: Schroff et al. 2015, arXiv:1503.03832, equation 3.
+
+    Args:
+        margin: α, in squared distance.
+    """
+
+    def __init__(self, margin: float = 0.2) -> None:
+        super().__init__(margin=margin, distance=LpDistance(power=2))
+
+
+class SemiHardMiner(nn.Module):
+    """For each pair of one person the nearest stranger who is further away than the mate, but by less than the margin.
+
+    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2. It sorts each anchor's strangers once, where
+    pytorch-metric-learning lists all N³ triplets of a batch.
+
+    Args:
+        margin: of the loss, in squared distance.
+    """
+
+    def __init__(self, margin: float = 0.2) -> None:
+        super().__init__()
+        self.margin = margin
+
+    @torch.no_grad()
+    def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
+        """Mines a batch.
+
+        Args:
+            embedding: float N×D, of length one.
+            identity: int64 N.
+
+        Returns:
+            The triplets, M of each position.
+        """
+        distance, mates, strangers = _pairs(embedding, identity)
+        away, order = distance.masked_fill(~strangers, torch.inf).sort(1)
+        place = torch.searchsorted(away, distance, right=True).clamp_max(len(identity) - 1)
+        nearest = away.gather(1, place)
+        semi_hard = mates & (nearest > distance) & (nearest < distance + self.margin)
+        anchor, positive = semi_hard.nonzero(as_tuple=True)
+        return anchor, positive, order.gather(1, place)[anchor, positive]
+
+
+class HardMiner(BatchHardMiner):
+    """For each picture the mate that is furthest away, and the stranger who is nearest.
+
+    Source: Hermans et al. 2017, arXiv:1703.07737, equation 5.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(distance=LpDistance(power=2))
+
+    @torch.no_grad()
+    def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
+        """See `SemiHardMiner.forward`."""
+        return super().forward(embedding, identity)
+
+
+class ProgressiveMiner(nn.Module):
+    """Semi-hard triplets first, hard ones once those are learned: told by the embeddings, not by the epoch.
+
+    It goes over to hard triplets when few of all triplets of a batch are still unsatisfied and strangers lie far
+    apart, in a moving average over batches; hard triplets at once tend to draw all embeddings together. Should the
+    strangers come together again, it goes back. Where it stands is kept in the checkpoint.
+
+    Args:
+        margin: of the loss, in squared distance.
+        active: go over when a smaller share of all triplets is unsatisfied, in (0, 1).
+        spread: and the mean squared distance of strangers is larger; go back when it is less than half of this.
+        momentum: of the moving average, in [0, 1).
+    """
+
+    averages: Tensor
+    state: Tensor
+
+    def __init__(self, margin: float = 0.2, active: float = 0.05, spread: float = 0.5, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.margin, self.active, self.spread, self.momentum = margin, active, spread, momentum
+        self.semi_hard, self.hard = SemiHardMiner(margin), HardMiner()
+        self.register_buffer("averages", torch.tensor([1.0, 0.0]))  # active share and spread
+        self.register_buffer("state", torch.tensor(0))  # 1 once it mines hard triplets
+
+    @torch.no_grad()
+    def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
+        """See `SemiHardMiner.forward`."""
+        share, spread = triplet_hinge(embedding, identity, self.margin)[1], stranger_distance(embedding, identity)
+        if share.isfinite():  # else there was nothing to compare
+            self.averages.lerp_(torch.stack([share, spread.float()]), 1 - self.momentum)
+        share, spread = self.averages
+        if self.state:
+            self.state.fill_(spread >= self.spread / 2)
+        else:
+            self.state.fill_((share < self.active) & (spread > self.spread))
+        return (self.hard if self.state else self.semi_hard)(embedding, identity)
+
+
+def _pairs(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances, float N×N, and which of them are between mates and between strangers, bool N×N."""
+    same = identity[:, None] == identity
+    mates = same & ~torch.eye(len(identity), dtype=torch.bool, device=identity.device)
+    return squared_distances(embedding, embedding), mates, ~same
+
+
+@torch.no_grad()
+def mate_distance(embedding: Tensor, identity: Tensor) -> Tensor:
+    """Mean squared distance between different pictures of a person; NaN where there are none."""
+    distance, mates, _ = _pairs(embedding, identity)
+    return distance[mates].mean()
+
+
+@torch.no_grad()
+def stranger_distance(embedding: Tensor, identity: Tensor) -> Tensor:
+    """Mean squared distance between pictures of different people; NaN where there are none."""
+    distance, _, strangers = _pairs(embedding, identity)
+    return distance[strangers].mean()
+
+
+@torch.no_grad()
+def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
+    """The triplet loss over all triplets there are, in O(N² log N) and not in O(N³).
+
+    Args:
+        embedding: float N×D, of length one.
+        identity: int64 N.
+        margin: α, in squared distance.
+
+    Returns:
+        The mean over all triplets, satisfied ones counting as zero; the share of those that are not. Both are NaN
+        where there is no triplet.
+    """
+    total = active = count = torch.zeros((), dtype=torch.float64, device=embedding.device)
+    for rows in torch.arange(len(identity), device=identity.device).split(1024):
+        same = identity[rows, None] == identity
+        distance = squared_distances(embedding[rows], embedding).double()
+        away = distance.masked_fill(same, torch.inf).sort(1).values
+        sums = F.pad(away.masked_fill(away.isinf(), 0).cumsum(1), (1, 0))
+        same[torch.arange(len(rows), device=rows.device), rows] = False  # nobody is his own mate
+        bound = distance + margin
+        nearer = torch.searchsorted(away, bound)
+        total = total + (nearer * bound - sums.gather(1, nearer))[same].sum()
+        active = active + nearer[same].sum()
+        count = count + (same.sum(1) * away.isfinite().sum(1)).sum()
+    return (total / count).float(), (active / count).float()
+
+
+def within_class_whitening(
+    features: Tensor, identity: Tensor, size: int, shrinkage: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """The linear layer onto the features' principal components, scaled so that people vary alike in all of them.
+
+    Source: Hatch, Kajarekar & Stolcke 2006, Interspeech, "Within-class covariance normalization".
+
+    Args:
+        features: float N×F.
+        identity: int64 N.
+        size: components; what F and N do not give is zero.
+        shrinkage: share of the mean variance that is added to each variance within people.
+
+    Returns:
+        Weight, float32 ``size``×F, and bias, float32 ``size``. Embeddings before their scaling to length one have the
+        total variance one.
+    """
+    x, mean = features.double(), features.double().mean(0)
+    components = torch.linalg.svd(x - mean, full_matrices=False).Vh[:size]
+    projected = (x - mean) @ components.T
+    centres = torch.stack([projected[identity == person].mean(0) for person in identity.unique()])
+    apart = projected - centres[identity.unique(return_inverse=True)[1]]
+    within = apart.T @ apart / len(x)
+    within += shrinkage * within.trace() / len(within) * torch.eye(len(within), dtype=x.dtype, device=x.device)
+    layer = torch.linalg.cholesky(torch.linalg.inv(within)).T @ components
+    layer /= ((x - mean) @ layer.T).var(0).sum().sqrt()
+    weight = F.pad(layer, (0, 0, 0, size - len(layer)))
+    return weight.float(), -(weight @ mean).float()

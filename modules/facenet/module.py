@@ -1,0 +1,283 @@
+"""Embeddings in which distance says who is who."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from modules.backbones import BackboneError
+from modules.base import Optimization, Stage, VisionModule
+from modules.facenet import drawing
+from modules.facenet.mining import (
+    ProgressiveMiner,
+    TripletLoss,
+    mate_distance,
+    stranger_distance,
+    triplet_hinge,
+    within_class_whitening,
+)
+from modules.facenet.protocols import Pairs, report
+
+COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
+
+
+class Gathered(Metric):
+    """The embeddings of a whole split, from all processes, in the order of the data."""
+
+    full_state_update = False
+    rows: dict[str, list[Tensor]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("embedding", "identity", "index"):
+            self.add_state(name, [], "cat")
+
+    def update(self, embedding: Tensor, identity: Tensor, index: Tensor) -> None:
+        """Adds a batch: float B×D, int64 B, int64 B."""
+        self.embedding.append(embedding)  # type: ignore[union-attr, operator]
+        self.identity.append(identity)  # type: ignore[union-attr, operator]
+        self.index.append(index)  # type: ignore[union-attr, operator]
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, identities and places of all, sorted by place."""
+        embedding, identity, index = (dim_zero_cat(getattr(self, k)) for k in ("embedding", "identity", "index"))
+        order = index.argsort()
+        return embedding[order], identity[order], index[order]
+
+
+class FaceNetModule(VisionModule):
+    """A backbone and a linear layer onto the unit sphere, on which pictures of one person lie together.
+
+    Trained by the triplet loss on triplets mined over the batches of all processes (Schroff et al. 2015,
+    arXiv:1503.03832). Measured on people that were never seen: verification (AUC, EER, TAR at FAR, ten folds as on LFW),
+    retrieval, identification among distractors, clustering. A threshold is calibrated on the validation split and goes
+    with the model.
+
+    Args:
+        num_classes: people to train on; comes from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: any timm name, ``lenet5``, a file of weights, or a registered model (``models:/name@alias``).
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone.
+        optimization: how it is trained.
+        embedding_size: dimensions of the embedding.
+        levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;
+            0 takes the backbone's own pooled features. The last layers of a classifier of objects forget what faces
+            differ in.
+        mirror: embed each picture as the mean with its mirror image, once trained.
+        whiten: let the linear layer start as a whitening of the features within people (WCCN; Hatch et al. 2006,
+            Interspeech), which one pass over the training pictures gives. For pretrained features and few people.
+        loss: any loss of pytorch-metric-learning; one that keeps weights of the people, such as ArcFaceLoss, is told how
+            many there are and the embedding's size. None is the triplet loss with α = 0.2.
+        miner: any miner of pytorch-metric-learning, or of `modules.facenet`. None goes from semi-hard to hard triplets
+            for the default loss, and mines nothing for another.
+        false_accept_rate: share of strangers' pairs that is accepted at the threshold, in (0, 1).
+        threshold: the largest squared distance, in [0, 4], at which two pictures count as one person; every validation
+            calibrates it anew.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+    """
+
+    monitor: ClassVar[str] = "val/auc"
+    mode = "max"
+    training_only = ("loss.", "miner.")
+
+    def __init__(
+        self,
+        num_classes: int = 0,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "lenet5",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        optimization: Optimization | None = None,
+        embedding_size: int = 128,
+        levels: int = 0,
+        mirror: bool = False,
+        whiten: bool = False,
+        loss: nn.Module | Callable[[int, int], nn.Module] | None = None,
+        miner: nn.Module | None = None,
+        false_accept_rate: float = 0.01,
+        threshold: float | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        given = (backbone_options or {}) | ({"features_only": True} if levels else {})
+        super().__init__(backbone, pretrained, in_chans, image_size, 0, given, optimization, compile, channels_last)
+        if embedding_size < 2:
+            raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
+        if not 0 < false_accept_rate < 1:
+            raise BackboneError(f"--model.false_accept_rate is a share between 0 and 1, not {false_accept_rate}.")
+        self.in_chans, self.image_size, self.embedding_size = in_chans, image_size, embedding_size
+        self.false_accept_rate, self.threshold = false_accept_rate, threshold
+        self.levels, self.mirror, self.whiten = levels, mirror, whiten
+        channels = self.backbone.feature_info.channels() if levels else [self.backbone.head_hidden_size]
+        if levels > len(channels):
+            raise BackboneError(f"{backbone} has {len(channels)} feature maps: --model.levels {levels} is too many.")
+        self.head = nn.Linear(sum(channels[-levels:]), embedding_size)
+        if loss is None:
+            loss, miner = TripletLoss(), miner or ProgressiveMiner()
+        self.loss = loss if isinstance(loss, nn.Module) else loss(num_classes, embedding_size)
+        self.miner = miner
+        self.gathered = nn.ModuleDict({stage: Gathered() for stage in ("val", "test")})
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`; the threshold is what the last validation calibrated."""
+        return {
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            "embedding_size": self.embedding_size,
+            "levels": self.levels,
+            "mirror": self.mirror,
+            "threshold": self.threshold,
+            **self.backbone.recipe,
+        }
+
+    def features(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to what is embedded, float32 B×F."""
+        found = self.backbone(self.normalize(image))
+        if not self.levels:
+            return found.float()
+        return torch.cat([F.normalize(level.float().mean((2, 3))) for level in found[-self.levels :]], 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to embeddings of length one, float32 B×D whatever the precision of the backbone."""
+        embedding = self._embed(image)
+        if self.mirror and not self.training:
+            embedding = F.normalize(embedding + self._embed(image.flip(3)))
+        return embedding
+
+    def _embed(self, image: Tensor) -> Tensor:
+        features = self.features(image)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.head(features))
+
+    def on_train_start(self) -> None:
+        """Whitens the features where a training begins that shall start so."""
+        super().on_train_start()
+        if self.whiten and self.global_step == 0:
+            self._whiten()
+
+    @torch.no_grad()
+    def _whiten(self, most: int = 10_000, shrinkage: float = 0.1) -> None:
+        """Sets the linear layer so that the features' differences within people become equally large in all directions.
+
+        Every process computes the same from the same pictures, at most ``most``, and their mirror images.
+        """
+        loader: Any = self.trainer.train_dataloader
+        dataset = self.trainer.datamodule.dataset("train", False)  # type: ignore[attr-defined]
+        chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
+        rows, people = [], []
+        self.eval()
+        for part in np.array_split(chosen, -(-len(chosen) // loader.batch_size)):
+            samples = [dataset[int(i), 0] for i in part]
+            image = torch.from_numpy(np.stack([sample["image"].transpose(2, 0, 1) for sample in samples])).to(
+                self.device
+            )
+            rows += [self.features(image), self.features(image.flip(3))]
+            people += [int(sample["identity"]) for sample in samples] * 2
+        self.train()
+        weight, bias = within_class_whitening(torch.cat(rows), torch.tensor(people), self.embedding_size, shrinkage)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """See `VisionModule.step`; in training only, where the loss is that of all processes' batches together."""
+        embedding, identity = self.gather(self(batch["image"])), self.gather(batch["identity"])
+        triplets = self.miner(embedding, identity) if self.miner else None
+        share, near, far = (f(embedding, identity) for f in (self._active, mate_distance, stranger_distance))
+        for key, value in (("active_triplets", share), ("mate_distance", near), ("stranger_distance", far)):
+            self.log_mean(f"{stage}/{key}", value, len(identity))
+        if isinstance(self.miner, ProgressiveMiner):
+            self.log_mean(f"{stage}/hard_triplets", self.miner.state.float(), len(identity))
+        return self.loss(embedding, identity, triplets)
+
+    def _active(self, embedding: Tensor, identity: Tensor) -> Tensor:
+        return triplet_hinge(embedding, identity)[1]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
+
+        Every process computes the same loss of all. The gathering adds up the gradients of all processes, and the
+        averaging of parameters' gradients divides by their number, so that the result is the gradient of that loss.
+        """
+        if self._trainer is None or self.trainer.world_size == 1:
+            return values
+        gathered = self.all_gather(values, sync_grads=values.requires_grad)
+        return gathered.transpose(0, 1).flatten(0, 1)  # type: ignore[union-attr]
+
+    def on_train_epoch_end(self) -> None:
+        """Looks whether all embeddings move together."""
+        spread = self._mean("train_stranger_distance").compute()
+        if self.current_epoch and spread < COLLAPSE:
+            rank_zero_warn(
+                f"The embeddings collapse: in epoch {self.current_epoch} strangers are only {float(spread):.4f} apart, in "
+                "squared distance. What often helps: semi-hard triplets only (--model.miner modules.facenet.SemiHardMiner), "
+                "a lower --model.optimization.lr, more people in a batch."
+            )
+        super().on_train_epoch_end()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Gathers the validation split's embeddings."""
+        self.gathered["val"].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Gathers the test split's embeddings."""
+        self.gathered["test"].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Measures the validation split, and calibrates the threshold on it."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Measures the test split."""
+        self._report("test")
+
+    def _report(self, stage: Stage) -> None:
+        embedding, identity, index = self.gathered[stage].compute()  # type: ignore[operator]
+        self.gathered[stage].reset()  # type: ignore[operator]
+        loss, active = triplet_hinge(embedding, identity, getattr(self.loss, "margin", 0.2))
+        self.log(f"{stage}/loss", loss)
+        self.log(f"{stage}/active_triplets", active)
+        vectors, people, places = (value.cpu().numpy() for value in (embedding, identity, index))
+        trainer = self.trainer
+        loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+        dataset = getattr(loader, "dataset", None)
+        listed, given = getattr(getattr(dataset, "source", None), "pairs", None), None
+        if listed is not None and len(vectors) == len(dataset):  # type: ignore[arg-type]  # not a part of the split
+            given = Pairs(listed[:, 0], listed[:, 1], listed[:, 2] > 0, listed[:, 3])
+        found = report(vectors, people, self.false_accept_rate, self.threshold if stage == "test" else None, given)
+        if stage == "val" and found.roc is not None and not trainer.sanity_checking:
+            self.threshold = found.threshold
+        for key, value in found.figures.items():
+            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        if found.roc is None or dataset is None:
+            return
+
+        def picture(i: int) -> np.ndarray:
+            return dataset[int(places[i]), 0]["image"].transpose(2, 0, 1)
+
+        roc, threshold = found.roc, self.threshold if self.threshold is not None else found.threshold
+        self.show(f"{stage}/roc", lambda: drawing.roc_curve(roc, found.figures))
+        self.show(f"{stage}/distances", lambda: drawing.distance_histogram(found, threshold))
+        if wrong := drawing.most_wrong(found, threshold):
+            self.show(f"{stage}/wrong_pairs", lambda: drawing.pair_sheet(found, wrong, picture))
+        self.show(f"{stage}/map", lambda: drawing.embedding_map(vectors, people, picture, stage == "test"))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_load_checkpoint`; takes over the threshold."""
+        super().on_load_checkpoint(checkpoint)
+        self.threshold = checkpoint.get("architecture", {}).get("threshold", self.threshold)
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``embedding``, a list of floats."""
+        return [{"embedding": row} for row in self(batch["image"]).tolist()]

@@ -1,0 +1,349 @@
+"""Who is on a picture: enrol, identify, verify and cluster with a registered model of faces.
+
+A gallery is a Parquet file with a row for each picture of a known person: ``person``, ``file``, ``embedding``; its
+metadata name the model. Beside a large one lies an index, ``GALLERY.faiss``, which is rebuilt when the gallery grows.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from modules import FaceNetModule
+from modules.facenet.protocols import cluster as sort_by_person
+from modules.pictures import captioned_grid
+from pipelines.predict import find
+from pipelines.registry import load, pinned
+
+LARGE = 50_000  # pictures from which on a gallery is searched through an index
+PROBES = 64  # cells of the index that a search looks into
+SHEET = 60  # pictures on a contact sheet at most
+
+Floats = NDArray[np.float32]
+
+
+class Gallery:
+    """Embeddings of known people.
+
+    Args:
+        model: address of the registered model that made them.
+        people: name of the person on each picture, N.
+        files: the pictures, N.
+        embeddings: float32 N×D, of length one.
+    """
+
+    def __init__(self, model: str, people: list[str], files: list[str], embeddings: Floats) -> None:
+        self.model, self.people, self.files, self.embeddings = model, people, files, embeddings
+        self._index: Any = None
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Gallery":
+        """Reads what `write` wrote.
+
+        Raises:
+            ValueError: there is no such file, or it is no gallery.
+        """
+        if not Path(file).is_file():
+            raise ValueError(f"There is no gallery {Path(file).resolve()}: make one with enrol.")
+        try:
+            table = pq.read_table(file)
+            model = (table.schema.metadata or {})[b"fovea.model"].decode()
+            column = table["embedding"].combine_chunks()
+            embeddings = column.values.to_numpy().reshape(len(table), -1).astype(np.float32, copy=False)
+            gallery = cls(model, table["person"].to_pylist(), table["file"].to_pylist(), embeddings)
+        except (pa.ArrowException, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"{Path(file).resolve()} is not a gallery of Fovea's: {error!r:.200}.") from None
+        index = Path(f"{file}.faiss")
+        if len(gallery) >= LARGE and index.is_file():
+            gallery._index = faiss.read_index(str(index))
+            gallery._index.nprobe = PROBES
+        return gallery
+
+    def write(self, file: str | Path) -> None:
+        """Writes the gallery, and its index if it is large; the old one stays whole until the new one is."""
+        size = self.embeddings.shape[1]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
+        table = pa.table({"person": self.people, "file": self.files, "embedding": column})
+        new = Path(f"{file}.new")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), new)
+        if len(self) >= LARGE:
+            faiss.write_index(self.index, f"{file}.faiss")
+        new.replace(file)
+
+    @property
+    def index(self) -> Any:
+        """A faiss index over inner products: exact for a small gallery, inverted lists for a large one."""
+        if self._index is None or self._index.ntotal != len(self):
+            size = self.embeddings.shape[1]
+            self._index = faiss.IndexFlatIP(size)
+            if len(self) >= LARGE:
+                cells = int(len(self) ** 0.5)
+                self._index = faiss.IndexIVFFlat(self._index, size, cells, faiss.METRIC_INNER_PRODUCT)
+                self._index.cp.niter, self._index.cp.max_points_per_centroid = 8, 64
+                self._index.train(self.embeddings)
+                self._index.nprobe = PROBES
+            self._index.add(self.embeddings)
+        return self._index
+
+    def search(self, embeddings: Floats) -> tuple[Floats, NDArray[np.int64]]:
+        """The nearest picture of each of some embeddings, float32 M×D.
+
+        Returns:
+            Squared distances and places in the gallery, M each.
+        """
+        product, place = self.index.search(np.ascontiguousarray(embeddings, np.float32), 1)
+        return (2 - 2 * product[:, 0]).clip(0, 4), place[:, 0]
+
+
+def _embed(answering: Any, files: Sequence[str]) -> tuple[list[str], Floats]:
+    """The files that can be read, and their embeddings; the others are named and passed over."""
+    read, rows = [], []
+    for file, answer in zip(files, answering.stream(map(Path, files)), strict=True):
+        if isinstance(answer, ValueError):
+            print(f"passed over: {answer}", file=sys.stderr)
+        else:
+            read.append(file)
+            rows.append(answer["embedding"])
+    if not read:
+        raise ValueError("None of the pictures can be read.")
+    return read, np.asarray(rows, np.float32)
+
+
+def _load(model: str, device: str) -> Any:
+    answering = load(model, device)
+    if not isinstance(answering.module, FaceNetModule):
+        raise ValueError(f"{model} is a {type(answering.module).__name__}, which embeds no faces.")
+    return answering
+
+
+def _threshold(given: float | None, answering: Any) -> float:
+    """The squared distance up to which two pictures are of one person."""
+    threshold = answering.module.threshold if given is None else given
+    if threshold is None:
+        raise ValueError(
+            "The model has no calibrated threshold, since it was never validated: give one with --threshold."
+        )
+    if not 0 <= threshold <= 4:
+        raise ValueError(f"--threshold is a squared distance between 0 and 4, not {threshold}.")
+    return float(threshold)
+
+
+def _found(paths: Sequence[str], without: str | None = None) -> list[str]:
+    files, missing, _ = find(list(paths), without)
+    if missing:
+        raise ValueError(f"There is no file or folder {missing[0]}.")
+    if not files:
+        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
+    return files
+
+
+def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, device: str = "auto") -> str:
+    """Adds pictures of known people to a gallery, which is made if it is not there.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        gallery: the file, such as people.parquet.
+        paths: folders with a sub-folder for each person, or with pictures of the one that they are named after; with
+            --name, any pictures.
+        name: who is on the pictures.
+        device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the model, the gallery or the pictures cannot be used.
+    """
+    model, answering = pinned(model), _load(model, device)
+    who: dict[str, str] = {}
+    for path in paths:
+        if os.path.isfile(path) and name is None:
+            raise ValueError(
+                f"Who is on {path}? Say it with --name, or give a folder with a sub-folder for each person."
+            )
+        for file in _found([path]):
+            inner = Path(os.path.relpath(file, path)).parts
+            who[file] = name or (inner[0] if len(inner) > 1 else Path(path).resolve().name)
+    files, embeddings = _embed(answering, list(who))
+    people = [who[file] for file in files]
+    files = [os.path.abspath(file) for file in files]
+    if os.path.exists(gallery):
+        old = Gallery.read(gallery)
+        if old.model != model:
+            raise ValueError(
+                f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
+                "that model, or make a new gallery."
+            )
+        fresh = set(zip(people, files, strict=True))
+        keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
+        people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
+        embeddings = np.concatenate([old.embeddings[keep], embeddings])
+    Gallery(model, people, files, embeddings).write(gallery)
+    return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
+
+
+def identify(
+    gallery: str, paths: list[str], threshold: float | None = None, json: bool = False, device: str = "auto"
+) -> str:
+    """Says who is on pictures; somebody who is not in the gallery is unknown.
+
+    Args:
+        gallery: what enrol made.
+        paths: files, folders, patterns.
+        threshold: squared distance up to which a face is that of the nearest person; None is the model's own.
+        json: a line of JSON for each picture instead of a table.
+        device: where the model runs.
+
+    Returns:
+        A table: picture, person, squared distance to the nearest picture, and whose that is.
+
+    Raises:
+        ValueError: the gallery or the pictures cannot be used.
+    """
+    known = Gallery.read(gallery)
+    answering = _load(known.model, device)
+    limit = _threshold(threshold, answering)
+    files, embeddings = _embed(answering, _found(paths))
+    rows = [
+        {
+            "path": file,
+            "person": known.people[place] if distance <= limit else "unknown",
+            "distance": round(float(distance), 4),
+            "nearest": known.people[place],
+        }
+        for file, distance, place in zip(files, *known.search(embeddings), strict=True)
+    ]
+    return "\n".join(map(dumps, rows)) if json else _table(rows)
+
+
+def verify(model: str, first: str, second: str, threshold: float | None = None, device: str = "auto") -> str:
+    """Says whether two pictures show one person.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        first: a picture.
+        second: another one.
+        threshold: squared distance up to which they do; None is the model's own.
+        device: where the model runs.
+
+    Returns:
+        The answer, with the squared distance.
+
+    Raises:
+        ValueError: the model or a picture cannot be used.
+    """
+    answering = _load(model, device)
+    limit = _threshold(threshold, answering)
+    one, other = ([answer] for answer in answering.predict(None, [Path(first), Path(second)])["embedding"])
+    distance = float(np.square(np.subtract(one, other)).sum())
+    answer = "one person" if distance <= limit else "two people"
+    return f"{answer}: squared distance {distance:.4f}, threshold {limit:.4f}"
+
+
+def cluster(
+    model: str,
+    paths: list[str],
+    out: str = "people",
+    method: Literal["agglomerative", "dbscan"] = "agglomerative",
+    threshold: float | None = None,
+    device: str = "auto",
+) -> str:
+    """Sorts photographs by person: a folder of copies and a contact sheet for each, the most frequent first.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        paths: files, folders, patterns.
+        out: a new folder for the result; who is on one picture only is in its sub-folder ``single``.
+        method: ``agglomerative`` compares all with all; ``dbscan`` also suits many thousands of pictures.
+        threshold: squared distance up to which two pictures are of one person; None is the model's own.
+        device: where the model runs.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the model or the pictures cannot be used, or the folder is not empty.
+    """
+    if os.path.isdir(out) and os.listdir(out):
+        raise ValueError(f"{os.path.abspath(out)} is not empty: name a new folder with --out.")
+    answering = _load(model, device)
+    limit = _threshold(threshold, answering)
+    files, embeddings = _embed(answering, _found(paths, out))
+    if method == "agglomerative" and len(files) > 20_000:
+        raise ValueError(f"{len(files)} pictures are too many to compare all with all: --method dbscan.")
+    numbers = sort_by_person(embeddings, limit, method)
+    groups = [np.flatnonzero(numbers == n).tolist() for n in np.unique(numbers[numbers >= 0])]
+    several = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+    alone = sorted(set(range(len(files))) - {i for group in several for i in group})
+    width = len(str(len(several)))
+    named = [(f"person_{n:0{width}d}", group) for n, group in enumerate(several, 1)] + [("single", alone)] * bool(alone)
+    rows = []
+    for name, group in named:
+        folder = Path(out, name)
+        folder.mkdir(parents=True)
+        for i in group:
+            target = folder / Path(files[i]).name
+            copies = 1
+            while target.exists():  # two cameras number alike
+                copies += 1
+                target = folder / f"{Path(files[i]).stem}-{copies}{Path(files[i]).suffix}"
+            shutil.copy2(files[i], target)
+            rows.append({"person": name, "path": files[i], "copy": str(target)})
+        images = np.stack([answering.prepare(Path(files[i])).transpose(2, 0, 1) for i in group[:SHEET]])
+        sheet = captioned_grid(images, [Path(files[i]).name for i in group[:SHEET]])
+        Image.fromarray(sheet).save(Path(out, f"{name}.png"))
+    Path(out, "clusters.jsonl").write_text("\n".join(map(dumps, rows)) + "\n")
+    return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> str:
+    table = Table()
+    for row in rows:
+        if not table.columns:
+            for key in row:
+                table.add_column(key, overflow="fold")
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
+
+
+COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster}
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs one of the commands; a mistake of the user's ends in one paragraph and exit code 2.
+
+    Args:
+        args: the command line, beginning with the command.
+    """
+    name, *rest = args
+    command: Any = COMMANDS[name]
+    parser = ArgumentParser(prog=f"python -m pipelines.facenet {name}", description=command.__doc__.splitlines()[0])
+    listed: set[str | int] = {"paths"} if "paths" in command.__annotations__ else set()
+    parser.add_function_arguments(command, as_positional=True, skip=listed)
+    if listed:
+        parser.add_argument("paths", nargs="+", help="files, folders, patterns")
+    try:
+        print(command(**vars(parser.parse_args(rest))))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+
+import lightning as L
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import Glyphs
+from modules import FaceNetModule, Optimization
+from pipelines import recognition, registry
+from pipelines.recognition import Gallery
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[str, Glyphs]:
+    """A registered model of characters that were seen in training, so that it is sure of them."""
+    torch.manual_seed(0)
+    data = Glyphs(people=60, augmentation="light", num_workers=0)
+    module = FaceNetModule(in_chans=1, image_size=32, optimization=Optimization(lr=2e-3))
+    trainer = L.Trainer(max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        use_distributed_sampler=False, num_sanity_val_steps=0, check_val_every_n_epoch=12)  # fmt: skip
+    trainer.fit(module, data)
+    with mlflow.start_run() as run:
+        pass
+    config = {"class_path": "Glyphs", "init_args": {"people": 60}}
+    version = registry.register("people", module, data, config, "facenet", run.info.run_id, {})
+    return f"models:/people/{version.version}", data
+
+
+def save(data: Glyphs, folder: str, people: list[str], pictures: slice, flat: bool = False) -> Path:
+    """Pictures of people in a sub-folder for each, or all in one."""
+    source = data.sources["train"]
+    for name in people:
+        for n in np.flatnonzero(source.people == name)[pictures]:
+            file = Path(folder, "" if flat else name, f"{name}_{n:05d}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source[n]["image"][..., 0]).save(file)
+    return Path(folder)
+
+
+def ask(*args: str) -> None:
+    recognition.main(args)
+
+
+def test_people_are_enrolled_identified_and_unknown(trained, capsys):
+    model, data = trained
+    names = data.sources["train"].names.tolist()
+    known, stranger = names[:8], names[8]
+    save(data, "known", known, slice(0, 6))
+    save(data, "asked", [known[2], stranger], slice(6, 9))
+    ask("enrol", model, "people.parquet", "known")
+    assert "48 pictures of 8 people" in capsys.readouterr().out
+    files = sorted(map(str, Path("asked").rglob("*.png")))
+    ask("identify", "people.parquet", *files, "--json", "true", "--threshold", "4")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    mine = [row for row in rows if known[2] in row["path"]]
+    assert [row["person"] for row in mine] == [known[2]] * len(mine)
+    others = [row["distance"] for row in rows if stranger in row["path"]]
+    limit = (max(row["distance"] for row in mine) + min(others)) / 2
+    assert max(row["distance"] for row in mine) < min(others)
+    ask("identify", "people.parquet", "asked", "--threshold", str(limit))
+    table = capsys.readouterr().out
+    assert table.count("unknown") == len(others)
+    # The same pictures again change nothing; others of a person are added.
+    ask("enrol", model, "people.parquet", "known")
+    assert "48 pictures of 8 people" in capsys.readouterr().out
+    ask("enrol", model, "people.parquet", f"asked/{stranger}")
+    assert "51 pictures of 9 people" in capsys.readouterr().out
+    ask("identify", "people.parquet", f"asked/{stranger}")
+    assert "unknown" not in capsys.readouterr().out
+
+
+def test_two_pictures_are_compared_at_the_calibrated_threshold(trained, capsys):
+    model, data = trained
+    assert 0 < registry.load(model).module.threshold < 4
+    one, other = data.sources["train"].names[:2].tolist()
+    save(data, "faces", [one, other], slice(0, 2))
+    ones, others = (sorted(map(str, Path("faces", name).iterdir())) for name in (one, other))
+    ask("verify", model, ones[0], ones[0])
+    assert capsys.readouterr().out.startswith("one person: squared distance 0.0000, threshold 0.")
+    ask("verify", model, ones[0], others[0], "--threshold", "0.0001")
+    assert capsys.readouterr().out.startswith("two people")
+
+
+def test_photographs_are_sorted_into_a_folder_for_each_person(trained, capsys):
+    model, data = trained
+    names = data.sources["train"].names[::7][:5].tolist()  # neighbours in the alphabet look alike
+    save(data, "mixed", names, slice(0, 5), flat=True)
+    ask("cluster", model, "mixed", "--out", "sorted", "--threshold", "0.5")
+    assert "25 pictures: " in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("sorted", "clusters.jsonl").read_text().splitlines()]
+    assert sorted(row["path"] for row in rows) == sorted(map(str, Path("mixed").iterdir()))
+    assert all(Path(row["copy"]).read_bytes() == Path(row["path"]).read_bytes() for row in rows)
+    groups = {row["person"] for row in rows}
+    assert all(Image.open(f"sorted/{group}.png").size[0] > 100 for group in groups)
+    owners = [row["path"].split("/")[1][:6] for row in rows]
+    together = [(a == b, x["person"] == y["person"]) for a, x in zip(owners, rows, strict=True)
+                for b, y in zip(owners, rows, strict=True) if x is not y]  # fmt: skip
+    assert np.mean([one == other for one, other in together]) > 0.9
+
+
+def test_mistakes_end_in_one_paragraph(trained, capsys):
+    model, data = trained
+    save(data, "known", data.sources["train"].names[:2].tolist(), slice(0, 2))
+    ask("enrol", model, "people.parquet", "known")
+    Gallery("models:/other/1", ["a"], ["a.png"], np.ones((1, 128), np.float32)).write("other.parquet")
+    Path("text.parquet").write_text("no table")
+    file = next(map(str, Path("known").rglob("*.png")))
+    for args, said in (
+        (("enrol", model, "people.parquet", file), "--name"),
+        (("enrol", model, "other.parquet", "known"), "make a new gallery"),
+        (("enrol", model, "people.parquet", "nowhere"), "There is no file or folder nowhere"),
+        (("identify", "none.parquet", file), "make one with enrol"),
+        (("identify", "text.parquet", file), "is not a gallery"),
+        (("identify", "people.parquet", file, "--threshold", "7"), "between 0 and 4"),
+        (("verify", "models:/nobody/1", file, file), "nobody"),
+        (("cluster", model, "known", "--out", "known"), "is not empty"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            ask(*args)
+        message = capsys.readouterr().err
+        assert end.value.code == 2
+        assert said in message
+        assert "Traceback" not in message
+
+
+def test_a_large_gallery_is_searched_through_an_index_that_lies_beside_it(monkeypatch):
+    monkeypatch.setattr(recognition, "LARGE", 3000)
+    generator = np.random.default_rng(0)
+    people = generator.normal(size=(800, 32))
+    rows = (people.repeat(5, 0) + 0.3 * generator.normal(size=(4000, 32))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    names = [f"p{i}" for i in range(800) for _ in range(5)]
+    Gallery("models:/m/1", names, names, rows).write("big.parquet")
+    assert Path("big.parquet.faiss").is_file()
+    gallery = Gallery.read("big.parquet")
+    assert gallery.index.ntotal == 4000
+    asked = rows[::7] + 0.05 * generator.normal(size=rows[::7].shape).astype(np.float32)
+    asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
+    distance, place = gallery.search(asked)
+    exact = 2 - 2 * asked @ rows.T
+    assert (place == exact.argmin(1)).mean() > 0.95
+    right = place == exact.argmin(1)
+    assert np.allclose(distance[right], exact.min(1)[right], atol=1e-5)
+    # One that was enrolled since is found too.
+    gallery = Gallery("models:/m/1", [*names, "new"], [*names, "new"], np.concatenate([rows, -rows[:1]]))
+    gallery.write("big.parquet")
+    assert Gallery.read("big.parquet").search(-rows[:1])[1] == 4000
