@@ -229,7 +229,7 @@ class DetectionModule(VisionModule):
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with the boxes."""
-        captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
+        captions = [f"{label}  {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
         colours = [self.label_names.index(label) for label in answer["labels"]]
         if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
             captions = [
