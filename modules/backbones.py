@@ -119,6 +119,15 @@ def create_backbone(
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
     model.recipe = recipe
+    if image_size <= 64:
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, in_chans, image_size, image_size))
+        except RuntimeError as error:
+            raise BackboneError(
+                f"{name} cannot take images of {image_size} pixels ({_first_line(error)}): set a greater --data.image_size."
+            ) from None
+        model.train()
     return model
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are fo
 import lightning as L
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import (
@@ -29,6 +31,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.exceptions import MlflowException
@@ -51,6 +54,7 @@ NOISE = (  # true of what is done here, and meant so
     "It is recommended to use .self.log.*sync_dist=True",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
     ".*isinstance.treespec, LeafSpec.",
+    "LightningCLI's args parameter is intended to run from within Python",
     "The number of training batches .* is smaller than the logging interval",
 )
 SUBCOMMANDS = {
@@ -116,7 +120,8 @@ class VisionTrainer(L.Trainer):
 
 class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose state it saves
     """Keeps ``last.ckpt``, from which a training goes on exactly: at each epoch's end, every so many seconds, and when
-    Ctrl-C or SIGTERM ends the training, which they do after the step that is under way.
+    Ctrl-C or SIGTERM ends the training, which they do after the step that is under way. Under SLURM so does SIGUSR1
+    (``--signal=SIGUSR1@90``), which also puts the job back into the queue.
 
     Args:
         path: the file.
@@ -144,7 +149,8 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens to signals."""
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
+            self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -159,7 +165,7 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
             state = int(trainer.strategy.reduce(torch.tensor(state, device=pl_module.device), reduce_op="max"))
         if state:
             self._save(trainer)
-        self._end(state // 2)
+        self._end(trainer, state // 2)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the epoch."""
@@ -167,12 +173,18 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
         number = self._signal
         if trainer.world_size > 1:
             number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
-        self._end(number)
+        self._end(trainer, number)
 
     @staticmethod
-    def _end(number: int) -> None:
+    def _end(trainer: L.Trainer, number: int) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGUSR1 and trainer.is_global_zero:
+            command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.SubprocessError) as error:
+                say(f"The job is not back in the queue ({error}): start it again with the same --output.")
         if number:
             raise SIGTERMException
 
@@ -181,6 +193,18 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _stamp() -> str:
+    """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
+    if SLURMEnvironment.detect():
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
+    start = time.time()
+    if TorchElasticEnvironment.detect():  # torchrun is their parent
+        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+            raise UsageError("Give --output a folder that all nodes see: their processes must agree on one.")
+        start = psutil.Process(os.getppid()).create_time()
+    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S")
 
 
 class VisionCLI(LightningCLI):
@@ -193,35 +217,40 @@ class VisionCLI(LightningCLI):
     def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
         self.task, self.default_data = task, default_data
         self.rows: dict[str, str] = {}
-        # Lightning warns where both its `args` and the process's own are there; ours are those, made plain.
-        sys.argv[1:] = []
+        own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
+        # Only this task's own command can be started once more for each GPU.
+        started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
         usage = (
             "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
         )
-        super().__init__(
-            module_class,
-            VisionDataModule,
-            trainer_class=VisionTrainer,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={
-                "max_epochs": 12,
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-            },
-            parser_kwargs={
-                "exit_on_error": False,
-                "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
-                **{
-                    name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
-                    for name, text in SUBCOMMANDS.items()
+        try:
+            super().__init__(
+                module_class,
+                VisionDataModule,
+                trainer_class=VisionTrainer,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={
+                    "max_epochs": 12,
+                    "use_distributed_sampler": False,
+                    "num_sanity_val_steps": 0,
+                    "enable_model_summary": False,
+                    **({} if started else {"devices": 1}),
                 },
-            },
-            args=list(args),
-        )
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
+                    **{
+                        name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
+                        for name, text in SUBCOMMANDS.items()
+                    },
+                },
+                args=list(args),
+            )
+        finally:
+            sys.argv = own
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -268,10 +297,12 @@ class VisionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Chooses the output folder, and makes sure that it can be written to."""
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        stamp = _stamp()
         name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}".lower()
         self.output = Path(self.options.output or Path("outputs", self.task, f"{name}-{stamp}"))
         self.run_name = self.options.run_name or f"{name}-{stamp}"
+        if not self.options.output:
+            sys.argv += ["--output", str(self.output)]
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / ".writable").touch()

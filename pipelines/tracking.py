@@ -71,6 +71,11 @@ def needed() -> Iterator[None]:
             raise TrackingError(
                 f"MLflow at {uri} does not answer: start it, or unset MLFLOW_TRACKING_URI to use the embedded store."
             ) from error
+        if error.get_http_status_code() in (401, 403):
+            raise TrackingError(
+                f"MLflow at {uri} does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or MLFLOW_TRACKING_TOKEN."
+            ) from error
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
 
 

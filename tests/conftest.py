@@ -40,18 +40,24 @@ def _run(command: Callable[[list[str]], object], args: list[str], folder: str, e
     command(args)
 
 
-def start(command: Callable[[list[str]], object], args: list[str], world_size: int = 1) -> list[int | None]:
-    """Runs a command line in as many processes as torchrun would, and returns their exit codes."""
-    environment = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")}
+def start(
+    command: Callable[[list[str]], object], args: list[str], world_size: int = 1, slurm: bool = False
+) -> list[int | None]:
+    """Runs a command line in as many processes as torchrun or srun would, and returns their exit codes."""
+    environment = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "XDG_CACHE_HOME", "PATH")}
     if world_size > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-                        "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
-    ranks = [
-        environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world_size > 1 else {}) for r in range(world_size)
-    ]
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if slurm:
+            environment |= {"SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0",
+                            "SLURM_NTASKS": str(world_size), "SLURM_NTASKS_PER_NODE": str(world_size)}  # fmt: skip
+        else:
+            environment |= {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(world_size),
+                            "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
+    names = ("SLURM_PROCID", "SLURM_LOCALID") if slurm else ("RANK", "LOCAL_RANK")
+    ranks = [environment | (dict.fromkeys(names, str(r)) if world_size > 1 else {}) for r in range(world_size)]
     started = [processes.Process(target=_run, args=(command, args, os.getcwd(), rank)) for rank in ranks]
     for process in started:
         process.start()

@@ -62,24 +62,33 @@ class Notify(L.Callback):
     def __init__(self, address: str, api_key: str) -> None: ...
 
 
+PASSWORD = "correct-horse-battery"
+
+
 class Server:
-    """An `mlflow server` with a store of its own, on a free port."""
+    """An `mlflow server` with a store of its own, on a free port; ``more`` are further arguments of its command."""
 
     current: ClassVar["Server"]
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.folder, self.uri, self.more = folder, f"http://127.0.0.1:{self.port}", more
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1",
                    "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
+                   "--artifacts-destination", str(self.folder / "artifacts"), *self.more]  # fmt: skip
+        environment = os.environ | {
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        }
         with (self.folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder, env=environment
+            )
 
     def answers(self) -> bool:
         with socket.socket() as probe:

@@ -15,12 +15,13 @@ from pipelines.classification import classification
 # 133, 134, 138 and 144 million), Szegedy et al. 2015, He et al. 2016, Huang et al. 2017, Chollet 2017, Howard et al. 2017,
 # Dosovitskiy et al. 2021, Liu et al. 2021 and 2022.
 PUBLISHED = {
-    "mlp": 266_610, "lenet1989": 9_760, "lenet5": 61_706, "alexnet": 60_965_224, "vgg11": 132_863_336,
+    "mlp": 266_610, "lenet1989": 9_760, "lenet4": 16_698, "lenet5": 61_706, "alexnet": 60_965_224, "vgg11": 132_863_336,
     "vgg11_lrn": 132_863_336, "vgg13": 133_047_848, "vgg16_c": 133_638_952, "vgg16": 138_357_544, "vgg19": 143_667_240,
     "googlenet": 13_378_280, "inception_v3": 23_834_568, "resnet18": 11_689_512, "resnet34": 21_797_672,
     "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808, "densenet121": 7_978_856,
     "densenet169": 14_149_480, "densenet201": 20_013_928, "xception": 22_855_952, "mobilenetv1_100": 4_231_976,
-    "mobilenetv2_100": 3_504_872, "mobilenetv3_large_100": 5_483_032, "vit_base_patch16_224": 86_567_656,
+    "mobilenetv2_100": 3_504_872, "mobilenetv3_large_100": 5_483_032,
+    "mobilenetv4_conv_small": 3_774_024, "vit_base_patch16_224": 86_567_656,
     "swin_tiny_patch4_window7_224": 28_288_354, "swin_small_patch4_window7_224": 49_606_258,
     "swin_base_patch4_window7_224": 87_768_224, "convnext_tiny": 28_589_128, "convnext_small": 50_223_688,
     "convnext_base": 88_591_464,
@@ -50,6 +51,7 @@ def size(n: int, kernel: int, stride: int, padding: int) -> int:
     [
         ("lenet1989", 16, [size(16, 5, 2, 2), size(size(16, 5, 2, 2), 5, 2, 2)]),
         ("lenet5", 28, [size(size(28, 5, 1, 2), 2, 2, 0), size(size(14, 5, 1, 0), 2, 2, 0)]),
+        ("lenet4", 28, [size(size(28, 5, 1, 2), 2, 2, 0), size(size(14, 5, 1, 0), 2, 2, 0)]),
         ("alexnet", 224, [size(size(224, 11, 4, 2), 3, 2, 0), size(27, 3, 2, 0), size(13, 3, 2, 0)]),
         ("vgg16_c", 64, [32, 16, 8, 4, 2]),
         ("googlenet", 224, [112, 56, 28, 14, 7]),

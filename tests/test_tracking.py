@@ -19,7 +19,7 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.classification import classification
 from pipelines.cli import expand
 from pipelines.tracking import Journal, flatten, redact, run_id_of
@@ -215,6 +215,73 @@ def test_a_server_that_is_gone_at_the_end_gets_all_of_it_later(
     again = classification(["fit", *LONG, "--register", "later"])
     assert again.rows["registered"] == run().data.tags["registered"] == "models:/later/1"
     assert again.trainer.global_step == first.trainer.global_step
+
+
+@pytest.mark.slow
+def test_a_server_that_asks_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = faults.Server(tmp_path, "--app-name", "basic-auth")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    server.start()
+    try:
+        server.wait()
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
+        with pytest.raises(SystemExit) as end:
+            classification(["fit", *SMALL])
+        message = capsys.readouterr().err
+        assert end.value.code == 2
+        assert "MLFLOW_TRACKING_PASSWORD" in message
+        assert "Traceback" not in message
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", faults.PASSWORD)
+        cli = classification(["fit", *SMALL, "--register", "guarded"])
+        written, there = journal_and_server()
+        assert there == written
+        assert run().info.status == "FINISHED"
+        assert registry.load(cli.rows["registered"]).module.architecture == cli.model.architecture
+        files = [file for file in Path("out").rglob("*") if file.is_file()]
+        assert not [file for file in [*files, tmp_path / "server.db"] if faults.PASSWORD.encode() in file.read_bytes()]
+    finally:
+        server.stop()
+
+
+def test_a_slurm_job_at_its_time_limit_is_put_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "bin" / "scontrol"  # of all of SLURM the only part that is called
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    args = ["fit", *SMALL[:-2], "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0"]
+    fault = [
+        "--trainer.callbacks+=faults.Kill",
+        "--trainer.callbacks.step",
+        "7",
+        "--trainer.callbacks.signal_name",
+        "SIGUSR1",
+    ]
+    assert start(classification, [*args, *fault], 2, slurm=True) == [143, 143]
+    assert (tmp_path / "called").read_text() == "requeue 4242\n"
+    (output,) = Path("outputs/classification").iterdir()
+    assert output.name == "lenet5-digits8x8-slurm-4242.0"
+    before = run(str(output))
+    assert before.info.status == "KILLED"
+    assert (before.data.tags["launcher"], before.data.tags["slurm.job_id"]) == ("slurm", "4242")
+    assert before.data.tags["world_size"] == "2"
+    assert start(classification, args, 2, slurm=True) == [0, 0]
+    assert run(str(output)).info.run_id == before.info.run_id
+    assert run(str(output)).info.status == "FINISHED"
+    assert len(list(Path("outputs/classification").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_one_command_uses_two_devices() -> None:
+    args = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu", *SMALL[:-2]]
+    command = [sys.executable, "-m", "pipelines.classification", "fit", *args, "--data.num_workers", "0"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (output,) = Path("outputs/classification").iterdir()
+    assert run(str(output)).data.tags["world_size"] == "2"
+    assert run(str(output)).info.status == "FINISHED"
 
 
 def test_a_finished_training_is_registered_without_training_again() -> None:

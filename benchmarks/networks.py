@@ -1,0 +1,121 @@
+"""The lectures' networks against each other.
+
+``line`` trains the historical line on Fashion-MNIST, from the perceptron to ConvNeXt and the transformers, with one
+recipe (``configs/classification/historical_line_fashion_mnist.yaml``). From AlexNet on the networks are narrower than
+published, so that each takes minutes on a processor; what distinguishes them is kept. A network that is trained already
+(``outputs/historical_line/NAME``) is not trained again.
+
+``speed`` repeats the lectures' table of ConvNeXt against Swin: images a second without gradients, 224 pixels; on a GPU in
+bfloat16 and channels-last, on a processor in float32.
+
+    python -m benchmarks.networks line [--only lenet5 resnet …]
+    python -m benchmarks.networks speed [--batch_size 256] [--rounds 5]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from torch import nn
+
+from modules import ClassificationModule, create_backbone
+from pipelines.classification import classification
+from pipelines.tracking import run_id_of
+
+RECIPE = Path(__file__).parents[1] / "configs" / "classification" / "historical_line_fashion_mnist.yaml"
+LINE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "MLP, 1980s": ("mlp", "mlp", {}),
+    "LeNet-4, 1994": ("lenet4", "lenet4", {}),
+    "LeNet-5 as published, 1998": ("lenet5_published", "lenet5", {"form": "published"}),
+    "LeNet-5, ReLU and max pooling": ("lenet5", "lenet5", {}),
+    "AlexNet, 2012, 1/8 of the width": ("alexnet", "alexnet", {"width": 0.125}),
+    "VGG A-LRN, 2014, 1/8": ("vgg", "vgg11_lrn", {"width": 0.125}),
+    "GoogLeNet, 2014, 0.15, batch norm": ("googlenet", "googlenet", {"width": 0.15, "norm": True}),
+    "ResNet-18, 2015, 12 to 96 channels": ("resnet", "resnet18", {"channels": [12, 24, 48, 96]}),
+    "DenseNet, 2016, growth 8, 8 layers": ("densenet", "densenet121", {"growth_rate": 8, "block_config": [2, 3, 3]}),
+    "MobileNet v2, 2018, 0.35": ("mobilenet", "mobilenetv2_035", {}),
+    "ViT, 2020, 4 layers of 96": (
+        "vit",
+        "vit_tiny_patch16_224",
+        {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    ),
+    "Swin, 2021, 4 layers, 48 and 96": (
+        "swin",
+        "swin_tiny_patch4_window7_224",
+        {"patch_size": 4, "embed_dim": 48, "depths": [2, 2], "num_heads": [2, 4], "window_size": 8},
+    ),
+    "ConvNeXt, 2022, 6 blocks, 16 to 128": (
+        "convnext",
+        "convnext_atto",
+        {"dims": [16, 32, 64, 128], "depths": [1, 1, 3, 1]},
+    ),
+}
+LECTURES = {"tiny": 1.47, "small": 1.49, "base": 1.46}  # images a second of ConvNeXt over Swin's; tiny 1943.5 / 1325.6
+
+
+def images_per_second(network: nn.Module, images: torch.Tensor, rounds: int, training: bool = False) -> float:
+    """The median over the rounds, after two that do not count."""
+    network.train(training)
+    device, seconds = images.device, []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+            result = network(images)
+        if training:
+            result.float().square().mean().backward()
+            network.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return len(images) / statistics.median(seconds[2:])
+
+
+def line(only: list[str] | None, rounds: int) -> None:
+    """Trains what is not trained yet, and prints the table."""
+    rows = []
+    for title, (name, backbone, options) in LINE.items():
+        if only and name not in only:
+            continue
+        output = Path("outputs", "historical_line", name)
+        args = ["--config", str(RECIPE), "--model.backbone", backbone, "--run_name", name, "--output", str(output),
+                "--model.backbone_options", json.dumps(options), "--experiment", "historical_line"]  # fmt: skip
+        if not (output / "best.ckpt").exists() or "test/accuracy" not in mlflow.get_run(run_id_of(output)).data.metrics:
+            classification(["fit", *args, "--trainer.enable_progress_bar", "false"])
+        metrics = mlflow.get_run(run_id_of(output)).data.metrics
+        module = ClassificationModule(10, in_chans=1, image_size=32, backbone=backbone, backbone_options=options)
+        images = torch.randint(256, (128, 1, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        speeds = [images_per_second(module, images, rounds, training) for training in (True, False)]
+        size = sum(p.numel() for p in module.parameters())
+        accuracy = metrics["test/accuracy"]
+        rows.append(f"| {title} | {size:,} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {accuracy:.2%} |")
+    print("| network | parameters | training, images/s | answering, images/s | test accuracy |\n|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+def speed(batch_size: int, rounds: int) -> None:
+    """Prints the table of ConvNeXt against Swin."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'processor'}, batches of {batch_size}")
+    print("| size | ConvNeXt, images/s | Swin, images/s | ratio | the lectures' ratio |\n|---|---|---|---|---|")
+    for size, ratio in LECTURES.items():
+        names = (f"convnext_{size}", f"swin_{size}_patch4_window7_224")
+        networks = [create_backbone(name).to(device, memory_format=torch.channels_last) for name in names]
+        convnext, swin = (images_per_second(network, images, rounds) for network in networks)
+        print(f"| {size} | {convnext:,.1f} | {swin:,.1f} | {convnext / swin:.2f} | {ratio} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["line", "speed"])
+    parser.add_argument("--only", nargs="+", help="names of networks, such as lenet5")
+    parser.add_argument("--batch_size", type=int, default=256 if torch.cuda.is_available() else 4)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(torch.get_num_threads() if torch.cuda.is_available() else 1)
+    line(given.only, given.rounds) if given.what == "line" else speed(given.batch_size, given.rounds)
