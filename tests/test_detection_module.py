@@ -4,12 +4,15 @@ import contextlib
 import io
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import mlflow
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
@@ -21,7 +24,9 @@ from modules.backbones import BackboneError
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
 from modules.detection.pyramid import Pyramid
+from modules.detection.rcnn import RegionClassifier, propose
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
+from pipelines.registry import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
 DETECTORS = {
@@ -324,6 +329,24 @@ def test_strides_that_make_no_sense_are_refused() -> None:
         small(partial(YOLO, strides=[8, 12]))
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> None:
+    """Through the registry's own files, though made for feature maps its parts have other names, and the last are missing."""
+    torch.manual_seed(0)
+    module = DetectionModule(2, image_size=160, backbone=name, detector=partial(YOLO, strides=[16, 32], width=16))
+    save_model(tmp_path / "model", module, {"image_size": 160, "fit": "pad"}, "detection")
+    log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "pyfunc.py"), pip_requirements=[],
+                                  artifacts={"model": str(tmp_path / "model")}, registered_model_name=f"boxes-{name}")  # fmt: skip
+    address = f"models:/boxes-{name}/{log.registered_model_version}"
+    whole = create_backbone(address, image_size=160)
+    assert whole(torch.zeros(1, 3, 160, 160)).ndim == 2
+    again = DetectionModule(5, image_size=160, backbone=address, detector=partial(YOLO, strides=[16, 32], width=16))
+    image = torch.randint(256, (2, 3, 160, 160), dtype=torch.uint8)
+    with torch.no_grad():
+        mine, its = (m.eval().backbone(m.normalize(image)) for m in (module, again))
+    assert all(torch.equal(one, other) for one, other in zip(mine, its, strict=True))
+
+
 # The module
 
 
@@ -396,3 +419,34 @@ def test_head_and_backbone_learn_at_their_own_rates(yolo: Trained) -> None:
     names = {group["name"] for group in yolo.module.parameter_groups()}
     assert names == {"head", "head.no_decay", "backbone", "backbone.no_decay"}
     assert isinstance(yolo.module.detector, nn.Module)
+
+
+# R-CNN and Fast R-CNN
+
+
+def test_proposals_find_most_objects_without_learning() -> None:
+    source = DigitScenes(train=8, val=8, test=20).sources["test"]
+    hits = []
+    for i in range(20):
+        scene = source[i]
+        regions = propose(scene["image"])
+        assert len(regions) <= 200
+        assert (regions >= 0).all()
+        assert (regions <= 128).all()
+        hits += (box_iou(torch.as_tensor(scene["boxes"]), regions).amax(1) >= 0.5).tolist()
+    assert np.mean(hits) >= 0.85
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_regions_are_classified_and_corrected(shared: bool) -> None:
+    """With features that nothing was learned for, the scenes that it saw are still told from noise."""
+    source = DigitScenes(train=8, val=8, test=8).sources["train"]
+    scenes = [source[i] for i in range(8)]
+    module = DetectionModule(10, image_size=128, backbone="resnet18", backbone_options={"channels": [16, 32, 64, 128]})
+    classifier = RegionClassifier(module, 10, shared, crop=48, count=100).fit([s["image"] for s in scenes], scenes)
+    metric = DetectionMetric(10)
+    for scene in scenes:
+        found = classifier.detect(scene["image"])
+        assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()
+        metric.update([found], [{key: torch.as_tensor(scene[key]) for key in ("boxes", "labels", "ignore")}])
+    assert metric.compute()["ap50"] > 0.3

@@ -29,7 +29,6 @@ from datamodules.images import EXTENSIONS, check_images, read_image, warn_of_sha
 from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.tables import by_split, check_table, read_table
 
-
 KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
 
 
