@@ -1,7 +1,7 @@
 """A compact one-stage detector without anchors, in the line of YOLO: one look at the image, a grid of answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class YOLO(OneStageDetector):
         width: int = 64,
         depth: int = 2,
         bins: int = 16,
-        norm: str = "batch",
+        norm: Literal["batch", "group"] = "batch",
     ) -> None:
         first = smallest_stride(image_size)
         strides = strides or [first, 2 * first, 4 * first]
