@@ -199,3 +199,23 @@ def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) 
                 f"the first: {shared[0]}."
             )
         seen.update(dict.fromkeys(digests, name))
+
+
+def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[tuple[int, int]]:
+    """Squares that cover an image and overlap, evenly spread.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image.
+        side: of the squares; an image that is no larger is one piece.
+        overlap: least share of a square that the next one shows too.
+
+    Returns:
+        The left and top edge of each, row by row.
+    """
+
+    def steps(length: int) -> list[int]:
+        count = 1 + -(-max(0, length - side) // max(1, round(side * (1 - overlap))))
+        return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
+
+    return [(x, y) for y in steps(height) for x in steps(width)]

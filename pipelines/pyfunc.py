@@ -19,10 +19,11 @@ from PIL import Image
 
 from datamodules.augmentations import evaluation
 from datamodules.base import DataError, collate
-from datamodules.images import as_seen, read_image
+from datamodules.images import as_seen, pieces, read_image
 from pipelines.registry import load_model
 
 BATCH = 64
+Pieces = list[tuple[tuple[int, int], dict[str, NDArray[Any]]]]
 
 
 class VisionModel(PythonModel):
@@ -62,12 +63,18 @@ class VisionModel(PythonModel):
         Raises:
             ValueError: it cannot be read; the message names it.
         """
-        return self._sample(image)["image"]
+        return self.transform(image=self._pixels(image))["image"]
 
-    def _sample(self, image: Any) -> dict[str, NDArray[Any]]:
-        """The module's input, with the height and width of the image as it was read."""
-        pixels = self._pixels(image)
-        return {"image": self.transform(image=pixels)["image"], "size": np.array(pixels.shape[:2], np.int64)}
+    def _samples(self, image: Any) -> Pieces:
+        """The image, or its pieces where the module learned from pieces, as the module's input, by their place."""
+        pixels, side = self._pixels(image), self.preprocessing.get("tile")
+        result = []
+        height, width = pixels.shape[:2]
+        for x, y in pieces(height, width, side or max(height, width)):
+            part = pixels[y : y + side, x : x + side] if side else pixels
+            size = np.array(part.shape[:2], np.int64)
+            result.append(((x, y), {"image": self.transform(image=part)["image"], "size": size}))
+        return result
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
         channels = self.preprocessing["in_chans"]
@@ -103,15 +110,15 @@ class VisionModel(PythonModel):
             For each image the answer, or why it cannot be read.
         """
 
-        def read(image: Any) -> dict[str, NDArray[Any]] | ValueError:
+        def read(image: Any) -> Pieces | ValueError:
             try:
-                return self._sample(image)
+                return self._samples(image)
             except ValueError as error:
                 return error
 
         waiting, pool = iter(images), ThreadPoolExecutor()
 
-        def submit() -> list[Future[dict[str, NDArray[Any]] | ValueError]]:
+        def submit() -> list[Future[Pieces | ValueError]]:
             return [pool.submit(read, image) for image in islice(waiting, batch_size)]
 
         try:
@@ -119,15 +126,14 @@ class VisionModel(PythonModel):
             while coming:
                 current, coming = coming, submit()
                 batch = [future.result() for future in current]
-                answers = iter(self._ask([sample for sample in batch if not isinstance(sample, ValueError)]))
-                for sample in batch:
-                    yield sample if isinstance(sample, ValueError) else next(answers)
+                samples = [sample for parts in batch if not isinstance(parts, ValueError) for _, sample in parts]
+                answers = iter([a for i in range(0, len(samples), BATCH) for a in self._ask(samples[i : i + BATCH])])
+                for parts in batch:
+                    yield parts if isinstance(parts, ValueError) else _joined([(at, next(answers)) for at, _ in parts])
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
-        if not samples:
-            return []
         return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -156,6 +162,29 @@ class VisionModel(PythonModel):
                 raise answer
             rows.append(answer)
         return pd.DataFrame(rows)
+
+
+def _joined(parts: list[tuple[tuple[int, int], dict[str, Any]]]) -> dict[str, Any]:
+    """One answer for an image from those for its pieces, which overlap.
+
+    Of boxes of the same label of which one covers half of the other or more, the most certain is kept.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    found = [
+        ([box[0] + x, box[1] + y, box[2] + x, box[3] + y], label, score)
+        for (x, y), answer in parts
+        for box, label, score in zip(answer["boxes"], answer["labels"], answer["scores"], strict=True)
+    ]
+    kept: dict[str, list[Any]] = {"boxes": [], "labels": [], "scores": []}
+    for box, label, score in sorted(found, key=lambda each: -each[2]):
+        others = np.array([b for b, k in zip(kept["boxes"], kept["labels"], strict=True) if k == label]).reshape(-1, 4)
+        shared = np.clip(np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2]), 0, None).prod(1)
+        smaller = np.minimum((others[:, 2:] - others[:, :2]).prod(1), (box[2] - box[0]) * (box[3] - box[1]))
+        if not (shared > 0.5 * smaller).any():
+            for key, value in zip(kept, (box, label, score), strict=True):
+                kept[key].append(value)
+    return kept
 
 
 if __name__ != "pipelines.pyfunc":  # MLflow runs this file as a script

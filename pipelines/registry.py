@@ -30,8 +30,9 @@ from modules import VisionModule
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
-    "albumentations", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy", "opencv-python-headless", "pandas",
-    "pillow", "pyarrow", "rich", "safetensors", "scikit-learn", "timm", "torch", "torchmetrics", "torchvision",
+    "albumentations", "faster-coco-eval", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy",
+    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "rich", "safetensors", "scikit-learn", "timm",
+    "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
@@ -335,6 +336,22 @@ def show(name: str) -> str:
     return _table(["version", "aliases", "data", "run", "figures"], rows)
 
 
+def learned_from(folder: Path) -> VisionDataModule:
+    """The data that a saved model learned from.
+
+    Args:
+        folder: what `save_model` wrote.
+
+    Raises:
+        ValueError: the model does not say.
+    """
+    saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
+    name = saved["class_path"].rsplit(".", 1)[-1] if saved else None
+    if name not in datamodules.__all__:
+        raise ValueError(f"{folder} does not say which data it learned from.")
+    return getattr(datamodules, name)(**saved.get("init_args", {}))
+
+
 def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
     """Measures a saved model on the test split of the data it learned from.
 
@@ -349,12 +366,7 @@ def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, fl
         ValueError: the model does not say what it learned from.
     """
     module, _ = load_model(folder)
-    if data is None:
-        saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
-        name = saved["class_path"].rsplit(".", 1)[-1] if saved else None
-        if name not in datamodules.__all__:
-            raise ValueError(f"{folder} does not say which data it learned from.")
-        data = getattr(datamodules, name)(**saved.get("init_args", {}))
+    data = data or learned_from(folder)
     trainer = L.Trainer(
         logger=False, enable_progress_bar=False, use_distributed_sampler=False, enable_model_summary=False
     )

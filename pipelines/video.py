@@ -13,6 +13,7 @@ from datamodules import DataError
 from modules import VisionModule
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
 BATCH = 16  # frames that are held together: a film's are large
 Frame = NDArray[np.uint8]
 
@@ -102,7 +103,7 @@ class Tracker:
         if not hasattr(module, "threshold"):
             raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
         self.threshold: Any = module.threshold
-        self.sure = float(self.threshold)
+        self.sure = float(module.threshold)  # type: ignore[arg-type]
         self._tracker = ByteTrackTracker(
             frame_rate=rate,
             track_activation_threshold=self.sure,
@@ -118,7 +119,10 @@ class Tracker:
         self.threshold.fill_(self.sure)
 
     def follow(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer with ``ids``: a number for each object, or None for one that is not followed yet."""
+        """The answer with ``ids``: a number for each object, or None for one that is not followed yet.
+
+        Where several labels are found at one place, there is one object: that of the most certain.
+        """
         import supervision as sv
 
         count = len(answer["boxes"])
@@ -127,12 +131,14 @@ class Tracker:
             confidence=np.asarray(answer["scores"], np.float32),
             class_id=np.zeros(count, int),
             data={"place": np.arange(count)},
-        )
+        ).with_nms(SAME_PLACE, class_agnostic=True)
         found = self._tracker.update(given)
         numbers = dict.fromkeys(range(count), -1)
         if len(found):
-            numbers |= dict(zip(found.data["place"].tolist(), map(int, found.tracker_id), strict=True))
-        told = [k for k in range(count) if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
+            ids: Any = found.tracker_id
+            numbers |= dict(zip(map(int, found.data["place"]), map(int, ids), strict=True))
+        places = sorted(map(int, given.data["place"])) if count else []
+        told = [k for k in places if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
         lists = {key: [value[k] for k in told] for key, value in answer.items() if isinstance(value, list)}
         return answer | lists | {"ids": [numbers[k] if numbers[k] >= 0 else None for k in told]}
 

@@ -62,7 +62,7 @@ def start(
     for process in started:
         process.start()
     for process in started:
-        process.join(120)
+        process.join(300)
         if process.exitcode is None:
             process.kill()
     return [process.exitcode for process in started]

@@ -15,7 +15,7 @@ from datamodules.augmentations import evaluation
 from datamodules.detection import BoxFiles, Mixing
 from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
-from pipelines import registry
+from pipelines import convert, registry
 from pipelines.detection import detection
 from pipelines.pyfunc import VisionModel
 
@@ -325,6 +325,32 @@ def test_tiles_cover_an_image_and_keep_what_can_be_seen_in_them() -> None:
 # What the network is given
 
 
+def test_a_model_that_learned_from_pieces_is_shown_pieces() -> None:
+    module = DetectionModule(2, ["a", "b"], image_size=64, backbone="resnet10t")
+    data = CSVDetection("boxes.csv", tile=64)
+    registry.save_model(Path("model"), module, data.preprocessing, "detection")
+    model = VisionModel().load(Path("model"), "cpu")
+    image = np.zeros((100, 150, 3), np.uint8)
+    image[40:60, 70:90] = 255  # in the overlap of four pieces, and cut off by some
+    image[5:15, 5:15] = 200
+
+    def answers(batch: dict[str, Any]) -> list[dict[str, Any]]:
+        assert batch["image"].shape[1:] == (3, 64, 64)
+        found = []
+        for picture in batch["image"].numpy()[:, 0]:
+            boxes = [boxes_of([(picture == grey).astype(np.uint8)])[0] for grey in (255, 200)]
+            seen = [(box.tolist(), name) for box, name in zip(boxes, "ab", strict=True) if box[2] > box[0]]
+            scores = [(b[2] - b[0]) * (b[3] - b[1]) / 401 for b, _ in seen]
+            found.append({"boxes": [b for b, _ in seen], "labels": [n for _, n in seen], "scores": scores})
+        return found
+
+    model.module.answers = answers  # type: ignore[method-assign]
+    (answer,) = model.stream([image])
+    assert answer["boxes"] == [[70, 40, 90, 60], [5, 5, 15, 15]]
+    assert answer["labels"] == ["a", "b"]
+    assert "tile" not in scenes().preprocessing
+
+
 def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() -> None:
     image = np.zeros((50, 80, 3), np.uint8)
     image[20:40, 60:70] = 255
@@ -422,7 +448,7 @@ def test_masks_class_map_and_boxes_agree_after_mixing(mixing: Mixing) -> None:
 
 def test_mixup_shows_two_pictures_with_the_objects_of_both() -> None:
     plain = scenes(augmentation="none").dataset("train", True)
-    mixed = scenes(augmentation="none", mixing=Mixing(mixup=1)).dataset("train", True)
+    mixed = scenes(augmentation="none", mixing={"mixup": 1}).dataset("train", True)
     for i in range(4):
         one, both = plain[i, 0], mixed[i, 0]
         count = len(one["labels"])
@@ -493,3 +519,14 @@ def test_a_mistake_on_the_command_line_is_one_paragraph(capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert message in error
         assert len(error) < 500
+
+
+def test_scenes_are_converted_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.scene_size", "32", "--data.train", "3", "--data.val", "1", "--data.test", "0"]
+    convert.main(["out", "--data", "DigitScenes", *small, "--form", "yolo"])
+    assert "3 train, 1 val" in capsys.readouterr().out
+    assert len(YOLODetection("out").sources["train"]) == 3
+    with pytest.raises(SystemExit) as end:
+        convert.main(["out", "--data", "DigitScenes", *small])
+    assert end.value.code == 2
+    assert "is there already" in capsys.readouterr().err

@@ -2,12 +2,18 @@
 
 import base64
 import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -121,3 +127,12 @@ def test_the_backbone_of_a_registered_model_starts_another_training(trained: Vis
         assert value.equal(taken[key]), key
     again = registry.load("models:/next/1").module
     assert again.backbone.conv1.weight.equal(taken["conv1.weight"])
+
+
+def test_a_served_model_asks_for_all_that_it_imports() -> None:
+    code = "import sys, pipelines.pyfunc; print(*{name.partition('.')[0] for name in sys.modules})"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    known = packages_distributions()
+    used = {package.lower().replace("_", "-") for name in imported for package in known.get(name, [])}
+    direct = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert used & {re.split(r"[\[<>=]", name)[0] for name in direct} == set(registry.NEEDED)

@@ -61,11 +61,13 @@ def test_objects_keep_their_numbers_while_they_move_pass_fade_and_hide() -> None
                 boxes = truth(time)
                 order = np.random.default_rng(time).permutation(len(boxes))
                 scores = [0.2 if time in (6, 7) and k == 0 else 0.9 for k in order]
+                twin = [[value + 1 for value in boxes[1]]]  # taken for another digit too, less certainly
                 stray = [[5.0, 100.0, 20.0, 120.0]] if time == 5 else []
-                answer = {"boxes": [boxes[k] for k in order] + stray, "labels": [str(k) for k in order] + ["9"] * len(stray),
-                          "scores": scores + [0.2] * len(stray)}  # fmt: skip
+                answer = {"boxes": [boxes[k] for k in order] + twin + stray,
+                          "labels": [str(k) for k in order] + ["7"] + ["9"] * len(stray),
+                          "scores": scores + [0.7] + [0.2] * len(stray)}  # fmt: skip
                 found = tracker.follow(answer)
-                assert len(found["boxes"]) == len(found["scores"]) == len(boxes), "a faint stray one is not told"
+                assert len(found["boxes"]) == len(found["scores"]) == len(boxes), "no faint stray one, no twin"
                 seen.append(dict(zip(found["labels"], found["ids"], strict=True)))
         assert float(module.threshold) == 0.5
         assert seen[0] == {"0": None, "1": None, "2": None}
@@ -97,9 +99,8 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
     plain = model.predict(None, frames).to_dict("records")
     assert any(answer["boxes"] for answer in plain)
     for row, answer in zip(rows, plain, strict=True):
-        told = {tuple(box) for box in row["boxes"]}
-        assert {tuple(box) for box in answer["boxes"]} <= told, "all that is certain, and what is followed"
-        assert len(row["ids"]) == len(row["boxes"])
+        assert len(row["ids"]) == len(row["boxes"]) == len(row["scores"]) == len(row["labels"])
+        assert row["boxes"][0] == answer["boxes"][0]
 
     drawn = list(video.Video("out/film.mp4"))
     assert len(drawn) == FRAMES

@@ -152,7 +152,10 @@ class DetectionDataModule(VisionDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.augmentation, self.mixing = augmentation, mixing or Mixing()
+        self.augmentation = augmentation
+        self.mixing = (
+            Mixing(**mixing) if isinstance(mixing, dict) else mixing or Mixing()
+        )  # as a registered model has it
         self.image_size = image_size or self.native_size
         self.flip = self.native_flip if flip is None else flip
         for name in ("mosaic", "mixup", "copy_paste"):

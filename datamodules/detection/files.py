@@ -25,7 +25,7 @@ from datamodules.annotations import (
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.detection.base import DetectionDataModule, Mixing
-from datamodules.images import EXTENSIONS, check_images, read_image, warn_of_shared
+from datamodules.images import EXTENSIONS, check_images, pieces, read_image, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.tables import by_split, check_table, read_table
 
@@ -39,18 +39,14 @@ class BoxSource:
         annotations: images, boxes and, where there are to be masks, outlines.
         channels: 3 to read RGB, 1 to read grey.
         tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
-        overlap: share of a piece that the next one shows too.
     """
 
-    def __init__(
-        self, annotations: Annotations, channels: int = 3, tile: int | None = None, overlap: float = 0.2
-    ) -> None:
+    def __init__(self, annotations: Annotations, channels: int = 3, tile: int | None = None) -> None:
         self.annotations, self.channels, self.tile = annotations, channels, tile
         windows = [
             (i, x, y)
             for i, (height, width) in enumerate(annotations.sizes.tolist())
-            for y in _steps(height, tile, overlap)
-            for x in _steps(width, tile, overlap)
+            for x, y in pieces(height, width, tile or max(height, width))
         ]
         self.windows = np.array(windows, np.int64).reshape(-1, 3)
         self._kept: dict[int, Sample] = {}  # images of which further pieces will be asked for
@@ -120,14 +116,6 @@ class BoxSource:
         return sample | {"size": np.array(sample["image"].shape[:2], np.int64)}
 
 
-def _steps(length: int, tile: int | None, overlap: float) -> list[int]:
-    """Where pieces of a length begin, so that they cover it and none is much smaller than the others."""
-    if not tile or length <= tile:
-        return [0]
-    count = 1 + -(-(length - tile) // max(1, round(tile * (1 - overlap))))
-    return np.linspace(0, length - tile, count).round().astype(int).tolist()
-
-
 class BoxFiles(DetectionDataModule):
     """Base of the formats: images and boxes are checked once, before training.
 
@@ -182,6 +170,11 @@ class BoxFiles(DetectionDataModule):
     def name(self) -> str:  # type: ignore[override]
         """The folder's or file's name."""
         return Path(self.root).resolve().stem
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """See `VisionDataModule.preprocessing`; a model that learned from pieces is shown pieces."""
+        return super().preprocessing | ({"tile": self.tile} if self.tile else {})
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """The images of each split (``all`` where nothing is split) and the names of the classes."""

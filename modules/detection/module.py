@@ -233,7 +233,7 @@ class DetectionModule(VisionModule):
         colours = [self.label_names.index(label) for label in answer["labels"]]
         if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
             captions = [
-                f"#{k} {text}" if k is not None else text for k, text in zip(answer["ids"], captions, strict=True)
+                f"#{k}: {text}" if k is not None else text for k, text in zip(answer["ids"], captions, strict=True)
             ]
             colours = [k if k is not None else 0 for k in answer["ids"]]
         boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
