@@ -130,7 +130,7 @@ def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
     return folder, module
 
 
-@pytest.mark.parametrize("kind", [YOLO, FCOS, RetinaNet])
+@pytest.mark.parametrize("kind", [YOLO, FCOS, pytest.param(RetinaNet, marks=pytest.mark.slow)])
 def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Path) -> None:
     folder, module = detector(kind, tmp_path / "saved")
     said = export.export(str(folder), Path("boxes.onnx"))
