@@ -353,38 +353,42 @@ def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> 
 class Trained:
     """What a detector learned of eight scenes."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, folder: Path) -> None:
         detector, steps = DETECTORS[kind]
         self.data = DigitScenes(scene_size=64, train=8, val=8, test=8, batch_size=8, augmentation="none")
         source: Any = self.data.sources["train"]
         source.extent = (0.3, 0.6)  # of 64 pixels
         self.data.sources["val"] = source
-        self.module = small(detector, optimization=Optimization(lr=4e-3))
+        self.module = small(detector, optimization=Optimization(lr=4e-3, ema_decay=0.9))
         trainer = L.Trainer(
             max_epochs=steps, check_val_every_n_epoch=steps, logger=False, enable_checkpointing=False, accelerator="cpu",
             enable_progress_bar=False, num_sanity_val_steps=0, use_distributed_sampler=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(self.module, self.data)
+        trainer.save_checkpoint(folder / "eight.ckpt")
+        self.checkpoint = torch.load(folder / "eight.ckpt", weights_only=True)["state_dict"]
         self.metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         self.module.eval()
 
 
 @pytest.fixture(scope="module")
-def yolo() -> Trained:
-    return Trained("yolo")
+def yolo(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained("yolo", tmp_path_factory.mktemp("yolo"))
 
 
 def test_yolo_learns_eight_scenes(yolo: Trained) -> None:
     assert yolo.metrics["val/ap50"] >= 0.99
     assert yolo.metrics["val/f1"] >= 0.97
+    # Also where weights are averaged, of which the threshold is none.
     assert float(yolo.module.threshold) == pytest.approx(yolo.metrics["val/threshold"])
+    assert float(yolo.checkpoint["threshold"]) == pytest.approx(yolo.metrics["val/threshold"])
 
 
 @pytest.mark.parametrize(
     "kind", ["fcos", *(pytest.param(k, marks=pytest.mark.slow) for k in ("retinanet", "faster_rcnn"))]
 )
-def test_the_other_detectors_learn_eight_scenes(kind: str) -> None:
-    assert Trained(kind).metrics["val/ap50"] >= 0.99
+def test_the_other_detectors_learn_eight_scenes(kind: str, tmp_path: Path) -> None:
+    assert Trained(kind, tmp_path).metrics["val/ap50"] >= 0.99
 
 
 def test_answers_are_in_pixels_of_the_image_as_it_was_read(yolo: Trained) -> None:
