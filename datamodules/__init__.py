@@ -16,6 +16,7 @@ from datamodules.classification import (
     FashionMNIST,
     ImageFolder,
     Manifest,
+    UnlabelledFolder,
 )
 from datamodules.detection import (
     COCODetection,
@@ -25,6 +26,7 @@ from datamodules.detection import (
     VOCDetection,
     YOLODetection,
 )
+from datamodules.points import PointCloud
 
 __all__ = [
     "CIFAR10",
@@ -42,6 +44,8 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "Manifest",
+    "PointCloud",
+    "UnlabelledFolder",
     "VOCDetection",
     "VisionDataModule",
     "YOLODetection",

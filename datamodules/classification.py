@@ -503,6 +503,15 @@ class ImageFolder(_Files):
         return self._check(sources)
 
 
+class UnlabelledFolder(ImageFolder):
+    """All images in a folder and in those below, without labels; or below ``train``, ``val`` and ``test`` in it.
+
+    For tasks that need none, such as autoencoding. Batches are as those of `ImageFolder`, with label 0.
+    """
+
+    label_names: ClassVar[list[str]] = ["."]  # the one class is the folder itself
+
+
 class Manifest(_Files):
     """A CSV or Parquet table with a row for each image.
 

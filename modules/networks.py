@@ -1,4 +1,5 @@
-"""The lectures' networks that timm lacks, registered with timm: MLP, LeNet, AlexNet, two of VGG's, GoogLeNet."""
+"""The lectures' networks that timm lacks, registered with timm: MLP, LeNet, AlexNet, two of VGG's, GoogLeNet; and a
+small convnet."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -238,6 +239,36 @@ class LeNet5(Network):
         super().__init__(body, neck, 84, (("pool1", 6, 2), ("pool2", 16, 4)), num_classes, drop_rate)
 
 
+class ConvNet(Network):
+    """A small convnet for small images: 3×3 convolutions with stride 2, group normalisation (Wu & He 2018,
+    arXiv:1803.08494, which depends on no other image) and ReLU. Its features are the last map, flattened.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        channels: channels of each convolution, multiples of eight; each halves the side.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        channels: Sequence[int] = (32, 64, 128),
+        drop_rate: float = 0.0,
+    ) -> None:
+        body: dict[str, nn.Module] = {}
+        stages, side, before = list[tuple[str, int, int]](), _side(img_size), in_chans
+        for n, after in enumerate(channels, 1):
+            conv = nn.Conv2d(before, after, 3, 2, 1, bias=False)
+            body[f"block{n}"] = nn.Sequential(conv, nn.GroupNorm(8, after), nn.ReLU())
+            stages.append((f"block{n}", after, 2**n))
+            side, before = -(-side // 2), after
+        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+
+
 def _fully_connected(channels: int, side: int, width: float, drop_rate: float) -> tuple[nn.Module, int]:
     """The two layers of 4,096 units of AlexNet and VGG."""
     hidden = round(4096 * width)
@@ -472,6 +503,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "lenet1989.untrained": _cfg(16, 1, 10, "h1.0"),
         "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
+        "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "alexnet.untrained": _cfg(fixed_input_size=True),
         "vgg11_lrn.untrained": _cfg(first_conv="block1.0"),
         "vgg16_c.untrained": _cfg(first_conv="block1.0"),
@@ -506,6 +538,13 @@ def lenet4(pretrained: bool = False, **kwargs: Any) -> Network:
 def lenet5(pretrained: bool = False, **kwargs: Any) -> Network:
     """LeNet-5; ``form="published"`` for tanh and average pooling."""
     return _build(LeNet5, "lenet5", pretrained, 2, **kwargs)
+
+
+@register_model
+def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
+    """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
+    levels = len(kwargs.get("channels", (32, 64, 128)))
+    return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
 
 
 @register_model

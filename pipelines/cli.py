@@ -492,13 +492,7 @@ def main(
         default_data: class path of the data that a run without arguments learns from.
         args: the command line; None takes the process's own. Without any argument it is ``fit``.
     """
-    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    quieten()
     given = list(sys.argv[1:] if args is None else args)
     try:
         cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
@@ -510,6 +504,17 @@ def main(
             raise
         _refuse(str(mistake))
     return cli
+
+
+def quieten() -> None:
+    """Silences what libraries say that no user can act on."""
+    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def _refuse(message: str) -> NoReturn:

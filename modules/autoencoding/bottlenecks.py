@@ -1,0 +1,207 @@
+"""What the code is: a plain vector or map, a distribution, or entries of a codebook."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.autoencoding.parts import Draws, Part, Shape, within
+
+
+@dataclass
+class Code:
+    """What a bottleneck makes of a batch.
+
+    Args:
+        value: float B×…, what the decoder is given.
+        saved: what is kept of it: numbers or, as int64, the places in a codebook.
+        loss: float B, what the bottleneck adds to the loss, or 0.
+        kl: float B×…, the Kullback-Leibler divergence of each unit in nats, of a distribution.
+        mean: float B×…, the mean of a distribution; ``value`` for others.
+    """
+
+    value: Tensor
+    saved: Tensor
+    loss: Tensor | float = 0.0
+    kl: Tensor | None = None
+    mean: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class Bottleneck(Part):
+    """Turns features into a code. `build` makes its layers, once the features are known.
+
+    Args:
+        size: numbers in the code, or channels of a map.
+        spatial: keep the code a map, with the places of the encoder's last features.
+    """
+
+    entries = 0  # of a codebook
+    shape: Shape  # of the code of an image, as the decoder is given it
+
+    def __init__(self, size: int = 32, spatial: bool = False) -> None:
+        super().__init__()
+        within("size", size, 1)
+        self.size, self.spatial = size, spatial
+
+    def build(self, features: Shape) -> None:
+        """Makes the layers.
+
+        Args:
+            features: shape of an image's features, K×H×W or K.
+        """
+        raise NotImplementedError
+
+    def _layer(self, features: Shape, size: int) -> nn.Module:
+        """From features to ``size`` numbers or channels; sets `shape` for ``self.size`` of them."""
+        if self.spatial and len(features) == 3:
+            self.shape = (self.size, *features[1:])
+            return nn.Conv2d(features[0], size, 1)
+        self.shape = (self.size,)
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), size))
+
+    @property
+    def bits(self) -> float:
+        """Bits of a code as it is saved: 16 for each number."""
+        return 16.0 * math.prod(self.shape)
+
+    def load(self, saved: Tensor) -> Tensor:
+        """What the decoder is given, from what was saved of a code."""
+        return saved.float().view(len(saved), *self.shape)
+
+    def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
+        """Codes of a batch.
+
+        Args:
+            features: float B×K×H×W or B×K.
+            draws: random numbers.
+            progress: how much of the training is done, in [0, 1].
+        """
+        raise NotImplementedError
+
+
+class Plain(Bottleneck):
+    """Numbers, as they are or after an activation.
+
+    Args:
+        size: numbers in the code, or channels of a map.
+        spatial: keep the code a map.
+        activation: such as ``torch.nn.ReLU`` or `TopK` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
+    """
+
+    def __init__(self, size: int = 32, spatial: bool = False, activation: nn.Module | None = None) -> None:
+        super().__init__(size, spatial)
+        self.activation = activation
+
+    def build(self, features: Shape) -> None:
+        """See `Bottleneck`."""
+        self.project = self._layer(features, self.size)
+
+    def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
+        """See `Bottleneck`."""
+        value = self.project(features)
+        if self.activation is not None:
+            value = self.activation(value)
+        return Code(value, value, mean=value)
+
+
+class TopK(Part):
+    """Keeps the largest activations of each code, as far as they are positive, and makes the rest zero (Makhzani & Frey
+    2014, arXiv:1312.5663): an activation for `Plain` that is sparse by itself. In a map it compares channels.
+
+    Args:
+        active: how many are kept.
+    """
+
+    def __init__(self, active: int = 16) -> None:
+        super().__init__()
+        within("active", active, 1)
+        self.active = active
+
+    def forward(self, value: Tensor) -> Tensor:
+        """float B×size×… to the same shape."""
+        largest = value.topk(min(self.active, value.shape[1]), 1)
+        return torch.zeros_like(value).scatter(1, largest.indices, largest.values.relu())
+
+
+class Variational(Bottleneck):
+    """A Gaussian for each number, held near N(0, 1) (Kingma & Welling 2014, arXiv:1312.6114; β: Higgins et al. 2017).
+
+    Training draws the code from it. So does evaluation for the ELBO, with one sample an image; what is saved and shown
+    is the mean.
+
+    Args:
+        size: numbers in the code, or channels of a map.
+        spatial: keep the code a map.
+        beta: weight of the divergence in the loss.
+        warmup: share of the training in which the weight rises from zero, in [0, 1].
+    """
+
+    def __init__(self, size: int = 32, spatial: bool = False, beta: float = 1.0, warmup: float = 0.1) -> None:
+        super().__init__(size, spatial)
+        within("beta", beta, 0)
+        within("warmup", warmup, 0, 1)
+        self.beta, self.warmup = beta, warmup
+
+    def build(self, features: Shape) -> None:
+        """See `Bottleneck`."""
+        self.project = self._layer(features, 2 * self.size)
+
+    def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
+        """See `Bottleneck`."""
+        mean, log_variance = self.project(features).float().chunk(2, 1)
+        log_variance = log_variance.clamp(-15, 15)
+        value = mean + (0.5 * log_variance).exp() * draws.normal(*mean.shape[1:])
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        weight = self.beta * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+        return Code(value, mean, weight * kl.flatten(1).sum(1), kl, mean)
+
+
+class VectorQuantized(Bottleneck):
+    """At each place of the map the nearest entry of a codebook (van den Oord et al. 2017, arXiv:1711.00937, equation 3).
+
+    The gradient passes straight through. Entries have few dimensions, which keeps more of them in use (Yu et al. 2022,
+    arXiv:2110.04627, section 3.2).
+
+    Args:
+        entries: size of the codebook.
+        size: dimensions of an entry.
+        commitment: weight of the pull of the features towards their entries.
+    """
+
+    def __init__(self, entries: int = 256, size: int = 8, commitment: float = 0.25) -> None:
+        super().__init__(size, spatial=True)
+        within("entries", entries, 2, 65536)
+        self.entries, self.commitment = entries, commitment
+
+    def build(self, features: Shape) -> None:
+        """See `Bottleneck`."""
+        self.project = self._layer(features, self.size)
+        self.codebook = nn.Parameter(torch.randn(self.entries, self.size))
+
+    @property
+    def bits(self) -> float:
+        """Bits of a code as it is saved: 8 or 16 for each place."""
+        return (8.0 if self.entries <= 256 else 16.0) * math.prod(self.shape[1:])
+
+    def load(self, saved: Tensor) -> Tensor:
+        """See `Bottleneck`."""
+        places = self.shape[1:]
+        return self.codebook[saved.long()].view(len(saved), -1, self.size).mT.reshape(len(saved), self.size, *places)
+
+    def quantize(self, value: Tensor) -> Tensor:
+        """Places in the codebook of float B×size×…, int64 B×…."""
+        flat = value.flatten(2).mT if value.ndim > 2 else value[:, None]
+        distance = flat.square().sum(2, keepdim=True) - 2 * flat @ self.codebook.mT + self.codebook.square().sum(1)
+        return distance.argmin(2).view(len(value), *value.shape[2:])
+
+    def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
+        """See `Bottleneck`."""
+        value = self.project(features).float()
+        index = self.quantize(value)
+        entry = self.load(index)
+        pull = F.mse_loss(entry, value.detach(), reduction="none") + self.commitment * F.mse_loss(
+            value, entry.detach(), reduction="none"
+        )
+        return Code(value + (entry - value).detach(), index, pull.flatten(1).sum(1), mean=entry)

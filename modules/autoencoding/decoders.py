@@ -1,0 +1,115 @@
+"""From a code to an image."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from modules.autoencoding.parts import Part, Shape, within
+
+
+class Decoder(Part):
+    """Turns a code into an image. `build` makes its layers, once the code and the images are known."""
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """Makes the layers.
+
+        Args:
+            code: shape of an image's code, a vector or C×H×W.
+            channels: channels of the images.
+            side: side of the images, in pixels.
+        """
+        raise NotImplementedError
+
+    def forward(self, code: Tensor) -> Tensor:
+        """float B×code to float B×channels×side×side, without bounds."""
+        raise NotImplementedError
+
+
+class _Doubling(Decoder):
+    """Projects the code to a small map and doubles its side until it covers the image.
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        within("width", width, 1)
+        self.width = width
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        raise NotImplementedError
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        if len(code) == 3:
+            steps, start = max(0, math.ceil(math.log2(side / code[1]))), code[1]
+        else:  # from a map of four to seven places
+            steps = max(0, int(math.log2(side / 4)))
+            start = -(-side // 2**steps)
+        widths = [min(512, self.width * 2 ** (steps - 1 - k)) for k in range(steps)] or [self.width]
+        if len(code) == 3:
+            self.project: nn.Module = nn.Conv2d(code[0], widths[0], 3, padding=1)
+        else:
+            dense = nn.Linear(math.prod(code), widths[0] * start**2)
+            self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], start, start)))
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, [*widths[1:], channels], strict=True):
+            layers += [nn.ReLU(), self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1)]
+        self.layers, self.side = nn.Sequential(*layers), side
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return self.layers(self.project(code))[..., : self.side, : self.side]
+
+
+class TransposedConvolutions(_Doubling):
+    """Project and reshape, then transposed 4×4 convolutions of stride 2 (Radford et al. 2016, arXiv:1511.06434, figure 1,
+    without its batch normalisation: any normalisation here takes brightness away, and cost 60 % more error).
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+    """
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        return nn.ConvTranspose2d(before, after, 4, 2, 1)
+
+
+class UpsampledConvolutions(_Doubling):
+    """The nearest value repeated, then a 3×3 convolution, which makes no checkerboard (Odena et al. 2016,
+    doi:10.23915/distill.00003); it costs more.
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+    """
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1))
+
+
+class Dense(Decoder):
+    """Fully connected layers; without hidden ones, each unit of the code adds its own picture.
+
+    Args:
+        hidden: sizes of the hidden layers.
+    """
+
+    def __init__(self, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.hidden = tuple(hidden)
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        layers: list[nn.Module] = [nn.Flatten()]
+        size = math.prod(code)
+        for width in self.hidden:
+            layers += [nn.Linear(size, width), nn.ReLU()]
+            size = width
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side))
+        )
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return self.layers(code)

@@ -1,0 +1,175 @@
+"""The masked autoencoder for vision transformers."""
+
+from typing import Any, ClassVar, cast
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from modules.autoencoding.figures import named_rows, to_uint8
+from modules.autoencoding.parts import Draws
+from modules.base import Optimization, Stage, VisionModule
+from modules.networks import BackboneError
+
+PICTURED = 12  # images in the picture
+
+
+class _Visible(nn.Module):
+    """Stands where timm's transformers drop patches, and keeps those that are asked for; None keeps all.
+
+    Args:
+        prefix: tokens before the patches'.
+    """
+
+    kept: Tensor | None = None
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """float B×(prefix + N)×D to float B×(prefix + kept)×D."""
+        if self.kept is None:
+            return tokens
+        index = self.kept[:, :, None].expand(-1, -1, tokens.shape[2])
+        return torch.cat([tokens[:, : self.prefix], tokens[:, self.prefix :].gather(1, index)], 1)
+
+
+class MaskedAutoencodingModule(VisionModule):
+    """A vision transformer sees a few patches of an image, a small one after it draws the rest (He et al. 2022,
+    arXiv:2111.06377). It is there to train the backbone for another task, not to compress.
+
+    The loss is the mean squared error over the masked patches. Measured are MSE and PSNR over them for values in [0, 1];
+    in evaluation an image's mask depends on nothing but the image.
+
+    Args:
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: a plain vision transformer of timm.
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``patch_size``, ``embed_dim``, ``depth``.
+        share: share of the patches that are masked, in (0, 1).
+        decoder_dim: width of the second transformer.
+        decoder_depth: its blocks.
+        decoder_heads: heads of each.
+        normalize_patches: let mean and standard deviation of each patch be given, so that only the rest is learned; the
+            paper's features are better with it. Pictures and MSE then use the true ones.
+        optimization: how it is trained.
+    """
+
+    monitor: ClassVar[str] = "val/loss"
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "vit_tiny_patch16_224",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        share: float = 0.75,
+        decoder_dim: int = 128,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        normalize_patches: bool = True,
+        optimization: Optimization | None = None,
+    ) -> None:
+        super().__init__(
+            backbone, pretrained, in_chans, image_size, 0, backbone_options, optimization, channels_last=False
+        )
+        if not isinstance(self.backbone, VisionTransformer):
+            raise BackboneError(
+                f"{backbone} is no plain vision transformer, which a masked autoencoder needs: choose one, such as "
+                "vit_tiny_patch16_224, or train python -m pipelines.autoencoding with --model.noise Masking."
+            )
+        self.in_chans, self.image_size, self.share = in_chans, image_size, share
+        self.normalize_patches = normalize_patches
+        self.decoder_options = {"dim": decoder_dim, "depth": decoder_depth, "heads": decoder_heads}
+        self.patch = cast(int, self.backbone.patch_embed.patch_size[0])
+        patches = cast(int, self.backbone.patch_embed.num_patches)
+        self.masked = round(share * patches)
+        if not 0 < self.masked < patches:
+            raise BackboneError(f"--model.share {share} masks {self.masked} of {patches} patches: some must be left.")
+        self.visible = _Visible(self.backbone.num_prefix_tokens)
+        self.backbone.patch_drop = self.visible  # type: ignore[assignment]
+        self.embed = nn.Linear(self.backbone.num_features, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.positions = nn.Parameter(torch.randn(1, patches, decoder_dim) * 0.02)
+        self.blocks = nn.Sequential(*(Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)))
+        self.norm = nn.LayerNorm(decoder_dim)
+        self.predict = nn.Linear(decoder_dim, self.patch**2 * in_chans)
+        self._pictured: dict[str, Tensor] = {}
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        options = {f"decoder_{name}": value for name, value in self.decoder_options.items()}
+        own = {"share": self.share, "normalize_patches": self.normalize_patches}
+        return {"in_chans": self.in_chans, "image_size": self.image_size, **self.backbone.recipe, **own, **options}
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """float B×C×S×S to float B×N×(p²·C), row by row."""
+        p = self.patch
+        return image.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """float B×N×(p²·C) to float B×C×S×S."""
+        p, side = self.patch, self.image_size // self.patch
+        return patches.view(-1, side, side, p, p, self.in_chans).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def reconstruct(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Draws a mask and fills it in.
+
+        Args:
+            image: uint8 B×C×S×S.
+            draws: random numbers.
+
+        Returns:
+            The patches, float B×N×(p²·C), and which were masked, bool B×N.
+        """
+        patches = self.positions.shape[1]
+        order = draws.uniform(patches).argsort(1)
+        self.visible.kept = kept = order[:, self.masked :]
+        tokens = self.embed(self.backbone.forward_features(self.normalize(image))[:, self.visible.prefix :])
+        self.visible.kept = None
+        index = kept[:, :, None].expand(-1, -1, tokens.shape[2])
+        full = self.mask_token.to(tokens.dtype).repeat(len(image), patches, 1).scatter(1, index, tokens)
+        masked = torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
+        return self.predict(self.norm(self.blocks(full + self.positions))).float(), masked
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """See `VisionModule.step`."""
+        image = batch["image"]
+        output, masked = self.reconstruct(image, Draws(image, stage == "train"))
+        target = self.patchify(image.float() / 255)
+        mean, spread = target.mean(2, keepdim=True), (target.var(2, keepdim=True) + 1e-6).sqrt()
+        wanted = (target - mean) / spread if self.normalize_patches else target
+        loss = (output - wanted).square().mean(2)[masked].mean()
+        if stage != "train":
+            drawn = (output * spread + mean if self.normalize_patches else output).clamp(0, 1)
+            error = (drawn - target).square().mean(2).where(masked, 0).sum(1) / self.masked
+            self.log_mean(f"{stage}/mse", error.mean(), len(image))
+            self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
+            if not self._pictured:
+                hidden = masked[:, :, None]
+                self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
+                                  "output": drawn.where(hidden, target)}  # fmt: skip
+        return loss
+
+    def _report(self, stage: Stage) -> None:
+        pictured, self._pictured = self._pictured, {}
+        rows = {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
+        self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
+
+    def on_validation_epoch_end(self) -> None:
+        """Shows the epoch's reconstructions."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Shows the test's reconstructions."""
+        self._report("test")
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``code``: the mean of the tokens of its patches, all of them visible."""
+        tokens = self.backbone.forward_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
+        return [{"code": code} for code in tokens.mean(1).double().mul(1e5).round().div(1e5).tolist()]

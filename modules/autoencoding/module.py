@@ -1,0 +1,422 @@
+"""Images to codes and back."""
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
+from modules.autoencoding.decoders import Decoder, TransposedConvolutions
+from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
+from modules.autoencoding.losses import MSE, SSIM_SIDE, ReconstructionLoss, ssim
+from modules.autoencoding.parts import Draws, Noise, Penalty, rebuild, recipe
+from modules.backbones import BackboneError
+from modules.base import Optimization, Stage, VisionModule
+from modules.pictures import captioned, image_grid
+
+PICTURED = 12  # images in the pictures
+PLOTTED = 2000  # codes in the plane
+PCA_VALUES = 50_000_000  # of training images, for the comparison: 200 MB
+MS_SSIM_SIDE = 161  # of the smallest images that have five scales, in pixels
+ACTIVE = 0.01  # variance of a unit's mean from which it carries something (Burda et al. 2016, arXiv:1509.00519)
+
+
+class UnitStatistics(Metric):
+    """Exact sums over samples and processes: of the units' means and divergences, and of the entries in use.
+
+    Args:
+        units: numbers in the code.
+        entries: size of the codebook, or 0.
+    """
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+    kl: Tensor
+    used: Tensor
+
+    def __init__(self, units: int, entries: int) -> None:
+        super().__init__()
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), "sum")
+        for name in ("mean", "square", "kl"):
+            self.add_state(name, torch.zeros(units, dtype=torch.float64), "sum")
+        self.add_state("used", torch.zeros(entries, dtype=torch.float64), "sum")
+
+    def update(self, code: Code) -> None:
+        """Adds a batch."""
+        mean = code.mean.detach().flatten(1).double()
+        self.count += len(mean)
+        self.mean += mean.sum(0)
+        self.square += mean.square().sum(0)
+        if code.kl is not None:
+            self.kl += code.kl.detach().flatten(1).double().sum(0)
+        if len(self.used):
+            self.used += torch.bincount(code.saved.flatten(), minlength=len(self.used))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Per unit its ``mean``, the ``variance`` of its mean and its ``kl``; ``perplexity`` of the codebook."""
+        mean = self.mean / self.count
+        share = self.used / self.used.sum().clamp_min(1)
+        perplexity = (-(share * share.clamp_min(1e-12).log()).sum()).exp()
+        return {"mean": mean, "variance": self.square / self.count - mean**2, "kl": self.kl / self.count,
+                "perplexity": perplexity}  # fmt: skip
+
+
+class AutoencodingModule(VisionModule):
+    """An encoder, a bottleneck and a decoder. What kind of autoencoder it is, its parts say.
+
+    | kind | parts |
+    |---|---|
+    | plain | the defaults |
+    | denoising | ``noise``: `GaussianNoise`, `SaltAndPepper` or `Masking` |
+    | sparse | ``bottleneck``: `Plain` with ``torch.nn.ReLU``; ``penalty``: `L1Sparsity`; or with `TopK`; or with a sigmoid and `KLSparsity` |
+    | contractive | ``penalty``: `Contractive` |
+    | variational | ``bottleneck``: `Variational`; ``loss``: `BCE` or `DiscretizedLogistic` |
+    | vector-quantised | ``bottleneck``: `VectorQuantized` |
+
+    The loss is the reconstruction's, summed over the values of an image and averaged over images, and what the
+    bottleneck adds; validation computes the same. (A mean over everything would make the divergence of a variational
+    one outweigh the reconstruction.) Only training adds the penalty.
+
+    Measures for values in [0, 1] MSE, PSNR (averaged over images), SSIM from 11 pixels on and MS-SSIM from 161, each
+    beside principal components with a code of as many bits, fitted to the training images without augmentation; and what
+    the code takes, in bits per pixel.
+
+    Args:
+        label_names: names of the classes, if images have labels: they colour the map of codes; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: the encoder: any timm name, ``convnet``, ``mlp``, a file of weights, or a registered model
+            (``models:/name@alias``). Its last features before pooling are used.
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``channels`` of ``convnet``.
+        bottleneck: makes the code from the features; by default 32 numbers.
+        decoder: makes an image from the code; by default transposed convolutions.
+        loss: what a reconstruction costs; by default the squared error.
+        noise: what is done to the input, in training and evaluation.
+        penalty: what training adds to the loss.
+        pca: compare with principal components.
+        optimization: how it is trained.
+        channels_last: memory order of images and kernels.
+
+    Raises:
+        BackboneError: the backbone cannot be made, or a part does not fit the images.
+    """
+
+    def __init__(
+        self,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "convnet",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        bottleneck: Bottleneck | None = None,
+        decoder: Decoder | None = None,
+        loss: ReconstructionLoss | None = None,
+        noise: Noise | None = None,
+        penalty: Penalty | None = None,
+        pca: bool = True,
+        optimization: Optimization | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            backbone, pretrained, in_chans, image_size, 0, backbone_options, optimization, channels_last=channels_last
+        )
+        self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
+        self.pca = pca
+        self.bottleneck = bottleneck or Plain()
+        self.decoder = decoder or TransposedConvolutions()
+        self.loss = loss or MSE()
+        self.noise, self.penalty = noise, penalty
+        if image_size < self.loss.least:
+            raise BackboneError(
+                f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels, not {image_size}: "
+                "set --data.image_size, or choose another --model.loss."
+            )
+        self.bottleneck.build(self._probe())
+        self.decoder.build(self.bottleneck.shape, in_chans, image_size)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        units = math.prod(self.bottleneck.shape)
+        statistics = UnitStatistics(units, self.bottleneck.entries)
+        self.statistics = nn.ModuleDict({stage: statistics.clone() for stage in ("val", "test")})
+        self._components: PrincipalComponents | None = None
+        self._kept = 0  # batches of which some was kept
+        self._pictured: list[tuple[Tensor, Tensor]] = []
+        self._plotted: list[tuple[Tensor, Tensor | None]] = []
+        self._steps = 0.0  # of the whole training
+
+    def _probe(self) -> tuple[int, ...]:
+        """The shape of an image's features. What of the backbone lies behind them does not learn."""
+        self.backbone.eval()
+        parameters, side = list(self.backbone.parameters()), self.image_size
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.features(torch.zeros(1, self.in_chans, side, side))
+            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.backbone.train()
+        return tuple(features.shape[1:])
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        parts = {name: recipe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
+        return {"in_chans": self.in_chans, "image_size": self.image_size, **self.backbone.recipe, **parts}
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "AutoencodingModule":
+        """See `VisionModule.from_architecture`."""
+        parts = ("bottleneck", "decoder", "loss", "noise", "penalty")
+        return cls(**{name: rebuild(v) if name in parts else v for name, v in architecture.items()})
+
+    def features(self, image: Tensor) -> Tensor:
+        """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
+        features = self.backbone.forward_features(image)
+        if features is image:  # an MLP
+            return cast(Tensor, self.backbone(image))
+        if features.ndim == 3:  # a transformer's tokens
+            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].mT
+            side = math.isqrt(features.shape[2])
+            return features.unflatten(2, (side, side))
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+            return features.permute(0, 3, 1, 2)
+        return cast(Tensor, features)
+
+    def encode(self, image: Tensor) -> Code:
+        """The codes of images as they are, uint8 B×C×S×S."""
+        return cast(Code, self.bottleneck(self.features(self.normalize(image)), Draws(image, False), 1.0))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Images of codes as the decoder takes them (see `Bottleneck.load`), float B×C×S×S in [0, 1]."""
+        return self.loss.image(self.decoder(code).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstructions of uint8 B×C×S×S, float B×C×S×S in [0, 1]."""
+        code = self.encode(image)
+        return self.decode(self.bottleneck.load(code.saved))
+
+    def on_train_start(self) -> None:
+        """Notes how long the training is."""
+        super().on_train_start()
+        self._steps = float(self.trainer.estimated_stepping_batches)
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """See `VisionModule.step`."""
+        image, training = batch["image"], stage == "train"
+        draws = Draws(image, training)
+        target = image.float() / 255
+        seen = target if self.noise is None else self.noise(target, draws)
+        if training and self.penalty is not None and self.penalty.needs_input_gradient:
+            seen = seen.detach().requires_grad_()
+        given = self.normalize(seen * 255)
+        progress = self.global_step / self._steps if training and self._steps else 1.0
+        code = self.bottleneck(self.features(given), draws, progress)
+        output = self.decoder(code.value).float()
+        reconstruction = self.loss(output, target)
+        loss = (reconstruction + code.loss).mean()
+        if training:
+            if self.penalty is not None:
+                penalty = self.penalty(code.value, given)
+                self.log_mean("train/penalty", penalty.detach(), len(image))
+                loss = loss + penalty
+            return loss
+        self._measure(stage, seen, target, code, output, reconstruction)
+        self._keep(stage, seen, target, code, batch.get("label"))
+        return loss
+
+    def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
+        """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
+        trainer: Any = self.trainer
+        batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
+        done, self._kept = self._kept, self._kept + 1
+
+        def share(total: int) -> Tensor:
+            count = min(total * (done + 1) // batches - total * done // batches, len(target))
+            return torch.linspace(0, len(target) - 1, count).long().to(target.device)
+
+        if len(chosen := share(PICTURED)):
+            self._pictured.append((target[chosen], seen[chosen]))
+        if len(chosen := share(PLOTTED)):
+            named = label[chosen].cpu() if label is not None else None
+            self._plotted.append((code.mean[chosen].flatten(1).float().cpu(), named))
+
+    def _measure(
+        self, stage: Stage, seen: Tensor, target: Tensor, code: Code, output: Tensor, reconstruction: Tensor
+    ) -> None:
+        """Logs what is measured of a batch."""
+        size, dimensions = len(target), target[0].numel()
+        if code.kl is not None:  # measured is what is saved: the mean
+            output = self.decoder(code.mean).float()
+        figures = self._quality(self.loss.image(output), target)
+        if self.noise is not None:
+            figures |= {f"{key}_input": value for key, value in self._quality(seen.clamp(0, 1), target).items()}
+        if (components := self._principal_components()) is not None:
+            figures |= {f"{key}_pca": value for key, value in self._quality(components(seen), target).items()}
+        figures["reconstruction"] = reconstruction.mean()
+        if code.kl is not None:
+            kl = code.kl.flatten(1).sum(1)
+            figures["kl"] = kl.mean()
+            if self.loss.nats:
+                figures["elbo"] = -(reconstruction + kl).mean()
+                if self.loss.discrete:
+                    figures["bits_per_dim"] = -figures["elbo"] / dimensions / math.log(2)
+        if isinstance(self.bottleneck, Plain) and self.bottleneck.activation is not None:
+            threshold = 0.1 if isinstance(self.bottleneck.activation, nn.Sigmoid) else 0.0
+            figures["activity"] = (code.value.abs() > threshold).float().mean()
+        for key, value in figures.items():
+            self.log_mean(f"{stage}/{key}", value.detach(), size)
+        self.statistics[stage].update(code)  # type: ignore[operator]
+
+    def _quality(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
+        error = (image - target).square().flatten(1).mean(1)
+        figures = {"mse": error.mean(), "psnr": -10 * error.clamp_min(1e-10).log10().mean()}
+        if self.image_size >= SSIM_SIDE:
+            figures["ssim"] = ssim(image, target).mean()
+        if self.image_size >= MS_SSIM_SIDE:
+            figures["ms_ssim"] = cast(
+                Tensor, multiscale_structural_similarity_index_measure(image, target, data_range=1.0)
+            )
+        return figures
+
+    def _principal_components(self) -> PrincipalComponents | None:
+        """Fits them once a process; None where they are not wanted, or there is nothing to fit them to."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        size = int(self.bottleneck.bits // 16)
+        if self._components is None and self.pca and hasattr(data, "dataset"):
+            dataset = data.dataset("train", False)
+            dimensions = self.in_chans * self.image_size**2
+            count = min(len(dataset), PCA_VALUES // dimensions)
+            self.pca = 0 < size < min(count, dimensions)
+            if self.pca:
+                chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+                pieces = []
+                for start in range(0, count, 1024):
+                    got = dataset.__getitems__([(i, 0) for i in chosen[start : start + 1024]])
+                    if isinstance(got, list):
+                        got = {"image": torch.from_numpy(np.stack([s["image"] for s in got])).permute(0, 3, 1, 2)}
+                    pieces.append((got["image"].flatten(1).float() / 255).numpy())
+                self._components = PrincipalComponents(np.concatenate(pieces), size)
+        return self._components
+
+    def _report(self, stage: Stage) -> None:
+        values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}  # type: ignore[operator]
+        self.statistics[stage].reset()  # type: ignore[operator]
+        self.log(f"{stage}/bits_per_pixel", self.bottleneck.bits / self.image_size**2)
+        if self.bottleneck.entries:
+            self.log(f"{stage}/perplexity", values["perplexity"].float())
+        if isinstance(self.bottleneck, Variational):
+            active = values["variance"] > ACTIVE
+            self.log(f"{stage}/active_units", active.sum().float())
+            columns = zip(values["kl"].tolist(), values["variance"].tolist(), active.tolist(), strict=True)
+            rows = [[k, kl, variance, "yes" if on else "no"] for k, (kl, variance, on) in enumerate(columns)]
+            self.show_table(f"{stage}/units", ["unit", "kl", "variance of its mean", "active"], rows)
+        pictured, plotted = self._pictured, self._plotted
+        self._kept, self._pictured, self._plotted = 0, [], []
+        if self.trainer.is_global_zero and pictured:
+            with torch.inference_mode():
+                self._show_all(stage, pictured, plotted, values)
+
+    def _show_all(
+        self,
+        stage: Stage,
+        pictured: list[tuple[Tensor, Tensor]],
+        plotted: list[tuple[Tensor, Tensor | None]],
+        values: dict[str, Tensor],
+    ) -> None:
+        target, seen = (torch.cat(parts) for parts in zip(*pictured, strict=True))
+        draws = Draws((target * 255).round().byte(), False)
+        code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
+        means = self.bottleneck.load(code.saved)
+        rows = {"image": to_uint8(target)} | ({"input": to_uint8(seen)} if self.noise is not None else {})
+        rows["output"] = to_uint8(self.decode(means))
+        if self._components is not None:
+            rows["PCA"] = to_uint8(self._components(seen))
+        self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
+        if len(means) >= 2:
+            self.show(f"{stage}/interpolation", lambda: self._interpolation(means))
+        codes = torch.cat([codes for codes, _ in plotted]).numpy()
+        labels = [label for _, label in plotted if label is not None]
+        named = torch.cat(labels).numpy() if labels and len(self.label_names or []) > 1 else None
+        self.show(f"{stage}/codes", lambda: plane(codes, named, self.label_names or []))
+        first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
+        if first is not None and first.kernel_size[0] > 1:
+            self.show(f"{stage}/filters", lambda: signed_tiles(first.weight[:64]))
+        if len(self.bottleneck.shape) == 1:
+            self.show(f"{stage}/units", lambda: self._unit_pictures(values))
+        if isinstance(self.bottleneck, Variational):
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(64, *self.bottleneck.shape, generator=generator).to(self.device)
+            self.show(f"{stage}/samples", lambda: image_grid(to_uint8(self.decode(drawn))))
+            if len(self.bottleneck.shape) == 1:
+                self.show(f"{stage}/traversals", lambda: self._traversals(means[0], values["kl"]))
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """New images of a variational autoencoder: decoded draws from N(0, 1), float count×C×S×S in [0, 1]."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.decode(torch.randn(count, *self.bottleneck.shape, generator=generator).to(self.device))
+
+    def _interpolation(self, codes: Tensor, steps: int = 9) -> NDArray[np.uint8]:
+        """A row for each pair of neighbours: straight from one code to the other."""
+        pairs = codes[: len(codes) // 2 * 2].unflatten(0, (-1, 2))
+        shares = torch.linspace(0, 1, steps, device=codes.device).view(1, steps, *(1,) * (codes.ndim - 1))
+        between = torch.lerp(pairs[:, :1], pairs[:, 1:], shares).flatten(0, 1)
+        if isinstance(self.bottleneck, VectorQuantized):
+            between = self.bottleneck.load(self.bottleneck.quantize(between))
+        return image_grid(to_uint8(self.decode(between)), steps)
+
+    def _unit_pictures(self, values: dict[str, Tensor]) -> NDArray[np.uint8]:
+        """What each unit adds to the image of the mean code when it rises by two standard deviations."""
+        mean, spread = (values[key].float().to(self.device) for key in ("mean", "variance"))
+        chosen = spread.argsort(descending=True)[:64].sort().values  # of many, those that vary most
+        base = mean[None]
+        raised = base + torch.diag(2 * spread.clamp_min(1e-12).sqrt())[chosen]
+        return signed_tiles(self.decoder(raised).float() - self.decoder(base).float())
+
+    def _traversals(self, code: Tensor, kl: Tensor, steps: int = 9) -> NDArray[np.uint8]:
+        """A row for each of the eight units that carry most: from −3 to 3, the others as in one image's code."""
+        chosen = kl.argsort(descending=True)[:8].to(code.device)
+        rows = code.repeat(len(chosen), steps, 1)
+        for row, unit in enumerate(chosen.tolist()):
+            rows[row, :, unit] = torch.linspace(-3, 3, steps, device=code.device)
+        return image_grid(to_uint8(self.decode(rows.flatten(0, 1))), steps)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the epoch's figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Reports the test's figures."""
+        self._report("test")
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image the ``mse`` and ``psnr`` of its reconstruction, and its ``code`` as nested lists.
+
+        Nothing is added to the image: a denoising autoencoder is given the noise with it.
+        """
+        image = batch["image"]
+        saved = self.encode(image).saved
+        target = image.float() / 255
+        error = (self.decode(self.bottleneck.load(saved)) - target).square().flatten(1).mean(1).double()
+        codes = saved if saved.dtype == torch.int64 else saved.double().mul(1e5).round().div(1e5)
+        return [
+            {"mse": round(mse, 6), "psnr": round(-10 * math.log10(max(mse, 1e-10)), 3), "code": code}
+            for mse, code in zip(error.tolist(), codes.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; the image, cut to a square, and its reconstruction beside it."""
+        shown = ImageOps.fit(Image.fromarray(super().draw_answer(image, answer)), (self.image_size, self.image_size))
+        saved = torch.tensor([answer["code"]], device=self.device)
+        made = to_uint8(self.decode(self.bottleneck.load(saved))).repeat(3 if self.in_chans == 1 else 1, 1)
+        pair = image_grid(np.concatenate([np.asarray(shown).transpose(2, 0, 1)[None], made[:, :3]]), 2)
+        return captioned(pair, f"PSNR {answer['psnr']:.1f} dB")

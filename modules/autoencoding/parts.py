@@ -1,0 +1,237 @@
+"""What an autoencoder is put together from: exchangeable parts, the noise on its input, the penalty on its code."""
+
+import inspect
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+
+Shape = tuple[int, ...]
+
+
+def within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Checks an argument of a part.
+
+    Raises:
+        BackboneError: it is out of its range.
+    """
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise BackboneError(f"{name} of a part of the autoencoder must be {bounds}, not {value}.")
+
+
+class Part(nn.Module):
+    """An exchangeable part. It keeps each of its arguments under the argument's own name, so that `recipe` finds them."""
+
+
+def recipe(part: nn.Module | None) -> dict[str, Any] | None:
+    """Class and arguments of a part, as plain data."""
+    if part is None:
+        return None
+    named = (p.name for p in inspect.signature(type(part)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    values = {name: getattr(part, name) for name in named}
+    return {"class": type(part).__name__} | {
+        name: recipe(value) if isinstance(value, nn.Module) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
+def rebuild(description: dict[str, Any] | None) -> Any:
+    """The part that `recipe` described: a `Part`, or an activation of torch; nothing else is made.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if description is None:
+        return None
+    options = {name: rebuild(value) if isinstance(value, dict) else value for name, value in description.items()}
+    name = options.pop("class")
+    known = {part.__name__: part for part in _parts(Part)}
+    activation = getattr(nn.modules.activation, name, None)
+    if name in known:
+        return known[name](**options)
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        return activation(**options)
+    raise ValueError(f"An autoencoder has no part {name!r}; known are {', '.join(sorted(known))}.")
+
+
+def _parts(kind: type[Part]) -> Iterator[type[Part]]:
+    for part in kind.__subclasses__():
+        yield part
+        yield from _parts(part)
+
+
+class Draws:
+    """Random numbers for a batch.
+
+    In training they are torch's own. In evaluation those of an image depend on nothing but the image, so that figures
+    and pictures do not change with the size of the batch or the number of processes.
+
+    Args:
+        image: uint8 B×C×H×W.
+        training: which of the two.
+    """
+
+    def __init__(self, image: Tensor, training: bool) -> None:
+        self.image, self.training = image, training
+        self._generators: list[torch.Generator] = []
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 B×shape from N(0, 1)."""
+        return self._draw(torch.randn, shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 B×shape, uniform in [0, 1)."""
+        return self._draw(torch.rand, shape)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: Shape) -> Tensor:
+        device = self.image.device
+        if self.training:
+            return draw(len(self.image), *shape, device=device)
+        if not self._generators:  # not before: most evaluations draw nothing
+            images = self.image.cpu().contiguous().numpy()
+            self._generators = [torch.Generator().manual_seed(zlib.crc32(one.tobytes())) for one in images]
+        return torch.stack([draw(*shape, generator=generator) for generator in self._generators]).to(device)
+
+
+class Noise(Part):
+    """What the input suffers, and the autoencoder shall undo (Vincent et al. 2008, doi:10.1145/1390156.1390294)."""
+
+    def forward(self, image: Tensor, draws: Draws) -> Tensor:
+        """float B×C×H×W with values in [0, 1] to the same with noise."""
+        raise NotImplementedError
+
+
+class GaussianNoise(Noise):
+    """Adds noise from N(0, σ²) to each value. The result is not cut to [0, 1].
+
+    Args:
+        sigma: standard deviation, where white is 1.
+    """
+
+    def __init__(self, sigma: float = 0.3) -> None:
+        super().__init__()
+        within("sigma", sigma, 0)
+        self.sigma = sigma
+
+    def forward(self, image: Tensor, draws: Draws) -> Tensor:
+        """See `Noise`."""
+        return image + self.sigma * draws.normal(*image.shape[1:])
+
+
+class SaltAndPepper(Noise):
+    """Makes a share of the pixels black or white, in all channels.
+
+    Args:
+        share: share of the pixels, in [0, 1].
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__()
+        within("share", share, 0, 1)
+        self.share = share
+
+    def forward(self, image: Tensor, draws: Draws) -> Tensor:
+        """See `Noise`."""
+        chance = draws.uniform(1, *image.shape[2:])
+        return torch.where(chance < self.share, (chance < self.share / 2).to(image.dtype), image)
+
+
+class Masking(Noise):
+    """Makes a share of the patches black.
+
+    Args:
+        share: share of the patches, in [0, 1].
+        patch: side of a patch, in pixels; 1 masks single pixels.
+    """
+
+    def __init__(self, share: float = 0.5, patch: int = 4) -> None:
+        super().__init__()
+        within("share", share, 0, 1)
+        within("patch", patch, 1)
+        self.share, self.patch = share, patch
+
+    def forward(self, image: Tensor, draws: Draws) -> Tensor:
+        """See `Noise`."""
+        height, width = image.shape[2:]
+        chance = draws.uniform(1, -(-height // self.patch), -(-width // self.patch))
+        masked = (chance < self.share).repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        return image.masked_fill(masked[:, :, :height, :width], 0)
+
+
+class Penalty(Part):
+    """What training adds to the loss so that the code gets a property. Evaluation measures without it."""
+
+    needs_input_gradient = False
+
+    def forward(self, code: Tensor, image: Tensor) -> Tensor:
+        """The weighted penalty of a batch, a scalar.
+
+        Args:
+            code: float B×…, what the decoder is given.
+            image: float B×C×H×W, from which it was made.
+        """
+        raise NotImplementedError
+
+
+class L1Sparsity(Penalty):
+    """λ Σ|a| over the code's activations, averaged over the batch.
+
+    Args:
+        weight: λ, in units of the reconstruction loss.
+    """
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, code: Tensor, image: Tensor) -> Tensor:
+        """See `Penalty`."""
+        return self.weight * code.abs().flatten(1).sum(1).mean()
+
+
+class KLSparsity(Penalty):
+    """λ Σ KL(ρ ‖ ρ̂) over the units, where ρ̂ is a unit's mean activation over the batch of a process (Ng 2011, CS294A lecture
+    notes, section 3). It wants activations in [0, 1], so a bottleneck with a sigmoid; those of a map count for each channel.
+
+    Args:
+        target: ρ, the activity wanted, in (0, 1).
+        weight: λ, in units of the reconstruction loss.
+    """
+
+    def __init__(self, target: float = 0.05, weight: float = 1.0) -> None:
+        super().__init__()
+        within("target", target, 1e-6, 1 - 1e-6)
+        self.target, self.weight = target, weight
+
+    def forward(self, code: Tensor, image: Tensor) -> Tensor:
+        """See `Penalty`."""
+        mean = code.flatten(2).mean((0, 2)) if code.ndim > 2 else code.mean(0)
+        mean, rho = mean.clamp(1e-6, 1 - 1e-6), self.target
+        divergence = rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()
+        return self.weight * divergence.sum()
+
+
+class Contractive(Penalty):
+    """λ ‖∂code/∂image‖²_F (Rifai et al. 2011, ICML), by one random projection an image: for v from N(0, 1) the expected
+    ‖vᵀJ‖² is ‖J‖²_F. The image is the network's input, normalised.
+
+    Args:
+        weight: λ, in units of the reconstruction loss.
+    """
+
+    needs_input_gradient = True
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, code: Tensor, image: Tensor) -> Tensor:
+        """See `Penalty`."""
+        (product,) = torch.autograd.grad(code, image, torch.randn_like(code), create_graph=True)
+        return cast(Tensor, self.weight * product.square().flatten(1).sum(1).mean())

@@ -1,0 +1,115 @@
+"""An autoencoder of points instead of images, to look at while it learns."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from modules.pictures import Image, rasterize
+
+
+class PointAutoencoder(L.LightningModule):
+    """Points to a code of fewer numbers and back, by fully connected layers with tanh: the code's number follows the
+    curve or surface on which the points lie (Kramer 1991, doi:10.1002/aic.690370209).
+
+    After the passes in `shown` the reconstruction is drawn, as the picture ``train/points`` and into `frames`.
+
+    Args:
+        dimensions: of the points, 2 or 3.
+        code_size: numbers in the code.
+        hidden: sizes of the hidden layers of the encoder; the decoder has them in reverse.
+        lr: learning rate of Adam.
+    """
+
+    def __init__(
+        self, dimensions: int = 2, code_size: int = 1, hidden: Sequence[int] = (64, 64), lr: float = 0.005
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.encoder = _layers([dimensions, *hidden, code_size])
+        self.decoder = _layers([code_size, *reversed(hidden), dimensions])
+        self.frames: list[tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float]] = []
+        self._seen: list[Tensor] = []
+
+    def forward(self, point: Tensor) -> Tensor:
+        """Reconstructions of float B×D."""
+        return self.decoder(self.encoder(point))
+
+    @property
+    def shown(self) -> set[int]:
+        """The passes after which is drawn: 0, 1, 2, 5, 10, 20, 50, … and the last."""
+        last = int(self.trainer.max_epochs or 0)
+        steps = {k * 10**n for k in (1, 2, 5) for n in range(6)}
+        return {0, last} | {step for step in steps if step < last}
+
+    def on_train_start(self) -> None:
+        """Draws what an untrained one makes."""
+        self._draw(0)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The squared distance, averaged over the batch."""
+        loss = (self(batch["point"]) - batch["point"]).square().sum(1).mean()
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["point"]), prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Draws the reconstruction."""
+        if self.current_epoch + 1 in self.shown:
+            self._draw(self.current_epoch + 1)
+
+    @torch.no_grad()
+    def _draw(self, done: int) -> None:
+        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        point = torch.stack([dataset[i]["point"] for i in range(len(dataset))]).to(self.device)
+        code = self.encoder(point)
+        made = self.decoder(code)
+        error = float(F.mse_loss(made, point, reduction="sum") / len(point))
+        self.frames.append((done, point.cpu().numpy(), made.cpu().numpy(), code[:, 0].cpu().numpy(), error))
+        for logger in self.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("train/points", [draw_points(self.frames[-1:])], step=done)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+def _layers(sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def draw_points(frames: Sequence[tuple[int, Any, Any, Any, float]], columns: int = 4) -> Image:
+    """Points in grey and their reconstructions, coloured by the first number of their code, a panel for each pass.
+
+    Args:
+        frames: passes done, points N×D, reconstructions N×D, first number of the codes N, mean squared distance.
+        columns: panels in a row.
+    """
+    columns = min(columns, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    figure = Figure((3.2 * columns, 3.4 * rows), dpi=80)
+    solid = frames[0][1].shape[1] == 3
+    for k, (done, point, made, code, error) in enumerate(frames, 1):
+        axes = figure.add_subplot(rows, columns, k, **({"projection": "3d"} if solid else {}))
+        axes.scatter(*point.T, s=2, color="0.8")  # type: ignore[misc]
+        axes.scatter(*made.T, s=4, c=code, cmap="viridis")  # type: ignore[misc]
+        axes.set_title(f"{done} passes, error {error:.4f}", fontsize=9)
+        low, high = point.min(0) - 0.2, point.max(0) + 0.2
+        axes.set_xlim(low[0], high[0])
+        axes.set_ylim(low[1], high[1])
+        if solid:
+            axes.set_zlim(low[2], high[2])  # type: ignore[attr-defined]
+        axes.tick_params(labelsize=6)
+    figure.tight_layout()
+    return rasterize(figure)

@@ -1,0 +1,247 @@
+"""Train autoencoders, ``python -m pipelines.autoencoding fit|validate|test|predict|preview``, and use them:
+``encode|decode|nearest``, and ``points``, a demonstration without images.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import PointCloud
+from modules import AutoencodingModule
+from modules.autoencoding import PointAutoencoder
+from modules.autoencoding.figures import to_uint8
+from modules.autoencoding.points import draw_points
+from modules.pictures import captioned_grid
+from pipelines import registry
+from pipelines.cli import VisionCLI, main, print_table, quieten
+from pipelines.predict import find
+from pipelines.pyfunc import VisionModel
+from pipelines.tracking import RunLogger
+
+
+def autoencoding(args: Sequence[str] | None = None) -> VisionCLI:
+    """Runs the command line of autoencoding; see `pipelines.cli.main`."""
+    return main("autoencoding", AutoencodingModule, "datamodules.Digits", args)
+
+
+def _load(model: str, device: str) -> tuple[VisionModel, AutoencodingModule]:
+    answering: VisionModel = registry.load(model, device)
+    if not isinstance(answering.module, AutoencodingModule):
+        raise ValueError(f"{model} is a {type(answering.module).__name__}: codes are made by an autoencoder.")
+    return answering, answering.module
+
+
+def encode(model: str, images: str, out: str = "codes.npz", batch_size: int = 64, device: str = "auto") -> str:
+    """Encodes the images of a folder into one file: ``codes``, ``paths`` (relative to ``root``), ``root``, ``model``.
+
+    Numbers are kept in 16 bits, entries of a codebook in 8 or 16. The images are first cut to the network's input.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        images: a folder, with all folders below, a pattern, or a file.
+        out: the file.
+        batch_size: images that go through the network together.
+        device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done. Files that cannot be read are named there.
+
+    Raises:
+        ValueError: there is no such model, or no image.
+    """
+    answering, module = _load(model, device)
+    files, _, root = find([images])
+    codes, kept, bad = [], [], []
+    for file, answer in zip(files, answering.stream(map(Path, files), batch_size), strict=True):
+        if isinstance(answer, ValueError):
+            bad.append(f"passed over: {answer}")
+            continue
+        codes.append(np.asarray(answer["code"]))
+        kept.append(os.path.relpath(os.path.abspath(file), root))
+    if not kept:
+        raise ValueError("\n".join([*bad[:5], f"No images were found in {images}."]))
+    kind = np.float16 if not module.bottleneck.entries else np.uint8 if module.bottleneck.entries <= 256 else np.uint16
+    array, place = np.stack(codes).astype(kind), Path(out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("wb") as stream:  # a name without .npz stays what it is
+        np.savez(stream, codes=array, paths=np.asarray(kept), root=root, model=registry.pinned(model))
+    bits = 8 * array[0].nbytes / module.image_size**2
+    original = sum(os.path.getsize(os.path.join(root, path)) for path in kept)
+    done = f"{len(kept)} images ({original:,} bytes) as {array.nbytes:,} bytes of codes, {bits:.3f} bits a pixel, in {out}."
+    return "\n".join([*bad, done])
+
+
+def _codes(file: str, model: str | None) -> tuple[np.ndarray[Any, Any], list[str], str, str]:
+    """Codes, paths, root and model of what `encode` wrote."""
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            return saved["codes"], saved["paths"].tolist(), str(saved["root"]), model or str(saved["model"])
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "it is not one that encode wrote"
+        raise ValueError(f"The codes in {file} cannot be read: {reason}.") from None
+
+
+def _vectors(module: AutoencodingModule, codes: np.ndarray[Any, Any]) -> torch.Tensor:
+    try:
+        return module.bottleneck.load(
+            torch.from_numpy(codes.astype(np.int64 if codes.dtype.kind == "u" else np.float32))
+        )
+    except RuntimeError:
+        wanted = "×".join(map(str, module.bottleneck.shape))
+        raise ValueError(f"Codes of shape {codes.shape[1:]} are not this model's, whose are {wanted}.") from None
+
+
+@torch.no_grad()
+def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64) -> str:
+    """Makes images of the codes in a file.
+
+    Args:
+        codes: what ``encode`` wrote.
+        out: folder for the images, as PNG, under the paths of the originals.
+        model: another model than the one that encoded.
+        batch_size: codes that go through the network together.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: there is no such file or model, or an image would be replaced.
+    """
+    array, paths, root, address = _codes(codes, model)
+    _, module = _load(address, "cpu")
+    if os.path.realpath(out) == os.path.realpath(root):
+        raise ValueError(f"The images in {out} would be replaced: choose another folder.")
+    for start in range(0, len(array), batch_size):
+        made = to_uint8(module.decode(_vectors(module, array[start : start + batch_size])))
+        for image, path in zip(made, paths[start : start + batch_size], strict=True):
+            place = Path(out, path if path.lower().endswith(".png") else f"{path}.png")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(place)
+    return f"{len(array)} images of {module.image_size}×{module.image_size} pixels are in {out}."
+
+
+@torch.no_grad()
+def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.png", model: str | None = None) -> str:
+    """Finds the images whose codes lie nearest to an image's, in Euclidean distance.
+
+    Args:
+        codes: what ``encode`` wrote.
+        image: the image that others shall be like.
+        count: how many.
+        out: picture of the image and those found; null for none.
+        model: another model than the one that encoded.
+
+    Returns:
+        A table: distance, path.
+
+    Raises:
+        ValueError: there is no such file or model, or the image cannot be read.
+    """
+    array, paths, root, address = _codes(codes, model)
+    answering, module = _load(address, "cpu")
+    (answer,) = answering.stream([Path(image)])
+    if isinstance(answer, ValueError):
+        raise answer
+    asked = _vectors(module, np.asarray([answer["code"]]).astype(array.dtype))
+    distance = (_vectors(module, array) - asked).flatten(1).square().sum(1).sqrt()
+    order = distance.argsort()[:count].tolist()
+    table = Table("distance", "path")
+    for k in order:
+        table.add_row(f"{distance[k]:.4f}", os.path.join(root, paths[k]))
+    if out:
+        places = [image, *(os.path.join(root, paths[k]) for k in order)]
+        pixels = np.stack([answering.prepare(Path(place)) for place in places]).transpose(0, 3, 1, 2)
+        captions = ["asked", *(f"{distance[k]:.3f}\n{Path(paths[k]).name}" for k in order)]
+        Image.fromarray(captioned_grid(pixels, captions)).save(out)
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip() + (f"\nThe picture is {out}." if out else "")
+
+
+def points(
+    shape: str = "spiral",
+    code_size: int = 1,
+    hidden: tuple[int, ...] = (64, 64),
+    passes: int = 500,
+    lr: float = 0.005,
+    samples: int = 1000,
+    seed: int = 0,
+    output: str | None = None,
+) -> str:
+    """Trains an autoencoder on points, and draws its reconstruction pass after pass.
+
+    Args:
+        shape: ``wave``, ``spiral`` (2-D), ``helix``, ``swiss_roll`` (3-D), or a file of points, CSV or .npy.
+        code_size: numbers in the code.
+        hidden: sizes of the hidden layers of the encoder; the decoder has them in reverse.
+        passes: passes through the points.
+        lr: learning rate.
+        samples: points of a shape.
+        seed: seed of points, weights and order.
+        output: folder of the run; by default a new one in ``outputs/``.
+
+    Returns:
+        Where the pictures are.
+
+    Raises:
+        DataError: there is no such shape or file.
+    """
+    L.seed_everything(seed, verbose=False)
+    data = PointCloud(shape, samples, seed=seed)
+    name = f"points-{Path(shape).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(output or Path("outputs", "autoencoding", name))
+    logger = RunLogger(folder, "autoencoding", name, {"task": "autoencoding", "data": shape})
+    module = PointAutoencoder(data.dimensions, code_size, hidden, lr)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = L.Trainer(
+            max_epochs=passes, logger=logger, accelerator="cpu", default_root_dir=scratch, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=10,
+        )  # fmt: skip
+        try:
+            trainer.fit(module, data)
+        except BaseException as error:
+            logger.finish(error)
+            raise
+    sheet = folder / "points.png"
+    Image.fromarray(draw_points(module.frames)).save(sheet)
+    logger.log_file(sheet, "images")
+    logger.finish()
+    return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {sheet} shows them; run {logger.address()}."
+
+
+COMMANDS: dict[str, Any] = {"encode": encode, "decode": decode, "nearest": nearest, "points": points}
+
+
+def command(args: Sequence[str] | None = None) -> None:
+    """The whole command line: the shared one, and what only autoencoders do.
+
+    Args:
+        args: the command line; None takes the process's own.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] not in COMMANDS:
+        print_table("autoencoding", autoencoding(given).rows)
+        return
+    quieten()
+    try:
+        print(auto_cli(COMMANDS, args=given, as_positional=True))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,15 @@
+"""Train masked autoencoders: ``python -m pipelines.masked_autoencoding fit|validate|test|predict|preview``."""
+
+from collections.abc import Sequence
+
+from modules import MaskedAutoencodingModule
+from pipelines.cli import VisionCLI, main, print_table
+
+
+def masked_autoencoding(args: Sequence[str] | None = None) -> VisionCLI:
+    """Runs the command line of masked autoencoding; see `pipelines.cli.main`."""
+    return main("masked_autoencoding", MaskedAutoencodingModule, "datamodules.Digits", args)
+
+
+if __name__ == "__main__":
+    print_table("masked autoencoding", masked_autoencoding().rows)
