@@ -6,7 +6,7 @@ time counts, as selective search counted in the papers. Nothing is trained but t
 what is computed.
 
 **reference**: the same scenes, batches, backbone, pyramid and anchors (RetinaNet, ResNet-18, three maps of 256 channels
-from stride 8 on), optimiser (SGD) and memory for both sides. Theirs is torchvision's RetinaNet with a loop as in its
+from stride 8 on), optimiser (SGD) and memory for both sides. Theirs is torchvision's RetinaNet (the second version, with group normalisation in the head) with a loop as in its
 reference: float images in lists, its own normalisation, its detections measured by pycocotools. Ours is the module under
 Lightning, with its metrics. Ratios of medians over rounds that take turns; data loading counts on both sides.
 
@@ -33,7 +33,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import misc
+from torchvision.models.detection.retinanet import RetinaNetHead
 
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization
@@ -89,13 +89,13 @@ def theirs() -> torch.nn.Module:
     """torchvision's RetinaNet on its own ResNet-18, as its builders put it together."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=misc.nn.BatchNorm2d, trainable_layers=5,
+        backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5,
         returned_layers=[2, 3, 4], extra_blocks=_NoFurther(),
     )  # fmt: skip
     sizes = tuple(tuple(4 * stride * 2 ** (i / 3) for i in range(3)) for stride in STRIDES)
     return torchvision.models.detection.RetinaNet(
         backbone, 10, min_size=SIDE, max_size=SIDE, anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3),
-        score_thresh=0.01, detections_per_img=100,
+        head=RetinaNetHead(256, 9, 10, partial(torch.nn.GroupNorm, 32)), score_thresh=0.01, detections_per_img=100,
     )  # fmt: skip
 
 

@@ -84,6 +84,8 @@ def create_backbone(
     size, cropped = num_classes, False
     try:
         if weights is not None:
+            if source.startswith("models:/"):
+                weights = _completed(weights, name, options)
             options["pretrained_cfg_overlay"], cropped = _fit(weights, config, name, options)
             size = options["pretrained_cfg_overlay"]["num_classes"]
         model: Any = timm.create_model(name, num_classes=size, **options)
@@ -199,6 +201,19 @@ def _fit(weights: dict[str, Tensor], config: Any, name: str, options: dict[str, 
         before, after = rim // 2, rim - rim // 2
         overlay["state_dict"] = weights | {key: F.pad(weights[key], (before, after, before, after))}
     return overlay, rim > 0
+
+
+def _completed(weights: dict[str, Tensor], name: str, options: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a whole network, from those of one that was made for its feature maps.
+
+    Such a network names its parts differently, and lacks the last ones, which are left as they are at first.
+    """
+    whole = timm.create_model(name, num_classes=0, **options | {"pretrained": False}).state_dict()
+    if whole.keys() <= weights.keys():
+        return weights
+    names = {key.replace(".", "_"): key for key in whole}
+    found = {key: names.get(key.removeprefix("model.").replace(".", "_"), key) for key in weights}
+    return whole | {found[key]: value for key, value in weights.items()}
 
 
 def _misfit(source: str, name: str, error: str) -> str:

@@ -324,10 +324,17 @@ def _write(
     written.save(str(file), external_data=False)
 
 
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    """An onnx file in onnxruntime, which is to say nothing but what is wrong."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
 def _open(file: Path, format: Format) -> Callable[[Tensor], Any]:
     """A written file as a function of images, opened as another program would."""
     if format == "onnx":
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        session = _session(file)
         return lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
     if format == "torchscript":
         return torch.jit.load(file)
@@ -360,7 +367,7 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
 @torch.no_grad()
 def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> float:
     """The greatest difference between the boxes that a file finds and those that the module does, in shares of the side."""
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = _session(file)
     image, given = _images(module, 3, network.preprocessing)
     boxes, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
     difference = 0.0

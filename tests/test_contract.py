@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlflow
 import pytest
@@ -15,6 +15,7 @@ from pipelines import registry
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
+from pipelines.detection import detection
 from pipelines.facenet import facenet
 from pipelines.tracking import run_id_of
 
@@ -24,6 +25,7 @@ class Task:
     command: Callable[[list[str]], VisionCLI]
     small: list[str]  # embedded data and a small network
     random: list[str]  # the same with augmentation and randomness inside the network
+    overfit: list[str] = field(default_factory=list)  # what it takes to learn eight samples by heart
 
 
 TASKS = {
@@ -31,6 +33,17 @@ TASKS = {
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
+    ),
+    "detection": Task(
+        detection,
+        ["--data", "DigitScenes", "--data.scene_size", "48", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5", "--model.detector", "YOLO",
+         "--model.detector.strides", "[4, 8]", "--model.detector.width", "16", "--model.detector.depth", "1",
+         "--model.detector.norm", "group"],  # of each image alone, so that two processes see what one does
+        ["--data.batch_size", "8", "--data.augmentation", "strong", "--data.mixing.mosaic", "0.5", "--data.mixing.mixup", "0.3",
+         "--model.backbone", "test_resnet", "--model.backbone_options.drop_path_rate", "0.3"],
+        ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.backbone", "test_resnet",
+         "--model.optimization.lr", "0.01"],
     ),
     "autoencoding": Task(
         autoencoding,
@@ -40,19 +53,11 @@ TASKS = {
     "facenet": Task(
         facenet,
         # All triplets: which of two nearly equal ones is mined would hang on the last bit.
-        [
-            "--data",
-            "Glyphs",
-            "--data.people",
-            "296",
-            "--data.batch_size",
-            "64",
-            "--model.loss",
-            "modules.facenet.TripletLoss",
-        ],
+        ["--data", "Glyphs", "--data.people", "296", "--data.batch_size", "64",
+         "--model.loss", "modules.facenet.TripletLoss"],
         ["--data.augmentation", "strong", "--model.miner", "modules.facenet.ProgressiveMiner"],
     ),
-}
+}  # fmt: skip
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
@@ -105,7 +110,7 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Task) -> None:
 @EVERY
 def test_overfits_a_handful_of_samples(task: Task) -> None:
     fit(task, "--trainer.overfit_batches", "1", "--data.batch_size", "8", "--trainer.max_epochs", "60",
-        "--trainer.check_val_every_n_epoch", "60", "--model.optimization.lr", "0.003")  # fmt: skip
+        "--trainer.check_val_every_n_epoch", "60", "--model.optimization.lr", "0.003", *task.overfit)  # fmt: skip
     losses = [value for _, value in history("out")["train/loss"]]
     assert losses[-1] < 0.05 * losses[0]
 

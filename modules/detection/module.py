@@ -81,6 +81,7 @@ class DetectionModule(VisionModule):
         self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.register_buffer("threshold", torch.tensor(0.3))
         self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes) for stage in ("val", "test")})
+        self.best = float(self.threshold)
         self.shown: list[pictures.Example] = []
         self.worst: list[tuple[int, pictures.Example]] = []
 
@@ -176,7 +177,8 @@ class DetectionModule(VisionModule):
         for key, value in values.items():
             self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
         if stage == "val":
-            self.threshold.fill_(values["threshold"])
+            self.best = float(values["threshold"])
+            self.threshold.fill_(self.best)
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
         if shown:
@@ -191,6 +193,20 @@ class DetectionModule(VisionModule):
             for k, (name, figures, row, column) in enumerate(zip(names, per_class, counts, counts.T, strict=False))
         ]  # fmt: skip
         self.show_table(f"{stage}/per_class", ["class", "objects", "ap", "ap50", "recall", "precision"], rows)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_save_checkpoint`. The threshold is a measurement: where weights are averaged, it is not."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"]["threshold"] = torch.tensor(self.best)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.best = float(checkpoint["state_dict"]["threshold"])
+
+    def on_train_end(self) -> None:
+        """Takes the threshold that was measured last, where the weights became their average."""
+        self.threshold.fill_(self.best)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the epoch's figures."""
@@ -229,7 +245,7 @@ class DetectionModule(VisionModule):
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with the boxes."""
-        captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
+        captions = [f"{label}  {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
         colours = [self.label_names.index(label) for label in answer["labels"]]
         if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
             captions = [

@@ -58,7 +58,7 @@ class Example:
                           [label_names[k] + " ?" * int(i) for k, i in zip(self.truth["labels"], self.truth["ignore"], strict=True)],
                           None, side)  # fmt: skip
         labels, scores = self.found["labels"].tolist(), self.found["scores"].tolist()
-        captions = [f"{label_names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
+        captions = [f"{label_names[k]}  {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         guess = draw_boxes(image, self.found["boxes"].numpy() * scale, captions, labels, side)
         return np.concatenate((true, np.full((len(true), 4, 3), 255, np.uint8), guess), 1)
 

@@ -1,7 +1,8 @@
 """A compact one-stage detector without anchors, in the line of YOLO: one look at the image, a grid of answers."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class YOLO(OneStageDetector):
         width: int = 64,
         depth: int = 2,
         bins: int = 16,
-        norm: str = "batch",
+        norm: Literal["batch", "group"] = "batch",
     ) -> None:
         first = smallest_stride(image_size)
         strides = strides or [first, 2 * first, 4 * first]
@@ -59,9 +60,9 @@ class YOLO(OneStageDetector):
         self.bottom_up = nn.ModuleList(_Conv(width, width, norm=norm) for _ in levels[1:])
         self.class_branch = _Branch(width, depth, num_classes, len(strides), norm)
         self.box_branch = _Branch(width, depth, 4 * bins, len(strides), norm)
-        nn.init.constant_(self.class_branch.last.bias, -torch.tensor(1 / PRIOR - 1).log())
+        nn.init.constant_(self.class_branch.last.bias, -math.log(1 / PRIOR - 1))
         # At first a distribution is about two strides wide on each side.
-        self.box_branch.last.bias.data = -0.25 * torch.arange(bins).float().repeat(4)  # type: ignore[operator]
+        self.box_branch.last.bias.data = -0.25 * torch.arange(bins).float().repeat(4)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Detector.forward`.
