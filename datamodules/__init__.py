@@ -25,6 +25,7 @@ from datamodules.detection import (
     VOCDetection,
     YOLODetection,
 )
+from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
 
 __all__ = [
     "CIFAR10",
@@ -32,17 +33,22 @@ __all__ = [
     "EMNIST",
     "MNIST",
     "COCODetection",
+    "COCOSegmentation",
     "CSVDetection",
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
+    "DigitMasks",
     "DigitScenes",
     "Digits",
     "Digits8x8",
     "FashionMNIST",
     "ImageFolder",
     "Manifest",
+    "MaskFolder",
+    "SegmentationDataModule",
     "VOCDetection",
+    "VOCSegmentation",
     "VisionDataModule",
     "YOLODetection",
 ]

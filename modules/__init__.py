@@ -4,12 +4,14 @@ from modules.backbones import BackboneError, create_backbone
 from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
+from modules.segmentation import SegmentationModule
 
 __all__ = [
     "BackboneError",
     "ClassificationModule",
     "DetectionModule",
     "Optimization",
+    "SegmentationModule",
     "VisionModule",
     "WarmupCosine",
     "create_backbone",
