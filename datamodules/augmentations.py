@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
-Fit = Literal["crop", "pad"]
+Fit = Literal["crop", "pad", "native"]
 GREY = 114  # what is laid around a picture
 
 
@@ -32,16 +32,19 @@ class RandomResizedCrop(A.RandomResizedCrop):
 def evaluation(
     image_size: int, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
 ) -> A.Compose:
-    """Makes any picture a square, by one of two ways.
+    """Makes any picture what a network takes, in one of three ways.
 
     Args:
         image_size: side of the square result, in pixels.
         crop_pct: share of the shorter side that is kept, in (0, 1].
         fit: ``crop`` resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre. ``pad`` resizes the
             longer side to ``image_size`` and lays grey at the right and at the bottom, so that nothing is lost and a
-            coordinate of the result times longer side / ``image_size`` is one of the picture.
+            coordinate of the result times longer side / ``image_size`` is one of the picture. ``native`` leaves it as it
+            is, of any size.
         boxes: how boxes, if there are any, come and go.
     """
+    if fit == "native":
+        return A.Compose([])
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
         return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
