@@ -4,12 +4,13 @@ from modules.backbones import BackboneError, create_backbone
 from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
-from modules.segmentation import SegmentationModule
+from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
     "BackboneError",
     "ClassificationModule",
     "DetectionModule",
+    "InstanceSegmentationModule",
     "Optimization",
     "SegmentationModule",
     "VisionModule",
