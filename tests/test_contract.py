@@ -14,6 +14,7 @@ from modules.base import VisionModule
 from pipelines import registry
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
+from pipelines.segmentation import segmentation
 from pipelines.tracking import run_id_of
 
 
@@ -29,8 +30,16 @@ TASKS = {
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
-    )
-}
+    ),
+    "segmentation": Task(
+        segmentation,
+        ["--data", "DigitMasks", "--data.scene_size", "48", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "test_convnext",
+         "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0"],
+        ["--data.augmentation", "strong", "--data.class_weighting", "sqrt", "--data.batch_size", "8",
+         "--model.decoder.dropout", "0.3", "--model.backbone_options.drop_path_rate", "0.3"],
+    ),
+}  # fmt: skip
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
