@@ -6,6 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
+from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
     "AutoencodingModule",
@@ -13,8 +14,10 @@ __all__ = [
     "ClassificationModule",
     "DetectionModule",
     "FaceNetModule",
+    "InstanceSegmentationModule",
     "MaskedAutoencodingModule",
     "Optimization",
+    "SegmentationModule",
     "VisionModule",
     "WarmupCosine",
     "create_backbone",

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 NEEDED = (
     "albumentations", "faster-coco-eval", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy",
     "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich", "safetensors",
-    "scikit-learn", "timm", "torch", "torchmetrics", "torchvision",
+    "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
