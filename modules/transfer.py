@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -25,6 +27,7 @@ PROBED = (1000, 500)  # images to train on and to validate with that `measure` l
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the support vector machine
 UNTESTED = 1e-2  # C where a class has a single image, so that nothing can be held out
 SEARCHED = 2000  # images at most with which C is chosen
+STAGE = 1024  # numbers by which `Stages` describes a stage
 LARGE = 50  # images a class from which a data set counts as large
 SIMILAR = 0.5  # share of the errors of random features, avoided, from which the source counts as similar
 
@@ -67,6 +70,44 @@ def pool(features: Any) -> Tensor:
     """What a backbone answers as one vector for each image, float B×D; of maps B×C×H×W the mean of the last."""
     last: Tensor = features[-1] if isinstance(features, list | tuple) else features
     return last.mean((2, 3)) if last.ndim == 4 else last
+
+
+class Stages(nn.Module):
+    """A backbone that tells what each of its stages makes of an image, after the image itself and before its answer.
+
+    Args:
+        backbone: what `create_backbone` makes, without ``features_only``.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        info = getattr(backbone.feature_info, "info", backbone.feature_info)
+        self._channels = {level["module"]: level["num_chs"] for level in info}
+        self._seen: dict[str, Tensor] = {}
+        self.widths: dict[str, int] = {}  # numbers of each stage, by its name; known after the first image
+        for name in self._channels:
+            backbone.get_submodule(name).register_forward_hook(partial(self._note, name))
+
+    def _note(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        maps = output[0] if isinstance(output, tuple) else output
+        if maps.ndim == 4 and maps.shape[1] != self._channels[name]:
+            maps = maps.permute(0, 3, 1, 2)
+        self._seen[name] = self._coarse(maps) if maps.ndim == 4 else maps.flatten(1, -2).mean(1)
+
+    @staticmethod
+    def _coarse(maps: Tensor) -> Tensor:
+        side = max(1, int((STAGE / maps.shape[1]) ** 0.5))
+        return F.adaptive_avg_pool2d(maps, (min(side, maps.shape[2]), min(side, maps.shape[3]))).flatten(1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float B×C×H×W to the numbers of all stages in a row, float B×D: maps are averaged to a grid, so that each stage
+        has about a thousand numbers; of tokens the mean is taken."""
+        answer = pool(self.backbone(image))
+        named = {name: self._seen[name] for name in self._channels}
+        stages = {"image": self._coarse(image), **named, "answer": answer}
+        self.widths = {name: value.shape[1] for name, value in stages.items()}
+        return torch.cat(list(stages.values()), 1)
 
 
 @torch.no_grad()
