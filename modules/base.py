@@ -1,6 +1,7 @@
 """What every module shares: backbone, normalisation on the device, optimisation, averaging of weights, pictures."""
 
 import math
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -187,8 +188,14 @@ class VisionModule(L.LightningModule):
         self.backbone = create_backbone(
             backbone, pretrained, in_chans, image_size, num_classes, features_only, **(backbone_options or {})
         )
-        if transfer == "scratch" and backbone != self.backbone.recipe["backbone"]:  # it comes with weights
+        learned = pretrained or backbone != self.backbone.recipe["backbone"]  # a file, a registered model
+        if transfer == "scratch" and learned:
             self._forget()
+        elif transfer and not learned and transfer != "scratch":
+            raise BackboneError(
+                f"--model.transfer {transfer} starts from what the backbone has learned, and {backbone} has random weights: "
+                "give --model.pretrained true, or a file of weights or a registered model as --model.backbone."
+            )
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         config = self.backbone.pretrained_cfg
@@ -390,7 +397,7 @@ class VisionModule(L.LightningModule):
         if self._fixed is None:
             self._fixed = {name for name, p in self.backbone.named_parameters() if not p.requires_grad}
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(depth[name] >= count and name not in self._fixed)
+            parameter.requires_grad_(depth.get(name, 0) >= count and name not in self._fixed)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionModule":
@@ -412,7 +419,7 @@ class VisionModule(L.LightningModule):
     def _choose(self) -> None:
         """Takes the strategy that the checkpoint to go on from was begun with, or else the one that suits the data."""
         path = self.trainer.ckpt_path
-        if path is not None:
+        if path is not None and os.path.isfile(path):
             self.strategy = torch.load(path, "cpu", weights_only=True, mmap=True).get("transfer")
         if self.strategy is not None:
             return
@@ -464,7 +471,8 @@ class VisionModule(L.LightningModule):
         if self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, (features, labels))
-            features, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+            places = np.concatenate([np.arange(len(own)) * len(parts) + rank for rank, (_, own) in enumerate(parts)])
+            features, labels = (np.concatenate(each)[places.argsort()] for each in zip(*parts, strict=True))
         assert labels is not None
         solution = self.solve_head(features, labels)
         self._tell("head", str(solution), f"# Head\n\n{solution}\n", {})
