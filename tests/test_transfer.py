@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from datamodules import DataError, Digits8x8
-from modules import BackboneError, ClassificationModule, Optimization, create_backbone
+from datamodules import DataError, Digits8x8, DigitScenes
+from modules import BackboneError, ClassificationModule, DetectionModule, Optimization, create_backbone
 from modules.backbones import untrained
 from modules.transfer import (
     LARGE,
@@ -381,6 +381,28 @@ def test_two_processes_unfreeze_only_where_ddp_allows_it_and_find_the_same_head(
         torch.load(f"{name}/best.ckpt", weights_only=True)["state_dict"]["head.weight"] for name in ("one", "two")
     )
     assert torch.allclose(one, other, rtol=0.01, atol=0.001 * float(one.abs().max()))
+
+
+def test_a_detector_freezes_unfreezes_and_chooses_too():
+    file = weights_file("resnet10t", 64)
+    scenes = DigitScenes(scene_size=64, train=8, val=4, test=4, batch_size=4, augmentation="none", num_workers=0)
+
+    def trained(transfer, epochs):
+        torch.manual_seed(0)
+        module, watch = DetectionModule(10, None, 3, 64, file, backbone_options=options, transfer=transfer), Moved()
+        L.Trainer(**QUIET, max_epochs=epochs, limit_val_batches=1, callbacks=[watch]).fit(module, scenes)
+        return module, [{key for key in epoch if key.startswith("backbone.")} for epoch in watch.epochs]
+
+    options = {"architecture": "resnet10t"}
+    module, moved = trained("auto", 3)
+    assert module.strategy == "freeze_unfreeze"
+    assert [bool(epoch) for epoch in moved] == [False, True, True]
+    assert moved[1] < moved[2] or len(moved[1]) == len(moved[2])
+    assert trained("features", 1)[1] == [set()]
+    module, moved = trained("finetune", 1)
+    assert {"backbone.conv1.0.weight", "backbone.layer4.0.conv2.weight"} <= moved[0]
+    rates = {group["name"]: group["initial_lr"] for group in module.trainer.optimizers[0].param_groups}
+    assert rates["backbone.0"] == pytest.approx(0.1 * rates["head"])
 
 
 def test_so_many_images_a_class():
