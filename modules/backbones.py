@@ -188,7 +188,7 @@ def untrained(backbone: Any, in_chans: int, image_size: int) -> nn.Module:
 def _packaged(name: str) -> dict[str, Tensor] | None:
     """The published weights of an architecture under timm's names, if a package that brings them is installed."""
     try:
-        listed = files(PACKAGED[name])
+        listed = files(PACKAGED[name.removesuffix(".in1k")])
     except (KeyError, PackageNotFoundError):
         return None
     file = next((file for file in listed or [] if file.suffix == ".pth"), None)

@@ -50,9 +50,8 @@ def transferability(
         The accuracy by stage, from the image on.
     """
     L.seed_everything(data.seed, verbose=False)
-    published = pretrained and not backbone.startswith("models:/") and not Path(backbone).suffix
     module = ClassificationModule(
-        data.num_classes, None, data.in_chans, data.image_size, backbone, published, backbone_options
+        data.num_classes, None, data.in_chans, data.image_size, backbone, pretrained, backbone_options
     )
     loaders = [data.plain_loader(split, images) for split in ("train", "val")]
     scores: dict[str, dict[str, float]] = {}
