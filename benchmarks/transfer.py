@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 
 from datamodules import Digits, FashionMNIST, Manifest
 from modules import ClassificationModule
-from modules.backbones import untrained
 from modules.transfer import Choice, Evidence, choose, measure
 
 STRATEGIES = ("scratch", "features", "finetune", "freeze_unfreeze")
@@ -124,9 +123,7 @@ def run(name: str, strategy: str, seed: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"case": name, "strategy": strategy, "seed": seed}
     if strategy == "auto":
         module = module_of(case, data, seed, folder).eval()
-        torch.manual_seed(0)
-        random = untrained(module.backbone, data.in_chans, data.image_size)
-        result["evidence"] = vars(measure(module.backbone, random, data, module.normalize, data.num_classes).evidence)
+        result["evidence"] = vars(measure(module.backbone, data, module.normalize, data.num_classes).evidence)
     else:
         module = module_of(case, data, seed, folder, transfer=strategy)
         training = trainer(case.epochs)
@@ -148,7 +145,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             choices[row["case"]][row["seed"]] = choose(Evidence(**row["evidence"]))
         else:
             scores[row["case"], row["strategy"]][row["seed"]] = row["accuracy"]
-    lines = [f"| case | {' | '.join(STRATEGIES)} | gain | auto | loses |", "|---" * (len(STRATEGIES) + 4) + "|"]
+    lines = [
+        f"| case | {' | '.join(STRATEGIES)} | features / pixels | auto | loses |",
+        "|---" * (len(STRATEGIES) + 4) + "|",
+    ]
     right, lost = 0, []
     for name in CASES:
         means = {s: float(np.mean(list(scores[name, s].values()))) for s in STRATEGIES if scores[name, s]}
@@ -156,18 +156,18 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         best = max(means, key=lambda s: means[s])
         cells = [
-            f"{'**' if s == best else ''}{100 * means[s]:.1f}{'**' if s == best else ''} ± "
-            f"{100 * np.std(list(scores[name, s].values()), ddof=1):.1f}"
+            f"{'**' if s == best else ''}{100 * means[s]:.1f}{'**' if s == best else ''}{_spread(scores[name, s])}"
             for s in STRATEGIES
         ]
         taken = [choices[name][seed].strategy for seed in sorted(choices[name])]
         loss = means[best] - float(np.mean([means[s] for s in taken]))
         lost.append(loss)
         right += loss == 0
-        gains = np.mean([choice.evidence.gain or 0.0 for choice in choices[name].values()])
+        seen = [choice.evidence for choice in choices[name].values()]
+        probes = " / ".join(f"{100 * np.mean([getattr(e, key) for e in seen]):.0f}" for key in ("features", "pixels"))
         named = ", ".join(f"{s}{f' ({taken.count(s)} of {len(taken)})' if len(set(taken)) > 1 else ''}"
                           for s in dict.fromkeys(taken))  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} | {gains:.2f} | {named} | {100 * loss:.1f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {probes} | {named} | {100 * loss:.1f} |")
     lines += [
         "",
         f"auto took the best in {right} of {len(lost)} cases; it loses {100 * np.mean(lost):.2f} points in the mean.",
@@ -181,6 +181,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
     lines.append("Processor time in all: " + ", ".join(f"{s} {sum(t) / 60:.1f} min" for s, t in seconds.items()))
     return "\n".join(lines)
+
+
+def _spread(values: dict[int, float]) -> str:
+    return f" ± {100 * np.std(list(values.values()), ddof=1):.1f}" if len(values) > 1 else ""
 
 
 def main() -> None:

@@ -424,16 +424,12 @@ class VisionModule(L.LightningModule):
         if self.strategy is not None:
             return
         self.to(self.trainer.strategy.root_device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random = untrained(self.backbone, *self._input).to(self.device)
-            classes, here = int(getattr(self, "num_classes", 1)), self.trainer.is_global_zero
-            choice = measure(self.backbone, random, self._data, self.normalize, classes) if here else None
+        choice = None
+        if self.trainer.is_global_zero:
+            choice = measure(self.backbone, self._data, self.normalize, int(getattr(self, "num_classes", 1)))
         choice = self.trainer.strategy.broadcast(choice)
         assert choice is not None
         self.strategy = choice.strategy
-        if self.strategy == "scratch":
-            self._forget()
         self._tell("transfer", str(choice), choice.report(), {"transfer": choice.strategy, "quadrant": choice.quadrant})
 
     def _forget(self) -> None:

@@ -22,7 +22,6 @@ from modules import BackboneError, ClassificationModule, DetectionModule, Optimi
 from modules.backbones import untrained
 from modules.transfer import (
     LARGE,
-    SIMILAR,
     Evidence,
     Scaler,
     Stages,
@@ -259,13 +258,12 @@ def test_wishes_that_contradict_each_other_are_refused(capsys):
         L.Trainer(**QUIET, max_epochs=1).fit(small("auto"), loader, loader)
 
 
-E1 = Evidence(images=400, classes=40, pretrained=0.9, random=0.5, distance=0.1)
 CASES = {
-    "small, similar": (E1, "features"),
-    "large, similar": (Evidence(400_000, 40, 0.9, 0.5), "finetune"),
-    "small, different": (Evidence(400, 40, 0.52, 0.5), "freeze_unfreeze"),
-    "large, different": (Evidence(400_000, 40, 0.52, 0.5), "finetune"),
-    "small, similarity not known": (Evidence(400, 40), "freeze_unfreeze"),
+    "small, similar": (Evidence(400, 40, 0.9, 0.7), "features"),
+    "large, similar": (Evidence(400_000, 40, 0.9, 0.7), "finetune"),
+    "small, different": (Evidence(400, 40, 0.6, 0.7), "finetune"),
+    "large, different": (Evidence(400_000, 40, 0.6, 0.7), "finetune"),
+    "small, similarity not known": (Evidence(400, 40), "finetune"),
     "large, similarity not known": (Evidence(400_000, 40), "finetune"),
 }
 
@@ -276,16 +274,14 @@ def test_the_quadrants(quadrant):
     choice = choose(evidence)
     assert (choice.quadrant, choice.strategy) == (quadrant, strategy)
     assert strategy in str(choice)
-    assert f"{evidence.per_class:.4g} images a class" in str(choice)
+    if evidence.similar is not None:
+        assert f"{evidence.features:.0%} on the features and in 70% on the pixels" in str(choice)
     assert f"{evidence.images:,}" in choice.report()
 
 
-def test_the_borders_of_the_quadrants():
-    assert E1.gain == pytest.approx(0.8)
-    few, many = (Evidence(10 * n, 10, 0.5 + SIMILAR / 2, 0.5) for n in (LARGE - 1, LARGE))
-    assert (choose(few).quadrant, choose(many).quadrant) == ("small, similar", "large, similar")
-    assert Evidence(10, 1, 0.9, 1.0).gain == 0
-    assert "no better than random" in str(choose(Evidence(400, 40, 0.4, 0.5)))
+def test_the_border_of_the_sizes():
+    few, many = (choose(Evidence(10 * n, 10, 0.8, 0.7)) for n in (LARGE - 1, LARGE))
+    assert (few.quadrant, many.quadrant) == ("small, similar", "large, similar")
 
 
 def test_distance_of_statistics_by_hand():
@@ -306,40 +302,42 @@ def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(caps
     L.Trainer(**QUIET, max_epochs=12).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))
     save_file({key: value.contiguous() for key, value in module.backbone.state_dict().items()}, "lenet5.safetensors")
     capsys.readouterr()
-    cli = classification([*FIT, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
+    few = [*FIT, "--data.train_per_class", "5"]
+    cli = classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
                           "--model.transfer", "auto", "--output", "out", "--register", "auto"])  # fmt: skip
     said = capsys.readouterr().out
     assert "Transfer: features (small, similar)." in said
-    assert "A linear SVM on the fixed features of 200 images" in said
+    assert "A linear SVM on the fixed features of 50 images" in said
     run = MlflowClient().get_run(run_id_of("out"))
     assert (run.data.tags["transfer"], run.data.tags["quadrant"]) == ("features", "small, similar")
     report = Path(MlflowClient().download_artifacts(run.info.run_id, "transfer.md", ".")).read_text()
-    assert "| images a class | 20.0 (large from" in report
+    assert "| images a class | 5.0 (large from" in report
     assert run.info.status == "FINISHED"
     features, labels = extract(module.backbone, cli.datamodule.plain_loader("train"), module.normalize)
     held, truth = extract(module.backbone, cli.datamodule.plain_loader("test"), module.normalize)
-    assert len(features) == 200
+    assert len(features) == 50
     expected = machine(solve(features, labels, 10).penalty).fit(features, labels).score(held, truth)
     assert run.data.metrics["test/accuracy"] == pytest.approx(expected, abs=2 / len(truth))
     loaded = registry.load(cli.rows["registered"])
     for key, value in module.backbone.state_dict().items():
         assert torch.equal(loaded.module.backbone.state_dict()[key], value), key
     before = Path("out/best.ckpt").stat().st_mtime_ns
-    classification([*FIT, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
+    classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
                     "--model.transfer", "auto", "--output", "out"])  # fmt: skip
     assert Path("out/best.ckpt").stat().st_mtime_ns == before, "what is done is not done again"
     # a registered model is a backbone as any other
     again = classification(
-        [*FIT, "--model.backbone", "models:/auto/1", "--model.transfer", "features", "--output", "two"]
+        [*few, "--model.backbone", "models:/auto/1", "--model.transfer", "features", "--output", "two"]
     )
     assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.01)
     assert again.rows["training"].endswith("1 epochs")
 
 
 def test_auto_lets_a_network_that_knows_nothing_learn():
-    module = small("auto", pretrained=weights_file())
-    L.Trainer(**QUIET, max_epochs=2, limit_train_batches=1, limit_val_batches=1).fit(module, data(train_per_class=5))
-    assert module.strategy == "freeze_unfreeze"
+    module, watch = small("auto"), Moved()
+    L.Trainer(**QUIET, max_epochs=1, limit_val_batches=1, callbacks=[watch]).fit(module, data(train_per_class=5))
+    assert module.strategy == "finetune"
+    assert "backbone.conv1.0.weight" in watch.epochs[0]
 
 
 @pytest.mark.parametrize(("transfer", "backbone"), [("freeze_unfreeze", "resnet10t"), ("auto", "lenet5")])
@@ -351,7 +349,8 @@ def test_a_killed_unfreezing_goes_on_and_ends_bit_identical(transfer, backbone):
     assert start(classification, [*args, "--output", "whole"]) == [0]
     kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "8"]  # in the third epoch, with layers open
     assert start(classification, [*args, *kill, "--output", "cut", "--checkpoint_seconds", "0"]) == [-signal.SIGKILL]
-    assert torch.load("cut/last.ckpt", weights_only=True)["transfer"] == "freeze_unfreeze"
+    chosen = "finetune" if transfer == "auto" else transfer
+    assert torch.load("cut/last.ckpt", weights_only=True)["transfer"] == chosen
     assert start(classification, [*args, "--output", "cut", "--checkpoint_seconds", "0"]) == [0]
     whole, cut = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "cut"))
     assert [key for key in whole if not torch.equal(whole[key], cut[key])] == []
@@ -394,8 +393,8 @@ def test_a_detector_freezes_unfreezes_and_chooses_too():
         return module, [{key for key in epoch if key.startswith("backbone.")} for epoch in watch.epochs]
 
     options = {"architecture": "resnet10t"}
-    module, moved = trained("auto", 3)
-    assert module.strategy == "freeze_unfreeze"
+    assert trained("auto", 1)[0].strategy == "finetune"
+    module, moved = trained("freeze_unfreeze", 3)
     assert [bool(epoch) for epoch in moved] == [False, True, True]
     assert moved[1] < moved[2] or len(moved[1]) == len(moved[2])
     assert trained("features", 1)[1] == [set()]
