@@ -206,6 +206,19 @@ class KeyedLoader:
         self.batches_done = self._first
 
 
+class _Picked(Dataset[dict[str, Any]]):
+    """Some samples of a data set."""
+
+    def __init__(self, dataset: KeyedDataset, chosen: NDArray[np.int64]) -> None:
+        self.dataset, self.chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        return self.dataset.__getitems__([(int(self.chosen[index]), epoch) for index, epoch in keys])
+
+
 class _Batches:
     """The keys of a loader as the batch sampler of its DataLoader."""
 
@@ -300,6 +313,22 @@ class VisionDataModule(L.LightningDataModule):
             self.num_workers,
             same_order=overfit,
         )
+
+    def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> KeyedLoader:
+        """The samples of a split, each once and none augmented: what is looked at before or beside a training.
+
+        Args:
+            split: name of the split.
+            most: draw so many of them, always the same; None for all.
+            shared: each process takes its share; else each takes all.
+        """
+        dataset: Any = self.dataset(split, False)
+        if most is not None and most < len(dataset):
+            dataset = _Picked(dataset, np.random.default_rng(0).permutation(len(dataset))[:most])
+        rank, size = 0, 1
+        if shared and self.trainer is not None:
+            rank, size = self.trainer.global_rank, self.trainer.world_size
+        return KeyedLoader(dataset, self.batch_size, False, self.seed, rank, size, self.num_workers)
 
     def train_dataloader(self) -> KeyedLoader:
         """Augmented training batches."""

@@ -131,6 +131,22 @@ def split(
     return source.subset(np.sort(rest)), source.subset(np.sort(part))
 
 
+def _few(source: Images, number: int, label_names: Sequence[str], seed: int) -> Images:
+    """So many images of each class."""
+    if number < 1:
+        raise DataError(f"--data.train_per_class must be at least 1, not {number}.")
+    generator, chosen = np.random.default_rng(seed), []
+    for label, name in enumerate(label_names):
+        own = np.flatnonzero(source.labels == label)
+        if len(own) < number:
+            raise DataError(
+                f"Class {name!r} has {len(own)} images to train on, fewer than --data.train_per_class {number}: "
+                "give a smaller number."
+            )
+        chosen.append(generator.permutation(own)[:number])
+    return source.subset(np.sort(np.concatenate(chosen)))
+
+
 class ClassificationDataModule(VisionDataModule):
     """Images with one label each.
 
@@ -144,6 +160,8 @@ class ClassificationDataModule(VisionDataModule):
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
         seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
     """
 
     native_size: ClassVar[int] = 224
@@ -159,8 +177,10 @@ class ClassificationDataModule(VisionDataModule):
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
+        train_per_class: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        self.train_per_class = train_per_class
         self.augmentation = augmentation
         self.image_size = image_size or self.native_size
         self.crop_pct = crop_pct or (0.875 if self.image_size > 64 else 1.0)
@@ -198,6 +218,18 @@ class ClassificationDataModule(VisionDataModule):
         if training_split and self.augmentation != "none":
             return training(self.augmentation, self.image_size, self.crop_pct, self.flip)
         return None if fits else evaluation(self.image_size, self.crop_pct)
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """See `VisionDataModule.sources`.
+
+        Raises:
+            DataError: a class has fewer images than ``train_per_class``.
+        """
+        sources = self.load()
+        if self.train_per_class is not None:
+            sources["train"] = _few(sources["train"], self.train_per_class, self.label_names, self.seed)  # type: ignore[arg-type]
+        return sources
 
     def identity(self) -> dict[str, Any]:
         """Name, label names, and per split the size, the images of each class and the content digest."""
@@ -255,6 +287,8 @@ class TorchvisionDataModule(ClassificationDataModule):
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
         seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
     """
 
     native_size = 28
@@ -271,8 +305,9 @@ class TorchvisionDataModule(ClassificationDataModule):
         batch_size: int = 128,
         num_workers: int | None = None,
         seed: int = 0,
+        train_per_class: int | None = None,
     ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
         self.root = root
 
     def _open(self, train: bool, download: bool) -> Any:
@@ -428,6 +463,8 @@ class ImageFolder(_Files):
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
         seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
     """
 
     def __init__(
@@ -442,8 +479,9 @@ class ImageFolder(_Files):
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
+        train_per_class: int | None = None,
     ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
         self.root, self.in_chans, self.on_bad_file = root, in_chans, on_bad_file
 
     @property
@@ -528,6 +566,8 @@ class Manifest(_Files):
         batch_size: samples in a batch, for each process.
         num_workers: processes that read and augment; None chooses by the cores at hand.
         seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
     """
 
     def __init__(
@@ -544,8 +584,9 @@ class Manifest(_Files):
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
+        train_per_class: int | None = None,
     ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed)
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
         self.file, self.path_column, self.label_column = file, path_column, label_column
         self.in_chans, self.on_bad_file = in_chans, on_bad_file
 

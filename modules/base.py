@@ -1,9 +1,10 @@
 """What every module shares: backbone, normalisation on the device, optimisation, averaging of weights, pictures."""
 
 import math
+import os
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,14 +17,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.tuner.lr_finder import _LRCallback
 from numpy.typing import NDArray
-from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from modules.backbones import BackboneError, create_backbone
+from modules.backbones import BackboneError, create_backbone, untrained
 from modules.pictures import image_grid
+from modules.transfer import FIRST_LAYER, Solution, Strategy, Transfer, extract, layers, measure, unfreezing
 
 Stage = Literal["train", "val", "test"]
 
@@ -144,6 +145,11 @@ class VisionModule(L.LightningModule):
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels; the faster one on most devices.
         features_only: the backbone gives its feature maps, a list of float B×C×H×W, instead of one vector.
+        transfer: how the backbone is put to its new use; None as ``optimization`` says. ``scratch``: without what it
+            learned before. ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all
+            layers learn, the first at a tenth of the head's rate, unless ``layer_decay`` says otherwise.
+            ``freeze_unfreeze``: first the head, for ``frozen_epochs`` or else a fifth of the training, then, one after the
+            other down to the first, the layers, with the rates of ``finetune``. ``auto``: measures and chooses.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -165,15 +171,32 @@ class VisionModule(L.LightningModule):
         compile: bool = False,
         channels_last: bool = True,
         features_only: bool = False,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.pretrained = pretrained
+        self.transfer = transfer
+        self.strategy: Strategy | None = None if transfer == "auto" else transfer
+        if self.optimization.frozen_epochs < 0 and transfer in ("finetune", "freeze_unfreeze", "auto"):
+            raise BackboneError(
+                f"--model.transfer {transfer} lets the backbone learn, which --model.optimization.frozen_epochs "
+                f"{self.optimization.frozen_epochs} forbids: leave one of them out."
+            )
+        pretrained = pretrained and transfer != "scratch"
+        self.pretrained, self._input = pretrained, (in_chans, image_size)
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = channels_last, compile
         self.backbone = create_backbone(
             backbone, pretrained, in_chans, image_size, num_classes, features_only, **(backbone_options or {})
         )
+        learned = pretrained or backbone != self.backbone.recipe["backbone"]  # a file, a registered model
+        if transfer == "scratch" and learned:
+            self._forget()
+        elif transfer and not learned and transfer != "scratch":
+            raise BackboneError(
+                f"--model.transfer {transfer} starts from what the backbone has learned, and {backbone} has random weights: "
+                "give --model.pretrained true, or a file of weights or a registered model as --model.backbone."
+            )
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         config = self.backbone.pretrained_cfg
@@ -183,7 +206,8 @@ class VisionModule(L.LightningModule):
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
         self.means = nn.ModuleDict()
-        self.frozen = False
+        self.frozen = 0  # layers of the backbone that do not learn, from the image on
+        self._fixed: set[str] | None = None  # parameters that never learn
         self._finite = ""  # the last loss that was looked at
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
@@ -336,15 +360,20 @@ class VisionModule(L.LightningModule):
         return self.answers(batch)
 
     def setup(self, stage: str) -> None:
-        """Compiles, and checks that the freezing plan fits the strategy."""
+        """Chooses a strategy where that is asked for, compiles, and checks that the freezing plan fits the trainer."""
         if stage != "fit":
             return
+        if self.transfer == "auto":
+            self._choose()
         if self.compile_backbone:
             self.backbone.compile()
-        epochs = self.optimization.frozen_epochs
-        if epochs < 0:
-            self._freeze(True)
-        elif epochs and self.trainer.world_size > 1 and not self._finds_unused_parameters:
+        if self._solves:  # the head is found at the start; the loop then has one step, which changes nothing
+            self.trainer.fit_loop.max_epochs = self.trainer.limit_train_batches = 1
+            self.trainer.check_val_every_n_epoch, self.trainer.val_check_interval = 1, 1.0
+        opens = self._opens
+        if min(opens, default=0) == math.inf:
+            self._freeze(len(opens))
+        elif max(opens, default=0) > 0 and self.trainer.world_size > 1 and not self._finds_unused_parameters:
             raise BackboneError(
                 "Unfreezing during training on several processes needs "
                 "--trainer.strategy ddp_find_unused_parameters_true, or --model.optimization.frozen_epochs -1 or 0."
@@ -354,28 +383,130 @@ class VisionModule(L.LightningModule):
     def _finds_unused_parameters(self) -> bool:
         return bool(getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
 
-    def _freeze(self, frozen: bool) -> None:
-        self.frozen = frozen
-        self.backbone.requires_grad_(not frozen)
-        self.backbone.train(not frozen and self.training)
+    @property
+    def plan(self) -> Optimization:
+        """``optimization`` with what the strategy adds: the user's own settings stay, where the strategy has room for them."""
+        plan = self.optimization
+        if self.strategy == "scratch":
+            return replace(plan, backbone_lr_scale=1.0, layer_decay=1.0, frozen_epochs=0)
+        if self.strategy == "features":
+            return replace(plan, frozen_epochs=-1)
+        if self.strategy in ("finetune", "freeze_unfreeze") and plan.layer_decay == 1:
+            last = max(layers(self.backbone).values(), default=0) + 1
+            return replace(plan, layer_decay=FIRST_LAYER ** (1 / last))
+        return plan
+
+    @property
+    def _opens(self) -> list[float]:
+        """The epoch in which each layer of the backbone, from the image on, starts to learn."""
+        epochs = self.plan.frozen_epochs
+        if epochs == 0 and self.strategy != "freeze_unfreeze":
+            return []
+        count = max(layers(self.backbone, coarse=True).values(), default=-1) + 1
+        if self.strategy == "freeze_unfreeze":
+            whole = max(0, self.trainer.max_epochs or 0)
+            return list[float](unfreezing(count, epochs or max(1, round(whole / 5)), whole))
+        return [math.inf if epochs < 0 else epochs] * count
+
+    def _freeze(self, count: int) -> None:
+        """Stops the first layers of the backbone, seen from the image, from learning, and lets the others learn."""
+        self.frozen, depth = count, layers(self.backbone, coarse=True)
+        if self._fixed is None:
+            self._fixed = {name for name, p in self.backbone.named_parameters() if not p.requires_grad}
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(depth.get(name, 0) >= count and name not in self._fixed)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionModule":
-        """Training mode, in which a frozen backbone keeps its batch-norm statistics."""
+        """Training mode, in which what is frozen of the backbone keeps its batch-norm statistics."""
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
+        if mode and self.frozen:
+            for part in self.backbone.modules():
+                parameters = list(part.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
+                    part.eval()
         return self
 
     def _follow_freezing_plan(self) -> None:
-        epochs = self.optimization.frozen_epochs
-        if epochs > 0 and self.frozen != (self.current_epoch < epochs):
-            self._freeze(self.current_epoch < epochs)
+        opens = self._opens
+        frozen = sum(epoch > self.current_epoch for epoch in opens)
+        if frozen != self.frozen:
+            self._freeze(frozen)
+
+    def _choose(self) -> None:
+        """Takes the strategy that the checkpoint to go on from was begun with, or else the one that suits the data."""
+        path = self.trainer.ckpt_path
+        if path is not None and os.path.isfile(path):
+            self.strategy = torch.load(path, "cpu", weights_only=True, mmap=True).get("transfer")
+        if self.strategy is not None:
+            return
+        self.to(self.trainer.strategy.root_device)
+        choice = None
+        if self.trainer.is_global_zero:
+            choice = measure(self.backbone, self._data, self.normalize, int(getattr(self, "num_classes", 1)))
+        choice = self.trainer.strategy.broadcast(choice)
+        assert choice is not None
+        self.strategy = choice.strategy
+        self._tell("transfer", str(choice), choice.report(), {"transfer": choice.strategy, "quadrant": choice.quadrant})
+
+    def _forget(self) -> None:
+        """Gives the backbone random weights."""
+        twin = untrained(self.backbone, *self._input).state_dict()
+        own = self.backbone.state_dict()
+        self.backbone.load_state_dict({key: twin.get(key, value) for key, value in own.items()})
+
+    @property
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "plain_loader"):
+            raise BackboneError(
+                f"--model.transfer {self.transfer} looks at the data itself: give the trainer a data module of "
+                "`datamodules` instead of loaders."
+            )
+        return data
+
+    def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
+        """Sets the head to what suits fixed features best; a task whose head is linear overrides it.
+
+        Args:
+            features: float32 N×D.
+            labels: int64 N.
+        """
+        raise NotImplementedError
+
+    @property
+    def _solves(self) -> bool:
+        return self.strategy == "features" and type(self).solve_head is not VisionModule.solve_head
+
+    def _solve(self) -> None:
+        """Computes the features of all training images once, each process its share, and finds the head."""
+        features, labels = extract(self.backbone, self._data.plain_loader("train"), self.normalize)
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, (features, labels))
+            places = np.concatenate([np.arange(len(own)) * len(parts) + rank for rank, (_, own) in enumerate(parts)])
+            features, labels = (np.concatenate(each)[places.argsort()] for each in zip(*parts, strict=True))
+        assert labels is not None
+        solution = self.solve_head(features, labels)
+        self._tell("head", str(solution), f"# Head\n\n{solution}\n", {})
+
+    def _tell(self, key: str, line: str, text: str, tags: dict[str, str]) -> None:
+        """Says a line on the terminal, and hands a text and tags to the loggers that take them."""
+        self.print(line)
+        if self.trainer.is_global_zero:
+            for logger in self.loggers:
+                if hasattr(logger, "log_text"):
+                    logger.log_text(key, text)
+                    for name, value in tags.items():
+                        logger.set_tag(name, value)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """Freezes, also when a training goes on in mid-epoch; takes over what a learning-rate finder found."""
         if self.lr != self._planned_lr and self.global_step == 0:  # it knows neither the schedule nor the groups' rates
             self.trainer.strategy.setup_optimizers(self.trainer)
         self._follow_freezing_plan()
+        if self._solves:
+            self._solve()
 
     def on_train_epoch_start(self) -> None:
         """Freezes or unfreezes as planned."""
@@ -416,10 +547,8 @@ class VisionModule(L.LightningModule):
 
         Biases, norms and other vectors are not decayed (Bello et al. 2021, arXiv:2103.07579).
         """
-        plan = self.optimization
-        depth: dict[str, int] = {}
-        if plan.layer_decay != 1:
-            depth = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False), reverse=True)
+        plan = self.plan
+        depth = layers(self.backbone) if plan.layer_decay != 1 else {}
         last = max(depth.values(), default=0) + 1
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
@@ -439,6 +568,8 @@ class VisionModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The injected optimiser and schedule, over `parameter_groups`."""
         self._planned_lr = self.lr
+        if self._solves:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
         optimizer = self.optimization.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
@@ -471,7 +602,7 @@ class VisionModule(L.LightningModule):
         """
         if not all(value.isfinite().all() for value in self.parameters()):
             raise self._diverged(f"The weights are spoilt at step {self.global_step}{self._finite}. ", {})
-        checkpoint["architecture"] = self.architecture
+        checkpoint["architecture"], checkpoint["transfer"] = self.architecture, self.strategy
         checkpoint["means"] = {}
         epoch: Any = self.trainer.fit_loop.epoch_progress.current
         for name, mean in self.means.items():

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from modules.base import Optimization, Stage, VisionModule
 from modules.pictures import captioned, captioned_grid, confusion_matrix
+from modules.transfer import Solution, Transfer, solve
 
 WORST = 18  # mistakes shown
 
@@ -46,6 +47,8 @@ class ClassificationModule(VisionModule):
             one of them.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
+        transfer: ``scratch``, ``features`` (a linear support vector machine on fixed features, in seconds),
+            ``finetune``, ``freeze_unfreeze``, or ``auto``, which measures and chooses; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -66,6 +69,7 @@ class ClassificationModule(VisionModule):
         cutmix: float = 0.0,
         compile: bool = False,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -77,6 +81,7 @@ class ClassificationModule(VisionModule):
             optimization,
             compile,
             channels_last,
+            transfer=transfer,
         )
         self.head = self._take_head(num_classes)
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
@@ -109,6 +114,12 @@ class ClassificationModule(VisionModule):
             kernel, bias = last.weight.flatten(1), last.bias
             head.load_state_dict({"weight": kernel, "bias": torch.zeros(num_classes) if bias is None else bias})
         return head  # for a network with several heads a new one
+
+    def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
+        """See `VisionModule.solve_head`: a linear support vector machine."""
+        solution = solve(features, labels, self.num_classes)
+        self.head.load_state_dict({"weight": torch.tensor(solution.weight), "bias": torch.tensor(solution.bias)})
+        return solution
 
     @property
     def architecture(self) -> dict[str, Any]:

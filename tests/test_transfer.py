@@ -1,0 +1,480 @@
+"""A backbone is put to its new use as the strategy says, and the choice of one follows what was measured."""
+
+import json
+import math
+import signal
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import start
+from mlflow.tracking import MlflowClient
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+from datamodules import DataError, Digits8x8, DigitScenes
+from modules import BackboneError, ClassificationModule, DetectionModule, Optimization, create_backbone
+from modules.backbones import untrained
+from modules.transfer import (
+    LARGE,
+    Evidence,
+    Scaler,
+    Stages,
+    Statistics,
+    choose,
+    extract,
+    layers,
+    machine,
+    probe,
+    solve,
+    unfreezing,
+)
+from pipelines import registry
+from pipelines import transfer as command
+from pipelines.classification import classification
+from pipelines.tracking import run_id_of
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
+         "enable_model_summary": False, "accelerator": "cpu", "use_distributed_sampler": False}  # fmt: skip
+FIT = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.train_per_class", "20", "--trainer.accelerator",
+       "cpu", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+
+
+def weights_file(backbone: str = "resnet10t", image_size: int = 16, file: str = "source.safetensors") -> str:
+    """Weights that were not drawn by the test's own seed, and batch norms that saw data."""
+    torch.manual_seed(7)
+    model = create_backbone(backbone, in_chans=1, image_size=image_size, num_classes=10)
+    with torch.no_grad():
+        model.train()(torch.randn(16, 1, image_size, image_size))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    return file
+
+
+def small(
+    transfer: str | None, backbone: str = "resnet10t", pretrained: str | None = None, **plan
+) -> ClassificationModule:
+    if transfer not in (None, "scratch"):
+        pretrained = pretrained or weights_file(backbone)
+    torch.manual_seed(0)
+    options = {"architecture": backbone} if pretrained else None
+    plan = {"optimizer": partial(torch.optim.AdamW, lr=0.01)} | plan
+    return ClassificationModule(10, None, 1, 16, pretrained or backbone, backbone_options=options,
+                                optimization=Optimization(**plan), transfer=transfer)  # fmt: skip
+
+
+def data(**options) -> Digits8x8:
+    return Digits8x8(**{"image_size": 16, "batch_size": 32, "num_workers": 0, "augmentation": "none"} | options)
+
+
+class Moved(L.Callback):
+    """Notes what changes in each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[set[str]] = []
+        self.rates: dict[str, float] = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        self.rates = {names[p]: g["initial_lr"] for g in trainer.optimizers[0].param_groups for p in g["params"]}
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        self.before = {key: value.clone() for key, value in module.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        now = module.state_dict()
+        self.epochs.append({key for key, value in self.before.items() if not torch.equal(value, now[key])})
+
+
+def test_head_of_fixed_features_is_scikit_learns():
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = pixels.astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    for classes, scale in ((10, 1), (2, 1), (10, 100)):
+        chosen = order[labels[order] < classes]
+        fit, held = chosen[:150], chosen[150:]
+        found = solve(scale * pixels[fit], labels[fit], classes)
+        logits = scale * pixels[held] @ found.weight.T + found.bias
+        expected = machine(found.penalty).fit(scale * pixels[fit], labels[fit]).predict(scale * pixels[held])
+        assert (logits.argmax(1) == expected).mean() > 0.999  # float32 pixels
+        assert found.accuracy is not None
+        assert abs(found.accuracy - (expected == labels[held]).mean()) < 0.1
+        confidence = np.exp(logits - logits.max(1, keepdims=True))
+        confidence = (confidence / confidence.sum(1, keepdims=True)).max(1).mean()
+        assert abs(confidence - (expected == labels[held]).mean()) < 0.1, "a probability"
+
+
+def test_head_where_little_is_known():
+    pixels, labels = load_digits(return_X_y=True)
+    one = np.array([np.flatnonzero(labels == k)[0] for k in range(10)])
+    found = solve(pixels[one].astype(np.float32), labels[one], 10)
+    assert found.accuracy is None
+    assert "nothing to hold out" in str(found)
+    assert ((pixels[one] @ found.weight.T + found.bias).argmax(1) == labels[one]).all()
+    some = np.flatnonzero(labels % 2 == 0)[:60]
+    found = solve(pixels[some].astype(np.float32), labels[some], 10)
+    assert set((pixels @ found.weight.T + found.bias).argmax(1)) <= {0, 2, 4, 6, 8}
+
+
+def test_a_feature_that_all_but_rests_does_not_outweigh_the_others():
+    quiet = np.zeros((10, 1))
+    quiet[0] = 1e-6
+    features = np.concatenate([np.random.default_rng(0).normal(size=(10, 5)), quiet], 1)
+    scaler = Scaler().fit(features)
+    assert scaler.transform(np.full((1, 6), 1.0))[0, 5] < 10
+    assert np.allclose(scaler.transform(features)[:, :5].mean(0), 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "head", "epochs", "expected"),
+    [
+        (5, 2, 10, [4, 3, 3, 2, 2]),
+        (3, 1, 8, [3, 2, 1]),
+        (3, 1, 2, [1, 1, 1]),
+        (3, 2, 0, [4, 3, 2]),
+        (0, 1, 10, []),
+    ],
+)
+def test_layers_open_from_the_top_down(count, head, epochs, expected):
+    assert unfreezing(count, head, epochs) == expected
+
+
+def test_unfreezing_moves_what_it_should_when_it_should():
+    module, watch = small("freeze_unfreeze"), Moved()
+    L.Trainer(**QUIET, max_epochs=10, limit_train_batches=2, limit_val_batches=1, callbacks=[watch]).fit(module, data())
+    state = {key for key, value in module.backbone.state_dict().items() if value.is_floating_point()}
+    depth = layers(module.backbone, coarse=True)
+    opens = [4, 3, 3, 2, 2]  # of stem and four stages; a fifth of ten epochs is the head's
+    assert max(depth.values()) == 4
+
+    def opening(key: str) -> int:  # statistics go with the weights of their norm
+        return opens[depth[key.replace("running_mean", "weight").replace("running_var", "weight")]]
+
+    for epoch, changed in enumerate(watch.epochs):
+        inner = {key.removeprefix("backbone.") for key in changed if not key.startswith(("head.", "means."))}
+        moved = {key for key in inner if not key.endswith("num_batches_tracked")}
+        assert moved == {key for key in state if opening(key) <= epoch}, epoch
+        assert "head.weight" in changed
+    assert module.train().backbone.bn1.training
+    assert not any(part.training for part in module.eval().modules())
+
+
+def test_frozen_stages_are_in_evaluation_mode_and_the_others_are_not():
+    module = small("freeze_unfreeze")
+    module._freeze(3)
+    module.train()
+    modes = {name: part.training for name, part in module.backbone.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    assert {name for name, training in modes.items() if training} == {
+        n for n in modes if n.startswith(("layer3", "layer4"))
+    }
+    module._freeze(0)
+    assert all(part.training for part in module.backbone.modules())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_what_never_learned_stays_so():
+    module = small("freeze_unfreeze")
+    module.backbone.bn1.weight.requires_grad_(False)
+    module._freeze(5)
+    module._freeze(0)
+    assert not module.backbone.bn1.weight.requires_grad
+    assert module.backbone.bn1.bias.requires_grad
+
+
+def test_rates_of_each_strategy():
+    def rates(transfer, **plan) -> dict[str, float]:
+        module, watch = small(transfer, **plan), Moved()
+        L.Trainer(**QUIET, max_epochs=2, limit_train_batches=1, limit_val_batches=0, callbacks=[watch]).fit(
+            module, data()
+        )
+        return {key: rate for key, rate in watch.rates.items() if key.endswith("weight") and "downsample" not in key}
+
+    for transfer in ("finetune", "freeze_unfreeze"):
+        found = rates(transfer)
+        assert found["head.weight"] == 0.01
+        assert found["backbone.conv1.0.weight"] == pytest.approx(0.001)
+        assert list(found.values()) == sorted(found.values())
+        depth = layers(small(None).backbone)
+        count = max(depth.values()) + 1
+        for key, rate in found.items():
+            if key != "head.weight":
+                assert rate == pytest.approx(0.01 * 0.1 ** ((count - depth[key.removeprefix("backbone.")]) / count))
+    own = rates("finetune", layer_decay=0.5)
+    assert own["backbone.layer4.0.conv2.weight"] == pytest.approx(0.005)
+    plain = rates("scratch", layer_decay=0.5, backbone_lr_scale=0.1, frozen_epochs=1)
+    assert set(plain.values()) == {0.01}
+
+
+def test_layers_of_feature_pyramids_and_transformers_are_ordered():
+    for name, options in (
+        ("tf_efficientnet_lite0", {}),
+        ("resnet18", {}),
+        ("vit_tiny_patch16_224", {}),
+        ("lenet5", {}),
+    ):
+        for features_only in (False, True):
+            model = create_backbone(name, image_size=32, features_only=features_only, **options)
+            depth = layers(model, coarse=True)
+            names = [key for key, _ in model.named_parameters()]
+            assert set(depth) == set(names), name
+            first = next(key for key in names if "token" not in key)
+            assert depth[first] == 0
+            assert max(depth.values()) > 0
+
+
+def test_scratch_forgets():
+    file = weights_file()
+    learned, forgot = small(None, pretrained=file), small("scratch", pretrained=file)
+    key = "layer2.0.conv1.weight"
+    saved = timm.create_model("resnet10t", in_chans=1)
+    assert saved.state_dict()[key].shape == learned.backbone.state_dict()[key].shape
+    assert not torch.equal(learned.backbone.state_dict()[key], forgot.backbone.state_dict()[key])
+    assert not forgot.pretrained
+    assert (
+        float(forgot.backbone.bn1.running_mean.abs().max()) == 0 < float(learned.backbone.bn1.running_mean.abs().max())
+    )
+
+
+def test_wishes_that_contradict_each_other_are_refused(capsys):
+    with pytest.raises(BackboneError, match="frozen_epochs"):
+        small("finetune", frozen_epochs=-1)
+    with pytest.raises(SystemExit) as end:
+        classification([*FIT, "--model.transfer", "fine_tune"])
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "freeze_unfreeze" in message
+    assert "Traceback" not in message
+    with pytest.raises(SystemExit):
+        classification([*FIT, "--model.transfer", "finetune"])
+    message = capsys.readouterr().err
+    assert "random weights" in message
+    assert "--model.pretrained true" in message
+    loader = data().plain_loader("train")
+    with pytest.raises(BackboneError, match="data module"):
+        L.Trainer(**QUIET, max_epochs=1).fit(small("auto"), loader, loader)
+
+
+CASES = {
+    "small, similar": (Evidence(400, 40, 0.9, 0.7), "features"),
+    "large, similar": (Evidence(400_000, 40, 0.9, 0.7), "finetune"),
+    "small, different": (Evidence(400, 40, 0.6, 0.7), "finetune"),
+    "large, different": (Evidence(400_000, 40, 0.6, 0.7), "finetune"),
+    "small, similarity not known": (Evidence(400, 40), "finetune"),
+    "large, similarity not known": (Evidence(400_000, 40), "finetune"),
+}
+
+
+@pytest.mark.parametrize("quadrant", CASES)
+def test_the_quadrants(quadrant):
+    evidence, strategy = CASES[quadrant]
+    choice = choose(evidence)
+    assert (choice.quadrant, choice.strategy) == (quadrant, strategy)
+    assert strategy in str(choice)
+    if evidence.similar is not None:
+        assert f"{evidence.features:.0%} on the features and in 70% on the pixels" in str(choice)
+    assert f"{evidence.images:,}" in choice.report()
+
+
+def test_the_border_of_the_sizes():
+    few, many = (choose(Evidence(10 * n, 10, 0.8, 0.7)) for n in (LARGE - 1, LARGE))
+    assert (few.quadrant, many.quadrant) == ("small, similar", "large, similar")
+
+
+def test_distance_of_statistics_by_hand():
+    norm = nn.BatchNorm2d(2, eps=0.0).eval()
+    norm.running_mean, norm.running_var = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])
+    image = torch.tensor([3.0, 5.0, 3.0, 5.0]).view(4, 1, 1, 1).repeat(1, 2, 1, 1)  # mean 4, variance 1
+    with Statistics(norm) as statistics:
+        for part in image.split([1, 3]):
+            norm(part)
+    first = 1 - math.exp(-16 / 8)
+    second = 1 - math.sqrt(2 * 2 / 5) * math.exp(-9 / 20)
+    assert statistics.distance == pytest.approx((first + second) / 2)
+    assert Statistics(nn.Linear(2, 2)).distance is None
+
+
+def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(capsys):
+    module = ClassificationModule(10, None, 1, 12, "lenet5")
+    L.Trainer(**QUIET, max_epochs=12).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))
+    save_file({key: value.contiguous() for key, value in module.backbone.state_dict().items()}, "lenet5.safetensors")
+    capsys.readouterr()
+    few = [*FIT, "--data.train_per_class", "5"]
+    cli = classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
+                          "--model.transfer", "auto", "--output", "out", "--register", "auto"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "Transfer: features (small, similar)." in said
+    assert "A linear SVM on the fixed features of 50 images" in said
+    run = MlflowClient().get_run(run_id_of("out"))
+    assert (run.data.tags["transfer"], run.data.tags["quadrant"]) == ("features", "small, similar")
+    report = Path(MlflowClient().download_artifacts(run.info.run_id, "transfer.md", ".")).read_text()
+    assert "| images a class | 5.0 (large from" in report
+    assert run.info.status == "FINISHED"
+    features, labels = extract(module.backbone, cli.datamodule.plain_loader("train"), module.normalize)
+    held, truth = extract(module.backbone, cli.datamodule.plain_loader("test"), module.normalize)
+    assert len(features) == 50
+    expected = machine(solve(features, labels, 10).penalty).fit(features, labels).score(held, truth)
+    assert run.data.metrics["test/accuracy"] == pytest.approx(expected, abs=2 / len(truth))
+    loaded = registry.load(cli.rows["registered"])
+    for key, value in module.backbone.state_dict().items():
+        assert torch.equal(loaded.module.backbone.state_dict()[key], value), key
+    before = Path("out/best.ckpt").stat().st_mtime_ns
+    classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
+                    "--model.transfer", "auto", "--output", "out"])  # fmt: skip
+    assert Path("out/best.ckpt").stat().st_mtime_ns == before, "what is done is not done again"
+    # a registered model is a backbone as any other
+    again = classification(
+        [*few, "--model.backbone", "models:/auto/1", "--model.transfer", "features", "--output", "two"]
+    )
+    assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.01)
+    assert again.rows["training"].endswith("1 epochs")
+
+
+def test_auto_lets_a_network_that_knows_nothing_learn():
+    module, watch = small("auto"), Moved()
+    L.Trainer(**QUIET, max_epochs=1, limit_val_batches=1, callbacks=[watch]).fit(module, data(train_per_class=5))
+    assert module.strategy == "finetune"
+    assert "backbone.conv1.0.weight" in watch.epochs[0]
+
+
+@pytest.mark.parametrize(("transfer", "backbone"), [("freeze_unfreeze", "resnet10t"), ("auto", "lenet5")])
+def test_a_killed_unfreezing_goes_on_and_ends_bit_identical(transfer, backbone):
+    file = str(Path(weights_file(backbone, 12)).resolve())
+    args = [*FIT, "--data.num_workers", "0", "--data.train_per_class", "9", "--data.batch_size", "30", "--model.backbone",
+            file, "--data.augmentation", "light", "--model.backbone_options.architecture", backbone, "--model.transfer",
+            transfer, "--trainer.max_epochs", "6", "--trainer.limit_val_batches", "1"]  # fmt: skip
+    assert start(classification, [*args, "--output", "whole"]) == [0]
+    kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "8"]  # in the third epoch, with layers open
+    assert start(classification, [*args, *kill, "--output", "cut", "--checkpoint_seconds", "0"]) == [-signal.SIGKILL]
+    chosen = "finetune" if transfer == "auto" else transfer
+    assert torch.load("cut/last.ckpt", weights_only=True)["transfer"] == chosen
+    assert start(classification, [*args, "--output", "cut", "--checkpoint_seconds", "0"]) == [0]
+    whole, cut = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "cut"))
+    assert [key for key in whole if not torch.equal(whole[key], cut[key])] == []
+
+
+def test_two_processes_unfreeze_only_where_ddp_allows_it_and_find_the_same_head():
+    file = str(Path(weights_file("lenet5", 12)).resolve())
+    known = ["--model.backbone", file, "--model.backbone_options.architecture", "lenet5"]
+    both = [
+        *known,
+        "--trainer.devices",
+        "2",
+        "--data.num_workers",
+        "0",
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.strategy",
+    ]
+    refused = [*FIT, *both, "ddp", "--model.transfer", "freeze_unfreeze", "--output", "refused"]
+    assert start(classification, refused, 2) == [2, 2]
+    free = [*FIT, *both, "ddp_find_unused_parameters_true", "--model.transfer", "freeze_unfreeze", "--output", "free"]
+    assert start(classification, free, 2) == [0, 0]
+    two = [*FIT, *both, "ddp", "--model.transfer", "features", "--output", "two"]
+    assert start(classification, two, 2) == [0, 0]
+    classification([*FIT, *known, "--model.transfer", "features", "--output", "one"])
+    one, other = (
+        torch.load(f"{name}/best.ckpt", weights_only=True)["state_dict"]["head.weight"] for name in ("one", "two")
+    )
+    assert torch.allclose(one, other, rtol=0.01, atol=0.001 * float(one.abs().max()))
+
+
+def test_a_detector_freezes_unfreezes_and_chooses_too():
+    file = weights_file("resnet10t", 64)
+    scenes = DigitScenes(scene_size=64, train=8, val=4, test=4, batch_size=4, augmentation="none", num_workers=0)
+
+    def trained(transfer, epochs):
+        torch.manual_seed(0)
+        module, watch = DetectionModule(10, None, 3, 64, file, backbone_options=options, transfer=transfer), Moved()
+        L.Trainer(**QUIET, max_epochs=epochs, limit_val_batches=1, callbacks=[watch]).fit(module, scenes)
+        return module, [{key for key in epoch if key.startswith("backbone.")} for epoch in watch.epochs]
+
+    options = {"architecture": "resnet10t"}
+    assert trained("auto", 1)[0].strategy == "finetune"
+    module, moved = trained("freeze_unfreeze", 3)
+    assert [bool(epoch) for epoch in moved] == [False, True, True]
+    assert moved[1] < moved[2] or len(moved[1]) == len(moved[2])
+    assert trained("features", 1)[1] == [set()]
+    module, moved = trained("finetune", 1)
+    assert {"backbone.conv1.0.weight", "backbone.layer4.0.conv2.weight"} <= moved[0]
+    rates = {group["name"]: group["initial_lr"] for group in module.trainer.optimizers[0].param_groups}
+    assert rates["backbone.0"] == pytest.approx(0.1 * rates["head"])
+
+
+def test_so_many_images_a_class():
+    whole, part, less = data(), data(train_per_class=20), data(train_per_class=5)
+    assert (np.bincount(part.sources["train"].labels) == 20).all()
+    assert len(part.sources["val"]) == len(whole.sources["val"])
+
+    def rows(module):
+        return {image.tobytes() for image in module.sources["train"].images}
+
+    assert rows(less) < rows(part) < rows(whole)
+    assert rows(data(train_per_class=5, seed=1)) != rows(less)
+    with pytest.raises(DataError, match="fewer than --data"):
+        _ = data(train_per_class=500).sources
+    with pytest.raises(DataError, match="at least 1"):
+        _ = data(train_per_class=0).sources
+
+
+def test_a_plain_look_at_data_takes_each_sample_once():
+    module = data(augmentation="strong", train_per_class=7)
+    batches = list(module.plain_loader("train"))
+    assert sum(len(batch["label"]) for batch in batches) == 70
+    few = [torch.cat([batch["image"] for batch in module.plain_loader("train", 40)]) for _ in range(2)]
+    assert torch.equal(*few)
+    assert len(few[0]) == 40
+    everything = {image.numpy().tobytes() for batch in batches for image in batch["image"]}
+    assert {image.numpy().tobytes() for image in few[0]} <= everything
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "lenet5", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_stages_are_those_of_timms_own_maps(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, in_chans=1, image_size=32).eval()
+    stages, image = Stages(backbone), torch.randn(2, 1, 32, 32)
+    numbers = stages(image)
+    found = dict(zip(stages.widths, numbers.split(list(stages.widths.values()), 1), strict=True))
+    assert torch.equal(found["image"], image.flatten(1))  # 32×32 are just the thousand numbers
+    assert torch.equal(found["answer"], backbone(image))
+    maps = create_backbone(name, in_chans=1, image_size=32, features_only=True)
+    if name != "vit_tiny_patch16_224":
+        assert len(found) == len(maps.feature_info.channels()) + 2
+    if name == "resnet10t":
+        last = backbone.forward_intermediates(image, intermediates_only=True)[-1]
+        assert last.shape[1:] == (512, 2, 2)
+        assert torch.allclose(found["layer4"], last.mean((2, 3)), atol=1e-6)
+
+
+def test_the_command_draws_accuracy_against_depth(capsys):
+    file = weights_file("lenet5", 12)
+    command.main(["--backbone", file, "--backbone_options", json.dumps({"architecture": "lenet5"}), "--data", "Digits8x8",
+                  "--data.image_size", "12", "--images", "300", "--output", "drawn"])  # fmt: skip
+    assert Path("drawn/transferability.png").stat().st_size > 5000
+    said = capsys.readouterr().out
+    run = MlflowClient().search_runs([MlflowClient().get_experiment_by_name("transfer").experiment_id])[0]
+    steps = MlflowClient().get_metric_history(run.info.run_id, "probe/learned")
+    assert [metric.step for metric in steps] == [0, 1, 2, 3]
+    assert run.info.run_id in said
+    assert f"{steps[0].value:.3f}" in said
+    source = data(image_size=12)
+    network = ClassificationModule(10, None, 1, 12, file, backbone_options={"architecture": "lenet5"})
+    parts = [
+        extract(network.backbone, source.plain_loader(split, 300), network.normalize) for split in ("train", "val")
+    ]
+    assert steps[-1].value == pytest.approx(probe(*parts))
+    with pytest.raises(SystemExit) as end:
+        command.main(["--backbone", "lenet6", "--data", "Digits8x8"])
+    assert end.value.code == 2
+
+
+def test_an_untrained_twin_has_the_same_shape_and_other_weights():
+    for features_only in (False, True):
+        model = create_backbone("resnet10t", image_size=32, features_only=features_only)
+        twin = untrained(model, 3, 32)
+        same = {key: value.shape for key, value in model.state_dict().items()}
+        assert same == {key: value.shape for key, value in twin.state_dict().items()}
+        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
