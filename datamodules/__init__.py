@@ -28,6 +28,7 @@ from datamodules.detection import (
 )
 from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder, PeopleTable
 from datamodules.points import PointCloud
+from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
 
 __all__ = [
     "CIFAR10",
@@ -36,11 +37,13 @@ __all__ = [
     "MNIST",
     "ORL",
     "COCODetection",
+    "COCOSegmentation",
     "CSVDetection",
     "CelebA",
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
+    "DigitMasks",
     "DigitScenes",
     "Digits",
     "Digits8x8",
@@ -53,7 +56,10 @@ __all__ = [
     "PeopleTable",
     "PointCloud",
     "UnlabelledFolder",
+    "MaskFolder",
+    "SegmentationDataModule",
     "VOCDetection",
+    "VOCSegmentation",
     "VisionDataModule",
     "YOLODetection",
 ]

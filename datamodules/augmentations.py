@@ -148,6 +148,12 @@ def training_with_boxes(
         moves |= {"rotate": (-8, 8), "shear": (-4, 4)}
     steps += [A.HorizontalFlip()] if flip else []
     steps += [A.Affine(**moves)]
+    return A.Compose([*steps, *_lighting(strength, colour)], bbox_params=boxes)
+
+
+def _lighting(strength: Strength, colour: bool) -> list[A.BasicTransform | A.BaseCompose]:
+    """Changes that leave everything in its place."""
+    steps: list[A.BasicTransform | A.BaseCompose] = []
     hues: dict[Strength, list[A.BasicTransform]] = {
         "standard": [A.HueSaturationValue(10, 30, 0, p=0.3)],
         "strong": [A.HueSaturationValue(15, 60, 0, p=0.5), A.ToGray(p=0.1)],
@@ -163,5 +169,45 @@ def training_with_boxes(
             A.OneOf([A.GaussNoise(std_range=(0.02, 0.08), p=1), A.GaussianBlur((3, 5), p=1)], p=0.3),
             A.CoarseDropout((1, 3), (0.05, 0.15), (0.05, 0.15), fill="random", p=0.25),
         ]
-    steps += hues.get(strength, []) if colour else []
-    return A.Compose(steps, bbox_params=boxes)
+    return steps + (hues.get(strength, []) if colour else [])
+
+
+def padding(image_size: int) -> A.PadIfNeeded:
+    """Lays grey, which does not count in the mask, at the right and at the bottom of what is smaller than a square."""
+    return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, fill_mask=255, p=1)
+
+
+def training_with_masks(
+    strength: Strength, image_size: int, flip: bool = True, turn: bool = False, colour: bool = True
+) -> A.Compose:
+    """Random changes of windows and their class maps, which are never interpolated; what comes from outside of a window
+    does not count (255).
+
+    Args:
+        strength: ``none`` only fills up; ``light`` mirrors and shifts and scales a little; ``standard`` does more of it,
+            turns a little, and changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to
+            one and a half, also shears, blurs, greys and erases.
+        image_size: side of the square result, in pixels.
+        flip: mirror left and right; off where that changes the class, as with digits.
+        turn: all eight positions of the square, for pictures without an upper side, from the air or a microscope.
+        colour: whether images have three channels.
+    """
+    steps: list[A.BasicTransform | A.BaseCompose] = [padding(image_size)]
+    if strength == "none":
+        return A.Compose(steps)
+    scale, shift, angle = {"light": (0.1, 0.05, 0), "standard": (0.25, 0.1, 10), "strong": (0.5, 0.15, 20)}[strength]
+    steps += [A.D4(p=1)] if turn else [A.HorizontalFlip()] if flip else []
+    steps += [
+        A.Affine(
+            scale=(1 - scale, 1 + scale),
+            translate_percent=(-shift, shift),
+            rotate=(-angle, angle),
+            shear=(-5, 5) if strength == "strong" else (0, 0),
+            keep_ratio=True,
+            fill=GREY,
+            fill_mask=255,
+            mask_interpolation=cv2.INTER_NEAREST,
+            p=0.8,
+        )
+    ]
+    return A.Compose([*steps, *_lighting(strength, colour)])

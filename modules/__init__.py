@@ -6,6 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
+from modules.segmentation import SegmentationModule
 
 __all__ = [
     "AutoencodingModule",
@@ -15,6 +16,7 @@ __all__ = [
     "FaceNetModule",
     "MaskedAutoencodingModule",
     "Optimization",
+    "SegmentationModule",
     "VisionModule",
     "WarmupCosine",
     "create_backbone",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -223,6 +224,18 @@ class VisionModule(L.LightningModule):
             uint8 H×W×3, not always of the image's size.
         """
         return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
+    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
+        """Writes what of an answer is a file of its own; by itself, nothing.
+
+        Args:
+            answer: one of `answers`.
+            place: the file that the answer's drawing goes to, beside which it belongs.
+        """
+
+    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        """An answer as annotations in COCO's format, without ``id`` and ``image_id``; by itself, none."""
+        return []
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 B×C×H×W to the float32 B×C×H×W that the backbone expects, on the device where it is."""

@@ -1,0 +1,252 @@
+"""What all data with class maps share: windows of pictures, augmentation, class weights, batches."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol
+
+import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.augmentations import Strength, padding, training_with_masks
+from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
+
+IGNORE = 255  # id of pixels that count for nothing
+MOST = 255  # classes, since ids are bytes
+KEPT = 256 << 20  # bytes of decoded pictures that are kept, for each process
+Weighting = Literal["none", "median", "sqrt"]
+
+
+class Pictures(Source, Protocol):
+    """Whole pictures; sample i has ``image`` uint8 H×W×C and ``mask`` uint8 H×W."""
+
+    sizes: NDArray[np.int64]  # N×2, height and width
+
+
+class WindowSource:
+    """Pictures, or square windows of them, so that every pixel is in at least one, and counts in one only.
+
+    Args:
+        pictures: whole ones.
+        window: side of the windows, in pixels; a smaller picture is one window; None leaves all whole.
+    """
+
+    def __init__(self, pictures: Pictures, window: int | None) -> None:
+        self.pictures, self.window = pictures, window
+        places = [
+            (i, y, x)
+            for i, (height, width) in enumerate(pictures.sizes.tolist())
+            for y in starts(height, window)
+            for x in starts(width, window)
+        ]
+        self.places = np.array(places, np.int64).reshape(-1, 3)
+        self._kept: dict[int, dict[str, NDArray[np.uint8]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def paths(self) -> NDArray[np.str_]:
+        """The file of each sample."""
+        if not hasattr(self.pictures, "paths"):
+            raise AttributeError("these pictures are no files")
+        return self.pictures.paths[self.places[:, 0]]
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        return hashlib.blake2b(f"{self.pictures.digest} {self.window}".encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Pixels of each id, int64 256."""
+        if hasattr(self.pictures, "counts"):
+            return self.pictures.counts
+        return sum(
+            (np.bincount(self.pictures[i]["mask"].ravel(), minlength=256) for i in range(len(self.pictures))),
+            np.zeros(256, np.int64),
+        )
+
+    def _picture(self, index: int) -> dict[str, NDArray[np.uint8]]:
+        if index not in self._kept:
+            sample = self.pictures[index]
+            sample = {key: sample[key] for key in ("image", "mask")}
+            while self._kept and sum(s["image"].nbytes + s["mask"].nbytes for s in self._kept.values()) > KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            if len(starts(len(sample["mask"]), self.window)) * len(starts(sample["mask"].shape[1], self.window)) == 1:
+                return sample  # it is not asked for again soon
+            self._kept[index] = sample
+        return self._kept[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A window in its place; pixels that an earlier window has too do not count."""
+        return self.cut(index, None)
+
+    def cut(self, index: int, generator: np.random.Generator | None) -> dict[str, Any]:
+        """A window in its place, or moved at random, by half of its side at most, all of its pixels counting."""
+        which, y, x = self.places[index].tolist()
+        sample = self._picture(which)
+        height, width = sample["mask"].shape
+        side = self.window or max(height, width)
+        if generator is not None:
+            y, x = (
+                int(np.clip(start + generator.integers(-(side // 2), side // 2 + 1), 0, max(0, length - side)))
+                for start, length in ((y, height), (x, width))
+            )
+        part = slice(y, y + side), slice(x, x + side)
+        image, mask = (np.ascontiguousarray(sample[key][part]) for key in ("image", "mask"))
+        if generator is None:
+            for axis, (start, length) in enumerate(((y, height), (x, width))):
+                before = max((s + side for s in starts(length, self.window) if s < start), default=0)
+                if before > start:
+                    mask = mask.copy()
+                    mask[(slice(None),) * axis + (slice(0, before - start),)] = IGNORE
+        return {"image": image, "mask": mask, "size": np.array(mask.shape, np.int64)}
+
+
+def starts(length: int, window: int | None) -> list[int]:
+    """Where windows begin that cover a length; the last one ends with it."""
+    if window is None or length <= window:
+        return [0]
+    return [*range(0, length - window, window), length - window]
+
+
+class SegmentationDataset(KeyedDataset):
+    """Windows with class maps; in training they lie at random."""
+
+    def __init__(self, source: WindowSource, transform: A.Compose | None, seed: int, moved: bool) -> None:
+        super().__init__(source, transform, seed)
+        self.moved = moved
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index, epoch = key
+        generator = np.random.default_rng((self.seed, epoch, index))
+        source: WindowSource = self.source  # type: ignore[assignment]
+        sample = source.cut(index, generator if self.moved else None)
+        return sample if self.transform is None else self.augment(sample, generator)
+
+
+class SegmentationDataModule(VisionDataModule):
+    """Images with a class for each pixel.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``mask`` uint8 B×S×S, classes from 0, 255 for what does not
+    count; ``size`` int64 B×2, height and width of what is not padding.
+
+    Pictures keep their resolution. The network learns from windows of S pixels, which lie anew at random in each epoch; it is
+    measured on windows side by side, in which each pixel counts once. A smaller picture is filled up with grey, which
+    does not count.
+
+    Args:
+        augmentation: strength of the changes made to training images.
+        class_weighting: what the classes' pixels weigh in the loss: all the same; ``median``, the median of the classes'
+            shares by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the root of that.
+        image_size: side of the square windows that the network sees, in pixels.
+        flip: mirror training images; None says yes but for digits.
+        turn: turn training images by quarters too, where pictures have no upper side.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None chooses by the cores at hand.
+        seed: seed of order and augmentation.
+    """
+
+    native_flip: ClassVar[bool] = True
+    in_chans: int = 3
+
+    def __init__(
+        self,
+        augmentation: Strength = "standard",
+        class_weighting: Weighting = "none",
+        image_size: int = 256,
+        flip: bool | None = None,
+        turn: bool = False,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.augmentation, self.class_weighting, self.image_size = augmentation, class_weighting, image_size
+        self.flip, self.turn = self.native_flip if flip is None else flip, turn
+        if image_size < 16:
+            raise DataError(f"--data.image_size is at least 16 pixels, not {image_size}.")
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes' names, in the order of their numbers; the first is the background where there is one."""
+        raise NotImplementedError
+
+    def pictures(self) -> dict[str, Pictures]:
+        """Reads the splits, whole pictures each, and checks them; see `VisionDataModule.load`."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the background included.
+
+        Raises:
+            DataError: fewer than two, or too many.
+        """
+        count = len(self.label_names)
+        if not 2 <= count <= MOST:
+            raise DataError(f"{self.name} has {count} classes; it takes from two to {MOST}.")
+        return count
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """See ``class_weighting``; a class without pixels weighs nothing."""
+        if self.class_weighting == "none":
+            return None
+        counts = self.sources["train"].counts[: self.num_classes].astype(float)  # type: ignore[attr-defined]
+        there = counts > 0
+        weights = np.zeros(len(counts))
+        weights[there] = np.median(counts[there]) / counts[there]
+        return (weights**0.5 if self.class_weighting == "sqrt" else weights).tolist()
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns a picture into the network's input, as data."""
+        return {"image_size": self.image_size, "in_chans": self.in_chans, "fit": "native"}
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        return {name: WindowSource(part, self.image_size) for name, part in self.pictures().items()}
+
+    def transform(self, training_split: bool) -> A.Compose | None:
+        """See `VisionDataModule.transform`; the keys are those of albumentations, and ``size``."""
+        if training_split and self.augmentation != "none":
+            return training_with_masks(self.augmentation, self.image_size, self.flip, self.turn, self.in_chans == 3)
+        return A.Compose([padding(self.image_size)])
+
+    def dataset(self, split: str, augmented: bool) -> SegmentationDataset:
+        """See `VisionDataModule.dataset`."""
+        return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)  # type: ignore[arg-type]
+
+    def predict_dataloader(self) -> KeyedLoader:
+        """Whole pictures, one by one, of the test split, or of the validation split where there is no test split."""
+        source: Any = self.sources["test" if "test" in self.sources else "val"]
+        dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
+        rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return KeyedLoader(dataset, 1, False, self.seed, rank, size, self.num_workers)
+
+    def identity(self) -> dict[str, Any]:
+        """Name, label names, and per split the windows, the pictures, the pixels of each class and the content digest."""
+        identity = super().identity() | {"label_names": list(self.label_names)}
+        for name, source in self.sources.items():
+            part = identity["splits"][name]
+            part["pictures"] = len(source.pictures)  # type: ignore[attr-defined]
+            if hasattr(source.pictures, "counts"):  # type: ignore[attr-defined]
+                counts = source.counts[: len(self.label_names)].tolist()  # type: ignore[attr-defined]
+                part["pixels"] = dict(zip(self.label_names, counts, strict=True))
+        return identity
+
+
+def drawn(count: int) -> dict[str, Sequence[int]]:
+    """Splits of pictures that come without any: 15 % for the test and 15 % for validation, always the same.
+
+    Raises:
+        DataError: there are too few.
+    """
+    if count < 3:
+        raise DataError(f"{count} pictures are too few to draw some for validation and test: add more, or name splits.")
+    order, share = np.random.default_rng(0).permutation(count), max(1, round(0.15 * count))
+    parts = {"train": order[2 * share :], "val": order[share : 2 * share], "test": order[:share]}
+    return {name: np.sort(part).tolist() for name, part in parts.items()}

@@ -1,0 +1,125 @@
+"""Losses over pixels, as objects that are chosen, weighted and mixed."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.losses import LovaszLoss
+from torch import Tensor, nn
+
+IGNORE = 255  # id of pixels that count for nothing
+
+
+class Loss(nn.Module):
+    """A loss over the pixels of some images."""
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: float B×K×H×W.
+            mask: int64 B×H×W, classes 0 … K - 1, or 255 for pixels to be left out.
+            weights: float K, what the pixels of each class weigh; None for equal weights.
+        """
+        raise NotImplementedError
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy, the mean over all pixels.
+
+    Args:
+        label_smoothing: share of the target that is spread over all classes, in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Loss.forward`."""
+        loss = F.cross_entropy(logits, mask, weights, ignore_index=IGNORE, reduction="sum",
+                               label_smoothing=self.label_smoothing)  # fmt: skip
+        seen = mask != IGNORE
+        total = seen.sum() if weights is None else weights[mask[seen]].sum()
+        return loss / total.clamp(min=1e-6)
+
+
+class Focal(Loss):
+    """Focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4) over softmax probabilities p of the true class:
+    -(1 - p)^γ log p, the mean over all pixels.
+
+    Args:
+        gamma: γ, how little the easy pixels count.
+    """
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Loss.forward`."""
+        entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
+        seen = mask != IGNORE
+        share = torch.ones_like(entropy) if weights is None else weights[mask.where(seen, 0)]
+        share = share * seen
+        return ((1 - (-entropy).exp()) ** self.gamma * entropy * share).sum() / share.sum().clamp(min=1e-6)
+
+
+class Dice(Loss):
+    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797): 1 - (2·Σpt + s) / (Σp + Σt + s) for each class over all
+    pixels of the images, the mean over classes; s, one pixel, decides on classes that are not there.
+
+    Args:
+        background: count the first class too.
+    """
+
+    def __init__(self, background: bool = True) -> None:
+        super().__init__()
+        self.background = background
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Loss.forward`."""
+        seen = mask != IGNORE
+        likely = logits.softmax(1) * seen[:, None]
+        target = F.one_hot(mask.where(seen, 0), logits.shape[1]).permute(0, 3, 1, 2) * seen[:, None]
+        common, both = (likely * target).sum((0, 2, 3)), (likely + target).sum((0, 2, 3))
+        loss = 1 - (2 * common + 1) / (both + 1)
+        share = torch.ones_like(loss) if weights is None else weights.clone()
+        if not self.background:
+            share[0] = 0
+        return (loss * share).sum() / share.sum()
+
+
+class Lovasz(Loss):
+    """Lovász-softmax (Berman et al. 2018, arXiv:1705.08790): a surface whose corners are 1 - IoU, over the classes that
+    are there. Class weights do not apply: each class counts the same already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = LovaszLoss("multiclass", per_image=False, ignore_index=IGNORE)
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Loss.forward`."""
+        return self.loss(logits, mask)
+
+
+class Mixture(Loss):
+    """A weighted sum of losses.
+
+    Args:
+        parts: the losses.
+        shares: their weights; all 1 by default.
+    """
+
+    def __init__(self, parts: list[Loss], shares: list[float] | None = None) -> None:
+        super().__init__()
+        self.parts: Sequence[Loss] = nn.ModuleList(parts)  # type: ignore[assignment]
+        self.shares = shares or [1.0] * len(parts)
+        if len(self.shares) != len(parts):
+            raise ValueError(f"A mixture of {len(parts)} losses takes {len(parts)} shares, not {len(self.shares)}.")
+
+    def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Loss.forward`."""
+        return torch.stack(
+            [share * part(logits, mask, weights) for share, part in zip(self.shares, self.parts, strict=True)]
+        ).sum()

@@ -1,0 +1,123 @@
+"""How good class maps are: counts of pixels and of boundary pixels, from which all figures follow."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from modules.segmentation.losses import IGNORE
+
+TOLERANCE = 0.0075  # by which a boundary may be off, as a share of the image's diagonal
+
+
+class SegmentationMetric(Metric):
+    """Counts pixels over all images and processes.
+
+    Args:
+        num_classes: number of classes K.
+    """
+
+    full_state_update = False
+    confusion: Tensor
+    boundary: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), "sum")
+        self.add_state("boundary", torch.zeros(4, num_classes, dtype=torch.int64), "sum")
+
+    def update(self, found: Tensor, truth: Tensor) -> None:
+        """Adds images.
+
+        Args:
+            found: predicted classes, int64 B×H×W.
+            truth: true ones, int64 B×H×W; 255 for pixels that do not count.
+        """
+        self.confusion += confusion(found, truth, self.num_classes)
+        self.boundary += boundary_counts(found, truth, self.num_classes)
+
+    def compute(self) -> dict[str, Any]:
+        """All figures, see `figures`; and ``confusion``."""
+        return figures(self.confusion, self.boundary) | {"confusion": self.confusion}
+
+
+def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Pixels by true class (rows) and predicted class (columns), int64 K×K; arguments as for `SegmentationMetric`."""
+    seen = truth != IGNORE
+    pairs = truth[seen] * num_classes + found[seen]
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
+    """Figures from counts.
+
+    Args:
+        confusion: int64 K×K, true classes in rows.
+        boundary: int64 4×K, see `boundary_counts`.
+
+    Returns:
+        ``miou`` (mean intersection over union, Jaccard's index), ``dice`` and ``boundary_f1`` are means over the classes
+        that are there, in truth or prediction; ``accuracy`` is the share of pixels that are right; all floats.
+        ``iou_per_class``, ``dice_per_class``, ``boundary_f1_per_class`` are float K, NaN for a class that is nowhere.
+    """
+    counts = confusion.double()
+    hits, true, found = counts.diag(), counts.sum(1), counts.sum(0)
+    found_near, found_all, true_near, true_all = boundary.double()
+    precision, recall = found_near / found_all.clamp(min=1), true_near / true_all.clamp(min=1)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    f1[(found_all + true_all) == 0] = torch.nan
+    iou, dice = hits / (true + found - hits), 2 * hits / (true + found)
+    means = {"miou": iou, "dice": dice, "boundary_f1": f1}
+    return {
+        **{key: float(value.nanmean()) for key, value in means.items()},
+        "accuracy": float(hits.sum() / counts.sum()),
+        "iou_per_class": iou,
+        "dice_per_class": dice,
+        "boundary_f1_per_class": f1,
+    }
+
+
+def edges(mask: Tensor) -> Tensor:
+    """Which pixels have a neighbour above, below or beside of another class, bool B×H×W; ignored ones are no neighbours.
+
+    Args:
+        mask: int64 B×H×W.
+    """
+    result = torch.zeros_like(mask, dtype=torch.bool)
+    for axis in (1, 2):
+        one, other = mask.narrow(axis, 1, mask.shape[axis] - 1), mask.narrow(axis, 0, mask.shape[axis] - 1)
+        differ = (one != other) & (one != IGNORE) & (other != IGNORE)
+        result.narrow(axis, 1, mask.shape[axis] - 1).logical_or_(differ)
+        result.narrow(axis, 0, mask.shape[axis] - 1).logical_or_(differ)
+    return result
+
+
+def boundary_counts(found: Tensor, truth: Tensor, num_classes: int, tolerance: float = TOLERANCE) -> Tensor:
+    """Boundary pixels by class, and how many have one of the same class in the other map nearby (Csurka et al. 2013,
+    "What is a good evaluation measure for semantic segmentation?", section 3.2, with distances counted over squares).
+
+    Args:
+        found: predicted classes, int64 B×H×W.
+        truth: true ones, int64 B×H×W; 255 for pixels that do not count.
+        num_classes: number of classes K.
+        tolerance: how near, as a share of the diagonal; at least one pixel.
+
+    Returns:
+        int64 4×K: predicted ones near a true one, all predicted ones, true ones near a predicted one, all true ones.
+    """
+    height, width = truth.shape[1:]
+    reach = max(1, round(tolerance * (height**2 + width**2) ** 0.5))
+    found = found.where(truth != IGNORE, IGNORE)
+    borders = [mask.where(edges(mask), IGNORE) for mask in (found, truth)]
+    result = truth.new_zeros(4, num_classes)
+    for k in torch.unique(torch.cat(borders)).tolist():
+        if k == IGNORE:
+            continue
+        ours, true = ((border == k)[:, None].float() for border in borders)
+        near_ours, near_true = (F.max_pool2d(x, 2 * reach + 1, 1, reach) for x in (ours, true))
+        counts = (ours * near_true, ours, true * near_ours, true)
+        result[:, k] = torch.stack([value.sum(dtype=torch.float64) for value in counts]).long()
+    return result

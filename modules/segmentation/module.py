@@ -1,0 +1,247 @@
+"""A class for each pixel."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from modules.base import Optimization, Stage, VisionModule
+from modules.detection.pictures import picture, sheet
+from modules.pictures import confusion_matrix
+from modules.segmentation import pictures
+from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
+from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
+from modules.segmentation.metrics import SegmentationMetric
+from modules.segmentation.sliding import strips
+
+DECODERS: dict[str, type[Decoder]] = {kind.__name__: kind for kind in (UNet, FPN, DeepLabV3Plus, SegFormer)}
+SHOWN = 6  # validation images whose class maps are shown
+WORST = 6  # images with most wrong pixels that are shown
+
+
+class SegmentationModule(VisionModule):
+    """A backbone and a decoder that gives a class to each pixel.
+
+    Measures the mean intersection over union (``miou``), Dice, pixel accuracy, the F1 of boundaries, and these of each
+    class, from counts over all pixels; shows predictions beside the truth with their errors for the same images each
+    epoch, the images with most wrong pixels, and the confusion matrix.
+
+    Args:
+        num_classes: number of classes, the background included; comes from the data.
+        label_names: their names; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images in training, in pixels; comes from the data. Larger ones are answered by windows of
+            this side that overlap.
+        class_weights: what the pixels of each class weigh in the loss; come from the data, see ``--data.class_weighting``.
+        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``output_stride``,
+            ``architecture`` (of a file of weights) or ``small_stem``.
+        decoder: what makes classes of the backbone's maps: UNet, FPN, DeepLabV3Plus or SegFormer.
+        loss: CrossEntropy (the default), Dice, Focal, Lovasz, or a Mixture of them.
+        optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+    """
+
+    monitor: ClassVar[str] = "val/miou"
+    mode = "max"
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 256,
+        class_weights: list[float] | None = None,
+        backbone: str = "resnet18",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        decoder: Callable[[nn.Module, int], Decoder] = UNet,
+        loss: Loss | None = None,
+        optimization: Optimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            0,
+            backbone_options,
+            optimization,
+            compile,
+            channels_last,
+            features_only=True,
+        )
+        self.decoder = decoder(self.backbone, num_classes)
+        if channels_last:
+            self.decoder.to(memory_format=torch.channels_last)
+        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
+        self.label_names = label_names or [str(label) for label in range(num_classes)]
+        self.multiple = max(self.backbone.feature_info.reduction() + self.decoder.pyramid.strides)
+        self.loss = loss or CrossEntropy()
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.figures = nn.ModuleDict({stage: SegmentationMetric(num_classes) for stage in ("val", "test")})
+        self.shown: list[pictures.Example] = []
+        self.worst: list[pictures.Example] = []
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "num_classes": self.num_classes,
+            "label_names": list(self.label_names),
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            **self.backbone.recipe,
+            "decoder": type(self.decoder).__name__,
+            "decoder_options": self.decoder.options,
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "SegmentationModule":
+        """See `VisionModule.from_architecture`."""
+        rest = dict(architecture)
+        kind, options = DECODERS[rest.pop("decoder")], rest.pop("decoder_options")
+        return cls(**rest, decoder=lambda *given: kind(*given, **options))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×H×W of any size to logits, float B×K×H×W."""
+        height, width = image.shape[2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        x = self.normalize(image)
+        if below or right:  # zeros are the mean colour
+            x = F.pad(x, (0, right, 0, below))
+        return self.decoder(self.backbone(x))[:, :, :height, :width]
+
+    def step(self, batch: dict[str, Any], stage: Stage) -> Tensor:
+        """See `VisionModule.step`. In evaluation the loss is each image's by itself, so that its mean does not depend on
+        the batches."""
+        mask = batch["mask"].long()
+        logits = self(batch["image"]).float()
+        if stage == "train":
+            return self.loss(logits, mask, self.class_weights)
+        found = logits.argmax(1)
+        self.figures[stage].update(found, mask)  # type: ignore[operator]
+        if self.trainer.is_global_zero:
+            self._keep_pictures(batch["image"], found, batch["mask"])
+        losses = [self.loss(one[None], true[None], self.class_weights) for one, true in zip(logits, mask, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _keep_pictures(self, image: Tensor, found: Tensor, mask: Tensor) -> None:
+        """Keeps the first images, and those with most wrong pixels."""
+        for one in map(pictures.Example, image, found.to(torch.uint8), mask):
+            if len(self.shown) < SHOWN:
+                self.shown.append(one.cpu())
+            errors = one.errors()
+            if errors and (len(self.worst) < WORST or errors > self.worst[-1].errors()):
+                self.worst = sorted([*self.worst, one.cpu()], key=lambda example: -example.errors())[:WORST]
+
+    def _report(self, stage: Stage) -> None:
+        values = self.figures[stage].compute()  # type: ignore[operator]
+        self.figures[stage].reset()  # type: ignore[operator]
+        counts = values.pop("confusion").cpu().numpy()
+        columns = [values.pop(f"{key}_per_class").tolist() for key in ("iou", "dice", "boundary_f1")]
+        for key, value in values.items():
+            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
+        classes, names = self.num_classes, self.label_names
+        for key, examples in (("segmentations", shown), ("mistakes", worst)):
+            if examples:
+                self.show(f"{stage}/{key}", lambda examples=examples: pictures.column(examples, classes, names))  # type: ignore[misc]
+        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, names))
+        rows = [
+            [name, int(row.sum()), *(None if value != value else value for value in figures)]
+            for name, row, *figures in zip(names, counts, *columns, strict=True)
+        ]
+        self.show_table(f"{stage}/per_class", ["class", "pixels", "iou", "dice", "boundary_f1"], rows)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the epoch's figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Reports the test's figures."""
+        self._report("test")
+
+    @torch.inference_mode()
+    def class_map(self, image: Tensor) -> Tensor:
+        """The likeliest class of each pixel of a picture of any size, in bounded memory; see `sliding.strips`.
+
+        Args:
+            image: uint8 C×H×W.
+
+        Returns:
+            uint8 H×W, on the CPU.
+        """
+        pieces = strips(self, image, self.image_size, self.device)
+        return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
+
+    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """For each image its ``size`` (height, width), the ``shares`` of the classes in it, and ``masks``: for each class
+        that is there its COCO run-length code.
+
+        Args:
+            batch: ``image`` uint8 B×C×H×W, or a list of C×H×W; ``size``, where it is there, says how much of an image is
+                not padding.
+        """
+        result = []
+        for i, image in enumerate(batch["image"]):
+            height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
+            mask = self.class_map(image[:, :height, :width]).numpy()
+            counts = np.bincount(mask.ravel(), minlength=self.num_classes)
+            masks = {}
+            for k in np.flatnonzero(counts).tolist():
+                code = rle.encode(np.asfortranarray(mask == k, np.uint8))
+                masks[self.label_names[k]] = {"size": list(mask.shape), "counts": code["counts"].decode()}
+            shares = {self.label_names[k]: round(int(counts[k]) / mask.size, 6) for k in np.flatnonzero(counts)}
+            result.append({"size": list(mask.shape), "shares": shares, "masks": masks})
+        return result
+
+    def mask_of(self, answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """The class map that one of `answers` describes, uint8 H×W."""
+        mask = np.zeros(answer["size"], np.uint8)
+        for name, code in answer["masks"].items():
+            k = self.label_names.index(name)
+            if k:
+                mask[rle.decode(code).astype(bool)] = k
+        return mask
+
+    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_samples`; with the classes as a tint, and in white what does not count."""
+        tiles = []
+        for image, mask in zip(batch["image"], batch["mask"].cpu().numpy(), strict=True):
+            tile = pictures.overlay(picture(image), mask, self.num_classes)
+            tile[mask == IGNORE] = pictures.IGNORED
+            tiles.append(tile)
+        return sheet(tiles, min(columns, len(tiles)))
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; with the classes as a tint."""
+        return pictures.overlay(super().draw_answer(image, answer), self.mask_of(answer), self.num_classes)
+
+    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
+        """See `VisionModule.write_answer`: the class map as ``….mask.png``, whose pixels are the classes' numbers and whose
+        palette are their colours."""
+        mask = PIL.Image.fromarray(self.mask_of(answer), "P")
+        mask.putpalette(pictures.palette(self.num_classes).tobytes())
+        mask.save(place.with_suffix(".mask.png"))
+
+    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        """See `VisionModule.annotations`: a mask for each class but the first."""
+        names = self.label_names
+        return [
+            {"category_id": names.index(name), "segmentation": code,
+             "area": int(rle.area(code)), "bbox": [float(v) for v in np.ravel(rle.toBbox(code))], "iscrowd": 0}
+            for name, code in answer["masks"].items() if names.index(name)
+        ]  # fmt: skip

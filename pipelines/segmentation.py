@@ -1,0 +1,15 @@
+"""Train and use semantic segmentation: ``python -m pipelines.segmentation fit|validate|test|predict``."""
+
+from collections.abc import Sequence
+
+from modules import SegmentationModule
+from pipelines.cli import VisionCLI, main, print_table
+
+
+def segmentation(args: Sequence[str] | None = None) -> VisionCLI:
+    """Runs the command line of segmentation; see `pipelines.cli.main`."""
+    return main("segmentation", SegmentationModule, "datamodules.DigitMasks", args)
+
+
+if __name__ == "__main__":
+    print_table("segmentation", segmentation().rows)
