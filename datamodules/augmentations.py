@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
-Fit = Literal["crop", "pad", "extend"]
+Fit = Literal["crop", "pad", "extend", "native"]
 GREY = 114  # what is laid around a picture
 
 
@@ -32,7 +32,7 @@ class RandomResizedCrop(A.RandomResizedCrop):
 def evaluation(
     image_size: int, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
 ) -> A.Compose:
-    """Makes any picture a square, by one of three ways.
+    """Makes any picture what a network takes, in one of four ways.
 
     Args:
         image_size: side of the square result, in pixels.
@@ -41,8 +41,11 @@ def evaluation(
             longer side to ``image_size`` and lays grey at the right and at the bottom, so that nothing is lost and a
             coordinate of the result times longer side / ``image_size`` is one of the picture. ``extend`` is ``crop`` after
             the shorter side was extended on both ends by the colours of its border, so that nothing is lost either.
+            ``native`` leaves it as it is, of any size.
         boxes: how boxes, if there are any, come and go.
     """
+    if fit == "native":
+        return A.Compose([])
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
         return A.Compose([longest, _pad(image_size)], bbox_params=boxes)

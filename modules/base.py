@@ -233,8 +233,12 @@ class VisionModule(L.LightningModule):
             place: the file that the answer's drawing goes to, beside which it belongs.
         """
 
+    def categories(self) -> dict[int, str]:
+        """Names of the categories of `annotations` by their ids; by itself, none."""
+        return {}
+
     def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """An answer as annotations in COCO's format, without ``id`` and ``image_id``; by itself, none."""
+        """An answer as annotations in COCO's format, without ``id`` and ``image_id``."""
         return []
 
     def normalize(self, image: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def predict(
         model: ``models:/name@alias`` or ``models:/name/version``.
         paths: files, folders, patterns.
         out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer;
-            of a video an ``.mp4``.
+            of a video an ``.mp4``. Where the answers have masks, also ``NAME.mask.png`` (numbers of classes, with a palette)
+            and ``coco.json`` (run-length codes).
         json: print a line of JSON for each image or frame instead of a table.
         batch_size: images that go through the network together.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
@@ -98,6 +99,7 @@ def predict(
     answering = load(model, device)
     rows: list[dict[str, str]] = []
     images = [i for i, file in enumerate(files) if not _is_video(file)]
+    coco = COCOFile(answering.module)
     # A bar on the terminal that the JSON lines go to would mix with them.
     quiet = not screen.is_terminal or (json and sys.stdout.isatty())
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -131,6 +133,7 @@ def predict(
                 continue
             tell({"path": files[i], **answer})
             if out:
+                coco.add(os.path.relpath(os.path.abspath(files[i]), root), answer)
                 drawn.append(pool.submit(_draw, answering.module, files[i], answer, drawings[i]))
                 if len(drawn) > 2 * batch_size:  # it must not fall far behind
                     drawn.popleft().result()
@@ -153,6 +156,8 @@ def predict(
                         drawing.write(answering.module.draw_answer(frame, answer))
             if drawing:
                 drawing.close()
+    if out and coco.content["annotations"]:
+        Path(out, "coco.json").write_text(dumps(coco.content))
     if rows:
         # In a file or a pipe no line is broken.
         Console(width=None if sys.stdout.isatty() else 10_000).print(_table(rows))
@@ -205,6 +210,28 @@ def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str) -
     drawing = Image.fromarray(module.draw_answer(read_image(file), answer))
     os.makedirs(os.path.dirname(place), exist_ok=True)
     drawing.save(place, quality=90)
+    module.write_answer(answer, Path(place))
+
+
+class COCOFile:
+    """Answers as a file in COCO's format, where the module has such annotations.
+
+    Args:
+        module: whose answers they are.
+    """
+
+    def __init__(self, module: VisionModule) -> None:
+        self.module = module
+        categories = [{"id": k, "name": name} for k, name in module.categories().items()]
+        self.content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories}
+
+    def add(self, file: str, answer: dict[str, Any]) -> None:
+        """Adds the answer for an image file."""
+        images, found = self.content["images"], self.content["annotations"]
+        size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))
+        images.append({"id": len(images) + 1, "file_name": file, **size})
+        for one in self.module.annotations(answer):
+            found.append({"id": len(found) + 1, "image_id": len(images), **one})
 
 
 def main(args: Sequence[str] | None = None) -> None:

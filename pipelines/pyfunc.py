@@ -58,7 +58,7 @@ class VisionModel(PythonModel):
         return self
 
     def prepare(self, image: Any) -> NDArray[np.uint8]:
-        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 S×S×C.
+        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C.
 
         Raises:
             ValueError: it cannot be read; the message names it.
@@ -104,7 +104,8 @@ class VisionModel(PythonModel):
 
         Args:
             images: as for `predict`; taken as they are needed.
-            batch_size: images that go through the network together; no more than two such batches are held.
+            batch_size: images that go through the network together; no more than two such batches are held. One, where
+                the network takes images of any size.
 
         Yields:
             For each image the answer, or why it cannot be read.
@@ -116,6 +117,8 @@ class VisionModel(PythonModel):
             except ValueError as error:
                 return error
 
+        if self.preprocessing.get("fit") == "native":
+            batch_size = 1
         waiting, pool = iter(images), ThreadPoolExecutor()
 
         def submit() -> list[Future[Pieces | ValueError]]:

@@ -237,6 +237,10 @@ class SegmentationModule(VisionModule):
         mask.putpalette(pictures.palette(self.num_classes).tobytes())
         mask.save(place.with_suffix(".mask.png"))
 
+    def categories(self) -> dict[int, str]:
+        """See `VisionModule.categories`: all classes but the first, by their numbers."""
+        return dict(list(enumerate(self.label_names))[1:])
+
     def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
         """See `VisionModule.annotations`: a mask for each class but the first."""
         names = self.label_names

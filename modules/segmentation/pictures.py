@@ -42,10 +42,11 @@ def overlay(image: Image, mask: NDArray[np.uint8], num_classes: int, share: floa
         num_classes: number of classes.
         share: of the tint, in [0, 1].
     """
-    tinted = (mask > 0) & (mask < num_classes)
-    result = image.copy()
-    colours = palette(num_classes)[mask[tinted]].astype(np.float32)
-    result[tinted] = (image[tinted] * (1 - share) + colours * share).astype(np.uint8)
+    result, colours = image.copy(), palette(num_classes).astype(np.float32) * share
+    for top in range(0, len(image), 256):  # piece by piece, since in floats a large picture is four times as large
+        rows = slice(top, top + 256)
+        tinted = (mask[rows] > 0) & (mask[rows] < num_classes)
+        result[rows][tinted] = result[rows][tinted] * np.float32(1 - share) + colours[mask[rows][tinted]]
     return result
 
 
