@@ -6,7 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
-from modules.segmentation import SegmentationModule
+from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
     "AutoencodingModule",
@@ -15,6 +15,7 @@ __all__ = [
     "DetectionModule",
     "FaceNetModule",
     "MaskedAutoencodingModule",
+    "InstanceSegmentationModule",
     "Optimization",
     "SegmentationModule",
     "VisionModule",

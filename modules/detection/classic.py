@@ -35,12 +35,12 @@ class _Neck(nn.Module):
 
     def __init__(self, pyramid: nn.Module, width: int) -> None:
         super().__init__()
-        self.pyramid, self.out_channels = pyramid, width
+        self.pyramid, self.out_channels = (pyramid,), width  # its weights are the detector's, not here once more
         self.fpn = FeaturePyramidNetwork(pyramid.channels, width)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The maps of the backbone to maps of equal width, by name."""
-        return self.fpn({str(i): x for i, x in enumerate(self.pyramid(features))})
+        return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
 
 
 def _strides(strides: list[int] | None, image_size: int) -> list[int]:
@@ -56,10 +56,13 @@ def _images(count: int, maps: Sequence[Tensor], image_size: int) -> ImageList:
 
 def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
     """The objects to be learned, with classes from ``first_label`` on, and beside them those to be ignored."""
-    return [
+    targets = [
         {"boxes": boxes[~ignore], "labels": labels[~ignore] + first_label, "ignored": boxes[ignore]}
         for boxes, labels, ignore in zip(batch["boxes"], batch["labels"], batch["ignore"], strict=True)
     ]
+    for target, masks, ignore in zip(targets, batch.get("masks", ()), batch["ignore"], strict=False):
+        target["masks"] = masks[~ignore]
+    return targets
 
 
 class FCOS(OneStageDetector):
@@ -299,7 +302,7 @@ class FasterRCNN(Detector):
         regions, first = self.rpn(images, outputs, targets)
         _, second = self.heads(outputs, regions, images.image_sizes, targets)
         names = {"loss_objectness": "region", "loss_rpn_box_reg": "region_box",
-                 "loss_classifier": "class", "loss_box_reg": "box"}  # fmt: skip
+                 "loss_classifier": "class", "loss_box_reg": "box", "loss_mask": "mask"}  # fmt: skip
         return {names[key]: value for key, value in (first | second).items()}, torch.tensor(len(targets))
 
     @torch.no_grad()

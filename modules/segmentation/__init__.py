@@ -1,6 +1,7 @@
-"""A class for each pixel: the module, its decoders and its losses."""
+"""A class for each pixel, or a mask for each object: the modules, decoders, losses."""
 
 from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
+from modules.segmentation.instance import InstanceSegmentationModule, MaskRCNN
 from modules.segmentation.losses import CrossEntropy, Dice, Focal, Loss, Lovasz, Mixture
 from modules.segmentation.module import SegmentationModule
 
@@ -11,8 +12,10 @@ __all__ = [
     "DeepLabV3Plus",
     "Dice",
     "Focal",
+    "InstanceSegmentationModule",
     "Loss",
     "Lovasz",
+    "MaskRCNN",
     "Mixture",
     "SegFormer",
     "SegmentationModule",

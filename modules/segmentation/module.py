@@ -188,8 +188,8 @@ class SegmentationModule(VisionModule):
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
     def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """For each image its ``size`` (height, width), the ``shares`` of the classes in it, and ``masks``: for each class
-        that is there its COCO run-length code.
+        """For each image the ``labels`` in it, the largest first; ``size`` (height, width); ``shares`` of the classes; and
+        ``masks``, for each class that is there its COCO run-length code.
 
         Args:
             batch: ``image`` uint8 B×C×H×W, or a list of C×H×W; ``size``, where it is there, says how much of an image is
@@ -200,12 +200,13 @@ class SegmentationModule(VisionModule):
             height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
             mask = self.class_map(image[:, :height, :width]).numpy()
             counts = np.bincount(mask.ravel(), minlength=self.num_classes)
-            masks = {}
-            for k in np.flatnonzero(counts).tolist():
+            order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
+            masks, shares = {}, {}
+            for k in order:
                 code = rle.encode(np.asfortranarray(mask == k, np.uint8))
                 masks[self.label_names[k]] = {"size": list(mask.shape), "counts": code["counts"].decode()}
-            shares = {self.label_names[k]: round(int(counts[k]) / mask.size, 6) for k in np.flatnonzero(counts)}
-            result.append({"size": list(mask.shape), "shares": shares, "masks": masks})
+                shares[self.label_names[k]] = round(int(counts[k]) / mask.size, 6)
+            result.append({"labels": list(shares), "size": list(mask.shape), "shares": shares, "masks": masks})
         return result
 
     def mask_of(self, answer: dict[str, Any]) -> NDArray[np.uint8]:
