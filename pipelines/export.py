@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from modules import ClassificationModule, DetectionModule, VisionModule
+from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
 from modules.detection.base import OneStageDetector
 from pipelines import registry
 
@@ -115,9 +115,31 @@ class ExportedDetector(Exported):
         return module.detector.dense(module(image))
 
 
+class ExportedSegmenter(Exported):
+    """Probabilities of each pixel's classes of preprocessed images, else logits; both float32 B×K×S×S."""
+
+    def take(self, module: Any) -> None:
+        """See `Exported.take`."""
+        if module.image_size % module.multiple:
+            raise ValueError(f"images of {module.image_size} pixels are no multiple of the network's {module.multiple}")
+        self.decoder = deepcopy(module.decoder).to(memory_format=torch.contiguous_format)
+        self.outputs = ("probabilities" if self.preprocessing else "logits",)
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{module.image_size}×{module.image_size}"
+
+    def answer(self, features: Any) -> tuple[Tensor, ...]:
+        """See `Exported.answer`."""
+        logits = self.decoder(features)
+        return (logits.softmax(1) if self.preprocessing else logits,)
+
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        """See `Exported.expected`."""
+        return (module(image).softmax(1) if self.preprocessing else module(image),)
+
+
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
     ClassificationModule: ExportedClassifier,
     DetectionModule: ExportedDetector,
+    SegmentationModule: ExportedSegmenter,
 }
 
 
@@ -171,7 +193,7 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
 def export(
     model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
 ) -> str:
-    """Writes a registered classifier or detector as a file that runs without Fovea, for batches of any size.
+    """Writes a registered model of classification, detection or semantic segmentation as a file that runs without Fovea, for batches of any size.
 
     The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
     1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
@@ -208,7 +230,7 @@ def export(
     module, _ = registry.load_model(folder)
     kind = EXPORTED.get(type(module))
     if kind is None and chosen != "safetensors":
-        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers and detectors are exported.")
+        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers, detectors and semantic segmentation are exported.")
     try:
         network = kind(module, preprocessing) if kind else None
     except ValueError as error:
