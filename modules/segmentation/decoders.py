@@ -96,6 +96,9 @@ class UNet(Decoder):
         widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
             step.
         norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
+
+    Raises:
+        BackboneError: there are other than so many widths.
     """
 
     def __init__(
@@ -104,6 +107,10 @@ class UNet(Decoder):
         strides = _strides(backbone)
         strides = strides if len(strides) > 1 else _four_strides(backbone)  # a plain ViT has but one
         options = {"widths": widths, "norm": norm}
+        if widths is not None and len(widths) != len(strides):
+            raise BackboneError(
+                f"--model.decoder.widths takes a number for each stride of the backbone, {strides}, not {len(widths)} numbers."
+            )
         widths = widths or [max(16, 256 >> i) for i in range(len(strides))]
         super().__init__(backbone, num_classes, strides, widths[-1], 3, options)
         self.net = UnetDecoder(self.channels, widths, n_blocks=len(strides), use_norm=norm)
