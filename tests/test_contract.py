@@ -17,6 +17,7 @@ from pipelines.classification import classification
 from pipelines.cli import VisionCLI
 from pipelines.detection import detection
 from pipelines.facenet import facenet
+from pipelines.segmentation import segmentation
 from pipelines.tracking import run_id_of
 
 
@@ -56,6 +57,14 @@ TASKS = {
         ["--data", "Glyphs", "--data.people", "296", "--data.batch_size", "64",
          "--model.loss", "modules.facenet.TripletLoss"],
         ["--data.augmentation", "strong", "--model.miner", "modules.facenet.ProgressiveMiner"],
+    ),
+    "segmentation": Task(
+        segmentation,
+        ["--data", "DigitMasks", "--data.scene_size", "48", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "test_convnext",
+         "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0"],
+        ["--data.augmentation", "strong", "--data.class_weighting", "sqrt", "--data.batch_size", "8",
+         "--model.decoder.dropout", "0.3", "--model.backbone_options.drop_path_rate", "0.3"],
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
