@@ -230,7 +230,9 @@ def export(
     module, _ = registry.load_model(folder)
     kind = EXPORTED.get(type(module))
     if kind is None and chosen != "safetensors":
-        raise ValueError(f"{model} is a {type(module).__name__}; only classifiers, detectors and semantic segmentation are exported.")
+        raise ValueError(
+            f"{model} is a {type(module).__name__}; only classifiers, detectors and semantic segmentation are exported."
+        )
     try:
         network = kind(module, preprocessing) if kind else None
     except ValueError as error:

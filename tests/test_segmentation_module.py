@@ -1,13 +1,14 @@
 """Class maps: metrics, losses, decoders, windows, and what a registered model answers."""
 
 import json
+import resource
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
-import resource
 import torch
 import torch.nn.functional as F
 from conftest import start
@@ -104,12 +105,16 @@ def pixels() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
-def test_losses_are_what_a_loop_over_the_pixels_gives(pixels: tuple[Tensor, Tensor], weights: list[float] | None) -> None:
+def test_losses_are_what_a_loop_over_the_pixels_gives(
+    pixels: tuple[Tensor, Tensor], weights: list[float] | None
+) -> None:
     rows, share = softmax_by_pixel(*pixels), weights or [1.0] * 3
     total = sum(share[t] for t, _ in rows)
     entropy = sum(share[t] * -np.log(p[t]) for t, p in rows) / total
     focal = sum(share[t] * (1 - p[t]) ** 2 * -np.log(p[t]) for t, p in rows) / total
-    scores = [(2 * sum(p[k] for t, p in rows if t == k) + 1) / (sum(p[k] + (t == k) for t, p in rows) + 1) for k in range(3)]
+    scores = [
+        (2 * sum(p[k] for t, p in rows if t == k) + 1) / (sum(p[k] + (t == k) for t, p in rows) + 1) for k in range(3)
+    ]
     dice = sum(s * (1 - score) for s, score in zip(share, scores, strict=True)) / sum(share)
     given = None if weights is None else torch.tensor(weights)
     assert float(CrossEntropy()(*pixels, given)) == pytest.approx(entropy, rel=1e-5)
@@ -146,7 +151,7 @@ def test_windows_cover_a_length_with_the_overlap_asked_for() -> None:
         begin = starts(length, 32, 0.5)
         assert begin[0] == 0
         assert begin[-1] == max(0, length - 32)
-        assert all(0 < b - a <= 17 for a, b in zip(begin, begin[1:], strict=False))
+        assert all(0 < b - a <= 17 for a, b in pairwise(begin))
 
 
 def test_windows_give_what_the_whole_picture_gives() -> None:
@@ -334,8 +339,12 @@ def test_masks_are_measured_as_pycocotools_does_and_quality_by_hand() -> None:
     found = truth.clone().bool()
     found[1] = found[1].roll(2, 0)  # overlap 4/8
     labels, scores, ignore = torch.tensor([0, 1]), torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.bool)
-    metric.update({"masks": found, "labels": labels, "scores": scores}, {"masks": truth, "labels": labels, "ignore": ignore}, 0.5)
-    reference.update([{"masks": found, "labels": labels, "scores": scores}], [{"masks": truth.bool(), "labels": labels}])
+    metric.update(
+        {"masks": found, "labels": labels, "scores": scores}, {"masks": truth, "labels": labels, "ignore": ignore}, 0.5
+    )
+    reference.update(
+        [{"masks": found, "labels": labels, "scores": scores}], [{"masks": truth.bool(), "labels": labels}]
+    )
     values, expected = metric.compute(), reference.compute()
     assert values["mask_ap"] == pytest.approx(float(expected["map"]), abs=1e-6)
     assert values["mask_ap50"] == pytest.approx(float(expected["map_50"]), abs=1e-6)

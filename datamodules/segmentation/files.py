@@ -110,7 +110,7 @@ def _inspect(file: str, coloured: bool) -> _Mask:
     except DataError as error:
         return _Mask(str(error))
     digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
-    return _Mask("", values.shape, *np.unique(values, return_counts=True), digest)  # type: ignore[arg-type]
+    return _Mask("", values.shape, *np.unique(values, return_counts=True), digest)
 
 
 class MaskPictures:

@@ -250,7 +250,9 @@ class InstanceSegmentationModule(DetectionModule):
         masks = np.array([rle.decode(code).astype(bool) for code in answer["masks"]]).reshape(-1, *image.shape[:2])
         captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
         boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
-        return draw_boxes(tint(image, masks), boxes, captions, [self.label_names.index(k) for k in answer["labels"]], 256)
+        return draw_boxes(
+            tint(image, masks), boxes, captions, [self.label_names.index(k) for k in answer["labels"]], 256
+        )
 
     def categories(self) -> dict[int, str]:
         """See `VisionModule.categories`; from 1."""
