@@ -1,6 +1,7 @@
 """The pictures that segmentation shows."""
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +17,16 @@ IGNORED = (224, 224, 192)  # colour of pixels that do not count
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Colours of classes that differ much, the first one black, uint8 256×3: those of Pascal VOC, whose development kit
-    spreads the bits of a class's number over the three channels; the last is for pixels that do not count.
+    """Colours of classes, uint8 256×3: black for the first one, then hues a golden angle apart, so that neighbours differ
+    most; the last is for pixels that do not count.
 
     Args:
         num_classes: from this number on, colours are black.
     """
-    numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((numbers >> channel & 1) << (7 - bit)).astype(np.uint8)
-        numbers = numbers >> 3
-    colours[num_classes:] = 0
+    for k in range(1, min(num_classes, 255)):
+        hue = k * 0.381966
+        colours[k] = [round(255 * part) for part in hsv_to_rgb(hue % 1, (1, 0.65)[k // 8 % 2], (1, 0.75)[k // 4 % 2])]
     colours[255] = IGNORED
     return colours
 
