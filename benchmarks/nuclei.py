@@ -6,7 +6,7 @@ Both networks are the same U-Net with the same settings; only their first weight
 on the test half itself.
 
     pip download --no-deps stardist && unzip stardist*.whl 'stardist/data/images/*'
-    python -m benchmarks.nuclei stardist/data/images [--steps 200] [--seeds 0 1 2]
+    python -m benchmarks.nuclei stardist/data/images [--steps 100] [--seeds 0 1 2]
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
