@@ -374,7 +374,7 @@ def test_mask_rcnn_learns_rebuilds_and_answers_in_the_pictures_pixels() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(parts["mask"]))
+        losses.append(float(parts["mask"].detach()))
     assert losses[-1] < 0.3 * losses[0]
     module.eval().threshold.fill_(0.05)
     twin = InstanceSegmentationModule.from_architecture(json.loads(json.dumps(module.architecture))).eval()
