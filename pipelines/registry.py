@@ -31,8 +31,8 @@ from modules import VisionModule
 ROOT = Path(__file__).parents[1]
 NEEDED = (
     "albumentations", "faster-coco-eval", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy",
-    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "rich", "safetensors", "scikit-learn",
-    "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
+    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich", "safetensors",
+    "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
