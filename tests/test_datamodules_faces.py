@@ -175,7 +175,7 @@ def test_pictures_that_are_not_square_are_cut_or_filled_up(tmp_path):
     image = np.full((20, 10, 3), 100, np.uint8)
     image[:5] = 0
     cut, whole = (
-        PeopleFolder("x", whole=w, **QUICK | {"image_size": 10}).transform(False)(image=image) for w in (False, True)
+        PeopleFolder("x", fit=f, **QUICK | {"image_size": 10}).transform(False)(image=image) for f in ("crop", "extend")
     )
     assert (cut["image"] == 100).all()
     assert whole["image"].shape == (10, 10, 3)
