@@ -109,8 +109,18 @@ class FaceNetModule(VisionModule):
         compile: bool = False,
         channels_last: bool = True,
     ) -> None:
-        given = (backbone_options or {}) | ({"features_only": True} if levels else {})
-        super().__init__(backbone, pretrained, in_chans, image_size, 0, given, optimization, compile, channels_last)
+        super().__init__(
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            0,
+            backbone_options,
+            optimization,
+            compile,
+            channels_last,
+            features_only=levels > 0,
+        )
         if embedding_size < 2:
             raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
         if not 0 < false_accept_rate < 1:
