@@ -443,7 +443,7 @@ class VisionModule(L.LightningModule):
         self.to(self.trainer.strategy.root_device)
         choice = None
         if self.trainer.is_global_zero:
-            choice = measure(self.backbone, self._data, self.normalize, int(getattr(self, "num_classes", 1)))
+            choice = measure(self.backbone, self._data, self.normalize, getattr(self, "num_classes", None))
         choice = self.trainer.strategy.broadcast(choice)
         assert choice is not None
         self.strategy = choice.strategy

@@ -392,14 +392,14 @@ def choose(evidence: Evidence) -> Choice:
     )
 
 
-def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor], classes: int) -> Choice:
+def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor], classes: int | None) -> Choice:
     """Measures what data are to a backbone, on 1,000 training and 500 validation images at most, and chooses.
 
     Args:
         backbone: the pretrained one.
         data: a data module.
         normalize: makes the network's input of images.
-        classes: number of classes.
+        classes: number of classes; None counts the labels that are seen.
 
     Returns:
         See `choose`.
@@ -411,4 +411,6 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
     if labels is not None:
         scores[0] = probe((features, labels), extract(backbone, val, normalize))
         scores[1] = probe(*(extract(Grid(), images, Tensor.float) for images in (train, val)))
+    if classes is None:
+        classes = 1 if labels is None else len(np.unique(labels))
     return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1], statistics.distance))

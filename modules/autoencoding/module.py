@@ -19,6 +19,7 @@ from modules.autoencoding.parts import Draws, Noise, Penalty, rebuild, recipe
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
 from modules.pictures import captioned, image_grid
+from modules.transfer import Transfer
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
@@ -104,6 +105,7 @@ class AutoencodingModule(VisionModule):
         pca: compare with principal components.
         optimization: how it is trained.
         channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
 
     Raises:
         BackboneError: the backbone cannot be made, or a part does not fit the images.
@@ -125,9 +127,18 @@ class AutoencodingModule(VisionModule):
         pca: bool = True,
         optimization: Optimization | None = None,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
-            backbone, pretrained, in_chans, image_size, 0, backbone_options, optimization, channels_last=channels_last
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            0,
+            backbone_options,
+            optimization,
+            channels_last=channels_last,
+            transfer=transfer,
         )
         self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
         self.pca = pca

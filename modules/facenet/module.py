@@ -23,6 +23,7 @@ from modules.facenet.mining import (
     within_class_whitening,
 )
 from modules.facenet.protocols import Pairs, report
+from modules.transfer import Transfer
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
 
@@ -83,6 +84,7 @@ class FaceNetModule(VisionModule):
             calibrates it anew.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/auc"
@@ -108,6 +110,7 @@ class FaceNetModule(VisionModule):
         threshold: float | None = None,
         compile: bool = False,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -120,6 +123,7 @@ class FaceNetModule(VisionModule):
             compile,
             channels_last,
             features_only=levels > 0,
+            transfer=transfer,
         )
         if embedding_size < 2:
             raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
