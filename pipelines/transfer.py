@@ -70,8 +70,11 @@ def transferability(
     output.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(output / "transferability.png")
     with needed():
-        mlflow.set_experiment(experiment)
-        with mlflow.start_run(run_name=f"{Path(backbone).name}-{data.name}".lower()) as run:
+        known = mlflow.get_experiment_by_name(
+            experiment
+        )  # set_experiment would hold for all that this process does later
+        place = known.experiment_id if known else mlflow.create_experiment(experiment)
+        with mlflow.start_run(experiment_id=place, run_name=f"{Path(backbone).name}-{data.name}".lower()) as run:
             mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.name})
             mlflow.log_params({"backbone": backbone, "pretrained": pretrained, "image_size": data.image_size,
                                "images": len(loaders[0].dataset)})  # fmt: skip
