@@ -269,6 +269,42 @@ class ConvNet(Network):
         super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
 
 
+class DCGAN(Network):
+    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434): 4×4 convolutions of stride 2 and leaky ReLU of
+    slope 0.2, until the map is at most four pixels wide. Its features are the last map, flattened.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        width: channels of the first convolution; each further one has twice as many, up to 512.
+        norm: batch normalisation behind all convolutions but the first, as published.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        width: int = 32,
+        norm: bool = False,
+        drop_rate: float = 0.0,
+    ) -> None:
+        body: dict[str, nn.Module] = {}
+        stages, side, before = list[tuple[str, int, int]](), _side(img_size), in_chans
+        while side > 4 or not body:
+            after = min(512, width * 2 ** len(body))
+            batch_norm = [nn.BatchNorm2d(after)] if norm and body else []
+            name = f"block{len(body) + 1}"
+            body[name] = nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), *batch_norm, nn.LeakyReLU(0.2))
+            stages.append((name, after, 2 ** len(body)))
+            side, before = side // 2, after
+        if side < 1:
+            raise BackboneError("dcgan needs images of at least 2 pixels.")
+        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+
+
 def _fully_connected(channels: int, side: int, width: float, drop_rate: float) -> tuple[nn.Module, int]:
     """The two layers of 4,096 units of AlexNet and VGG."""
     hidden = round(4096 * width)
@@ -504,6 +540,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
         "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "dcgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "alexnet.untrained": _cfg(fixed_input_size=True),
         "vgg11_lrn.untrained": _cfg(first_conv="block1.0"),
         "vgg16_c.untrained": _cfg(first_conv="block1.0"),
@@ -545,6 +582,12 @@ def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
     """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
     levels = len(kwargs.get("channels", (32, 64, 128)))
     return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
+
+
+@register_model
+def dcgan(pretrained: bool = False, **kwargs: Any) -> Network:
+    """DCGAN's discriminator; ``norm=True`` for its batch normalisation."""
+    return _build(DCGAN, "dcgan", pretrained, 2, **kwargs)
 
 
 @register_model

@@ -1,11 +1,13 @@
-"""From a code to an image."""
+"""From a code to an image: what autoencoders and generators share."""
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from modules.autoencoding.parts import Part, Shape, within
+from modules.networks import BackboneError
+from modules.parts import Part, Shape, within
 
 
 class Decoder(Part):
@@ -26,17 +28,43 @@ class Decoder(Part):
         raise NotImplementedError
 
 
+Norm = Literal["none", "batch", "pixel"]
+
+
+class PixelNorm(nn.Module):
+    """Scales the vector of channels at each place to a mean square of 1 (Karras et al. 2018, arXiv:1710.10196, 4.2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float B×C×…"""
+        return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+def normalization(norm: Norm, channels: int) -> nn.Module:
+    """The layer that a `Norm` names, for float B×channels×H×W.
+
+    Raises:
+        BackboneError: there is none of this name.
+    """
+    if norm not in (known := get_args(Norm)):
+        raise BackboneError(f"norm of a part is one of {', '.join(known)}, not {norm!r}.")
+    return nn.BatchNorm2d(channels) if norm == "batch" else PixelNorm() if norm == "pixel" else nn.Identity()
+
+
 class _Doubling(Decoder):
     """Projects the code to a small map and doubles its side until it covers the image.
 
     Args:
         width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, norm: Norm = "none") -> None:
         super().__init__()
         within("width", width, 1)
-        self.width = width
+        self.width, self.norm = width, norm
+
+    def _norm(self, channels: int) -> list[nn.Module]:
+        return [] if self.norm == "none" else [normalization(self.norm, channels)]
 
     def _double(self, before: int, after: int) -> nn.Module:
         raise NotImplementedError
@@ -56,7 +84,11 @@ class _Doubling(Decoder):
             self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], start, start)))
         layers: list[nn.Module] = []
         for before, after in zip(widths, [*widths[1:], channels], strict=True):
-            layers += [nn.ReLU(), self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1)]
+            layers += [
+                *self._norm(before),
+                nn.ReLU(),
+                self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1),
+            ]
         self.layers, self.side = nn.Sequential(*layers), side
 
     def forward(self, code: Tensor) -> Tensor:
@@ -70,6 +102,7 @@ class TransposedConvolutions(_Doubling):
 
     Args:
         width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
     """
 
     def _double(self, before: int, after: int) -> nn.Module:
@@ -82,6 +115,7 @@ class UpsampledConvolutions(_Doubling):
 
     Args:
         width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
     """
 
     def _double(self, before: int, after: int) -> nn.Module:
