@@ -63,7 +63,7 @@ class Extractor:
         features, probabilities = [], []
         with torch.autocast(image.device.type, enabled=False):
             for chunk in image.split(CHUNK):
-                x = chunk.float() / 255
+                x = chunk.contiguous().float() / 255
                 if x.shape[-1] != self.side:
                     x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
                 features.append(self.network(x).flatten(1))

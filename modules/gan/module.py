@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
@@ -415,15 +416,11 @@ class GANModule(VisionModule):
 
     def _together(self, mine: Tensor) -> Tensor:
         """The rows of all processes in their order, where process r of w has the rows r, r + w, …"""
-        world = self.trainer.world_size
-        if world == 1:
-            return mine
-        counts = cast(Tensor, self.all_gather(torch.tensor(len(mine), device=self.device)))
-        longest = int(counts.max())
-        padded = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
-        rows = cast(Tensor, self.all_gather(padded)).transpose(0, 1).flatten(0, 1)
-        kept = torch.arange(longest, device=self.device)[:, None] < counts[None]
-        return rows[kept.flatten()]
+        if self.trainer.world_size == 1:
+            return mine.contiguous()
+        parts = gather_all_tensors(mine.contiguous())
+        rows = torch.cat([torch.arange(len(part)) for part in parts])
+        return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
 
     def _fixed(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
@@ -665,5 +662,7 @@ def slerp(one: Tensor, other: Tensor, steps: int) -> Tensor:
 
 
 def nearest_distances(features: Tensor, known: Tensor) -> Tensor:
-    """The distance of each of float N×F to the nearest of float M×F, float N."""
-    return torch.cat([torch.cdist(part, known).min(1).values for part in features.split(1024)])
+    """The distance of each of float N×F to the nearest of float M×F, float64 N."""
+    known = known.double()
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cat([torch.cdist(p.double(), known, compute_mode=exact).min(1).values for p in features.split(256)])
