@@ -318,6 +318,8 @@ class VisionModule(L.LightningModule):
             if name.startswith("train_"):
                 value = mean.compute()  # type: ignore[operator]
                 mean.reset()  # type: ignore[operator]
+                if value.isnan() and name != "train_loss":
+                    continue  # there was none in this epoch
                 key = name.replace("_", "/", 1)
                 self.log(key, value, prog_bar=key == "train/loss", logger=False)
                 self._log_now({key: float(value)}, self.global_step - 1)

@@ -287,18 +287,19 @@ class GANModule(VisionModule):
             fake = self.as_input(self.generator(self._noise(size, *key), label))
         verdicts = self.judge(real, label), self.judge(fake, label)
         loss = self.objective.discriminator(*verdicts)
-        value, penalty = loss.detach(), loss.new_zeros(())
+        value, penalty, measured = loss.detach(), loss.new_zeros(()), 0
         right = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
         if self.regularizer is not None and self._discriminator_steps % self.regularizer.every == 0:
             # Past `torch.compile`, which does not differentiate twice.
+            measured = size
             penalty = self.regularizer(lambda x: self.head(self.backbone.forward(x), x, label).score, real, fake)
         waiting = len(self._labels) + 1
         self.manual_backward((loss + penalty + self.weight_penalty(DISCRIMINATOR)) / self._parts(batch_idx))
         self.log_mean("train/loss", value, size)
         self.log_mean("train/discriminator_accuracy", right, size)
-        if self.regularizer is not None and self._discriminator_steps % self.regularizer.every == 0:
-            self.log_mean("train/penalty", penalty.detach(), size)
+        self.log_mean("train/penalty", penalty.detach(), measured)
+        self.log_mean("train/generator_loss", value, 0)  # so that it is there in all processes from the start
         self._labels.append(label)
         if self.holds_gradients(batch_idx):
             return
