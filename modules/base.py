@@ -288,7 +288,8 @@ class VisionModule(L.LightningModule):
         Args:
             parts: how the names of those begin that are meant, by default of all.
         """
-        plan, penalty = self.optimization, 0.0
+        plan = self.optimization
+        penalty: Tensor | float = 0.0
         if plan.l1_penalty or plan.l2_penalty:
             named = self.named_parameters()
             weights = [p for name, p in named if p.ndim > 1 and p.requires_grad and name.startswith(tuple(parts))]

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import auto_cli
@@ -64,7 +65,7 @@ def sample(
     return f"{count} images of {registry.pinned(model)} are in {folder}; {sheet} shows the first."
 
 
-COMMANDS = {"sample": sample}
+COMMANDS: dict[str, Any] = {"sample": sample}
 
 
 def command(args: Sequence[str] | None = None) -> None:

@@ -140,7 +140,8 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
     weights = read_weights(file, whole=True)
     head = None
     if {"head.weight", "head.bias"} <= weights.keys() and weights["head.weight"].ndim == 2:
-        head = nn.Linear(*reversed(weights["head.weight"].shape))
+        rows, columns = weights["head.weight"].shape
+        head = nn.Linear(columns, rows)
         head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
     return Extractor(name, _Normalized(backbone, in_chans), head, side)
 
@@ -166,7 +167,7 @@ def own_extractor(image: Tensor, label: Tensor | None, num_classes: int, state: 
         return Extractor("pca", _Projection(state["mean"], state["components"]), None, side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = create_backbone(OWN, in_chans=channels, image_size=max(side, 12))
+        backbone: Any = create_backbone(OWN, in_chans=channels, image_size=max(side, 12))
         network, head = _Normalized(backbone, channels), nn.Linear(backbone.head_hidden_size, num_classes)
         whole = nn.Sequential(network, head)
         if state is not None:

@@ -397,10 +397,11 @@ class GANModule(VisionModule):
         """Steps the schedules that go by epochs."""
         super().on_train_epoch_end()
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)])
+            scheduler: Any = config.scheduler
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(self.trainer.callback_metrics[str(config.monitor)])
             elif config.interval == "epoch":
-                config.scheduler.step()
+                scheduler.step()
 
     # What it is worth
 

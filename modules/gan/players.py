@@ -121,8 +121,8 @@ def at_rest(*players: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(False)
     for layer in counting:
         layer.track_running_stats = False
-    for layer in following:
-        layer.training = False
+    for norm in following:
+        norm.training = False
     try:
         yield
     finally:
@@ -130,8 +130,8 @@ def at_rest(*players: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
         for layer in counting:
             layer.track_running_stats = True
-        for layer in following:
-            layer.training = True
+        for norm in following:
+            norm.training = True
 
 
 @torch.no_grad()
