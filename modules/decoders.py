@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.networks import BackboneError
+from modules.networks import BackboneError, EqualizedConv2d, pyramid
 from modules.parts import Part, Shape, within
 
 
@@ -120,6 +123,57 @@ class UpsampledConvolutions(_Doubling):
 
     def _double(self, before: int, after: int) -> nn.Module:
         return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1))
+
+
+class Progressive(Decoder):
+    """Grows from a map of four to seven pixels to the image's side (Karras et al. 2018, arXiv:1710.10196): all resolutions
+    are there from the start, and ``phase`` says which one speaks. Between n and n + 1 the one after n is faded in. The
+    image always has its full side: smaller ones are enlarged.
+
+    Args:
+        width: channels at the highest resolution; each step towards the code has twice as many, up to 512.
+    """
+
+    phase: Tensor
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        within("width", width, 1)
+        self.width = width
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        start, widths = pyramid(side, self.width)
+        self.side, self.levels = side, len(widths)
+        first = nn.Sequential(
+            PixelNorm(), nn.Unflatten(1, (math.prod(code), 1, 1)), nn.ConstantPad2d(start - 1, 0.0),
+            EqualizedConv2d(math.prod(code), widths[0], start), nn.LeakyReLU(0.2), PixelNorm(),
+            EqualizedConv2d(widths[0], widths[0], 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+        )  # fmt: skip
+        blocks = [
+            nn.Sequential(
+                nn.Upsample(scale_factor=2), EqualizedConv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+                EqualizedConv2d(after, after, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+            )
+            for before, after in pairwise(widths)
+        ]  # fmt: skip
+        self.blocks = nn.ModuleList([first, *blocks])
+        self.images = nn.ModuleList(EqualizedConv2d(width, channels, 1, gain=1) for width in widths)
+        self.register_buffer("phase", torch.tensor(float(self.levels - 1)))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        phase = float(self.phase)
+        level, share = int(phase), phase - int(phase)
+        x = code.flatten(1)
+        for block in self.blocks[: level + 1]:
+            x = block(x)
+        image = self.images[level](x)
+        if share:
+            finer = self.images[level + 1](self.blocks[level + 1](x))
+            image = torch.lerp(F.interpolate(image, scale_factor=2), finer, share)
+        steps = self.levels - 1 - level - (share > 0)
+        return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
 
 
 class Dense(Decoder):

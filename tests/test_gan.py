@@ -1,6 +1,7 @@
 """GANs do what their parts say: losses, turns, averages, figures, health, and what a registered one is used for."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -16,7 +17,7 @@ from torch import nn
 from datamodules import Digits8x8
 from modules import BackboneError, GANModule, create_backbone
 from modules.backbones import read_weights
-from modules.decoders import Dense, TransposedConvolutions, UpsampledConvolutions
+from modules.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
 from modules.gan import (
     R1,
     AdversarialOptimization,
@@ -30,6 +31,7 @@ from modules.gan import (
 )
 from modules.gan.figures import effective_classes, frechet_distance, kernel_distance, neighbourhoods
 from modules.gan.health import Health
+from modules.gan.module import grown
 from modules.gan.objectives import Verdict, pulling_away, slope
 from modules.gan.players import at_rest, follow
 from pipelines import registry
@@ -328,6 +330,39 @@ def test_networks_grow_with_the_images(side: int) -> None:
         image = made.generator(torch.randn(2, 8))
         assert image.shape == (2, 3, side, side)
         assert made.judge(made.as_input(image), None).score.shape == (2,)
+
+
+def test_growing_networks_fade_in_without_a_jump() -> None:
+    made = GANModule(None, 1, 28, backbone="progressive", backbone_options={"width": 8}, generator=Progressive(8),
+                     growth=10, latent_size=16)  # fmt: skip
+    phases = [grown(step, 10) for step in range(61)]
+    assert phases[:12] == pytest.approx([0] * 11 + [0.1])
+    assert phases[20] == 1
+    assert max(b - a for a, b in pairwise(phases)) == pytest.approx(0.1)
+    noise, image = torch.randn(3, 16), torch.randn(3, 1, 28, 28)
+
+    def at(phase: float) -> tuple[torch.Tensor, torch.Tensor]:
+        for part in (made.generator.decoder, made.backbone):
+            part.phase.fill_(phase)
+        return made.generator(noise), made.judge(image, None).score
+
+    for seam in (1.0, 2.0):
+        for below, on in zip(at(seam - 1e-5), at(seam), strict=True):
+            assert torch.allclose(below, on, atol=1e-3)
+    for below, above in zip(at(1.0), at(1 + 1e-5), strict=True):
+        assert torch.allclose(below, above, atol=1e-3)
+    coarse = at(0.0)[0]
+    assert torch.equal(coarse, F.avg_pool2d(coarse, 4).repeat_interleave(4, 2).repeat_interleave(4, 3))
+    assert not torch.allclose(at(0.0)[0], at(2.0)[0], atol=1e-2)
+
+
+def test_a_progressive_pair_grows_with_the_generators_steps() -> None:
+    made = module(backbone="progressive", generator=Progressive(8), growth=2)
+    train(made, 4)
+    parts = (made.generator.decoder, made.backbone, made.average.decoder)
+    assert [float(part.phase) for part in parts] == pytest.approx([0.5] * 3)
+    with pytest.raises(BackboneError, match="grow together"):
+        module(backbone="progressive", growth=2)
 
 
 def test_the_discriminator_sees_generated_images_as_it_sees_real_ones() -> None:

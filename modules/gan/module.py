@@ -100,6 +100,7 @@ class GANModule(VisionModule):
     | R1 (the default) | ``NonSaturating`` with ``R1`` |
     | EBGAN-PT | ``EnergyBased`` |
     | BEGAN | ``BoundaryEquilibrium`` |
+    | Progressive GAN | ``backbone: progressive`` and ``generator: Progressive``, with ``growth`` |
 
     Each batch of real images is one step of the discriminator, or a part of one where gradients are accumulated; after
     every ``discriminator_steps`` of them the generator makes one, which is what ``global_step`` and ``max_steps`` count.
@@ -127,6 +128,7 @@ class GANModule(VisionModule):
         latent_size: numbers of noise.
         conditional: images of a class that one asks for.
         spectral_norm: divide the discriminator's weights by their largest singular value.
+        growth: of a progressive pair, the generator's steps at each resolution, and as many again to fade the next one in.
         extractor: what looks at images for the figures: a registered classifier (``models:/name@alias``) or a timm name
             with its published weights. By default LeNet-5, trained for seconds on the labelled training images, or
             principal components where there are no labels.
@@ -158,6 +160,7 @@ class GANModule(VisionModule):
         latent_size: int = 64,
         conditional: bool = False,
         spectral_norm: bool = False,
+        growth: int = 0,
         extractor: str | None = None,
         num_samples: int = 1000,
         health_every: int = 100,
@@ -173,6 +176,7 @@ class GANModule(VisionModule):
         self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
         self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
         self.latent_size, self.conditional, self.spectral_norm = latent_size, conditional, spectral_norm
+        self.growth = growth
         self.extractor, self.num_samples, self.stop_on_failure = extractor, num_samples, stop_on_failure
         for name, least in (("latent_size", 1), ("num_samples", 16), ("health_every", 1)):
             within(
@@ -208,6 +212,13 @@ class GANModule(VisionModule):
         if channels_last:
             self.generator.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.generator).requires_grad_(False).eval()
+        growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
+        if growing and (len(growing) < 2 or growth < 1):
+            raise BackboneError(
+                "Networks grow together: take --model.backbone progressive with --model.generator Progressive, and give "
+                "--model.growth the generator's steps at each resolution."
+            )
+        self._grown = tuple([*growing, self.average.decoder] if growing else [])
         self.seed = torch.initial_seed()
         self.health = Health(health_every)
         self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
@@ -238,6 +249,7 @@ class GANModule(VisionModule):
             "latent_size": self.latent_size,
             "conditional": self.conditional,
             "spectral_norm": self.spectral_norm,
+            "growth": self.growth,
         }
 
     @classmethod
@@ -281,6 +293,8 @@ class GANModule(VisionModule):
         second._on_before_step = second._on_after_step = _nothing
         plan, size, step = self.plan, len(batch["image"]), self.global_step
         key = (self.current_epoch, batch_idx)
+        for part in self._grown:
+            part.phase.fill_(min(grown(step, self.growth), part.levels - 1))
         label = batch["label"] if self.conditional else None
         real = self.normalize(batch["image"])
         with torch.no_grad(), at_rest(self.generator):
@@ -397,11 +411,11 @@ class GANModule(VisionModule):
         """Steps the schedules that go by epochs."""
         super().on_train_epoch_end()
         for config in self.trainer.lr_scheduler_configs:
-            scheduler: Any = config.scheduler
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(self.trainer.callback_metrics[str(config.monitor)])
+            step: Any = config.scheduler.step
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                step(self.trainer.callback_metrics[str(config.monitor)])
             elif config.interval == "epoch":
-                scheduler.step()
+                step()
 
     # What it is worth
 
@@ -640,6 +654,17 @@ class GANModule(VisionModule):
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; the realness stands above."""
         return captioned(super().draw_answer(image, answer), f"realness {answer['realness']:.2f}")
+
+
+def grown(step: int, growth: int) -> float:
+    """How far networks have grown: 0 for the first resolution alone, 0.5 where the second is half faded in.
+
+    Args:
+        step: the generator's.
+        growth: steps at each resolution, and as many to fade the next one in.
+    """
+    level, rest = divmod(step, 2 * growth)
+    return level + max(0.0, rest / growth - 1)
 
 
 def _nothing() -> None:
