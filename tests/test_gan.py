@@ -352,7 +352,7 @@ def test_growing_networks_fade_in_without_a_jump() -> None:
     for below, above in zip(at(1.0), at(1 + 1e-5), strict=True):
         assert torch.allclose(below, above, atol=1e-3)
     coarse = at(0.0)[0]
-    assert torch.equal(coarse, F.avg_pool2d(coarse, 4).repeat_interleave(4, 2).repeat_interleave(4, 3))
+    assert torch.equal(coarse, coarse[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3))
     assert not torch.allclose(at(0.0)[0], at(2.0)[0], atol=1e-2)
 
 
