@@ -1,6 +1,7 @@
 """GANs do what their parts say: losses, turns, averages, figures, health, and what a registered one is used for."""
 
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -330,6 +331,59 @@ def test_networks_grow_with_the_images(side: int) -> None:
         image = made.generator(torch.randn(2, 8))
         assert image.shape == (2, 3, side, side)
         assert made.judge(made.as_input(image), None).score.shape == (2,)
+
+
+def watched(stop: bool = False, **options) -> tuple[GANModule, L.Trainer]:
+    made = GANModule([str(k) for k in range(10)], 1, 12, num_samples=100, stop_on_failure=stop, **options)
+    data = Digits8x8(augmentation="none", image_size=12, batch_size=64)
+    return made, train(made, 600, data=data, max_epochs=-1, max_steps=600)
+
+
+def adam(lr: float, *betas: float, **options: float) -> AdversarialOptimization:
+    return AdversarialOptimization(partial(torch.optim.Adam, lr=lr, betas=betas), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failure", "options"), [
+    ("diminished gradient", {"objective": NonSaturating(saturating=True), "generator": UpsampledConvolutions(16),
+                             "optimization": adam(1e-5, 0.5, 0.999, discriminator_lr_scale=200)}),
+    ("mode collapse", {"generator": UpsampledConvolutions(16), "optimization": adam(0.05, 0.9, 0.999)}),
+    ("non-convergence", {"generator": UpsampledConvolutions(16, "batch"), "optimization": adam(0.01, 0.9, 0.9)}),
+    ("", {"generator": UpsampledConvolutions(16, "batch"), "regularizer": R1()}),
+    ("", {"generator": UpsampledConvolutions(16, "batch"), "objective": Hinge(), "spectral_norm": True,
+          "optimization": adam(5e-4, 0.0, 0.9, discriminator_lr_scale=2)}),
+])  # fmt: skip
+def test_a_training_made_to_fail_is_named_and_a_healthy_one_is_not(failure: str, options: dict) -> None:
+    L.seed_everything(1)
+    made, _ = watched(**options, backbone_options={"width": 16})
+    assert (failure in made.health.found) if failure else not made.health.found
+
+
+def test_a_failing_training_can_end_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.gan.health.PATIENCE", 1)
+    monkeypatch.setattr("modules.gan.health.GRACE", 5)
+    made = module(stop_on_failure=True, health_every=10)
+    with pytest.warns(UserWarning, match="Mode collapse at the generator's step 10"):
+        trainer = train(made, 40, max_epochs=2)
+    assert trainer.should_stop
+    assert trainer.global_step < 80
+
+
+def test_trains_in_half_precision() -> None:
+    made = module(regularizer=R1(every=1), conditional=True)
+    before = state(made.generator)
+    train(made, 2, precision="bf16-mixed")
+    assert not same(before, state(made.generator))
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+
+
+@pytest.mark.slow
+def test_compiled_players_train_as_plain_ones() -> None:
+    compiled, plain = (module(regularizer=R1(every=2), compile=wanted) for wanted in (True, False))
+    for made in (compiled, plain):
+        train(made, 3)
+    for key, value in plain.state_dict().items():
+        assert torch.allclose(value.float(), compiled.state_dict()[key].float(), atol=1e-3), key
 
 
 def test_growing_networks_fade_in_without_a_jump() -> None:

@@ -26,7 +26,7 @@ class Health:
       classes, or coverage is under 0.1; three checks in a row.
     - **diminished gradient**: the discriminator is right in over 98 % of cases, the generator's gradient is under 5 % of
       its early maximum, and its images stand still (drift under 0.01).
-    - **non-convergence**: drift is over 0.35, three checks in a row. The variance of the losses says nothing.
+    - **non-convergence**: drift is over 0.5, three checks in a row. The variance of the losses says nothing.
 
     The first 200 steps of the generator are not judged.
 
@@ -87,7 +87,7 @@ class Health:
             and figures["gradient"] < 0.05
             and drift is not None
             and drift < 0.01,
-            "non-convergence": drift is not None and drift > 0.35,
+            "non-convergence": drift is not None and drift > 0.5,
         }
         for name, seen in signs.items():
             self.streaks[name] = self.streaks.get(name, 0) + 1 if seen and step > GRACE else 0
