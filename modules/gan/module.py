@@ -218,7 +218,7 @@ class GANModule(VisionModule):
                 "Networks grow together: take --model.backbone progressive with --model.generator Progressive, and give "
                 "--model.growth the generator's steps at each resolution."
             )
-        self._grown = tuple([*growing, self.average.decoder] if growing else [])
+        self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
         self.seed = torch.initial_seed()
         self.health = Health(health_every)
         self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
@@ -411,11 +411,10 @@ class GANModule(VisionModule):
         """Steps the schedules that go by epochs."""
         super().on_train_epoch_end()
         for config in self.trainer.lr_scheduler_configs:
-            step: Any = config.scheduler.step
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                step(self.trainer.callback_metrics[str(config.monitor)])
-            elif config.interval == "epoch":
-                step()
+            plateau = isinstance(config.scheduler, ReduceLROnPlateau)
+            scheduler: Any = config.scheduler
+            if config.interval == "epoch":
+                scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
 
     # What it is worth
 
