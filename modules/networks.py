@@ -386,7 +386,8 @@ class Progressive(Network):
         for k in range(level, 0, -1):
             x = getattr(self, f"block{k}")(x)
         deviation = (x.float().var(0, correction=0) + 1e-8).sqrt().mean().to(x.dtype)
-        return self.block0(torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], 1))
+        last = self.get_submodule("block0")
+        return last(torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], 1))
 
 
 def _fully_connected(channels: int, side: int, width: float, drop_rate: float) -> tuple[nn.Module, int]:

@@ -17,8 +17,8 @@ from pipelines.classification import classification
 from pipelines.cli import VisionCLI
 from pipelines.detection import detection
 from pipelines.facenet import facenet
-from pipelines.segmentation import segmentation
 from pipelines.gan import gan
+from pipelines.segmentation import segmentation
 from pipelines.tracking import run_id_of
 
 

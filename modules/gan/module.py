@@ -341,8 +341,9 @@ class GANModule(VisionModule):
         figures = self.objective.after_step(means[1], means[2])
         self.health.note(step + 1, means[0], self._norm)
         for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
             if config.interval == "step":
-                config.scheduler.step()
+                scheduler.step()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             figures |= {"loss_step": value, "generator_loss_step": cost.detach(), "gradient_norm": self._norm}
             self._log_now({f"train/{name}": float(figure) for name, figure in figures.items()}, step)
