@@ -171,7 +171,7 @@ class GANModule(VisionModule):
     ) -> None:
         plan = optimization or AdversarialOptimization()
         super().__init__(backbone, pretrained, in_chans, image_size, 0, backbone_options, plan, compile, channels_last)
-        self.plan = plan
+        self.adversarial = plan
         self.automatic_optimization = False
         self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
         self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
@@ -291,7 +291,7 @@ class GANModule(VisionModule):
         first, second = cast(list[Any], self.optimizers())
         # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
         second._on_before_step = second._on_after_step = _nothing
-        plan, size, step = self.plan, len(batch["image"]), self.global_step
+        plan, size, step = self.adversarial, len(batch["image"]), self.global_step
         key = (self.current_epoch, batch_idx)
         for part in self._grown:
             part.phase.fill_(min(grown(step, self.growth), part.levels - 1))
@@ -363,7 +363,7 @@ class GANModule(VisionModule):
         ) % self.accumulate_grad_batches != 0 and batch_idx + 1 != self.trainer.num_training_batches
 
     def _decay(self, step: int) -> float:
-        return min(self.plan.ema_decay or 0.0, (1 + step) / (10 + step))
+        return min(self.adversarial.ema_decay or 0.0, (1 + step) / (10 + step))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips, and reads the generator's gradient norm: from here on gradients are not scaled."""
@@ -379,13 +379,13 @@ class GANModule(VisionModule):
         self._planned_lr = self.lr
         total = int(self.trainer.estimated_stepping_batches)
         if total != self.trainer.max_steps:  # counted in batches
-            total //= self.accumulate_grad_batches * self.plan.discriminator_steps
+            total //= self.accumulate_grad_batches * self.adversarial.discriminator_steps
         generator = self.parameter_groups(("generator.",))
         for group in generator:
             group["name"] = str(group["name"]).replace("head", "generator")
         discriminator = self.parameter_groups(DISCRIMINATOR)
         for group in discriminator:
-            group["lr_scale"] *= self.plan.discriminator_lr_scale
+            group["lr_scale"] *= self.adversarial.discriminator_lr_scale
             group["name"] = str(group["name"]).replace("head", "discriminator")
         return [self._optimizer(generator, total), self._optimizer(discriminator, total)]
 
@@ -438,7 +438,7 @@ class GANModule(VisionModule):
         rows = torch.cat([torch.arange(len(part)) for part in parts])
         return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
 
-    def _fixed(self, count: int, labels: Tensor | None) -> Tensor:
+    def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         chunks = -(-count // CHUNK)
@@ -503,7 +503,7 @@ class GANModule(VisionModule):
             return
         images, labels = self._together(images)[: self.num_samples], self._together(labels)[: self.num_samples]
         look, real = self.look(), self._seen(stage, images)
-        fakes = self._fixed(self.num_samples, labels)
+        fakes = self._fixed_samples(self.num_samples, labels)
         fake = look(fakes)
         figures = compare(real.features, fake.features, real.probabilities, fake.probabilities)
         training = self._training_images()["image"].to(self.device)
