@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from datamodules import FashionMNIST
 from datamodules.classification import ArraySource
 from modules import AutoencodingModule, ClassificationModule, Optimization
-from modules.autoencoding.parts import Draws
+from modules.parts import Draws
 from pipelines import registry
 from pipelines.cli import quieten
 

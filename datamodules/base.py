@@ -293,6 +293,17 @@ class VisionDataModule(L.LightningDataModule):
         """The samples of a split, augmented as in training or prepared as for evaluation."""
         return KeyedDataset(self.sources[split], self.transform(augmented), self.seed)
 
+    def samples(self, split: str, count: int) -> dict[str, Any]:
+        """A batch of samples without augmentation, evenly spread over a split: what the data look like.
+
+        Args:
+            split: its name.
+            count: how many at most.
+        """
+        dataset = self.dataset(split, False)
+        chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
+        return _collate_once(dataset.__getitems__([(index, 0) for index in chosen]))
+
     def loader(self, split: str) -> KeyedLoader:
         """The loader of a split.
 

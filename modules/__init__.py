@@ -6,6 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
+from modules.gan import GANModule
 from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ClassificationModule",
     "DetectionModule",
     "FaceNetModule",
+    "GANModule",
     "InstanceSegmentationModule",
     "MaskedAutoencodingModule",
     "Optimization",

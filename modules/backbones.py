@@ -138,11 +138,12 @@ def create_backbone(
     return model
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     """Reads a state dictionary without running any code that the file may hold.
 
     Args:
         path: ``.safetensors``, or a file of `torch.save`, also a checkpoint of Lightning's, whose backbone is taken.
+        whole: take all that a module of ours has, not its backbone alone.
 
     Raises:
         BackboneError: there is no such file, or it holds something else than weights.
@@ -163,6 +164,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BackboneError(f"{path} is not a dictionary of weights.")
+    state = _spectrum_applied(state)
+    if whole:
+        return state
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inner or {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -211,8 +215,28 @@ def _packaged(name: str) -> dict[str, Tensor] | None:
     return result
 
 
-def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """Architecture name, weights and options of the backbone of a registered model."""
+def _spectrum_applied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under spectral normalisation as the network applied them: W / (uᵀWv)."""
+    result, end = {}, ".original"
+    for key, value in state.items():
+        if ".parametrizations." not in key:
+            result[key] = value
+        elif key.endswith(end):
+            u, v = (state.get(f"{key.removesuffix(end)}.0.{name}") for name in ("_u", "_v"))
+            sigma = torch.dot(u, value.flatten(1) @ v) if u is not None and v is not None else 1.0
+            result[key.removesuffix(end).replace(".parametrizations.", ".")] = value / sigma
+    return result
+
+
+def registered_files(address: str) -> tuple[dict[str, Any], Path]:
+    """What a registered model says of itself, and the file of its weights.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+
+    Raises:
+        BackboneError: there is no such model, or it was not registered by Fovea.
+    """
     from mlflow.artifacts import download_artifacts  # only here: training needs no MLflow
 
     try:
@@ -222,8 +246,14 @@ def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     files = {file.name: file for file in folder.rglob("*") if file.name in ("architecture.yaml", "model.safetensors")}
     if len(files) < 2:
         raise BackboneError(f"{address} was not registered by Fovea: it lacks architecture.yaml or model.safetensors.")
-    saved = yaml.safe_load(files["architecture.yaml"].read_text())["module"]
-    return saved["backbone"], read_weights(files["model.safetensors"]), saved.get("backbone_options") or {}
+    return yaml.safe_load(files["architecture.yaml"].read_text()), files["model.safetensors"]
+
+
+def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Architecture name, weights and options of the backbone of a registered model."""
+    description, file = registered_files(address)
+    saved = description["module"]
+    return saved["backbone"], read_weights(file), saved.get("backbone_options") or {}
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,6 +155,7 @@ class VisionModule(L.LightningModule):
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
+    series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     backbone: Any  # what `create_backbone` makes
     scale: Tensor
     shift: Tensor
@@ -273,19 +274,30 @@ class VisionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss with its penalties."""
-        loss, plan = self.step(batch, "train"), self.optimization
+        loss = self.step(batch, "train")
         value = loss.detach()
         self.log_mean("train/loss", value, len(batch["image"]))
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_now({"train/loss_step": float(value)}, self.global_step)
             self._check(float(value), batch)
+        return loss + self.weight_penalty()
+
+    def weight_penalty(self, parts: Sequence[str] = ("",)) -> Tensor | float:
+        """The penalties on weight matrices and kernels that `Optimization` asks for.
+
+        Args:
+            parts: how the names of those begin that are meant, by default of all.
+        """
+        plan = self.optimization
+        penalty: Tensor | float = 0.0
         if plan.l1_penalty or plan.l2_penalty:
-            weights = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
+            named = self.named_parameters()
+            weights = [p for name, p in named if p.ndim > 1 and p.requires_grad and name.startswith(tuple(parts))]
             if plan.l1_penalty:
-                loss = loss + plan.l1_penalty * sum(w.abs().sum() for w in weights)
+                penalty = penalty + plan.l1_penalty * sum(w.abs().sum() for w in weights)
             if plan.l2_penalty:
-                loss = loss + plan.l2_penalty * sum(w.square().sum() for w in weights)
-        return loss
+                penalty = penalty + plan.l2_penalty * sum(w.square().sum() for w in weights)
+        return penalty
 
     def log_mean(self, key: str, value: Tensor, weight: float) -> None:
         """Logs the exact weighted mean over an epoch, whatever the number of processes, also after a resume within it.
@@ -307,6 +319,8 @@ class VisionModule(L.LightningModule):
             if name.startswith("train_"):
                 value = mean.compute()  # type: ignore[operator]
                 mean.reset()  # type: ignore[operator]
+                if value.isnan() and name != "train_loss":
+                    continue  # there was none in this epoch
                 key = name.replace("_", "/", 1)
                 self.log(key, value, prog_bar=key == "train/loss", logger=False)
                 self._log_now({key: float(value)}, self.global_step - 1)
@@ -522,6 +536,10 @@ class VisionModule(L.LightningModule):
         """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
         return image_grid(batch["image"].numpy(), columns)
 
+    def holds_gradients(self, batch_idx: int) -> bool:
+        """Whether after this batch there are gradients that wait for the next one: a checkpoint does not hold them."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches != 0
+
     def show(self, key: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
         """Hands a picture to the loggers that take pictures.
 
@@ -542,16 +560,21 @@ class VisionModule(L.LightningModule):
                 if hasattr(logger, "log_table"):
                     logger.log_table(key, columns, rows, step=self.global_step)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self, parts: Sequence[str] = ("",)) -> list[dict[str, Any]]:
         """Parameters by learning rate and weight decay; ``lr_scale`` is the factor on the rate.
 
         Biases, norms and other vectors are not decayed (Bello et al. 2021, arXiv:2103.07579).
+
+        Args:
+            parts: how the names of those begin that are meant, by default of all.
         """
         plan = self.plan
         depth = layers(self.backbone) if plan.layer_decay != 1 else {}
         last = max(depth.values(), default=0) + 1
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
+            if not name.startswith(tuple(parts)):
+                continue
             inner = name.removeprefix("backbone.")
             part, scale = "head", 1.0
             if inner != name:
@@ -570,12 +593,15 @@ class VisionModule(L.LightningModule):
         self._planned_lr = self.lr
         if self._solves:
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
-        optimizer = self.optimization.optimizer(self.parameter_groups())
+        return self._optimizer(self.parameter_groups(), int(self.trainer.estimated_stepping_batches))
+
+    def _optimizer(self, groups: list[dict[str, Any]], total_steps: int) -> dict[str, Any]:
+        optimizer = self.optimization.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
         make = self.optimization.lr_scheduler
         try:
-            scheduler = make(optimizer, total_steps=max(1, int(self.trainer.estimated_stepping_batches)))  # type: ignore[call-arg]
+            scheduler = make(optimizer, total_steps=max(1, total_steps))  # type: ignore[call-arg]
             interval = "step"
         except TypeError:
             scheduler, interval = make(optimizer), "epoch"

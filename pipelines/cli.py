@@ -156,8 +156,8 @@ class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose 
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves when it is time, and ends when a signal came; all processes do so together."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # between the batches of one step there are gradients, which a checkpoint does not hold
+        if pl_module.holds_gradients(batch_idx):  # type: ignore[operator]
+            return
         state = 2 * self._signal + (time.monotonic() - self._saved >= self.seconds)
         if trainer.world_size > 1:
             if trainer.global_step % 20:
@@ -346,6 +346,10 @@ class VisionCLI(LightningCLI):
                 say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
             extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
         given = self._get(self.config_init, "trainer")
+        if not self.model.automatic_optimization:  # Lightning leaves these to a module with several optimisers
+            for name, plain in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
+                setattr(self.model, name, given[name])
+                extra[name] = plain
         given_callbacks = given.callbacks or []
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
@@ -407,9 +411,23 @@ class VisionCLI(LightningCLI):
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:
                 logger.log_file(best, "checkpoints")
+                self._film(logger, model)
                 if self.options.register:
                     self._register(logger, model, datamodule)
         self.rows["checkpoint"] = str(best)
+
+    def _film(self, logger: RunLogger, model: VisionModule) -> None:
+        """Makes a GIF of each series of pictures, in the run's folder ``films``."""
+        for key in model.series:
+            name = key.replace("/", "_")
+            files = sorted(
+                (self.output / "pictures").glob(f"{name}-*.png"), key=lambda f: int(f.stem.rsplit("-", 1)[1])
+            )
+            frames = [Image.open(file) for file in files]
+            if len(frames) > 1:
+                file = self.output / f"{name}.gif"
+                frames[0].save(file, save_all=True, append_images=frames[1:], duration=300, loop=0)
+                logger.log_file(file, "films")
 
     def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Registers the best weights. Without MLflow it does not, which must not cost the training."""

@@ -41,7 +41,7 @@ from modules.autoencoding import (
 )
 from modules.autoencoding.losses import ssim
 from modules.autoencoding.module import UnitStatistics
-from modules.autoencoding.parts import Draws, rebuild, recipe
+from modules.parts import Draws, rebuild, recipe
 from pipelines import registry
 from pipelines.autoencoding import autoencoding, command
 from pipelines.classification import classification
@@ -502,7 +502,7 @@ def test_values_out_of_range_are_refused_before_training(capsys: pytest.CaptureF
     for args, wanted in [
         (
             ["--model.noise", "Masking", "--model.noise.patch", "0"],
-            "patch of a part of the autoencoder must be at least 1",
+            "patch of a part must be at least 1",
         ),
         (["--data.image_size", "8", "--model.loss", "SSIM"], "needs images of at least 11 pixels"),
         (["--model.bottleneck", "VectorQuantized", "--model.bottleneck.entries", "70000"], "from 2 to 65536"),

@@ -1,7 +1,6 @@
 """Autoencoders: images, or points, to codes and back."""
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, TopK, Variational, VectorQuantized
-from modules.autoencoding.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
 from modules.autoencoding.losses import (
     BCE,
     L1,
@@ -24,6 +23,7 @@ from modules.autoencoding.parts import (
     SaltAndPepper,
 )
 from modules.autoencoding.points import PointAutoencoder
+from modules.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
 
 __all__ = [
     "BCE",

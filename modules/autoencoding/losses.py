@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.autoencoding.parts import Part, within
 from modules.backbones import create_backbone
+from modules.parts import Part, within
 
 SSIM_SIDE = 11  # of its window, in pixels: smaller images have none
 

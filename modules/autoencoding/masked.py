@@ -7,9 +7,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from modules.autoencoding.figures import named_rows, to_uint8
-from modules.autoencoding.parts import Draws
 from modules.base import Optimization, Stage, VisionModule
 from modules.networks import BackboneError
+from modules.parts import Draws
 
 PICTURED = 12  # images in the picture
 

@@ -12,12 +12,13 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
-from modules.autoencoding.decoders import Decoder, TransposedConvolutions
 from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
 from modules.autoencoding.losses import MSE, SSIM_SIDE, ReconstructionLoss, ssim
-from modules.autoencoding.parts import Draws, Noise, Penalty, rebuild, recipe
+from modules.autoencoding.parts import Noise, Penalty
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
+from modules.decoders import Decoder, TransposedConvolutions
+from modules.parts import Draws, rebuild, recipe
 from modules.pictures import captioned, image_grid
 from modules.transfer import Transfer
 

@@ -1,0 +1,695 @@
+"""A generator and a discriminator that learn from each other."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from modules.backbones import BackboneError
+from modules.base import Optimization, Stage, VisionModule
+from modules.decoders import Decoder, UpsampledConvolutions
+from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named_extractor, own_extractor, state_of
+from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
+from modules.gan.health import CAUSES, Health
+from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
+from modules.gan.players import Energy, Generator, Score, at_rest, follow, normalize_spectrum
+from modules.parts import Draws, rebuild, recipe, within
+from modules.pictures import captioned, image_grid
+
+TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples are compared with
+TRAINING_VALUES = 200_000_000
+WATCHED = 256  # samples for the watch on the training's health
+PICTURED = 64
+DISCRIMINATOR = ("backbone.", "head.")
+
+
+class AdversarialAdam(Adam):
+    """Adam with the momenta that GANs up to 32 pixels like.
+
+    Args:
+        params: what learns.
+        lr: learning rate.
+        betas: the averages' decays; without a first one, as the other player moves too.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
+        super().__init__(params, lr, betas)
+
+
+class Constant(LambdaLR):
+    """The same rate all the time.
+
+    Args:
+        optimizer: the optimiser.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, lambda _: 1.0)
+
+
+@dataclass
+class AdversarialOptimization(Optimization):
+    """How two players are trained. Gradients are accumulated and clipped for each player by itself.
+
+    Args:
+        optimizer: any optimiser of torch or timm; each player gets one.
+        lr_scheduler: any schedule of torch, stepped with the generator.
+        lr: the generator's learning rate, if it is to be another than the optimiser's own.
+        backbone_lr_scale: factor on the rate of the discriminator's backbone, against that of its head.
+        layer_decay: factor on the rate of the discriminator for each layer further from the output.
+        frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
+        l1_penalty: weight of Σ|w| in each player's loss, over its weight matrices and kernels.
+        l2_penalty: weight of Σw² in each player's loss.
+        ema_decay: decay of the generator's moving average, with which is sampled and measured, in [0, 1); the decay at
+            step n is at most (1 + n) / (10 + n).
+        discriminator_lr_scale: factor on the discriminator's rate, against the generator's (Heusel et al. 2017,
+            arXiv:1706.08500).
+        discriminator_steps: steps of the discriminator for each of the generator.
+    """
+
+    optimizer: OptimizerCallable = AdversarialAdam
+    lr_scheduler: LRSchedulerCallable = Constant
+    ema_decay: float | None = 0.998
+    discriminator_lr_scale: float = 1.0
+    discriminator_steps: int = 1
+
+
+class GANModule(VisionModule):
+    """Two players: a generator that makes images of noise, and a discriminator, a backbone with a score, that tells them
+    from real ones (Goodfellow et al. 2014, arXiv:1406.2661). Which GAN it is, its parts say.
+
+    | kind | parts |
+    |---|---|
+    | original | ``backbone: mlp``, ``generator: Dense``, ``objective: NonSaturating`` |
+    | DCGAN | ``backbone: dcgan`` and ``TransposedConvolutions``, both with batch normalisation |
+    | conditional | ``conditional: true`` |
+    | WGAN-GP | ``Wasserstein`` with ``GradientPenalty``, three steps of the discriminator |
+    | spectral normalisation | ``Hinge`` with ``spectral_norm: true`` |
+    | R1 (the default) | ``NonSaturating`` with ``R1`` |
+    | EBGAN-PT | ``EnergyBased`` |
+    | BEGAN | ``BoundaryEquilibrium`` |
+    | Progressive GAN | ``backbone: progressive`` and ``generator: Progressive``, with ``growth`` |
+
+    Each batch of real images is one step of the discriminator, or a part of one where gradients are accumulated; after
+    every ``discriminator_steps`` of them the generator makes one, which is what ``global_step`` and ``max_steps`` count.
+    Noise depends on the seed, the epoch and the batch, so that two processes draw what one does for a batch of both.
+
+    Measured is the generator's moving average, by what an extractor sees; its name is part of the figures' names, as
+    those of different extractors do not compare: ``fd`` (Fréchet distance, which is the FID where the extractor is
+    Inception), ``kd`` (kernel distance), ``precision``, ``recall``, ``density``, ``coverage``, ``classes`` (effective
+    number), ``classifier_score``, ``novelty`` (distance to the nearest training image, against that of unseen real
+    images; far below 1 for copies), and ``fd_floor``, the distance of real training images to the real images of the
+    split. `Health` watches the training and says what goes wrong.
+
+    Args:
+        label_names: names of the classes, if images have labels; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: the discriminator: ``dcgan``, ``mlp``, any timm name, a file of weights, or a registered model
+            (``models:/name@alias``).
+        pretrained: start the discriminator from published weights.
+        backbone_options: further arguments of the backbone, such as ``width`` and ``norm`` of ``dcgan``.
+        generator: layers of the generator; by default convolutions after upsampling.
+        objective: what the players minimise; by default the non-saturating loss.
+        regularizer: what the discriminator pays for its slope.
+        discriminator_decoder: of an objective whose score is an autoencoder's error, the decoder.
+        latent_size: numbers of noise.
+        conditional: images of a class that one asks for.
+        spectral_norm: divide the discriminator's weights by their largest singular value.
+        growth: of a progressive pair, the generator's steps at each resolution, and as many again to fade the next one in.
+        extractor: what looks at images for the figures: a registered classifier (``models:/name@alias``) or a timm name
+            with its published weights. By default LeNet-5, trained for seconds on the labelled training images, or
+            principal components where there are no labels.
+        num_samples: images that are made for the figures.
+        health_every: generator's steps between two looks at the training's health.
+        stop_on_failure: end the training when it fails; the best checkpoint is kept.
+        optimization: how the players are trained.
+        compile: compile both players with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+
+    Raises:
+        BackboneError: the backbone cannot be made, or parts do not fit each other.
+    """
+
+    series: ClassVar[tuple[str, ...]] = ("val/samples",)
+
+    def __init__(
+        self,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "dcgan",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        generator: Decoder | None = None,
+        objective: Objective | None = None,
+        regularizer: Regularizer | None = None,
+        discriminator_decoder: Decoder | None = None,
+        latent_size: int = 64,
+        conditional: bool = False,
+        spectral_norm: bool = False,
+        growth: int = 0,
+        extractor: str | None = None,
+        num_samples: int = 1000,
+        health_every: int = 100,
+        stop_on_failure: bool = False,
+        optimization: AdversarialOptimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        plan = optimization or AdversarialOptimization()
+        super().__init__(backbone, pretrained, in_chans, image_size, 0, backbone_options, plan, compile, channels_last)
+        self.adversarial = plan
+        self.automatic_optimization = False
+        self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
+        self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
+        self.latent_size, self.conditional, self.spectral_norm = latent_size, conditional, spectral_norm
+        self.growth = growth
+        self.extractor, self.num_samples, self.stop_on_failure = extractor, num_samples, stop_on_failure
+        for name, least in (("latent_size", 1), ("num_samples", 16), ("health_every", 1)):
+            within(
+                name,
+                {"latent_size": latent_size, "num_samples": num_samples, "health_every": health_every}[name],
+                least,
+            )
+        self.num_classes = len(label_names) if label_names and len(label_names) > 1 else 0
+        if conditional and not self.num_classes:
+            raise BackboneError("A conditional GAN needs images with labels: choose other data, or conditional: false.")
+        classes = self.num_classes if conditional else 0
+        self.objective = objective or NonSaturating()
+        self.regularizer = regularizer
+        features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        if self.objective.energy:
+            if conditional:
+                raise BackboneError("The error of an autoencoder knows no classes: choose another objective.")
+            inner = discriminator_decoder or UpsampledConvolutions()
+            self.head: nn.Module = Energy(inner, features, in_chans, image_size, latent_size, self.objective.energy)
+        else:
+            self.head = Score(features, classes)
+        norms = [layer for layer in self.backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        if norms and regularizer is not None:
+            raise BackboneError(
+                f"{type(regularizer).__name__} wants scores that depend on one image alone, so a discriminator without "
+                "batch normalisation: dcgan has none by default, other backbones take --model.spectral_norm true instead."
+            )
+        if spectral_norm:
+            normalize_spectrum(self.backbone)
+            normalize_spectrum(self.head)
+        layers = generator or UpsampledConvolutions(norm="batch")
+        self.generator = Generator(layers, latent_size, classes, in_chans, image_size)
+        if channels_last:
+            self.generator.to(memory_format=torch.channels_last)
+        self.average = deepcopy(self.generator).requires_grad_(False).eval()
+        growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
+        if growing and (len(growing) < 2 or growth < 1):
+            raise BackboneError(
+                "Networks grow together: take --model.backbone progressive with --model.generator Progressive, and give "
+                "--model.growth the generator's steps at each resolution."
+            )
+        self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
+        self.seed = torch.initial_seed()
+        self.health = Health(health_every)
+        self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
+        # In a tuple, so that they are no part of the module.
+        self._extractor: tuple[Extractor, ...] = ()
+        self._extractor_state: dict[str, Tensor] | None = None
+        self._discriminator_steps = 0
+        self._norm = torch.zeros(())
+        self._labels: list[Tensor | None] = []
+        self._real_mean = torch.zeros(())
+        self._images: list[Tensor] = []
+        self._image_labels: list[Tensor] = []
+        self._kept = 0
+        self._known: dict[str, tuple[int, Seen]] = {}
+        self._training: dict[str, Tensor] = {}
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "label_names": list(self.label_names) if self.label_names else None,
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            **self.backbone.recipe,
+            "generator": recipe(self.generator.decoder),
+            "objective": recipe(self.objective),
+            "discriminator_decoder": recipe(self.head.decoder) if isinstance(self.head, Energy) else None,
+            "latent_size": self.latent_size,
+            "conditional": self.conditional,
+            "spectral_norm": self.spectral_norm,
+            "growth": self.growth,
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "GANModule":
+        """See `VisionModule.from_architecture`."""
+        parts = {key: rebuild(architecture[key]) for key in ("generator", "objective", "discriminator_decoder")}
+        return cls(**architecture | parts)
+
+    # The players
+
+    def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Images of the generator's moving average, float B×C×S×S in [-1, 1]; see `Generator`."""
+        return self.average(noise, label)
+
+    def as_input(self, image: Tensor) -> Tensor:
+        """What the generator makes, float B×C×S×S in [-1, 1], as the discriminator sees it: as `normalize` would do."""
+        return (image.float() + 1) * 127.5 * self.scale + self.shift
+
+    def judge(self, image: Tensor, label: Tensor | None) -> Verdict:
+        """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
+        return cast(Verdict, self.head(self.backbone(image), image, label))
+
+    def _right(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The share of images that the discriminator tells right."""
+        sign = -1 if self.objective.energy else 1
+        threshold = self.objective.threshold
+        middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
+        return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
+
+    def _noise(self, count: int, *key: int) -> Tensor:
+        """This process's share of the noise for a batch of all processes, which the key determines."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state) >> 1)
+        return torch.randn(count * world, self.latent_size, generator=generator)[rank::world].to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        """The discriminator's turn, and, when it has had its steps, the generator's."""
+        first, second = cast(list[Any], self.optimizers())
+        # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
+        second._on_before_step = second._on_after_step = _nothing
+        plan, size, step = self.adversarial, len(batch["image"]), self.global_step
+        key = (self.current_epoch, batch_idx)
+        for part in self._grown:
+            part.phase.fill_(min(grown(step, self.growth), part.levels - 1))
+        label = batch["label"] if self.conditional else None
+        real = self.normalize(batch["image"])
+        with torch.no_grad(), at_rest(self.generator):
+            fake = self.as_input(self.generator(self._noise(size, *key), label))
+        verdicts = self.judge(real, label), self.judge(fake, label)
+        loss = self.objective.discriminator(*verdicts)
+        value, penalty, measured = loss.detach(), loss.new_zeros(()), 0
+        right = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
+        self._real_mean = verdicts[0].score.detach().mean()
+        if self.regularizer is not None and self._discriminator_steps % self.regularizer.every == 0:
+            # Past `torch.compile`, which does not differentiate twice.
+            measured = size
+            penalty = self.regularizer(lambda x: self.head(self.backbone.forward(x), x, label).score, real, fake)
+        waiting = len(self._labels) + 1
+        self.manual_backward((loss + penalty + self.weight_penalty(DISCRIMINATOR)) / self._parts(batch_idx))
+        self.log_mean("train/loss", value, size)
+        self.log_mean("train/discriminator_accuracy", right, size)
+        self.log_mean("train/penalty", penalty.detach(), measured)
+        self.log_mean("train/generator_loss", value, 0)  # so that it is there in all processes from the start
+        self._labels.append(label)
+        if self.holds_gradients(batch_idx):
+            return
+        second.step()
+        second.zero_grad()
+        self._discriminator_steps += 1
+        labels, self._labels = self._labels, []
+        if self._discriminator_steps % plan.discriminator_steps:
+            return
+        fakes = []
+        with at_rest(self.backbone, self.head):
+            for part in range(waiting):
+                made = self.generator(self._noise(size, *key, 1, part), labels[part])
+                verdict = self.judge(self.as_input(made), labels[part])
+                cost = self.objective.generator(verdict)
+                self.manual_backward((cost + self.weight_penalty(("generator.",))) / waiting)
+                fakes.append(verdict.score.detach().mean())
+                self.log_mean("train/generator_loss", cost.detach(), size)
+        first.step()
+        first.zero_grad()
+        follow(self.average, self.generator, self._decay(step))
+        means = torch.stack([right, self._real_mean, torch.stack(fakes).mean()])
+        if self.trainer.world_size > 1:
+            means = cast(Tensor, self.trainer.strategy.reduce(means, reduce_op="mean"))
+        figures = self.objective.after_step(means[1], means[2])
+        self.health.note(step + 1, means[0], self._norm)
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            if config.interval == "step":
+                scheduler.step()
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            figures |= {"loss_step": value, "generator_loss_step": cost.detach(), "gradient_norm": self._norm}
+            self._log_now({f"train/{name}": float(figure) for name, figure in figures.items()}, step)
+            self._check(float(value + cost.detach()), batch)
+        if (step + 1) % self.health.every == 0:
+            self._look(step + 1)
+
+    def _parts(self, batch_idx: int) -> int:
+        """Batches in the discriminator's step that this one belongs to."""
+        size, total = self.accumulate_grad_batches, self.trainer.num_training_batches
+        return size if not math.isfinite(total) else min(size, int(total) - batch_idx // size * size)
+
+    def holds_gradients(self, batch_idx: int) -> bool:
+        """See `VisionModule.holds_gradients`."""
+        return (
+            batch_idx + 1
+        ) % self.accumulate_grad_batches != 0 and batch_idx + 1 != self.trainer.num_training_batches
+
+    def _decay(self, step: int) -> float:
+        return min(self.adversarial.ema_decay or 0.0, (1 + step) / (10 + step))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips, and reads the generator's gradient norm: from here on gradients are not scaled."""
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        chosen = self.optimizers(use_pl_optimizer=False)
+        if optimizer is cast(list[Any], chosen)[0]:
+            gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+
+    def configure_optimizers(self) -> Any:
+        """An optimiser and a schedule for each player, the generator's first."""
+        self._planned_lr = self.lr
+        total = int(self.trainer.estimated_stepping_batches)
+        if total != self.trainer.max_steps:  # counted in batches
+            total //= self.accumulate_grad_batches * self.adversarial.discriminator_steps
+        generator = self.parameter_groups(("generator.",))
+        for group in generator:
+            group["name"] = str(group["name"]).replace("head", "generator")
+        discriminator = self.parameter_groups(DISCRIMINATOR)
+        for group in discriminator:
+            group["lr_scale"] *= self.adversarial.discriminator_lr_scale
+            group["name"] = str(group["name"]).replace("head", "discriminator")
+        return [self._optimizer(generator, total), self._optimizer(discriminator, total)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None: the generator's average is kept here."""
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Compiles; tells DDP that in one player's turn the other has no gradients."""
+        if stage == "fit":
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            if self.compile_backbone:
+                self.generator.compile()
+        super().setup(stage)
+
+    def train(self, mode: bool = True) -> "GANModule":
+        """Training mode, but not for the average."""
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    def on_train_epoch_end(self) -> None:
+        """Steps the schedules that go by epochs."""
+        super().on_train_epoch_end()
+        for config in self.trainer.lr_scheduler_configs:
+            plateau = isinstance(config.scheduler, ReduceLROnPlateau)
+            scheduler: Any = config.scheduler
+            if config.interval == "epoch":
+                scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
+
+    # What it is worth
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """The discriminator's loss for real images and as many of the generator's; keeps the former for the figures."""
+        image, label = batch["image"], batch["label"] if self.conditional else None
+        noise = Draws(image, False).normal(self.latent_size).to(self.device)
+        fake = self.judge(self.as_input(self.generator(noise, label)), label)
+        if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
+            self._images.append(image[:left])
+            self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
+            self._kept += len(self._images[-1])
+        return self.objective.discriminator(self.judge(self.normalize(image), label), fake)
+
+    def _together(self, mine: Tensor) -> Tensor:
+        """The rows of all processes in their order, where process r of w has the rows r, r + w, …"""
+        if self.trainer.world_size == 1:
+            return mine.contiguous()
+        parts = gather_all_tensors(mine.contiguous())
+        rows = torch.cat([torch.arange(len(part)) for part in parts])
+        return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
+
+    def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
+        """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        chunks = -(-count // CHUNK)
+        mine = []
+        for chunk in range(rank, -(-chunks // world) * world, world):
+            label = None
+            if self.conditional:
+                assert labels is not None
+                label = labels[torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=labels.device) % len(labels)]
+            mine.append(to_uint8(self.average(_noise_of(chunk, self.latent_size).to(self.device), label)))
+        return self._together(torch.stack(mine)).flatten(0, 1)[:count]
+
+    def look(self) -> Extractor:
+        """The extractor, made when it is first needed; where it has to be trained, process zero does so."""
+        if self._extractor:
+            return self._extractor[0]
+        if self.extractor is not None:
+            made = named_extractor(self.extractor, self.in_chans, self.image_size)
+        else:
+            batch, state = self._training_images(), self._extractor_state
+            image, label = batch["image"].to(self.device), batch.get("label")
+            label = label.to(self.device) if label is not None and self.num_classes else None
+            if self.trainer.is_global_zero or state is not None:
+                made = own_extractor(image, label, self.num_classes, state)
+                state = state_of(made)
+            if self.trainer.world_size > 1:
+                state = self.trainer.strategy.broadcast(state)
+                made = own_extractor(image, label, self.num_classes, state)
+            self._extractor_state = state
+        self._extractor = (made,)
+        self._tag("extractor", f"{made.name} {made.digest}")
+        return made
+
+    def _training_images(self) -> dict[str, Tensor]:
+        """Training images for the extractor to learn from and for comparison, and their labels if they have some."""
+        if not self._training:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if not hasattr(data, "samples"):
+                raise BackboneError(
+                    "The figures compare with training images, which come from a data module of Fovea: give one to the "
+                    "trainer."
+                )
+            count = min(TRAINING_IMAGES, TRAINING_VALUES // (self.in_chans * self.image_size**2))
+            batch = data.samples("train", count)
+            self._training = {key: batch[key] for key in ("image", "label") if key in batch}
+        return self._training
+
+    def _seen(self, name: str, image: Tensor) -> Seen:
+        """What the extractor sees in images that stay the same."""
+        digest = hash(
+            (len(image), int(image.sum(dtype=torch.int64)), image[:: max(1, len(image) // 16)].cpu().numpy().tobytes())
+        )
+        if name not in self._known or self._known[name][0] != digest:
+            self._known[name] = (digest, self.look()(image))
+        return self._known[name][1]
+
+    @torch.no_grad()
+    def _report(self, stage: Stage) -> None:
+        images, labels = torch.cat(self._images), torch.cat(self._image_labels)
+        self._images, self._image_labels, self._kept = [], [], 0
+        if self.trainer.sanity_checking:
+            return
+        images, labels = self._together(images)[: self.num_samples], self._together(labels)[: self.num_samples]
+        look, real = self.look(), self._seen(stage, images)
+        fakes = self._fixed_samples(self.num_samples, labels)
+        fake = look(fakes)
+        figures = compare(real.features, fake.features, real.probabilities, fake.probabilities)
+        training = self._training_images()["image"].to(self.device)
+        known = self._seen("training", training)
+        even = torch.linspace(0, len(training) - 1, min(self.num_samples, len(training))).long()
+        figures["fd_floor"] = frechet_distance(real.features, known.features[even.to(self.device)])
+        reach = [nearest_distances(seen.features, known.features).median() for seen in (fake, real)]
+        figures["novelty"] = float(reach[0] / reach[1].clamp_min(1e-12))
+        for name, value in figures.items():
+            self.log(f"{stage}/{name}_{look.name}", value, prog_bar=f"{stage}/{name}_{look.name}" == self.monitor)
+        self._tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
+        if self.trainer.is_global_zero:
+            self._show_all(stage, fakes, fake.features, training, known.features)
+
+    def _show_all(self, stage: Stage, fakes: Tensor, features: Tensor, training: Tensor, known: Tensor) -> None:
+        if self.conditional:
+            shown = to_uint8(self._by_class())
+            self.show(f"{stage}/samples", lambda: image_grid(shown.cpu().numpy(), 8))
+        else:
+            self.show(f"{stage}/samples", lambda: image_grid(fakes[:PICTURED].cpu().numpy(), 8))
+        self.show(f"{stage}/interpolation", lambda: image_grid(to_uint8(self._interpolation()).cpu().numpy(), 9))
+
+        def neighbours() -> NDArray[np.uint8]:
+            order = torch.cdist(features[:8], known).topk(min(7, len(known)), largest=False).indices
+            rows = torch.cat([fakes[:8, None], training[order]], 1).flatten(0, 1)
+            return captioned(image_grid(rows.cpu().numpy(), rows.shape[0] // 8), "sample, and nearest in training")
+
+        self.show(f"{stage}/neighbours", neighbours)
+
+    def _by_class(self, columns: int = 8) -> Tensor:
+        """A row for each class, of at most 32, with the same noise in a column."""
+        rows = min(self.num_classes, 32)
+        noise = _noise_of(0, self.latent_size)[:columns].repeat(rows, 1).to(self.device)
+        return self.average(noise, torch.arange(rows, device=self.device).repeat_interleave(columns))
+
+    def _interpolation(self, rows: int = 6, steps: int = 9) -> Tensor:
+        """On each row the way from one noise to another, on the sphere that noise lies on."""
+        ends = _noise_of(1, self.latent_size)[: 2 * rows].view(rows, 2, -1)
+        between = torch.cat([slerp(one, other, steps) for one, other in ends]).to(self.device)
+        label = None
+        if self.conditional:
+            label = torch.arange(rows, device=self.device).repeat_interleave(steps) % self.num_classes
+        return self.average(between, label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the epoch's figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Reports the test's figures."""
+        self._report("test")
+
+    # How it goes
+
+    @torch.no_grad()
+    def _look(self, step: int) -> None:
+        """Looks at the training's health, and tells."""
+        training = self._training_images()
+        even = torch.linspace(0, len(training["image"]) - 1, WATCHED).long().unique()
+        images = training["image"][even].to(self.device)
+        label = training["label"][even].to(self.device) if self.conditional else None
+        noise = torch.cat([_noise_of(chunk, self.latent_size) for chunk in range(-(-len(images) // CHUNK))])
+        with at_rest(self.generator):
+            made = self.generator(noise[: len(images)].to(self.device), label)
+        real, fake = self._seen("watched", images), self.look()(to_uint8(made))
+        figures = {"diversity": spread(fake.features) / max(spread(real.features), 1e-12)}
+        figures["coverage"] = neighbourhoods(real.features, fake.features)["coverage"]
+        if real.probabilities is not None and fake.probabilities is not None:
+            figures["classes"] = effective_classes(fake.probabilities) / effective_classes(real.probabilities)
+        figures = self.health.check(step, figures, made[:CHUNK], spread(images.flatten(1).float() / 127.5))
+        self._log_now({f"health/{name}": value for name, value in figures.items()}, step - 1)
+        for name in self.health.failing():
+            if name not in self.health.found:
+                self.health.found[name] = step
+                seen = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+                rank_zero_warn(f"{name.capitalize()} at the generator's step {step} ({seen}): {CAUSES[name]}.")
+        failing = self.health.failing()
+        self._tag("health", ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well")
+        if failing and self.stop_on_failure:
+            self.trainer.should_stop = True
+
+    def _tag(self, key: str, value: str) -> None:
+        for logger in self.loggers:
+            if hasattr(logger, "set_tag"):
+                logger.set_tag(key, value)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a training needs to go on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["gan"] = {
+            "seed": self.seed, "discriminator_steps": self._discriminator_steps, "health": self.health.state(),
+            "extractor": self._extractor_state,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        if saved := checkpoint.get("gan"):
+            self.seed, self._discriminator_steps = saved["seed"], saved["discriminator_steps"]
+            self.health.restore(saved["health"])
+            self._extractor_state, self._extractor, self._known = saved["extractor"], (), {}
+
+    # What others ask it for
+
+    @torch.inference_mode()
+    def sample(self, count: int, seed: int = 0, label: int | None = None) -> Tensor:
+        """Makes images.
+
+        Args:
+            count: how many.
+            seed: the same one gives the same images.
+            label: of which class, where the generator is conditional; by default of all in turn.
+
+        Returns:
+            uint8 count×C×S×S.
+
+        Raises:
+            ValueError: a class is asked for that there is not.
+        """
+        if label is not None and not (self.conditional and 0 <= label < self.num_classes):
+            known = f"it knows {self.num_classes}, from 0 on" if self.conditional else "it is not conditional"
+            raise ValueError(f"The generator cannot be asked for class {label}: {known}.")
+        noise = torch.randn(count, self.latent_size, generator=torch.Generator().manual_seed(seed))
+        labels = torch.arange(count) % max(1, self.num_classes) if label is None else torch.full((count,), label)
+        made = []
+        for part, of in zip(noise.split(CHUNK), labels.split(CHUNK), strict=True):
+            asked = of.to(self.device) if self.conditional else None
+            made.append(to_uint8(self.average(part.to(self.device), asked)))
+        return torch.cat(made)
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image how real it looks to the discriminator, ``realness``: higher is more real, on a scale of its own.
+
+        Of a conditional one, it is that for the class which fits best.
+        """
+        image = self.normalize(batch["image"])
+        features = self.backbone(image)
+        if self.conditional:
+            labels = torch.arange(self.num_classes, device=self.device)
+            scores = torch.stack([self.head(features, image, k.expand(len(image))).score for k in labels])
+            score = scores.max(0).values
+        else:
+            score = self.head(features, image, None).score
+        score = -score if self.objective.energy else score
+        return [{"realness": round(value, 5)} for value in score.tolist()]
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; the realness stands above."""
+        return captioned(super().draw_answer(image, answer), f"realness {answer['realness']:.2f}")
+
+
+def grown(step: int, growth: int) -> float:
+    """How far networks have grown: 0 for the first resolution alone, 0.5 where the second is half faded in.
+
+    Args:
+        step: the generator's.
+        growth: steps at each resolution, and as many to fade the next one in.
+    """
+    level, rest = divmod(step, 2 * growth)
+    return level + max(0.0, rest / growth - 1)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _noise_of(chunk: int, size: int) -> Tensor:
+    """Fixed noise, float32 CHUNK×size."""
+    return torch.randn(CHUNK, size, generator=torch.Generator().manual_seed(10_000 + chunk))
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """float in [-1, 1] to uint8."""
+    return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def slerp(one: Tensor, other: Tensor, steps: int) -> Tensor:
+    """From one vector to another on an arc (White 2016, arXiv:1609.04468), float steps×F."""
+    angle = torch.arccos((torch.dot(one, other) / (one.norm() * other.norm())).clamp(-1 + 1e-6, 1 - 1e-6))
+    share = torch.linspace(0, 1, steps)[:, None]
+    return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
+
+
+def nearest_distances(features: Tensor, known: Tensor) -> Tensor:
+    """The distance of each of float N×F to the nearest of float M×F, float64 N."""
+    known = known.double()
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cat([torch.cdist(p.double(), known, compute_mode=exact).min(1).values for p in features.split(256)])
