@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -305,8 +306,9 @@ class VisionCLI(LightningCLI):
             sys.argv += ["--output", str(self.output)]
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / ".writable").touch()
-            (self.output / ".writable").unlink()
+            # A file of its own for each process: those of one job try the folder at the same moment.
+            with tempfile.TemporaryFile(dir=self.output):
+                pass
         except OSError as error:
             raise UsageError(
                 f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
