@@ -36,6 +36,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from modules import VisionModule
 from pipelines import registry
 from pipelines.cli import VisionCLI, print_table
+from pipelines.tracking import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
 OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself
@@ -282,10 +283,10 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
         while "parent" not in study.user_attrs and time.monotonic() < patience:
             time.sleep(0.2)
     if "parent" not in study.user_attrs:
-        client = MlflowClient()
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-        run_id = os.environ.get("MLFLOW_RUN_ID") or client.create_run(experiment_id, run_name=name).info.run_id
+        client = tracking_client()
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        if run_id is None:
+            run_id = client.create_run(experiment_id(client, experiment), run_name=name).info.run_id
         client.log_dict(run_id, plan, "sweep.json")
         client.set_tag(run_id, "study", name)
         study.set_user_attr("plan", plan)

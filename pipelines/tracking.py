@@ -22,6 +22,7 @@ import mlflow
 import requests
 import torch
 import yaml
+from filelock import FileLock
 from jsonargparse import auto_cli
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -77,6 +78,31 @@ def needed() -> Iterator[None]:
                 "or MLFLOW_TRACKING_TOKEN."
             ) from error
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
+
+
+def tracking_client() -> MlflowClient:
+    """A client of MLflow's for what may be the first command on an embedded store.
+
+    MLflow makes a new store's tables when it is first opened, and fails where two processes do so at the same moment: here
+    they take turns.
+    """
+    file = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
+    if not mlflow.get_tracking_uri().startswith("sqlite:///") or not file.parent.is_dir():
+        return MlflowClient()
+    with FileLock(f"{file}.lock"):
+        return MlflowClient()
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The id of the experiment of this name; it is made by whoever of several processes comes first."""
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException:
+        if found := client.get_experiment_by_name(name):
+            return found.experiment_id
+        raise
 
 
 class Journal:
@@ -346,7 +372,7 @@ class RunLogger(Logger):
         if uri.startswith("http"):
             with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
                 requests.get(f"{uri}/health", timeout=10)
-        self._client = client = MlflowClient()
+        self._client = client = tracking_client()
         saved = self.output / RUN_FILE
         given = os.environ.get("MLFLOW_RUN_ID")
         run_name = redact(self._run_name)
@@ -369,9 +395,7 @@ class RunLogger(Logger):
             run_id = given
             client.set_tag(given, MLFLOW_RUN_NAME, run_name)
         else:
-            found = client.get_experiment_by_name(self._experiment_name)
-            experiment_id = found.experiment_id if found else client.create_experiment(self._experiment_name)
-            run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
+            run_id = client.create_run(experiment_id(client, self._experiment_name), run_name=run_name).info.run_id
         tags = redact(self.tags | _provenance())
         client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
         self._experiment_id = client.get_run(run_id).info.experiment_id

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import Image
 from pipelines import registry, tracking
 from pipelines.classification import classification
 from pipelines.cli import expand
-from pipelines.tracking import Journal, flatten, redact, run_id_of
+from pipelines.tracking import Journal, experiment_id, flatten, redact, run_id_of, tracking_client
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2", "--output", "out"]  # fmt: skip
@@ -30,6 +31,19 @@ SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_pro
 
 def run(output: str = "out") -> mlflow.entities.Run:
     return MlflowClient().get_run(run_id_of(output))
+
+
+def begin(args: list[str]) -> None:
+    mlflow.set_tracking_uri("sqlite:///new.db")
+    (Path() / f"ready{os.environ['RANK']}").touch()
+    while len(list(Path().glob("ready*"))) < 3:
+        time.sleep(0.001)
+    experiment_id(tracking_client(), "new")
+
+
+def test_first_runs_that_begin_at_the_same_moment_share_the_store_that_they_make() -> None:
+    assert start(begin, [], 3) == [0, 0, 0]
+    assert [e.name for e in MlflowClient("sqlite:///new.db").search_experiments()] == ["new", "Default"]
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
