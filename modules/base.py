@@ -361,13 +361,28 @@ class VisionModule(L.LightningModule):
             self.means[name] = Mean().to(self.device)
         return self.means[name]  # type: ignore[return-value]
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Updates the validation metrics."""
-        self.log_mean("val/loss", self.step(batch, "val"), len(batch["image"]))
+    def evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
+        """What is done with a batch of the validation or test split: by default, its loss is logged."""
+        self.log_mean(f"{stage}/loss", self.step(batch, stage), len(batch["image"]))
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Updates the test metrics."""
-        self.log_mean("test/loss", self.step(batch, "test"), len(batch["image"]))
+    def report(self, stage: Stage) -> None:
+        """Logs the figures and pictures of an evaluation at its end, and resets what they were gathered in."""
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """See `evaluate`."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """See `evaluate`."""
+        self.evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """See `report`."""
+        self.report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """See `report`."""
+        self.report("test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
         """See `answers`."""

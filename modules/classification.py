@@ -167,7 +167,8 @@ class ClassificationModule(VisionModule):
             self.mistakes.append((float(confidence[i]), int(label[i]), int(guess[i]), image[i].cpu()))
         self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:WORST]
 
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         values = self.figures[stage].compute()  # type: ignore[operator]
         self.figures[stage].reset()  # type: ignore[operator]
         counts = values.pop(f"{stage}/confusion").cpu().numpy()
@@ -189,14 +190,6 @@ class ClassificationModule(VisionModule):
             for k, (name, row, column) in enumerate(zip(self.label_names, counts, counts.T, strict=True))
         ]
         self.show_table(f"{stage}/per_class", ["class", "images", "accuracy", "precision"], rows)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
+from torch import Tensor
 
 Image = NDArray[np.uint8]
 
@@ -44,6 +45,23 @@ def image_grid(images: Image, columns: int = 8) -> Image:
         y, x = (i // columns) * height, (i % columns) * width
         sheet[y : y + height - 2, x : x + width - 2] = tile
     return sheet
+
+
+def picture(image: Tensor) -> Image:
+    """uint8 C×H×W with any channels to uint8 H×W×3."""
+    pixels = image.cpu().numpy().transpose(1, 2, 0)
+    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+
+
+def sheet(tiles: Sequence[Image], columns: int) -> Image:
+    """Pictures of the same size, ``columns`` in a row."""
+    rows = -(-len(tiles) // columns)
+    height, width = tiles[0].shape[0] + 8, tiles[0].shape[1] + 8
+    result = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (i // columns) * height + 4, (i % columns) * width + 4
+        result[y : y + height - 8, x : x + width - 8] = tile
+    return result
 
 
 def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6, side: int = 112) -> Image:

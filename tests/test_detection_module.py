@@ -20,10 +20,9 @@ from torchvision.ops import box_iou
 
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization, create_backbone
-from modules.backbones import BackboneError
+from modules.backbones import BackboneError, Pyramid
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
-from modules.detection.pyramid import Pyramid
 from modules.detection.rcnn import RegionClassifier, propose
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
 from pipelines.registry import save_model

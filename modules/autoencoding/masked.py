@@ -155,18 +155,11 @@ class MaskedAutoencodingModule(VisionModule):
                                   "output": drawn.where(hidden, target)}  # fmt: skip
         return loss
 
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         pictured, self._pictured = self._pictured, {}
         rows = {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
         self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
-
-    def on_validation_epoch_end(self) -> None:
-        """Shows the epoch's reconstructions."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Shows the test's reconstructions."""
-        self._report("test")
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

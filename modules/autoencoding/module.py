@@ -318,7 +318,8 @@ class AutoencodingModule(VisionModule):
                 self._components = PrincipalComponents(np.concatenate(pieces), size)
         return self._components
 
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}  # type: ignore[operator]
         self.statistics[stage].reset()  # type: ignore[operator]
         self.log(f"{stage}/bits_per_pixel", self.bottleneck.bits / self.image_size**2)
@@ -399,14 +400,6 @@ class AutoencodingModule(VisionModule):
         for row, unit in enumerate(chosen.tolist()):
             rows[row, :, unit] = torch.linspace(-3, 3, steps, device=code.device)
         return image_grid(to_uint8(self.decode(rows.flatten(0, 1))), steps)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

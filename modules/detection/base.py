@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from modules.detection.pyramid import Pyramid
+from modules.backbones import Pyramid
 
 Detections = dict[
     str, Tensor

@@ -14,7 +14,7 @@ from modules.detection.base import Detections, Detector
 from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric
 from modules.detection.yolo import YOLO
-from modules.pictures import confusion_matrix, draw_boxes
+from modules.pictures import confusion_matrix, draw_boxes, picture, sheet
 from modules.transfer import Transfer
 
 DETECTORS: dict[str, type[Detector]] = {kind.__name__: kind for kind in (YOLO, FCOS, RetinaNet, FasterRCNN)}
@@ -124,20 +124,13 @@ class DetectionModule(VisionModule):
             self.log_mean(f"{stage}/loss_{name}", value.detach(), float(weight))
         return torch.stack(list(parts.values())).sum()
 
-    def _evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
+    def evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
+        """See `VisionModule.evaluate`."""
         outputs = self(batch["image"])
         parts, weight = self.detector.losses(outputs, batch)
         if parts:
             self.log_mean(f"{stage}/loss", self._logged(parts, weight, stage), float(weight))
         self._measure(batch, self.detector.detect(outputs), stage)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """See `VisionModule.validation_step`."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """See `VisionModule.test_step`."""
-        self._evaluate(batch, "test")
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
         """Boxes in the pixels of the images as they were read."""
@@ -173,7 +166,8 @@ class DetectionModule(VisionModule):
             if errors and (len(self.worst) < WORST or errors > self.worst[-1][0]):
                 self.worst = sorted([*self.worst, (errors, example.cpu())], key=lambda pair: -pair[0])[:WORST]
 
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         metric: Any = self.figures[stage]
         values = metric.compute()
         metric.reset()
@@ -186,9 +180,9 @@ class DetectionModule(VisionModule):
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
         if shown:
-            self.show(f"{stage}/detections", lambda: pictures.sheet([e.draw(names) for e in shown], 2))
+            self.show(f"{stage}/detections", lambda: sheet([e.draw(names) for e in shown], 2))
         if worst:
-            self.show(f"{stage}/mistakes", lambda: pictures.sheet([e.draw(names) for _, e in worst], 2))
+            self.show(f"{stage}/mistakes", lambda: sheet([e.draw(names) for _, e in worst], 2))
         self.show(f"{stage}/precision_recall", lambda: pictures.curves(curves, per_class, names))
         self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, [*names, "background"]))
         rows = [
@@ -211,14 +205,6 @@ class DetectionModule(VisionModule):
     def on_train_end(self) -> None:
         """Takes the threshold that was measured last, where the weights became their average."""
         self.threshold.fill_(self.best)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -244,8 +230,8 @@ class DetectionModule(VisionModule):
         tiles = []
         for image, boxes, labels in zip(batch["image"], batch["boxes"], batch["labels"], strict=True):
             captions = [self.label_names[k] for k in labels]
-            tiles.append(draw_boxes(pictures.picture(image), boxes.numpy(), captions, labels.tolist(), 192))
-        return pictures.sheet(tiles, min(columns, len(tiles)))
+            tiles.append(draw_boxes(picture(image), boxes.numpy(), captions, labels.tolist(), 192))
+        return sheet(tiles, min(columns, len(tiles)))
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with the boxes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.detection.base import Detections
 from modules.detection.metrics import Array, match
-from modules.pictures import Image, draw_boxes, rasterize
+from modules.pictures import Image, draw_boxes, picture, rasterize
 
 
 @dataclass
@@ -61,23 +61,6 @@ class Example:
         captions = [f"{label_names[k]}  {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         guess = draw_boxes(image, self.found["boxes"].numpy() * scale, captions, labels, side)
         return np.concatenate((true, np.full((len(true), 4, 3), 255, np.uint8), guess), 1)
-
-
-def picture(image: Tensor) -> Image:
-    """uint8 C×H×W with any channels to uint8 H×W×3."""
-    pixels = image.cpu().numpy().transpose(1, 2, 0)
-    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
-
-
-def sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Pictures of the same size, ``columns`` in a row."""
-    rows = -(-len(tiles) // columns)
-    height, width = tiles[0].shape[0] + 8, tiles[0].shape[1] + 8
-    result = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (i // columns) * height + 4, (i % columns) * width + 4
-        result[y : y + height - 8, x : x + width - 8] = tile
-    return result
 
 
 def curves(precision: Array, per_class: NDArray[np.float64], label_names: Sequence[str]) -> Image:

@@ -239,23 +239,12 @@ class FaceNetModule(VisionModule):
             )
         super().on_train_epoch_end()
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Gathers the validation split's embeddings."""
-        self.gathered["val"].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
+    def evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
+        """Gathers the split's embeddings."""
+        self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Gathers the test split's embeddings."""
-        self.gathered["test"].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
-
-    def on_validation_epoch_end(self) -> None:
-        """Measures the validation split, and calibrates the threshold on it."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Measures the test split."""
-        self._report("test")
-
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """Measures the split; the threshold is calibrated on validation data."""
         embedding, identity, index = self.gathered[stage].compute()  # type: ignore[operator]
         self.gathered[stage].reset()  # type: ignore[operator]
         loss, active = triplet_hinge(embedding, identity, getattr(self.loss, "margin", 0.2))

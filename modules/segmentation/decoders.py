@@ -13,8 +13,7 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from modules.backbones import BackboneError
-from modules.detection.pyramid import Pyramid
+from modules.backbones import BackboneError, Pyramid
 
 
 class Decoder(nn.Module):

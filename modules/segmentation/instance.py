@@ -16,8 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from modules.base import Optimization, Stage
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.base import Detections
-from modules.detection.pictures import picture, sheet
-from modules.pictures import draw_boxes
+from modules.pictures import draw_boxes, picture, sheet
 from modules.segmentation.pictures import palette
 
 SHOWN = 8  # validation images whose masks are shown
@@ -209,8 +208,9 @@ class InstanceSegmentationModule(DetectionModule):
                 pair = [truth["masks"].bool(), masks[sure]]
                 self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
 
-    def _report(self, stage: Stage) -> None:
-        super()._report(stage)
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
+        super().report(stage)
         metric: Any = self.mask_figures[stage]
         for key, value in metric.compute().items():
             self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modules.base import Optimization, Stage, VisionModule
-from modules.detection.pictures import picture, sheet
-from modules.pictures import confusion_matrix
+from modules.pictures import confusion_matrix, picture, sheet
 from modules.segmentation import pictures
 from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
@@ -147,7 +146,8 @@ class SegmentationModule(VisionModule):
             if errors and (len(self.worst) < WORST or errors > self.worst[-1].errors()):
                 self.worst = sorted([*self.worst, one.cpu()], key=lambda example: -example.errors())[:WORST]
 
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         values = self.figures[stage].compute()  # type: ignore[operator]
         self.figures[stage].reset()  # type: ignore[operator]
         counts = values.pop("confusion").cpu().numpy()
@@ -165,14 +165,6 @@ class SegmentationModule(VisionModule):
             for name, row, *figures in zip(names, counts, *columns, strict=True)
         ]
         self.show_table(f"{stage}/per_class", ["class", "pixels", "iou", "dice", "boundary_f1"], rows)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     @torch.inference_mode()
     def class_map(self, image: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from modules.detection.pictures import picture
-from modules.pictures import Image
+from modules.pictures import Image, picture
 
 IGNORED = (224, 224, 192)  # colour of pixels that do not count
 
