@@ -76,12 +76,15 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
         uint8 H×W×channels.
 
     Raises:
-        ValueError: it holds floating-point values, or more than 16 bits.
+        ValueError: it holds floating-point values, more than 16 bits, or 16 of which only the lower 8 are used.
         OSError: its file is not whole.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        grey = np.asarray(image, np.int64) >> 8
+        values = np.asarray(image, np.int64)
+        if 0 < values.max() < 256:
+            raise ValueError(f"its 16-bit values reach only {values.max()}, which is black; save it with 8 bits")
+        grey = values >> 8
         if grey.min() < 0 or grey.max() > 255:
             raise ValueError("its values are beyond 16 bits")
         image = Image.fromarray(grey.astype(np.uint8))

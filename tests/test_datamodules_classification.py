@@ -98,6 +98,7 @@ BROKEN = {
     "empty.jpg": b"",
     "text.jpg": b"not an image",
     "float.tif": encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+    "dim.tif": encode(Image.fromarray(np.full((4, 4), 255, np.uint16)), "TIFF"),
 }
 
 
