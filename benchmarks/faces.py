@@ -34,7 +34,7 @@ from datamodules.faces import FaceDataModule, FaceSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
-from pipelines.recognition import Gallery
+from pipelines.gallery import Gallery
 
 Row = dict[str, Any]
 
