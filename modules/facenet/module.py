@@ -186,20 +186,16 @@ class FaceNetModule(VisionModule):
 
         Every process computes the same from the same pictures, at most ``most``, and their mirror images.
         """
-        loader: Any = self.trainer.train_dataloader
-        dataset = self.trainer.datamodule.dataset("train", False)  # type: ignore[attr-defined]
-        chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
         rows, people = [], []
         self.eval()
-        for part in np.array_split(chosen, -(-len(chosen) // loader.batch_size)):
-            samples = [dataset[int(i), 0] for i in part]
-            image = torch.from_numpy(np.stack([sample["image"].transpose(2, 0, 1) for sample in samples])).to(
-                self.device
-            )
+        for batch in self.trainer.datamodule.plain_loader("train", most, shared=False):  # type: ignore[attr-defined]
+            image = batch["image"].to(self.device)
             rows += [self.features(image), self.features(image.flip(3))]
-            people += [int(sample["identity"]) for sample in samples] * 2
+            people += [batch["identity"]] * 2
         self.train()
-        weight, bias = within_class_whitening(torch.cat(rows), torch.tensor(people), self.embedding_size, shrinkage)
+        weight, bias = within_class_whitening(
+            torch.cat(rows), torch.cat(people).to(self.device), self.embedding_size, shrinkage
+        )
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
 
