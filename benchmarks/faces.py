@@ -23,7 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import ArcFaceLoss
+from pytorch_metric_learning.miners import BatchHardMiner
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
@@ -84,6 +86,7 @@ MINING: dict[str, Callable[[], Row]] = {
     "semi-hard, then hard": lambda: {"loss": TripletLoss(), "miner": ProgressiveMiner()},
     "semi-hard": lambda: {"loss": TripletLoss(), "miner": SemiHardMiner()},
     "hard": lambda: {"loss": TripletLoss(), "miner": HardMiner()},
+    "batch-hard": lambda: {"loss": TripletLoss(), "miner": BatchHardMiner(distance=LpDistance(power=2))},
     "batch-all": lambda: {"loss": TripletLoss()},
     "random": lambda: {"loss": TripletLoss(), "miner": RandomMiner()},
     "ArcFace, untuned": lambda: {"loss": ArcFaceLoss},

@@ -68,22 +68,22 @@ def test_miners_find_what_a_search_through_all_triplets_finds():
     embedding, identity = batch(seed=1)
     distance = torch.cdist(embedding, embedding).square()
     nearest: dict[tuple[int, int], tuple[float, int]] = {}
-    hardest = {}
+    hardest: dict[tuple[int, int], tuple[float, int]] = {}
     for a, b, n in every_triplet(identity):
         if distance[a, b] < distance[a, n] < distance[a, b] + 0.2:
             nearest[a, b] = min(nearest.get((a, b), (9, 9)), (float(distance[a, n]), n))
-        hardest[a] = max(hardest.get(a, (-9, 0, 0)), (float(distance[a, b] - distance[a, n]), b, n))
+        hardest[a, b] = min(hardest.get((a, b), (9, 9)), (float(distance[a, n]), n))
     found = set(zip(*(row.tolist() for row in SemiHardMiner(0.2)(embedding, identity)), strict=True))
     assert found == {(a, b, n) for (a, b), (_, n) in nearest.items()}
     every = miners.TripletMarginMiner(0.2, "semihard", distance=LpDistance(power=2))(embedding, identity)
     assert found < set(zip(*(row.tolist() for row in every), strict=True))
     found = set(zip(*(row.tolist() for row in HardMiner()(embedding, identity)), strict=True))
-    assert found == {(a, b, n) for a, (_, b, n) in hardest.items()}
+    assert found == {(a, b, n) for (a, b), (_, n) in hardest.items()}
 
 
 def test_a_batch_without_triplets_costs_nothing():
     alone, identity = batch(people=1)
-    for miner in (SemiHardMiner(), ProgressiveMiner()):
+    for miner in (SemiHardMiner(), HardMiner(), ProgressiveMiner()):
         alone.requires_grad_()
         loss = TripletLoss()(alone, identity, miner(alone, identity))
         loss.backward()

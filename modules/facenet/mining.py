@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and negatives, int64 each
@@ -67,19 +66,20 @@ class SemiHardMiner(nn.Module):
         return anchor, positive, order.gather(1, place)[anchor, positive]
 
 
-class HardMiner(BatchHardMiner):
-    """For each picture the mate that is furthest away, and the stranger who is nearest.
+class HardMiner(nn.Module):
+    """For each pair of one person the nearest stranger, whether he is further away than the mate or not.
 
-    Source: Hermans et al. 2017, arXiv:1703.07737, equation 5.
+    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans et
+    al. 2017 (arXiv:1703.07737) keep only the furthest mate of each picture, which is BatchHardMiner in
+    pytorch-metric-learning; it collapses more easily.
     """
-
-    def __init__(self) -> None:
-        super().__init__(distance=LpDistance(power=2))
 
     @torch.no_grad()
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
         """See `SemiHardMiner.forward`."""
-        return super().forward(embedding, identity)
+        distance, mates, strangers = _pairs(embedding, identity)
+        anchor, positive = (mates & strangers.any(1, keepdim=True)).nonzero(as_tuple=True)
+        return anchor, positive, distance.masked_fill(~strangers, torch.inf).argmin(1)[anchor]
 
 
 class ProgressiveMiner(nn.Module):
