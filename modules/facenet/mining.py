@@ -1,4 +1,4 @@
-"""The triplet loss, and the triplets that it learns from.
+"""The losses, and the triplets that the triplet loss learns from.
 
 Everything here works on squared distances between embeddings of length one, which lie between 0 and 4. The losses and
 miners of pytorch-metric-learning can be used in place of these, but know that its own defaults are plain distances and
@@ -7,6 +7,7 @@ a margin of 0.05.
 
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
@@ -30,6 +31,23 @@ class TripletLoss(TripletMarginLoss):
 
     def __init__(self, margin: float = 0.2) -> None:
         super().__init__(margin=margin, distance=LpDistance(power=2))
+
+
+class CosFaceLoss(losses.CosFaceLoss):
+    """Cross-entropy over the training people, of whom the right one's cosine is lessened by a margin.
+
+    It is that of pytorch-metric-learning, whose own arguments a command line cannot read.
+    Source: Wang et al. 2018, arXiv:1801.09414, equation 4.
+
+    Args:
+        num_classes: people to train on.
+        embedding_size: dimensions of the embedding.
+        margin: taken from the cosine.
+        scale: factor on the cosines.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.35, scale: float = 64) -> None:
+        super().__init__(num_classes, embedding_size, margin=margin, scale=scale)
 
 
 class SemiHardMiner(nn.Module):
