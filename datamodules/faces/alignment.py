@@ -56,9 +56,10 @@ def aligned(image: NDArray[np.uint8], points: NDArray[np.float64], size: int = S
     if scale < 1:  # averaged, lest single pixels be picked out
         height, width = image.shape[:2]
         smaller = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
         matrix = similarity((points + 0.5) * (smaller[0] / width, smaller[1] / height) - 0.5, target)
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR).reshape(size, size, -1)
+    face = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return face.reshape(size, size, -1).astype(np.uint8, copy=False)
 
 
 def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
@@ -109,7 +110,8 @@ class FaceDetector:
         """
         factor = min(1.0, LONGEST / max(image.shape[:2]))
         if factor < 1:
-            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            smaller = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            image = smaller.astype(np.uint8, copy=False)
         boxes, sure, points = None, [], None
         if min(image.shape[:2]) >= SMALLEST:
             boxes, sure, points = self.network.detect(image, landmarks=True)
