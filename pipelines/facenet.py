@@ -1,7 +1,8 @@
 """Train and use embeddings of faces.
 
 ``python -m pipelines.facenet fit|validate|test|predict|preview`` trains and measures;
-``python -m pipelines.facenet enrol|identify|verify|cluster`` uses a registered model.
+``python -m pipelines.facenet enrol|identify|verify|cluster`` uses a registered model;
+``python -m pipelines.facenet align`` cuts faces out of photographs for both.
 """
 
 import sys

@@ -1,8 +1,4 @@
-"""Who is on a picture: enrol, identify, verify and cluster with a registered model of faces.
-
-A gallery is a Parquet file with a row for each picture of a known person: ``person``, ``file``, ``embedding``; its
-metadata name the model. Beside a large one lies an index, ``GALLERY.faiss``, which is rebuilt when the gallery grows.
-"""
+"""Who is on a picture: enrol, identify, verify and cluster with a registered model of faces, and align photographs."""
 
 import os
 import shutil
@@ -12,104 +8,24 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jsonargparse import ArgumentParser
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
+from datamodules import DataError
+from datamodules.faces.alignment import SIDE, FaceDetector, aligned, foremost
+from datamodules.images import EXTENSIONS, read_image
 from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
+from pipelines.gallery import Floats, Gallery
 from pipelines.predict import find
 from pipelines.registry import load, pinned
 
-LARGE = 50_000  # pictures from which on a gallery is searched through an index
-PROBES = 64  # cells of the index that a search looks into
 SHEET = 60  # pictures on a contact sheet at most
-
-Floats = NDArray[np.float32]
-
-
-class Gallery:
-    """Embeddings of known people.
-
-    Args:
-        model: address of the registered model that made them.
-        people: name of the person on each picture, N.
-        files: the pictures, N.
-        embeddings: float32 N×D, of length one.
-    """
-
-    def __init__(self, model: str, people: list[str], files: list[str], embeddings: Floats) -> None:
-        self.model, self.people, self.files, self.embeddings = model, people, files, embeddings
-        self._index: Any = None
-
-    def __len__(self) -> int:
-        return len(self.people)
-
-    @classmethod
-    def read(cls, file: str | Path) -> "Gallery":
-        """Reads what `write` wrote.
-
-        Raises:
-            ValueError: there is no such file, or it is no gallery.
-        """
-        if not Path(file).is_file():
-            raise ValueError(f"There is no gallery {Path(file).resolve()}: make one with enrol.")
-        try:
-            table = pq.read_table(file)
-            model = (table.schema.metadata or {})[b"fovea.model"].decode()
-            column = table["embedding"].combine_chunks()
-            embeddings = column.values.to_numpy().reshape(len(table), -1).astype(np.float32, copy=False)
-            gallery = cls(model, table["person"].to_pylist(), table["file"].to_pylist(), embeddings)
-        except (pa.ArrowException, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"{Path(file).resolve()} is not a gallery of Fovea's: {error!r:.200}.") from None
-        index = Path(f"{file}.faiss")
-        if len(gallery) >= LARGE and index.is_file():
-            gallery._index = faiss.read_index(str(index))
-            gallery._index.nprobe = PROBES
-        return gallery
-
-    def write(self, file: str | Path) -> None:
-        """Writes the gallery, and its index if it is large; the old one stays whole until the new one is."""
-        size = self.embeddings.shape[1]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
-        table = pa.table({"person": self.people, "file": self.files, "embedding": column})
-        new = Path(f"{file}.new")
-        new.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), new)
-        if len(self) >= LARGE:
-            faiss.write_index(self.index, f"{file}.faiss")
-        new.replace(file)
-
-    @property
-    def index(self) -> Any:
-        """A faiss index over inner products: exact for a small gallery, inverted lists for a large one."""
-        if self._index is None or self._index.ntotal != len(self):
-            size = self.embeddings.shape[1]
-            self._index = faiss.IndexFlatIP(size)
-            if len(self) >= LARGE:
-                cells = int(len(self) ** 0.5)
-                self._index = faiss.IndexIVFFlat(self._index, size, cells, faiss.METRIC_INNER_PRODUCT)
-                self._index.cp.niter, self._index.cp.max_points_per_centroid = 8, 64
-                self._index.train(self.embeddings)
-                self._index.nprobe = PROBES
-            self._index.add(self.embeddings)
-        return self._index
-
-    def search(self, embeddings: Floats) -> tuple[Floats, NDArray[np.int64]]:
-        """The nearest picture of each of some embeddings, float32 M×D.
-
-        Returns:
-            Squared distances and places in the gallery, M each.
-        """
-        product, place = self.index.search(np.ascontiguousarray(embeddings, np.float32), 1)
-        return (2 - 2 * product[:, 0]).clip(0, 4), place[:, 0]
 
 
 def _embed(answering: Any, files: Sequence[str]) -> tuple[list[str], Floats]:
@@ -281,8 +197,7 @@ def cluster(
     Raises:
         ValueError: the model or the pictures cannot be used, or the folder is not empty.
     """
-    if os.path.isdir(out) and os.listdir(out):
-        raise ValueError(f"{os.path.abspath(out)} is not empty: name a new folder with --out.")
+    _check_new(out)
     answering = _load(model, device)
     limit = _threshold(threshold, answering)
     files, embeddings = _embed(answering, _found(paths, out))
@@ -313,6 +228,68 @@ def cluster(
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 
 
+def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "auto") -> str:
+    """Cuts the face out of each photograph and aligns it: eyes, nose and mouth come to the same places in all.
+
+    The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
+    most central one is taken. What came of each picture is in ``alignment.jsonl``. It takes the package facenet-pytorch.
+
+    Args:
+        folder: the photographs, in any sub-folders.
+        out: a new folder for the aligned ones.
+        size: side of the square pictures that are written, in pixels.
+        device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the package lacks, there are no pictures or no faces, or the new folder is not empty.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
+    _check_new(out)
+    if size < 16:
+        raise ValueError(f"--size must be at least 16 pixels, not {size}.")
+    detector = FaceDetector(device)
+    files = [file for file in _found([folder], out) if file.lower().endswith(EXTENSIONS)]
+    screen = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    for file in track(files, "align", console=screen, transient=True, disable=not screen.is_terminal):
+        rows.append({"path": file, "aligned": None})
+        try:
+            image = read_image(file)
+        except DataError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            rows[-1]["error"] = str(error)
+            continue
+        boxes, points = detector(image)
+        rows[-1]["faces"] = len(boxes)
+        if not len(boxes):
+            print(f"no face: {file}", file=sys.stderr)
+            continue
+        face = aligned(image, points[foremost(boxes, *image.shape[:2])], size)
+        target = Path(out, os.path.relpath(file, folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        grey = (face == face[..., :1]).all()
+        Image.fromarray(face[..., 0] if grey else face).save(target, quality=95, subsampling=0)
+        rows[-1]["aligned"] = str(target)
+    faces = [row.get("faces") for row in rows]
+    if not any(faces):
+        raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
+    Path(out, "alignment.jsonl").write_text("\n".join(map(dumps, rows)) + "\n")
+    several = sum(count > 1 for count in faces if count)
+    return (
+        f"{len(files)} pictures: {sum(map(bool, faces))} faces are in {out}, {several} of them the foremost of several. "
+        f"Without a face: {faces.count(0)}. Not readable: {faces.count(None)}."
+    )
+
+
+def _check_new(folder: str) -> None:
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")
+
+
 def _table(rows: Iterable[dict[str, Any]]) -> str:
     table = Table()
     for row in rows:
@@ -326,7 +303,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> str:
     return captured.get().rstrip()
 
 
-COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster}
+COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align}
 
 
 def main(args: Sequence[str]) -> None:

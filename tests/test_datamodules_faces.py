@@ -121,8 +121,10 @@ def test_folders_named_train_and_test_are_the_splits_and_somebody_in_both_is_ref
     people(tmp_path / "train", [2] * 6)
     (tmp_path / "test").mkdir()
     for name in ("p08", "p09"):
-        picture(tmp_path / "test" / name / "a.png", 1), picture(tmp_path / "test" / name / "b.png", 2)
-    parts = PeopleFolder(str(tmp_path), **QUICK).sources
+        picture(tmp_path / "test" / name / "a.png", 1001), picture(tmp_path / "test" / name / "b.png", 1002)
+    picture(tmp_path / "test" / "p09" / "c.png", 1)  # of somebody to train on, under another name
+    with pytest.warns(UserWarning, match="1 images of the test split are also in another one"):
+        parts = PeopleFolder(str(tmp_path), **QUICK).sources
     assert parts["test"].names.tolist() == ["p08", "p09"]
     assert len(parts["train"].names) == 4
     picture(tmp_path / "test" / "p03" / "c.png", 3)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from conftest import processes
+from jsonargparse import ArgumentParser
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -68,22 +69,22 @@ def test_miners_find_what_a_search_through_all_triplets_finds():
     embedding, identity = batch(seed=1)
     distance = torch.cdist(embedding, embedding).square()
     nearest: dict[tuple[int, int], tuple[float, int]] = {}
-    hardest = {}
+    hardest: dict[tuple[int, int], tuple[float, int]] = {}
     for a, b, n in every_triplet(identity):
         if distance[a, b] < distance[a, n] < distance[a, b] + 0.2:
             nearest[a, b] = min(nearest.get((a, b), (9, 9)), (float(distance[a, n]), n))
-        hardest[a] = max(hardest.get(a, (-9, 0, 0)), (float(distance[a, b] - distance[a, n]), b, n))
+        hardest[a, b] = min(hardest.get((a, b), (9, 9)), (float(distance[a, n]), n))
     found = set(zip(*(row.tolist() for row in SemiHardMiner(0.2)(embedding, identity)), strict=True))
     assert found == {(a, b, n) for (a, b), (_, n) in nearest.items()}
     every = miners.TripletMarginMiner(0.2, "semihard", distance=LpDistance(power=2))(embedding, identity)
     assert found < set(zip(*(row.tolist() for row in every), strict=True))
     found = set(zip(*(row.tolist() for row in HardMiner()(embedding, identity)), strict=True))
-    assert found == {(a, b, n) for a, (_, b, n) in hardest.items()}
+    assert found == {(a, b, n) for (a, b), (_, n) in hardest.items()}
 
 
 def test_a_batch_without_triplets_costs_nothing():
     alone, identity = batch(people=1)
-    for miner in (SemiHardMiner(), ProgressiveMiner()):
+    for miner in (SemiHardMiner(), HardMiner(), ProgressiveMiner()):
         alone.requires_grad_()
         loss = TripletLoss()(alone, identity, miner(alone, identity))
         loss.backward()
@@ -202,6 +203,35 @@ def test_losses_with_weights_of_the_people_train_in_float32_and_stay_out_of_the_
     assert loaded.threshold == 0.5
     module.eval()
     assert loaded.answers(rows) == module.answers(rows)
+
+
+def test_triplets_are_active_by_the_margin_of_the_loss():
+    rows = {"image": torch.randint(256, (8, 1, 32, 32), dtype=torch.uint8), "identity": torch.arange(8) // 2}
+    shares = []
+    for loss in (TripletLoss(0), TripletLoss(4), losses.ArcFaceLoss):
+        module, logged = faces(num_classes=4, loss=loss), {}
+        module.log_mean = lambda key, value, count, logged=logged: logged.update({key: float(value)})
+        module.step(rows, "train")
+        shares.append(logged["train/active_triplets"])
+    embedding = module(rows["image"]).detach()
+    assert shares == [float(triplet_hinge(embedding, rows["identity"], margin)[1]) for margin in (0, 4, 0.2)]
+    assert shares[0] < shares[1] == 1
+
+
+@pytest.mark.parametrize("name", ["pytorch_metric_learning.losses.ArcFaceLoss", "modules.facenet.CosFaceLoss"])
+def test_losses_are_named_on_the_command_line_and_told_the_number_of_people(name):
+    parser = ArgumentParser()
+    parser.add_class_arguments(FaceNetModule, "model")
+    small = ["--model.num_classes", "7", "--model.in_chans", "1", "--model.image_size", "32"]
+    given = parser.parse_args([*small, "--model.loss", name, "--model.loss.margin", "0.2", "--model.loss.scale", "30"])
+    loss = parser.instantiate_classes(given).model.loss
+    embedding, identity = batch(size=128)
+    embedding = embedding.float()
+    cosine = (embedding @ F.normalize(loss.W, dim=0)).detach()
+    own = identity[:, None] == torch.arange(7)
+    moved = (cosine.acos() + np.radians(0.2)).cos() if name.endswith("ArcFaceLoss") else cosine - 0.2
+    expected = F.cross_entropy(30 * torch.where(own, moved, cosine), identity)
+    assert float(loss(embedding, identity)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def gradient(module: FaceNetModule, image: Tensor, identity: Tensor) -> list[Tensor]:

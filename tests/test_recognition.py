@@ -10,8 +10,9 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
+from pipelines import gallery as galleries
 from pipelines import recognition, registry
-from pipelines.recognition import Gallery
+from pipelines.gallery import Gallery
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_mistakes_end_in_one_paragraph(trained, capsys):
 
 
 def test_a_large_gallery_is_searched_through_an_index_that_lies_beside_it(monkeypatch):
-    monkeypatch.setattr(recognition, "LARGE", 3000)
+    monkeypatch.setattr(galleries, "LARGE", 3000)
     generator = np.random.default_rng(0)
     people = generator.normal(size=(800, 32))
     rows = (people.repeat(5, 0) + 0.3 * generator.normal(size=(4000, 32))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The triplet loss, and the triplets that it learns from.
+"""The losses, and the triplets that the triplet loss learns from.
 
 Everything here works on squared distances between embeddings of length one, which lie between 0 and 4. The losses and
 miners of pytorch-metric-learning can be used in place of these, but know that its own defaults are plain distances and
@@ -7,9 +7,9 @@ a margin of 0.05.
 
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and negatives, int64 each
@@ -31,6 +31,23 @@ class TripletLoss(TripletMarginLoss):
 
     def __init__(self, margin: float = 0.2) -> None:
         super().__init__(margin=margin, distance=LpDistance(power=2))
+
+
+class CosFaceLoss(losses.CosFaceLoss):
+    """Cross-entropy over the training people, of whom the right one's cosine is lessened by a margin.
+
+    It is that of pytorch-metric-learning, whose own arguments a command line cannot read.
+    Source: Wang et al. 2018, arXiv:1801.09414, equation 4.
+
+    Args:
+        num_classes: people to train on.
+        embedding_size: dimensions of the embedding.
+        margin: taken from the cosine.
+        scale: factor on the cosines.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.35, scale: float = 64) -> None:
+        super().__init__(num_classes, embedding_size, margin=margin, scale=scale)
 
 
 class SemiHardMiner(nn.Module):
@@ -67,19 +84,20 @@ class SemiHardMiner(nn.Module):
         return anchor, positive, order.gather(1, place)[anchor, positive]
 
 
-class HardMiner(BatchHardMiner):
-    """For each picture the mate that is furthest away, and the stranger who is nearest.
+class HardMiner(nn.Module):
+    """For each pair of one person the nearest stranger, whether he is further away than the mate or not.
 
-    Source: Hermans et al. 2017, arXiv:1703.07737, equation 5.
+    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans et
+    al. 2017 (arXiv:1703.07737) keep only the furthest mate of each picture, which is BatchHardMiner in
+    pytorch-metric-learning; it collapses more easily.
     """
-
-    def __init__(self) -> None:
-        super().__init__(distance=LpDistance(power=2))
 
     @torch.no_grad()
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
         """See `SemiHardMiner.forward`."""
-        return super().forward(embedding, identity)
+        distance, mates, strangers = _pairs(embedding, identity)
+        anchor, positive = (mates & strangers.any(1, keepdim=True)).nonzero(as_tuple=True)
+        return anchor, positive, distance.masked_fill(~strangers, torch.inf).argmin(1)[anchor]
 
 
 class ProgressiveMiner(nn.Module):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
+from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -140,6 +141,7 @@ class FaceNetModule(VisionModule):
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
         self.loss = loss if isinstance(loss, nn.Module) else loss(num_classes, embedding_size)
         self.miner = miner
+        self.margin = self.loss.margin if isinstance(self.loss, TripletMarginLoss) else TripletLoss().margin
         self.gathered = nn.ModuleDict({stage: Gathered() for stage in ("val", "test")})
 
     @property
@@ -186,20 +188,16 @@ class FaceNetModule(VisionModule):
 
         Every process computes the same from the same pictures, at most ``most``, and their mirror images.
         """
-        loader: Any = self.trainer.train_dataloader
-        dataset = self.trainer.datamodule.dataset("train", False)  # type: ignore[attr-defined]
-        chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
         rows, people = [], []
         self.eval()
-        for part in np.array_split(chosen, -(-len(chosen) // loader.batch_size)):
-            samples = [dataset[int(i), 0] for i in part]
-            image = torch.from_numpy(np.stack([sample["image"].transpose(2, 0, 1) for sample in samples])).to(
-                self.device
-            )
+        for batch in self.trainer.datamodule.plain_loader("train", most, shared=False):  # type: ignore[attr-defined]
+            image = batch["image"].to(self.device)
             rows += [self.features(image), self.features(image.flip(3))]
-            people += [int(sample["identity"]) for sample in samples] * 2
+            people += [batch["identity"]] * 2
         self.train()
-        weight, bias = within_class_whitening(torch.cat(rows), torch.tensor(people), self.embedding_size, shrinkage)
+        weight, bias = within_class_whitening(
+            torch.cat(rows), torch.cat(people).to(self.device), self.embedding_size, shrinkage
+        )
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
 
@@ -207,15 +205,13 @@ class FaceNetModule(VisionModule):
         """See `VisionModule.step`; in training only, where the loss is that of all processes' batches together."""
         embedding, identity = self.gather(self(batch["image"])), self.gather(batch["identity"])
         triplets = self.miner(embedding, identity) if self.miner else None
-        share, near, far = (f(embedding, identity) for f in (self._active, mate_distance, stranger_distance))
+        share = triplet_hinge(embedding, identity, self.margin)[1]
+        near, far = mate_distance(embedding, identity), stranger_distance(embedding, identity)
         for key, value in (("active_triplets", share), ("mate_distance", near), ("stranger_distance", far)):
             self.log_mean(f"{stage}/{key}", value, len(identity))
         if isinstance(self.miner, ProgressiveMiner):
             self.log_mean(f"{stage}/hard_triplets", self.miner.state.float(), len(identity))
         return self.loss(embedding, identity, triplets)
-
-    def _active(self, embedding: Tensor, identity: Tensor) -> Tensor:
-        return triplet_hinge(embedding, identity)[1]
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
@@ -247,7 +243,7 @@ class FaceNetModule(VisionModule):
         """Measures the split; the threshold is calibrated on validation data."""
         embedding, identity, index = self.gathered[stage].compute()  # type: ignore[operator]
         self.gathered[stage].reset()  # type: ignore[operator]
-        loss, active = triplet_hinge(embedding, identity, getattr(self.loss, "margin", 0.2))
+        loss, active = triplet_hinge(embedding, identity, self.margin)
         self.log(f"{stage}/loss", loss)
         self.log(f"{stage}/active_triplets", active)
         vectors, people, places = (value.cpu().numpy() for value in (embedding, identity, index))
