@@ -30,9 +30,9 @@ from modules import VisionModule
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
-    "albumentations", "faiss-cpu", "faster-coco-eval", "jsonargparse", "lightning", "matplotlib", "mlflow", "numpy",
-    "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich", "safetensors",
-    "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
+    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
+    "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
+    "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 

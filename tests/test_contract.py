@@ -140,10 +140,12 @@ def test_overfits_a_handful_of_samples(task: Task) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-@EVERY
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_training_goes_on_and_ends_bit_identical(task: Task, workers: int) -> None:
-    args = ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", str(workers), "--trainer.max_epochs", "3",
+@pytest.mark.parametrize(
+    ("name", "workers"), [*((name, "0") for name in TASKS), ("classification", "2"), ("detection", "2")]
+)
+def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: str) -> None:
+    task = TASKS[name]
+    args = ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", workers, "--trainer.max_epochs", "3",
             "--model.optimization.ema_decay", "0.9", "--trainer.log_every_n_steps", "1",
             "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]  # fmt: skip
     assert start(task.command, [*args, "--output", "whole"]) == [0]
