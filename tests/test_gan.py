@@ -220,7 +220,7 @@ def test_gradients_are_accumulated_and_clipped_for_each_player() -> None:
     assert trainer.global_step == 3  # the last one with a single batch
     assert len(norms) == 6
     assert max(norms) <= 0.01 * 1.001
-    assert float(made._norm) == pytest.approx(norms[-1])
+    assert float(made.gradient_norm) == pytest.approx(norms[-1])
 
 
 def test_spectral_normalisation_bounds_the_discriminator_and_its_weights_start_another_task(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Generative adversarial networks."""
 
-from modules.gan.module import AdversarialAdam, AdversarialOptimization, Constant, GANModule
+from modules.gan.adversarial import AdversarialAdam, AdversarialModule, AdversarialOptimization, Constant
+from modules.gan.module import GANModule
 from modules.gan.objectives import (
     R1,
     BoundaryEquilibrium,
@@ -17,6 +18,7 @@ from modules.gan.objectives import (
 __all__ = [
     "R1",
     "AdversarialAdam",
+    "AdversarialModule",
     "AdversarialOptimization",
     "BoundaryEquilibrium",
     "Constant",
