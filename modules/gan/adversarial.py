@@ -83,8 +83,8 @@ class AdversarialModule(VisionModule):
       player minimises, and each of which is logged as ``train/NAME``. In its turn a player works as in training, and the
       other is at rest: gradients flow through it, but neither parameters nor statistics change. The discriminator's turn
       comes first, and wants its generated images made under ``torch.no_grad()``.
-    - `step` is the loss of a batch in validation and test, with figures and pictures as in other tasks, for which
-      ``self.average`` is the generator to ask.
+    - `step`, `report` and `answers` are as in other tasks: the loss of a batch in validation and test, figures and
+      pictures at their end, what a user is told. ``self.average`` is the generator to ask there.
     - Chance comes from `draw` with the ``key`` that the two methods are given, so that two processes draw what one does.
       What a variant remembers from step to step, such as a pool of images, is a buffer or goes into the checkpoint.
 

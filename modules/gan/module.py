@@ -333,7 +333,8 @@ class GANModule(AdversarialModule):
         return self._known[name][1]
 
     @torch.no_grad()
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         images, labels = torch.cat(self._images), torch.cat(self._image_labels)
         self._images, self._image_labels, self._kept = [], [], 0
         if self.trainer.sanity_checking:
@@ -384,14 +385,6 @@ class GANModule(AdversarialModule):
         if self.conditional:
             label = torch.arange(rows, device=self.device).repeat_interleave(steps) % self.num_classes
         return self.average(between, label)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     # How it goes
 
