@@ -27,6 +27,7 @@ from datamodules.detection import (
     YOLODetection,
 )
 from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder, PeopleTable
+from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
 from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
 
@@ -55,6 +56,8 @@ __all__ = [
     "MaskFolder",
     "PeopleFolder",
     "PeopleTable",
+    "PhotographFolder",
+    "Photographs",
     "PointCloud",
     "SegmentationDataModule",
     "UnlabelledFolder",

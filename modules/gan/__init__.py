@@ -14,6 +14,7 @@ from modules.gan.objectives import (
     Regularizer,
     Wasserstein,
 )
+from modules.gan.super_resolution import SRResNet, SuperResolutionModule
 
 __all__ = [
     "R1",
@@ -30,5 +31,7 @@ __all__ = [
     "NonSaturating",
     "Objective",
     "Regularizer",
+    "SRResNet",
+    "SuperResolutionModule",
     "Wasserstein",
 ]
