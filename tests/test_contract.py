@@ -82,6 +82,8 @@ TASKS = {
         ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.generator.width", "8",
          "--model.generator.blocks", "1", "--model.backbone_options.width", "4"],
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.adversarial", "0.1"],
+        ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
+         "--model.optimization.lr", "0.005"],
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

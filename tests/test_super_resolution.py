@@ -15,6 +15,7 @@ from datamodules import DataError, Digits8x8, PhotographFolder, Photographs
 from modules import BackboneError, SuperResolutionModule
 from modules.gan import SRResNet
 from modules.gan.super_resolution import quality, resized
+from modules.parts import rebuild, recipe
 from modules.reconstruction import BCE, Perceptual, perceptual_distance
 from pipelines.predict import predict
 from pipelines.super_resolution import super_resolution
@@ -78,6 +79,11 @@ def test_the_generator_begins_as_a_bicubic_enlargement_and_takes_any_size() -> N
     published = SRResNet(4, 2, "batch", factor=2, bicubic=False)
     published.build(3)
     assert published(torch.rand(2, 3, 5, 7)).shape == (2, 3, 10, 14)
+
+
+def test_losses_with_options_of_their_network_are_rebuilt() -> None:
+    loss = rebuild(recipe(Perceptual("convnet", backbone_options={"out_indices": [0]})))
+    assert loss.backbone_options == {"out_indices": [0]}
 
 
 def test_a_large_image_is_enlarged_piece_by_piece_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from modules.gan.objectives import (
     Regularizer,
     Wasserstein,
 )
+from modules.gan.players import Encoder
 from modules.gan.super_resolution import SRResNet, SuperResolutionModule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "AdversarialOptimization",
     "BoundaryEquilibrium",
     "Constant",
+    "Encoder",
     "EnergyBased",
     "GANModule",
     "GradientPenalty",

@@ -17,7 +17,7 @@ from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named
 from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
 from modules.gan.health import CAUSES, Health
 from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
-from modules.gan.players import Energy, Generator, Score, at_rest, normalize_spectrum
+from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.parts import Draws, rebuild, recipe, within
 from modules.pictures import captioned, image_grid
 
@@ -25,6 +25,7 @@ TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples 
 TRAINING_VALUES = 200_000_000
 WATCHED = 256  # samples for the watch on the training's health
 PICTURED = 64
+PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
 
 
 class GANModule(AdversarialModule):
@@ -42,6 +43,7 @@ class GANModule(AdversarialModule):
     | EBGAN-PT | ``EnergyBased`` |
     | BEGAN | ``BoundaryEquilibrium`` |
     | Progressive GAN | ``backbone: progressive`` and ``generator: Progressive``, with ``growth`` |
+    | VAE-GAN | ``encoder: Encoder`` |
 
     Each batch of real images is one step of the discriminator, or a part of one where gradients are accumulated; after
     every ``discriminator_steps`` of them the generator makes one, which is what ``global_step`` and ``max_steps`` count.
@@ -66,6 +68,7 @@ class GANModule(AdversarialModule):
         objective: what the players minimise; by default the non-saturating loss.
         regularizer: what the discriminator pays for its slope.
         discriminator_decoder: of an objective whose score is an autoencoder's error, the decoder.
+        encoder: of a VAE-GAN, what finds the noise of an image.
         latent_size: numbers of noise.
         conditional: images of a class that one asks for.
         spectral_norm: divide the discriminator's weights by their largest singular value.
@@ -98,6 +101,7 @@ class GANModule(AdversarialModule):
         objective: Objective | None = None,
         regularizer: Regularizer | None = None,
         discriminator_decoder: Decoder | None = None,
+        encoder: Encoder | None = None,
         latent_size: int = 64,
         conditional: bool = False,
         spectral_norm: bool = False,
@@ -130,6 +134,8 @@ class GANModule(AdversarialModule):
         self.objective = objective or NonSaturating()
         self.regularizer = regularizer
         features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        if conditional and encoder is not None:
+            raise BackboneError("A VAE-GAN's noise says all of an image, also its class: choose conditional: false.")
         if self.objective.energy:
             if conditional:
                 raise BackboneError("The error of an autoencoder knows no classes: choose another objective.")
@@ -147,7 +153,7 @@ class GANModule(AdversarialModule):
             normalize_spectrum(self.backbone)
             normalize_spectrum(self.head)
         layers = generator or UpsampledConvolutions(norm="batch")
-        self.play(Generator(layers, latent_size, classes, in_chans, image_size))
+        self.play(Generator(layers, latent_size, classes, in_chans, image_size, encoder))
         growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
         if growing and (len(growing) < 2 or growth < 1):
             raise BackboneError(
@@ -179,6 +185,7 @@ class GANModule(AdversarialModule):
             "generator": recipe(cast(Generator, self.generator).decoder),
             "objective": recipe(self.objective),
             "discriminator_decoder": recipe(self.head.decoder) if isinstance(self.head, Energy) else None,
+            "encoder": recipe(cast(Generator, self.generator).encoder),
             "latent_size": self.latent_size,
             "conditional": self.conditional,
             "spectral_norm": self.spectral_norm,
@@ -188,7 +195,7 @@ class GANModule(AdversarialModule):
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "GANModule":
         """See `VisionModule.from_architecture`."""
-        parts = {key: rebuild(architecture[key]) for key in ("generator", "objective", "discriminator_decoder")}
+        parts = {key: rebuild(architecture[key]) for key in PARTS if key in architecture}
         return cls(**architecture | parts)
 
     # The players
@@ -212,6 +219,24 @@ class GANModule(AdversarialModule):
         """Noise for a batch, float32 count×latent_size."""
         return self.draw(lambda n, generator: torch.randn(n, self.latent_size, generator=generator), count, *key)
 
+    @property
+    def _encoder(self) -> Encoder | None:
+        return cast(Generator, self.generator).encoder
+
+    def _code(self, image: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+        """A draw from the distribution that the encoder finds for each of uint8 B×C×S×S, float B×latent_size, and the
+        divergence, float B."""
+        assert self._encoder is not None
+        mean, log_variance = self._encoder(image)
+        code = mean + (0.5 * log_variance).exp() * self._noise(len(image), *key, 2)
+        return code, divergence(mean, log_variance)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """What the moving average of a VAE-GAN makes of uint8 B×C×S×S, float B×C×S×S in [-1, 1]."""
+        encoder = cast(Generator, self.average).encoder
+        assert encoder is not None
+        return self.average(encoder(image)[0])
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Lets a progressive pair grow."""
         super().on_train_batch_start(batch, batch_idx)
@@ -223,7 +248,10 @@ class GANModule(AdversarialModule):
         label, size = batch["label"] if self.conditional else None, len(batch["image"])
         real = self.normalize(batch["image"])
         with torch.no_grad():
-            fake = self.as_input(self.generator(self._noise(size, *key), label))
+            noise = self._noise(size, *key)
+            if self._encoder is not None:
+                noise = torch.cat([noise, self._code(batch["image"], *key)[0]])
+            fake = self.as_input(self.generator(noise, label))
         verdicts = self.judge(real, label), self.judge(fake, label)
         self._right_share = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
@@ -232,15 +260,29 @@ class GANModule(AdversarialModule):
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # Past `torch.compile`, which does not differentiate twice.
             score = lambda x: self.head(self.backbone.forward(x), x, label).score  # noqa: E731
-            losses["penalty"] = self.regularizer(score, real, fake)
+            losses["penalty"] = self.regularizer(score, real, fake[:size])
         return losses
 
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
         """See `AdversarialModule`."""
-        label = batch["label"] if self.conditional else None
-        verdict = self.judge(self.as_input(self.generator(self._noise(len(batch["image"]), *key), label)), label)
+        label, size = batch["label"] if self.conditional else None, len(batch["image"])
+        noise, losses = self._noise(size, *key), dict[str, Tensor]()
+        if self._encoder is None:
+            verdict = self.judge(self.as_input(self.generator(noise, label)), label)
+        else:
+            code, kl = self._code(batch["image"], *key)
+            # Divided by the weight on the way back: the encoder learns from the likeness as it is.
+            weight = self._encoder.weight
+            unweighted = code.detach() + (code - code.detach()) / weight
+            made = self.generator(torch.cat([unweighted, code.detach(), noise]))
+            score, features = self.judge(self.as_input(made), None)
+            with torch.no_grad():
+                wanted = self.judge(self.normalize(batch["image"]), None).features
+            likeness = 0.5 * (features[:size] - wanted).float().square().flatten(1).sum(1).mean()
+            losses = {"likeness": weight * likeness, "kl": kl.mean()}
+            verdict = Verdict(score[size:], features[size:])
         self._fake_means.append(verdict.score.detach().mean())
-        return {"generator_loss": self.objective.generator(verdict)}
+        return {"generator_loss": self.objective.generator(verdict)} | losses
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """Tells the objective how the players stand, and now and then looks at the training's health."""
@@ -261,6 +303,9 @@ class GANModule(AdversarialModule):
         image, label = batch["image"], batch["label"] if self.conditional else None
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
         fake = self.judge(self.as_input(self.generator(noise, label)), label)
+        if self._encoder is not None:
+            error = (self.reconstruct(image) + 1 - image.float() / 127.5).float().square().flatten(1).mean(1) / 4
+            self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
         if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
             self._images.append(image[:left])
             self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
@@ -355,6 +400,9 @@ class GANModule(AdversarialModule):
         self._tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
         if self.trainer.is_global_zero:
             self._show_all(stage, fakes, fake.features, training, known.features)
+            if self._encoder is not None:
+                pair = torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))])
+                self.show(f"{stage}/reconstructions", lambda: image_grid(pair.cpu().numpy(), 8))
 
     def _show_all(self, stage: Stage, fakes: Tensor, features: Tensor, training: Tensor, known: Tensor) -> None:
         if self.conditional:
