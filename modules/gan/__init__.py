@@ -15,7 +15,7 @@ from modules.gan.objectives import (
     Wasserstein,
 )
 from modules.gan.players import Encoder
-from modules.gan.super_resolution import SRResNet, SuperResolutionModule
+from modules.gan.super_resolution import SRResNet, SuperResolutionModule, SuperResolutionOptimization
 
 __all__ = [
     "R1",
@@ -35,5 +35,6 @@ __all__ = [
     "Regularizer",
     "SRResNet",
     "SuperResolutionModule",
+    "SuperResolutionOptimization",
     "Wasserstein",
 ]

@@ -126,6 +126,7 @@ class AdversarialModule(VisionModule):
         self.seed = torch.initial_seed()
         self.discriminator_steps = 0  # made so far
         self.gradient_norm = torch.zeros(())  # of the generator's last step
+        self._discriminates = True
         self._batches: list[dict[str, Tensor]] = []  # of the discriminator's step that is under way
 
     def play(self, generator: nn.Module) -> None:
@@ -197,6 +198,7 @@ class AdversarialModule(VisionModule):
         step, key = self.global_step, (self.current_epoch, batch_idx)
         with at_rest(self.generator):
             losses = self.discriminator_losses(batch, *key)
+            self._discriminates = bool(losses)
             if losses:
                 self._pay(losses, self._names(), len(batch["image"]), self._parts(batch_idx))
         self._batches.append(batch)
@@ -217,10 +219,8 @@ class AdversarialModule(VisionModule):
         first.zero_grad()
         follow(self.average, self.generator, self._decay(step))
         figures = self.after_step(step)
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler: Any = config.scheduler
-            if config.interval == "step":
-                scheduler.step()
+        for config in self._schedules("step"):
+            config.scheduler.step()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             terms = {f"{name}_step": value.detach() for name, value in (losses | costs).items()}
             figures = figures | terms | {"gradient_norm": self.gradient_norm}
@@ -295,11 +295,14 @@ class AdversarialModule(VisionModule):
     def on_train_epoch_end(self) -> None:
         """Steps the schedules that go by epochs."""
         super().on_train_epoch_end()
-        for config in self.trainer.lr_scheduler_configs:
+        for config in self._schedules("epoch"):
             plateau = isinstance(config.scheduler, ReduceLROnPlateau)
-            scheduler: Any = config.scheduler
-            if config.interval == "epoch":
-                scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
+            config.scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
+
+    def _schedules(self, interval: str) -> list[Any]:
+        """The schedules that go by steps or by epochs, of the players that learn."""
+        known = self.trainer.lr_scheduler_configs if self._discriminates else self.trainer.lr_scheduler_configs[:1]
+        return [config for config in known if config.interval == interval]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a training needs to go on exactly."""

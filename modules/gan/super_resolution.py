@@ -1,18 +1,20 @@
 """Photographs made larger."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from modules.backbones import BackboneError, read_weights, registered_files
-from modules.base import Stage
+from modules.base import Stage, WarmupCosine
 from modules.decoders import Norm, normalization
 from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, to_uint8
 from modules.gan.extractors import extractor_name
@@ -117,6 +119,19 @@ class _Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+@dataclass
+class SuperResolutionOptimization(AdversarialOptimization):
+    """How a generator is trained that has a truth to come near to, with or without a discriminator.
+
+    Args:
+        optimizer: any optimiser of torch or timm; each player gets one.
+        lr_scheduler: any schedule of torch, stepped with the generator.
+    """
+
+    optimizer: OptimizerCallable = torch.optim.Adam
+    lr_scheduler: LRSchedulerCallable = WarmupCosine
+
+
 class SuperResolutionModule(AdversarialModule):
     """Makes images four times as large, or whatever the generator's factor is, as they may have been (Ledig et al. 2017,
     arXiv:1609.04802).
@@ -171,13 +186,12 @@ class SuperResolutionModule(AdversarialModule):
         objective: Objective | None = None,
         start: str | None = None,
         similarity: str | None = None,
-        optimization: AdversarialOptimization | None = None,
+        optimization: SuperResolutionOptimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
     ) -> None:
-        super().__init__(
-            backbone, pretrained, in_chans, image_size, backbone_options, optimization, compile, channels_last
-        )
+        plan = optimization or SuperResolutionOptimization()
+        super().__init__(backbone, pretrained, in_chans, image_size, backbone_options, plan, compile, channels_last)
         within("adversarial", adversarial, 0)
         self.in_chans, self.image_size, self.weight = in_chans, image_size, adversarial
         self.content, self.objective = content or MSE(), objective or NonSaturating()
