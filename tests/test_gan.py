@@ -505,7 +505,8 @@ def test_a_vae_gan_gives_each_player_what_the_paper_says() -> None:
 
     def likeness(of: torch.Tensor) -> torch.Tensor:
         real = made.judge(made.normalize(image), None).features.detach()
-        return (made.judge(made.as_input(made.generator(of)), None).features - real).square().sum() / 2 / 6
+        variance = real.var(0, correction=0).mean()
+        return (made.judge(made.as_input(made.generator(of)), None).features - real).square().sum() / 2 / 6 / variance
 
     def grad(loss: torch.Tensor, part: nn.Module) -> dict[str, torch.Tensor]:
         return dict(zip(dict(part.named_parameters()), torch.autograd.grad(loss, [*part.parameters()]), strict=True))

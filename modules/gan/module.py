@@ -278,7 +278,8 @@ class GANModule(AdversarialModule):
             score, features = self.judge(self.as_input(made), None)
             with torch.no_grad():
                 wanted = self.judge(self.normalize(batch["image"]), None).features
-            likeness = 0.5 * (features[:size] - wanted).float().square().flatten(1).sum(1).mean()
+            variance = (wanted - wanted.mean(0)).float().square().mean().clamp_min(1e-6)
+            likeness = 0.5 * (features[:size] - wanted).float().square().flatten(1).sum(1).mean() / variance
             losses = {"likeness": weight * likeness, "kl": kl.mean()}
             verdict = Verdict(score[size:], features[size:])
         self._fake_means.append(verdict.score.detach().mean())

@@ -20,7 +20,8 @@ class Encoder(Part):
     arXiv:1512.09300): a normal distribution, whose mean and logarithm of the variance are linear in a backbone's features.
 
     The generator becomes the decoder of a variational autoencoder, whose reconstruction is compared in the discriminator's
-    features, ½‖f(x̂) − f(x)‖². The encoder minimises this and the divergence from N(0, 1), the generator this times
+    features, ½‖f(x̂) − f(x)‖² / σ², where σ² is their variance over a batch of real images: the paper's are batch-normalised,
+    and where they are small no code would pay for itself. The encoder minimises this and the divergence from N(0, 1), the generator this times
     ``weight`` and its own loss for images of noise and for reconstructions, from which the encoder learns nothing.
 
     Args:
@@ -39,7 +40,7 @@ class Encoder(Part):
         backbone: str = "convnet",
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
-        weight: float = 0.01,
+        weight: float = 0.001,
     ) -> None:
         super().__init__()
         within("weight", weight, 1e-12)

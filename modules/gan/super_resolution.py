@@ -22,10 +22,19 @@ from modules.gan.objectives import NonSaturating, Objective, Verdict
 from modules.gan.players import Score
 from modules.parts import Part, rebuild, recipe, within
 from modules.pictures import as_address, from_address, rows_of_tiles
-from modules.reconstruction import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, ssim
+from modules.reconstruction import (
+    MSE,
+    SSIM_SIDE,
+    FixedFeatures,
+    Perceptual,
+    ReconstructionLoss,
+    perceptual_distance,
+    ssim,
+)
 
 PICTURED = 4  # images in the pictures
 DETAIL = 96  # side of what is shown of an image, in pixels
+SHIFT = 8  # pixels by which images are shifted before a network compares them
 TILE, RIM = 256, 32  # side of the pieces of a large image, and what each sees beyond its edge, in pixels
 
 
@@ -205,9 +214,10 @@ class SuperResolutionModule(AdversarialModule):
         net = generator or SRResNet()
         net.build(in_chans)
         self.factor = net.factor
-        if image_size % net.factor or image_size < 2 * net.factor:
+        least = SHIFT if isinstance(self.content, Perceptual) else 0
+        if image_size % net.factor or image_size - least < 2 * net.factor:
             raise BackboneError(
-                f"--data.image_size must be a multiple of {net.factor}, twice it at least, not {image_size}."
+                f"--data.image_size must be a multiple of {net.factor}, {least + 2 * net.factor} at least, not {image_size}."
             )
         if start is not None:
             _load(net, start)
@@ -258,8 +268,18 @@ class SuperResolutionModule(AdversarialModule):
 
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
         """See `AdversarialModule`."""
-        made = self.generator(as_given(resized(batch["image"], 1 / self.factor))).float()
-        losses = {"loss": self._far(made, batch["image"])}
+        truth = batch["image"]
+        made = self.generator(as_given(resized(truth, 1 / self.factor))).float()
+        seen = made, truth
+        if isinstance(self.content, Perceptual):
+            # Layers with a stride weigh pixels by their place: always the same place would print a grid on the images.
+            top, left = self.draw(lambda n, g: torch.randint(SHIFT, (n, 2), generator=g), 1, *key)[0].tolist()
+            height, width = (length - SHIFT for length in truth.shape[-2:])
+            seen = (
+                made[..., top : top + height, left : left + width],
+                truth[..., top : top + height, left : left + width],
+            )
+        losses = {"loss": self._far(*seen)}
         if self.weight:
             losses["adversarial"] = self.weight * self.objective.generator(self.judge(self.as_input(made)))
         return losses
