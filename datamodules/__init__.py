@@ -30,6 +30,7 @@ from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder,
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
 from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
+from datamodules.translation import DigitAttributes, DigitTextures, DomainFolder
 
 __all__ = [
     "CIFAR10",
@@ -44,10 +45,13 @@ __all__ = [
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
+    "DigitAttributes",
     "DigitMasks",
     "DigitScenes",
+    "DigitTextures",
     "Digits",
     "Digits8x8",
+    "DomainFolder",
     "FaceDataModule",
     "FashionMNIST",
     "Glyphs",
