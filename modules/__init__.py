@@ -6,7 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
-from modules.gan import GANModule, SuperResolutionModule
+from modules.gan import GANModule, SuperResolutionModule, TranslationModule
 from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Optimization",
     "SegmentationModule",
     "SuperResolutionModule",
+    "TranslationModule",
     "VisionModule",
     "WarmupCosine",
     "create_backbone",

@@ -16,6 +16,8 @@ from modules.gan.objectives import (
 )
 from modules.gan.players import Encoder
 from modules.gan.super_resolution import SRResNet, SuperResolutionModule, SuperResolutionOptimization
+from modules.gan.translation import TranslationModule
+from modules.gan.translators import ResidualTranslator, Translator
 
 __all__ = [
     "R1",
@@ -33,8 +35,11 @@ __all__ = [
     "NonSaturating",
     "Objective",
     "Regularizer",
+    "ResidualTranslator",
     "SRResNet",
     "SuperResolutionModule",
     "SuperResolutionOptimization",
+    "TranslationModule",
+    "Translator",
     "Wasserstein",
 ]
