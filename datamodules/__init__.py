@@ -27,8 +27,10 @@ from datamodules.detection import (
     YOLODetection,
 )
 from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder, PeopleTable
+from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
 from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
+from datamodules.translation import DigitAttributes, DigitTextures, DomainFolder
 
 __all__ = [
     "CIFAR10",
@@ -43,10 +45,13 @@ __all__ = [
     "ClassificationDataModule",
     "DataError",
     "DetectionDataModule",
+    "DigitAttributes",
     "DigitMasks",
     "DigitScenes",
+    "DigitTextures",
     "Digits",
     "Digits8x8",
+    "DomainFolder",
     "FaceDataModule",
     "FashionMNIST",
     "Glyphs",
@@ -55,6 +60,8 @@ __all__ = [
     "MaskFolder",
     "PeopleFolder",
     "PeopleTable",
+    "PhotographFolder",
+    "Photographs",
     "PointCloud",
     "SegmentationDataModule",
     "UnlabelledFolder",

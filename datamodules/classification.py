@@ -206,6 +206,12 @@ class ClassificationDataModule(VisionDataModule):
         return len(self.label_names)
 
     @property
+    def attributes(self) -> dict[str, list[str]]:
+        """What the classes differ in, and the values that it can have; classes are all combinations, the last attribute
+        changing fastest. By itself it is one: the class."""
+        return {"domain": list(self.label_names)}
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """What turns a picture into the network's input, as data."""
         return {"image_size": self.image_size, "crop_pct": self.crop_pct, "in_chans": self.in_chans}

@@ -6,7 +6,7 @@ from modules.base import Optimization, VisionModule, WarmupCosine
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
-from modules.gan import GANModule
+from modules.gan import GANModule, SuperResolutionModule, TranslationModule
 from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "MaskedAutoencodingModule",
     "Optimization",
     "SegmentationModule",
+    "SuperResolutionModule",
+    "TranslationModule",
     "VisionModule",
     "WarmupCosine",
     "create_backbone",

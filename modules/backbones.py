@@ -86,6 +86,7 @@ def create_backbone(
         options.setdefault("img_size", image_size)
         if small_stem and timm.model_entrypoint(name.split(".")[0]).__module__.endswith(PATCHED):
             options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
+    levels = {"out_indices": options.pop("out_indices")} if features_only and "out_indices" in options else {}
     options |= {"in_chans": in_chans, "pretrained": pretrained or weights is not None}
     size, cropped = num_classes, False
     try:
@@ -100,9 +101,9 @@ def create_backbone(
                 options["pretrained_cfg_overlay"] |= {
                     "state_dict": model.state_dict(), "input_size": (in_chans, *config.input_size[1:]) if config else None
                 }  # fmt: skip
-            model = timm.create_model(name, features_only=True, **options)
+            model = timm.create_model(name, features_only=True, **options, **levels)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
-                model = timm.create_model(name, features_only=True, feature_cls="getter", **options)
+                model = timm.create_model(name, features_only=True, feature_cls="getter", **options, **levels)
         elif size != num_classes:
             model.reset_classifier(num_classes)
     except BackboneError:

@@ -665,6 +665,6 @@ class VisionModule(L.LightningModule):
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
                 )
         for name, (value, weight) in checkpoint.get("means", {}).items():
-            if weight and self.trainer.is_global_zero:  # they are those of all processes together
-                mean = self._mean(name)
+            mean = self._mean(name)  # in all processes, as they add theirs up by name
+            if weight and self.trainer.is_global_zero:  # the values are those of all together
                 mean.total, mean.weight = mean.total + value, mean.weight + weight

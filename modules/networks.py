@@ -307,6 +307,54 @@ class DCGAN(Network):
         super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
 
 
+def _halvings(side: int) -> int:
+    """Convolutions of stride 2 of `PatchGAN`: as many as leave the patch within the image, up to three."""
+    return 1 + sum(patch <= side for patch in (34, 70))
+
+
+class PatchGAN(Network):
+    """A discriminator that looks at patches (Isola et al. 2017, arXiv:1611.07004; Li & Wand 2016, arXiv:1604.04382): 4×4
+    convolutions of stride 2, then one of stride 1. With another one for the score a patch is 16, 34 or 70 pixels wide,
+    as far as that is within the image. Its features are the mean over the last map.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        width: channels of the first convolution; each further one has twice as many, up to eight times.
+        norm: instance normalisation behind all convolutions but the first, as published.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        width: int = 64,
+        norm: bool = True,
+        drop_rate: float = 0.0,
+    ) -> None:
+        side, before = _side(img_size), in_chans
+        if side < 8:
+            raise BackboneError("patchgan needs images of at least 8 pixels.")
+        halvings = _halvings(side)
+        body: dict[str, nn.Module] = {}
+        stages = list[tuple[str, int, int]]()
+        for k in range(halvings + 1):
+            after, last = width * 2 ** min(k, 3), k == halvings
+            normed = norm and k > 0
+            conv = nn.Conv2d(before, after, 4, 1 if last else 2, "same" if last else 1, bias=not normed)
+            body[f"block{k + 1}"] = nn.Sequential(
+                conv, *([nn.InstanceNorm2d(after)] if normed else []), nn.LeakyReLU(0.2)
+            )
+            if k != halvings - 1:  # of two with the same side, the deeper one
+                stages.append((f"block{k + 1}", after, 2 ** min(k + 1, halvings)))
+            before = after
+        neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(body, neck, before, stages, num_classes, drop_rate)
+
+
 class EqualizedConv2d(nn.Conv2d):
     """A convolution whose weights are drawn from N(0, 1) and scaled at run time, so that an optimiser like Adam moves all
     layers alike (Karras et al. 2018, arXiv:1710.10196, 4.1).
@@ -626,6 +674,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
         "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "dcgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "patchgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "progressive.untrained": _cfg(28, 1, 10, "entries.0.0", fixed_input_size=True),
         "alexnet.untrained": _cfg(fixed_input_size=True),
         "vgg11_lrn.untrained": _cfg(first_conv="block1.0"),
@@ -674,6 +723,12 @@ def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
 def dcgan(pretrained: bool = False, **kwargs: Any) -> Network:
     """DCGAN's discriminator; ``norm=True`` for its batch normalisation."""
     return _build(DCGAN, "dcgan", pretrained, 2, **kwargs)
+
+
+@register_model
+def patchgan(pretrained: bool = False, **kwargs: Any) -> Network:
+    """PatchGAN, the discriminator of pix2pix and CycleGAN; ``norm=False`` without its instance normalisation."""
+    return _build(PatchGAN, "patchgan", pretrained, _halvings(_side(kwargs.get("img_size", 28))), **kwargs)
 
 
 @register_model

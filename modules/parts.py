@@ -49,7 +49,10 @@ def rebuild(description: dict[str, Any] | None) -> Any:
     """
     if description is None:
         return None
-    options = {name: rebuild(value) if isinstance(value, dict) else value for name, value in description.items()}
+    options = {
+        name: rebuild(value) if isinstance(value, dict) and "class" in value else value
+        for name, value in description.items()
+    }
     name = options.pop("class")
     known = {part.__name__: part for part in _parts(Part)}
     activation = getattr(nn.modules.activation, name, None)

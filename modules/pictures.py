@@ -1,5 +1,7 @@
 """The pictures that a task shows, as uint8 H×W×3."""
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +53,19 @@ def picture(image: Tensor) -> Image:
     """uint8 C×H×W with any channels to uint8 H×W×3."""
     pixels = image.cpu().numpy().transpose(1, 2, 0)
     return pixels.repeat(3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+
+
+def as_address(image: Image) -> str:
+    """uint8 H×W×C with one or three channels as a ``data:`` address of a PNG, for answers that are pictures."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def from_address(address: str) -> Image:
+    """What `as_address` was given."""
+    image = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+    return image[..., None] if image.ndim == 2 else image
 
 
 def sheet(tiles: Sequence[Image], columns: int) -> Image:

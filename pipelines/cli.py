@@ -65,7 +65,7 @@ SUBCOMMANDS = {
     "predict": "Write a checkpoint's answers for the test split to predictions.json.",
     "preview": "Draw a sheet of training samples with and without augmentation.",
 }
-FROM_DATA = ("num_classes", "label_names", "in_chans", "image_size", "class_weights")
+FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
 
 class UsageError(ValueError):

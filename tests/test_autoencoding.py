@@ -39,9 +39,9 @@ from modules.autoencoding import (
     Variational,
     VectorQuantized,
 )
-from modules.autoencoding.losses import ssim
 from modules.autoencoding.module import UnitStatistics
 from modules.parts import Draws, rebuild, recipe
+from modules.reconstruction import ssim
 from pipelines import registry
 from pipelines.autoencoding import autoencoding, command
 from pipelines.classification import classification

@@ -19,6 +19,7 @@ from pipelines.detection import detection
 from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.segmentation import segmentation
+from pipelines.super_resolution import super_resolution
 from pipelines.tracking import run_id_of
 
 
@@ -75,6 +76,14 @@ TASKS = {
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.regularizer", "R1",
          "--model.spectral_norm", "true", "--model.optimization.discriminator_steps", "2"],
         overfit=None,
+    ),
+    "super_resolution": Task(
+        super_resolution,
+        ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.generator.width", "8",
+         "--model.generator.blocks", "1", "--model.backbone_options.width", "4"],
+        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.adversarial", "0.1"],
+        ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
+         "--model.optimization.lr", "0.005"],
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

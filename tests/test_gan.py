@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from datamodules import Digits8x8
 from modules import BackboneError, GANModule, create_backbone
@@ -23,6 +24,7 @@ from modules.gan import (
     R1,
     AdversarialOptimization,
     BoundaryEquilibrium,
+    Encoder,
     EnergyBased,
     GradientPenalty,
     Hinge,
@@ -34,7 +36,7 @@ from modules.gan.figures import effective_classes, frechet_distance, kernel_dist
 from modules.gan.health import Health
 from modules.gan.module import grown
 from modules.gan.objectives import Verdict, pulling_away, slope
-from modules.gan.players import at_rest, follow
+from modules.gan.players import at_rest, divergence, follow
 from pipelines import registry
 from pipelines.classification import classification
 from pipelines.gan import command, gan
@@ -220,7 +222,7 @@ def test_gradients_are_accumulated_and_clipped_for_each_player() -> None:
     assert trainer.global_step == 3  # the last one with a single batch
     assert len(norms) == 6
     assert max(norms) <= 0.01 * 1.001
-    assert float(made._norm) == pytest.approx(norms[-1])
+    assert float(made.gradient_norm) == pytest.approx(norms[-1])
 
 
 def test_spectral_normalisation_bounds_the_discriminator_and_its_weights_start_another_task(tmp_path: Path) -> None:
@@ -440,6 +442,7 @@ def test_a_conditional_discriminator_projects_on_the_class() -> None:
     ({"label_names": ["only"], "conditional": True}, "labels"),
     ({"objective": EnergyBased(), "conditional": True}, "classes"),
     ({"latent_size": 0}, "latent_size"),
+    ({"encoder": Encoder(), "conditional": True}, "VAE-GAN"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):
@@ -473,12 +476,55 @@ def test_every_objective_trains_both_players() -> None:
     for objective, options in (
         (Wasserstein(), {"regularizer": GradientPenalty()}), (LeastSquares(), {}), (EnergyBased(), {}),
         (BoundaryEquilibrium(), {"discriminator_decoder": TransposedConvolutions(8)}), (Hinge(), {"conditional": True}),
+        (NonSaturating(), {"regularizer": GradientPenalty(), "encoder": Encoder("mlp", weight=0.1)}),
     ):  # fmt: skip
         made = module(objective=objective, **options)
         before = state(made.generator)
         train(made, 2)
         assert not same(before, state(made.generator)), type(objective)
         assert all(value.isfinite().all() for value in made.state_dict().values())
+
+
+def test_a_vae_gan_gives_each_player_what_the_paper_says() -> None:
+    mean, log_variance = torch.randn(3, 8), torch.randn(3, 8)
+    distributions = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros(8), torch.ones(8))
+    assert torch.allclose(divergence(mean, log_variance), kl_divergence(*distributions).sum(1), atol=1e-5)
+
+    made = module(encoder=Encoder("mlp", weight=0.25), latent_size=8, generator=UpsampledConvolutions(8))
+    image = Digits8x8(augmentation="none", image_size=12).samples("train", 6)["image"]
+    noise, drawn = torch.randn(6, 8), torch.randn(6, 8)
+    made._noise = lambda count, *key: drawn if key[-1] == 2 else noise  # type: ignore[method-assign]
+    made.generator_losses({"image": image}, 0)
+    encoder, decoder = made.generator.encoder, made.generator.decoder
+    with at_rest(made.backbone, made.head):
+        torch.stack([*made.generator_losses({"image": image}, 0).values()]).sum().backward()
+    found = [{name: p.grad for name, p in part.named_parameters()} for part in (encoder, decoder)]
+
+    mean, log_variance = encoder(image)
+    code = mean + (0.5 * log_variance).exp() * drawn
+
+    def likeness(of: torch.Tensor) -> torch.Tensor:
+        real = made.judge(made.normalize(image), None).features.detach()
+        variance = real.var(0, correction=0).mean()
+        return (made.judge(made.as_input(made.generator(of)), None).features - real).square().sum() / 2 / 6 / variance
+
+    def grad(loss: torch.Tensor, part: nn.Module) -> dict[str, torch.Tensor]:
+        return dict(zip(dict(part.named_parameters()), torch.autograd.grad(loss, [*part.parameters()]), strict=True))
+
+    fake = made.judge(made.as_input(made.generator(torch.cat([code.detach(), noise]))), None)
+    expected = [
+        grad(
+            likeness(code) + kl_divergence(Normal(mean, (0.5 * log_variance).exp()), distributions[1]).sum() / 6,
+            encoder,
+        ),
+        grad(0.25 * likeness(code.detach()) + NonSaturating().generator(fake), decoder),
+    ]
+    for mine, other in zip(found, expected, strict=True):
+        for name, value in other.items():
+            assert torch.allclose(mine[name], value, rtol=1e-3, atol=1e-5), name
+    again = GANModule.from_architecture(made.architecture)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(made.eval().reconstruct(image), again.eval().reconstruct(image))
 
 
 def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,15 +1,6 @@
 """Autoencoders: images, or points, to codes and back."""
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, TopK, Variational, VectorQuantized
-from modules.autoencoding.losses import (
-    BCE,
-    L1,
-    MSE,
-    SSIM,
-    DiscretizedLogistic,
-    Perceptual,
-    ReconstructionLoss,
-)
 from modules.autoencoding.masked import MaskedAutoencodingModule
 from modules.autoencoding.module import AutoencodingModule
 from modules.autoencoding.parts import (
@@ -24,6 +15,15 @@ from modules.autoencoding.parts import (
 )
 from modules.autoencoding.points import PointAutoencoder
 from modules.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
+from modules.reconstruction import (
+    BCE,
+    L1,
+    MSE,
+    SSIM,
+    DiscretizedLogistic,
+    Perceptual,
+    ReconstructionLoss,
+)
 
 __all__ = [
     "BCE",

@@ -13,13 +13,13 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
 from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
-from modules.autoencoding.losses import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.autoencoding.parts import Noise, Penalty
 from modules.backbones import BackboneError
 from modules.base import Optimization, Stage, VisionModule
 from modules.decoders import Decoder, TransposedConvolutions
 from modules.parts import Draws, rebuild, recipe
 from modules.pictures import captioned, image_grid
+from modules.reconstruction import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.transfer import Transfer
 
 PICTURED = 12  # images in the pictures

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from modules.backbones import BackboneError, create_backbone, read_weights, regi
 
 CHUNK = 64  # images that go through together, so that features do not depend on how many there are
 OWN = "lenet5"  # what is trained where no extractor is named
+FEATURES = 96  # at most, of what is trained: a Fréchet distance takes the third power of their number
+JUDGE = "convnet"  # what is trained to tell whether translations are right
 
 
 class Seen(NamedTuple):
@@ -20,7 +23,7 @@ class Seen(NamedTuple):
 
     Args:
         features: float32 N×F.
-        probabilities: float32 N×K of its classes, or None where it knows none.
+        probabilities: float32 N×K of its classes, those of each question after the other; None where it knows none.
     """
 
     features: Tensor
@@ -35,10 +38,13 @@ class Extractor:
         network: float B×C×S×S with values in [0, 1] to float B×F.
         head: float B×F to float B×K, or None.
         side: side of the images that it takes, in pixels; others are scaled.
+        sizes: classes of each question that the head answers; by default it is one question.
     """
 
-    def __init__(self, name: str, network: nn.Module, head: nn.Module | None, side: int) -> None:
-        self.name, self.side = name, side
+    def __init__(
+        self, name: str, network: nn.Module, head: nn.Module | None, side: int, sizes: Sequence[int] = ()
+    ) -> None:
+        self.name, self.side, self.sizes = name, side, list(sizes)
         self.network = network.eval().requires_grad_(False)
         self.head = head if head is None else head.eval().requires_grad_(False)
 
@@ -68,7 +74,9 @@ class Extractor:
                     x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
                 features.append(self.network(x).flatten(1))
                 if self.head is not None:
-                    probabilities.append(self.head.to(image.device)(features[-1]).softmax(1))
+                    logits = self.head.to(image.device)(features[-1])
+                    answers = logits.split(self.sizes or logits.shape[1], 1)
+                    probabilities.append(torch.cat([answer.softmax(1) for answer in answers], 1))
         return Seen(torch.cat(features), torch.cat(probabilities) if probabilities else None)
 
 
@@ -146,18 +154,30 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
     return Extractor(name, _Normalized(backbone, in_chans), head, side)
 
 
-def own_extractor(image: Tensor, label: Tensor | None, num_classes: int, state: dict[str, Tensor] | None) -> Extractor:
-    """An extractor of the data themselves: LeNet-5 trained for a few seconds on labelled images, or 32 principal
+def own_extractor(
+    image: Tensor,
+    label: Tensor | None,
+    num_classes: int | Sequence[int],
+    state: dict[str, Tensor] | None,
+    name: str = OWN,
+    steps: int = 400,
+    shift: int = 0,
+) -> Extractor:
+    """An extractor of the data themselves: a small network trained for a few seconds on labelled images, or 32 principal
     components of the pixels.
 
     Args:
         image: uint8 N×C×S×S, training images; with ``state`` only their shape counts.
-        label: int64 N, or None where there are none.
-        num_classes: classes of the labels.
+        label: int64 N, or N×Q where each image has the answers to several questions; None where there are none.
+        num_classes: classes of the labels, for each question.
         state: weights of the same extractor, made before.
+        name: timm name of the network.
+        steps: batches that it is trained on.
+        shift: pixels by which these are shifted at most.
     """
     channels, side = image.shape[1], image.shape[2]
-    if label is None or not num_classes:
+    sizes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
+    if label is None or not sum(sizes):
         if state is None:
             values = (image.flatten(1).double() / 255).cpu()
             mean = values.mean(0)
@@ -167,17 +187,23 @@ def own_extractor(image: Tensor, label: Tensor | None, num_classes: int, state: 
         return Extractor("pca", _Projection(state["mean"], state["components"]), None, side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone: Any = create_backbone(OWN, in_chans=channels, image_size=max(side, 12))
-        network, head = _Normalized(backbone, channels), nn.Linear(backbone.head_hidden_size, num_classes)
+        backbone: Any = create_backbone(name, in_chans=channels, image_size=max(side, 12))
+        network: nn.Module = _Normalized(backbone, channels)
+        length = backbone.head_hidden_size
+        if length > FEATURES:
+            network, length = nn.Sequential(network, nn.Linear(length, FEATURES), nn.ReLU()), FEATURES
+        head = nn.Linear(length, sum(sizes))
         whole = nn.Sequential(network, head)
         if state is not None:
             whole.load_state_dict(state)
         else:
-            _train(whole, image, label, max(side, 12))
-    return Extractor(OWN, network, head, max(side, 12))
+            _train(whole, image, label.view(len(label), -1), sizes, max(side, 12), steps, shift)
+    return Extractor(name, network, head, max(side, 12), sizes)
 
 
-def _train(network: nn.Module, image: Tensor, label: Tensor, side: int, steps: int = 400) -> None:
+def _train(
+    network: nn.Module, image: Tensor, label: Tensor, sizes: list[int], side: int, steps: int, shift: int
+) -> None:
     """Trains a classifier in a few seconds, the same on every machine of a kind."""
     network.to(image.device).train()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -190,7 +216,11 @@ def _train(network: nn.Module, image: Tensor, label: Tensor, side: int, steps: i
             x = image[chosen].float() / 255
             if x.shape[-1] != side:
                 x = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
-            loss = F.cross_entropy(network(x), label[chosen])
+            if shift:
+                moves = order.integers(-shift, shift + 1, 2).tolist()
+                x = F.pad(x, (shift,) * 4, mode="replicate").roll(moves, (2, 3))[..., shift:-shift, shift:-shift]
+            answers = zip(network(x).split(sizes, 1), label[chosen].unbind(1), strict=True)
+            loss = torch.stack([F.cross_entropy(answer, truth) for answer, truth in answers]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

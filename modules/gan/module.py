@@ -1,30 +1,23 @@
-"""A generator and a discriminator that learn from each other."""
+"""Images of noise: a generator and a discriminator that learn from each other."""
 
-import math
-from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage
 from modules.decoders import Decoder, UpsampledConvolutions
+from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, to_uint8
 from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named_extractor, own_extractor, state_of
 from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
 from modules.gan.health import CAUSES, Health
 from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
-from modules.gan.players import Energy, Generator, Score, at_rest, follow, normalize_spectrum
+from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.parts import Draws, rebuild, recipe, within
 from modules.pictures import captioned, image_grid
 
@@ -32,61 +25,10 @@ TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples 
 TRAINING_VALUES = 200_000_000
 WATCHED = 256  # samples for the watch on the training's health
 PICTURED = 64
-DISCRIMINATOR = ("backbone.", "head.")
+PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
 
 
-class AdversarialAdam(Adam):
-    """Adam with the momenta that GANs up to 32 pixels like.
-
-    Args:
-        params: what learns.
-        lr: learning rate.
-        betas: the averages' decays; without a first one, as the other player moves too.
-    """
-
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
-        super().__init__(params, lr, betas)
-
-
-class Constant(LambdaLR):
-    """The same rate all the time.
-
-    Args:
-        optimizer: the optimiser.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer, lambda _: 1.0)
-
-
-@dataclass
-class AdversarialOptimization(Optimization):
-    """How two players are trained. Gradients are accumulated and clipped for each player by itself.
-
-    Args:
-        optimizer: any optimiser of torch or timm; each player gets one.
-        lr_scheduler: any schedule of torch, stepped with the generator.
-        lr: the generator's learning rate, if it is to be another than the optimiser's own.
-        backbone_lr_scale: factor on the rate of the discriminator's backbone, against that of its head.
-        layer_decay: factor on the rate of the discriminator for each layer further from the output.
-        frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
-        l1_penalty: weight of Σ|w| in each player's loss, over its weight matrices and kernels.
-        l2_penalty: weight of Σw² in each player's loss.
-        ema_decay: decay of the generator's moving average, with which is sampled and measured, in [0, 1); the decay at
-            step n is at most (1 + n) / (10 + n).
-        discriminator_lr_scale: factor on the discriminator's rate, against the generator's (Heusel et al. 2017,
-            arXiv:1706.08500).
-        discriminator_steps: steps of the discriminator for each of the generator.
-    """
-
-    optimizer: OptimizerCallable = AdversarialAdam
-    lr_scheduler: LRSchedulerCallable = Constant
-    ema_decay: float | None = 0.998
-    discriminator_lr_scale: float = 1.0
-    discriminator_steps: int = 1
-
-
-class GANModule(VisionModule):
+class GANModule(AdversarialModule):
     """Two players: a generator that makes images of noise, and a discriminator, a backbone with a score, that tells them
     from real ones (Goodfellow et al. 2014, arXiv:1406.2661). Which GAN it is, its parts say.
 
@@ -101,6 +43,7 @@ class GANModule(VisionModule):
     | EBGAN-PT | ``EnergyBased`` |
     | BEGAN | ``BoundaryEquilibrium`` |
     | Progressive GAN | ``backbone: progressive`` and ``generator: Progressive``, with ``growth`` |
+    | VAE-GAN | ``encoder: Encoder`` |
 
     Each batch of real images is one step of the discriminator, or a part of one where gradients are accumulated; after
     every ``discriminator_steps`` of them the generator makes one, which is what ``global_step`` and ``max_steps`` count.
@@ -125,6 +68,7 @@ class GANModule(VisionModule):
         objective: what the players minimise; by default the non-saturating loss.
         regularizer: what the discriminator pays for its slope.
         discriminator_decoder: of an objective whose score is an autoencoder's error, the decoder.
+        encoder: of a VAE-GAN, what finds the noise of an image.
         latent_size: numbers of noise.
         conditional: images of a class that one asks for.
         spectral_norm: divide the discriminator's weights by their largest singular value.
@@ -157,6 +101,7 @@ class GANModule(VisionModule):
         objective: Objective | None = None,
         regularizer: Regularizer | None = None,
         discriminator_decoder: Decoder | None = None,
+        encoder: Encoder | None = None,
         latent_size: int = 64,
         conditional: bool = False,
         spectral_norm: bool = False,
@@ -169,11 +114,9 @@ class GANModule(VisionModule):
         compile: bool = False,
         channels_last: bool = True,
     ) -> None:
-        plan = optimization or AdversarialOptimization()
-        super().__init__(backbone, pretrained, in_chans, image_size, 0, backbone_options, plan, compile, channels_last)
-        self.adversarial = plan
-        self.automatic_optimization = False
-        self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
+        super().__init__(
+            backbone, pretrained, in_chans, image_size, backbone_options, optimization, compile, channels_last
+        )
         self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
         self.latent_size, self.conditional, self.spectral_norm = latent_size, conditional, spectral_norm
         self.growth = growth
@@ -191,6 +134,8 @@ class GANModule(VisionModule):
         self.objective = objective or NonSaturating()
         self.regularizer = regularizer
         features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        if conditional and encoder is not None:
+            raise BackboneError("A VAE-GAN's noise says all of an image, also its class: choose conditional: false.")
         if self.objective.energy:
             if conditional:
                 raise BackboneError("The error of an autoencoder knows no classes: choose another objective.")
@@ -208,10 +153,7 @@ class GANModule(VisionModule):
             normalize_spectrum(self.backbone)
             normalize_spectrum(self.head)
         layers = generator or UpsampledConvolutions(norm="batch")
-        self.generator = Generator(layers, latent_size, classes, in_chans, image_size)
-        if channels_last:
-            self.generator.to(memory_format=torch.channels_last)
-        self.average = deepcopy(self.generator).requires_grad_(False).eval()
+        self.play(Generator(layers, latent_size, classes, in_chans, image_size, encoder))
         growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
         if growing and (len(growing) < 2 or growth < 1):
             raise BackboneError(
@@ -219,16 +161,13 @@ class GANModule(VisionModule):
                 "--model.growth the generator's steps at each resolution."
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
-        self.seed = torch.initial_seed()
         self.health = Health(health_every)
         self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
         # In a tuple, so that they are no part of the module.
         self._extractor: tuple[Extractor, ...] = ()
         self._extractor_state: dict[str, Tensor] | None = None
-        self._discriminator_steps = 0
-        self._norm = torch.zeros(())
-        self._labels: list[Tensor | None] = []
-        self._real_mean = torch.zeros(())
+        self._right_share, self._real_mean = torch.zeros(()), torch.zeros(())
+        self._fake_means: list[Tensor] = []
         self._images: list[Tensor] = []
         self._image_labels: list[Tensor] = []
         self._kept = 0
@@ -243,9 +182,10 @@ class GANModule(VisionModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             **self.backbone.recipe,
-            "generator": recipe(self.generator.decoder),
+            "generator": recipe(cast(Generator, self.generator).decoder),
             "objective": recipe(self.objective),
             "discriminator_decoder": recipe(self.head.decoder) if isinstance(self.head, Energy) else None,
+            "encoder": recipe(cast(Generator, self.generator).encoder),
             "latent_size": self.latent_size,
             "conditional": self.conditional,
             "spectral_norm": self.spectral_norm,
@@ -255,7 +195,7 @@ class GANModule(VisionModule):
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "GANModule":
         """See `VisionModule.from_architecture`."""
-        parts = {key: rebuild(architecture[key]) for key in ("generator", "objective", "discriminator_decoder")}
+        parts = {key: rebuild(architecture[key]) for key in PARTS if key in architecture}
         return cls(**architecture | parts)
 
     # The players
@@ -263,10 +203,6 @@ class GANModule(VisionModule):
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Images of the generator's moving average, float B×C×S×S in [-1, 1]; see `Generator`."""
         return self.average(noise, label)
-
-    def as_input(self, image: Tensor) -> Tensor:
-        """What the generator makes, float B×C×S×S in [-1, 1], as the discriminator sees it: as `normalize` would do."""
-        return (image.float() + 1) * 127.5 * self.scale + self.shift
 
     def judge(self, image: Tensor, label: Tensor | None) -> Verdict:
         """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
@@ -280,142 +216,86 @@ class GANModule(VisionModule):
         return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
 
     def _noise(self, count: int, *key: int) -> Tensor:
-        """This process's share of the noise for a batch of all processes, which the key determines."""
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state) >> 1)
-        return torch.randn(count * world, self.latent_size, generator=generator)[rank::world].to(self.device)
+        """Noise for a batch, float32 count×latent_size."""
+        return self.draw(lambda n, generator: torch.randn(n, self.latent_size, generator=generator), count, *key)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
-        """The discriminator's turn, and, when it has had its steps, the generator's."""
-        first, second = cast(list[Any], self.optimizers())
-        # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
-        second._on_before_step = second._on_after_step = _nothing
-        plan, size, step = self.adversarial, len(batch["image"]), self.global_step
-        key = (self.current_epoch, batch_idx)
+    @property
+    def _encoder(self) -> Encoder | None:
+        return cast(Generator, self.generator).encoder
+
+    def _code(self, image: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+        """A draw from the distribution that the encoder finds for each of uint8 B×C×S×S, float B×latent_size, and the
+        divergence, float B."""
+        assert self._encoder is not None
+        mean, log_variance = self._encoder(image)
+        code = mean + (0.5 * log_variance).exp() * self._noise(len(image), *key, 2)
+        return code, divergence(mean, log_variance)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """What the moving average of a VAE-GAN makes of uint8 B×C×S×S, float B×C×S×S in [-1, 1]."""
+        encoder = cast(Generator, self.average).encoder
+        assert encoder is not None
+        return self.average(encoder(image)[0])
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Lets a progressive pair grow."""
+        super().on_train_batch_start(batch, batch_idx)
         for part in self._grown:
-            part.phase.fill_(min(grown(step, self.growth), part.levels - 1))
-        label = batch["label"] if self.conditional else None
+            part.phase.fill_(min(grown(self.global_step, self.growth), part.levels - 1))
+
+    def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        label, size = batch["label"] if self.conditional else None, len(batch["image"])
         real = self.normalize(batch["image"])
-        with torch.no_grad(), at_rest(self.generator):
-            fake = self.as_input(self.generator(self._noise(size, *key), label))
+        with torch.no_grad():
+            noise = self._noise(size, *key)
+            if self._encoder is not None:
+                noise = torch.cat([noise, self._code(batch["image"], *key)[0]])
+            fake = self.as_input(self.generator(noise, label))
         verdicts = self.judge(real, label), self.judge(fake, label)
-        loss = self.objective.discriminator(*verdicts)
-        value, penalty, measured = loss.detach(), loss.new_zeros(()), 0
-        right = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
+        self._right_share = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
-        if self.regularizer is not None and self._discriminator_steps % self.regularizer.every == 0:
+        self.log_mean("train/discriminator_accuracy", self._right_share, size)
+        losses = {"loss": self.objective.discriminator(*verdicts)}
+        if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # Past `torch.compile`, which does not differentiate twice.
-            measured = size
-            penalty = self.regularizer(lambda x: self.head(self.backbone.forward(x), x, label).score, real, fake)
-        waiting = len(self._labels) + 1
-        self.manual_backward((loss + penalty + self.weight_penalty(DISCRIMINATOR)) / self._parts(batch_idx))
-        self.log_mean("train/loss", value, size)
-        self.log_mean("train/discriminator_accuracy", right, size)
-        self.log_mean("train/penalty", penalty.detach(), measured)
-        self.log_mean("train/generator_loss", value, 0)  # so that it is there in all processes from the start
-        self._labels.append(label)
-        if self.holds_gradients(batch_idx):
-            return
-        second.step()
-        second.zero_grad()
-        self._discriminator_steps += 1
-        labels, self._labels = self._labels, []
-        if self._discriminator_steps % plan.discriminator_steps:
-            return
-        fakes = []
-        with at_rest(self.backbone, self.head):
-            for part in range(waiting):
-                made = self.generator(self._noise(size, *key, 1, part), labels[part])
-                verdict = self.judge(self.as_input(made), labels[part])
-                cost = self.objective.generator(verdict)
-                self.manual_backward((cost + self.weight_penalty(("generator.",))) / waiting)
-                fakes.append(verdict.score.detach().mean())
-                self.log_mean("train/generator_loss", cost.detach(), size)
-        first.step()
-        first.zero_grad()
-        follow(self.average, self.generator, self._decay(step))
-        means = torch.stack([right, self._real_mean, torch.stack(fakes).mean()])
+            score = lambda x: self.head(self.backbone.forward(x), x, label).score  # noqa: E731
+            losses["penalty"] = self.regularizer(score, real, fake[:size])
+        return losses
+
+    def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        label, size = batch["label"] if self.conditional else None, len(batch["image"])
+        noise, losses = self._noise(size, *key), dict[str, Tensor]()
+        if self._encoder is None:
+            verdict = self.judge(self.as_input(self.generator(noise, label)), label)
+        else:
+            code, kl = self._code(batch["image"], *key)
+            # Divided by the weight on the way back: the encoder learns from the likeness as it is.
+            weight = self._encoder.weight
+            unweighted = code.detach() + (code - code.detach()) / weight
+            made = self.generator(torch.cat([unweighted, code.detach(), noise]))
+            score, features = self.judge(self.as_input(made), None)
+            with torch.no_grad():
+                wanted = self.judge(self.normalize(batch["image"]), None).features
+            variance = (wanted - wanted.mean(0)).float().square().mean().clamp_min(1e-6)
+            likeness = 0.5 * (features[:size] - wanted).float().square().flatten(1).sum(1).mean() / variance
+            losses = {"likeness": weight * likeness, "kl": kl.mean()}
+            verdict = Verdict(score[size:], features[size:])
+        self._fake_means.append(verdict.score.detach().mean())
+        return {"generator_loss": self.objective.generator(verdict)} | losses
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Tells the objective how the players stand, and now and then looks at the training's health."""
+        means = torch.stack([self._right_share, self._real_mean, torch.stack(self._fake_means).mean()])
+        self._fake_means = []
         if self.trainer.world_size > 1:
             means = cast(Tensor, self.trainer.strategy.reduce(means, reduce_op="mean"))
         figures = self.objective.after_step(means[1], means[2])
-        self.health.note(step + 1, means[0], self._norm)
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler: Any = config.scheduler
-            if config.interval == "step":
-                scheduler.step()
-        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            figures |= {"loss_step": value, "generator_loss_step": cost.detach(), "gradient_norm": self._norm}
-            self._log_now({f"train/{name}": float(figure) for name, figure in figures.items()}, step)
-            self._check(float(value + cost.detach()), batch)
+        self.health.note(step + 1, means[0], self.gradient_norm)
         if (step + 1) % self.health.every == 0:
             self._look(step + 1)
-
-    def _parts(self, batch_idx: int) -> int:
-        """Batches in the discriminator's step that this one belongs to."""
-        size, total = self.accumulate_grad_batches, self.trainer.num_training_batches
-        return size if not math.isfinite(total) else min(size, int(total) - batch_idx // size * size)
-
-    def holds_gradients(self, batch_idx: int) -> bool:
-        """See `VisionModule.holds_gradients`."""
-        return (
-            batch_idx + 1
-        ) % self.accumulate_grad_batches != 0 and batch_idx + 1 != self.trainer.num_training_batches
-
-    def _decay(self, step: int) -> float:
-        return min(self.adversarial.ema_decay or 0.0, (1 + step) / (10 + step))
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips, and reads the generator's gradient norm: from here on gradients are not scaled."""
-        if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
-        chosen = self.optimizers(use_pl_optimizer=False)
-        if optimizer is cast(list[Any], chosen)[0]:
-            gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
-
-    def configure_optimizers(self) -> Any:
-        """An optimiser and a schedule for each player, the generator's first."""
-        self._planned_lr = self.lr
-        total = int(self.trainer.estimated_stepping_batches)
-        if total != self.trainer.max_steps:  # counted in batches
-            total //= self.accumulate_grad_batches * self.adversarial.discriminator_steps
-        generator = self.parameter_groups(("generator.",))
-        for group in generator:
-            group["name"] = str(group["name"]).replace("head", "generator")
-        discriminator = self.parameter_groups(DISCRIMINATOR)
-        for group in discriminator:
-            group["lr_scale"] *= self.adversarial.discriminator_lr_scale
-            group["name"] = str(group["name"]).replace("head", "discriminator")
-        return [self._optimizer(generator, total), self._optimizer(discriminator, total)]
-
-    def configure_callbacks(self) -> list[Callback]:
-        """None: the generator's average is kept here."""
-        return []
-
-    def setup(self, stage: str) -> None:
-        """Compiles; tells DDP that in one player's turn the other has no gradients."""
-        if stage == "fit":
-            if isinstance(self.trainer.strategy, DDPStrategy):
-                self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-            if self.compile_backbone:
-                self.generator.compile()
-        super().setup(stage)
-
-    def train(self, mode: bool = True) -> "GANModule":
-        """Training mode, but not for the average."""
-        super().train(mode)
-        self.average.eval()
-        return self
-
-    def on_train_epoch_end(self) -> None:
-        """Steps the schedules that go by epochs."""
-        super().on_train_epoch_end()
-        for config in self.trainer.lr_scheduler_configs:
-            plateau = isinstance(config.scheduler, ReduceLROnPlateau)
-            scheduler: Any = config.scheduler
-            if config.interval == "epoch":
-                scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
+        return figures
 
     # What it is worth
 
@@ -424,6 +304,9 @@ class GANModule(VisionModule):
         image, label = batch["image"], batch["label"] if self.conditional else None
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
         fake = self.judge(self.as_input(self.generator(noise, label)), label)
+        if self._encoder is not None:
+            error = (self.reconstruct(image) + 1 - image.float() / 127.5).float().square().flatten(1).mean(1) / 4
+            self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
         if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
             self._images.append(image[:left])
             self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
@@ -496,7 +379,8 @@ class GANModule(VisionModule):
         return self._known[name][1]
 
     @torch.no_grad()
-    def _report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
         images, labels = torch.cat(self._images), torch.cat(self._image_labels)
         self._images, self._image_labels, self._kept = [], [], 0
         if self.trainer.sanity_checking:
@@ -517,6 +401,9 @@ class GANModule(VisionModule):
         self._tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
         if self.trainer.is_global_zero:
             self._show_all(stage, fakes, fake.features, training, known.features)
+            if self._encoder is not None:
+                pair = torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))])
+                self.show(f"{stage}/reconstructions", lambda: image_grid(pair.cpu().numpy(), 8))
 
     def _show_all(self, stage: Stage, fakes: Tensor, features: Tensor, training: Tensor, known: Tensor) -> None:
         if self.conditional:
@@ -547,14 +434,6 @@ class GANModule(VisionModule):
         if self.conditional:
             label = torch.arange(rows, device=self.device).repeat_interleave(steps) % self.num_classes
         return self.average(between, label)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the epoch's figures."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Reports the test's figures."""
-        self._report("test")
 
     # How it goes
 
@@ -593,16 +472,12 @@ class GANModule(VisionModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a training needs to go on exactly."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["gan"] = {
-            "seed": self.seed, "discriminator_steps": self._discriminator_steps, "health": self.health.state(),
-            "extractor": self._extractor_state,
-        }  # fmt: skip
+        checkpoint["gan"] |= {"health": self.health.state(), "extractor": self._extractor_state}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
-            self.seed, self._discriminator_steps = saved["seed"], saved["discriminator_steps"]
             self.health.restore(saved["health"])
             self._extractor_state, self._extractor, self._known = saved["extractor"], (), {}
 
@@ -667,18 +542,9 @@ def grown(step: int, growth: int) -> float:
     return level + max(0.0, rest / growth - 1)
 
 
-def _nothing() -> None:
-    pass
-
-
 def _noise_of(chunk: int, size: int) -> Tensor:
     """Fixed noise, float32 CHUNK×size."""
     return torch.randn(CHUNK, size, generator=torch.Generator().manual_seed(10_000 + chunk))
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """float in [-1, 1] to uint8."""
-    return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 def slerp(one: Tensor, other: Tensor, steps: int) -> Tensor:

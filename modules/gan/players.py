@@ -2,14 +2,82 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
+from modules.backbones import create_backbone
 from modules.decoders import Decoder
 from modules.gan.objectives import Verdict
+from modules.parts import Part, within
+
+
+class Encoder(Part):
+    """Finds the noise that an image may have been made of, which makes a VAE-GAN of a GAN (Larsen et al. 2016,
+    arXiv:1512.09300): a normal distribution, whose mean and logarithm of the variance are linear in a backbone's features.
+
+    The generator becomes the decoder of a variational autoencoder, whose reconstruction is compared in the discriminator's
+    features, ½‖f(x̂) − f(x)‖² / σ², where σ² is their variance over a batch of real images: the paper's are batch-normalised,
+    and where they are small no code would pay for itself. The encoder minimises this and the divergence from N(0, 1), the generator this times
+    ``weight`` and its own loss for images of noise and for reconstructions, from which the encoder learns nothing.
+
+    Args:
+        backbone: what `modules.create_backbone` takes, such as the encoder of a registered autoencoder
+            (``models:/name@alias``).
+        pretrained: start it from published weights.
+        backbone_options: further arguments of the backbone.
+        weight: γ of the paper.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str = "convnet",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        weight: float = 0.001,
+    ) -> None:
+        super().__init__()
+        within("weight", weight, 1e-12)
+        self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
+        self.weight = weight
+
+    def build(self, latent_size: int, in_chans: int, image_size: int) -> None:
+        """Makes the layers.
+
+        Args:
+            latent_size: numbers of noise.
+            in_chans: channels of the images.
+            image_size: side of the images, in pixels.
+        """
+        net: Any = create_backbone(
+            self.backbone, self.pretrained, in_chans, image_size, 0, **(self.backbone_options or {})
+        )
+        # From here on it is what it was made as, so that it can be made again without the registry.
+        self.backbone, self.pretrained = net.recipe["backbone"], False
+        self.backbone_options = net.recipe["backbone_options"]
+        for name in ("mean", "std"):
+            value = torch.tensor(net.pretrained_cfg[name], dtype=torch.float32)
+            value = value if len(value) == in_chans else value.mean().repeat(in_chans)
+            self.register_buffer(name, value.view(-1, 1, 1))
+        self.network = net
+        self.code = nn.Linear(getattr(net, "head_hidden_size", net.num_features), 2 * latent_size)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 B×C×S×S to mean and logarithm of the variance, float B×latent_size each."""
+        mean, log_variance = self.code(self.network((image.float() / 255 - self.mean) / self.std)).float().chunk(2, 1)
+        return mean, log_variance
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) ‖ N(0, 1)), summed over the numbers: float B×L each to float B (Kingma & Welling 2014,
+    arXiv:1312.6114, appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
 class Generator(nn.Module):
@@ -21,10 +89,22 @@ class Generator(nn.Module):
         num_classes: classes that one can ask for; 0 for none.
         in_chans: channels of the images.
         image_size: side of the images, in pixels.
+        encoder: finds the noise of an image, which only a VAE-GAN does; it learns with the generator.
     """
 
-    def __init__(self, decoder: Decoder, latent_size: int, num_classes: int, in_chans: int, image_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        latent_size: int,
+        num_classes: int,
+        in_chans: int,
+        image_size: int,
+        encoder: Encoder | None = None,
+    ) -> None:
         super().__init__()
+        self.encoder = encoder
+        if encoder is not None:
+            encoder.build(latent_size, in_chans, image_size)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         decoder.build(((2 if num_classes else 1) * latent_size,), in_chans, image_size)
         self.decoder = decoder

@@ -1,4 +1,4 @@
-"""What a reconstruction costs: summed over the pixels of each image."""
+"""How like its model an image that a network makes is: losses, and measures of quality."""
 
 from typing import Any, cast
 
@@ -132,6 +132,52 @@ class SSIM(ReconstructionLoss):
         return self.share * target[0].numel() * (1 - ssim(output, target)) + (1 - self.share) * far
 
 
+class FixedFeatures:
+    """The feature maps of a network that does not learn, and is no part of a module's parameters and checkpoints.
+
+    Args:
+        backbone: what `modules.create_backbone` takes.
+        pretrained: with published weights.
+        backbone_options: further arguments of the network, such as ``out_indices``.
+    """
+
+    def __init__(self, backbone: str, pretrained: bool = False, backbone_options: dict[str, Any] | None = None) -> None:
+        self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
+        self._network: Any = None
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """float B×C×H×W in [0, 1] to maps, float B×K×h×w each."""
+        channels, side = image.shape[1:3]
+        if self._network is None:
+            network: Any = create_backbone(
+                self.backbone, self.pretrained, channels, side, features_only=True, **(self.backbone_options or {})
+            )
+            self._network = network.eval().requires_grad_(False)
+        network = self._network.to(image.device)
+        config = network.pretrained_cfg
+        mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
+        if len(mean) != channels:
+            mean, std = mean.mean(), std.mean()
+        return cast(list[Tensor], network((image - mean) / std))
+
+
+def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """How far apart images are by their maps: vectors of unit length at each place, squared distance, averaged over
+    places and summed over levels (Zhang et al. 2018, arXiv:1801.03924, equation 1 without its learned weights).
+
+    Args:
+        one: maps, float B×K×h×w each, as `FixedFeatures` makes them.
+        other: those of the images to compare with.
+
+    Returns:
+        float B.
+    """
+    pairs = [
+        (F.normalize(a.float(), eps=1e-10), F.normalize(b.float(), eps=1e-10)) for a, b in zip(one, other, strict=True)
+    ]
+    return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).sum(0)
+
+
 class Perceptual(ReconstructionLoss):
     """Σ(x̂ − x)² and the squared distance of the features of a network that does not learn (Johnson et al. 2016,
     arXiv:1603.08155, equation 2): averaged over each level of its pyramid, summed over the levels, times the number of
@@ -154,21 +200,7 @@ class Perceptual(ReconstructionLoss):
         super().__init__()
         self.backbone, self.pretrained, self.weight = backbone, pretrained, weight
         self.backbone_options = backbone_options
-        self._network: list[Any] = []  # in a list it is no part of what learns and is saved
-
-    def _features(self, image: Tensor) -> list[Tensor]:
-        channels, side = image.shape[1:3]
-        if not self._network:
-            network: Any = create_backbone(
-                self.backbone, self.pretrained, channels, side, features_only=True, **(self.backbone_options or {})
-            )
-            self._network.append(network.eval().requires_grad_(False))
-        network = self._network[0].to(image.device)
-        config = network.pretrained_cfg
-        mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
-        if len(mean) != channels:
-            mean, std = mean.mean(), std.mean()
-        return cast(list[Tensor], network((image - mean) / std))
+        self._features = FixedFeatures(backbone, pretrained, backbone_options)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """See `ReconstructionLoss`."""

@@ -1,0 +1,207 @@
+"""Images of several domains, which are to be translated into each other: unpaired, each domain with images of its own."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.base import KeyedDataset, Source
+from datamodules.classification import ArraySource, ClassificationDataModule, Digits, ImageFolder
+
+FINE = 4  # strokes are measured on pixels of a quarter of the side
+STROKES = {"thin": 1.6, "thick": 4.2}  # width in pixels of 28
+COLOURS = {"red": (230, 60, 50), "green": (60, 190, 70), "blue": (70, 110, 235), "yellow": (225, 200, 50)}
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2
+
+
+class DomainDataset(KeyedDataset):
+    """Orders an epoch so that each domain has an equal part of each batch, however many images it has; a smaller one is
+    gone through more than once."""
+
+    def __init__(self, source: Any, transform: A.Compose | None, seed: int) -> None:
+        super().__init__(source, transform, seed)
+        counts = np.bincount(source.labels)
+        self.domains, self.longest = np.flatnonzero(counts), int(counts.max())
+
+    @property
+    def epoch_size(self) -> int:
+        """See `KeyedDataset.epoch_size`."""
+        return self.longest * len(self.domains)
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """See `KeyedDataset.order`.
+
+        The domains take turns. Each of several processes takes every so-manieth index, so that the turns of one round
+        begin at another domain than those of the last: at the sum of the digits of the round's number.
+        """
+        own = [np.flatnonzero(self.source.labels == domain) for domain in self.domains]  # type: ignore[attr-defined]
+        rounds = -(-self.longest // min(map(len, own)))
+        drawn = [np.concatenate([generator.permutation(mine) for _ in range(rounds)])[: self.longest] for mine in own]
+        table = np.stack(drawn, 1)
+        turns = np.arange(self.longest)
+        count, shift = len(own), np.zeros_like(turns)
+        while turns.any():
+            shift, turns = shift + turns % count, turns // count
+        places = (np.arange(count)[None] + shift[:, None]) % count
+        return np.take_along_axis(table, places, 1).ravel()
+
+
+class DomainFolder(ImageFolder):
+    """Any folder with one sub-folder of images for each domain, such as ``A`` and ``B``; or below ``train``, ``val`` and
+    ``test`` in it. What is lacking is drawn as `ImageFolder` does; training batches hold equal parts of all domains.
+    """
+
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        """See `VisionDataModule.dataset`."""
+        return _dataset(self, split, augmented)
+
+
+def _dataset(data: ClassificationDataModule, split: str, augmented: bool) -> KeyedDataset:
+    kind = DomainDataset if split == "train" else KeyedDataset
+    return kind(data.sources[split], data.transform(augmented), data.seed)
+
+
+class DomainSource(ArraySource):
+    """Images in memory with a domain each, and with what must stay the same when they are translated.
+
+    Args:
+        images: uint8 N×H×W×C.
+        labels: domains, int64 N.
+        contents: what is on them, int64 N.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], contents: NDArray[np.int64]) -> None:
+        super().__init__(images, labels)
+        self.contents = contents
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return super().__getitem__(index) | {"content": self.contents[index]}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Several samples at once, stacked."""
+        return super().batch(indices) | {"content": self.contents[indices]}
+
+    def subset(self, indices: NDArray[np.intp]) -> "DomainSource":
+        """The samples at these positions."""
+        return DomainSource(self.images[indices], self.labels[indices], self.contents[indices])
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        parts = (self.images, self.labels, self.contents)
+        return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
+
+
+class _DigitDomains(ClassificationDataModule):
+    """Base of the sets with a known answer: digits (see `Digits`), each drawn in one domain alone."""
+
+    native_size = 28
+    native_flip = False
+    in_chans = 3
+
+    def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A picture of a domain, uint8 28×28×3, with a digit, uint8 28×28."""
+        raise NotImplementedError
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`: the splits of `Digits`; the digits of each class are shared out evenly among the
+        domains."""
+        sources: dict[str, Source] = {}
+        for number, (name, source) in enumerate(Digits().sources.items()):
+            assert isinstance(source, ArraySource)
+            place = np.zeros_like(source.labels)  # among those of its class
+            for digit in range(10):
+                place[source.labels == digit] = np.arange((source.labels == digit).sum())
+            domains = (place + source.labels) % len(self.label_names)
+            pictures = [
+                self._draw(image[..., 0], int(domain), np.random.Generator(np.random.PCG64([number, i])))
+                for i, (image, domain) in enumerate(zip(source.images, domains, strict=True))
+            ]
+            sources[name] = DomainSource(np.stack(pictures), domains, source.labels)
+        return sources
+
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        """See `VisionDataModule.dataset`."""
+        return _dataset(self, split, augmented)
+
+
+class DigitTextures(_DigitDomains):
+    """Two domains with a known answer: digits in grey, and other digits in colours on textures. 28×28, nothing to download.
+
+    A texture is a grating of two dark colours; the digit before it is lighter by 90 levels of grey or more.
+
+    Batches: ``image`` uint8 B×3×S×S, ``label`` int64 B (0 grey, 1 textured), ``content`` int64 B (which digit).
+    """
+
+    label_names: ClassVar[list[str]] = ["grey", "textured"]
+
+    def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        if domain == 0:
+            return digit[..., None].repeat(3, 2)
+        ground = _texture(digit.shape[0], rng)
+        while True:
+            tint = rng.integers(60, 256, 3).astype(np.float32)
+            if tint @ GREY_WEIGHTS >= (ground @ GREY_WEIGHTS).max() + 90:
+                break
+        ink = digit[..., None].astype(np.float32) / 255
+        return np.rint(ground + (tint - ground) * ink).astype(np.uint8)
+
+
+def _texture(side: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A grating, float32 side×side×3 in [0, 255]."""
+    colours = rng.integers(0, 120, (2, 3)).astype(np.float32)
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    length = rng.uniform(4, 9) * side / 28  # of a wave
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    wave = 0.5 + 0.5 * np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / length) + phase)
+    return (colours[0] + (colours[1] - colours[0]) * wave[..., None]).astype(np.float32)
+
+
+class DigitAttributes(_DigitDomains):
+    """Eight domains with a known answer: each digit has one of four colours and thin or thick strokes. 28×28, nothing to
+    download.
+
+    Batches: ``image`` uint8 B×3×S×S, ``label`` int64 B (colour · 2 + stroke), ``content`` int64 B (which digit).
+    """
+
+    attributes: ClassVar[dict[str, list[str]]] = {"colour": list(COLOURS), "stroke": list(STROKES)}
+    label_names: ClassVar[list[str]] = [f"{colour} {stroke}" for colour in COLOURS for stroke in STROKES]
+
+    def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        colour, stroke = divmod(domain, len(STROKES))
+        ink = with_stroke(digit, list(STROKES.values())[stroke]).astype(np.float32) / 255
+        tint = np.array(list(COLOURS.values())[colour], np.float32) + rng.uniform(-20, 20, 3)
+        return np.rint(ink[..., None] * tint.clip(0, 255)).astype(np.uint8)
+
+
+def with_stroke(digit: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
+    """A character drawn with another pen, by erosion or dilation at a finer resolution (as Castro et al. 2019,
+    arXiv:1809.10780, with the width in pixels instead of a share of what it was).
+
+    Args:
+        digit: light on dark, uint8 H×W.
+        width: of the stroke, in pixels.
+
+    Returns:
+        uint8 H×W.
+    """
+    height, breadth = digit.shape
+    large = cv2.resize(digit, (breadth * FINE, height * FINE), interpolation=cv2.INTER_CUBIC)
+    solid = (large > 110).astype(np.uint8)
+    inside = cv2.distanceTransform(solid, cv2.DIST_L2, 5)
+    ridge = (inside >= cv2.dilate(inside, np.ones((3, 3), np.uint8)) - 0.3) & (inside > 1)
+    half = float(inside[ridge].mean()) if ridge.any() else 1.0
+    grown = width * FINE / 2 - half
+    if grown > 0:
+        drawn = cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5) <= grown
+    else:
+        drawn = inside > -grown
+        drawn |= ridge & (inside > 1.5)  # a stroke that is thinner in places is not broken there
+    return np.asarray(
+        cv2.resize(drawn.astype(np.uint8) * 255, (breadth, height), interpolation=cv2.INTER_AREA), np.uint8
+    )

@@ -1,0 +1,325 @@
+"""What all trainings of two players share: whose turn it is, and what happens in it."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from modules.base import Optimization, VisionModule
+from modules.gan.players import at_rest, follow
+
+
+class AdversarialAdam(Adam):
+    """Adam with the momenta that GANs up to 32 pixels like.
+
+    Args:
+        params: what learns.
+        lr: learning rate.
+        betas: the averages' decays; without a first one, as the other player moves too.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
+        super().__init__(params, lr, betas)
+
+
+class Constant(LambdaLR):
+    """The same rate all the time.
+
+    Args:
+        optimizer: the optimiser.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, lambda _: 1.0)
+
+
+@dataclass
+class AdversarialOptimization(Optimization):
+    """How two players are trained. Gradients are accumulated and clipped for each player by itself.
+
+    Args:
+        optimizer: any optimiser of torch or timm; each player gets one.
+        lr_scheduler: any schedule of torch, stepped with the generator.
+        lr: the generator's learning rate, if it is to be another than the optimiser's own.
+        backbone_lr_scale: factor on the rate of the discriminator's backbone, against that of its head.
+        layer_decay: factor on the rate of the discriminator for each layer further from the output.
+        frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
+        l1_penalty: weight of Σ|w| in each player's loss, over its weight matrices and kernels.
+        l2_penalty: weight of Σw² in each player's loss.
+        ema_decay: decay of the generator's moving average, with which is sampled and measured, in [0, 1); the decay at
+            step n is at most (1 + n) / (10 + n).
+        discriminator_lr_scale: factor on the discriminator's rate, against the generator's (Heusel et al. 2017,
+            arXiv:1706.08500).
+        discriminator_steps: steps of the discriminator for each of the generator.
+    """
+
+    optimizer: OptimizerCallable = AdversarialAdam
+    lr_scheduler: LRSchedulerCallable = Constant
+    ema_decay: float | None = 0.998
+    discriminator_lr_scale: float = 1.0
+    discriminator_steps: int = 1
+
+
+class AdversarialModule(VisionModule):
+    """Base of all modules in which a generator and a discriminator take turns: two optimisers, accumulation and clipping
+    of gradients for each, the generator's moving average, schedules, exact resume, several processes.
+
+    How a variant is written:
+
+    - ``__init__`` calls this one, which makes the discriminator's ``backbone``; makes what else there is, such as a
+      ``head``; and ends with ``self.play(generator)``. Several generators go together into an ``nn.ModuleDict``. Every
+      other network that learns with the discriminator is an attribute whose name stands in ``discriminator_parts``.
+    - `discriminator_losses` and `generator_losses` say what a batch costs: named terms with their weights, whose sum the
+      player minimises, and each of which is logged as ``train/NAME``. In its turn a player works as in training, and the
+      other is at rest: gradients flow through it, but neither parameters nor statistics change. The discriminator's turn
+      comes first, and wants its generated images made under ``torch.no_grad()``.
+    - `step`, `report` and `answers` are as in other tasks: the loss of a batch in validation and test, figures and
+      pictures at their end, what a user is told. ``self.average`` is the generator to ask there.
+    - Chance comes from `draw` with the ``key`` that the two methods are given, so that two processes draw what one does.
+      What a variant remembers from step to step, such as a pool of images, is a buffer or goes into the checkpoint.
+
+    Each batch is one step of the discriminator, or a part of one where gradients are accumulated; after every
+    ``discriminator_steps`` of them the generator makes one, on the same batches. ``global_step`` and ``max_steps`` count
+    the generator's.
+
+    Args:
+        backbone: of the discriminator; what `create_backbone` takes.
+        pretrained: start it from published weights.
+        in_chans: channels of the images.
+        image_size: side of the images that the discriminator sees, in pixels.
+        backbone_options: further arguments of the backbone.
+        optimization: how the players are trained.
+        compile: compile both players with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+    """
+
+    discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "head")
+    generator: nn.Module
+    average: nn.Module
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = False,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone_options: dict[str, Any] | None = None,
+        optimization: AdversarialOptimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        plan = optimization or AdversarialOptimization()
+        super().__init__(backbone, pretrained, in_chans, image_size, 0, backbone_options, plan, compile, channels_last)
+        self.adversarial = plan
+        self.automatic_optimization = False
+        self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
+        self.seed = torch.initial_seed()
+        self.discriminator_steps = 0  # made so far
+        self.gradient_norm = torch.zeros(())  # of the generator's last step
+        self._discriminates = True
+        self._batches: list[dict[str, Tensor]] = []  # of the discriminator's step that is under way
+
+    def play(self, generator: nn.Module) -> None:
+        """Takes in the generator, and begins its moving average.
+
+        Args:
+            generator: what makes images, float B×C×H×W in [-1, 1].
+        """
+        self.generator = generator
+        if self.channels_last:
+            generator.to(memory_format=torch.channels_last)
+        self.average = deepcopy(generator).requires_grad_(False).eval()
+
+    def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """What the discriminator minimises, by name; nothing where it shall not learn.
+
+        Args:
+            batch: of images.
+            key: what `draw` wants.
+        """
+        raise NotImplementedError
+
+    def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """What the generator minimises, by name.
+
+        Args:
+            batch: one that the discriminator's last step was made of.
+            key: what `draw` wants.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Comes after each step of the generator; by itself, nothing is done.
+
+        Args:
+            step: the generator's steps before this one.
+
+        Returns:
+            Figures of the step to log, scalars, by name.
+        """
+        return {}
+
+    def as_input(self, image: Tensor) -> Tensor:
+        """What a generator makes, float B×C×H×W in [-1, 1], as the discriminator sees it: as `normalize` would do."""
+        return (image.float() + 1) * 127.5 * self.scale + self.shift
+
+    def draw(self, make: Callable[[int, torch.Generator], Tensor], count: int, *key: int) -> Tensor:
+        """This process's share of random numbers for a batch of all processes, which the seed and a key determine.
+
+        Args:
+            make: draws them, N×…, of a number of samples and a generator of random numbers.
+            count: samples of this process.
+            key: what else the numbers depend on.
+        """
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state) >> 1)
+        return make(count * world, generator)[rank::world].to(self.device)
+
+    def _names(self) -> tuple[str, ...]:
+        """How the names of the discriminator's parameters begin."""
+        return tuple(f"{part}." for part in self.discriminator_parts)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        """The discriminator's turn, and, when it has had its steps, the generator's."""
+        first, second = cast(list[Any], self.optimizers())
+        # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
+        second._on_before_step = second._on_after_step = _nothing
+        step, key = self.global_step, (self.current_epoch, batch_idx)
+        with at_rest(self.generator):
+            losses = self.discriminator_losses(batch, *key)
+            self._discriminates = bool(losses)
+            if losses:
+                self._pay(losses, self._names(), len(batch["image"]), self._parts(batch_idx))
+        self._batches.append(batch)
+        if self.holds_gradients(batch_idx):
+            return
+        if losses:
+            second.step()
+            second.zero_grad()
+        self.discriminator_steps += 1
+        batches, self._batches = self._batches, []
+        if self.discriminator_steps % self.adversarial.discriminator_steps:
+            return
+        with at_rest(*(getattr(self, part) for part in self.discriminator_parts)):
+            for part, one in enumerate(batches):
+                costs = self.generator_losses(one, *key, 1, part)
+                self._pay(costs, ("generator.",), len(one["image"]), len(batches))
+        first.step()
+        first.zero_grad()
+        follow(self.average, self.generator, self._decay(step))
+        figures = self.after_step(step)
+        for config in self._schedules("step"):
+            config.scheduler.step()
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            terms = {f"{name}_step": value.detach() for name, value in (losses | costs).items()}
+            figures = figures | terms | {"gradient_norm": self.gradient_norm}
+            self._log_now({f"train/{name}": float(value) for name, value in figures.items()}, step)
+            self._check(float(sum(terms.values())), batch)
+
+    def _pay(self, losses: dict[str, Tensor], names: tuple[str, ...], size: int, parts: int) -> None:
+        """Adds the gradients of a batch, one of so many of a step, and logs its losses."""
+        self.manual_backward((torch.stack([*losses.values()]).sum() + self.weight_penalty(names)) / parts)
+        for name, value in losses.items():
+            self.log_mean(f"train/{name}", value.detach(), size)
+
+    def _parts(self, batch_idx: int) -> int:
+        """Batches in the discriminator's step that this one belongs to."""
+        size, total = self.accumulate_grad_batches, self.trainer.num_training_batches
+        return size if not math.isfinite(total) else min(size, int(total) - batch_idx // size * size)
+
+    def holds_gradients(self, batch_idx: int) -> bool:
+        """See `VisionModule.holds_gradients`."""
+        return (
+            batch_idx + 1
+        ) % self.accumulate_grad_batches != 0 and batch_idx + 1 != self.trainer.num_training_batches
+
+    def _decay(self, step: int) -> float:
+        return min(self.adversarial.ema_decay or 0.0, (1 + step) / (10 + step))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips, and reads the generator's gradient norm: from here on gradients are not scaled."""
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        chosen = self.optimizers(use_pl_optimizer=False)
+        if optimizer is cast(list[Any], chosen)[0]:
+            gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def configure_optimizers(self) -> Any:
+        """An optimiser and a schedule for each player, the generator's first."""
+        self._planned_lr = self.lr
+        total = int(self.trainer.estimated_stepping_batches)
+        if total != self.trainer.max_steps:  # counted in batches
+            total //= self.accumulate_grad_batches * self.adversarial.discriminator_steps
+        generator = self.parameter_groups(("generator.",))
+        for group in generator:
+            group["name"] = str(group["name"]).replace("head", "generator")
+        discriminator = self.parameter_groups(self._names())
+        for group in discriminator:
+            group["lr_scale"] *= self.adversarial.discriminator_lr_scale
+            group["name"] = str(group["name"]).replace("head", "discriminator")
+        return [self._optimizer(generator, total), self._optimizer(discriminator, total)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None: the generator's average is kept here."""
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Compiles; tells DDP that in one player's turn the other has no gradients."""
+        if stage == "fit":
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            if self.compile_backbone:
+                several = isinstance(self.generator, nn.ModuleDict)
+                for part in self.generator.children() if several else [self.generator]:
+                    part.compile()
+        super().setup(stage)
+
+    def train(self, mode: bool = True) -> "AdversarialModule":
+        """Training mode, but not for the average."""
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    def on_train_epoch_end(self) -> None:
+        """Steps the schedules that go by epochs."""
+        super().on_train_epoch_end()
+        for config in self._schedules("epoch"):
+            plateau = isinstance(config.scheduler, ReduceLROnPlateau)
+            config.scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
+
+    def _schedules(self, interval: str) -> list[Any]:
+        """The schedules that go by steps or by epochs, of the players that learn."""
+        known = self.trainer.lr_scheduler_configs if self._discriminates else self.trainer.lr_scheduler_configs[:1]
+        return [config for config in known if config.interval == interval]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a training needs to go on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["gan"] = {"seed": self.seed, "discriminator_steps": self.discriminator_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        if saved := checkpoint.get("gan"):
+            self.seed, self.discriminator_steps = saved["seed"], saved["discriminator_steps"]
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """What a generator makes, float in [-1, 1], as uint8."""
+    return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def _nothing() -> None:
+    pass
