@@ -316,6 +316,11 @@ class AdversarialModule(VisionModule):
             self.seed, self.discriminator_steps = saved["seed"], saved["discriminator_steps"]
 
 
+def as_float(image: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return image.float() / 127.5 - 1
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """What a generator makes, float in [-1, 1], as uint8."""
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modules.backbones import BackboneError, read_weights, registered_files
 from modules.base import Stage, WarmupCosine
 from modules.decoders import Norm, normalization
-from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, to_uint8
+from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.gan.extractors import extractor_name
 from modules.gan.objectives import NonSaturating, Objective, Verdict
 from modules.gan.players import Score
@@ -26,7 +26,6 @@ from modules.reconstruction import (
     MSE,
     SSIM_SIDE,
     FixedFeatures,
-    Perceptual,
     ReconstructionLoss,
     perceptual_distance,
     ssim,
@@ -34,7 +33,6 @@ from modules.reconstruction import (
 
 PICTURED = 4  # images in the pictures
 DETAIL = 96  # side of what is shown of an image, in pixels
-SHIFT = 8  # pixels by which images are shifted before a network compares them
 TILE, RIM = 256, 32  # side of the pieces of a large image, and what each sees beyond its edge, in pixels
 
 
@@ -214,10 +212,9 @@ class SuperResolutionModule(AdversarialModule):
         net = generator or SRResNet()
         net.build(in_chans)
         self.factor = net.factor
-        least = SHIFT if isinstance(self.content, Perceptual) else 0
-        if image_size % net.factor or image_size - least < 2 * net.factor:
+        if image_size % net.factor or image_size < 2 * net.factor:
             raise BackboneError(
-                f"--data.image_size must be a multiple of {net.factor}, {least + 2 * net.factor} at least, not {image_size}."
+                f"--data.image_size must be a multiple of {net.factor}, {2 * net.factor} at least, not {image_size}."
             )
         if start is not None:
             _load(net, start)
@@ -258,7 +255,7 @@ class SuperResolutionModule(AdversarialModule):
         if not self.weight:
             return {}
         with torch.no_grad():
-            fake = self.as_input(self.generator(as_given(resized(batch["image"], 1 / self.factor))))
+            fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
         verdicts = self.judge(self.normalize(batch["image"])), self.judge(fake)
         middle = self.objective.threshold
         middle = middle if middle is not None else float(torch.cat([v.score for v in verdicts]).mean())
@@ -269,17 +266,8 @@ class SuperResolutionModule(AdversarialModule):
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
         """See `AdversarialModule`."""
         truth = batch["image"]
-        made = self.generator(as_given(resized(truth, 1 / self.factor))).float()
-        seen = made, truth
-        if isinstance(self.content, Perceptual):
-            # Layers with a stride weigh pixels by their place: always the same place would print a grid on the images.
-            top, left = self.draw(lambda n, g: torch.randint(SHIFT, (n, 2), generator=g), 1, *key)[0].tolist()
-            height, width = (length - SHIFT for length in truth.shape[-2:])
-            seen = (
-                made[..., top : top + height, left : left + width],
-                truth[..., top : top + height, left : left + width],
-            )
-        losses = {"loss": self._far(*seen)}
+        made = self.generator(as_float(resized(truth, 1 / self.factor))).float()
+        losses = {"loss": self._far(made, truth)}
         if self.weight:
             losses["adversarial"] = self.weight * self.objective.generator(self.judge(self.as_input(made)))
         return losses
@@ -295,7 +283,7 @@ class SuperResolutionModule(AdversarialModule):
         height, width = (length // self.factor * self.factor for length in batch["image"].shape[-2:])
         truth = batch["image"][..., :height, :width]
         low = resized(truth, 1 / self.factor)
-        plain, output = resized(low, self.factor), self.average(as_given(low)).float()
+        plain, output = resized(low, self.factor), self.average(as_float(low)).float()
         made = to_uint8(output)
         figures = quality(made, truth, self.factor)
         figures |= {f"{name}_bicubic": value for name, value in quality(plain, truth, self.factor).items()}
@@ -343,7 +331,7 @@ class SuperResolutionModule(AdversarialModule):
             for left in range(0, width, TILE):
                 y, x = max(0, top - RIM), max(0, left - RIM)
                 piece = image[..., y : top + TILE + RIM, x : left + TILE + RIM]
-                made = to_uint8(self.average(as_given(piece)))[..., f * (top - y) :, f * (left - x) :]
+                made = to_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
                 place = result[..., f * top : f * (top + TILE), f * left : f * (left + TILE)]
                 place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
         return result
@@ -362,11 +350,6 @@ class SuperResolutionModule(AdversarialModule):
         """See `VisionModule.write_answer`: the enlarged image without losses, as ``….enlarged.png``."""
         made = from_address(answer["pictures"]["enlarged"])
         Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(place.with_suffix(".enlarged.png"))
-
-
-def as_given(image: Tensor) -> Tensor:
-    """uint8 as generators take it, float in [-1, 1]."""
-    return image.float() / 127.5 - 1
 
 
 def _load(net: SRResNet, address: str) -> None:

@@ -14,7 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError, untrained
 from modules.base import Stage
-from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, to_uint8
+from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.gan.extractors import JUDGE, Extractor, own_extractor, state_of
 from modules.gan.figures import frechet_distance
 from modules.gan.objectives import LeastSquares, Objective, Regularizer, Verdict
@@ -461,11 +461,6 @@ class TranslationModule(AdversarialModule):
             made = from_address(text)
             file = place.with_suffix(f".{name.replace('/', '-')}.png")
             PIL.Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(file)
-
-
-def as_float(image: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
-    return image.float() / 127.5 - 1
 
 
 def tiles(image: Tensor) -> NDArray[np.uint8]:
