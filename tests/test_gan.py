@@ -258,11 +258,16 @@ def test_figures_equal_independent_ones() -> None:
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(torch.cat([one, one * 0], 1), torch.cat([other, other * 0], 1)) == pytest.approx(expected)
 
-    mean, deviation = real.mean(0), real.std(0, ddof=1)
+    mean, deviation = real.mean(0), np.sqrt(real.var(0, ddof=1).mean())
     a, b = (real - mean) / deviation, (fake - mean) / deviation
     k = lambda x, y: (x @ y / 5 + 1) ** 3  # noqa: E731
     within = [np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
     assert kernel_distance(one, other) == pytest.approx(sum(within) - 2 * np.mean([k(x, y) for x in a for y in b]))
+    still = (
+        torch.zeros(60, 1, dtype=torch.float64),
+        torch.ones(50, 1, dtype=torch.float64),
+    )  # never seen among the real ones
+    assert kernel_distance(torch.cat([one, still[0]], 1), torch.cat([other, still[1]], 1)) < 10
 
     def radius(x: np.ndarray, i: int) -> float:
         return float(np.sort(np.linalg.norm(x - x[i], axis=1))[3])

@@ -31,14 +31,16 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """The squared maximum mean discrepancy with the kernel (x·y/F + 1)³ (Bińkowski et al. 2018, arXiv:1801.01401), the
-    unbiased estimate over all images at once; features are standardised by the real ones. It can be below zero.
+    unbiased estimate over all images at once; features are centred on the real ones and divided by their root mean
+    variance, one number for all, since one that hardly varies among the real images would outweigh the rest. It can be
+    below zero.
 
     Args:
         real: float N×F.
         fake: float M×F.
     """
     real, fake = real.double(), fake.double()
-    mean, spread = real.mean(0), real.std(0).clamp_min(1e-6)
+    mean, spread = real.mean(0), real.var(0).mean().sqrt().clamp_min(1e-6)
     real, fake = (real - mean) / spread, (fake - mean) / spread
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
