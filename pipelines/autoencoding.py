@@ -7,13 +7,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ from modules.autoencoding.figures import to_uint8
 from modules.autoencoding.points import draw_points
 from modules.pictures import captioned_grid
 from pipelines import registry
-from pipelines.cli import VisionCLI, main, print_table, quieten
+from pipelines.cli import VisionCLI, main, task_command
 from pipelines.predict import find
 from pipelines.pyfunc import VisionModel
 from pipelines.tracking import RunLogger
@@ -222,25 +222,9 @@ def points(
     return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {sheet} shows them; run {logger.address()}."
 
 
-COMMANDS: dict[str, Any] = {"encode": encode, "decode": decode, "nearest": nearest, "points": points}
-
-
-def command(args: Sequence[str] | None = None) -> None:
-    """The whole command line: the shared one, and what only autoencoders do.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    if not given or given[0] not in COMMANDS:
-        print_table("autoencoding", autoencoding(given).rows)
-        return
-    quieten()
-    try:
-        print(auto_cli(COMMANDS, args=given, as_positional=True))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+command = partial(
+    task_command, autoencoding, {"encode": encode, "decode": decode, "nearest": nearest, "points": points}
+)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, auto_cli
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
@@ -584,3 +584,25 @@ def print_table(title: str, rows: dict[str, str]) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     Console().print(table)
+
+
+def task_command(
+    train: Callable[[Sequence[str]], VisionCLI], uses: dict[str, Any], args: Sequence[str] | None = None
+) -> None:
+    """The whole command line of a task: the shared one, and what only this task does with a trained model.
+
+    Args:
+        train: the shared one, named as the task.
+        uses: further commands by name, which give the line to print.
+        args: the command line; None takes the process's own.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] not in uses:
+        print_table(train.__name__, train(given).rows)
+        return
+    quieten()
+    try:
+        print(auto_cli(uses, args=given, as_positional=True))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

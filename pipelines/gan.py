@@ -1,18 +1,16 @@
 """Train GANs, ``python -m pipelines.gan fit|validate|test|predict|preview``, and ``sample`` from them."""
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jsonargparse import auto_cli
 from PIL import Image
 
 from modules import GANModule
 from modules.pictures import image_grid
 from pipelines import registry
-from pipelines.cli import VisionCLI, main, print_table, quieten
+from pipelines.cli import VisionCLI, main, task_command
 
 
 def gan(args: Sequence[str] | None = None) -> VisionCLI:
@@ -65,25 +63,7 @@ def sample(
     return f"{count} images of {registry.pinned(model)} are in {folder}; {sheet} shows the first."
 
 
-COMMANDS: dict[str, Any] = {"sample": sample}
-
-
-def command(args: Sequence[str] | None = None) -> None:
-    """The whole command line: the shared one, and what only GANs do.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    if not given or given[0] not in COMMANDS:
-        print_table("gan", gan(given).rows)
-        return
-    quieten()
-    try:
-        print(auto_cli(COMMANDS, args=given, as_positional=True))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+command = partial(task_command, gan, {"sample": sample})
 
 
 if __name__ == "__main__":

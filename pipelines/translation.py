@@ -1,19 +1,17 @@
 """Train image translation, ``python -m pipelines.translation fit|validate|test|predict|preview``, and ``translate`` with it."""
 
 import os
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
 
 from modules import TranslationModule
 from pipelines import registry, video
-from pipelines.cli import VisionCLI, main, print_table, quieten
+from pipelines.cli import VisionCLI, main, task_command
 from pipelines.predict import find
 
 BATCH = 64
@@ -64,25 +62,7 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
     return f"{len(files)} pictures, translated to {' and '.join(names)} by {registry.pinned(model)}, are in {out}."
 
 
-COMMANDS: dict[str, Any] = {"translate": translate}
-
-
-def command(args: Sequence[str] | None = None) -> None:
-    """The whole command line: the shared one, and what only translation does.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    if not given or given[0] not in COMMANDS:
-        print_table("translation", translation(given).rows)
-        return
-    quieten()
-    try:
-        print(auto_cli(COMMANDS, args=given, as_positional=True))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+command = partial(task_command, translation, {"translate": translate})
 
 
 if __name__ == "__main__":
