@@ -36,7 +36,7 @@ def film(sprites: Sprites, file: str) -> list[np.ndarray]:
     for time in range(FRAMES):
         frame = np.full((130, 128, 3), (40, 70, 110), np.uint8)
         for k, (x1, y1, x2, y2) in enumerate(np.array(truth(time)).astype(int)):
-            digit = cv2.resize(sprites[k][0], (x2 - x1, y2 - y1))
+            digit = cv2.resize(sprites[k], (x2 - x1, y2 - y1))
             frame[y1:y2, x1:x2] = np.maximum(frame[y1:y2, x1:x2], digit[..., None])
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         frames.append(frame)

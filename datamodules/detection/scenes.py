@@ -22,7 +22,8 @@ from datamodules.classification import Digits
 from datamodules.detection.base import DetectionDataModule, DetectionDataset, Mixing
 from datamodules.mixing import VISIBLE, boxes_of
 
-VERSION = 1  # a change of what is drawn is a change of the data
+VERSION = 2  # a change of what is drawn is a change of the data
+INK = 64  # what is brighter belongs to the object
 COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
 KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
 SPLITS = ("train", "val", "test")
@@ -40,19 +41,17 @@ class Sprites:
         self.labels = np.array([sample["label"] for sample in samples], np.int64)
         self.digest = source.digest
         self._pictures = [sample["image"][..., 0] for sample in samples]
-        self._cut: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+        self._cut: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The picture and its outline with the holes filled (0 or 255), both uint8 and no larger than need be."""
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """The picture, uint8 and no larger than need be."""
         if index not in self._cut:
             picture = self._pictures[index]
-            solid = binary_fill_holes(picture > 64).astype(np.uint8) * 255
-            x, y, width, height = cv2.boundingRect(solid)
-            part = slice(y, y + height), slice(x, x + width)
-            self._cut[index] = picture[part], solid[part]
+            x, y, width, height = cv2.boundingRect((picture > INK).view(np.uint8))
+            self._cut[index] = picture[y : y + height, x : x + width]
         return self._cut[index]
 
 
@@ -135,18 +134,17 @@ class SceneSource:
         for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
             for _ in range(10):  # places that hide too much of what is there already are given up
                 which = int(rng.integers(len(self.sprites)))
-                picture, solid = self._resized(which, rng)
+                picture, inside = self._resized(which, rng)
                 height, width = picture.shape
                 y, x = (int(rng.integers(self.size - side + 1)) for side in (height, width))
                 place = slice(y, y + height), slice(x, x + width)
-                inside = solid >= 128
                 hidden = np.bincount(owner[place][inside], minlength=len(areas) + 1)[1:]
                 box = x, y, x + width, y + height
                 if not (seen - hidden < VISIBLE * areas).any() and all(_covered(box, b) <= COVERED for b in boxes):
                     break
             else:
                 continue
-            canvas[place] = _painted(canvas[place], picture, solid, paper, _tint(rng, paper))
+            canvas[place] = _painted(canvas[place], picture, inside, paper, _tint(rng, paper))
             boxes.append(box)
             labels.append(int(self.sprites.labels[which]))
             owner[place][inside] = len(labels)
@@ -167,8 +165,9 @@ class SceneSource:
         canvas = cv2.addWeighted(canvas, 1, noise, amount / 255, -amount / 2, dtype=cv2.CV_32F)
         return np.clip(canvas, 0, 255).astype(np.uint8), paper
 
-    def _resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        picture, solid = self.sprites[which]
+    def _resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A picture at its size in the scene, uint8, and its outline there with the holes filled."""
+        picture = self.sprites[which]
         longest = max(6.0, rng.uniform(*self.extent) * self.size)
         factor = longest / max(picture.shape)
         stretch = float(rng.uniform(0.9, 1.1))
@@ -176,8 +175,8 @@ class SceneSource:
             max(3, min(self.size, round(side * factor))) for side in (picture.shape[1] * stretch, picture.shape[0])
         ]
         way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        picture, solid = (np.asarray(cv2.resize(part, sides, interpolation=way), np.uint8) for part in (picture, solid))
-        return picture, solid
+        picture = np.asarray(cv2.resize(picture, sides, interpolation=way), np.uint8)
+        return picture, binary_fill_holes(picture > INK)
 
 
 def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
@@ -198,14 +197,13 @@ def _tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.fl
 def _painted(
     ground: NDArray[np.uint8],
     picture: NDArray[np.uint8],
-    solid: NDArray[np.uint8],
+    inside: NDArray[np.bool_],
     paper: NDArray[np.float32],
     tint: NDArray[np.float32],
 ) -> NDArray[np.uint8]:
     """The picture in its tint over the ground; its holes are opaque, in the colour of the background."""
-    ink, cover = (part[..., None].astype(np.float32) / 255 for part in (picture, solid))
-    colour = paper + (tint - paper) * ink
-    return np.rint(ground + (colour - ground) * cover).astype(np.uint8)
+    colour = paper + (tint - paper) * (picture[..., None].astype(np.float32) / 255)
+    return np.where(inside[..., None], np.rint(colour).astype(np.uint8), ground)
 
 
 class DigitScenes(DetectionDataModule):
