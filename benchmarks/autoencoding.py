@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules import FashionMNIST
-from datamodules.classification import ArraySource
 from modules import AutoencodingModule, ClassificationModule, Optimization
 from modules.parts import Draws
 from pipelines import registry
@@ -155,36 +154,21 @@ def samples(data: FashionMNIST, address: str, count: int) -> None:
         print(f"  {name:40} classes {classes:5.2f}  fd_lenet5 {frechet(found, wanted):8.2f}")
 
 
-class FewLabels(FashionMNIST):
-    """Fashion-MNIST with a few training images a class, and 1,000 for validation."""
-
-    name = "FashionMNIST"  # under which torchvision knows the files
-
-    def __init__(self, root: str, shots: int, draw: int) -> None:
-        super().__init__(root, augmentation="light", batch_size=50, num_workers=0, seed=draw)
-        self.shots = shots
-
-    def load(self) -> dict[str, Any]:
-        sources: dict[str, Any] = super().load()
-        train, generator = sources["train"], np.random.default_rng(self.seed)
-        chosen = [generator.permutation(np.flatnonzero(train.labels == k))[: self.shots] for k in range(10)]
-        val: ArraySource = sources["val"]
-        return sources | {"train": train.subset(np.concatenate(chosen)), "val": val.subset(np.arange(1000))}
-
-
 def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seeds: int, steps: int) -> None:
     kind = autoencoder(addresses[0]).backbone.recipe
     plans = [(0.001, 1.0), (0.001, 0.1)]
 
     def measure(start: str, shot: int, seed: int, lr: float, scale: float, stage: str) -> float:
         L.seed_everything(seed, verbose=False)
-        few = FewLabels(data.root, shot, seed)
+        few = FashionMNIST(
+            data.root, augmentation="light", batch_size=50, num_workers=0, seed=seed, train_per_class=shot
+        )
         plan = Optimization(lr=lr, backbone_lr_scale=scale)
         options = kind["backbone_options"] if start == kind["backbone"] else None
         module = ClassificationModule(10, None, 1, 28, start, backbone_options=options, optimization=plan)
         trainer = L.Trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, **QUIET)
         trainer.fit(module, few)
-        measured = L.Trainer(**QUIET)
+        measured = L.Trainer(limit_val_batches=20, **QUIET)  # 1,000 images
         (figures,) = getattr(measured, "test" if stage == "test" else "validate")(module, datamodule=few, verbose=False)
         return float(figures[f"{stage}/accuracy"])
 

@@ -93,6 +93,31 @@ class FileSource:
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
+class JoinedSource:
+    """Labelled images of one source after those of another.
+
+    Args:
+        sources: they number their classes alike.
+    """
+
+    def __init__(self, *sources: "Images") -> None:
+        self.sources = sources
+        self.labels = np.concatenate([source.labels for source in sources])
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[which][index - int(self._ends[which]) + len(self.sources[which])]
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        return hashlib.blake2b("".join(s.digest for s in self.sources).encode(), digest_size=16).hexdigest()
+
+
 Images = ArraySource | FileSource
 
 
@@ -131,8 +156,18 @@ def split(
     return source.subset(np.sort(rest)), source.subset(np.sort(part))
 
 
-def _few(source: Images, number: int, label_names: Sequence[str], seed: int) -> Images:
-    """So many images of each class."""
+def few(source: Images, number: int, label_names: Sequence[str], seed: int) -> Images:
+    """So many images of each class.
+
+    Args:
+        source: what they are drawn from.
+        number: of each class.
+        label_names: names of the classes.
+        seed: the same one draws the same images, and a smaller number a part of what a larger one does.
+
+    Raises:
+        DataError: a class has fewer.
+    """
     if number < 1:
         raise DataError(f"--data.train_per_class must be at least 1, not {number}.")
     generator, chosen = np.random.default_rng(seed), []
@@ -234,7 +269,7 @@ class ClassificationDataModule(VisionDataModule):
         """
         sources = self.load()
         if self.train_per_class is not None:
-            sources["train"] = _few(sources["train"], self.train_per_class, self.label_names, self.seed)  # type: ignore[arg-type]
+            sources["train"] = few(sources["train"], self.train_per_class, self.label_names, self.seed)  # type: ignore[arg-type]
         return sources
 
     def identity(self) -> dict[str, Any]:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import mlflow
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from mlflow.tracking import MlflowClient
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +25,7 @@ from modules import inspection as see
 from modules.pictures import Image as Picture
 from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
 from pipelines.predict import find
-from pipelines.registry import learned_from, load, model_folder
+from pipelines.registry import add_files, learned_from, load, model_folder
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:
@@ -309,7 +307,7 @@ def inspect(
         else:
             rows.append((str(folder / f"{key}.png"), what))
     if log:
-        rows.append(("run", _log(model, [folder / f"{key}.png" for key, *_ in todo])))
+        rows.append(("run", add_files(model, [folder / f"{key}.png" for key, *_ in todo], "inspect")))
     table, seen = Table("file", "what it shows"), Table("stage", "sees", "stride")
     for name, field in fields.items():
         seen.add_row(name, "all of the image" if field.size is None else f"{field.size} px", f"{field.stride} px")
@@ -338,18 +336,6 @@ def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
         for name, field in fields.items()
     ]
     return nested_squares(_hwc(image), squares, "what a unit in the middle sees")
-
-
-def _log(model: str, files: Sequence[Path]) -> str:
-    """Adds pictures to the run that trained a model; without MLflow it does not, and says so."""
-    try:
-        run_id = mlflow.models.get_model_info(model).run_id
-        for file in files:
-            if file.exists():
-                MlflowClient().log_artifact(run_id, str(file), "inspect")
-    except (mlflow.MlflowException, OSError) as error:
-        return f"the pictures could not be logged: {error}"
-    return f"the pictures are in run {run_id}, folder inspect"
 
 
 def main(args: Sequence[str] | None = None) -> None:

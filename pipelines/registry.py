@@ -5,6 +5,7 @@ import hashlib
 import io
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from jsonargparse import auto_cli
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from rich.console import Console
@@ -454,6 +456,27 @@ def download(address: str, folder: str) -> str:
         raise ValueError(f"{Path(folder).resolve()} is there already: name a new folder.")
     shutil.copytree(model_folder(address), folder)
     return f"{pinned(address)} is in {folder}; its backbone starts another training from {folder}/model.safetensors."
+
+
+def add_files(address: str, files: Sequence[Path], folder: str) -> str:
+    """Adds files to the run that trained a registered model.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        files: those that are there are added.
+        folder: of the run's artifacts.
+
+    Returns:
+        Where they are; or, since what was found must not be lost with the tracking server, why they could not be added.
+    """
+    try:
+        run_id = mlflow.models.get_model_info(address).run_id
+        for file in files:
+            if file.exists():
+                MlflowClient().log_artifact(run_id, str(file), folder)
+    except (MlflowException, OSError) as error:
+        return f"the files could not be added to the model's run: {error}"
+    return f"they are in run {run_id} too, folder {folder}"
 
 
 def load(address: str, device: str = "cpu") -> Any:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.linalg import sqrtm
+from sklearn.metrics import mutual_info_score
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -32,6 +34,7 @@ from modules.gan import (
     NonSaturating,
     Wasserstein,
 )
+from modules.gan.dissection import agreement, dissect, effect, layers
 from modules.gan.figures import effective_classes, frechet_distance, kernel_distance, neighbourhoods
 from modules.gan.health import Health
 from modules.gan.module import grown
@@ -40,6 +43,7 @@ from modules.gan.players import at_rest, divergence, follow
 from pipelines import registry
 from pipelines.classification import classification
 from pipelines.gan import command, gan
+from pipelines.segmentation import segmentation
 from pipelines.tracking import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
@@ -561,6 +565,33 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
         command(["sample", "models:/judge/1"])
     assert "is a ClassificationModule" in capsys.readouterr().err
 
+    segmentation(["fit", "--data", "DigitMasks", "--data.scene_size", "32", "--data.in_chans", "1", "--data.train", "16",
+                  "--data.val", "4", "--data.test", "4", "--model.backbone", "resnet10t", "--trainer.max_epochs", "1",
+                  "--output", "seen", "--register", "seer", *QUIET])  # fmt: skip
+    command(["dissect", "models:/maker/1", "models:/seer/1", "--count", "16", "--units", "2"])
+    effects = pd.read_csv("dissection/effects.csv", index_col="class")
+    assert len(effects) == 11
+    assert np.allclose(effects["causal"], effects["on"] - effects["off"], atol=2e-4)
+    assert len(pd.read_csv("dissection/units.csv")) == 8
+    assert Image.open("dissection/dissection.png").width > 8 * 84
+    command(["enrich", "models:/maker/1", "--real", "[2, 5]", "--generated", "3",
+             "--steps", "2", "--seeds", "2"])  # fmt: skip
+    rows = pd.read_csv("enriched.csv").groupby(["real", "images"]).size()
+    assert rows.to_dict() == {(0, "generated"): 2} | {(n, kind): 2 for n in (2, 5) for kind in ("real", "both")}
+    assert "2 seeds" in capsys.readouterr().out
+    added = {
+        file.path
+        for folder in ("dissection", "enriched")
+        for file in MlflowClient().list_artifacts(run.info.run_id, folder)
+    }
+    assert added >= {"dissection/effects.csv", "dissection/dissection.png", "enriched/enriched.csv"}
+    with pytest.raises(SystemExit):
+        command(["enrich", "models:/maker/1", "--data", "FashionMNIST"])
+    assert "must make images of the classes T-shirt" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["dissect", "models:/maker/1", "models:/judge/1"])
+    assert "a segmentation model says what is in the images" in capsys.readouterr().err
+
     named = gan(["test", *SMALL, "--model.conditional", "true", "--output", "again", "--ckpt_path", "out/best.ckpt",
                  "--model.extractor", "models:/judge/1"])  # fmt: skip
     assert "test/fd_judge_1" in named.rows
@@ -571,3 +602,49 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert seen.probabilities is not None
     assert torch.allclose(seen.probabilities, F.softmax(judge(image), 1), atol=1e-4)
     assert not any(key.startswith("_extractor") for key in named.model.state_dict())
+
+
+class Painter(nn.Module):
+    """Three units, of which the first paints a square where the noise is positive, and the others do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.Sequential(nn.Identity(), nn.ReLU())
+
+    def forward(self, noise: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        maps = torch.zeros(len(noise), 3, 8, 8)
+        maps[:, 0, 2:5, 3:6] = noise[:, :1, None].sign()
+        maps[:, 1] = 0.1
+        maps[:, 2] = noise[:, 1:2, None] + torch.arange(8.0)
+        return 2 * self.units(maps)[:, :1] - 1
+
+
+def test_dissection_finds_the_unit_that_makes_a_class_and_only_that_one_matters() -> None:
+    torch.manual_seed(0)
+    painter, segment = Painter(), lambda image: (image[:, 0] > 0).long()
+    batches = [(torch.randn(64, 2), None) for _ in range(2)]
+    assert layers(painter, batches[0][0], None) == ["units.1"]
+    layer = dissect(painter, "units.1", batches, segment, 2)
+    assert layer.best(1, 1) == [0]
+    assert layer.iou[0, 1] == pytest.approx(1)
+    assert 0 <= layer.threshold[0, 1] < 1
+    assert layer.on[0] == pytest.approx(torch.tensor([0.0, 1.0]))
+    assert layer.iou[2, 1] < 0.3
+    painted = torch.cat([noise[:, 0] > 0 for noise, _ in batches]).double().mean() * 9 / 64
+    found = effect(painter, layer, 1, [0], batches, segment)
+    assert (found.plain, found.off, found.on) == (pytest.approx(float(painted)), 0, 1)
+    assert found.control == found.plain
+    assert found.causal == 1
+
+
+def test_agreement_of_units_and_classes_equals_an_independent_one() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.random(1000) < 0.3, generator.random(1000) < 0.2
+    other |= one & (generator.random(1000) < 0.5)
+    counts = [torch.tensor([int(n)]) for n in ((one & other).sum(), one.sum(), other.sum())]
+    quality, iou = agreement(*counts, 1000)
+    joint = np.bincount(2 * one + other, minlength=4) / 1000
+    assert float(quality) == pytest.approx(mutual_info_score(one, other) / -(joint * np.log(joint)).sum())
+    assert float(iou) == pytest.approx((one & other).sum() / (one | other).sum())
+    nothing = torch.zeros(1, dtype=torch.int64)
+    assert [float(value) for value in agreement(nothing, nothing, nothing, 1000)] == [0, 0]

@@ -208,6 +208,22 @@ class GANModule(AdversarialModule):
         """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
         return cast(Verdict, self.head(self.backbone(image), image, label))
 
+    def on_fit_start(self) -> None:
+        """Checks that images have labels where they are needed: data of boxes or masks name classes too.
+
+        Raises:
+            BackboneError: they have none.
+        """
+        super().on_fit_start()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not self.num_classes or not (self.conditional or self.extractor is None) or not hasattr(data, "samples"):
+            return
+        if "label" not in data.samples("train", 1):
+            raise BackboneError(
+                f"The images of {data.name} have no label each, from which a classifier could learn to judge samples, and "
+                "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
+            )
+
     def _right(self, real: Tensor, fake: Tensor) -> Tensor:
         """The share of images that the discriminator tells right."""
         sign = -1 if self.objective.energy else 1

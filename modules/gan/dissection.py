@@ -1,0 +1,215 @@
+"""Which units of a generator make what (GAN Dissection, Bau et al. 2019, arXiv:1811.10597).
+
+A unit is a channel of a layer. Where its map agrees with a class that a segmentation sees in the images, it stands for
+that class; whether it makes it, shows what becomes of the class when the unit is switched off and on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 1 - torch.logspace(-0.3, -2.7, 25)  # quantiles of a unit's values that are tried as thresholds: 0.5 to 0.998
+Segment = Callable[[Tensor], Tensor]  # float B×C×S×S in [-1, 1] to classes, int64 B×H×W
+Batches = Sequence[tuple[Tensor, Tensor | None]]  # noise, and labels of a conditional generator
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was found in a layer of C units, with K classes.
+
+    Args:
+        name: its name in the generator.
+        iou: float C×K: how well the places where a unit is above its threshold agree with those of a class.
+        threshold: float C×K: the threshold for that class.
+        on: float C×K: a unit's mean where that class is; its overall mean where the class never is.
+    """
+
+    name: str
+    iou: Tensor
+    threshold: Tensor
+    on: Tensor
+
+    def best(self, label: int, count: int) -> list[int]:
+        """The units that agree best with a class."""
+        return self.iou[:, label].topk(min(count, len(self.iou))).indices.tolist()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The share of pixels of a class.
+
+    Args:
+        plain: in images as they are made.
+        off: with the class's units at zero everywhere.
+        on: with them as high everywhere as they are where the class is.
+        control: with as many other units at zero, chosen at random.
+    """
+
+    plain: float
+    off: float
+    on: float
+    control: float
+
+    @property
+    def causal(self) -> float:
+        """The average causal effect, equation 3 of the paper."""
+        return self.on - self.off
+
+
+def layers(generator: nn.Module, noise: Tensor, label: Tensor | None) -> list[str]:
+    """The layers whose units can be looked at: rectifiers that give maps, in their order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found: list[str] = []
+    rectifiers = {name: part for name, part in generator.named_modules() if isinstance(part, nn.ReLU | nn.LeakyReLU)}
+    hooks = [
+        part.register_forward_hook(
+            lambda _, __, maps, name=name: found.append(name) if maps.ndim == 4 and maps.shape[-1] > 1 else None
+        )
+        for name, part in rectifiers.items()
+    ]
+    try:
+        with torch.no_grad():
+            generator(noise, label)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ValueError("This generator has no maps, which dissection is about: take one made of convolutions.")
+    return found
+
+
+@contextmanager
+def _kept(part: nn.Module) -> Iterator[list[Tensor]]:
+    """What the layer gives out, the latest last."""
+    maps: list[Tensor] = []
+    hook = part.register_forward_hook(lambda _, __, made: maps.append(made))
+    try:
+        yield maps
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def switched(part: nn.Module, channels: Sequence[int], values: Tensor) -> Iterator[None]:
+    """The layer with some of its channels held at these values, float N, in the meantime."""
+
+    def hold(_: nn.Module, __: object, maps: Tensor) -> Tensor:
+        held = maps.clone()
+        held[:, list(channels)] = values.to(maps)[None, :, None, None]
+        return held
+
+    hook = part.register_forward_hook(hold)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def agreement(n11: Tensor, n1: Tensor, m1: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """How two sets of pixels agree.
+
+    Args:
+        n11: pixels in both.
+        n1: pixels in the first.
+        m1: pixels in the second.
+        total: all pixels.
+
+    Returns:
+        The information quality ratio, mutual information over joint entropy (section 3.1 of the paper), and the
+        intersection over union; 0 where it has no meaning.
+    """
+    joint = torch.stack(torch.broadcast_tensors(n11, n1 - n11, m1 - n11, total - n1 - m1 + n11)).double() / total
+    one, other = (joint[0] + joint[1], joint[0] + joint[2])
+    even = torch.stack([one * other, one * (1 - other), (1 - one) * other, (1 - one) * (1 - other)])
+    entropy = torch.special.entr(joint).sum(0)
+    information = torch.where(joint > 0, joint * (joint / even).log(), 0).sum(0)
+    quality = torch.where(entropy > 1e-12, information / entropy.clamp_min(1e-12), 0)
+    union = (n1 + m1 - n11).double()
+    return quality, torch.where(union > 0, n11 / union.clamp_min(1), 0)
+
+
+@torch.no_grad()
+def dissect(generator: nn.Module, name: str, batches: Batches, segment: Segment, num_classes: int) -> Layer:
+    """Compares the maps of a layer, enlarged to the segmentation's size, with the classes that are seen in the images.
+
+    Args:
+        generator: noise, and labels, to images, float B×C×S×S in [-1, 1].
+        name: the layer's name in it.
+        batches: what images are made of; made twice.
+        segment: sees the classes.
+        num_classes: how many there are.
+    """
+    part = generator.get_submodule(name)
+    with _kept(part) as maps:
+        for noise, label in batches:
+            generator(noise, label)
+    values = torch.cat([m.transpose(0, 1).flatten(1) for m in maps], 1).float()
+    chosen = values[:, torch.linspace(0, values.shape[1] - 1, min(values.shape[1], 100_000)).long()]
+    edges = torch.quantile(chosen, LEVELS.to(values), dim=1).T.contiguous()
+    units, levels = edges.shape
+    counts = torch.zeros(units * (levels + 1) * num_classes, dtype=torch.int64, device=values.device)
+    sums, overall = torch.zeros(units, num_classes, device=values.device), values.mean(1)
+    for noise, label in batches:
+        with _kept(part) as maps:
+            seen = segment(generator(noise, label))
+        high = F.interpolate(maps[0].float(), seen.shape[1:], mode="bilinear", align_corners=False)
+        high, flat = high.transpose(0, 1).flatten(1).contiguous(), seen.flatten()
+        place = torch.searchsorted(edges, high)  # levels that a value is above
+        unit = torch.arange(units, device=place.device)[:, None]
+        counts += torch.bincount(((unit * (levels + 1) + place) * num_classes + flat).flatten(), minlength=len(counts))
+        sums.index_add_(1, flat, high)
+    table = counts.view(units, levels + 1, num_classes)
+    above = table.flip(1).cumsum(1).flip(1)[:, 1:]  # pixels of a class where the unit is above each threshold
+    pixels = table[0].sum(0)
+    quality, iou = agreement(above, above.sum(2, keepdim=True), pixels, int(pixels.sum()))
+    level = quality.argmax(1, keepdim=True)
+    on = torch.where(pixels > 0, sums / pixels.clamp_min(1), overall[:, None])
+    threshold = edges[:, :, None].expand_as(iou).gather(1, level)[:, 0]
+    return Layer(name, iou.gather(1, level)[:, 0], threshold, on)
+
+
+@torch.no_grad()
+def effect(
+    generator: nn.Module,
+    layer: Layer,
+    label: int,
+    units: Sequence[int],
+    batches: Batches,
+    segment: Segment,
+    seed: int = 0,
+) -> Effect:
+    """What becomes of a class when units are switched off and on, everywhere in the image.
+
+    Args:
+        generator: see `dissect`.
+        layer: what was found in the layer.
+        label: the class.
+        units: the channels.
+        batches: what images are made of.
+        segment: sees the classes.
+        seed: of the other units that are switched off to compare with.
+    """
+    part, zero = generator.get_submodule(layer.name), torch.zeros(len(units))
+    rest = [k for k in range(len(layer.iou)) if k not in set(units)]
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[: len(units)]
+    others = [rest[k] for k in order.tolist()]
+
+    def share() -> float:
+        seen = torch.cat([segment(generator(noise, of)).flatten() for noise, of in batches])
+        return float((seen == label).double().mean())
+
+    plain = share()
+    with switched(part, units, zero):
+        off = share()
+    with switched(part, units, layer.on[list(units), label]):
+        on = share()
+    with switched(part, others, zero[: len(others)]):
+        control = share()
+    return Effect(plain, off, on, control)
