@@ -74,7 +74,9 @@ def main() -> None:
         }
         print("| encoder | test mIoU | each draw | validation mIoU by steps, mean |\n|---|---|---|---|")
         for name, network in starts.items():
-            tests, curves, steps = [], [], []
+            tests: list[float] = []
+            curves: list[list[float]] = []
+            steps: list[int] = []
             for seed in range(given.seeds):
                 output = f"{temporary}/{name.replace(' ', '-')}-{seed}"
                 segmentation(
