@@ -46,7 +46,8 @@ from modules import BackboneError, VisionModule
 from modules.backbones import read_weights
 from modules.base import DivergenceError
 from pipelines import registry
-from pipelines.tracking import RunCallback, RunLogger, TrackingError, redact, redact_yaml, surroundings
+from pipelines.redaction import redact, redact_yaml
+from pipelines.tracking import RunCallback, RunLogger, TrackingError, surroundings
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",

@@ -3,13 +3,10 @@
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
-import threading
 import time
 import traceback
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,31 +22,25 @@ import yaml
 from filelock import FileLock
 from jsonargparse import auto_cli
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_GIT_COMMIT,
-    MLFLOW_LOGGED_IMAGES,
     MLFLOW_RUN_NAME,
     MLFLOW_SOURCE_NAME,
 )
 from PIL import Image
 
+from pipelines.journal import Journal, MachineMonitor
+from pipelines.redaction import redact, without_login
+
 RUN_FILE = "run.json"
 PARAM_LIMIT = 6000  # MLflow's, in characters
-BATCH_LIMIT = 1000  # metrics in one request
-PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
-REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
 
-# The journal tries again by itself, and must learn soon that it has to: MLflow's own way takes minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the table at the end has it
 
 
@@ -103,225 +94,6 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         if found := client.get_experiment_by_name(name):
             return found.experiment_id
         raise
-
-
-class Journal:
-    """What is to be sent to an MLflow run, on disk first, so that neither a kill nor a lost server loses any of it.
-
-    ``journal.jsonl`` in the output folder has a line for each metric, picture, file and status; ``journal.sent`` holds
-    how many bytes of it the server has taken. A thread sends what is new, and tries again as long as it must.
-
-    Args:
-        output: folder of the training.
-        run_id: the run.
-        client: MLflow's client.
-    """
-
-    def __init__(self, output: Path, run_id: str, client: MlflowClient) -> None:
-        self.output, self.run_id, self.client = output, run_id, client
-        self.file, self._mark = output / "journal.jsonl", output / "journal.sent"
-        self.error: Exception | None = None
-        self.refused = 0  # entries that the server will never take
-        self.last: dict[str, int] = {}  # the last step of each metric and picture
-        lines = self.file.read_bytes() if self.file.exists() else b""
-        whole = lines[: lines.rfind(b"\n") + 1]  # a kill may have cut the last line
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            if "step" in entry:
-                self.last[entry["key"]] = max(entry["step"], self.last.get(entry["key"], -1))
-        self._written = len(whole)
-        self._sent = int(self._mark.read_bytes() or 0) if self._mark.exists() else 0
-        self._mark_stream = self._mark.open("r+b" if self._mark.exists() else "wb", buffering=0)
-        self._stream = self.file.open("r+b" if self.file.exists() else "wb")
-        self._stream.truncate(self._written)
-        self._stream.seek(self._written)
-        self._news = threading.Condition()
-        self._closing = self._hurry = self._gave_up = False
-        self._progress = time.monotonic()
-        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Adds an entry; one of a step that its series already has is left out: an earlier process wrote it."""
-        with self._news:
-            if "step" in entry:
-                if entry["step"] <= self.last.get(entry["key"], -1):
-                    return
-                self.last[entry["key"]] = entry["step"]
-            line = json.dumps(entry | {"timestamp": int(time.time() * 1000)}).encode() + b"\n"
-            self._stream.write(line)
-            self._stream.flush()
-            self._written += len(line)
-            self._news.notify_all()
-
-    def wait(self, patience: float | None = None) -> int:
-        """Waits until all is sent, or for some seconds if the server does not answer.
-
-        Args:
-            patience: how many; by default a minute, and little where a minute has passed before.
-
-        Returns:
-            The bytes that are left.
-        """
-        if patience is None:
-            patience = min(PATIENCE, 5) if self._gave_up else PATIENCE
-        start = time.monotonic()
-        with self._news:
-            self._hurry = True
-            while self._sent < self._written and self._thread.is_alive():
-                if self.error is not None and time.monotonic() - max(start, self._progress) > patience:
-                    self._gave_up = True
-                    break
-                self._news.notify_all()
-                self._news.wait(0.05)
-            self._hurry = False
-            return self._written - self._sent
-
-    def close(self, patience: float | None = None) -> int:
-        """`wait`, which Ctrl-C cuts short, then ends the thread."""
-        try:
-            left = self.wait(patience)
-        except KeyboardInterrupt:
-            left = self._written - self._sent
-        with self._news:
-            self._closing = True
-            self._news.notify_all()
-        if not left:
-            self._thread.join()
-            self._mark_stream.close()
-        self._stream.close()
-        return left
-
-    def _send_all(self) -> None:
-        pause = 0.5
-        with self.file.open("rb") as reader:
-            while True:
-                with self._news:
-                    self._news.wait_for(lambda: self._closing or self._sent < self._written)
-                    if self._closing:
-                        return
-                    end = self._written
-                reader.seek(self._sent)
-                lines = reader.read(min(end - self._sent, 1 << 20)).splitlines(keepends=True)
-                if not lines[-1].endswith(b"\n"):
-                    lines.pop()
-                try:
-                    self._send(lines)
-                except Exception as error:
-                    if self.error is None:
-                        rank_zero_warn(
-                            "MLflow does not answer; the training goes on, and sending is tried again. "
-                            f"({redact(str(error))[:300]})"
-                        )
-                    self.error = error
-                    with self._news:
-                        self._news.wait_for(lambda: self._closing, timeout=min(pause, 1) if self._hurry else pause)
-                    pause = min(2 * pause, 15)
-                else:
-                    if self.error is not None:
-                        rank_zero_info("MLflow answers again.")
-                    self.error, pause = None, 0.5
-
-    def _send(self, lines: list[bytes]) -> None:
-        """Sends whole lines in order; metrics next to each other go together.
-
-        What was sent, but not marked as sent, is sent again: each entry is such that MLflow then has it once.
-        """
-        pending: list[Metric] = []
-        size = 0
-        for position, line in enumerate(lines, 1):
-            entry = json.loads(line)
-            size += len(line)
-            if entry["kind"] == "metric":
-                pending.append(Metric(entry["key"], float(entry["value"]), entry["timestamp"], entry["step"]))
-            if pending and (entry["kind"] != "metric" or len(pending) == BATCH_LIMIT or position == len(lines)):
-                self._send_metrics(pending)
-                pending = []
-            if entry["kind"] != "metric":
-                try:
-                    self._send_other(entry)
-                except (FileNotFoundError, MlflowException) as error:
-                    if isinstance(error, MlflowException) and error.error_code != REFUSED:
-                        raise
-                    self._note_refusal(entry.get("key") or entry.get("file", ""), error)
-            if not pending:
-                self._sent += size
-                size = 0
-                self._progress = time.monotonic()
-                os.pwrite(self._mark_stream.fileno(), b"%020d" % self._sent, 0)  # in one piece, whenever a kill comes
-
-    def _send_metrics(self, metrics: list[Metric]) -> None:
-        try:
-            self.client.log_batch(self.run_id, metrics=metrics)
-        except MlflowException as error:
-            if error.error_code != REFUSED:
-                raise
-            if len(metrics) == 1:
-                self._note_refusal(metrics[0].key, error)
-            else:  # one of them spoils the others
-                for metric in metrics:
-                    self._send_metrics([metric])
-
-    def _send_other(self, entry: dict[str, Any]) -> None:
-        client, run_id = self.client, self.run_id
-        if entry["kind"] == "picture":
-            # As `log_image` names it, but by the same name at every attempt.
-            unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {entry['file']}")
-            stem = "images/{}+step+{step}+timestamp+{timestamp}+{}".format(
-                entry["key"].replace("/", "~"), unique, **entry
-            )
-            with Image.open(self.output / entry["file"]) as picture:
-                client.log_image(run_id, picture, artifact_file=f"{stem}.png")
-                client.log_image(run_id, compress_image_size(picture), artifact_file=f"{stem}+compressed.webp")
-            client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
-        elif entry["kind"] == "file":
-            client.log_artifact(run_id, str(self.output / entry["file"]), entry["folder"])
-        elif entry["kind"] == "tag" and entry["value"] is not None:
-            client.set_tag(run_id, entry["key"], entry["value"])
-        elif entry["kind"] == "tag":
-            if entry["key"] in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, entry["key"])
-        elif entry["kind"] == "status" and entry["value"] == "RUNNING":
-            client.update_run(run_id, entry["value"])
-        elif entry["kind"] == "status":
-            client.set_terminated(run_id, entry["value"], entry["timestamp"])
-
-    def _note_refusal(self, name: str, error: Exception) -> None:
-        self.refused += 1
-        if self.refused == 1:
-            rank_zero_warn(f"MLflow does not take {name}, which is left out of the run: {redact(str(error))[:300]}")
-
-
-class MachineMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of the machine's load, writing to a journal: MLflow's own ends with the first failed request.
-
-    Args:
-        journal: of the run.
-    """
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(journal.run_id)
-        self.journal = journal
-        steps = [step for key, step in journal.last.items() if key.startswith(self._metrics_prefix)]
-        self._logging_step = max(steps, default=-1) + 1
-
-    def monitor(self) -> None:
-        """Measures until the end."""
-        while True:
-            for _ in range(self.samples_before_logging):
-                self.collect_metrics()
-                if self._shutdown_event.wait(self.sampling_interval):
-                    return
-            self.publish_metrics(self.aggregate_metrics())
-
-    def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Writes measured values down."""
-        prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
-        for key, value in metrics.items():
-            self.journal.write({"kind": "metric", "key": prefix + key, "value": value, "step": self._logging_step})
-        self._logging_step += 1
-        for monitor in self.monitors:
-            monitor.clear_metrics()
 
 
 class RunLogger(Logger):
@@ -401,7 +173,7 @@ class RunLogger(Logger):
         self._experiment_id = client.get_run(run_id).info.experiment_id
         self.output.mkdir(parents=True, exist_ok=True)
         if not continues:
-            saved.write_text(json.dumps({"run_id": run_id, "tracking_uri": _without_login(uri)}))
+            saved.write_text(json.dumps({"run_id": run_id, "tracking_uri": without_login(uri)}))
         self.run_id = run_id
         self.journal = Journal(self.output, run_id, client)
         if continues:  # in this order with what an earlier process could not send
@@ -530,7 +302,7 @@ class RunLogger(Logger):
 
     def address(self) -> str:
         """Where the run is seen: its page on a server, or its id in the embedded store."""
-        uri = _without_login(mlflow.get_tracking_uri())
+        uri = without_login(mlflow.get_tracking_uri())
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
         return f"{self.run_id} in {uri}"
@@ -608,62 +380,6 @@ def flatten(config: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix[:-1], config if isinstance(config, str) else json.dumps(config))]
 
 
-_SECRET_KEY = r"[\w.-]*(?:passw|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential)[\w.-]*"
-_SECRET = re.compile(
-    r"(?<=://)[^\s/@'\"]+(?=@)"  # user:password@ in an address
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
-    r"|\b(?:gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{16,})"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # JSON web tokens
-    r"|(?<=Bearer )[\w.~+/=-]{12,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
-)
-_SECRET_ASSIGNED = (
-    re.compile(  # in code, in shell scripts, in addresses: `api_key: str = "…"`, `TOKEN=…`, `--password …`
-        rf"""((?:{_SECRET_KEY}["']?\]?(?:\s*:[\w. |\[\]]{{1,40}}?(?==))?\s*[:=]\s*)|--{_SECRET_KEY}\s+)"""
-        r"""(?:(["'])(?:(?!\2).)+\2|[^\s"'(){}\[\],;&]{6,}+(?!\())""",
-        re.IGNORECASE,
-    )
-)
-
-
-def redact(value: Any, key: str = "") -> Any:
-    """Puts ``***`` in the place of whatever looks like a credential.
-
-    Args:
-        value: text, or nested dictionaries and lists.
-        key: the name it goes by; one such as ``api_key`` makes a credential of any text.
-
-    Returns:
-        The same without credentials.
-    """
-    if isinstance(value, dict):
-        return {name: redact(inner, f"{key}.{name}") for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(inner, key) for inner in value]
-    secret = re.search(_SECRET_KEY, key, re.IGNORECASE)
-    if secret and isinstance(value, int | float) and not isinstance(value, bool) and "token" not in key.lower():
-        return "***"  # but `num_tokens` is a number
-    if not isinstance(value, str) or not value:
-        return value
-    if secret:
-        return "***"
-    for name, known in os.environ.items():
-        if len(known) >= 8 and re.search(_SECRET_KEY, name, re.IGNORECASE):
-            value = value.replace(known, "***")
-    return _SECRET_ASSIGNED.sub(r"\1***", _SECRET.sub("***", value))
-
-
-def redact_yaml(text: str) -> str:
-    """`redact` for a document in YAML, which stays as it is if there is nothing to hide."""
-    plain = yaml.safe_load(text)
-    hidden = redact(plain)
-    return text if hidden == plain else yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
-
-
-def _without_login(uri: str) -> str:
-    return re.sub(r"(?<=://)[^\s/@]+@", "", uri)
-
-
 def _git(*args: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *args]
     try:
@@ -718,7 +434,7 @@ def send(output: Path) -> str:
     if not (output / RUN_FILE).exists():
         raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")
     uri = json.loads((output / RUN_FILE).read_text())["tracking_uri"]
-    if _without_login(mlflow.get_tracking_uri()) == uri:
+    if without_login(mlflow.get_tracking_uri()) == uri:
         uri = mlflow.get_tracking_uri()  # which may have the login
     journal = Journal(output, run_id_of(output), MlflowClient(uri))
     if journal.close(patience=5):

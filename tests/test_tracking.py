@@ -20,10 +20,12 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import registry, tracking
+from pipelines import journal, registry
 from pipelines.classification import classification
 from pipelines.cli import expand
-from pipelines.tracking import Journal, experiment_id, flatten, redact, run_id_of, tracking_client
+from pipelines.journal import Journal
+from pipelines.redaction import redact
+from pipelines.tracking import experiment_id, flatten, run_id_of, tracking_client
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2", "--output", "out"]  # fmt: skip
@@ -198,7 +200,7 @@ OUTAGE = ["--trainer.callbacks+=faults.Outage", "--trainer.callbacks.begin", "7"
 
 @pytest.mark.slow
 def test_a_server_that_goes_and_comes_back_has_all_once(server: faults.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 300)
+    monkeypatch.setattr(journal, "PATIENCE", 300)
     with pytest.warns(UserWarning, match="does not answer"):
         cli = classification(["fit", *LONG, *OUTAGE, "--trainer.callbacks.end", "70"])
     written, there = journal_and_server()
@@ -212,7 +214,7 @@ def test_a_server_that_goes_and_comes_back_has_all_once(server: faults.Server, m
 def test_a_server_that_is_gone_at_the_end_gets_all_of_it_later(
     server: faults.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    monkeypatch.setattr(journal, "PATIENCE", 1)
     with pytest.warns(UserWarning, match="python -m pipelines.tracking out"):
         first = classification(["fit", *LONG, *OUTAGE, "--register", "later"])
     assert first.rows["registered"].startswith("no: MLflow does not answer.")
