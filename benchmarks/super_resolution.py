@@ -21,7 +21,7 @@ from pipelines import registry
 
 SHOWN = {"astronaut.png": (60, 170), "chelsea.png": (80, 120), "coffee.png": (120, 150)}  # top and left of a detail
 SIDE = 96
-NETWORK = "tf_efficientnet_lite0"  # of the perceptual figure
+NETWORK = "tf_efficientnet_lite1"  # of the perceptual figure
 
 
 def compare(models: list[str], out: str | None = None) -> None:

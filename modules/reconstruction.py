@@ -188,6 +188,7 @@ class Perceptual(ReconstructionLoss):
         pretrained: with published weights.
         weight: weight of the second part.
         backbone_options: further arguments of the network, such as ``out_indices``.
+        unit: compare vectors of unit length (`perceptual_distance`), so that no strong channel rules.
     """
 
     def __init__(
@@ -196,16 +197,21 @@ class Perceptual(ReconstructionLoss):
         pretrained: bool = False,
         weight: float = 1.0,
         backbone_options: dict[str, Any] | None = None,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.pretrained, self.weight = backbone, pretrained, weight
-        self.backbone_options = backbone_options
+        self.backbone_options, self.unit = backbone_options, unit
         self._features = FixedFeatures(backbone, pretrained, backbone_options)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """See `ReconstructionLoss`."""
         with torch.no_grad():
             wanted = self._features(target)
-        pairs = zip(self._features(output), wanted, strict=True)
-        far = torch.stack([(one - other).square().flatten(1).mean(1) for one, other in pairs]).sum(0)
+        maps = self._features(output)
+        if self.unit:
+            far = perceptual_distance(maps, wanted)
+        else:
+            pairs = zip(maps, wanted, strict=True)
+            far = torch.stack([(one - other).square().flatten(1).mean(1) for one, other in pairs]).sum(0)
         return (output - target).square().flatten(1).sum(1) + self.weight * target[0].numel() * far

