@@ -348,6 +348,37 @@ def test_other_parts_train_both_players(coloured: DigitAttributes) -> None:
         assert all(value.isfinite().all() for value in made.state_dict().values())
 
 
+def test_translations_that_are_all_alike_are_named_and_can_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.gan.health.PATIENCE", 2)
+    monkeypatch.setattr("modules.gan.health.GRACE", 0)
+    sound = module(health_every=2)
+    train(sound, 4)
+    assert "mode collapse" not in sound.health.found
+    made = module(stop_on_failure=True, health_every=2, optimization=AdversarialOptimization(lr=1e-9))
+    for parameter in made.generator.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.warns(UserWarning, match="Mode collapse at the generator's step 4"):
+        trainer = train(made, 20, max_epochs=2)
+    assert trainer.global_step < 40
+    again = module(health_every=2)
+    saved: dict = {}
+    made.on_save_checkpoint(saved)
+    again.on_load_checkpoint(saved)
+    assert again.health.found == {"mode collapse": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failure", "rates"), [("", {}), ("mode collapse", {"lr": 0.05})])
+def test_a_translation_made_to_fail_is_named_and_a_healthy_one_is_not(failure: str, rates: dict) -> None:
+    L.seed_everything(1)
+    made = module(translator=ResidualTranslator(8, 2), backbone_options={"width": 8}, judge_steps=300,
+                  optimization=AdversarialOptimization(**rates))  # fmt: skip
+    train(
+        made, 800, data=DigitTextures(augmentation="none", image_size=12, batch_size=16), max_epochs=-1, max_steps=800
+    )
+    assert made.health.found.keys() >= {failure} if failure else not made.health.found, made.health.found
+
+
 def test_two_processes_train_what_one_does() -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0", "--model.pool", "0",
            "--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", "0.002"]  # fmt: skip

@@ -11,12 +11,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from modules.base import Optimization, VisionModule
+from modules.gan.health import CAUSES, Health
+from modules.gan.objectives import Objective
 from modules.gan.players import at_rest, follow
+
+WATCHED = 256  # samples for the watch on the training's health
 
 
 class AdversarialAdam(Adam):
@@ -106,6 +111,9 @@ class AdversarialModule(VisionModule):
     discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "head")
     generator: nn.Module
     average: nn.Module
+    objective: Objective
+    health: Health | None = None  # of a variant that watches over itself, see `tell_health`
+    stop_on_failure = False
 
     def __init__(
         self,
@@ -168,6 +176,41 @@ class AdversarialModule(VisionModule):
             Figures of the step to log, scalars, by name.
         """
         return {}
+
+    def right_share(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The share of images that the discriminator tells right, by its scores, float each; a scalar."""
+        sign, threshold = -1 if self.objective.energy else 1, self.objective.threshold
+        middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
+        return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
+
+    def tell_health(self, step: int, figures: dict[str, float], images: Tensor, spread: float) -> None:
+        """Judges how the training goes, and tells: as metrics, by a warning when a failure is first seen, and by a tag.
+        Ends the training if ``stop_on_failure`` says so.
+
+        Args:
+            step: the generator's steps so far.
+            figures: see `Health.check`.
+            images: see `Health.check`.
+            spread: see `Health.check`.
+        """
+        assert self.health is not None
+        figures = self.health.check(step, figures, images, spread)
+        self._log_now({f"health/{name}": value for name, value in figures.items()}, step - 1)
+        failing = self.health.failing()
+        for name in failing:
+            if name not in self.health.found:
+                self.health.found[name] = step
+                seen = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+                rank_zero_warn(f"{name.capitalize()} at the generator's step {step} ({seen}): {CAUSES[name]}.")
+        self.set_tag("health", ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well")
+        if failing and self.stop_on_failure:
+            self.trainer.should_stop = True
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Tags the run."""
+        for logger in self.loggers:
+            if hasattr(logger, "set_tag"):
+                logger.set_tag(key, value)
 
     def as_input(self, image: Tensor) -> Tensor:
         """What a generator makes, float B×C×H×W in [-1, 1], as the discriminator sees it: as `normalize` would do."""
@@ -308,12 +351,16 @@ class AdversarialModule(VisionModule):
         """Adds what a training needs to go on exactly."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["gan"] = {"seed": self.seed, "discriminator_steps": self.discriminator_steps}
+        if self.health is not None:
+            checkpoint["gan"]["health"] = self.health.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
             self.seed, self.discriminator_steps = saved["seed"], saved["discriminator_steps"]
+            if self.health is not None and "health" in saved:
+                self.health.restore(saved["health"])
 
 
 def as_float(image: Tensor) -> Tensor:

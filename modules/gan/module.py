@@ -4,7 +4,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -12,10 +11,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from modules.backbones import BackboneError
 from modules.base import Stage
 from modules.decoders import Decoder, UpsampledConvolutions
-from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, to_uint8
+from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, to_uint8
 from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named_extractor, own_extractor, state_of
 from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
-from modules.gan.health import CAUSES, Health
+from modules.gan.health import Health
 from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.parts import Draws, rebuild, recipe, within
@@ -23,7 +22,6 @@ from modules.pictures import captioned, image_grid
 
 TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples are compared with
 TRAINING_VALUES = 200_000_000
-WATCHED = 256  # samples for the watch on the training's health
 PICTURED = 64
 PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
 
@@ -161,7 +159,7 @@ class GANModule(AdversarialModule):
                 "--model.growth the generator's steps at each resolution."
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
-        self.health = Health(health_every)
+        self.health: Health = Health(health_every)
         self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
         # In a tuple, so that they are no part of the module.
         self._extractor: tuple[Extractor, ...] = ()
@@ -224,13 +222,6 @@ class GANModule(AdversarialModule):
                 "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
             )
 
-    def _right(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The share of images that the discriminator tells right."""
-        sign = -1 if self.objective.energy else 1
-        threshold = self.objective.threshold
-        middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
-        return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
-
     def _noise(self, count: int, *key: int) -> Tensor:
         """Noise for a batch, float32 count×latent_size."""
         return self.draw(lambda n, generator: torch.randn(n, self.latent_size, generator=generator), count, *key)
@@ -269,7 +260,7 @@ class GANModule(AdversarialModule):
                 noise = torch.cat([noise, self._code(batch["image"], *key)[0]])
             fake = self.as_input(self.generator(noise, label))
         verdicts = self.judge(real, label), self.judge(fake, label)
-        self._right_share = self._right(verdicts[0].score.detach(), verdicts[1].score.detach())
+        self._right_share = self.right_share(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
         self.log_mean("train/discriminator_accuracy", self._right_share, size)
         losses = {"loss": self.objective.discriminator(*verdicts)}
@@ -368,7 +359,7 @@ class GANModule(AdversarialModule):
                 made = own_extractor(image, label, self.num_classes, state)
             self._extractor_state = state
         self._extractor = (made,)
-        self._tag("extractor", f"{made.name} {made.digest}")
+        self.set_tag("extractor", f"{made.name} {made.digest}")
         return made
 
     def _training_images(self) -> dict[str, Tensor]:
@@ -414,7 +405,7 @@ class GANModule(AdversarialModule):
         figures["novelty"] = float(reach[0] / reach[1].clamp_min(1e-12))
         for name, value in figures.items():
             self.log(f"{stage}/{name}_{look.name}", value, prog_bar=f"{stage}/{name}_{look.name}" == self.monitor)
-        self._tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
+        self.set_tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
         if self.trainer.is_global_zero:
             self._show_all(stage, fakes, fake.features, training, known.features)
             if self._encoder is not None:
@@ -468,33 +459,17 @@ class GANModule(AdversarialModule):
         figures["coverage"] = neighbourhoods(real.features, fake.features)["coverage"]
         if real.probabilities is not None and fake.probabilities is not None:
             figures["classes"] = effective_classes(fake.probabilities) / effective_classes(real.probabilities)
-        figures = self.health.check(step, figures, made[:CHUNK], spread(images.flatten(1).float() / 127.5))
-        self._log_now({f"health/{name}": value for name, value in figures.items()}, step - 1)
-        for name in self.health.failing():
-            if name not in self.health.found:
-                self.health.found[name] = step
-                seen = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
-                rank_zero_warn(f"{name.capitalize()} at the generator's step {step} ({seen}): {CAUSES[name]}.")
-        failing = self.health.failing()
-        self._tag("health", ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well")
-        if failing and self.stop_on_failure:
-            self.trainer.should_stop = True
-
-    def _tag(self, key: str, value: str) -> None:
-        for logger in self.loggers:
-            if hasattr(logger, "set_tag"):
-                logger.set_tag(key, value)
+        self.tell_health(step, figures, made[:CHUNK], spread(images.flatten(1).float() / 127.5))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a training needs to go on exactly."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["gan"] |= {"health": self.health.state(), "extractor": self._extractor_state}
+        checkpoint["gan"]["extractor"] = self._extractor_state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
-            self.health.restore(saved["health"])
             self._extractor_state, self._extractor, self._known = saved["extractor"], (), {}
 
     # What others ask it for

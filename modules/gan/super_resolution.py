@@ -257,9 +257,7 @@ class SuperResolutionModule(AdversarialModule):
         with torch.no_grad():
             fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
         verdicts = self.judge(self.normalize(batch["image"])), self.judge(fake)
-        middle = self.objective.threshold
-        middle = middle if middle is not None else float(torch.cat([v.score for v in verdicts]).mean())
-        right = (verdicts[0].score > middle).float().mean() / 2 + (verdicts[1].score < middle).float().mean() / 2
+        right = self.right_share(*(verdict.score.detach() for verdict in verdicts))
         self.log_mean("train/discriminator_accuracy", right, len(batch["image"]))
         return {"discriminator_loss": self.objective.discriminator(*verdicts)}
 

@@ -14,10 +14,12 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError, untrained
 from modules.base import Stage
-from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, as_float, to_uint8
-from modules.gan.extractors import JUDGE, Extractor, own_extractor, state_of
-from modules.gan.figures import frechet_distance
+from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.gan.extractors import CHUNK, JUDGE, Extractor, Seen, own_extractor, state_of
+from modules.gan.figures import effective_classes, frechet_distance, neighbourhoods, spread
+from modules.gan.health import Health
 from modules.gan.objectives import LeastSquares, Objective, Regularizer, Verdict
+from modules.gan.players import at_rest
 from modules.gan.translators import (
     ImagePool,
     ResidualTranslator,
@@ -57,6 +59,7 @@ class TranslationModule(AdversarialModule):
     the data's own): the share of translations in which the judge sees the value that was asked for; ``content``, where
     the data say what must stay: the share in which it sees that. With ``_real`` in their names: the same for real images,
     the most that can be hoped for. ``cycle``: mean error of an image that went there and back, for values in [0, 1].
+    `Health` watches translations of the same training images, and says what goes wrong.
 
     Args:
         label_names: names of the domains; come from the data.
@@ -75,6 +78,8 @@ class TranslationModule(AdversarialModule):
         domain: weight of the domain that the discriminator sees.
         pool: images of each domain that are kept for the discriminator to see once more.
         judge_steps: batches of 64 that the judge learns from.
+        health_every: generator's steps between two looks at the training's health.
+        stop_on_failure: end the training when it fails; the best checkpoint is kept.
         optimization: how the players are trained.
         compile: compile the generators with ``torch.compile``.
         channels_last: memory order of images and kernels.
@@ -106,6 +111,8 @@ class TranslationModule(AdversarialModule):
         domain: float = 1.0,
         pool: int = 50,
         judge_steps: int = 1200,
+        health_every: int = 100,
+        stop_on_failure: bool = False,
         optimization: AdversarialOptimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
@@ -134,6 +141,9 @@ class TranslationModule(AdversarialModule):
         self.weights = {"cycle": cycle, "identity": identity, "domain": domain}
         for name, value in {**self.weights, "pool": pool, "judge_steps": judge_steps}.items():
             within(name, value, 0)
+        within("health_every", health_every, 1)
+        self.health: Health = Health(health_every)
+        self.stop_on_failure, self._right_share = stop_on_failure, torch.zeros(())
         copies = 1 if shared else domains
         self.others = nn.ModuleList(self._another() for _ in range(copies - 1))
         with torch.no_grad():
@@ -158,6 +168,7 @@ class TranslationModule(AdversarialModule):
         self._judge: tuple[Extractor, ...] = ()  # in a tuple, so that it is no part of the module
         self._judge_state: dict[str, Tensor] | None = None
         self._seen: list[Tensor] = []
+        self._watched: tuple[Tensor, Tensor, Seen] | None = None
 
     def _another(self) -> nn.Module:
         """A further backbone of the same kind; what one has learned before, so has the other."""
@@ -233,6 +244,8 @@ class TranslationModule(AdversarialModule):
             fake = self.pool.exchange(to_uint8(self.generator(as_float(image), wanted)), wanted, draws)
         real, fake = self.normalize(image), self.normalize(fake)
         (verdict, logits), (other, _) = self.judge(real, domain), self.judge(fake, wanted)
+        self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
+        self.log_mean("train/discriminator_accuracy", self._right_share, len(image))
         losses = {"loss": self.objective.discriminator(verdict, other)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # The mean over patches: so that the penalty does not grow with the image.
@@ -276,6 +289,38 @@ class TranslationModule(AdversarialModule):
             terms["wanted_domain_loss"] = self.weights["domain"] * cost
         return terms, fake, back
 
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Now and then looks at the training's health."""
+        share = self._right_share
+        if self.trainer.world_size > 1:
+            share = torch.as_tensor(self.trainer.strategy.reduce(share, reduce_op="mean"))
+        self.health.note(step + 1, share, self.gradient_norm)
+        if (step + 1) % self.health.every == 0:
+            self._look(step + 1)
+        return {}
+
+    @torch.no_grad()
+    def _look(self, step: int) -> None:
+        """Looks at translations of the same training images as always, beside real images."""
+        look = self.look()
+        if self._watched is None:
+            batch: dict[str, Tensor] = self.trainer.datamodule.samples("train", WATCHED)  # type: ignore[attr-defined]
+            image = batch["image"].to(self.device)
+            wanted = self.wanted(batch["label"], Draws(batch["image"], False).uniform(len(self.sizes))).to(self.device)
+            self._watched = image, wanted, look(image)
+        image, wanted, real = self._watched
+        with at_rest(self.generator):
+            made = self.generator(as_float(image), wanted)
+        fake = look(to_uint8(made))
+        figures = {"diversity": spread(fake.features) / max(spread(real.features), 1e-12)}
+        figures["coverage"] = neighbourhoods(real.features, fake.features)["coverage"]
+        if len(look.sizes) > len(self.sizes):  # the last question is the content
+            assert real.probabilities is not None
+            assert fake.probabilities is not None
+            one, other = (seen.probabilities.split(look.sizes, 1)[-1] for seen in (fake, real))  # type: ignore[union-attr]
+            figures["classes"] = effective_classes(one) / effective_classes(other)
+        self.tell_health(step, figures, made[:CHUNK], spread(image.flatten(1).float() / 127.5))
+
     # What it is worth
 
     def look(self) -> Extractor:
@@ -308,9 +353,7 @@ class TranslationModule(AdversarialModule):
         blank = torch.zeros(1, self.in_chans, self.image_size, self.image_size, device=self.device)
         made = own_extractor(blank, blank[:, 0, 0, 0], sizes, state, JUDGE)
         self._judge_state, self._judge = state, (made,)
-        for logger in self.loggers:
-            if hasattr(logger, "set_tag"):
-                logger.set_tag("extractor", f"{made.name} {made.digest}")
+        self.set_tag("extractor", f"{made.name} {made.digest}")
         return made
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
