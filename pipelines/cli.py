@@ -532,6 +532,7 @@ def quieten() -> None:
     for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
