@@ -18,13 +18,13 @@ from pipelines.gan import dissect
 from pipelines.segmentation import segmentation
 
 
-def draw(root: Path, most: int) -> None:
+def draw(root: Path) -> None:
     """Digits and their masks as folders of files."""
     data = Digits(augmentation="none")
     for split, source in data.sources.items():
         for kind in ("images", "masks"):
             (root / split / kind).mkdir(parents=True)
-        for i in range(min(most, len(source))):
+        for i in range(len(source)):
             sample = source[i]
             picture = sample["image"][..., 0]
             Image.fromarray(picture).save(root / split / "images" / f"{i}.png")
@@ -43,7 +43,7 @@ def main() -> None:
     if not MlflowClient().search_registered_models("name = 'digits-strokes'"):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary, "strokes")
-            draw(root, 3000)
+            draw(root)
             cli = segmentation(
                 ["fit", "--data", "MaskFolder", "--data.root", str(root), "--data.in_chans", "1", "--data.image_size", "28",
                  "--data.flip", "false", "--data.augmentation", "none", "--model.backbone", "resnet18",

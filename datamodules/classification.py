@@ -156,7 +156,9 @@ def split(
     return source.subset(np.sort(rest)), source.subset(np.sort(part))
 
 
-def few(source: Images, number: int, label_names: Sequence[str], seed: int) -> Images:
+def few(
+    source: Images, number: int, label_names: Sequence[str], seed: int, option: str = "--data.train_per_class"
+) -> Images:
     """So many images of each class.
 
     Args:
@@ -164,19 +166,19 @@ def few(source: Images, number: int, label_names: Sequence[str], seed: int) -> I
         number: of each class.
         label_names: names of the classes.
         seed: the same one draws the same images, and a smaller number a part of what a larger one does.
+        option: what the number is called where it was given.
 
     Raises:
         DataError: a class has fewer.
     """
     if number < 1:
-        raise DataError(f"--data.train_per_class must be at least 1, not {number}.")
+        raise DataError(f"{option} must be at least 1, not {number}.")
     generator, chosen = np.random.default_rng(seed), []
     for label, name in enumerate(label_names):
         own = np.flatnonzero(source.labels == label)
         if len(own) < number:
             raise DataError(
-                f"Class {name!r} has {len(own)} images to train on, fewer than --data.train_per_class {number}: "
-                "give a smaller number."
+                f"Class {name!r} has {len(own)} images to train on, fewer than {option} {number}: give a smaller number."
             )
         chosen.append(generator.permutation(own)[:number])
     return source.subset(np.sort(np.concatenate(chosen)))

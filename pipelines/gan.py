@@ -222,7 +222,7 @@ def enrich(
     for seed in range(seeds):
         sets: list[tuple[int, str, Any]] = [(0, "generated", made)]
         for number in real:
-            own = few(data.sources["train"], number, data.label_names, seed)  # type: ignore[arg-type]
+            own = few(data.sources["train"], number, data.label_names, seed, "--real")  # type: ignore[arg-type]
             sets += [(number, "real", own), (number, "both", JoinedSource(own, made))]
         for number, kind, source in sets:
             twin = copy(data)
