@@ -230,7 +230,7 @@ def enrich(
             rows.append((number, kind, seed, _accuracy(twin, backbone, steps, seed)))
     table = pd.DataFrame(rows, columns=["real", "images", "seed", "accuracy"])
     table.to_csv(out, index=False, float_format="%.4f")
-    shown = table.pivot_table("accuracy", "real", "images", ["mean", "std"]).map("{:.2%}".format)
+    shown = table.pivot_table("accuracy", "real", "images", ["mean", "std"]).map("{:.2%}".format).replace("nan%", "")
     note = registry.add_files(model, [Path(out)], "enriched")
     return f"{shown}\nTest accuracy after {steps} steps, {seeds} seeds; real images a class, and {generated} generated ones. {out} has all; {note}."
 
