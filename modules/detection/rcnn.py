@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, nms, roi_align
+from torchvision.ops import batched_nms, box_iou, nms, remove_small_boxes, roi_align
 
 from modules.base import VisionModule
 from modules.detection.base import Detections
@@ -155,6 +155,8 @@ class RegionClassifier:
         labels = known[known < self.num_classes][column]
         boxes = _shifted(regions, torch.from_numpy(self.regression.predict(x)).float())
         boxes = boxes.clamp(min=0).minimum(torch.tensor([image.shape[1], image.shape[0]] * 2))
+        left = remove_small_boxes(boxes, 1)  # the correction may move a box out of the image
+        boxes, labels, best = boxes[left], labels[left], best[left]
         scores = best.sigmoid()
         keep = batched_nms(boxes, scores, labels, 0.3)
         keep = keep[best[keep] > -1][: self.max_detections]
