@@ -159,7 +159,22 @@ class Progressive(Decoder):
         ]  # fmt: skip
         self.blocks = nn.ModuleList([first, *blocks])
         self.images = nn.ModuleList(EqualizedConv2d(width, channels, 1, gain=1) for width in widths)
+        self.start = start
         self.register_buffer("phase", torch.tensor(float(self.levels - 1)))
+
+    def coarsened(self, image: Tensor) -> Tensor:
+        """Real images, float B×C×S×S, with no more detail than made ones have now: between two resolutions they are mixed as
+        those are (section 2), or the finer one would give them away."""
+        level, share = int(self.phase), float(self.phase) % 1
+        coarse = self._coarse(image, level)
+        return torch.lerp(coarse, self._coarse(image, level + 1), share) if share else coarse
+
+    def _coarse(self, image: Tensor, level: int) -> Tensor:
+        steps = self.levels - 1 - level
+        return self._enlarged(F.adaptive_avg_pool2d(image, self.start * 2**level), steps) if steps else image
+
+    def _enlarged(self, image: Tensor, steps: int) -> Tensor:
+        return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
 
     def forward(self, code: Tensor) -> Tensor:
         """See `Decoder`."""
@@ -172,8 +187,7 @@ class Progressive(Decoder):
         if share:
             finer = self.images[level + 1](self.blocks[level + 1](x))
             image = torch.lerp(F.interpolate(image, scale_factor=2), finer, share)
-        steps = self.levels - 1 - level - (share > 0)
-        return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
+        return self._enlarged(image, self.levels - 1 - level - (share > 0))
 
 
 class Dense(Decoder):

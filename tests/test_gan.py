@@ -416,6 +416,13 @@ def test_growing_networks_fade_in_without_a_jump() -> None:
             assert torch.allclose(below, on, atol=1e-3)
     for below, above in zip(at(1.0), at(1 + 1e-5), strict=True):
         assert torch.allclose(below, above, atol=1e-3)
+    real = made.normalize(torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8))
+    coarse = made.generator.decoder.coarsened
+    at(2.0)
+    assert torch.equal(coarse(real), real)
+    at(1.5)  # half of it as the discriminator reduces it, half in full
+    half = torch.nn.functional.avg_pool2d(real, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.allclose(coarse(real), (half + real) / 2, atol=1e-5)
     coarse = at(0.0)[0]
     assert torch.equal(coarse, coarse[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3))
     assert not torch.allclose(at(0.0)[0], at(2.0)[0], atol=1e-2)

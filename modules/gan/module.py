@@ -10,8 +10,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError
 from modules.base import Stage
-from modules.decoders import Decoder, UpsampledConvolutions
-from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, to_uint8
+from modules.decoders import Decoder, Progressive, UpsampledConvolutions
+from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named_extractor, own_extractor, state_of
 from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
 from modules.gan.health import Health
@@ -205,6 +205,14 @@ class GANModule(AdversarialModule):
     def judge(self, image: Tensor, label: Tensor | None) -> Verdict:
         """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
         return cast(Verdict, self.head(self.backbone(image), image, label))
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """See `VisionModule`; where networks grow, real images are as coarse as made ones."""
+        return self._coarsened(super().normalize(image))
+
+    def _coarsened(self, image: Tensor) -> Tensor:
+        """Float B×C×S×S with no more detail than the generator makes by now."""
+        return cast(Progressive, self._grown[1]).coarsened(image) if self._grown else image
 
     def on_fit_start(self) -> None:
         """Checks that images have labels where they are needed: data of boxes or masks name classes too.
@@ -449,7 +457,7 @@ class GANModule(AdversarialModule):
         """Looks at the training's health, and tells."""
         training = self._training_images()
         even = torch.linspace(0, len(training["image"]) - 1, WATCHED).long().unique()
-        images = training["image"][even].to(self.device)
+        images = to_uint8(self._coarsened(as_float(training["image"][even].to(self.device))))
         label = training["label"][even].to(self.device) if self.conditional else None
         noise = torch.cat([_noise_of(chunk, self.latent_size) for chunk in range(-(-len(images) // CHUNK))])
         with at_rest(self.generator):
