@@ -12,6 +12,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from datamodules import COCOSegmentation, DataError, DigitMasks, DigitScenes, MaskFolder, VOCSegmentation
 from datamodules.augmentations import training_with_masks
+from datamodules.base import KeyedLoader
 
 COLOURS = {(0, 0, 0): 0, (128, 64, 0): 1, (0, 0, 200): 2}
 
@@ -239,6 +240,28 @@ def test_a_small_picture_is_filled_up_with_what_does_not_count() -> None:
     assert (batch["mask"][0, :40, :56] != 255).all()
     whole = next(iter(data.predict_dataloader()))
     assert whole["image"].shape == (1, 3, 40, 56)
+
+
+def test_whole_pictures_of_different_sizes_are_shared_by_processes() -> None:
+    write(
+        Path("data"), 20
+    )  # three of them for the test: one process takes two at once, so that both take as many batches
+    sizes = [(40 + i, 60 - i) for i in range(20)]
+    for i, size in enumerate(sizes):
+        PIL.Image.fromarray(mask_of(i, *size)).save(f"data/masks/p{i}.png")
+        PIL.Image.fromarray(picture_of(mask_of(i, *size), i)).save(f"data/images/p{i}.png")
+    dataset = MaskFolder("data").predict_dataloader().dataset
+    found = {}
+    for rank in range(2):
+        (batch,) = KeyedLoader(dataset, 1, False, 0, rank, 2)
+        for image, (height, width) in zip(batch["image"], batch["size"].tolist(), strict=True):
+            assert not image[:, height:].any()
+            assert not image[:, :, width:].any()
+            found[height, width] = image[:, :height, :width].numpy()
+    assert len(found) == 3
+    for (height, width), image in found.items():
+        i = sizes.index((height, width))
+        assert np.array_equal(image, picture_of(mask_of(i, height, width), i).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("strength", ["light", "standard", "strong"])

@@ -126,6 +126,17 @@ class SegmentationDataset(KeyedDataset):
         sample = source.cut(index, generator if self.moved else None)
         return sample if self.transform is None else self.augment(sample, generator)
 
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """Whole pictures that come together are filled up to the size of the largest; ``size`` tells what they are."""
+        samples = [self[key] for key in keys]
+        height, width = np.max([sample["mask"].shape for sample in samples], 0).tolist()
+        for sample in samples:
+            rim = [(0, height - sample["mask"].shape[0]), (0, width - sample["mask"].shape[1])]
+            if np.any(rim):
+                sample["image"] = np.pad(sample["image"], [*rim, (0, 0)])
+                sample["mask"] = np.pad(sample["mask"], rim, constant_values=IGNORE)
+        return samples
+
 
 class SegmentationDataModule(VisionDataModule):
     """Images with a class for each pixel.
@@ -221,7 +232,7 @@ class SegmentationDataModule(VisionDataModule):
         return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> KeyedLoader:
-        """Whole pictures, one by one, of the test split, or of the validation split where there is no test split."""
+        """Whole pictures, one by one where processes have the same number each, of the test split, or of the validation split where there is no test split."""
         source: Any = self.sources["test" if "test" in self.sources else "val"]
         dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
