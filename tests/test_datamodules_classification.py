@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules import DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import training
-from datamodules.classification import DEBIAN_DATASETS
+from datamodules.classification.published import DEBIAN_DATASETS
 from datamodules.images import inspect_images, read_image
 from pipelines.classification import classification
 

@@ -1,0 +1,233 @@
+"""Image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from datamodules.augmentations import Strength
+from datamodules.base import DataError, Source
+from datamodules.classification.base import ClassificationDataModule, FileSource, Images, split
+from datamodules.images import EXTENSIONS, check_images, warn_of_shared
+from datamodules.tables import by_split, check_table, listed, read_table
+
+
+class _Files(ClassificationDataModule):
+    """Shared by the modules that read image files: they are inspected once, before training."""
+
+    one_size = False
+    on_bad_file: Literal["error", "skip"] = "error"
+
+    def _check(self, sources: dict[str, FileSource]) -> dict[str, Source]:
+        """Applies the policy for bad files, and warns of images that are in two splits."""
+        paths = np.concatenate([source.paths for source in sources.values()])
+        table, self.bad_files = check_images(paths, self.on_bad_file)
+        bad = (table["error"] != "").to_numpy()
+        checked, start = {}, 0
+        for name, source in sources.items():
+            rows = slice(start, start + len(source))
+            start += len(source)
+            source.digests = table["digest"][rows].to_numpy(dtype=np.str_)
+            checked[name] = source.subset(np.flatnonzero(~bad[rows]))
+            counts = np.bincount(checked[name].labels, minlength=len(self.label_names))
+            missing = [label for label, count in zip(self.label_names, counts, strict=True) if not count]
+            if missing and name in ("train", "all"):
+                raise DataError(
+                    f"No image to train on in class {missing[0]!r} of {self.name} ({len(missing)} of "
+                    f"{len(counts)} classes are empty): add images, or remove the class."
+                )
+        return self._split(checked)
+
+    def _split(self, sources: dict[str, FileSource]) -> dict[str, Source]:
+        parts: dict[str, Images] = dict(sources)
+        if "all" in parts:
+            parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "validation and test", 3)
+        if "val" not in parts:
+            parts["train"], parts["val"] = split(parts["train"], 0.15, self.label_names, "validation")
+        files = {name: source for name, source in parts.items() if isinstance(source, FileSource)}
+        warn_of_shared({name: (source.paths, source.digests) for name, source in files.items()})  # type: ignore[misc]
+        return {name: parts[name] for name in ("train", "val", "test") if name in parts}
+
+
+class ImageFolder(_Files):
+    """Any folder with one sub-folder of images for each class, its name being the label.
+
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, these are the splits; without ``val/``,
+    15 % of the training images are drawn for validation. Without ``train/``, 15 % of all are drawn for the test and
+    15 % of the rest for validation. What is drawn is stratified and always the same. Hidden files are left out.
+
+    Args:
+        root: the folder.
+        in_chans: 3 to read the images as RGB, 1 as grey.
+        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
+        augmentation: strength of the changes made to training images.
+        image_size: side of the square images that the network sees, in pixels.
+        crop_pct: share of the shorter side that evaluation keeps.
+        flip: mirror training images.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None chooses by the cores at hand.
+        seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        in_chans: Literal[1, 3] = 3,
+        on_bad_file: Literal["error", "skip"] = "error",
+        augmentation: Strength = "standard",
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        flip: bool | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+        train_per_class: int | None = None,
+    ) -> None:
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
+        self.root, self.in_chans, self.on_bad_file = root, in_chans, on_bad_file
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The folder's name."""
+        return Path(self.root).resolve().name
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
+        if not (root / "train").is_dir():
+            return {"all": root}
+        names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+        return {split: root / name for split, given in names.items() for name in given if (root / name).is_dir()}
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The names of the class folders, sorted.
+
+        Raises:
+            DataError: there are none, or another split has one that training lacks.
+        """
+        found = {
+            split: sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+            for split, folder in self._folders.items()
+        }
+        names = found.get("train") or found.get("all") or []
+        if not names:
+            raise DataError(
+                f"{Path(self.root).resolve()} has no sub-folders: make one for each class, with its images."
+            )
+        for name, given in found.items():
+            if unknown := sorted(set(given) - set(names)):
+                raise DataError(
+                    f"{self._folders[name]} has the class {unknown[0]!r}, which training does not have: "
+                    f"the classes there are {listed(names)}."
+                )
+        return names
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        sources = {}
+        for split_name, folder in self._folders.items():
+            paths: list[str] = []
+            labels: list[int] = []
+            for label, name in enumerate(self.label_names):
+                found = (file for file in (folder / name).rglob("*") if file.suffix.lower() in EXTENSIONS)
+                # Hidden ones are what notebooks and file managers leave behind.
+                files = sorted(str(f) for f in found if not any(p[0] == "." for p in f.relative_to(folder).parts))
+                paths += files
+                labels += [label] * len(files)
+            if not paths:
+                raise DataError(f"{folder.resolve()} has no images; those read are {', '.join(EXTENSIONS)}.")
+            sources[split_name] = FileSource(paths, np.asarray(labels, np.int64), self.in_chans)
+        return self._check(sources)
+
+
+class UnlabelledFolder(ImageFolder):
+    """All images in a folder and in those below, without labels; or below ``train``, ``val`` and ``test`` in it.
+
+    For tasks that need none, such as autoencoding. Batches are as those of `ImageFolder`, with label 0.
+    """
+
+    label_names: ClassVar[list[str]] = ["."]  # the one class is the folder itself
+
+
+class Manifest(_Files):
+    """A CSV or Parquet table with a row for each image.
+
+    Args:
+        file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
+        path_column: column with the images' paths, relative to the table or absolute.
+        label_column: column with the labels.
+        in_chans: 3 to read the images as RGB, 1 as grey.
+        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
+        augmentation: strength of the changes made to training images.
+        image_size: side of the square images that the network sees, in pixels.
+        crop_pct: share of the shorter side that evaluation keeps.
+        flip: mirror training images.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read and augment; None chooses by the cores at hand.
+        seed: seed of order and augmentation.
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        path_column: str = "path",
+        label_column: str = "label",
+        in_chans: Literal[1, 3] = 3,
+        on_bad_file: Literal["error", "skip"] = "error",
+        augmentation: Strength = "standard",
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        flip: bool | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+        train_per_class: int | None = None,
+    ) -> None:
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
+        self.file, self.path_column, self.label_column = file, path_column, label_column
+        self.in_chans, self.on_bad_file = in_chans, on_bad_file
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The table's name."""
+        return Path(self.file).stem
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        file = Path(self.file)
+        table = read_table(file, "--data.file")
+        columns = {self.path_column: "--data.path_column", self.label_column: "--data.label_column"}
+        check_table(table, file, columns, list(columns))
+        return table.assign(**{self.label_column: table[self.label_column].astype(str)})
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The labels that occur in training, sorted."""
+        table = self._table
+        if "split" in table:
+            table = table[table["split"] == "train"]
+        return sorted(table[self.label_column].unique())
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        table, names = self._table, self.label_names
+        sources = {}
+        for name, rows in by_split(table).items():
+            if unknown := sorted(set(rows[self.label_column]) - set(names)):
+                raise DataError(
+                    f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not have: "
+                    f"the labels there are {listed(names)}."
+                )
+            paths = [str(Path(self.file).parent / path) for path in rows[self.path_column]]
+            labels = rows[self.label_column].map(names.index).to_numpy(np.int64)
+            sources[name] = FileSource(paths, labels, self.in_chans)
+        return self._check(sources)
