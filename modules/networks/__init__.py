@@ -1,0 +1,7 @@
+"""The lectures' networks that timm lacks, registered with timm."""
+
+from modules.networks import registered  # noqa: F401
+from modules.networks.base import BackboneError, Network
+from modules.networks.discriminators import EqualizedConv2d, pyramid
+
+__all__ = ["BackboneError", "EqualizedConv2d", "Network", "pyramid"]

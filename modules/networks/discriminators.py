@@ -1,0 +1,176 @@
+"""Networks that tell generated images from real ones: of DCGAN, of pix2pix and CycleGAN, of Progressive GAN."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.networks.base import BackboneError, Network, Side, side_of
+
+
+class DCGAN(Network):
+    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434): 4×4 convolutions of stride 2 and leaky ReLU of
+    slope 0.2, until the map is at most four pixels wide. Its features are the last map, flattened.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        width: channels of the first convolution; each further one has twice as many, up to 512.
+        norm: batch normalisation behind all convolutions but the first, as published.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        width: int = 32,
+        norm: bool = False,
+        drop_rate: float = 0.0,
+    ) -> None:
+        body: dict[str, nn.Module] = {}
+        stages, side, before = list[tuple[str, int, int]](), side_of(img_size), in_chans
+        while side > 4 or not body:
+            after = min(512, width * 2 ** len(body))
+            batch_norm = [nn.BatchNorm2d(after)] if norm and body else []
+            name = f"block{len(body) + 1}"
+            body[name] = nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), *batch_norm, nn.LeakyReLU(0.2))
+            stages.append((name, after, 2 ** len(body)))
+            side, before = side // 2, after
+        if side < 1:
+            raise BackboneError("dcgan needs images of at least 2 pixels.")
+        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+
+
+def halvings(side: int) -> int:
+    """Convolutions of stride 2 of `PatchGAN`: as many as leave the patch within the image, up to three."""
+    return 1 + sum(patch <= side for patch in (34, 70))
+
+
+class PatchGAN(Network):
+    """A discriminator that looks at patches (Isola et al. 2017, arXiv:1611.07004; Li & Wand 2016, arXiv:1604.04382): 4×4
+    convolutions of stride 2, then one of stride 1. With another one for the score a patch is 16, 34 or 70 pixels wide,
+    as far as that is within the image. Its features are the mean over the last map.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        width: channels of the first convolution; each further one has twice as many, up to eight times.
+        norm: instance normalisation behind all convolutions but the first, as published.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        width: int = 64,
+        norm: bool = True,
+        drop_rate: float = 0.0,
+    ) -> None:
+        side, before = side_of(img_size), in_chans
+        if side < 8:
+            raise BackboneError("patchgan needs images of at least 8 pixels.")
+        steps = halvings(side)
+        body: dict[str, nn.Module] = {}
+        stages = list[tuple[str, int, int]]()
+        for k in range(steps + 1):
+            after, last = width * 2 ** min(k, 3), k == steps
+            normed = norm and k > 0
+            conv = nn.Conv2d(before, after, 4, 1 if last else 2, "same" if last else 1, bias=not normed)
+            body[f"block{k + 1}"] = nn.Sequential(
+                conv, *([nn.InstanceNorm2d(after)] if normed else []), nn.LeakyReLU(0.2)
+            )
+            if k != steps - 1:  # of two with the same side, the deeper one
+                stages.append((f"block{k + 1}", after, 2 ** min(k + 1, steps)))
+            before = after
+        neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(body, neck, before, stages, num_classes, drop_rate)
+
+
+class EqualizedConv2d(nn.Conv2d):
+    """A convolution whose weights are drawn from N(0, 1) and scaled at run time, so that an optimiser like Adam moves all
+    layers alike (Karras et al. 2018, arXiv:1710.10196, 4.1).
+
+    Args:
+        in_chans: input channels.
+        out_chans: output channels.
+        kernel: side of the kernel.
+        padding: rim of zeros.
+        gain: the scale is √(gain / inputs of a unit).
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, kernel: int, padding: int = 0, gain: float = 2.0) -> None:
+        super().__init__(in_chans, out_chans, kernel, padding=padding)
+        self.scale = math.sqrt(gain / (in_chans * kernel**2))
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float B×in_chans×H×W to float B×out_chans×H'×W'."""
+        return self._conv_forward(x, self.weight * self.scale, self.bias)
+
+
+def pyramid(side: int, width: int) -> tuple[int, list[int]]:
+    """The resolutions of networks that grow: the smallest side, of four to seven pixels, which doubles until it covers an
+    image, and the channels at each."""
+    steps = max(0, int(math.log2(side / 4)))
+    return -(-side // 2**steps), [min(512, width * 2 ** (steps - k)) for k in range(steps + 1)]
+
+
+class Progressive(Network):
+    """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the standard deviation over the
+    batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.decoders.Progressive`;
+    images of the full side are reduced to it.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        width: channels at the highest resolution; each further one has twice as many, up to 512.
+        drop_rate: dropout before the classifier.
+    """
+
+    phase: Tensor
+
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 1, img_size: Side = 28, width: int = 32, drop_rate: float = 0.0
+    ) -> None:
+        start, widths = pyramid(side_of(img_size), width)
+        body: dict[str, nn.Module] = {}
+        for level in range(len(widths) - 1, 0, -1):
+            body[f"block{level}"] = nn.Sequential(
+                EqualizedConv2d(widths[level], widths[level], 3, 1), nn.LeakyReLU(0.2),
+                EqualizedConv2d(widths[level], widths[level - 1], 3, 1), nn.LeakyReLU(0.2), nn.AvgPool2d(2),
+            )  # fmt: skip
+        final = EqualizedConv2d(widths[0] + 1, widths[0], 3, 1)
+        body["block0"] = nn.Sequential(final, nn.LeakyReLU(0.2))
+        stages = [(f"block{k}", widths[k - 1], 2 ** (len(widths) - k)) for k in range(len(widths) - 1, 0, -1)]
+        neck = nn.Sequential(EqualizedConv2d(widths[0], widths[0], start), nn.LeakyReLU(0.2), nn.Flatten())
+        super().__init__(body, neck, widths[0], stages or [("block0", widths[0], 1)], num_classes, drop_rate)
+        self.levels, self.start = len(widths), start
+        self.entries = nn.ModuleList(
+            nn.Sequential(EqualizedConv2d(in_chans, wide, 1), nn.LeakyReLU(0.2)) for wide in widths
+        )
+        self.register_buffer("phase", torch.tensor(float(len(widths) - 1)))
+
+    def _entry(self, image: Tensor, level: int) -> Tensor:
+        return self.entries[level](F.adaptive_avg_pool2d(image, self.start * 2**level))
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """float B×C×S×S to float B×K×H×W."""
+        phase = float(self.phase)
+        level, share = int(phase), phase - int(phase)
+        x = self._entry(image, level)
+        if share:
+            x = torch.lerp(x, getattr(self, f"block{level + 1}")(self._entry(image, level + 1)), share)
+        for k in range(level, 0, -1):
+            x = getattr(self, f"block{k}")(x)
+        deviation = (x.float().var(0, correction=0) + 1e-8).sqrt().mean().to(x.dtype)
+        last = self.get_submodule("block0")
+        return last(torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], 1))

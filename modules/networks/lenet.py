@@ -1,0 +1,196 @@
+"""Networks for small images: an MLP, LeNet of 1989, LeNet-4, LeNet-5, and a small convnet."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.networks.base import BackboneError, Network, Side, side_of
+
+
+class ScaledTanh(nn.Module):
+    """1.7159·tanh(2x/3), the activation of LeCun et al. (1989; 1998, appendix A)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return 1.7159 * torch.tanh(x * (2 / 3))
+
+
+class MLP(Network):
+    """Pixels, two hidden layers, classes: 784-300-100-10 as in LeCun et al. (1998, III.C.3): 266,610 parameters.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        hidden: sizes of the hidden layers.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        hidden: Sequence[int] = (300, 100),
+        drop_rate: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        size = in_chans * side_of(img_size) ** 2
+        for width in hidden:
+            layers += [nn.Linear(size, width), nn.ReLU()]
+            size = width
+        super().__init__({}, nn.Sequential(*layers), size, (), num_classes, drop_rate)
+
+
+class UntiedConv(nn.Module):
+    """A convolution with a bias for each output unit and, for each output map, a choice of input maps.
+
+    Args:
+        sources: for each output map the input maps that it sees.
+        in_chans: input maps.
+        kernel, stride, padding: in pixels.
+        side: side of the output maps, in pixels.
+    """
+
+    def __init__(
+        self, sources: Sequence[Sequence[int]], in_chans: int, kernel: int, stride: int, padding: int, side: int
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.in_chans = stride, padding, in_chans
+        self.register_buffer("sources", torch.tensor(sources), persistent=False)
+        fan_in = len(sources[0]) * kernel**2
+        spread = 2.4 / fan_in  # LeCun et al. 1989: uniform in ±2.4 / fan-in
+        self.weight = nn.Parameter(torch.empty(len(sources), len(sources[0]), kernel, kernel).uniform_(-spread, spread))
+        self.bias = nn.Parameter(torch.zeros(len(sources), side, side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float B×in_chans×H×W to float B×maps×side×side."""
+        full = self.weight.new_zeros(self.weight.shape[0], self.in_chans, *self.weight.shape[2:])
+        index = self.sources[:, :, None, None].expand_as(self.weight)  # type: ignore[index]
+        full = full.scatter(1, index, self.weight)
+        return nn.functional.conv2d(x, full, None, self.stride, self.padding) + self.bias
+
+
+class LeNet1989(Network):
+    """The network that read zip codes (LeCun et al. 1989, Neural Computation 1(4)): 9,760 parameters, 16×16 grey images.
+
+    Two strided 5×5 convolutions of 12 maps, each unit with a bias of its own, then 30 units and ten. Each map of the
+    second sees eight of the first's; the paper does not say which, here they follow each other cyclically.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, drop_rate: float = 0.0) -> None:
+        first = UntiedConv([list(range(in_chans))] * 12, in_chans, 5, 2, 2, 8)
+        second = UntiedConv([[(k + i) % 12 for i in range(8)] for k in range(12)], 12, 5, 2, 2, 4)
+        body = {"h1": nn.Sequential(first, ScaledTanh()), "h2": nn.Sequential(second, ScaledTanh())}
+        neck = nn.Sequential(nn.Flatten(), nn.Linear(192, 30), ScaledTanh())
+        super().__init__(body, neck, 30, (("h1", 12, 2), ("h2", 12, 4)), num_classes, drop_rate)
+
+
+class LeNet4(Network):
+    """LeNet-4 (Bottou et al. 1994; LeCun et al. 1998, III.C.5): 4 maps, pooled to 8, 16 maps, 120 units: 16,698 parameters.
+
+    Pooling has a weight and a bias for each map. The papers give no table of connections, only "about 17,000" free
+    parameters, which 120 units that see all 16 maps would pass threefold (52,698). Here each sees four of them.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels, at least 12; a rim of two pixels is added, so that 28 is the paper's 32.
+        drop_rate: dropout before the classifier.
+
+    Raises:
+        BackboneError: the input is too small.
+    """
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: Side = 28, drop_rate: float = 0.0) -> None:
+        side = (side_of(img_size) // 2 - 4) // 2
+        if side < 1:
+            raise BackboneError(
+                f"lenet4 needs images of at least 12 pixels, not {side_of(img_size)}: set --data.image_size 28."
+            )
+        body = {
+            "conv1": nn.Sequential(nn.Conv2d(in_chans, 4, 5, padding=2), ScaledTanh()),
+            "pool1": nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 8, 1, groups=4), ScaledTanh()),
+            "conv2": nn.Sequential(nn.Conv2d(8, 16, 5), ScaledTanh()),
+            "pool2": nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(16, 16, 1, groups=16), ScaledTanh()),
+        }
+        neck = nn.Sequential(nn.Conv2d(16, 120, side, groups=4), nn.Flatten(), ScaledTanh())
+        super().__init__(body, neck, 120, (("pool1", 8, 2), ("pool2", 16, 4)), num_classes, drop_rate)
+
+
+class LeNet5(Network):
+    """LeNet-5 (LeCun et al. 1998): two 5×5 convolutions (6 and 16 channels), then 120, 84 and ``num_classes`` units.
+
+    61,706 parameters for 28×28 grey images and ten classes. (The paper's own has about 60,000: its second convolution
+    is not fully connected, its pooling has weights, its output units are radial basis functions.)
+
+    Args:
+        num_classes: size of the last layer; 0 leaves the 84 features.
+        in_chans: input channels.
+        img_size: side of the input, in pixels, at least 12.
+        drop_rate: dropout before the last layer.
+        form: ``modern`` has ReLU and max pooling, ``published`` tanh and average pooling.
+
+    Raises:
+        BackboneError: the input is too small.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        drop_rate: float = 0.0,
+        form: Literal["modern", "published"] = "modern",
+    ) -> None:
+        side = (side_of(img_size) // 2 - 4) // 2
+        if side < 1:
+            raise BackboneError(
+                f"lenet5 needs images of at least 12 pixels, not {side_of(img_size)}: set --data.image_size 28."
+            )
+        act, pool = (nn.ReLU, nn.MaxPool2d) if form == "modern" else (ScaledTanh, nn.AvgPool2d)
+        body: dict[str, nn.Module] = {
+            "conv1": nn.Conv2d(in_chans, 6, 5, padding=2),
+            "pool1": nn.Sequential(act(), pool(2)),
+            "conv2": nn.Conv2d(6, 16, 5),
+            "pool2": nn.Sequential(act(), pool(2)),
+        }
+        neck = nn.Sequential(nn.Flatten(), nn.Linear(16 * side**2, 120), act(), nn.Linear(120, 84), act())
+        super().__init__(body, neck, 84, (("pool1", 6, 2), ("pool2", 16, 4)), num_classes, drop_rate)
+
+
+class ConvNet(Network):
+    """A small convnet for small images: 3×3 convolutions with stride 2, group normalisation (Wu & He 2018,
+    arXiv:1803.08494, which depends on no other image) and ReLU. Its features are the last map, flattened.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        channels: channels of each convolution, multiples of eight; each halves the side.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: Side = 28,
+        channels: Sequence[int] = (32, 64, 128),
+        drop_rate: float = 0.0,
+    ) -> None:
+        body: dict[str, nn.Module] = {}
+        stages, side, before = list[tuple[str, int, int]](), side_of(img_size), in_chans
+        for n, after in enumerate(channels, 1):
+            conv = nn.Conv2d(before, after, 3, 2, 1, bias=False)
+            body[f"block{n}"] = nn.Sequential(conv, nn.GroupNorm(8, after), nn.ReLU())
+            stages.append((f"block{n}", after, 2**n))
+            side, before = -(-side // 2), after
+        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)

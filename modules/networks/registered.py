@@ -1,0 +1,117 @@
+"""The lectures' networks that timm lacks, registered with timm."""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from modules.networks.base import Network, side_of
+from modules.networks.discriminators import DCGAN, PatchGAN, Progressive, halvings
+from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
+from modules.networks.lenet import MLP, ConvNet, LeNet4, LeNet5, LeNet1989
+
+
+def _cfg(
+    side: int = 224, chans: int = 3, classes: int = 1000, first_conv: str = "conv1", **more: Any
+) -> dict[str, Any]:
+    mean, std = ((0.5,), (0.5,)) if chans == 1 else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return {
+        "input_size": (chans, side, side), "num_classes": classes, "mean": mean, "std": std, "interpolation": "bicubic",
+        "crop_pct": 1.0 if chans == 1 else 0.875, "first_conv": first_conv, "classifier": "fc", **more,
+    }  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
+    {
+        "mlp.untrained": _cfg(28, 1, 10, "neck.1", fixed_input_size=True),
+        "lenet1989.untrained": _cfg(16, 1, 10, "h1.0"),
+        "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
+        "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
+        "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "dcgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "patchgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "progressive.untrained": _cfg(28, 1, 10, "entries.0.0", fixed_input_size=True),
+        "alexnet.untrained": _cfg(fixed_input_size=True),
+        "vgg11_lrn.untrained": _cfg(first_conv="block1.0"),
+        "vgg16_c.untrained": _cfg(first_conv="block1.0"),
+        "googlenet.untrained": _cfg(first_conv="conv1.0"),
+    }
+)
+
+
+def _build(network: type[Network], name: str, pretrained: bool, levels: int, **kwargs: Any) -> Network:
+    return build_model_with_cfg(network, name, pretrained, feature_cfg={"out_indices": tuple(range(levels))}, **kwargs)
+
+
+@register_model
+def mlp(pretrained: bool = False, **kwargs: Any) -> Network:
+    """The MLP on pixels, 784-300-100-10."""
+    return _build(MLP, "mlp", pretrained, 0, **kwargs)
+
+
+@register_model
+def lenet1989(pretrained: bool = False, **kwargs: Any) -> Network:
+    """LeNet of 1989, for images of 16 pixels."""
+    return _build(LeNet1989, "lenet1989", pretrained, 2, **kwargs)
+
+
+@register_model
+def lenet4(pretrained: bool = False, **kwargs: Any) -> Network:
+    """LeNet-4."""
+    return _build(LeNet4, "lenet4", pretrained, 2, **kwargs)
+
+
+@register_model
+def lenet5(pretrained: bool = False, **kwargs: Any) -> Network:
+    """LeNet-5; ``form="published"`` for tanh and average pooling."""
+    return _build(LeNet5, "lenet5", pretrained, 2, **kwargs)
+
+
+@register_model
+def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
+    """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
+    levels = len(kwargs.get("channels", (32, 64, 128)))
+    return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
+
+
+@register_model
+def dcgan(pretrained: bool = False, **kwargs: Any) -> Network:
+    """DCGAN's discriminator; ``norm=True`` for its batch normalisation."""
+    return _build(DCGAN, "dcgan", pretrained, 2, **kwargs)
+
+
+@register_model
+def patchgan(pretrained: bool = False, **kwargs: Any) -> Network:
+    """PatchGAN, the discriminator of pix2pix and CycleGAN; ``norm=False`` without its instance normalisation."""
+    return _build(PatchGAN, "patchgan", pretrained, halvings(side_of(kwargs.get("img_size", 28))), **kwargs)
+
+
+@register_model
+def progressive(pretrained: bool = False, **kwargs: Any) -> Network:
+    """Progressive GAN's discriminator."""
+    return _build(Progressive, "progressive", pretrained, 1, **kwargs)
+
+
+@register_model
+def alexnet(pretrained: bool = False, **kwargs: Any) -> Network:
+    """AlexNet as published."""
+    return _build(AlexNet, "alexnet", pretrained, 3, **kwargs)
+
+
+@register_model
+def vgg11_lrn(pretrained: bool = False, **kwargs: Any) -> Network:
+    """VGG's configuration A-LRN."""
+    layers = (64, None, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
+    return _build(VGG, "vgg11_lrn", pretrained, 5, layers=layers, **kwargs)
+
+
+@register_model
+def vgg16_c(pretrained: bool = False, **kwargs: Any) -> Network:
+    """VGG's configuration C."""
+    layers = (64, 64, 0, 128, 128, 0, 256, 256, -256, 0, 512, 512, -512, 0, 512, 512, -512, 0)
+    return _build(VGG, "vgg16_c", pretrained, 5, layers=layers, **kwargs)
+
+
+@register_model
+def googlenet(pretrained: bool = False, **kwargs: Any) -> Network:
+    """GoogLeNet with its auxiliary classifiers; ``norm=True`` for batch normalisation."""
+    return _build(GoogLeNet, "googlenet", pretrained, 5, **kwargs)
