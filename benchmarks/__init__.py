@@ -1,1 +1,1 @@
-"""Measurements of speed, which are no tests: run them by hand, with `make bench`."""
+"""Measurements, which are no tests: speed as a ratio against a peer in the same run, and quality on real data."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
 from modules.detection.base import OneStageDetector
-from pipelines import registry
+from pipelines import registry, storage
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
@@ -227,7 +227,7 @@ def export(
     if chosen == "safetensors" and not preprocessing:
         raise ValueError("safetensors holds the weights alone, so --preprocessing false says nothing of it.")
     folder = registry.model_folder(model)
-    module, _ = registry.load_model(folder)
+    module, _ = storage.load_model(folder)
     kind = EXPORTED.get(type(module))
     if kind is None and chosen != "safetensors":
         raise ValueError(

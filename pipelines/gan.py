@@ -20,7 +20,7 @@ from modules import ClassificationModule, GANModule, SegmentationModule
 from modules.gan import dissection
 from modules.gan.adversarial import to_uint8
 from modules.pictures import image_grid, rows_of_tiles
-from pipelines import registry
+from pipelines import registry, storage
 from pipelines.cli import VisionCLI, main, task_command
 
 
@@ -212,7 +212,7 @@ def enrich(
         DataError: a class has fewer images than asked for.
     """
     module = _generator(model, device)
-    data = data or cast(ClassificationDataModule, registry.learned_from(registry.model_folder(model)))
+    data = data or cast(ClassificationDataModule, storage.learned_from(registry.model_folder(model)))
     if not module.conditional or list(module.label_names or []) != list(data.label_names):
         known = ", ".join(module.label_names or []) if module.conditional else "none: it is not conditional"
         raise ValueError(f"{model} must make images of the classes {', '.join(data.label_names)}; its own are {known}.")

@@ -25,7 +25,8 @@ from modules import inspection as see
 from modules.pictures import Image as Picture
 from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
 from pipelines.predict import find
-from pipelines.registry import add_files, learned_from, load, model_folder
+from pipelines.registry import add_files, load, model_folder
+from pipelines.storage import learned_from
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:

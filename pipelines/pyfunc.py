@@ -20,7 +20,7 @@ from PIL import Image
 from datamodules.augmentations import evaluation
 from datamodules.base import DataError, collate
 from datamodules.images import as_seen, pieces, read_image
-from pipelines.registry import load_model
+from pipelines.storage import load_model
 
 BATCH = 64
 Pieces = list[tuple[tuple[int, int], dict[str, NDArray[Any]]]]
@@ -37,7 +37,7 @@ class VisionModel(PythonModel):
         """Rebuilds the module from data; no code in the folder is run.
 
         Args:
-            folder: what `pipelines.registry.save_model` wrote.
+            folder: what `pipelines.storage.save_model` wrote.
             device: where the module runs, such as ``cpu`` or ``cuda:1``; ``auto`` is the GPU if there is one.
 
         Returns:

@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import mlflow
 import pandas as pd
-import yaml
 from jsonargparse import auto_cli
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -22,13 +21,11 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-import datamodules
-import modules
 from datamodules import VisionDataModule
 from modules import VisionModule
+from pipelines.pyfunc import VisionModel
+from pipelines.storage import learned_from, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
@@ -36,56 +33,6 @@ NEEDED = (
     "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
     "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
-
-
-def save_model(
-    folder: Path, module: VisionModule, preprocessing: dict[str, Any], task: str, data: dict[str, Any] | None = None
-) -> None:
-    """Writes a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
-
-    Args:
-        folder: where; it is made.
-        module: the trained module.
-        preprocessing: what turns a picture into its input.
-        task: name of the task.
-        data: class path and arguments of the data module that it learned from.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        key: value.contiguous()
-        for key, value in module.state_dict().items()
-        if not key.startswith(module.training_only)
-    }
-    save_file(state, folder / "model.safetensors")
-    description = {
-        "task": task,
-        "class": type(module).__name__,
-        "module": module.architecture,
-        "preprocessing": preprocessing,
-        "data": data,
-    }
-    (folder / "architecture.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
-
-
-def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
-    """Rebuilds what `save_model` wrote.
-
-    Returns:
-        The module in evaluation mode, and its preprocessing.
-
-    Raises:
-        ValueError: it is not, or no more, what `save_model` wrote.
-    """
-    try:
-        description = yaml.safe_load((folder / "architecture.yaml").read_text())
-        if description["class"] not in modules.__all__:
-            raise ValueError(f"a {description['class']} is not known to this version of Fovea")
-        module: VisionModule = getattr(modules, description["class"]).from_architecture(description["module"])
-        learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
-        module.load_state_dict(learning | load_file(folder / "model.safetensors"))
-        return module.eval(), description["preprocessing"]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
-        raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 
 def register(
@@ -344,22 +291,6 @@ def show(name: str) -> str:
     return _table(["version", "aliases", "data", "run", "figures"], rows)
 
 
-def learned_from(folder: Path) -> VisionDataModule:
-    """The data that a saved model learned from.
-
-    Args:
-        folder: what `save_model` wrote.
-
-    Raises:
-        ValueError: the model does not say.
-    """
-    saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
-    name = saved["class_path"].rsplit(".", 1)[-1] if saved else None
-    if name not in datamodules.__all__:
-        raise ValueError(f"{folder} does not say which data it learned from.")
-    return getattr(datamodules, name)(**saved.get("init_args", {}))
-
-
 def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
     """Measures a saved model on the test split of the data it learned from.
 
@@ -494,8 +425,6 @@ def load(address: str, device: str = "cpu") -> Any:
     Raises:
         ValueError: there is no such model or device.
     """
-    from pipelines.pyfunc import VisionModel  # which imports this file
-
     return VisionModel().load(model_folder(address), device)
 
 

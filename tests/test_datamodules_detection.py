@@ -15,7 +15,7 @@ from datamodules.augmentations import evaluation
 from datamodules.detection import BoxFiles, Mixing
 from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
-from pipelines import convert, registry
+from pipelines import convert, storage
 from pipelines.detection import detection
 from pipelines.pyfunc import VisionModel
 
@@ -328,7 +328,7 @@ def test_tiles_cover_an_image_and_keep_what_can_be_seen_in_them() -> None:
 def test_a_model_that_learned_from_pieces_is_shown_pieces() -> None:
     module = DetectionModule(2, ["a", "b"], image_size=64, backbone="resnet10t")
     data = CSVDetection("boxes.csv", tile=64)
-    registry.save_model(Path("model"), module, data.preprocessing, "detection")
+    storage.save_model(Path("model"), module, data.preprocessing, "detection")
     model = VisionModel().load(Path("model"), "cpu")
     image = np.zeros((100, 150, 3), np.uint8)
     image[40:60, 70:90] = 255  # in the overlap of four pieces, and cut off by some
@@ -374,7 +374,7 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
 
     module = DetectionModule(2, image_size=64, backbone="resnet10t")
     module.threshold.fill_(0)
-    registry.save_model(Path("model"), module, data.preprocessing | {"image_size": 64}, "detection")
+    storage.save_model(Path("model"), module, data.preprocessing | {"image_size": 64}, "detection")
     model = VisionModel().load(Path("model"), "cpu")
     given: dict[str, Any] = {}
     model.module.answers = lambda batch: given.update(batch) or [{}]  # type: ignore[method-assign,func-returns-value]

@@ -25,7 +25,7 @@ from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
 from modules.detection.rcnn import RegionClassifier, propose
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
-from pipelines.registry import save_model
+from pipelines.storage import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
 DETECTORS = {

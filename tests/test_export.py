@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modules import ClassificationModule, DetectionModule
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
-from pipelines import export, registry
+from pipelines import export, registry, storage
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
 
@@ -42,7 +42,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(3):
             module(torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8))
     folder = tmp_path_factory.mktemp("resnet")
-    registry.save_model(folder, module, {"image_size": 32}, "classification")
+    storage.save_model(folder, module, {"image_size": 32}, "classification")
     return folder
 
 
@@ -80,7 +80,7 @@ def test_pixels_in_probabilities_out(trained: VisionCLI, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
 def test_normalised_pixels_in_logits_out(resnet: Path, suffix: str) -> None:
     export.export(str(resnet), Path(f"net.{suffix}"), preprocessing=False)
-    module, _ = registry.load_model(resnet)
+    module, _ = storage.load_model(resnet)
     image = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     _, metadata = run(f"net.{suffix}", torch.zeros(1, 3, 32, 32))
     mean, std = (torch.tensor(json.loads(metadata[key])).view(3, 1, 1) for key in ("mean", "std"))
@@ -108,7 +108,7 @@ def test_safetensors_hold_the_weights_and_what_rebuilds_them(resnet: Path) -> No
         assert json.loads(metadata["architecture"])["backbone"] == "test_resnet"
         assert json.loads(metadata["label_names"])[0] == "ä"
         head = file.get_tensor("head.weight")
-    assert np.array_equal(head, registry.load_model(resnet)[0].head.weight.detach().numpy())
+    assert np.array_equal(head, storage.load_model(resnet)[0].head.weight.detach().numpy())
 
 
 def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
@@ -126,7 +126,7 @@ def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
     with torch.no_grad():
         found = module.detector.detect(module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)))
     module.threshold.fill_(float(torch.stack([one["scores"][20] for one in found]).max()))
-    registry.save_model(folder, module, {"image_size": 64, "fit": "pad"}, "detection")
+    storage.save_model(folder, module, {"image_size": 64, "fit": "pad"}, "detection")
     return folder, module
 
 

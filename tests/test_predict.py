@@ -26,7 +26,7 @@ from PIL import Image
 from datamodules import DataError, ImageFolder
 from modules import ClassificationModule
 from modules.base import VisionModule
-from pipelines import predict, registry
+from pipelines import predict, registry, storage
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
 from pipelines.pyfunc import VisionModel
@@ -148,7 +148,7 @@ def test_every_form_of_an_image_is_seen_as_in_training() -> None:
     data = ImageFolder("in", image_size=12, num_workers=0, batch_size=16)
     data.prepare_data()
     data.setup("test")
-    registry.save_model(Path("model"), ClassificationModule(2, image_size=12), data.preprocessing, "classification")
+    storage.save_model(Path("model"), ClassificationModule(2, image_size=12), data.preprocessing, "classification")
     model = VisionModel().load(Path("model"))
     split, transform = data.sources["train"], data.transform(False)
     for i, path in enumerate(split.paths):

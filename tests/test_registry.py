@@ -17,7 +17,7 @@ from conftest import ROOT
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import registry
+from pipelines import registry, storage
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
 
@@ -64,7 +64,7 @@ def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> Non
     assert "listed" in registry.show("two")
     assert registry.pinned("models:/two@listed") == "models:/two/1"
     assert "models:/two/1 is in copy" in registry.download("models:/two@listed", "copy")
-    assert registry.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
+    assert storage.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
     with pytest.raises(ValueError, match="there already"):
         registry.download("models:/two/1", "copy")
     assert registry.demote("two", "listed") == "two version 1 is listed no more."

@@ -36,7 +36,7 @@ from modules.segmentation import (
 from modules.segmentation.instance import MaskMetric, panoptic_map
 from modules.segmentation.metrics import SegmentationMetric, boundary_counts, edges
 from modules.segmentation.sliding import starts, strips
-from pipelines import export, registry
+from pipelines import export, storage
 from pipelines.classification import classification
 from pipelines.predict import predict
 
@@ -258,7 +258,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(3):
             module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
     folder = tmp_path_factory.mktemp("segmentation") / "saved"
-    registry.save_model(folder, module, {"image_size": 64, "in_chans": 3, "fit": "native"}, "segmentation")
+    storage.save_model(folder, module, {"image_size": 64, "in_chans": 3, "fit": "native"}, "segmentation")
     return folder
 
 
@@ -268,7 +268,7 @@ def test_predict_writes_masks_and_coco_of_each_pictures_own_size(saved: Path) ->
     for name, size in {"a.png": (40, 90), "b.jpg": (130, 75), "c.tif": (64, 64)}.items():
         PIL.Image.fromarray(generator.integers(0, 256, (*size, 3)).astype(np.uint8)).save(f"pictures/{name}")
     assert predict(str(saved), ["pictures"], "out", json=True) == 0
-    module, _ = registry.load_model(saved)
+    module, _ = storage.load_model(saved)
     rows = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
     coco = json.loads(Path("out/coco.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == ["a.png", "b.jpg", "c.tif"]
@@ -314,7 +314,7 @@ def test_onnx_gives_the_probabilities_of_each_pixel(saved: Path, preprocessing: 
 
     said = export.export(str(saved), Path("net.onnx"), preprocessing=preprocessing)
     assert float(said.split()[-1].rstrip(".")) <= 1e-4
-    module, _ = registry.load_model(saved)
+    module, _ = storage.load_model(saved)
     image = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
     given = image if preprocessing else module.normalize(image).contiguous()
     answer = onnxruntime.InferenceSession("net.onnx").run(None, {"image": given.numpy()})[0]

@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules import DigitScenes
 from datamodules.detection import Sprites
 from modules import ClassificationModule, DetectionModule
-from pipelines import predict, registry, video
+from pipelines import predict, registry, storage, video
 
 FRAMES = 20
 
@@ -81,7 +81,7 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
     module = detector()
     torch.nn.init.zeros_(module.detector.class_branch.last.bias)  # it has not learned, but it is not shy
     module.threshold.fill_(0.5)
-    registry.save_model(Path("model"), module, preprocessing, "detection")
+    storage.save_model(Path("model"), module, preprocessing, "detection")
     Path("in").mkdir()
     frames = film(sprites, "in/film.avi")
     Image.fromarray(frames[3]).save("in/still.png")
@@ -122,7 +122,7 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
 def test_a_classifier_answers_videos_too_but_follows_nothing(
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+    storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
                         {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
     film(sprites, "film.avi")
     assert predict.predict("model", ["film.avi"], "out") == 0
