@@ -32,7 +32,7 @@ from datamodules import FashionMNIST
 from modules import AutoencodingModule, ClassificationModule, Optimization
 from modules.parts import Draws
 from pipelines import registry
-from pipelines.cli import quieten
+from pipelines.console import quieten
 
 Pixels = NDArray[np.float32]
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,

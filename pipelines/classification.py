@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from modules import ClassificationModule
-from pipelines.cli import VisionCLI, main, print_table
+from pipelines.cli import VisionCLI, main
+from pipelines.console import print_table
 
 
 def classification(args: Sequence[str] | None = None) -> VisionCLI:

@@ -1,16 +1,11 @@
 """The one command line that all tasks share."""
 
 import inspect
-import logging
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,45 +15,27 @@ from typing import Any, NoReturn
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
 import lightning as L
-import numpy as np
 import pandas as pd
 import psutil
-import torch
 from jsonargparse import ArgumentError, auto_cli
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    LearningRateFinder,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from datamodules import DataError, VisionDataModule
-from datamodules.base import collate
 from modules import BackboneError, VisionModule
 from modules.backbones import read_weights
 from modules.base import DivergenceError
 from pipelines import registry
+from pipelines.console import ProgressBar, print_table, quieten, say
 from pipelines.redaction import redact, redact_yaml
 from pipelines.tracking import RunCallback, RunLogger, TrackingError, surroundings
+from pipelines.trainer import LastCheckpoint, VisionTrainer
 
-NOISE = (  # true of what is done here, and meant so
-    "Checkpoint directory .* exists and is not empty",
-    "Using padding='same' with even kernel lengths",
-    "Found .* module.s. in eval mode at the start of training",
-    "It is recommended to use .self.log.*sync_dist=True",
-    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
-    ".*isinstance.treespec, LeafSpec.",
-    "LightningCLI's args parameter is intended to run from within Python",
-    "The number of training batches .* is smaller than the logging interval",
-)
 SUBCOMMANDS = {
     "fit": "Train, test the best checkpoint, and register it if --register names a model.",
     "validate": "Measure a checkpoint on the validation split.",
@@ -74,127 +51,6 @@ class UsageError(ValueError):
 
 
 MISTAKES = (BackboneError, DataError, DivergenceError, TrackingError, UsageError)
-
-
-@rank_zero_only
-def say(message: str) -> None:
-    """Tells the user something, beside what a command prints."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with the figures that one watches."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The figures at the end of the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
-
-
-class VisionTrainer(L.Trainer):
-    """Lightning's trainer, which can also show what a network is given to see."""
-
-    def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
-        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
-
-        Args:
-            model: draws the samples of its task.
-            datamodule: has them.
-            images: samples, a row each.
-            draws: augmentations of each.
-
-        Returns:
-            The file ``preview.png`` in the output folder.
-        """
-        source = datamodule.sources["train"]
-        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
-        plain, augmented = (datamodule.dataset("train", t) for t in (False, True))
-        samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
-        sheet = model.draw_samples(collate(samples), columns=draws + 1)
-        for logger in self.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_image("train/preview", [sheet])
-        file = Path(self.default_root_dir, "preview.png")
-        Image.fromarray(sheet).save(file)
-        return file
-
-
-class LastCheckpoint(Checkpoint):  # as one, it comes after all callbacks whose state it saves
-    """Keeps ``last.ckpt``, from which a training goes on exactly: at each epoch's end, every so many seconds, and when
-    Ctrl-C or SIGTERM ends the training, which they do after the step that is under way. Under SLURM so does SIGUSR1
-    (``--signal=SIGUSR1@90``), which also puts the job back into the queue.
-
-    Args:
-        path: the file.
-        seconds: longest time between two checkpoints.
-    """
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds, self._saved = path, seconds, time.monotonic()
-        self._signal = 0
-        self._handlers: dict[int, Any] = {}
-
-    def _save(self, trainer: L.Trainer) -> None:
-        new = self.path.with_suffix(".new")  # so that the last one stays whole until this one is
-        trainer.save_checkpoint(new, weights_only=False)
-        if trainer.is_global_zero:
-            new.replace(self.path)
-        self._saved = time.monotonic()
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self._signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self._signal = number
-        say(f"{signal.Signals(number).name}: the training ends after this step, with a checkpoint.")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens to signals."""
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
-            self._handlers = {number: signal.signal(number, self._note) for number in numbers}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves when it is time, and ends when a signal came; all processes do so together."""
-        if pl_module.holds_gradients(batch_idx):  # type: ignore[operator]
-            return
-        state = 2 * self._signal + (time.monotonic() - self._saved >= self.seconds)
-        if trainer.world_size > 1:
-            if trainer.global_step % 20:
-                return
-            state = int(trainer.strategy.reduce(torch.tensor(state, device=pl_module.device), reduce_op="max"))
-        if state:
-            self._save(trainer)
-        self._end(trainer, state // 2)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the epoch."""
-        self._save(trainer)
-        number = self._signal
-        if trainer.world_size > 1:
-            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
-        self._end(trainer, number)
-
-    @staticmethod
-    def _end(trainer: L.Trainer, number: int) -> None:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number == signal.SIGUSR1 and trainer.is_global_zero:
-            command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-            try:
-                subprocess.run(command, check=True)
-            except (OSError, subprocess.SubprocessError) as error:
-                say(f"The job is not back in the queue ({error}): start it again with the same --output.")
-        if number:
-            raise SIGTERMException
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves signals to those who had them."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
 
 def _stamp() -> str:
@@ -527,18 +383,6 @@ def main(
     return cli
 
 
-def quieten() -> None:
-    """Silences what libraries say that no user can act on."""
-    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
 def _refuse(message: str) -> NoReturn:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
     sys.exit(2)
@@ -575,17 +419,6 @@ def expand(args: Sequence[str]) -> list[str]:
         else:
             result.append(arg)
     return result
-
-
-@rank_zero_only
-def print_table(title: str, rows: dict[str, str]) -> None:
-    """Prints what a command came to."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    Console().print(table)
 
 
 def task_command(

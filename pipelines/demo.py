@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipelines import registry
 from pipelines.classification import classification
-from pipelines.cli import print_table
+from pipelines.console import print_table
 
 ROOT = Path(__file__).parents[1]
 NAME = "digits-lenet5"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from modules import DetectionModule
-from pipelines.cli import VisionCLI, main, print_table
+from pipelines.cli import VisionCLI, main
+from pipelines.console import print_table
 
 
 def detection(args: Sequence[str] | None = None) -> VisionCLI:

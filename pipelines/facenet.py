@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from modules import FaceNetModule
 from pipelines import recognition
-from pipelines.cli import VisionCLI, main, print_table
+from pipelines.cli import VisionCLI, main
+from pipelines.console import print_table
 
 
 def facenet(args: Sequence[str] | None = None) -> VisionCLI:

@@ -35,7 +35,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from modules import VisionModule
 from pipelines import registry
-from pipelines.cli import VisionCLI, print_table
+from pipelines.cli import VisionCLI
+from pipelines.console import print_table
 from pipelines.tracking import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over

@@ -18,7 +18,7 @@ from modules import BackboneError, ClassificationModule
 from modules.backbones import untrained
 from modules.pictures import rasterize
 from modules.transfer import Stages, extract, probe
-from pipelines.cli import print_table
+from pipelines.console import print_table
 from pipelines.tracking import TrackingError, needed
 
 

@@ -1,0 +1,62 @@
+"""What a user sees on the terminal."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+NOISE = (  # true of what is done here, and meant so
+    "Checkpoint directory .* exists and is not empty",
+    "Using padding='same' with even kernel lengths",
+    "Found .* module.s. in eval mode at the start of training",
+    "It is recommended to use .self.log.*sync_dist=True",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
+    ".*isinstance.treespec, LeafSpec.",
+    "LightningCLI's args parameter is intended to run from within Python",
+    "The number of training batches .* is smaller than the logging interval",
+)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tells the user something, beside what a command prints."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar with the figures that one watches."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The figures at the end of the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def quieten() -> None:
+    """Silences what libraries say that no user can act on."""
+    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@rank_zero_only
+def print_table(title: str, rows: dict[str, str]) -> None:
+    """Prints what a command came to."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)
