@@ -17,7 +17,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are fo
 import lightning as L
 import pandas as pd
 import psutil
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -428,16 +428,24 @@ def task_command(
 
     Args:
         train: the shared one, named as the task.
-        uses: further commands by name, which give the line to print.
+        uses: further commands by name, which give the line to print; one that takes ``paths`` is given a list of them.
         args: the command line; None takes the process's own.
     """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] not in uses:
         print_table(train.__name__, train(given).rows)
         return
+    name, *rest = given
+    command = uses[name]
+    about = (inspect.getdoc(command) or "").split("\n\n")[0]
+    parser = ArgumentParser(prog=f"python -m pipelines.{train.__name__} {name}", description=about)
+    several = "paths" in inspect.signature(command).parameters
+    parser.add_function_arguments(command, as_positional=True, skip={"paths"} if several else None)
+    if several:
+        parser.add_argument("paths", nargs="+", help="files, folders, patterns")
     quieten()
     try:
-        print(auto_cli(uses, args=given, as_positional=True))
+        print(command(**parser.instantiate_classes(parser.parse_args(rest))))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,13 +5,12 @@
 ``python -m pipelines.facenet align`` cuts faces out of photographs for both.
 """
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 
 from modules import FaceNetModule
 from pipelines import recognition
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.cli import VisionCLI, main, task_command
 
 
 def facenet(args: Sequence[str] | None = None) -> VisionCLI:
@@ -19,8 +18,8 @@ def facenet(args: Sequence[str] | None = None) -> VisionCLI:
     return main("facenet", FaceNetModule, "datamodules.ORL", args)
 
 
+command = partial(task_command, facenet, recognition.COMMANDS)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in recognition.COMMANDS:
-        recognition.main(sys.argv[1:])
-    else:
-        print_table("facenet", facenet().rows)
+    command()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -304,23 +303,3 @@ def _table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align}
-
-
-def main(args: Sequence[str]) -> None:
-    """Runs one of the commands; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        args: the command line, beginning with the command.
-    """
-    name, *rest = args
-    command: Any = COMMANDS[name]
-    parser = ArgumentParser(prog=f"python -m pipelines.facenet {name}", description=command.__doc__.splitlines()[0])
-    listed: set[str | int] = {"paths"} if "paths" in command.__annotations__ else set()
-    parser.add_function_arguments(command, as_positional=True, skip=listed)
-    if listed:
-        parser.add_argument("paths", nargs="+", help="files, folders, patterns")
-    try:
-        print(command(**vars(parser.parse_args(rest))))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules.faces.alignment import TEMPLATE, aligned, foremost, similarity
 from datamodules.images import read_image
-from pipelines import recognition
+from pipelines import facenet, recognition
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]  # of the five points of a drawn face
 
@@ -76,7 +76,7 @@ def test_the_large_and_central_one_of_several_faces_is_taken():
 
 
 def ask(*args: str) -> None:
-    recognition.main(["align", *args])
+    facenet.command(["align", *args])
 
 
 class DotDetector:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
+from pipelines import facenet, registry
 from pipelines import gallery as galleries
-from pipelines import recognition, registry
 from pipelines.gallery import Gallery
 
 
@@ -43,7 +43,7 @@ def save(data: Glyphs, folder: str, people: list[str], pictures: slice, flat: bo
 
 
 def ask(*args: str) -> None:
-    recognition.main(args)
+    facenet.command(args)
 
 
 def test_people_are_enrolled_identified_and_unknown(trained, capsys):
