@@ -2,11 +2,12 @@
 
 from modules.autoencoding import AutoencodingModule, MaskedAutoencodingModule
 from modules.backbones import BackboneError, create_backbone
-from modules.base import Optimization, VisionModule, WarmupCosine
+from modules.base import VisionModule
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
 from modules.gan import GANModule, SuperResolutionModule, TranslationModule
+from modules.optimization import Optimization, WarmupCosine
 from modules.segmentation import InstanceSegmentationModule, SegmentationModule
 
 __all__ = [

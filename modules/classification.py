@@ -16,7 +16,8 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms import v2
 
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.optimization import Optimization
 from modules.pictures import captioned, captioned_grid, confusion_matrix
 from modules.transfer import Solution, Transfer, solve
 

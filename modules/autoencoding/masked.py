@@ -7,8 +7,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from modules.autoencoding.figures import named_rows, to_uint8
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
 from modules.networks import BackboneError
+from modules.optimization import Optimization
 from modules.parts import Draws
 
 PICTURED = 12  # images in the picture

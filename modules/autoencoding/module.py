@@ -15,8 +15,9 @@ from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variationa
 from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
 from modules.autoencoding.parts import Noise, Penalty
 from modules.backbones import BackboneError
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
 from modules.decoders import Decoder, TransposedConvolutions
+from modules.optimization import Optimization
 from modules.parts import Draws, rebuild, recipe
 from modules.pictures import captioned, image_grid
 from modules.reconstruction import MSE, SSIM_SIDE, ReconstructionLoss, ssim

@@ -8,12 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
 from modules.detection import pictures
 from modules.detection.base import Detections, Detector
 from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric
 from modules.detection.yolo import YOLO
+from modules.optimization import Optimization
 from modules.pictures import confusion_matrix, draw_boxes, picture, sheet
 from modules.transfer import Transfer
 

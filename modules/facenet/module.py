@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from modules.backbones import BackboneError
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
 from modules.facenet import drawing
 from modules.facenet.mining import (
     ProgressiveMiner,
@@ -24,6 +24,7 @@ from modules.facenet.mining import (
     within_class_whitening,
 )
 from modules.facenet.protocols import Pairs, report
+from modules.optimization import Optimization
 from modules.transfer import Transfer
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from modules.base import Optimization, VisionModule
+from modules.base import VisionModule
 from modules.gan.health import CAUSES, Health
 from modules.gan.objectives import Objective
 from modules.gan.players import at_rest, follow
+from modules.optimization import Optimization
 
 WATCHED = 256  # samples for the watch on the training's health
 

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modules.backbones import BackboneError, read_weights, registered_files
-from modules.base import Stage, WarmupCosine
+from modules.base import Stage
 from modules.decoders import Norm, normalization
 from modules.gan.adversarial import AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.gan.extractors import extractor_name
 from modules.gan.objectives import NonSaturating, Objective, Verdict
 from modules.gan.players import Score
+from modules.optimization import WarmupCosine
 from modules.parts import Part, rebuild, recipe, within
 from modules.pictures import as_address, from_address, rows_of_tiles
 from modules.reconstruction import (

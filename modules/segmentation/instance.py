@@ -13,9 +13,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from modules.base import Optimization, Stage
+from modules.base import Stage
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.base import Detections
+from modules.optimization import Optimization
 from modules.pictures import draw_boxes, picture, sheet
 from modules.segmentation.pictures import palette
 

@@ -12,7 +12,8 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modules.base import Optimization, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.optimization import Optimization
 from modules.pictures import confusion_matrix, picture, sheet
 from modules.segmentation import pictures
 from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
