@@ -3,7 +3,6 @@
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,8 +14,6 @@ import lightning as L
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from datamodules import PointCloud
 from modules import AutoencodingModule
@@ -26,6 +23,7 @@ from modules.autoencoding.points import draw_points
 from modules.pictures import captioned_grid
 from pipelines import registry
 from pipelines.cli import VisionCLI, main, task_command
+from pipelines.console import table
 from pipelines.predict import find
 from pipelines.pyfunc import VisionModel
 from pipelines.tracking import RunLogger
@@ -157,18 +155,13 @@ def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.p
     asked = _vectors(module, np.asarray([answer["code"]]).astype(array.dtype))
     distance = (_vectors(module, array) - asked).flatten(1).square().sum(1).sqrt()
     order = distance.argsort()[:count].tolist()
-    table = Table("distance", "path")
-    for k in order:
-        table.add_row(f"{distance[k]:.4f}", os.path.join(root, paths[k]))
     if out:
         places = [image, *(os.path.join(root, paths[k]) for k in order)]
         pixels = np.stack([answering.prepare(Path(place)) for place in places]).transpose(0, 3, 1, 2)
         captions = ["asked", *(f"{distance[k]:.3f}\n{Path(paths[k]).name}" for k in order)]
         Image.fromarray(captioned_grid(pixels, captions)).save(out)
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip() + (f"\nThe picture is {out}." if out else "")
+    found = table({"distance": float(distance[k]), "path": os.path.join(root, paths[k])} for k in order)
+    return found + (f"\nThe picture is {out}." if out else "")
 
 
 def points(

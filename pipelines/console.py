@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -49,6 +51,21 @@ def quieten() -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table for people: a row for each mapping, a column for each key. On a terminal it is as wide as that, and long
+    values are folded; in a file or a pipe no line is broken."""
+    rows, shown = list(rows), Table()
+    for key in (columns := dict.fromkeys(key for row in rows for key in row)):
+        shown.add_column(key, overflow="fold")
+    for row in rows:
+        values = (row.get(key, "") for key in columns)
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get().strip("\n")
 
 
 @rank_zero_only

@@ -15,7 +15,6 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from datamodules import VisionDataModule
@@ -24,6 +23,7 @@ from modules import VisionModule
 from modules import inspection as see
 from modules.pictures import Image as Picture
 from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
+from pipelines.console import table
 from pipelines.predict import find
 from pipelines.registry import add_files, load, model_folder
 from pipelines.storage import learned_from
@@ -309,15 +309,18 @@ def inspect(
             rows.append((str(folder / f"{key}.png"), what))
     if log:
         rows.append(("run", add_files(model, [folder / f"{key}.png" for key, *_ in todo], "inspect")))
-    table, seen = Table("file", "what it shows"), Table("stage", "sees", "stride")
-    for name, field in fields.items():
-        seen.add_row(name, "all of the image" if field.size is None else f"{field.size} px", f"{field.stride} px")
-    for row in rows:
-        table.add_row(*row)
-    out_console = Console(width=None if sys.stdout.isatty() else 200)
     if fields:
-        out_console.print(seen)
-    out_console.print(table)
+        print(
+            table(
+                {
+                    "stage": name,
+                    "sees": "all of the image" if field.size is None else f"{field.size} px",
+                    "stride": f"{field.stride} px",
+                }
+                for name, field in fields.items()
+            )
+        )
+    print(table({"file": file, "what it shows": what} for file, what in rows))
     return 1 if bad else 0
 
 

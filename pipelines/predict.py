@@ -15,12 +15,12 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from datamodules import DataError
 from datamodules.images import EXTENSIONS, read_image
 from modules import VisionModule
 from pipelines import video
+from pipelines.console import table
 from pipelines.registry import load
 
 
@@ -159,8 +159,7 @@ def predict(
     if out and coco.content["annotations"]:
         Path(out, "coco.json").write_text(dumps(coco.content))
     if rows:
-        # In a file or a pipe no line is broken.
-        Console(width=None if sys.stdout.isatty() else 10_000).print(_table(rows))
+        print(table(rows))
     if bad:
         screen.print(f"{bad} of {len(files) + len(missing)} files could not be read.")
     return 1 if bad else 0
@@ -179,15 +178,6 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
         elif not isinstance(value, dict | list):
             cells[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
     return cells
-
-
-def _table(rows: list[dict[str, str]]) -> Table:
-    table = Table()
-    for key in (columns := dict.fromkeys(key for row in rows for key in row)):
-        table.add_column(key, overflow="fold")
-    for row in rows:
-        table.add_row(*(row.get(key, "") for key in columns))
-    return table
 
 
 def _drawings(files: list[str], root: str, out: str) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from datamodules import DataError
 from datamodules.faces.alignment import SIDE, FaceDetector, aligned, foremost
@@ -20,6 +19,7 @@ from datamodules.images import EXTENSIONS, read_image
 from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
+from pipelines.console import table
 from pipelines.gallery import Floats, Gallery
 from pipelines.predict import find
 from pipelines.registry import load, pinned
@@ -145,7 +145,7 @@ def identify(
         }
         for file, distance, place in zip(files, *known.search(embeddings), strict=True)
     ]
-    return "\n".join(map(dumps, rows)) if json else _table(rows)
+    return "\n".join(map(dumps, rows)) if json else table(rows)
 
 
 def verify(model: str, first: str, second: str, threshold: float | None = None, device: str = "auto") -> str:
@@ -287,19 +287,6 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
 def _check_new(folder: str) -> None:
     if os.path.isdir(folder) and os.listdir(folder):
         raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")
-
-
-def _table(rows: Iterable[dict[str, Any]]) -> str:
-    table = Table()
-    for row in rows:
-        if not table.columns:
-            for key in row:
-                table.add_column(key, overflow="fold")
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
 
 
 COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align}

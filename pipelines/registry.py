@@ -19,11 +19,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from datamodules import VisionDataModule
 from modules import VisionModule
+from pipelines.console import table
 from pipelines.pyfunc import VisionModel
 from pipelines.storage import learned_from, load_model, save_model
 
@@ -262,10 +261,14 @@ def overview() -> str:
             continue
         newest = versions[max(versions, key=int)]
         aliases = ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items())
-        rows.append(
-            [model.name, newest.tags.get("task", ""), len(versions), aliases, "{} {:.4f}".format(*_figure(newest))]
-        )
-    return _table(["name", "task", "versions", "aliases", "newest"], rows)
+        row: dict[str, Any] = {
+            "name": model.name,
+            "task": newest.tags.get("task", ""),
+            "versions": len(versions),
+            "aliases": aliases,
+        }
+        rows.append(row | {"newest": "{} {:.4f}".format(*_figure(newest))})
+    return table(rows) or "No model is registered yet."
 
 
 def show(name: str) -> str:
@@ -287,8 +290,9 @@ def show(name: str) -> str:
         version = versions[number]
         named = ", ".join(alias for alias, given in aliases.items() if str(given) == number)
         figures = "  ".join(f"{key} {value}" for key, value in sorted(version.tags.items()) if key.startswith("test."))
-        rows.append([number, named, version.tags.get("data", ""), version.run_id, figures])
-    return _table(["version", "aliases", "data", "run", "figures"], rows)
+        row: dict[str, Any] = {"version": number, "aliases": named, "data": version.tags.get("data", "")}
+        rows.append(row | {"run": version.run_id, "figures": figures})
+    return table(rows)
 
 
 def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
@@ -332,17 +336,11 @@ def compare(name: str, first: str, second: str) -> str:
         address = f"models:/{name}/{_version(name, given).version}"
         figures.append(evaluate(model_folder(address)))
     one, two = figures
-    rows = [[key, f"{one[key]:.4f}", f"{two[key]:.4f}", f"{two[key] - one[key]:+.4f}"] for key in one if key in two]
-    return _table(["figure", first, second, "difference"], rows)
-
-
-def _table(columns: list[str], rows: list[list[Any]]) -> str:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console(file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    return table(
+        {"figure": key, first: one[key], second: two[key], "difference": f"{two[key] - one[key]:+.4f}"}
+        for key in one
+        if key in two
+    )
 
 
 def model_folder(address: str) -> Path:
