@@ -54,16 +54,14 @@ def quieten() -> None:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table for people: a row for each mapping, a column for each key. On a terminal it is as wide as that, and long
-    values are folded; in a file or a pipe no line is broken."""
+    """A table for people: a row for each mapping, a column for each key."""
     rows, shown = list(rows), Table()
     for key in (columns := dict.fromkeys(key for row in rows for key in row)):
         shown.add_column(key, overflow="fold")
     for row in rows:
         values = (row.get(key, "") for key in columns)
         shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False)
-    with console.capture() as captured:
+    with (console := _wide()).capture() as captured:
         console.print(shown)
     return captured.get().strip("\n")
 
@@ -71,9 +69,14 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 @rank_zero_only
 def print_table(title: str, rows: dict[str, str]) -> None:
     """Prints what a command came to."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    shown = Table(title=title, show_header=False, title_justify="left")
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, value)
-    Console().print(table)
+        shown.add_row(key, value)
+    _wide().print(shown)
+
+
+def _wide() -> Console:
+    """Prints tables; only on a terminal they are folded."""
+    return Console(width=None if sys.stdout.isatty() else 10_000, markup=False)
