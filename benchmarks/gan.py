@@ -7,6 +7,7 @@ autoencoder is among the models, the samples of its prior.
 import argparse
 
 import numpy as np
+import PIL.Image
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -16,6 +17,7 @@ from modules import AutoencodingModule, GANModule
 from modules.gan.extractors import named_extractor, own_extractor
 from modules.gan.figures import compare
 from modules.gan.module import nearest_distances
+from modules.pictures import rows_of_tiles
 from pipelines import registry
 
 
@@ -44,9 +46,12 @@ def main() -> None:
     parser.add_argument(
         "--data", default="Digits", help="a data module; its test split is what samples are compared with"
     )
-    parser.add_argument("--models", nargs="*", default=[], help="registered models, models:/NAME/VERSION")
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="registered models, models:/NAME/VERSION or TITLE=models:/…"
+    )
     parser.add_argument("--extractor", help="a registered classifier; by default LeNet-5 trained on the training split")
     parser.add_argument("--count", type=int, default=1000, help="images of each")
+    parser.add_argument("--picture", help="a file for some images of each")
     options = parser.parse_args()
     data = getattr(datamodules, options.data)(augmentation="none")
     training, real = data.samples("train", 10_000), data.samples("test", options.count)["image"]
@@ -64,7 +69,8 @@ def main() -> None:
     even = torch.linspace(0, len(training["image"]) - 1, options.count).long()
     rows = {"real training images (the floor)": training["image"][even]}
     rows["a Gaussian in PCA space"] = gaussian(training["image"], options.count)
-    rows |= {address: samples(address, options.count) for address in options.models}
+    for name, _, address in (given.rpartition("=") for given in options.models):
+        rows[name or address] = samples(address, options.count)
     names = ("fd", "kd", "precision", "recall", "density", "coverage", "classes", "classifier_score")
     print(f"| images | {' | '.join(names)} | novelty |\n|{'---|' * (len(names) + 2)}")
     for name, images in rows.items():
@@ -72,6 +78,10 @@ def main() -> None:
         figures = compare(seen.features, fake.features, seen.probabilities, fake.probabilities)
         novelty = nearest_distances(fake.features, known).median() / reach
         print(f"| {name} | {' | '.join(f'{figures[key]:.3f}' for key in names)} | {novelty:.2f} |")
+    if options.picture:
+        few = torch.linspace(0, options.count - 1, 16).long()
+        tiles = [(name, list(images[few].permute(0, 2, 3, 1).numpy()), ()) for name, images in rows.items()]
+        PIL.Image.fromarray(rows_of_tiles(tiles, 56)).save(options.picture)
 
 
 if __name__ == "__main__":
