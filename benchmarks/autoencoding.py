@@ -4,16 +4,11 @@
 same noisy test images. The settings of each filter are those with the best PSNR on validation images; each is tried on
 the noisy image as it is and cut to [0, 1]. PSNR is averaged over images whose values are cut to [0, 1].
 
-``samples``: what a variational autoencoder draws, scored by a LeNet-5 of our own, trained here for three epochs: the
-Fréchet distance of its 84 features to those of the test images (``fd_lenet5``: not comparable with any FID), and how many
-classes it sees in them, as the exponential of the entropy of its answers' mean. Beside it the same for as many training
-images, which is the floor, and for reconstructions of the test images.
-
 ``pretraining``: the same network with a few labels a class, started from an autoencoder's encoder and from scratch, each
 with the training plan that is best on 1,000 validation images for the first seed.
 
     python -m benchmarks.autoencoding filters models:/fashion-mnist-denoiser/1
-    python -m benchmarks.autoencoding samples models:/fashion-mnist-vae/1
+    python -m benchmarks.gan --data FashionMNIST --models models:/fashion-mnist-vae/1   # its samples
     python -m benchmarks.autoencoding pretraining models:/fashion-mnist-pretrained/1
 """
 
@@ -46,12 +41,6 @@ def pictures(data: FashionMNIST, split: str, count: int) -> torch.Tensor:
     return torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).contiguous()
 
 
-def autoencoder(address: str) -> AutoencodingModule:
-    module = registry.load(address).module
-    assert isinstance(module, AutoencodingModule)
-    return module
-
-
 def psnr(made: Pixels, clean: Pixels) -> float:
     error = ((made.clip(0, 1) - clean) ** 2).reshape(len(clean), -1).mean(1)
     return float((-10 * np.log10(np.maximum(error, 1e-10))).mean())
@@ -62,7 +51,8 @@ def filters(data: FashionMNIST, address: str, count: int) -> None:
     from skimage import restoration as r
     from skimage.morphology import disk
 
-    module = autoencoder(address)
+    module = registry.load(address).module
+    assert isinstance(module, AutoencodingModule)
     assert module.noise is not None
 
     def noisy(split: str, number: int) -> tuple[Pixels, Pixels, torch.Tensor]:
@@ -117,45 +107,8 @@ def filters(data: FashionMNIST, address: str, count: int) -> None:
         print(f"  {name:40} {value:6.2f}  {setting}")
 
 
-def frechet(one: Pixels, other: Pixels) -> float:
-    """Distance of two Gaussians fitted to N×D (Heusel et al. 2017, arXiv:1706.08500, equation 6)."""
-    from scipy.linalg import sqrtm
-
-    means, covariances = [x.mean(0) for x in (one, other)], [np.cov(x.T) for x in (one, other)]
-    root = np.real(sqrtm(covariances[0] @ covariances[1]))
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
-
-
-def samples(data: FashionMNIST, address: str, count: int) -> None:
-    L.seed_everything(0, verbose=False)
-    judge = ClassificationModule(10, data.label_names, 1, 28, "lenet5", optimization=Optimization(lr=0.002))
-    trainer = L.Trainer(max_epochs=3, limit_val_batches=0, **QUIET)
-    trainer.fit(judge, data)
-    (figures,) = trainer.test(judge, datamodule=data, verbose=False)
-    judge.eval()
-
-    @torch.inference_mode()
-    def features(image: torch.Tensor) -> tuple[Pixels, float]:
-        found = torch.cat([judge.backbone(judge.normalize(part)) for part in image.split(500)])
-        mean = judge.head(found).softmax(1).mean(0)
-        return found.numpy().astype(np.float64), float(torch.special.entr(mean).sum().exp())
-
-    module = autoencoder(address)
-    with torch.inference_mode():
-        real = pictures(data, "test", count)
-        drawn = (module.sample(count) * 255).round().byte()
-        again = torch.cat([(module(part) * 255).round().byte() for part in real.split(500)])
-    wanted, classes = features(real)
-    print(f"LeNet-5 of our own, test accuracy {figures['test/accuracy']:.4f}; {count} images each")
-    print(f"  {'test images':40} classes {classes:5.2f}")
-    for name, image in [("training images (the floor)", pictures(data, "train", count)), ("reconstructions", again),
-                        (f"samples of {address}", drawn)]:  # fmt: skip
-        found, classes = features(image)
-        print(f"  {name:40} classes {classes:5.2f}  fd_lenet5 {frechet(found, wanted):8.2f}")
-
-
 def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seeds: int, steps: int) -> None:
-    kind = autoencoder(addresses[0]).backbone.recipe
+    kind = registry.load(addresses[0]).module.backbone.recipe
     plans = [(0.001, 1.0), (0.001, 0.1)]
 
     def measure(start: str, shot: int, seed: int, lr: float, scale: float, stage: str) -> float:
@@ -190,10 +143,10 @@ def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["filters", "samples", "pretraining"])
+    parser.add_argument("what", choices=["filters", "pretraining"])
     parser.add_argument("models", nargs="+", help="models:/name/version; several for pretraining")
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
-    parser.add_argument("--count", type=int, default=10_000, help="test images, and samples")
+    parser.add_argument("--count", type=int, default=10_000, help="test images for filters")
     parser.add_argument("--shots", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
@@ -204,8 +157,6 @@ def main() -> None:
     data = FashionMNIST(given.root, augmentation="none", num_workers=0)
     if given.what == "filters":
         filters(data, given.models[0], given.count)
-    elif given.what == "samples":
-        samples(data, given.models[0], given.count)
     else:
         pretraining(data, given.models, given.shots, given.seeds, given.steps)
     print(f"{time.perf_counter() - begin:.0f} s, {time.process_time() - spent:.0f} s of processor time")
