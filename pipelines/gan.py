@@ -196,7 +196,7 @@ def enrich(
     Args:
         model: the generator, ``models:/name@alias`` or ``models:/name/version``.
         data: images of the same classes, such as Digits; by default those that the generator learned from.
-        real: numbers of real images a class.
+        real: numbers of real images a class; the smallest class's own is the most.
         generated: images a class that are added.
         backbone: of the classifier.
         steps: of its training.
@@ -209,7 +209,7 @@ def enrich(
 
     Raises:
         ValueError: there is no such model, it is not conditional, or has other classes.
-        DataError: a class has fewer images than asked for.
+        DataError: a number is under 1.
     """
     module = _generator(model, device)
     data = data or cast(ClassificationDataModule, storage.learned_from(registry.model_folder(model)))
@@ -218,11 +218,12 @@ def enrich(
         raise ValueError(f"{model} must make images of the classes {', '.join(data.label_names)}; its own are {known}.")
     images = module.sample(generated * data.num_classes).permute(0, 2, 3, 1).cpu().numpy()
     made = ArraySource(images, np.arange(len(images)) % data.num_classes)
-    rows = []
+    rows, train = [], cast(ArraySource, data.sources["train"])
+    numbers = np.unique(np.minimum(real, np.bincount(train.labels, minlength=data.num_classes).min())).tolist()
     for seed in range(seeds):
         sets: list[tuple[int, str, Any]] = [(0, "generated", made)]
-        for number in real:
-            own = few(data.sources["train"], number, data.label_names, seed, "--real")  # type: ignore[arg-type]
+        for number in numbers:
+            own = few(train, number, data.label_names, seed, "--real")
             sets += [(number, "real", own), (number, "both", JoinedSource(own, made))]
         for number, kind, source in sets:
             twin = copy(data)
