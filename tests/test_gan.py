@@ -321,6 +321,10 @@ def test_health_names_each_failure_after_the_grace_and_not_before() -> None:
     restless = Health(100)
     seen = [look(restless, step, 0.8, 1.0, 0.01) for step in range(100, 600, 100)]
     assert seen == [[], [], [], [], ["non-convergence"]]
+    settling, place = Health(100), 0.0
+    for k, moved in enumerate([0.0, 0.95, 0.7, 0.62, 0.55, 0.5, 0.45], 1):
+        place += moved
+        assert look(settling, 100 * k, 0.8, 1.0, place / (100 * k)) == []
 
 
 def test_health_goes_on_where_it_was_saved() -> None:

@@ -26,7 +26,7 @@ class Health:
       classes, or coverage is under 0.1; three checks in a row.
     - **diminished gradient**: the discriminator is right in over 98 % of cases, the generator's gradient is under 5 % of
       its early maximum, and its images stand still (drift under 0.01).
-    - **non-convergence**: drift is over 0.5, three checks in a row. The variance of the losses says nothing.
+    - **non-convergence**: drift is over 0.65 in the mean of three checks. The variance of the losses says nothing.
 
     The first 200 steps of the generator are not judged.
 
@@ -41,6 +41,7 @@ class Health:
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))  # of accuracy and gradient norm; number of steps
     peak: Tensor = field(default_factory=lambda: torch.zeros(()))  # highest gradient norm in the grace
     previous: Tensor | None = None  # the last check's images
+    drifts: list[float] = field(default_factory=list)  # of the last checks
 
     def note(self, step: int, accuracy: Tensor, norm: Tensor) -> None:
         """Notes a generator's step.
@@ -79,6 +80,8 @@ class Health:
             figures["drift"] = float((current - self.previous).flatten(1).norm(dim=1).mean()) / max(spread, 1e-12)
         self.previous = current
         drift = figures.get("drift")
+        if drift is not None and step > GRACE:
+            self.drifts = [*self.drifts, drift][-PATIENCE:]
         signs = {
             "mode collapse": figures["diversity"] < 0.5
             or figures["coverage"] < 0.1
@@ -87,7 +90,7 @@ class Health:
             and figures["gradient"] < 0.05
             and drift is not None
             and drift < 0.01,
-            "non-convergence": drift is not None and drift > 0.5,
+            "non-convergence": len(self.drifts) == PATIENCE and sum(self.drifts) / PATIENCE > 0.65,
         }
         for name, seen in signs.items():
             self.streaks[name] = self.streaks.get(name, 0) + 1 if seen and step > GRACE else 0
@@ -95,7 +98,7 @@ class Health:
 
     def failing(self) -> list[str]:
         """What goes wrong now."""
-        needed = {"diminished gradient": 1}
+        needed = {"diminished gradient": 1, "non-convergence": 1}
         return [name for name, streak in self.streaks.items() if streak >= needed.get(name, PATIENCE)]
 
     def state(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class Health:
         return {
             "early": self.early, "streaks": dict(self.streaks), "found": dict(self.found), "sums": self.sums.cpu(),
             "peak": self.peak.cpu(), "previous": self.previous,
+            "drifts": list(self.drifts),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
