@@ -243,9 +243,7 @@ def test_a_small_picture_is_filled_up_with_what_does_not_count() -> None:
 
 
 def test_whole_pictures_of_different_sizes_are_shared_by_processes() -> None:
-    write(
-        Path("data"), 20
-    )  # three of them for the test: one process takes two at once, so that both take as many batches
+    write(Path("data"), 20)  # three for the test: one process takes two at once, so that both take as many batches
     sizes = [(40 + i, 60 - i) for i in range(20)]
     for i, size in enumerate(sizes):
         PIL.Image.fromarray(mask_of(i, *size)).save(f"data/masks/p{i}.png")

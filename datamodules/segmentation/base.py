@@ -232,7 +232,8 @@ class SegmentationDataModule(VisionDataModule):
         return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> KeyedLoader:
-        """Whole pictures, one by one where processes have the same number each, of the test split, or of the validation split where there is no test split."""
+        """Whole pictures of the test split, or of the validation split where there is no test split: one by one, but for
+        some that come together where processes cannot have the same number each."""
         source: Any = self.sources["test" if "test" in self.sources else "val"]
         dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
