@@ -1,0 +1,61 @@
+"""The one door to every task and command: ``python -m pipelines [NAME [ARGUMENT…]]``."""
+
+import runpy
+import sys
+from difflib import get_close_matches
+
+TASKS = {
+    "classification": "one label for each image",
+    "detection": "boxes around objects",
+    "segmentation": "a class for each pixel",
+    "instance_segmentation": "a mask for each object",
+    "autoencoding": "images to codes and back",
+    "masked_autoencoding": "pre-training by filling in hidden patches",
+    "facenet": "embeddings of faces: who is this?",
+    "gan": "images made from noise",
+    "super_resolution": "images with four times the side",
+    "translation": "images of one domain turned into another",
+}
+COMMANDS = {
+    "demo": "train, register and ask a classifier of digits, in a minute",
+    "predict": "ask a registered model about images and videos",
+    "registry": "list, show, compare and promote registered models",
+    "inspect": "look inside a registered model: filters, feature maps, Grad-CAM",
+    "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",
+    "sweep": "search for the best settings of a recipe",
+    "transfer": "measure how far what a backbone learned carries over",
+    "convert": "write annotated data in another format",
+    "tracking": "send what MLflow has not received yet",
+}
+
+
+def overview() -> str:
+    """Every task and command with a line each."""
+    width = max(map(len, {**TASKS, **COMMANDS}))
+    lines = [
+        "Usage: python -m pipelines NAME [ARGUMENT…]; NAME --help tells more.",
+        "",
+        "Tasks, each with fit, validate, test, predict:",
+    ]
+    lines += [f"  {name:<{width}}  {what}" for name, what in TASKS.items()]
+    lines += ["", "Commands:", *(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Starts what the first argument names, as ``python -m pipelines.NAME`` would; without one, lists what there is."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return
+    if name not in TASKS and name not in COMMANDS:
+        near = get_close_matches(name, [*TASKS, *COMMANDS], 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        print(f"error: There is no task or command {name!r}.{hint} `python -m pipelines` lists them.", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1:] = rest
+    runpy.run_module(f"pipelines.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

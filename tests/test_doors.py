@@ -1,0 +1,41 @@
+"""What a user starts: the one door, and the same from ``mlflow run``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import ROOT
+
+from pipelines import __main__ as door
+
+
+def test_every_task_and_command_has_its_line_at_the_door() -> None:
+    started = {file.stem for file in Path(ROOT, "pipelines").glob("*.py") if "__main__" in file.read_text()}
+    started |= {file.parent.name for file in Path(ROOT, "pipelines").glob("*/__main__.py")}
+    assert {*door.TASKS, *door.COMMANDS} == started - {"cli", "__main__"}
+    for name in started & {*door.TASKS}:
+        assert name in door.overview()
+
+
+def test_a_name_is_started_as_its_module_is() -> None:
+    command = [sys.executable, "-m", "pipelines", "clasification"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert "Did you mean classification?" in run.stderr
+    help_text = [
+        subprocess.run([sys.executable, "-m", *way, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for way in (("pipelines", "convert"), ("pipelines.convert",))
+    ]
+    assert help_text[0].stdout == help_text[1].stdout != ""
+
+
+def test_mlflow_run_has_an_entry_for_each_task() -> None:
+    project = yaml.safe_load(Path(ROOT, "MLproject").read_text())
+    entries = project["entry_points"]
+    assert [name for name in entries if name != "main"] == list(door.TASKS)
+    for name in door.TASKS:
+        assert entries[name] == {
+            "parameters": entries["classification"]["parameters"],
+            "command": entries["classification"]["command"].replace("classification", name),
+        }
