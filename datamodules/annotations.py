@@ -1,6 +1,5 @@
-"""Boxes and outlines as people write them down: COCO, Pascal VOC, YOLO and tables; read, checked, and written again."""
+"""Boxes and outlines as people write them down: COCO, Pascal VOC, YOLO and tables; read and checked."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,10 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pandas as pd
-import yaml
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
@@ -21,7 +18,6 @@ from datamodules.images import EXTENSIONS
 from datamodules.tables import listed
 
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
-FileFormat = Literal["coco", "voc", "yolo", "csv"]
 DESCRIBED = {
     "xyxy": "xmin, ymin, xmax, ymax",
     "xywh": "x, y, width, height",
@@ -457,109 +453,3 @@ def read_rows(table: pd.DataFrame, file: Path, path_column: str, label_column: s
         if not without:
             record.boxes.append(Box(values.tolist(), label, int(row) + 1, bool(hard)))
     return list(records.values())
-
-
-class Writer:
-    """Writes samples with boxes in one of the four formats, so that other tools can be run on the same data.
-
-    Args:
-        folder: where; images go there as PNG files, split by split.
-        form: the format.
-        label_names: the classes' names.
-    """
-
-    def __init__(self, folder: Path, form: FileFormat, label_names: Sequence[str]) -> None:
-        self.folder, self.form, self.label_names = folder, form, list(label_names)
-        self._rows: list[list[Any]] = []
-
-    def write(self, split: str, samples: Iterable[dict[str, Any]]) -> None:
-        """Writes a split; the numbers of files are six digits long."""
-        place = {"coco": f"{split}", "voc": "JPEGImages", "yolo": f"images/{split}", "csv": f"images/{split}"}[
-            self.form
-        ]
-        (self.folder / place).mkdir(parents=True, exist_ok=True)
-        images: list[dict[str, Any]] = []
-        entries: list[dict[str, Any]] = []
-        stems = []
-        for number, sample in enumerate(samples, 1):
-            stem = f"{split}_{number:06d}" if self.form == "voc" else f"{number:06d}"
-            stems.append(stem)
-            name, image = f"{place}/{stem}.png", sample["image"]
-            cv2.imwrite(
-                str(self.folder / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
-            )
-            height, width = image.shape[:2]
-            if self.form == "coco":
-                images.append({"id": number, "file_name": f"{stem}.png", "height": height, "width": width})
-                entries += [entry | {"id": len(entries) + k} for k, entry in enumerate(_coco(sample, number), 1)]
-            elif self.form == "voc":
-                self._write_voc(stem, sample)
-            elif self.form == "yolo":
-                lines = self.folder / "labels" / split / f"{stem}.txt"
-                lines.parent.mkdir(parents=True, exist_ok=True)
-                x1, y1, x2, y2 = sample["boxes"].T.astype(float)
-                shares = np.stack(
-                    [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], 1
-                )
-                rows = zip(sample["labels"], shares, strict=True)
-                lines.write_text("".join(f"{k} {' '.join(f'{v:.8g}' for v in row)}\n" for k, row in rows))
-            else:
-                boxes = zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True)
-                found = [[name, *map(_plain, box), self.label_names[k], int(skip), split] for box, k, skip in boxes]
-                self._rows += found or [[name, *[""] * 5, 0, split]]
-        if self.form == "coco":
-            categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(self.label_names, 1)]
-            content = {"info": {}, "licenses": [], "images": images, "annotations": entries, "categories": categories}
-            (self.folder / f"{split}.json").write_text(json.dumps(content))
-        elif self.form == "voc":
-            lists = self.folder / "ImageSets" / "Main"
-            lists.mkdir(parents=True, exist_ok=True)
-            (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-        elif self.form == "yolo":
-            there = {name: f"images/{name}" for name in SYNONYMS if (self.folder / "images" / name).is_dir()}
-            layout: dict[str, Any] = {"path": ".", **there, "names": dict(enumerate(self.label_names))}
-            (self.folder / "data.yaml").write_text(yaml.safe_dump(layout, sort_keys=False, allow_unicode=True))
-        else:
-            with (self.folder / "boxes.csv").open("w", newline="") as file:
-                csv.writer(file).writerows([["path", *COLUMNS, "label", "difficult", "split"], *self._rows])
-
-    def _write_voc(self, stem: str, sample: dict[str, Any]) -> None:
-        height, width, depth = sample["image"].shape
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = f"{stem}.png"
-        size = ElementTree.SubElement(root, "size")
-        for key, value in (("width", width), ("height", height), ("depth", depth)):
-            ElementTree.SubElement(size, key).text = str(value)
-        for box, label, ignore in zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True):
-            entry = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(entry, "name").text = self.label_names[label]
-            ElementTree.SubElement(entry, "difficult").text = str(int(ignore))
-            place = ElementTree.SubElement(entry, "bndbox")
-            for key, value in zip(COLUMNS, (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True):
-                ElementTree.SubElement(place, key).text = f"{_plain(value)}"
-        ElementTree.indent(root)
-        file = self.folder / "Annotations" / f"{stem}.xml"
-        file.parent.mkdir(exist_ok=True)
-        ElementTree.ElementTree(root).write(file, encoding="utf-8")
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if value == int(value) else round(value, 4)
-
-
-def _coco(sample: dict[str, Any], image: int) -> list[dict[str, Any]]:
-    """An image's annotations; masks as run-length codes."""
-    entries = []
-    for k, (x1, y1, x2, y2) in enumerate(sample["boxes"].tolist()):
-        entry = {
-            "image_id": image,
-            "category_id": int(sample["labels"][k]) + 1,
-            "bbox": [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "area": _plain((x2 - x1) * (y2 - y1)),
-            "iscrowd": int(sample["ignore"][k]),
-        }
-        if "masks" in sample:
-            code = rle.encode(np.asfortranarray(sample["masks"][k]))
-            entry |= {"area": int(sample["masks"][k].sum()), "segmentation": code | {"counts": code["counts"].decode()}}
-        entries.append(entry)
-    return entries

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from datamodules import DataError, DetectionDataModule
-from datamodules.annotations import FileFormat
+from datamodules.writers import FileFormat
 
 
 def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -> str:
@@ -16,7 +16,7 @@ def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -
     Args:
         folder: where; it must not be there yet.
         data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``.
-        form: ``coco`` (with outlines where ``--data.masks true``), ``voc``, ``yolo`` or ``csv``.
+        form: ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``.
 
     Returns:
         What was done.

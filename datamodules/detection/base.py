@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import albumentations as A
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.annotations import FileFormat, Writer
 from datamodules.augmentations import Strength, evaluation, training_with_boxes
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
 from datamodules.mixing import VISIBLE, Sample, boxes_of, copy_paste, mixup, mosaic
+from datamodules.writers import FileFormat, Writer
 
 
 @dataclass
@@ -208,7 +209,7 @@ class DetectionDataModule(VisionDataModule):
 
         Args:
             folder: where; it must not be there yet.
-            form: ``coco`` (JSON; the only one that keeps masks), ``voc``, ``yolo`` or ``csv``.
+            form: ``coco``, ``voc``, ``yolo`` or ``csv``; masks are kept by ``coco`` and ``yolo``, crowds by all but ``yolo``.
 
         Raises:
             DataError: the folder is there already.
@@ -217,4 +218,6 @@ class DetectionDataModule(VisionDataModule):
             raise DataError(f"{Path(folder).resolve()} is there already: name a new folder.")
         writer = Writer(Path(folder), form, self.label_names)
         for name, source in self.sources.items():
-            writer.write(name, (source[i] for i in range(len(source))))
+            writer.write(name, source)
+        if lost := ", ".join(f"{number} {what}" for what, number in writer.left_out.items() if number):
+            rank_zero_warn(f"Left out, since the format {form} has no place for them: {lost}.")

@@ -339,7 +339,11 @@ class VOCDetection(BoxFiles):
             files = {file.stem: file for file in found.pop("all")}
             for split, listed in lists.items():
                 stems = (
-                    [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+                    [
+                        line.strip() if line.strip() in files else line.split()[0]
+                        for line in listed.read_text().splitlines()
+                        if line.strip()
+                    ]
                     if listed.is_file()
                     else []
                 )

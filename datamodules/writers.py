@@ -1,0 +1,342 @@
+"""Boxes and outlines written for other tools: data in the formats that are read, and what a model found."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import PIL.Image
+import yaml
+from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
+
+from datamodules.annotations import COLUMNS, SYNONYMS
+from datamodules.base import DataError, Source
+
+FileFormat = Literal["coco", "voc", "yolo", "csv"]
+AnswerFormat = Literal["coco", "yolo", "mot"]
+ORIENTATION = 0x0112  # EXIF tag
+
+
+class Writer:
+    """Writes samples with boxes in one of the four formats, so that other tools can be run on the same data.
+
+    Images keep their files and names; those that are no files, or not shown as their file has them (turned by an EXIF tag,
+    cut into tiles), are written as PNG. What a format has no place for is left out and told: YOLO has no crowds, and VOC and
+    tables have no outlines.
+
+    Args:
+        folder: where.
+        form: the format.
+        label_names: the classes' names.
+    """
+
+    def __init__(self, folder: Path, form: FileFormat, label_names: Sequence[str]) -> None:
+        self.folder, self.form, self.label_names = folder, form, list(label_names)
+        self.left_out: Counter[str] = Counter()
+        self._rows: list[list[Any]] = []
+        self._taken: dict[str, Path] = {}
+
+    def write(self, split: str, source: Source) -> None:
+        """Writes a split.
+
+        Args:
+            split: its name.
+            source: its samples; those of one with ``paths`` are image files.
+        """
+        place = {"coco": f"{split}", "voc": "JPEGImages", "yolo": f"images/{split}", "csv": f"images/{split}"}[
+            self.form
+        ]
+        (self.folder / place).mkdir(parents=True, exist_ok=True)
+        images: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
+        stems = []
+        paths = getattr(source, "paths", None)
+        for number in range(1, len(source) + 1):
+            sample = source[number - 1]
+            image = sample["image"]
+            height, width = image.shape[:2]
+            file = None if paths is None else Path(str(paths[number - 1]))
+            whole = file is not None and _is_upright(file, height, width)
+            digits = f"{split}_{number:06d}" if self.form == "voc" else f"{number:06d}"
+            stem = digits if file is None else self._free(place, file)
+            suffix = file.suffix if file is not None and whole else ".png"
+            name = f"{place}/{stem}{suffix}"
+            if file is not None and whole:
+                shutil.copyfile(file, self.folder / name)
+            else:
+                flat = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
+                cv2.imencode(".png", flat)[1].tofile(self.folder / name)
+            stems.append(stem)
+            if "masks" in sample and self.form in ("voc", "csv"):
+                self.left_out["outlines"] += len(sample["masks"])
+            if self.form == "coco":
+                images.append({"id": number, "file_name": f"{stem}{suffix}", "height": height, "width": width})
+                entries += [entry | {"id": len(entries) + k} for k, entry in enumerate(_coco(sample, number), 1)]
+            elif self.form == "voc":
+                self._write_voc(stem, suffix, sample)
+            elif self.form == "yolo":
+                lines = self.folder / "labels" / split / f"{stem}.txt"
+                lines.parent.mkdir(parents=True, exist_ok=True)
+                self.left_out["crowds"] += int(sample["ignore"].sum())
+                rows = [
+                    yolo_line(int(label), box, (height, width), sample["masks"][k] if "masks" in sample else None)
+                    for k, (label, box) in enumerate(zip(sample["labels"], sample["boxes"], strict=True))
+                    if not sample["ignore"][k]
+                ]
+                lines.write_text("".join(f"{row}\n" for row in rows))
+            else:
+                boxes = zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True)
+                found = [[name, *map(_plain, box), self.label_names[k], int(skip), split] for box, k, skip in boxes]
+                self._rows += found or [[name, *[""] * 5, 0, split]]
+        if self.form == "coco":
+            categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(self.label_names, 1)]
+            content = {"info": {}, "licenses": [], "images": images, "annotations": entries, "categories": categories}
+            (self.folder / f"{split}.json").write_text(json.dumps(content))
+        elif self.form == "voc":
+            lists = self.folder / "ImageSets" / "Main"
+            lists.mkdir(parents=True, exist_ok=True)
+            (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+        elif self.form == "yolo":
+            there = {name: f"images/{name}" for name in SYNONYMS if (self.folder / "images" / name).is_dir()}
+            layout: dict[str, Any] = {"path": ".", **there, "names": dict(enumerate(self.label_names))}
+            (self.folder / "data.yaml").write_text(yaml.safe_dump(layout, sort_keys=False, allow_unicode=True))
+        else:
+            with (self.folder / "boxes.csv").open("w", newline="") as table:
+                csv.writer(table).writerows([["path", *COLUMNS, "label", "difficult", "split"], *self._rows])
+
+    def _free(self, place: str, file: Path) -> str:
+        """A file's own stem; where another one has it, with its folder's name before it; or else, as a tile, with a number."""
+        names: Iterable[str] = chain(
+            (file.stem, f"{file.parent.name}_{file.stem}"), (f"{file.stem}_{k}" for k in count(2))
+        )
+        if self._taken.get(f"{place}/{file.stem}".casefold()) == file:
+            names = (f"{file.stem}_{k}" for k in count(2))
+        stem = next(name for name in names if f"{place}/{name}".casefold() not in self._taken)
+        self._taken[f"{place}/{stem}".casefold()] = file
+        return stem
+
+    def _write_voc(self, stem: str, suffix: str, sample: dict[str, Any]) -> None:
+        height, width, depth = sample["image"].shape
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = f"{stem}{suffix}"
+        size = ElementTree.SubElement(root, "size")
+        for key, value in (("width", width), ("height", height), ("depth", depth)):
+            ElementTree.SubElement(size, key).text = str(value)
+        for box, label, ignore in zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True):
+            entry = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(entry, "name").text = self.label_names[label]
+            ElementTree.SubElement(entry, "difficult").text = str(int(ignore))
+            place = ElementTree.SubElement(entry, "bndbox")
+            for key, value in zip(COLUMNS, (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True):
+                ElementTree.SubElement(place, key).text = f"{_plain(value)}"
+        ElementTree.indent(root)
+        file = self.folder / "Annotations" / f"{stem}.xml"
+        file.parent.mkdir(exist_ok=True)
+        ElementTree.ElementTree(root).write(file, encoding="utf-8")
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else round(value, 4)
+
+
+def _coco(sample: dict[str, Any], image: int) -> list[dict[str, Any]]:
+    """An image's annotations; masks as run-length codes."""
+    entries = []
+    for k, (x1, y1, x2, y2) in enumerate(sample["boxes"].tolist()):
+        entry = {
+            "image_id": image,
+            "category_id": int(sample["labels"][k]) + 1,
+            "bbox": [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "area": _plain((x2 - x1) * (y2 - y1)),
+            "iscrowd": int(sample["ignore"][k]),
+        }
+        if "masks" in sample:
+            code = rle.encode(np.asfortranarray(sample["masks"][k]))
+            entry |= {"area": int(sample["masks"][k].sum()), "segmentation": code | {"counts": code["counts"].decode()}}
+        entries.append(entry)
+    return entries
+
+
+def _is_upright(file: Path, height: int, width: int) -> bool:
+    """Whether an image file has this size and no EXIF tag that turns it: every tool sees in it what boxes were checked on."""
+    with PIL.Image.open(file) as image:
+        return image.size == (width, height) and image.getexif().get(ORIENTATION, 1) == 1
+
+
+def yolo_line(
+    label: int,
+    box: Sequence[float] | NDArray[np.float32],
+    size: tuple[int, int],
+    mask: NDArray[np.uint8] | None = None,
+    score: float | None = None,
+) -> str:
+    """An object as YOLO has it, in shares of the image: its box, or the outline of its mask.
+
+    Args:
+        label: number of the class, from 0.
+        box: xyxy in pixels.
+        size: height and width of the image.
+        mask: uint8 H×W of 0 and 1; one that is empty is written as its box.
+        score: of a detection, which comes last.
+    """
+    height, width = size
+    if mask is not None and mask.any():
+        values = (outline(mask) / (width, height)).ravel().tolist()
+    else:
+        x1, y1, x2, y2 = map(float, box)
+        values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    return " ".join([str(label), *(f"{value:.8g}" for value in [*values, *([] if score is None else [score])])])
+
+
+def outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """A mask's outline along the edges of its pixels as one polygon, which filled by the even-odd rule is the mask again.
+
+    Parts and holes are joined by a line there and back, as YOLO has but one polygon for an object.
+
+    Args:
+        mask: uint8 H×W of 0 and 1, not empty.
+
+    Returns:
+        float64 N×2, x and y in pixels.
+    """
+    # At twice the size a contour's even coordinates are left or upper edges of pixels, odd ones right or lower edges.
+    contours = cv2.findContours(mask.repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
+    start = contours[0][:1]
+    joined = [part for contour in contours for part in (contour, contour[:1], start)]
+    points = (np.concatenate(joined if len(contours) > 1 else contours)[:, 0] + 1) // 2
+    moved = (points != np.roll(points, 1, 0)).any(1)
+    return points[moved].astype(np.float64)
+
+
+class AnswerWriter:
+    """Writes what a detector found in the formats of tools that measure or go on with it, file by file.
+
+    ========  ==============================================================================================
+    ``coco``  ``results.json``, COCO's results (cocodataset.org/#format-results): for each object ``image_id``,
+              ``category_id``, ``bbox``, ``score`` and, where there are masks, ``segmentation``. Ids are those of ``truth``; without
+              it images have 1, 2, … in the order in which they come, categories 1, 2, … in that of the classes.
+    ``yolo``  ``labels/NAME.txt`` for each image, ``labels/NAME_FRAME.txt`` for each frame of a video: class, the box or the
+              outline in shares of the image, score.
+    ``mot``   ``NAME.txt`` for each video or folder of images, as the MOTChallenge has it (arXiv:1603.00831): frame from 1, the
+              object's number or -1, left, top, width, height, score, -1, -1, -1.
+    ========  ==============================================================================================
+
+    It is a context manager; at its end files are whole.
+
+    Args:
+        folder: where; it is made.
+        form: the format.
+        label_names: the classes' names, in the order of their numbers.
+        truth: an annotation file in COCO's format that the results are to be measured against.
+
+    Raises:
+        DataError: ``truth`` cannot be read, or lacks one of the classes.
+    """
+
+    def __init__(
+        self, folder: str | Path, form: AnswerFormat, label_names: Sequence[str], truth: str | Path | None = None
+    ) -> None:
+        self.folder, self.form, self.label_names, self.truth = Path(folder), form, list(label_names), truth
+        self._images: dict[str, Any] = {}
+        self._categories: dict[str, Any] = {name: k for k, name in enumerate(self.label_names, 1)}
+        if truth is not None:
+            self._images, self._categories = _ids(Path(truth))
+            if lacking := [name for name in self.label_names if name not in self._categories]:
+                raise DataError(f"{truth} has no category {lacking[0]!r}, which the model has: it is of other data.")
+        self._entries: list[dict[str, Any]] = []
+        self._frames: Counter[str] = Counter()  # of folders of images
+        self._stems: dict[str, str] = {}
+
+    def __enter__(self) -> "AnswerWriter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def add(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None = None) -> None:
+        """Adds the answer for an image, or for a frame of a video.
+
+        Args:
+            file: the image or video, relative to the folder that all have in common.
+            answer: ``boxes`` (xyxy, in pixels), ``labels``, ``scores``; with ``masks``, run-length codes of COCO's; with ``ids``,
+                the objects' numbers, None for those that have none.
+            size: height and width of the image, in pixels.
+            frame: number of the frame, from 0.
+
+        Raises:
+            DataError: the answer has no boxes, the image is not in ``truth``, or it is a video and the format is COCO's.
+        """
+        if "boxes" not in answer:
+            raise DataError(f"The answers have no boxes, and {self.form} is a format of boxes.")
+        {"coco": self._add_coco, "yolo": self._add_yolo, "mot": self._add_mot}[self.form](file, answer, size, frame)
+
+    def close(self) -> None:
+        """Writes what is written at the end."""
+        if self.form == "coco":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "results.json").write_text(json.dumps(self._entries))
+
+    def _add_coco(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+        if frame is not None:
+            raise DataError(f"{file} is a video, and COCO's results are of images: write mot or yolo.")
+        if self.truth is None:
+            self._images.setdefault(file, len(self._images) + 1)
+        image = self._images.get(file, self._images.get(Path(file).name))
+        if image is None:
+            raise DataError(f"{self.truth} has no image {file}: ask about the images that it is of.")
+        columns = [answer[key] for key in ("boxes", "labels", "scores")]
+        masks = answer.get("masks") or [None] * len(answer["boxes"])
+        for (x1, y1, x2, y2), label, score, mask in zip(*columns, masks, strict=True):
+            entry = {"image_id": image, "category_id": self._categories[label], "score": score}
+            entry["bbox"] = [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)]
+            self._entries.append(entry | ({"segmentation": mask} if mask else {}))
+
+    def _stem(self, file: str) -> str:
+        """A file's name without its extension, or with it where another one has that: a.png and a.jpg."""
+        if file not in self._stems:
+            stem = Path(file).with_suffix("").as_posix()
+            taken = {name.casefold() for name in self._stems.values()}
+            self._stems[file] = file if stem.casefold() in taken else stem
+        return self._stems[file]
+
+    def _add_yolo(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+        masks = [rle.decode(code) for code in answer.get("masks") or []] or [None] * len(answer["boxes"])
+        rows = zip(answer["boxes"], answer["labels"], answer["scores"], masks, strict=True)
+        lines = [yolo_line(self.label_names.index(label), box, size, mask, score) for box, label, score, mask in rows]
+        place = self.folder / "labels" / f"{self._stem(file)}{'' if frame is None else f'_{frame + 1}'}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{line}\n" for line in lines))
+
+    def _add_mot(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+        if frame is None:
+            folder = Path(file).parent.as_posix()
+            frame, self._frames[folder] = self._frames[folder], self._frames[folder] + 1
+            place = self.folder / ("images.txt" if folder == "." else f"{folder}.txt")
+        else:
+            place = self.folder / f"{self._stem(file)}.txt"
+        ids = answer.get("ids") or [None] * len(answer["boxes"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("a" if frame else "w") as lines:
+            for (x1, y1, x2, y2), score, number in zip(answer["boxes"], answer["scores"], ids, strict=True):
+                box = ",".join(f"{_plain(value)}" for value in (x1, y1, x2 - x1, y2 - y1))
+                lines.write(f"{frame + 1},{-1 if number is None else number},{box},{score:.6g},-1,-1,-1\n")
+
+
+def _ids(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ids of the images of a file of COCO's by their names, with and without folders, and of the categories by theirs."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        images = {str(entry["file_name"]): entry["id"] for entry in content["images"]}
+        categories = {str(entry["name"]): entry["id"] for entry in content["categories"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read as annotations in COCO's format ({error!r}).") from None
+    bases = Counter(Path(name).name for name in images)
+    return {Path(name).name: k for name, k in images.items() if bases[Path(name).name] == 1} | images, categories
