@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.tuner.lr_finder import _LRCallback
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -130,6 +132,7 @@ class VisionModule(L.LightningModule):
         self.frozen = 0  # layers of the backbone that do not learn, from the image on
         self._fixed: set[str] | None = None  # parameters that never learn
         self._finite = ""  # the last loss that was looked at
+        self._undrawn: set[str] = set()  # pictures that could not be made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
         """A copy without the trainer, and so without its data and loggers: what averaging of weights needs."""
@@ -464,8 +467,9 @@ class VisionModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Shows once what the network sees."""
         if self.global_step == 0 and batch_idx == 0 and self.trainer.is_global_zero:
-            few = move_data_to_device({key: value[:32] for key, value in batch.items()}, torch.device("cpu"))
-            self.show("train/samples", lambda: self.draw_samples(few))
+            with self.optional("train/samples"):
+                few = move_data_to_device({key: value[:32] for key, value in batch.items()}, torch.device("cpu"))
+                self.show("train/samples", lambda: self.draw_samples(few))
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
@@ -484,9 +488,25 @@ class VisionModule(L.LightningModule):
         """
         takers = [logger for logger in self.loggers if hasattr(logger, "log_image")]
         if takers and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            image = draw()
-            for logger in takers:
-                logger.log_image(key, [image], step=self.global_step)
+            with self.optional(key):
+                image = draw()
+                for logger in takers:
+                    logger.log_image(key, [image], step=self.global_step)
+
+    @contextmanager
+    def optional(self, key: str) -> Iterator[None]:
+        """What is only for looking at never ends a training: an error in it is reported once for each picture.
+
+        Args:
+            key: the picture's name.
+        """
+        try:
+            yield
+        except Exception as error:
+            if key not in self._undrawn:
+                self._undrawn.add(key)
+                why = f"{type(error).__name__}: {error}"
+                rank_zero_warn(f"The picture {key} could not be made ({why}). The training goes on without it.")
 
     def show_table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Hands a table to the loggers that take tables."""

@@ -133,7 +133,8 @@ def draw_boxes(
 
     Args:
         image: uint8 H×W×3; it is left as it is.
-        boxes: N×4, xyxy in pixels of the image.
+        boxes: N×4, xyxy in pixels of the image; of one that is smaller than a pixel, the pixel is drawn, and none of what
+            is empty, inverted or no number.
         captions: N texts.
         colours: N numbers, equal ones for boxes of equal colour; None draws all in white.
         side: shortest side of the result; smaller images are enlarged by a whole factor.
@@ -152,9 +153,9 @@ def draw_boxes(
             "white" if colours is None else tuple(int(255 * part) for part in colormaps["tab10"](colours[i] % 10)[:3])
         )
         left, top, right, bottom = (float(value) * scale for value in box)
-        if right <= left or bottom <= top:
+        if not (right > left and bottom > top and np.isfinite((left, top, right, bottom)).all()):
             continue
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
         frame = draw.textbbox((left + 2, max(0, top - letters - 2)), caption, font)
         draw.rectangle((frame[0] - 2, frame[1] - 1, frame[2] + 1, frame[3] + 1), fill=colour)
         draw.text((left + 2, max(0, top - letters - 2)), caption, "black" if colours is None else "white", font)

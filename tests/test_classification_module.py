@@ -27,12 +27,13 @@ from pipelines.tracking import run_id_of
 
 
 class Tables(Logger):
-    """Keeps tables in memory."""
+    """Keeps tables and the names of pictures in memory."""
 
     name, version = "tables", 0
 
     def __init__(self) -> None:
         self.tables: dict[str, list[list]] = {}
+        self.pictures: list[str] = []
 
     def log_metrics(self, metrics, step=None) -> None: ...
 
@@ -40,6 +41,9 @@ class Tables(Logger):
 
     def log_table(self, key, columns, rows, step) -> None:
         self.tables[key] = [columns, *rows]
+
+    def log_image(self, key, images, step) -> None:
+        self.pictures.append(key)
 
 
 class Watch(L.Callback):
@@ -390,3 +394,18 @@ def test_a_found_learning_rate_trains_as_a_given_one():
     _, given = command("given", *plan, "--model.optimization.lr", str(cli.model.lr))
     assert found == given
     assert {f.name for f in Path("found").iterdir()} == {f.name for f in Path("given").iterdir()}
+
+
+def test_a_picture_that_fails_is_told_once_and_ends_nothing() -> None:
+    class Clumsy(ClassificationModule):
+        def report(self, stage: str) -> None:  # type: ignore[override]
+            super().report(stage)  # type: ignore[arg-type]
+            self.show(f"{stage}/broken", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+
+    album = Tables()
+    run = trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=1, logger=album)
+    with pytest.warns(UserWarning, match="The picture val/broken could not be made .ZeroDivisionError") as told:
+        run.fit(Clumsy(10, in_chans=1, image_size=8, backbone="mlp"), Digits8x8(num_workers=0))
+    assert run.current_epoch == 2
+    assert sum("val/broken" in str(warning.message) for warning in told) == 1
+    assert "val/confusion_matrix" in album.pictures

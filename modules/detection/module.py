@@ -152,7 +152,8 @@ class DetectionModule(VisionModule):
         metric.rank, metric.world_size = self.global_rank, self.trainer.world_size
         metric.update(found, truth)
         if self.trainer.is_global_zero:
-            self._keep_pictures(batch, found, truth)
+            with self.optional(f"{stage}/detections"):
+                self._keep_pictures(batch, found, truth)
 
     def _keep_pictures(self, batch: dict[str, Any], found: list[Detections], truth: list[Detections]) -> None:
         """Keeps the first images, and those with most mistakes."""

@@ -204,10 +204,11 @@ class InstanceSegmentationModule(DetectionModule):
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
             self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))  # type: ignore[operator]
             if self.trainer.is_global_zero and len(self.tinted) < SHOWN:
-                sure = one["scores"] >= self.threshold
-                image = picture(batch["image"][i])
-                pair = [truth["masks"].bool(), masks[sure]]
-                self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
+                with self.optional(f"{stage}/masks"):
+                    sure = one["scores"] >= self.threshold
+                    image = picture(batch["image"][i])
+                    pair = [truth["masks"].bool(), masks[sure]]
+                    self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
 
     def report(self, stage: Stage) -> None:
         """See `VisionModule.report`."""
