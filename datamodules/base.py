@@ -201,8 +201,6 @@ class KeyedLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on where `state_dict` was taken."""
         self.epoch, self._first = state["epoch"], state["batches_done"]
-        if self._first >= len(self):
-            self.epoch, self._first = self.epoch + 1, 0
         self.batches_done = self._first
 
 

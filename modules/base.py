@@ -477,7 +477,8 @@ class VisionModule(L.LightningModule):
 
     def holds_gradients(self, batch_idx: int) -> bool:
         """Whether after this batch there are gradients that wait for the next one: a checkpoint does not hold them."""
-        return (batch_idx + 1) % self.trainer.accumulate_grad_batches != 0
+        count = batch_idx + 1
+        return count % self.trainer.accumulate_grad_batches != 0 and count != self.trainer.num_training_batches
 
     def show(self, key: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
         """Hands a picture to the loggers that take pictures.
@@ -606,5 +607,6 @@ class VisionModule(L.LightningModule):
                 )
         for name, (value, weight) in checkpoint.get("means", {}).items():
             mean = self._mean(name)  # in all processes, as they add theirs up by name
+            mean.update(torch.tensor(0.0), 0.0)
             if weight and self.trainer.is_global_zero:  # the values are those of all together
                 mean.total, mean.weight = mean.total + value, mean.weight + weight

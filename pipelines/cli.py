@@ -18,7 +18,7 @@ import lightning as L
 import pandas as pd
 import psutil
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -34,7 +34,7 @@ from pipelines import registry
 from pipelines.console import ProgressBar, print_table, quieten, say
 from pipelines.redaction import redact, redact_yaml
 from pipelines.tracking import RunCallback, RunLogger, TrackingError, surroundings
-from pipelines.trainer import LastCheckpoint, VisionTrainer
+from pipelines.trainer import BestCheckpoint, LastCheckpoint, VisionTrainer
 
 SUBCOMMANDS = {
     "fit": "Train, test the best checkpoint, and register it if --register names a model.",
@@ -177,20 +177,13 @@ class VisionCLI(LightningCLI):
         config = self.options.trainer
         self.watch = RunCallback()
         callbacks: list[L.Callback] = [self.watch]
+        last: list[L.Callback] = []
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit" and not config.fast_dev_run:
-            callbacks.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
             if config.enable_checkpointing is not False:
-                callbacks.append(
-                    ModelCheckpoint(
-                        self.output,
-                        "best",
-                        monitor=self.model.monitor,
-                        mode=self.model.mode,
-                        enable_version_counter=False,
-                    )
-                )
+                callbacks.append(BestCheckpoint(self.output, self.model.monitor, self.model.mode))
+            last.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
         extra: dict[str, Any] = {"default_root_dir": str(self.output)}
         self.tracked = config.logger is not False and not config.fast_dev_run
         if self.tracked:
@@ -212,7 +205,7 @@ class VisionCLI(LightningCLI):
         given_callbacks = given.callbacks or []
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
-        extra["callbacks"] = [*callbacks, *given_callbacks]
+        extra["callbacks"] = [*callbacks, *given_callbacks, *last]
         return super().instantiate_trainer(**{**given, **extra})
 
     @contextmanager

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -126,3 +127,70 @@ class Outage(L.Callback):
         if trainer.global_step == self.end:
             assert not Server.current.answers()
             Server.current.start()
+
+
+class Points(L.Callback):
+    """Counts the moments of a training, and does something at them: before and after each step, validation batch, and write of
+    a checkpoint or picture in a folder.
+
+    Args:
+        folder: of the training.
+        at: the number of the moment at which a signal is sent; none by default.
+        signal_name: which signal.
+    """
+
+    act: ClassVar[Callable[[int, str], None] | None] = None  # in this process
+    current: ClassVar["Points | None"] = None
+    hooked = False
+
+    def __init__(self, folder: str, at: int = -1, signal_name: str = "SIGKILL") -> None:
+        self.folder, self.at, self.signal_name = os.path.abspath(folder), at, signal_name
+        self.names: list[str] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            if not Points.hooked:
+                sys.addaudithook(Points.watch)
+            Points.hooked, Points.current = True, self
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        Points.current = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        Points.current = None
+
+    @staticmethod
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        self = Points.current
+        if self is None or event not in ("open", "os.rename") or not isinstance(args[0], str | os.PathLike):
+            return
+        file = os.path.abspath(args[0])
+        if (
+            file.startswith(self.folder)
+            and file.endswith((".ckpt", ".new", ".png"))
+            and (event != "open" or "w" in (args[1] or ""))
+        ):
+            self.reach(f"{event} {os.path.basename(file)}")
+
+    def reach(self, name: str) -> None:
+        number = len(self.names)
+        self.names.append(name)
+        if number == self.at:
+            os.kill(os.getpid(), getattr(signal, self.signal_name))
+        if Points.act is not None:
+            Points.act(number, name)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.reach(f"before step {trainer.global_step}")
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+        self.reach(f"in step {trainer.global_step}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.reach(f"after step {trainer.global_step}")
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.reach("before validation batch")
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.reach("after validation batch")
