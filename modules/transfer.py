@@ -257,52 +257,6 @@ def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> flo
     return float(classifier.fit(*train).score(*val))
 
 
-class Statistics:
-    """Compares what the batch norms of a network see now with what they saw while they learned.
-
-    Their running mean and variance describe the source data without them. The distance is Hellinger's between the two
-    normal distributions of a channel, H² = 1 − √(2στ/(σ²+τ²)) exp(−(μ−ν)²/(4(σ²+τ²))): 0 for equal, 1 for disjoint ones;
-    the mean over all channels of all layers is taken.
-
-    Args:
-        network: in evaluation mode; images go through it inside a ``with`` on this object.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d) and part.track_running_stats]
-        self._seen: dict[nn.BatchNorm2d, list[Tensor]] = {norm: [] for norm in norms}
-
-    def __enter__(self) -> "Statistics":
-        self._hooks = [norm.register_forward_pre_hook(self._note) for norm in self._seen]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _note(self, norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].detach().double()
-        moments = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
-        count = torch.full_like(moments[:1], values.numel() / values.shape[1])
-        self._seen[norm].append(torch.cat([moments, count]))
-
-    @property
-    def distance(self) -> float | None:
-        """The mean distance, in [0, 1]; None for a network without batch norms."""
-        distances = []
-        for norm, seen in self._seen.items():
-            if not seen or norm.running_mean is None or norm.running_var is None:
-                continue
-            total, squares, count = torch.stack(seen).sum(0)
-            mean = total / count
-            variance = (squares / count - mean**2).clamp(min=0) + norm.eps
-            source, spread = norm.running_mean.double(), norm.running_var.double() + norm.eps
-            both = variance + spread
-            overlap = (2 * (variance * spread).sqrt() / both).sqrt() * (-((mean - source) ** 2) / (4 * both)).exp()
-            distances.append(1 - overlap)
-        return float(torch.cat(distances).mean()) if distances else None
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a data set before a backbone is trained on it.
@@ -312,14 +266,12 @@ class Evidence:
         classes: number of classes; 1 where the task has none.
         features: accuracy of `probe` on the backbone's features; None where images have no label of their own.
         pixels: the same on the images themselves, averaged to a `grid`.
-        distance: of the features' statistics from the source's; see `Statistics`.
     """
 
     images: int
     classes: int
     features: float | None = None
     pixels: float | None = None
-    distance: float | None = None
 
     @property
     def per_class(self) -> float:
@@ -361,7 +313,6 @@ class Choice:
             ("images a class", f"{e.per_class:.1f} (large from {LARGE})"),
             ("linear probe on the features", "no label" if e.features is None else f"{e.features:.3f}"),
             ("linear probe on the pixels", "no label" if e.pixels is None else f"{e.pixels:.3f} (similar if lower)"),
-            ("distance of feature statistics, 0 to 1", "no batch norm" if e.distance is None else f"{e.distance:.3f}"),
         ]  # fmt: skip
         table = "\n".join(f"| {name} | {value} |" for name, value in rows)
         return f"# {self.strategy}\n\n**{self.quadrant}**: {self.reason}\n\n| measure | value |\n|---|---|\n{table}\n"
@@ -373,7 +324,7 @@ def choose(evidence: Evidence) -> Choice:
     Large is a data set with `LARGE` images a class. Similar is a source whose features separate the classes better than
     the pixels do. Few images of what the source knows leave its features alone; in the other quadrants all layers learn,
     the early ones slowly. What lectures advise for them was seldom better in `benchmarks.transfer`: to unfreeze from the
-    top down never, to begin from scratch once in eleven cases; nor did the distance of statistics go with what transferred.
+    top down never, to begin from scratch once in eleven cases.
     """
     e, size = evidence, "large" if evidence.per_class >= LARGE else "small"
     count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} a class"
@@ -405,12 +356,11 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
         See `choose`.
     """
     train, val = (data.plain_loader(split, most, False) for split, most in zip(("train", "val"), PROBED, strict=True))
-    with Statistics(backbone) as statistics:
-        features, labels = extract(backbone, train, normalize)
+    features, labels = extract(backbone, train, normalize)
     scores: list[float | None] = [None, None]
     if labels is not None:
         scores[0] = probe((features, labels), extract(backbone, val, normalize))
         scores[1] = probe(*(extract(Grid(), images, Tensor.float) for images in (train, val)))
     if classes is None:
         classes = 1 if labels is None else len(np.unique(labels))
-    return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1], statistics.distance))
+    return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1]))

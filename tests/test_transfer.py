@@ -1,7 +1,6 @@
 """A backbone is put to its new use as the strategy says, and the choice of one follows what was measured."""
 
 import json
-import math
 import signal
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ from modules.transfer import (
     Evidence,
     Scaler,
     Stages,
-    Statistics,
     choose,
     extract,
     layers,
@@ -282,19 +280,6 @@ def test_the_quadrants(quadrant):
 def test_the_border_of_the_sizes():
     few, many = (choose(Evidence(10 * n, 10, 0.8, 0.7)) for n in (LARGE - 1, LARGE))
     assert (few.quadrant, many.quadrant) == ("small, similar", "large, similar")
-
-
-def test_distance_of_statistics_by_hand():
-    norm = nn.BatchNorm2d(2, eps=0.0).eval()
-    norm.running_mean, norm.running_var = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])
-    image = torch.tensor([3.0, 5.0, 3.0, 5.0]).view(4, 1, 1, 1).repeat(1, 2, 1, 1)  # mean 4, variance 1
-    with Statistics(norm) as statistics:
-        for part in image.split([1, 3]):
-            norm(part)
-    first = 1 - math.exp(-16 / 8)
-    second = 1 - math.sqrt(2 * 2 / 5) * math.exp(-9 / 20)
-    assert statistics.distance == pytest.approx((first + second) / 2)
-    assert Statistics(nn.Linear(2, 2)).distance is None
 
 
 def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(capsys):
