@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,6 +19,13 @@ Key = tuple[int, int]  # (index of the sample, epoch)
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message names the file or the value and the way out."""
+
+
+def listed(given: Iterable[str]) -> str:
+    """Some names for a message."""
+    names = list(given)
+    shown = ", ".join(map(str, names[:8]))
+    return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown
 
 
 class Source(Protocol):
@@ -309,7 +316,8 @@ class VisionDataModule(L.LightningDataModule):
             DataError: there is no such split.
         """
         if split not in self.sources:
-            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
+            remedy = "what is to be learned from is missing" if split == "train" else "bring one, or measure on another"
+            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
         training, trainer = split == "train", self.trainer
         overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return KeyedLoader(

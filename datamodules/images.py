@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,9 +17,74 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datamodules.base import DataError
+from datamodules.base import DataError, listed
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+# What is also written, as drawings and aligned faces are.
+WRITTEN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+EXTENSIONS = (*WRITTEN, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".pbm", ".pnm", ".dib",
+              ".apng", ".tga", ".pcx", ".ras", ".sgi", ".qoi", ".psd", ".ico")  # fmt: skip
+KINDS = "JPEG, PNG, WebP, GIF, AVIF, JPEG 2000, BMP, TIFF, PNM, TGA and a few more"  # for messages
+JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"}
+# Beside images these say something about them, or hold their annotations.
+TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".parquet"}
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is what systems, archives and notebooks leave behind, or hidden."""
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def is_image(file: Path) -> bool:
+    """Whether it is a file of a kind that is read, by its name."""
+    return file.suffix.lower() in EXTENSIONS and not is_junk(file.name) and file.is_file()
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, linked ones too, sorted; without `is_junk`."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name))
+
+
+def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
+    """The images in a folder and in those below, linked ones too, sorted; without `is_junk`.
+
+    Args:
+        folder: where they are looked for.
+        left_out: is extended by the files that are neither images of a kind that is read nor texts; see
+            `warn_of_left_out`.
+    """
+    found: list[Path] = []
+    # A link to a folder further up would otherwise lead round and round.
+    start = os.path.realpath(folder)
+    above = {os.fspath(folder): {start, *map(str, Path(start).parents)}}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        trail = above.pop(place)
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        for name in list(folders):
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            if real in trail:
+                folders.remove(name)
+            else:
+                above[path] = trail | {real}
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if is_junk(name):
+                continue
+            if suffix in EXTENSIONS:
+                found.append(Path(place, name))
+            elif left_out is not None and suffix not in TEXTS:
+                left_out.append(Path(place, name))
+    return sorted(found)
+
+
+def warn_of_left_out(files: Sequence[Path]) -> None:
+    """Warns of files that are not read, with their number, kinds and the first one's name."""
+    if files:
+        kinds = Counter(file.suffix.lower() or "no suffix" for file in files).most_common()
+        rank_zero_warn(
+            f"Left out: {len(files)} files of kinds that are not read ({listed(f'{n} {kind}' for kind, n in kinds)}); the "
+            f"first: {files[0]}. Convert pictures to one of these: {KINDS}."
+        )
 
 
 def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArray[np.uint8]:
@@ -93,7 +159,7 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    pixels = np.array(image.convert("RGB" if channels == 3 else "L"))  # a copy, since Pillow's own is read-only
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

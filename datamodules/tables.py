@@ -1,19 +1,13 @@
 """Tables that list images, as CSV or Parquet."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from datamodules.base import DataError
-
-
-def listed(given: Iterable[str]) -> str:
-    """Some names for a message."""
-    names = list(given)
-    shown = ", ".join(map(str, names[:8]))
-    return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown
+from datamodules.base import DataError, listed
+from datamodules.splits import SPLITS, split_of
 
 
 def read_table(file: Path, option: str) -> pd.DataFrame:
@@ -40,7 +34,9 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
     return table
 
 
-def check_table(table: pd.DataFrame, file: Path, columns: dict[str, str], filled: Sequence[str]) -> None:
+def check_table(
+    table: pd.DataFrame, file: Path, columns: dict[str, str], filled: Sequence[str], must_train: bool = True
+) -> None:
     """Checks what a table has.
 
     Args:
@@ -48,9 +44,10 @@ def check_table(table: pd.DataFrame, file: Path, columns: dict[str, str], filled
         file: where it comes from.
         columns: the columns that it must have, each with the setting that names it.
         filled: those of which no cell may be empty.
+        must_train: where there are splits, one must be ``train``.
 
     Raises:
-        DataError: a column or a cell lacks, there are no rows, or splits have other names.
+        DataError: a column or a cell lacks, there are no rows, or splits are not understood.
     """
     for column in columns:
         if column not in table:
@@ -68,17 +65,25 @@ def check_table(table: pd.DataFrame, file: Path, columns: dict[str, str], filled
         row, column = next(zip(*missing.to_numpy().nonzero(), strict=True))
         raise DataError(f"{file.resolve()} has nothing under {needed[column]!r} in row {row + 1}: fill it in.")
     if "split" in table:
-        splits = set(table["split"])
-        if unknown := sorted(map(str, splits - {"train", "val", "test"})):
+        if unknown := sorted({str(name) for name in table["split"].unique() if not split_of(name)}):
             raise DataError(
                 f"{file.resolve()} has a row of the split {unknown[0]!r}: name the splits train, val and test."
             )
-        if "train" not in splits:
+        if must_train and "train" not in {split_of(name) for name in table["split"].unique()}:
             raise DataError(f"{file.resolve()} has no row of the split 'train': say which images to train on.")
+    else:
+        for column in set(table.columns) - set(columns):
+            values = table[column].dropna().unique()[:20]
+            if {"train"} < {split_of(value) for value in values}:
+                raise DataError(
+                    f"Does the column {column!r} of {file.resolve()} say which split a row is of? It has "
+                    f"{listed(values)}. Name it 'split' if so; else leave it out."
+                )
 
 
 def by_split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each split; ``all`` where there is no column ``split``."""
+    """The rows of each split, in any spelling that `split_of` knows; ``all`` where there is no column ``split``."""
     if "split" not in table:
         return {"all": table}
-    return {str(name): rows for name, rows in table.groupby("split")}
+    names = table["split"].map({name: split_of(name) for name in table["split"].unique()})
+    return {split: table[names == split] for split in SPLITS if (names == split).any()}

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodules import DataError
-from datamodules.images import EXTENSIONS, read_image
+from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from modules import VisionModule
 from pipelines import video
 from pipelines.console import table
@@ -187,7 +187,7 @@ def _drawings(files: list[str], root: str, out: str) -> list[str]:
         place = os.path.join(out, os.path.relpath(os.path.abspath(file), root))
         if _is_video(file):
             place = f"{os.path.splitext(place)[0]}.mp4"
-        elif not place.lower().endswith(EXTENSIONS):
+        elif not place.lower().endswith(WRITTEN):
             place += ".png"
         places.append(place)
     if taken := {os.path.realpath(place) for place in places} & {os.path.realpath(file) for file in files}:

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from datamodules import DataError
 from datamodules.faces.alignment import SIDE, FaceDetector, aligned, foremost
-from datamodules.images import EXTENSIONS, read_image
+from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
@@ -269,6 +269,8 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
             continue
         face = aligned(image, points[foremost(boxes, *image.shape[:2])], size)
         target = Path(out, os.path.relpath(file, folder))
+        if target.suffix.lower() not in WRITTEN:
+            target = target.with_name(f"{target.name}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
         grey = (face == face[..., :1]).all()
         Image.fromarray(face[..., 0] if grey else face).save(target, quality=95, subsampling=0)

@@ -167,16 +167,63 @@ def test_a_folder_without_splits_is_split_stratified_and_always_the_same() -> No
     assert paths(ImageFolder("pets", seed=5)) == found
 
 
-@pytest.mark.parametrize("named", ["val", "valid", "validation"])
-def test_folders_of_splits_are_the_splits(named: str) -> None:
+@pytest.mark.parametrize(
+    "named", [("train", "val", "test"), ("Train", "valid", "TEST"), ("training_set", "Validation Set", "test_set"),
+              ("Training", "dev", "Testing"), ("train2017", "val2017", "test2017"), ("trainImages", "eval", "testImages")],
+    ids=" ".join,
+)  # fmt: skip
+def test_folders_of_splits_are_the_splits(named: tuple[str, str, str]) -> None:
     both = {"dog": 3, "cat": 2}
-    root = make_splits("pets", train=both, **{named: both}, test={"cat": 1})
+    root = make_splits("pets", **dict(zip(named, (both, both, {"cat": 1}), strict=True)))
     data = ImageFolder(str(root))
-    for split, folder in (("train", "train"), ("val", named), ("test", "test")):
+    assert list(data.sources) == ["train", "val", "test"]
+    for split, folder in zip(("train", "val", "test"), named, strict=True):
         assert set(paths(data)[split]) == {str(file) for file in (root / folder).rglob("*.png")}
     assert data.label_names == ["cat", "dog"]
     assert data.identity()["splits"]["train"]["classes"] == {"cat": 2, "dog": 3}
     assert data.identity()["splits"]["test"]["classes"] == {"cat": 1, "dog": 0}
+
+
+def test_a_class_may_be_called_as_a_split_is() -> None:
+    make_folder("vehicles", bus=4, train=4, train_station=4)
+    assert ImageFolder("vehicles").label_names == ["bus", "train", "train_station"]
+    make_folder("cards", valid=4, invalid=4)
+    assert ImageFolder("cards").label_names == ["invalid", "valid"]
+
+
+def test_what_lies_beside_the_splits_and_the_classes_is_counted_and_named() -> None:
+    root = make_splits("pets", train={"cat": 4, "dog": 4}, extra={"cat": 3})
+    noise(1).save(root / "train/stray.png")
+    (root / "train/cat/new.heic").write_bytes(b"x")
+    (root / "train/cat/notes.txt").write_text("x")
+    with pytest.warns(UserWarning, match="Left out") as told:
+        assert len(paths(ImageFolder("pets"))["train"]) == 6
+    said = " ".join(str(warning.message) for warning in told)
+    for part in ("3 images in extra", "stray.png", "1 files of kinds", "1 .heic", "new.heic"):
+        assert part in said
+    assert "notes" not in said
+
+
+def test_linked_folders_are_followed_and_what_systems_leave_behind_is_not_read() -> None:
+    make_folder("real", all=5, deep=5)
+    root = make_folder("pets", dog=5, cat=0)
+    (root / "owl").symlink_to(Path("real/all").absolute())
+    (root / "cat/more").symlink_to(Path("real/deep").absolute())
+    (root / "cat/round").symlink_to(root.absolute())
+    for name in (
+        "__MACOSX/cat/._0.png",
+        "cat/__MACOSX/0.png",
+        ".ipynb_checkpoints/0.png",
+        "cat/Thumbs.db",
+        "cat/._0.png",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    data = ImageFolder("pets")
+    assert data.label_names == ["cat", "dog", "owl"]
+    found = sorted(path for split in paths(data).values() for path in split)
+    assert found == sorted(f"pets/{name}/{i}.png" for name, first in (("cat/more", 5), ("dog", 0), ("owl", 0))
+                           for i in range(first, first + 5))  # fmt: skip
 
 
 def test_validation_is_drawn_from_training_where_it_is_missing_and_hidden_files_are_left_out() -> None:
@@ -232,6 +279,19 @@ def test_a_table_gives_paths_labels_and_splits(file: str) -> None:
     assert np.array_equal(data.sources["val"][1]["image"], np.asarray(noise(7)))
 
 
+def test_a_table_names_splits_in_any_usual_spelling_and_another_column_of_them_is_asked_about() -> None:
+    make_table("pets.csv", split=["Train"] * 6 + ["Valid"] * 4 + ["testing"] * 2)
+    assert {split: len(files) for split, files in paths(Manifest("pets.csv")).items()} == {
+        "train": 6,
+        "val": 4,
+        "test": 2,
+    }
+    table = pd.read_csv("pets.csv").rename(columns={"split": "subset"})
+    table.to_csv("pets.csv", index=False)
+    with pytest.raises(DataError, match=r"'subset'.*Valid.*Name it 'split'"):
+        _ = Manifest("pets.csv").sources
+
+
 def test_a_table_may_name_its_columns_and_hold_absolute_paths() -> None:
     names = [str(Path(f"images/all/{i}.png").absolute()) for i in range(12)]
     make_table("pets.csv", path=None, label=None, picture=names, kind=[3, 20] * 6)
@@ -284,13 +344,30 @@ def empty(name: str) -> str:
 FOLDERS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "missing": (lambda: "nowhere", ["nowhere", "--data.root"]),
     "empty": (lambda: empty("void"), ["void", "one for each class"]),
-    "no image at all": (lambda: make_folder("pets", cat=0, dog=0), ["pets", ".jpg"]),
+    "no image at all": (lambda: make_folder("pets", cat=0, dog=0), ["pets", "JPEG"]),
     "a class without images": (lambda: make_folder("pets", cat=4, dog=0), ["'dog'", "add images"]),
     "a class with too few": (
         lambda: make_folder("pets", cat=9, dog=2),
         ["'dog' has 2 images", "takes 3", "Add images"],
     ),
     "one class": (lambda: make_folder("pets", cat=4), ["'cat'", "add images of another"]),
+    "what looks like splits": (
+        lambda: make_splits("pets", seg_train={"cat": 4, "dog": 4}, seg_test={"cat": 4, "dog": 4}),
+        ["seg_train", "split?", "seg_test", "train, val, test"],
+    ),
+    "two folders of one split": (
+        lambda: make_splits("pets", train={"cat": 4, "dog": 4}, val={"cat": 1}, valid={"cat": 1}),
+        ["pets/val", "pets/valid", "val split"],
+    ),
+    "a split beside classes": (
+        lambda: make_folder(str(make_splits("pets", test={"cat": 4, "dog": 4})), owl=4),
+        ["test in", "split?", "owl", "folder train"],
+    ),
+    "only a test": (lambda: make_splits("pets", test={"cat": 4, "dog": 4}), ["no train split", "has test"]),
+    "classes one level lower": (
+        lambda: make_splits("pets", archive={"cat": 4, "dog": 4}),
+        ["archive", "cat, dog", "one level higher"],
+    ),
     "class unknown to training": (
         lambda: make_splits("pets", train={"cat": 2, "dog": 2}, val={"cat": 1, "dgo": 1}),
         ["'dgo'", "pets/val", "cat, dog"],
@@ -330,7 +407,7 @@ TABLES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "a label is missing": (lambda: make_table("t.csv", label=["a", "b", None] * 4), ["t.csv", "'label'", "row 3"]),
     "a split is missing": (lambda: make_table("t.csv", split=["train"] * 11 + [None]), ["t.csv", "'split'", "row 12"]),
     "unknown split": (lambda: make_table("t.csv", split=["train"] * 11 + ["tset"]), ["t.csv", "'tset'", "train, val"]),
-    "no training": (lambda: make_table("t.csv", split=["test"] * 12), ["t.csv", "'train'"]),
+    "no training": (lambda: make_table("t.csv", split=["test"] * 12), ["no train split", "has test"]),
     "label unknown to training": (
         lambda: make_table("t.csv", label=["a", "b"] * 5 + ["c"] * 2, split=["train"] * 10 + ["test"] * 2),
         ["t.csv", "'c'", "a, b"],

@@ -118,7 +118,7 @@ def test_a_folder_is_split_by_person_always_in_the_same_way(tmp_path):
 
 
 def test_folders_named_train_and_test_are_the_splits_and_somebody_in_both_is_refused(tmp_path):
-    people(tmp_path / "train", [2] * 6)
+    people(tmp_path / "Training", [2] * 6)
     (tmp_path / "test").mkdir()
     for name in ("p08", "p09"):
         picture(tmp_path / "test" / name / "a.png", 1001), picture(tmp_path / "test" / name / "b.png", 1002)

@@ -1,17 +1,28 @@
 """Image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.augmentations import Strength
-from datamodules.base import DataError, Source
+from datamodules.base import DataError, Source, listed
 from datamodules.classification.base import ClassificationDataModule, FileSource, Images, split
-from datamodules.images import EXTENSIONS, check_images, warn_of_shared
-from datamodules.tables import by_split, check_table, listed, read_table
+from datamodules.images import (
+    KINDS,
+    check_images,
+    images_in,
+    is_image,
+    sub_folders,
+    warn_of_left_out,
+    warn_of_shared,
+)
+from datamodules.splits import SPLITS, split_folders, split_of
+from datamodules.tables import by_split, check_table, read_table
 
 
 class _Files(ClassificationDataModule):
@@ -42,21 +53,24 @@ class _Files(ClassificationDataModule):
 
     def _split(self, sources: dict[str, FileSource]) -> dict[str, Source]:
         parts: dict[str, Images] = dict(sources)
+        if "train" not in parts and "all" not in parts:  # a set that is only for the test
+            return dict(parts)
         if "all" in parts:
             parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "validation and test", 3)
         if "val" not in parts:
             parts["train"], parts["val"] = split(parts["train"], 0.15, self.label_names, "validation")
         files = {name: source for name, source in parts.items() if isinstance(source, FileSource)}
         warn_of_shared({name: (source.paths, source.digests) for name, source in files.items()})  # type: ignore[misc]
-        return {name: parts[name] for name in ("train", "val", "test") if name in parts}
+        return {name: parts[name] for name in SPLITS if name in parts}
 
 
 class ImageFolder(_Files):
     """Any folder with one sub-folder of images for each class, its name being the label.
 
-    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, these are the splits; without ``val/``,
-    15 % of the training images are drawn for validation. Without ``train/``, 15 % of all are drawn for the test and
-    15 % of the rest for validation. What is drawn is stratified and always the same. Hidden files are left out.
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, in any usual spelling, these are the splits;
+    without ``val/``, 15 % of the training images are drawn for validation. Without splits, 15 % of all are drawn for the
+    test and 15 % of the rest for validation. What is drawn is stratified and always the same. A folder with ``test/``
+    alone is for measuring only. Hidden files are left out, and so is what systems and archives leave behind.
 
     Args:
         root: the folder.
@@ -72,6 +86,8 @@ class ImageFolder(_Files):
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
     """
+
+    of_folders: ClassVar[bool] = True  # a split has a folder for each class
 
     def __init__(
         self,
@@ -100,10 +116,7 @@ class ImageFolder(_Files):
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
-        if not (root / "train").is_dir():
-            return {"all": root}
-        names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-        return {split: root / name for split, given in names.items() for name in given if (root / name).is_dir()}
+        return split_folders(root, self.of_folders) or {"all": root}
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -112,14 +125,12 @@ class ImageFolder(_Files):
         Raises:
             DataError: there are none, or another split has one that training lacks.
         """
-        found = {
-            split: sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-            for split, folder in self._folders.items()
-        }
-        names = found.get("train") or found.get("all") or []
+        found = {split: [entry.name for entry in sub_folders(folder)] for split, folder in self._folders.items()}
+        learned = next(split for split in ("all", "train", "test", "val") if split in found)
+        names = found[learned]
         if not names:
             raise DataError(
-                f"{Path(self.root).resolve()} has no sub-folders: make one for each class, with its images."
+                f"{self._folders[learned].resolve()} has no sub-folders: make one for each class, with its images."
             )
         for name, given in found.items():
             if unknown := sorted(set(given) - set(names)):
@@ -129,21 +140,37 @@ class ImageFolder(_Files):
                 )
         return names
 
+    @property
+    def num_classes(self) -> int:
+        """See `ClassificationDataModule.num_classes`."""
+        for folder in self._folders.values():
+            inner = sub_folders(folder / self.label_names[0]) if len(self.label_names) == 1 else []
+            if len(inner) > 1:
+                raise DataError(
+                    f"{folder.resolve()} has one folder only, {self.label_names[0]}, which would be the one class. Are the "
+                    f"classes {listed(f.name for f in inner)} in it? Then put these one level higher."
+                )
+        return super().num_classes
+
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`."""
-        sources = {}
+        sources: dict[str, FileSource] = {}
+        left_out: list[Path] = []
         for split_name, folder in self._folders.items():
             paths: list[str] = []
             labels: list[int] = []
             for label, name in enumerate(self.label_names):
-                found = (file for file in (folder / name).rglob("*") if file.suffix.lower() in EXTENSIONS)
-                # Hidden ones are what notebooks and file managers leave behind.
-                files = sorted(str(f) for f in found if not any(p[0] == "." for p in f.relative_to(folder).parts))
+                files = [os.fspath(file) for file in images_in(folder / name, left_out)]
                 paths += files
                 labels += [label] * len(files)
             if not paths:
-                raise DataError(f"{folder.resolve()} has no images; those read are {', '.join(EXTENSIONS)}.")
+                warn_of_left_out(left_out)
+                raise DataError(f"{folder.resolve()} has no images; those read are {KINDS}.")
             sources[split_name] = FileSource(paths, np.asarray(labels, np.int64), self.in_chans)
+            beside = [] if "." in self.label_names else [f for f in sorted(folder.iterdir()) if is_image(f)]
+            if beside:
+                rank_zero_warn(f"Left out: {len(beside)} images that are in no class's folder; the first: {beside[0]}.")
+        warn_of_left_out(left_out)
         return self._check(sources)
 
 
@@ -154,6 +181,7 @@ class UnlabelledFolder(ImageFolder):
     """
 
     label_names: ClassVar[list[str]] = ["."]  # the one class is the folder itself
+    of_folders = False
 
 
 class Manifest(_Files):
@@ -206,7 +234,7 @@ class Manifest(_Files):
         file = Path(self.file)
         table = read_table(file, "--data.file")
         columns = {self.path_column: "--data.path_column", self.label_column: "--data.label_column"}
-        check_table(table, file, columns, list(columns))
+        check_table(table, file, columns, list(columns), must_train=False)
         return table.assign(**{self.label_column: table[self.label_column].astype(str)})
 
     @cached_property
@@ -214,7 +242,8 @@ class Manifest(_Files):
         """The labels that occur in training, sorted."""
         table = self._table
         if "split" in table:
-            table = table[table["split"] == "train"]
+            learned = table["split"].map(split_of) == "train"
+            table = table[learned] if learned.any() else table
         return sorted(table[self.label_column].unique())
 
     def load(self) -> dict[str, Source]:

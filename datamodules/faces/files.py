@@ -1,5 +1,6 @@
 """People in the formats in which their pictures are kept: folders, LFW's pairs, CelebA, tables."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,16 @@ from numpy.typing import NDArray
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.faces.base import FaceDataModule, FaceSource, split_by_person
-from datamodules.images import EXTENSIONS, check_images, warn_of_shared
+from datamodules.images import (
+    EXTENSIONS,
+    KINDS,
+    check_images,
+    images_in,
+    sub_folders,
+    warn_of_left_out,
+    warn_of_shared,
+)
+from datamodules.splits import split_folders, split_of
 from datamodules.tables import check_table, read_table
 
 
@@ -43,7 +53,7 @@ class _FaceFiles(FaceDataModule):
 class PeopleFolder(_FaceFiles):
     """Any folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
 
-    With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, these are the splits. What is missing is
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, in any usual spelling, these are the splits. What is missing is
     drawn, by person: 15 % of the people for the test, 15 % of the rest for validation. With a file of pairs, as LFW
     has them, the pictures that it names are the test split, and verification is measured on these pairs; nobody in them
     is trained on.
@@ -98,9 +108,7 @@ class PeopleFolder(_FaceFiles):
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`."""
         root = Path(self.root)
-        folders = {"": root}
-        if (root / "train").is_dir():
-            folders = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+        folders = (split_folders(root) if root.is_dir() else {}) or {"": root}
         rows = [(path, person, part) for part, folder in folders.items() for path, person in people_in(folder)]
         if self.test_root:
             rows = [(path, person, part or "train") for path, person, part in rows if part != "test"]
@@ -127,21 +135,22 @@ class PeopleFolder(_FaceFiles):
 
 
 def people_in(root: Path) -> list[tuple[str, str]]:
-    """The pictures in a folder with a sub-folder for each person, as (path, person), sorted; hidden files are left out.
+    """The pictures in a folder with a sub-folder for each person, as (path, person), sorted; see `images_in`.
 
     Raises:
         DataError: there is no such folder, or there are no pictures in sub-folders.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {root.resolve()}: give the folder of people with --data.root.")
-    found = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in EXTENSIONS)
-    shown = [file for file in found if len(file.parts) > 1 and not any(part[0] == "." for part in file.parts)]
-    if not shown:
+    left_out: list[Path] = []
+    found = [(os.fspath(file), folder.name) for folder in sub_folders(root) for file in images_in(folder, left_out)]
+    warn_of_left_out(left_out)
+    if not found:
         raise DataError(
             f"{root.resolve()} has no pictures in sub-folders: make one for each person, with pictures of the kinds "
-            f"{', '.join(EXTENSIONS)}."
+            f"{KINDS}."
         )
-    return sorted((str(root / file), file.parts[0]) for file in shown)
+    return sorted(found)
 
 
 def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
@@ -319,6 +328,6 @@ class PeopleTable(_FaceFiles):
         table = read_table(file, "--data.file")
         columns = {self.path_column: "--data.path_column", self.person_column: "--data.person_column"}
         check_table(table, file, columns, list(columns))
-        splits = table["split"].astype(str).tolist() if "split" in table else None
+        splits = table["split"].map(split_of).tolist() if "split" in table else None
         paths = [str(file.parent / path) for path in table[self.path_column]]
         return dict(self._read(paths, table[self.person_column].astype(str).tolist(), splits))

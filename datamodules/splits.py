@@ -1,0 +1,122 @@
+"""The names that people give the splits, known here for all tasks and formats."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.base import DataError, listed
+from datamodules.images import images_in, sub_folders
+
+SPLITS = ("train", "val", "test")
+SPELLINGS = {
+    "train": ("train", "training", "trn", "tr", "trainval"),
+    "val": ("val", "valid", "validation", "validate", "validating", "vld", "dev", "develop", "development", "eval",
+            "evaluation"),
+    "test": ("test", "testing", "tst", "holdout", "heldout"),
+}  # fmt: skip
+# What stands beside it without another meaning, as in training_set, train_images, instances_val2017.
+FILLERS = {"set", "data", "dataset", "split", "subset", "image", "images", "img", "imgs", "picture", "pictures", "photo",
+           "photos", "sample", "samples", "annotation", "annotations", "instances", "coco", "s"}  # fmt: skip
+KNOWN = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
+KNOWN |= {f"{spelling}{filler}": split for spelling, split in KNOWN.items() for filler in FILLERS}
+KNOWN |= {f"hold{join}out": "test" for join in ("_", "-", " ")} | {f"held{join}out": "test" for join in ("_", "-", " ")}
+
+
+def _words(name: str) -> list[str]:
+    """The words in a name without fillers and years: trainImages, TRAIN_2017 and ``instances-train`` are ``train``."""
+    camel = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W\d_]+|\d+", camel.casefold())
+    return [word for word in words if word not in FILLERS and not re.fullmatch(r"(19|20)\d\d", word)]
+
+
+def split_of(name: str) -> str | None:
+    """Which split a name means, in any usual spelling: ``Training``, ``train_set``, ``valid``, ``val2017``, ``dev``, …
+
+    Args:
+        name: of a folder, of a list without its suffix, a key, or a cell of a table.
+
+    Returns:
+        ``train``, ``val`` or ``test``; None where it means none of them.
+    """
+    plain = str(name).strip().casefold()
+    words = _words(str(name).strip())
+    return KNOWN.get(plain) or (KNOWN.get(words[0]) if len(words) == 1 else None)
+
+
+def _hints(name: str) -> set[str]:
+    """The splits of which a name speaks: that of ``seg_train`` is ``train``."""
+    return {KNOWN[word] for word in _words(name) if len(word) > 2 and word in KNOWN}
+
+
+def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Which folder or file is which split, by its name; those that name none are left out.
+
+    Returns:
+        At most ``train``, ``val`` and ``test``, in this order.
+
+    Raises:
+        DataError: two are of the same split. ``trainval`` beside ``train`` is not: it is left out.
+    """
+    found: dict[str, Path] = {}
+    given = sorted(paths)
+    for path in given:
+        name = path.stem if path.is_file() else path.name
+        split = split_of(name)
+        if split is None or ("trainval" in _words(name) and any(_words(p.stem) == ["train"] for p in given)):
+            continue
+        if split in found:
+            raise DataError(
+                f"{found[split]} and {path} both are names of the {split} split: put the images of one into the other, or "
+                f"rename one; the names are {', '.join(SPLITS)}."
+            )
+        found[split] = path
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
+    """Which folders in a folder are splits; see `by_split_name`.
+
+    Args:
+        root: the folder.
+        of_folders: whether a split has sub-folders, for classes or people. One without is then a class that is called
+            train, or valid, unless all folders are named as splits.
+
+    Returns:
+        At most ``train``, ``val`` and ``test``; empty where the folder has no splits. ``train`` may be missing, as in a set
+        that is only for the test.
+
+    Raises:
+        DataError: also where folders look like splits, as ``seg_train`` beside ``seg_test``, or one is a split beside
+            folders that are none, and it is not clear what is to be trained on.
+    """
+    folders = sub_folders(root)
+    named = [folder for folder in folders if split_of(folder.name)]
+    if of_folders and len(named) < len(folders):
+        folders = [folder for folder in folders if folder not in named or sub_folders(folder)]
+    found = by_split_name(folders)
+    unclear = [folder for folder in folders if split_of(folder.name) is None and _hints(folder.name)]
+    meant = set(found).union(*(_hints(folder.name) for folder in unclear))
+    names = f"{', '.join(SPLITS)} (Training, train_set, valid, dev and such are understood too)"
+    if unclear and len(meant) > 1 and "train" in meant:  # a train_station alone is a class
+        raise DataError(
+            f"Is {unclear[0].name} in {root.resolve()} a split? It is named like one beside "
+            f"{listed(f.name for f in folders if f != unclear[0])}, but not as splits are. Name the folders of splits {names}, "
+            "and what is no split without these words; or give one folder of classes with --data.root."
+        )
+    others = (
+        {folder.name: len(images_in(folder)) for folder in folders if folder not in found.values()} if found else {}
+    )
+    if beside := [name for name, count in others.items() if count]:
+        if "train" not in found:
+            raise DataError(
+                f"Is {', '.join(f.name for f in found.values())} in {root.resolve()} a split? It is named like one, but lies "
+                f"beside {listed(beside)}. If it is, put what to train on into a folder train; else give it another name. "
+                f"The names of splits are {names}."
+            )
+        rank_zero_warn(
+            f"Left out: {sum(others.values())} images in {listed(beside)}, beside the splits "
+            f"{listed(f.name for f in found.values())} of {root.resolve()}."
+        )
+    return found
