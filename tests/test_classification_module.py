@@ -1,6 +1,5 @@
 """Classification does what its options say: metrics, losses, schedules, averaging, freezing."""
 
-import ast
 import math
 import shutil
 from functools import partial
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from lightning.pytorch.loggers.logger import Logger
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, top_k_accuracy_score
@@ -304,23 +302,6 @@ def test_a_module_and_its_data_need_nothing_else():
     run = trainer(max_epochs=1)
     run.fit(module, Digits8x8(image_size=12))
     assert run.callback_metrics["val/accuracy"] > 0.1
-    sides = {"modules": ("datamodules", "pipelines"), "datamodules": ("modules", "pipelines")}
-    for package, foreign in sides.items():
-        for file in (ROOT / package).glob("*.py"):
-            tree = ast.parse(file.read_text())
-            assert not imported(ast.walk(tree)) & set(foreign), file.name
-            assert "mlflow" not in imported(tree.body), file.name
-
-
-def imported(nodes) -> set[str]:
-    """The packages that are imported by some nodes of a syntax tree."""
-    names: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").split(".")[0])
-    return names
 
 
 @pytest.fixture
