@@ -17,8 +17,9 @@ import yaml
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from datamodules.annotations import COLUMNS, SYNONYMS
+from datamodules.annotations import COLUMNS
 from datamodules.base import DataError, Source
+from datamodules.splits import SPLITS
 
 FileFormat = Literal["coco", "voc", "yolo", "csv"]
 AnswerFormat = Literal["coco", "yolo", "mot"]
@@ -105,7 +106,7 @@ class Writer:
             lists.mkdir(parents=True, exist_ok=True)
             (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
         elif self.form == "yolo":
-            there = {name: f"images/{name}" for name in SYNONYMS if (self.folder / "images" / name).is_dir()}
+            there = {name: f"images/{name}" for name in SPLITS if (self.folder / "images" / name).is_dir()}
             layout: dict[str, Any] = {"path": ".", **there, "names": dict(enumerate(self.label_names))}
             (self.folder / "data.yaml").write_text(yaml.safe_dump(layout, sort_keys=False, allow_unicode=True))
         else:

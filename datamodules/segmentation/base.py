@@ -219,6 +219,7 @@ class SegmentationDataModule(VisionDataModule):
 
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`."""
+        _ = self.num_classes  # they must fit into bytes
         return {name: WindowSource(part, self.image_size) for name, part in self.pictures().items()}
 
     def transform(self, training_split: bool) -> A.Compose | None:

@@ -4,113 +4,39 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
-import PIL.Image
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.annotations import SYNONYMS
 from datamodules.augmentations import Strength
-from datamodules.base import DataError
+from datamodules.base import DataError, listed
 from datamodules.detection import COCODetection
-from datamodules.images import EXTENSIONS, check_images, read_image, warn_of_shared
-from datamodules.segmentation.base import IGNORE, MOST, Pictures, SegmentationDataModule, Weighting, drawn
+from datamodules.images import EXTENSIONS, check_images, images_in, read_image, sub_folders, warn_of_shared
+from datamodules.segmentation.base import IGNORE, Pictures, SegmentationDataModule, Weighting, drawn
+from datamodules.segmentation.masks import (
+    BLURRED,
+    TABLES,
+    Classes,
+    Look,
+    are_numbers,
+    blurred,
+    by_order,
+    guessed,
+    look,
+    read_classes,
+    read_values,
+    turned,
+    voc_classes,
+)
+from datamodules.segmentation.pairing import by_stem, files_below, matched
+from datamodules.splits import SPLITS, by_split_name
 
-BLURRED = 64  # different unknown values in a mask that speak of a lossy file
-NAMED = 300  # values of a mask that are remembered
-
-
-@dataclass
-class Classes:
-    """What the values of a mask mean.
-
-    Attributes:
-        names: the classes'.
-        numbers: of the values that pixels have the class, 255 for those that do not count. A colour has the value
-            65536·red + 256·green + blue.
-        coloured: whether masks are in colours.
-        binary: all values but 0 are class 1.
-    """
-
-    names: list[str]
-    numbers: dict[int, int] = field(default_factory=dict)
-    coloured: bool = False
-    binary: bool = False
-
-    @cached_property
-    def table(self) -> NDArray[np.uint8]:
-        """The class of each value."""
-        table = np.full(1 << (24 if self.coloured else 16), IGNORE, np.uint8)
-        table[list(self.numbers)] = list(self.numbers.values())
-        return table
-
-    def apply(self, values: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Values to classes, uint8 of the same shape."""
-        return (values > 0).astype(np.uint8) if self.binary else self.table[values]
-
-    def shown(self, value: int) -> str:
-        """A value as a person writes it."""
-        return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self.coloured else str(value)
-
-
-def read_values(file: str, coloured: bool = False) -> NDArray[np.int64]:
-    """The values of a mask's pixels: the numbers of an indexed or grey picture of any depth, or its colours.
-
-    Args:
-        file: the mask.
-        coloured: read colours, as 65536·red + 256·green + blue.
-
-    Returns:
-        int64 H×W.
-
-    Raises:
-        DataError: it cannot be read, has numbers that are none of classes, or colours where numbers are wanted.
-    """
-    try:
-        with PIL.Image.open(file) as image:
-            if coloured:
-                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int64), 2, 0)
-                return (red << 16) + (green << 8) + blue
-            values = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as a mask: {error}.") from None
-    if values.ndim == 3:
-        if values.shape[2] > 2 and (values[..., :1] != values[..., 1:3]).any():
-            raise DataError(
-                f"{file} is in colours, but nothing says which class a colour is: write classes.csv with the columns "
-                "name, r, g, b."
-            )
-        values = values[..., 0]
-    whole = values.astype(np.int64)
-    if (whole != values).any() or whole.min() < 0 or whole.max() > 65535:
-        raise DataError(f"{file} has values that are no numbers of classes, such as {values.max()}.")
-    return whole
-
-
-@dataclass
-class _Mask:
-    """What a look at a mask tells."""
-
-    error: str = ""
-    size: tuple[int, int] = (0, 0)
-    values: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    digest: str = ""
-
-
-def _inspect(file: str, coloured: bool) -> _Mask:
-    try:
-        values = read_values(file, coloured)
-    except DataError as error:
-        return _Mask(str(error))
-    digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
-    return _Mask("", values.shape, *np.unique(values, return_counts=True), digest)
+TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
+MASKED = ("masks", "mask", "annot", "labels")  # what a folder of masks beside one of images is called
 
 
 class MaskPictures:
@@ -144,7 +70,7 @@ class MaskPictures:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = read_image(str(self.paths[index]), self.channels)
-        mask = self.classes.apply(read_values(str(self.masks[index]), self.classes.coloured))
+        mask = self.classes.apply(read_values(str(self.masks[index]), self.classes.kind))
         if image.shape[:2] != mask.shape:
             raise DataError(f"{self.paths[index]} or its mask changed since they were checked: start again.")
         return {"image": image, "mask": mask}
@@ -183,12 +109,13 @@ class _MaskFiles(SegmentationDataModule):
         paths, masks = paths[good], np.array([str(mask) for *_, mask in everything], np.str_)[good]
         sizes = table[["height", "width"]].to_numpy(np.int64)[good]
         digests = table["digest"].to_numpy(np.str_)[good]
-        given = self.given()
-        coloured = given is not None and given.coloured
+        given = Classes(["background", "foreground"], kind="binary") if self.binary else self.given()
+        given = None if given is None else by_order(given, masks.tolist())
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(lambda file: _inspect(file, coloured), masks.tolist()))
-        classes = given or self._guessed(masks, looks)
-        self._check(paths, masks, sizes, looks, classes)
+            looks = list(pool.map(lambda file: look(file, given.kind if given else "numbers"), masks.tolist()))
+        self._check_files(paths, masks, sizes, looks)
+        classes = given or guessed(self.name, masks.tolist(), looks)
+        self._check_values(masks, looks, classes)
         parts: dict[str, Sequence[int]] = {
             split: np.flatnonzero(groups == split).tolist() for split in pairs if split != "all"
         }
@@ -198,7 +125,7 @@ class _MaskFiles(SegmentationDataModule):
             parts["train"], parts["val"] = _spared(parts["train"])
         warn_of_shared({name: (paths[list(rows)], digests[list(rows)]) for name, rows in parts.items()})
         result: dict[str, Pictures] = {}
-        for name in (split for split in SYNONYMS if split in parts):
+        for name in (split for split in SPLITS if split in parts):
             rows = list(parts[name])
             counts = np.zeros(256, np.int64)
             for i in rows:
@@ -209,87 +136,59 @@ class _MaskFiles(SegmentationDataModule):
             digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
             result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
         empty = [name for name, n in zip(classes.names, result["train"].counts, strict=False) if not n]  # type: ignore[attr-defined]
+        if len(classes.names) - len(empty) < 2:
+            there = next((name for name in classes.names if name not in empty), None)
+            raise DataError(
+                f"The masks to train on have {f'no class but {there!r}' if there else 'no pixel that counts'} in all of their "
+                f"{len(parts['train'])} pictures: there is nothing to tell apart."
+            )
         if empty:
             rank_zero_warn(
                 f"No pixel to train on in class {empty[0]!r} ({len(empty)} of {len(classes.names)} are empty)."
             )
         return result, classes.names
 
-    def _guessed(self, masks: NDArray[np.str_], looks: Sequence[_Mask]) -> Classes:
-        """Classes named after the values that are there."""
-        if self.binary:
-            return Classes(["background", "foreground"], binary=True)
-        for file, look in zip(masks, looks, strict=True):
-            if len(look.values) > BLURRED:
-                raise DataError(self._blurred(str(file), look))
-        values = sorted({int(value) for look in looks for value in look.values})
-        if values == [0, 255]:
-            raise DataError(
-                f"The masks of {self.name} have the values 0 and 255 only, and 255 stands for pixels that do not count. If it "
-                "is your foreground: --data.binary true."
-            )
-        known = [value for value in values if value != IGNORE]
-        if known and known[-1] >= MOST:
-            raise DataError(
-                f"The masks of {self.name} have values up to {known[-1]}, more than {MOST} classes: {self._remedy}"
-            )
-        count = (known[-1] if known else 0) + 1
-        return Classes([str(k) for k in range(count)], {k: k for k in range(count)})
-
-    _remedy = (
-        "write classes.csv with the columns name and value; or, if each object has a number of its own, make all of them one "
-        "class: --data.binary true."
-    )
-
-    def _blurred(self, file: str, look: _Mask) -> str:
-        lossy = Path(file).suffix.lower() in (".jpg", ".jpeg")
-        why = (
-            "it is a JPEG, which changes the values of pixels. Save masks as PNG or TIFF"
-            if lossy
-            else "was it saved as JPEG, or smoothed in resizing? Both change the values of pixels"
-        )
-        return (
-            f"{file} has {len(look.values)} different values, too many for classes: {why}. If each object has a number of its "
-            "own, make all of them one class: --data.binary true."
-        )
-
-    def _check(
-        self, paths: NDArray[np.str_], masks: NDArray[np.str_], sizes: NDArray[np.int64], looks: Sequence[_Mask],
-        classes: Classes,
-    ) -> None:  # fmt: skip
-        """Refuses masks that cannot be used."""
+    @staticmethod
+    def _check_files(
+        paths: NDArray[np.str_], masks: NDArray[np.str_], sizes: NDArray[np.int64], looks: Sequence[Look]
+    ) -> None:
+        """Refuses masks that cannot be read or are of another size than their images."""
         faults = []
-        for path, file, (height, width), look in zip(paths, masks, sizes, looks, strict=True):
-            unknown = (
-                [] if classes.binary else [v for v in look.values.tolist() if v not in classes.numbers and v != IGNORE]
-            )
-            if classes.coloured:
-                unknown = [v for v in look.values.tolist() if v not in classes.numbers]
-            if look.error:
-                faults.append(look.error)
-            elif look.size != (height, width):
-                turned = (
-                    " The image is turned by its EXIF tag, the mask is not." if look.size == (width, height) else ""
-                )
+        for path, file, (height, width), one in zip(paths, masks, sizes.tolist(), looks, strict=True):
+            if one.error:
+                faults.append(one.error)
+            elif one.size != (height, width):
+                lies = one.size == (width, height)
+                why = ""
+                if lies and turned(str(path)):
+                    why = " The image is turned by its EXIF tag, the mask is not."
+                elif lies:
+                    why = " One of the two lies on its side."
                 faults.append(
-                    f"{file} has {look.size[1]}×{look.size[0]} pixels, its image {path} has {width}×{height}.{turned}"
+                    f"{file} has {one.size[1]}×{one.size[0]} pixels, its image {path} has {width}×{height}.{why}"
                 )
-            elif len(unknown) > BLURRED:
-                faults.append(self._blurred(file, look))
+        _refuse(faults)
+
+    @staticmethod
+    def _check_values(masks: NDArray[np.str_], looks: Sequence[Look], classes: Classes) -> None:
+        """Refuses masks with values that stand for no class."""
+        faults = []
+        for file, one in zip(masks.tolist(), looks, strict=True):
+            unknown = classes.unknown(one.values.tolist())
+            if len(unknown) > BLURRED:
+                faults.append(blurred(file, len(one.values)))
             elif unknown:
                 shown = ", ".join([*map(classes.shown, unknown[:5]), *["…"] * (len(unknown) > 5)])
-                kind = "colours" if classes.coloured else "values"
                 known = [f"{classes.shown(v)} {classes.names[k]}" for v, k in classes.numbers.items() if k != IGNORE][
                     :6
                 ]
-                share = look.counts[np.isin(look.values, unknown)].sum() / look.counts.sum()
+                share = one.counts[np.isin(one.values, unknown)].sum() / one.counts.sum()
                 faults.append(
-                    f"{file} has {kind} that stand for no class: {shown} ({share:.1%} of its pixels). Known are "
-                    f"{', '.join(known)}, …; add the others to classes.csv, or give them 255, which does not count."
+                    f"{file} has {classes.kind if classes.kind == 'colours' else 'values'} that stand for no class: {shown} "
+                    f"({share:.1%} of its pixels). Known are {', '.join(known)}, …; add the others to the table of classes, "
+                    "or give them a row with the name ignore, which does not count."
                 )
-        if faults:
-            more = f" So have {len(faults) - 1} more masks." if len(faults) > 1 else ""
-            raise DataError(f"{faults[0]}{more}")
+        _refuse(faults)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -304,6 +203,12 @@ class _MaskFiles(SegmentationDataModule):
     def pictures(self) -> dict[str, Pictures]:
         """See `SegmentationDataModule.pictures`."""
         return self._found[0]
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        more = f" So have {len(faults) - 1} more masks." if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}{more}")
 
 
 def _spared(rows: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -368,63 +273,58 @@ class MaskFolder(_MaskFiles):
         self.wanted = f"of the same name{f' and {mask_suffix}' * bool(mask_suffix)} in {masks}/"
 
     def given(self) -> Classes | None:
-        """See `_MaskFiles.given`; from ``classes.csv``."""
-        file = Path(self.root, "classes.csv")
-        if not file.is_file() or self.binary:
-            return None
-        try:
-            table = pd.read_csv(file, skipinitialspace=True, comment="#").rename(
-                columns=lambda c: str(c).strip().lower()
-            )
-            colours = {"r", "g", "b"} <= set(table)
-            names = table["name"].astype(str).str.strip().tolist()
-            if colours:
-                red, green, blue = (table[channel].astype(int) for channel in "rgb")
-                values = ((red * 256 + green) * 256 + blue).tolist()
-            else:
-                values = table["value"].astype(int).tolist() if "value" in table else list(range(len(names)))
-        except (KeyError, ValueError, OSError, pd.errors.ParserError) as error:
-            raise DataError(
-                f"{file} is not a table of classes ({error}): its columns are name, or name and value, or name, r, g, b."
-            ) from None
-        if len(set(values)) < len(values):
-            raise DataError(f"{file} gives two classes the same value.")
-        if any(not 0 <= value < 1 << (24 if colours else 16) for value in values):
-            raise DataError(f"{file}: values of classes are from 0 to 65535, channels of colours from 0 to 255.")
-        counted = [name for name in names if name.lower() not in ("ignore", "void")]
-        numbers = {v: counted.index(n) if n in counted else IGNORE for v, n in zip(values, names, strict=True)}
-        return Classes(counted, numbers, colours)
+        """See `_MaskFiles.given`; from a table of classes in the folder or beside the masks."""
+        folders = [Path(self.root), *dict.fromkeys(masks for _, masks in self._places.values())]
+        file = next((folder / name for folder in folders for name in TABLES if (folder / name).is_file()), None)
+        return None if file is None else read_classes(file)
 
-    def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
-        """See `_MaskFiles.pairs`."""
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, Path]]:
+        """The folders of images and of masks of each split, or of ``all``; one and the same where they lie together."""
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
-        places = {"all": (root / self.images, root / self.masks)}
-        for split, synonyms in SYNONYMS.items():
-            for name in synonyms:
-                for pair in ((root / name / self.images, root / name / self.masks),
-                             (root / self.images / name, root / self.masks / name)):  # fmt: skip
-                    if pair[0].is_dir():
-                        places[split] = pair
-        if "train" in places:
-            del places["all"]
-        elif not places["all"][0].is_dir():
-            raise DataError(
-                f"{root.resolve()} has neither {self.images}/ nor train/{self.images}/: name the folders of images and masks "
-                "with --data.images and --data.masks."
-            )
+        places: dict[str, tuple[Path, Path]] = {}
+        for above in (place for place in (root, root / self.images) if place.is_dir()):
+            for split, folder in by_split_name(sub_folders(above)).items():
+                start = folder.name.removesuffix(self.images)
+                beside = (root / f"{start}{join}{word}" for join in ("", "_", "-") for word in (self.masks, *MASKED))
+                pairs = (
+                    (folder / self.images, folder / self.masks),
+                    (root / self.images / folder.name, root / self.masks / folder.name),
+                    (folder, next((place for place in beside if place.is_dir()), folder)),
+                )
+                found = next((pair for pair in pairs if pair[0].is_dir() and images_in(pair[0])), None)
+                places |= {split: found} if found and split not in places else {}
+        if "train" not in places:
+            whole = (root / self.images, root / self.masks)
+            if not whole[0].is_dir():
+                raise DataError(
+                    f"{root.resolve()} has neither {self.images}/ nor train/{self.images}/: name the folders of images and "
+                    "masks with --data.images and --data.masks."
+                )
+            places = {"train": whole, **places} if places else {"all": whole}
+        return places
+
+    def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
+        """See `_MaskFiles.pairs`."""
         found: dict[str, list[tuple[Path, Path | None]]] = {}
-        for split, (images, masks) in places.items():
+        places = {folder for pair in self._places.values() for folder in pair}
+        for split, (images, masks) in self._places.items():
             if not masks.is_dir():
-                raise DataError(f"There is no folder {masks.resolve()} of masks: name it with --data.masks.")
-            known = {file.stem: file for file in sorted(masks.iterdir()) if file.suffix.lower() in EXTENSIONS}
-            files = sorted(
-                file for file in images.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."
-            )
+                there = sorted(p.name for p in masks.parent.iterdir() if p.is_dir()) if masks.parent.is_dir() else []
+                raise DataError(
+                    f"There is no folder {masks.resolve()} of masks: name it with --data.masks"
+                    f"{f' ({listed(there)} are there)' if there else ''}."
+                )
+            files, known = files_below(images, places), files_below(masks, places)
+            suffix = self.mask_suffix or TOGETHER * (images == masks)
+            if images == masks:
+                known = [file for file in known if file.stem.endswith(suffix)]
+                files = [file for file in files if not file.stem.endswith(suffix)]
             if not files:
                 raise DataError(f"{images.resolve()} has no images; those read are {', '.join(EXTENSIONS)}.")
-            found[split] = [(file, known.get(file.stem + self.mask_suffix)) for file in files]
+            found[split] = matched(files, known, images, masks, suffix)
         return found
 
 
@@ -466,27 +366,38 @@ class VOCSegmentation(_MaskFiles):
         self.root, self.on_bad_file = root, on_bad_file
 
     def given(self) -> Classes:
-        """See `_MaskFiles.given`; the 20 classes, with the background first."""
-        return Classes(self.names, {k: k for k in range(len(self.names))})
+        """See `_MaskFiles.given`; of ``labelmap.txt``, or the 20 classes, with the background first."""
+        file = Path(self.root, "labelmap.txt")
+        if file.is_file():
+            return read_classes(file)
+        masks = by_stem(Path(self.root, "SegmentationClass")).values()
+        if are_numbers((str(mask) for mask in masks), indexed=True):
+            return Classes(self.names, {k: k for k in range(len(self.names))})
+        return voc_classes(self.names)
 
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
         """See `_MaskFiles.pairs`."""
-        root, found = Path(self.root), {}
-        for split in SYNONYMS:
-            listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-            if not listed.is_file():
-                continue
-            stems = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
-            masks = [root / "SegmentationClass" / f"{stem}.png" for stem in stems]
-            found[split] = [
-                (root / "JPEGImages" / f"{stem}.jpg", mask if mask.is_file() else None)
-                for stem, mask in zip(stems, masks, strict=True)
-            ]
-        if "train" not in found:
-            raise DataError(
-                f"{root.resolve()} has no ImageSets/Segmentation/train.txt: give Pascal VOC's folder, such as "
-                "VOCdevkit/VOC2012, with --data.root."
-            )
+        root = Path(self.root)
+        lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
+        chosen = by_split_name(lists)
+        if "train" not in chosen:  # CVAT calls its list default
+            rest = [file for file in lists if file not in chosen.values()]
+            whole = next((file for file in rest if file.stem.lower() == "default"), rest[0] if len(rest) == 1 else None)
+            if whole is None:
+                raise DataError(
+                    f"{root.resolve()} has no ImageSets/Segmentation/train.txt: give Pascal VOC's folder, such as "
+                    "VOCdevkit/VOC2012, with --data.root."
+                )
+            chosen = {"train": whole, **chosen} if chosen else {"all": whole}
+        places = {name: by_stem(root / name) for name in ("JPEGImages", "SegmentationClass")}
+        found: dict[str, list[tuple[Path, Path | None]]] = {}
+        for split, file in chosen.items():
+            part = []
+            for line in file.read_text(encoding="utf-8-sig").splitlines():
+                if name := line.strip().replace("\\", "/"):
+                    image, mask = (stems.get(name, stems.get(Path(name).stem)) for stems in places.values())
+                    part.append((image or root / "JPEGImages" / f"{name}.jpg", mask))
+            found |= {split: part} if part else {}
         return found
 
 

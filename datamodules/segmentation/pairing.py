@@ -1,0 +1,134 @@
+"""Which mask belongs to which image, by their names."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.base import DataError, listed
+from datamodules.images import images_in
+
+
+def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
+    """The image files in a folder and those below it, sorted.
+
+    Args:
+        folder: the folder.
+        places: folders that are places of their own; what is in those below is left out.
+    """
+    nested = [place for place in places if folder in place.parents]
+    return [file for file in images_in(folder) if not any(place in file.parents for place in nested)]
+
+
+def matched(
+    images: Sequence[Path], masks: Sequence[Path], images_root: Path, masks_root: Path, suffix: str = ""
+) -> list[tuple[Path, Path | None]]:
+    """Which mask is whose: the one of the same folder and name; or else of the same name, in another case or folder.
+
+    A mask's name may be that of its image with the extension (``a.jpg.png``). Where no image has a mask so and no suffix is
+    given, what names have before or after that, as in ``a_mask.png`` or ``mask_a.png``, is found by itself, and told. Masks
+    that no image has are told.
+
+    Args:
+        images: the images.
+        masks: the masks.
+        images_root: folder that the images' folders are relative to.
+        masks_root: folder that the masks' folders are relative to.
+        suffix: what a mask's name has after that of its image.
+
+    Returns:
+        The images, each with its mask, None where there is none.
+
+    Raises:
+        DataError: two images would share a mask, an image has two, or several suffixes would do.
+    """
+    home = {image: image.relative_to(images_root).with_suffix("").as_posix() for image in images}
+    own = {mask: mask.relative_to(masks_root).with_suffix("").as_posix() for mask in masks}
+
+    def with_suffix(suffix: str) -> dict[Path, Path]:
+        whole = {image: image.relative_to(images_root).as_posix() + suffix for image in images}
+        return _by_name({image: (whole[image], name + suffix) for image, name in home.items()}, own)
+
+    found = with_suffix(suffix)
+    if masks and not found and not suffix:
+        suffix = _found_suffix([image.stem for image in images], [mask.stem for mask in masks])
+        if suffix:
+            found = with_suffix(suffix)
+        else:
+            cores, others = _cores(images), _cores(masks)
+            if len(set(cores.values())) == len(images) and set(cores.values()) <= set(others.values()):
+                found = _by_name({image: (name,) for image, name in cores.items()}, others)
+        if found:
+            image, mask = next(iter(found.items()))
+            rank_zero_warn(f"Masks are taken to be called as {mask.name} is for {image.name}.")
+    owners: dict[Path, Path] = {}
+    for image, mask in found.items():
+        if mask in owners:
+            raise DataError(
+                f"{owners[mask]} and {image} share the mask {mask}: give each a mask of its own, called "
+                f"{owners[mask].name}{suffix}{mask.suffix} and {image.name}{suffix}{mask.suffix}, or move one away."
+            )
+        owners[mask] = image
+    if unused := [mask for mask in masks if mask not in owners]:
+        rank_zero_warn(f"{len(unused)} of {len(masks)} masks are of no image; the first: {unused[0]}.")
+    return [(image, found.get(image)) for image in images]
+
+
+def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) -> dict[Path, Path]:
+    """The mask of each image that has one, by the names that it may have, the likeliest first."""
+    found: dict[Path, Path] = {}
+    keys: tuple[Callable[[str], str], ...] = (
+        str,
+        str.casefold,
+        lambda name: Path(name).name,
+        lambda name: Path(name).name.casefold(),
+    )
+    for key in keys:
+        table: dict[str, list[Path]] = {}
+        for mask, name in masks.items():
+            table.setdefault(key(name), []).append(mask)
+        for image, names in wanted.items():
+            there = next((table[key(name)] for name in names if key(name) in table), [])
+            if image not in found and len(there) > 1 and len({mask.parent for mask in there}) == 1:
+                raise DataError(f"{image} has two masks, {there[0]} and {there[1]}: keep one.")
+            if image not in found and len(there) == 1:
+                found[image] = there[0]
+    return found
+
+
+def _found_suffix(images: Sequence[str], masks: Sequence[str]) -> str:
+    """What masks' names have after those of at least half of the images; empty where nothing is so."""
+    stems = {name.casefold() for name in images}
+    rests: Counter[str] = Counter()
+    for mask in masks:
+        length = next((n for n in range(len(mask) - 1, 0, -1) if mask[:n].casefold() in stems), 0)
+        if length and not mask[length].isalnum():
+            rests[mask[length:]] += 1
+    likely = [rest for rest, count in rests.most_common() if 2 * count >= len(stems)]
+    if len(likely) > 1:
+        raise DataError(
+            f"Each image has several masks, whose names end in {listed(likely)}: choose with --data.mask_suffix {likely[0]}."
+        )
+    return likely[0] if likely else ""
+
+
+def _cores(files: Sequence[Path]) -> dict[Path, str]:
+    """Names without what all of them begin and end with, but for digits."""
+    stems = [file.stem for file in files]
+    before = re.sub(r"\d+$", "", os.path.commonprefix(stems))  # noqa: RUF071  # characters are meant
+    rests = [stem[len(before) :] for stem in stems]
+    after = re.sub(r"^\d+", "", os.path.commonprefix([rest[::-1] for rest in rests])[::-1])  # noqa: RUF071
+    return {file: rest[: len(rest) - len(after)] for file, rest in zip(files, rests, strict=True)}
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The files below a folder by their paths and names, with extension and without."""
+    result: dict[str, Path] = {}
+    for file in images_in(folder):
+        path = file.relative_to(folder)
+        for name in (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem):
+            result.setdefault(name, file)
+    return result
