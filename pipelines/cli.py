@@ -7,8 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -32,8 +34,10 @@ from modules.backbones import read_weights
 from modules.base import DivergenceError
 from pipelines import registry
 from pipelines.console import ProgressBar, print_table, quieten, say
+from pipelines.files import DiskError, LockError, held, whole, write_text
+from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
-from pipelines.tracking import RunCallback, RunLogger, TrackingError, surroundings
+from pipelines.tracking import RunCallback, RunLogger, TrackingError, reach, surroundings
 from pipelines.trainer import BestCheckpoint, LastCheckpoint, VisionTrainer
 
 SUBCOMMANDS = {
@@ -50,19 +54,32 @@ class UsageError(ValueError):
     """The command cannot be carried out as given; the message says what to give."""
 
 
-MISTAKES = (BackboneError, DataError, DivergenceError, TrackingError, UsageError)
+MISTAKES = (BackboneError, DataError, DiskError, DivergenceError, LockError, TrackingError, UsageError)
 
 
 def _stamp() -> str:
     """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
     if SLURMEnvironment.detect():
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
-    start = time.time()
+    start, parent = time.time(), ""
     if TorchElasticEnvironment.detect():  # torchrun is their parent
         if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
             raise UsageError("Give --output a folder that all nodes see: their processes must agree on one.")
-        start = psutil.Process(os.getppid()).create_time()
-    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S")
+        start, parent = psutil.Process(os.getppid()).create_time(), f"-{os.getppid()}"
+    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S") + parent
+
+
+def _new_folder(folder: Path) -> Path:
+    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
+    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder
 
 
 class VisionCLI(LightningCLI):
@@ -75,6 +92,7 @@ class VisionCLI(LightningCLI):
     def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
         self.task, self.default_data = task, default_data
         self.rows: dict[str, str] = {}
+        self._hold = ExitStack()
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
@@ -109,6 +127,7 @@ class VisionCLI(LightningCLI):
             )
         finally:
             sys.argv = own
+            self._hold.close()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -154,14 +173,20 @@ class VisionCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the output folder, and makes sure that it can be written to."""
-        stamp = _stamp()
-        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}".lower()
-        self.output = Path(self.options.output or Path("outputs", self.task, f"{name}-{stamp}"))
-        self.run_name = self.options.run_name or f"{name}-{stamp}"
-        if not self.options.output:
-            sys.argv += ["--output", str(self.output)]
+        """Chooses the output folder, and makes sure that it can be written to, and that MLflow answers and takes the names."""
+        if self.options.register:
+            registry.check_name(self.options.register)
+        tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
+        if tracked or "models:/" in str(self.options.model):
+            reach()
+        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{_stamp()}".lower()
+        self.output = Path(self.options.output or Path("outputs", self.task, name))
         try:
+            if not self.options.output:
+                self.output = _new_folder(self.output)
+                name = self.output.name
+                sys.argv += ["--output", str(self.output)]
+            self.run_name = self.options.run_name or name
             self.output.mkdir(parents=True, exist_ok=True)
             # A file of its own for each process: those of one job try the folder at the same moment.
             with tempfile.TemporaryFile(dir=self.output):
@@ -171,6 +196,8 @@ class VisionCLI(LightningCLI):
                 f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
                 "choose another with --output."
             ) from None
+        if self.subcommand == "fit" and rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0":
+            self._hold.enter_context(held(self.output))  # for all processes of the job
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
@@ -221,12 +248,12 @@ class VisionCLI(LightningCLI):
         )
         if self.trainer.is_global_zero:
             config = redact_yaml(config)
-            (self.output / "config.yaml").write_text(config)
+            write_text(self.output / "config.yaml", config)
         size = sum(p.numel() for p in self.model.parameters())
         logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
-        logger.log_config(config)
-        logger.log_environment()
         try:
+            logger.log_config(config)
+            logger.log_environment()
             yield logger
         except BaseException as error:
             cause = self.watch.error or error
@@ -275,17 +302,27 @@ class VisionCLI(LightningCLI):
             files = sorted(
                 (self.output / "pictures").glob(f"{name}-*.png"), key=lambda f: int(f.stem.rsplit("-", 1)[1])
             )
-            frames = [Image.open(file) for file in files]
+            frames = []
+            for picture in files:
+                with suppress(OSError, SyntaxError), Image.open(picture) as frame:  # one that is torn is left out
+                    frame.load()
+                    frames.append(frame)
             if len(frames) > 1:
                 file = self.output / f"{name}.gif"
-                frames[0].save(file, save_all=True, append_images=frames[1:], duration=300, loop=0)
-                logger.log_file(file, "films")
+                try:
+                    with whole(file) as part:
+                        frames[0].save(part, save_all=True, append_images=frames[1:], duration=300, loop=0)
+                except OSError as error:  # it is only for looking at
+                    say(f"There is no film of {key}: {error}")
+                else:
+                    logger.log_file(file, "films")
 
     def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Registers the best weights. Without MLflow it does not, which must not cost the training."""
         try:
             if not logger.flush():
-                raise ConnectionError("MLflow does not answer.")
+                error = logger.journal.error
+                raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
             version = registry.register(
                 self.options.register,
                 model,
@@ -336,7 +373,8 @@ class VisionCLI(LightningCLI):
             table.insert(0, "path", source.paths[self.trainer.global_rank :: self.trainer.world_size])
         rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         file = self.output / f"predictions{rank}.json"
-        table.to_json(file, orient="records", lines=True)
+        with whole(file) as part:
+            table.to_json(part, orient="records", lines=True)
         self.rows["predictions"] = f"{file} ({len(table)} images)"
 
     def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
@@ -368,7 +406,7 @@ def main(
         cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
     except ArgumentError as error:
         _refuse(_plain(str(error)))
-    except ValueError as error:  # jsonargparse wraps what a data module's __init__ raises
+    except (ValueError, OSError) as error:  # jsonargparse wraps what a data module's __init__ raises
         mistake = error if isinstance(error, MISTAKES) else error.__cause__
         if not isinstance(mistake, MISTAKES):
             raise

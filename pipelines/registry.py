@@ -25,6 +25,7 @@ from modules import VisionModule
 from pipelines.console import table
 from pipelines.pyfunc import VisionModel
 from pipelines.storage import learned_from, load_model, save_model
+from pipelines.tracking import TrackingError
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
@@ -32,6 +33,20 @@ NEEDED = (
     "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
     "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
+
+
+def check_name(name: str) -> None:
+    """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
+
+    Raises:
+        TrackingError: it cannot; the message says why.
+    """
+    bad = [sign for sign in '/:@#?%"\\' if sign in name] + [repr(sign) for sign in name if not sign.isprintable()]
+    if bad or not name.strip() or name != name.strip() or name in (".", ".."):
+        why = f"it has {' and '.join(bad)}" if bad else "it is empty, or begins or ends with a space, or is . or .."
+        raise TrackingError(
+            f"--register {name!r}: MLflow cannot keep a model under this name, since {why}. Choose another."
+        )
 
 
 def register(

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ from mlflow.utils.mlflow_tags import (
 )
 from PIL import Image
 
+from pipelines.files import held, whole, write_text
 from pipelines.journal import Journal, MachineMonitor
 from pipelines.redaction import redact, without_login
 
 RUN_FILE = "run.json"
 PARAM_LIMIT = 6000  # MLflow's, in characters
+PATIENCE = 5  # seconds in which a server must say that it is there
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the table at the end has it
 
@@ -71,12 +73,30 @@ def needed() -> Iterator[None]:
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
 
 
+@needed()
+def reach() -> None:
+    """Makes sure in a few seconds that MLflow answers, where its own client would try for minutes.
+
+    Raises:
+        TrackingError: it does not.
+    """
+    for uri in {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
+        if uri.startswith("http"):
+            with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
+                requests.get(f"{uri}/health", timeout=PATIENCE)
+
+
+@needed()
 def tracking_client() -> MlflowClient:
     """A client of MLflow's for what may be the first command on an embedded store.
 
     MLflow makes a new store's tables when it is first opened, and fails where two processes do so at the same moment: here
     they take turns.
+
+    Raises:
+        TrackingError: MLflow does not answer.
     """
+    reach()
     file = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
     if not mlflow.get_tracking_uri().startswith("sqlite:///") or not file.parent.is_dir():
         return MlflowClient()
@@ -85,8 +105,17 @@ def tracking_client() -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the experiment of this name; it is made by whoever of several processes comes first."""
+    """The id of the experiment of this name; it is made by whoever of several processes comes first.
+
+    Raises:
+        TrackingError: it was deleted.
+    """
     if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"The MLflow experiment {name} was deleted: restore it with `mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}`, or name another with --experiment."
+            )
         return found.experiment_id
     try:
         return client.create_experiment(name)
@@ -114,6 +143,8 @@ class RunLogger(Logger):
         super().__init__()
         self.output, self._experiment_name, self._run_name, self.tags = output, experiment, run_name, dict(tags)
         self.run_id: str | None = None
+        self._hold = ExitStack()
+        self._told = False
 
     @property
     def name(self) -> str:
@@ -141,10 +172,8 @@ class RunLogger(Logger):
     @needed()
     def _start(self) -> None:
         uri = mlflow.get_tracking_uri()
-        if uri.startswith("http"):
-            with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
-                requests.get(f"{uri}/health", timeout=10)
         self._client = client = tracking_client()
+        self._hold.enter_context(held(self.output))
         saved = self.output / RUN_FILE
         given = os.environ.get("MLFLOW_RUN_ID")
         run_name = redact(self._run_name)
@@ -152,7 +181,11 @@ class RunLogger(Logger):
         if continues:
             run_id = run_id_of(self.output)
             try:
-                client.get_run(run_id)
+                if client.get_run(run_id).info.lifecycle_stage != "active":
+                    raise TrackingError(
+                        f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
+                        f"{run_id}`, or choose another --output."
+                    )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
@@ -171,21 +204,26 @@ class RunLogger(Logger):
         tags = redact(self.tags | _provenance())
         client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
         self._experiment_id = client.get_run(run_id).info.experiment_id
-        self.output.mkdir(parents=True, exist_ok=True)
         if not continues:
-            saved.write_text(json.dumps({"run_id": run_id, "tracking_uri": without_login(uri)}))
-        self.run_id = run_id
+            write_text(saved, json.dumps({"run_id": run_id, "tracking_uri": without_login(uri)}))
         self.journal = Journal(self.output, run_id, client)
         if continues:  # in this order with what an earlier process could not send
             self.journal.write({"kind": "status", "value": "RUNNING"})
             self.journal.write({"kind": "tag", "key": "error", "value": None})
         self._machine = MachineMonitor(self.journal)
         self._machine.start()
+        self.run_id = run_id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes metrics of a step down, to be sent."""
+        """Writes metrics of a step down, to be sent.
+
+        Raises:
+            DiskError: the disk is full, broken or read-only.
+        """
         _ = self.experiment
+        if self.journal.fault:
+            raise self.journal.fault
         for key, value in metrics.items():
             if key != "epoch":
                 self.journal.write({"kind": "metric", "key": key, "value": float(value), "step": step or 0})
@@ -194,32 +232,48 @@ class RunLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the command line logs its whole configuration with `log_config`."""
 
+    @contextmanager
+    def _only_shown(self, file: Path) -> Iterator[Path]:
+        """A place to write what is only for looking at: if the disk does not take it, the training goes on without."""
+        try:
+            (self.output / file.parent).mkdir(exist_ok=True)
+            with whole(self.output / file) as part:
+                yield part
+        except OSError as error:
+            if not self._told:
+                rank_zero_warn(f"Left out of the run, which goes on without: {error}")
+            self._told = True
+
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         """Writes pictures, uint8 H×W×3, as points of the series ``key``, to be sent."""
         _ = self.experiment
         for number, image in enumerate(images):
             file = Path("pictures", f"{key.replace('/', '_')}-{step or 0}{f'-{number}' if number else ''}.png")
-            (self.output / file.parent).mkdir(exist_ok=True)
-            Image.fromarray(image).save(self.output / file)
-            self.journal.write({"kind": "picture", "key": key, "step": step or 0, "file": str(file)})
+            with self._only_shown(file) as part:
+                Image.fromarray(image).save(part)
+            if (self.output / file).exists():
+                self.journal.write({"kind": "picture", "key": key, "step": step or 0, "file": str(file)})
 
     @rank_zero_only
     def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
         """Writes a table as a JSON artifact, to be sent; the last one of a key stands."""
         _ = self.experiment
         file = Path("tables", f"{key.replace('/', '_')}.json")
-        (self.output / file.parent).mkdir(exist_ok=True)
-        (self.output / file).write_text(json.dumps({"columns": columns, "data": rows}))
-        self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
+        with self._only_shown(file) as part:
+            part.write_text(json.dumps({"columns": columns, "data": rows}))
+        if (self.output / file).exists():
+            self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
 
     @rank_zero_only
     def log_text(self, key: str, text: str) -> None:
         """Writes a text in Markdown as an artifact, to be sent."""
         _ = self.experiment
-        file = self.output / f"{key}.md"
-        file.write_text(text)
-        self.log_file(file, "")
+        file = Path(f"{key}.md")
+        with self._only_shown(file) as part:
+            part.write_text(text)
+        if (self.output / file).exists():
+            self.log_file(self.output / file, "")
 
     @rank_zero_only
     def set_tag(self, key: str, value: str) -> None:
@@ -284,12 +338,15 @@ class RunLogger(Logger):
     @rank_zero_only
     def finish(self, error: BaseException | None = None) -> None:
         """Ends the run with what is true: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
-        _ = self.experiment
+        if self.run_id is None:  # it never began
+            self._hold.close()
+            return
         self._machine.finish()
         if error is not None:
             self.set_tag("error", f"{type(error).__name__}: {error}")
-            (self.output / "error.txt").write_text(redact("".join(traceback.format_exception(error))))
-            self.log_file(self.output / "error.txt", "")
+            with suppress(OSError):  # of which the error may be the cause
+                write_text(self.output / "error.txt", redact("".join(traceback.format_exception(error))))
+                self.log_file(self.output / "error.txt", "")
         killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
         status = "KILLED" if killed else "FAILED" if error else "FINISHED"
         self.journal.write({"kind": "status", "value": status})
@@ -299,6 +356,7 @@ class RunLogger(Logger):
                 f"MLflow did not take all of the run ({why}). What is left is kept in {self.output}; "
                 f"once it answers, send it with: python -m pipelines.tracking {self.output}"
             )
+        self._hold.close()
 
     def address(self) -> str:
         """Where the run is seen: its page on a server, or its id in the embedded store."""
@@ -415,8 +473,19 @@ def surroundings(trainer: L.Trainer) -> dict[str, str]:
 
 
 def run_id_of(output: str | Path) -> str:
-    """The run of the training in an output folder."""
-    return str(json.loads(Path(output, RUN_FILE).read_text())["run_id"])
+    """The run of the training in an output folder.
+
+    Raises:
+        TrackingError: the file that names it is torn.
+    """
+    file = Path(output, RUN_FILE)
+    try:
+        return str(json.loads(file.read_text())["run_id"])
+    except (ValueError, TypeError, KeyError):
+        raise TrackingError(
+            f'{file.resolve()} does not name the run of this training: write {{"run_id": …, "tracking_uri": …}} '
+            "into it, or choose another --output."
+        ) from None
 
 
 def send(output: Path) -> str:
@@ -433,12 +502,13 @@ def send(output: Path) -> str:
     """
     if not (output / RUN_FILE).exists():
         raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")
-    uri = json.loads((output / RUN_FILE).read_text())["tracking_uri"]
+    run_id, uri = run_id_of(output), json.loads((output / RUN_FILE).read_text())["tracking_uri"]
     if without_login(mlflow.get_tracking_uri()) == uri:
         uri = mlflow.get_tracking_uri()  # which may have the login
-    journal = Journal(output, run_id_of(output), MlflowClient(uri))
-    if journal.close(patience=5):
-        raise ValueError(f"MLflow at {redact(uri)} still does not take it: {redact(str(journal.error))[:300]}")
+    with held(output):
+        journal = Journal(output, run_id, MlflowClient(uri))
+        if journal.close(patience=5):
+            raise ValueError(f"MLflow at {redact(uri)} still does not take it: {redact(str(journal.error))[:300]}")
     return f"All of {output} is in run {journal.run_id}."
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
@@ -24,6 +25,7 @@ from datamodules import VisionDataModule
 from datamodules.base import collate
 from modules import VisionModule
 from pipelines.console import say
+from pipelines.files import whole
 from pipelines.tracking import RunLogger
 
 
@@ -102,46 +104,18 @@ class _FitLoop(fit_loop._FitLoop):
             self.epoch_loop.settled = None
 
 
-class VisionTrainer(L.Trainer):
-    """Lightning's trainer, from whose checkpoints a training goes on exactly, and which can show what a network is given
-    to see."""
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints that are whole or absent; the former one of a name stays until the new one is on the disk."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        plain = self.fit_loop
-        self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
-        self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes one.
 
-    def save_checkpoint(self, filepath: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, whose file is whole or as it was before, whenever the process ends."""
-        new = Path(f"{filepath}.new")
-        super().save_checkpoint(new, *args, **kwargs)
-        if self.is_global_zero:
-            new.replace(filepath)
-
-    def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
-        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
-
-        Args:
-            model: draws the samples of its task.
-            datamodule: has them.
-            images: samples, a row each.
-            draws: augmentations of each.
-
-        Returns:
-            The file ``preview.png`` in the output folder.
+        Raises:
+            DiskError: the disk is full, broken or read-only.
         """
-        source = datamodule.sources["train"]
-        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
-        plain, augmented = (datamodule.dataset("train", t) for t in (False, True))
-        samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
-        sheet = model.draw_samples(collate(samples), columns=draws + 1)
-        for logger in self.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_image("train/preview", [sheet])
-        file = Path(self.default_root_dir, "preview.png")
-        Image.fromarray(sheet).save(file)
-        return file
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part, part.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -182,6 +156,46 @@ class BestCheckpoint(ModelCheckpoint):
         best = {str(file): state_dict["best_model_score"]}
         super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "best_k_models": best})
         self._loss, self._last_global_step_saved = state_dict.get("loss", math.inf), state_dict.get("step", 0)
+
+
+class VisionTrainer(L.Trainer):
+    """Lightning's trainer, from whose checkpoints a training goes on exactly, and which can show what a network is given
+    to see."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        plain = self.fit_loop
+        self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
+        self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)
+        if (
+            type(self.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # not where a plugin of the user's writes checkpoints
+            self.strategy.checkpoint_io = WholeCheckpoints()
+
+    def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
+        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
+
+        Args:
+            model: draws the samples of its task.
+            datamodule: has them.
+            images: samples, a row each.
+            draws: augmentations of each.
+
+        Returns:
+            The file ``preview.png`` in the output folder.
+        """
+        source = datamodule.sources["train"]
+        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
+        plain, augmented = (datamodule.dataset("train", t) for t in (False, True))
+        samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
+        sheet = model.draw_samples(collate(samples), columns=draws + 1)
+        for logger in self.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_image("train/preview", [sheet])
+        file = Path(self.default_root_dir, "preview.png")
+        with whole(file) as part:
+            Image.fromarray(sheet).save(part)
+        return file
 
 
 class LastCheckpoint(Checkpoint):

@@ -1,0 +1,137 @@
+"""Files that are whole or absent, and folders that one process at a time writes to."""
+
+import errno
+import fcntl
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+class DiskError(OSError):
+    """The disk did not take a file; the message names both, and the way out."""
+
+
+class LockError(ValueError):
+    """Another process holds the folder; the message names both."""
+
+
+def disk_error(error: BaseException | None, file: str | Path) -> DiskError | None:
+    """What an error while writing a file means, if it is the disk's fault: full, broken, read-only, or a quota.
+
+    Args:
+        error: as it was raised; libraries hide the system's own error behind theirs.
+        file: what was to be written.
+    """
+    if isinstance(error, DiskError):
+        return error
+    cause = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if said := re.search(r"\(os error (\d+)\)", str(cause)):  # Rust's, of safetensors
+            number = int(said[1])
+        if number in FAULTS:
+            break
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or number is None:
+        return None
+    folder = Path(file).absolute().parent
+    free = ""
+    with suppress(OSError):
+        free = f"; {shutil.disk_usage(folder).free / 2**20:,.1f} MB are free on the disk of {folder}"
+    return DiskError(
+        f"{Path(file).absolute()} could not be written: {os.strerror(number)}{free}. Make room, and give the same command "
+        "again; a training goes on from its last checkpoint with the same --output."
+    )
+
+
+@contextmanager
+def whole(file: str | Path) -> Iterator[Path]:
+    """Gives a place to write to, which takes the file's name once all of it is on the disk.
+
+    Whenever a kill comes, and if the disk is full, the file is what it was before, or absent.
+
+    Args:
+        file: the file; a former one is replaced.
+
+    Yields:
+        Another name in the same folder with the same suffix.
+
+    Raises:
+        DiskError: the disk is full, broken or read-only.
+    """
+    file = Path(file)
+    part = file.with_name(f".{file.stem[:100]}.part{file.suffix}")  # which the next attempt after a kill replaces
+    try:
+        yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if fault := disk_error(error, file):
+            raise fault from error
+        raise
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """`whole` for a text.
+
+    Raises:
+        DiskError: see `whole`.
+    """
+    with whole(file) as part:
+        part.write_text(text)
+
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder, such as that of a training, so that no other process works in it at the same time.
+
+    The system ends the hold with the process, however that dies. The processes that a holder forks do not inherit it, and
+    within one process it may be nested.
+
+    Args:
+        folder: is made if it is not there.
+
+    Raises:
+        LockError: another process holds it.
+    """
+    folder = folder.absolute()
+    if folder in _held:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Record locks, not `flock`: workers that were forked would keep that for seconds after their parent was killed.
+    with (folder / ".lock").open("a+") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            stream.seek(0)
+            raise LockError(
+                f"{folder} is in use by {stream.read().strip() or 'another process'}: wait until that has ended, or "
+                "choose another folder with --output."
+            ) from None
+        except OSError:  # a file system without locks, where nobody can be kept out
+            pass
+        with suppress(OSError):  # a full disk may lack the room for a name
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            stream.flush()
+        _held.add(folder)
+        try:
+            yield
+        finally:
+            _held.discard(folder)
+            with suppress(OSError):
+                stream.truncate(0)
