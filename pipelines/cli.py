@@ -19,10 +19,10 @@ import lightning as L
 import pandas as pd
 import psutil
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -196,7 +196,7 @@ class VisionCLI(LightningCLI):
                 f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
                 "choose another with --output."
             ) from None
-        if self.subcommand == "fit" and rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0":
+        if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
             self._hold.enter_context(held(self.output))  # for all processes of the job
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

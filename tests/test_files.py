@@ -1,0 +1,240 @@
+"""A full disk, a second process and a torn file cost no training."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import lightning as L
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import _run, processes
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines.classification import classification
+from pipelines.files import DiskError, LockError, held, whole, write_text
+from pipelines.journal import Journal
+from pipelines.tracking import RunLogger, run_id_of
+from pipelines.trainer import WholeCheckpoints
+
+SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
+         "--trainer.max_epochs", "2"]  # fmt: skip
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A file system with so much room."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may mount no file systems")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for half a megabyte."""
+    with mounted(tmp_path / "disk", "512k") as folder:
+        yield folder
+
+
+def fill(disk: Path) -> None:
+    """Leaves no room on a disk."""
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+
+
+LARGE = torch.rand(300_000)
+NOISE = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+WRITERS = {
+    "text.md": lambda part: part.write_text("x" * 2_000_000),
+    "picture.png": lambda part: Image.fromarray(NOISE).save(part),
+    "film.gif": lambda part: Image.fromarray(NOISE).save(
+        part, save_all=True, append_images=[Image.fromarray(255 - NOISE)]
+    ),
+    "weights.safetensors": lambda part: save_file({"a": LARGE}, part),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_whole_or_what_it_was_before(disk: Path, name: str) -> None:
+    file = disk / name
+    for former in (None, "former"):
+        if former:
+            write_text(file, former)
+        with (
+            pytest.raises(
+                DiskError, match=rf"{name} could not be written: No space left on device; .* free on the disk"
+            ),
+            whole(file) as part,
+        ):
+            WRITERS[name](part)
+        assert [(f.name, f.read_text()) for f in disk.iterdir()] == ([(name, former)] if former else [])
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_former_one(disk: Path) -> None:
+    file = disk / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"step": 1}, file)
+    with pytest.raises(DiskError, match=r"last\.ckpt could not be written: No space left"):
+        WholeCheckpoints().save_checkpoint({"step": 2, "weights": LARGE}, file)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+    assert list(disk.iterdir()) == [file]
+
+
+class Fill(L.Callback):
+    """Fills the disk in a step of a training."""
+
+    def __init__(self, disk: str, step: int) -> None:
+        self.disk, self.step = Path(disk), step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            fill(self.disk)
+
+
+@pytest.mark.filterwarnings("ignore:Left out of the run")
+@pytest.mark.parametrize("interval", ["1", "1000"])
+def test_a_training_on_a_full_disk_fails_with_the_reason_and_goes_on_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], interval: str
+) -> None:
+    """In the first case the journal finds no room, in the second a checkpoint."""
+    with mounted(tmp_path / "disk", "8m") as disk:
+        out = disk / "out"
+        command = ["fit", *SMALL, "--output", str(out), "--trainer.log_every_n_steps", interval]
+        fault = ["--trainer.callbacks+=test_files.Fill", "--trainer.callbacks.disk", str(disk),
+                 "--trainer.callbacks.step", "25"]  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            classification([*command, *fault])
+        message = capsys.readouterr().err
+        assert end.value.code == 2
+        assert f"free on the disk of {out}" in message
+        assert "Traceback" not in message
+        run = MlflowClient().get_run(run_id_of(out))
+        assert run.info.status == "FAILED"
+        assert "No space left on device" in run.data.tags["error"]
+        step = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+        assert not list(out.glob(".*.part*"))
+        (disk / "filler").unlink()
+        cli = classification(command)
+        assert 0 < step < cli.trainer.global_step
+        run = MlflowClient().get_run(run.info.run_id)
+        assert run.info.status == "FINISHED"
+        assert "error" not in run.data.tags
+        assert "test/accuracy" in run.data.metrics
+
+
+@pytest.mark.filterwarnings("ignore:Left out of the run")
+def test_pictures_and_tables_that_the_disk_has_no_room_for_are_left_out(disk: Path) -> None:
+    logger = RunLogger(disk / "out", "files", "full", {})
+    logger.log_image("train/samples", [NOISE], 0)
+    logger.log_table("mistakes", ["a"], [["x" * 1000]] * 1000)
+    logger.log_text("note", "x" * 2_000_000)
+    logger.log_metrics({"loss": 0.5}, 0)
+    logger.finish()
+    run = MlflowClient().get_run(str(logger.run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["loss"] == 0.5
+    assert [file for file in (disk / "out").rglob("*") if file.suffix in (".png", ".json", ".md")] == [
+        disk / "out/run.json"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:MLflow does not take film")
+def test_torn_pictures_fail_no_training() -> None:
+    command = ["fit", *SMALL, "--trainer.max_epochs", "1", "--output", "out"]
+    cli = classification(command)
+    for number in (1, 2, 3):
+        Image.fromarray(NOISE[number : number + 16, :16]).save(f"out/pictures/film-{number}.png")
+    whole_picture = Path("out/pictures/film-2.png").read_bytes()
+    Path("out/pictures/film-2.png").write_bytes(whole_picture[:300])
+    cli.model.series = ("film",)
+    logger = RunLogger(Path("out"), "classification", "x", {})
+    cli._film(logger, cli.model)
+    logger.log_image("film", [NOISE[:8, :8]], 9)
+    Path("out/pictures/film-9.png").write_bytes(whole_picture[:300])
+    logger.log_metrics({"after": 1.0}, 1)
+    logger.finish()
+    with Image.open("out/film.gif") as film:
+        assert film.n_frames == 2
+    assert MlflowClient().get_run(str(logger.run_id)).data.metrics["after"] == 1.0
+
+
+def test_a_torn_journal_is_read_but_for_the_torn_lines() -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    out = Path("out")
+    out.mkdir()
+    line = '{{"kind": "metric", "key": "loss", "value": 1.0, "step": {}, "timestamp": 5}}\n'
+    torn = (
+        line.format(1)
+        + line.format(2)[:30]
+        + line.format(3)
+        + "\0" * 50
+        + "\n"
+        + "[1]\n"
+        + line.format(4)
+        + line.format(5)[:-5]
+    )
+    (out / "journal.jsonl").write_text(torn)
+    (out / "journal.sent").write_text("0" * 17 + "9999")
+    journal = Journal(out, run_id, client)
+    assert journal.last == {"loss": 4}
+    journal.write({"kind": "metric", "key": "loss", "value": 2.0, "step": 5})
+    assert journal.close() == 0
+    assert client.get_run(run_id).data.metrics == {"loss": 2.0}
+    (out / "journal.sent").write_bytes(b"\0" * 20)
+    assert Journal(out, run_id, client).close() == 0
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 4, 5]
+
+
+def hold(args: list[str]) -> None:
+    with held(Path("out")):
+        Path("ready").touch()
+        time.sleep(60)
+
+
+def test_a_second_training_in_a_folder_is_refused_until_the_first_is_dead(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")}
+    first = processes.Process(target=_run, args=(hold, [], os.getcwd(), environment))
+    first.start()
+    while not Path("ready").exists():
+        time.sleep(0.01)
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", *SMALL, "--output", "out"])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{Path('out').absolute()} is in use by process {first.pid} on " in message
+    assert not Path("out/config.yaml").exists()
+    with pytest.raises(LockError), held(Path("out")):
+        pass
+    first.kill()
+    first.join()
+    with held(Path("out")), held(Path("out")):
+        pass
+
+
+def test_two_trainings_that_start_within_a_second_have_folders_of_their_own() -> None:
+    command = ["fit", *SMALL, "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
+               "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]  # fmt: skip
+    at = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.cli.time.time", lambda: at)
+        first, second, third = (classification(command) for _ in range(3))
+    folders = [cli.output for cli in (first, second, third)]
+    assert len(set(folders)) == len(list(Path("outputs/classification").iterdir())) == 3
+    assert [json.loads((f / "run.json").read_text())["run_id"] for f in folders] == [
+        cli.trainer.logger.run_id for cli in (first, second, third)
+    ]
+    assert mlflow.get_run(run_id_of(folders[1])).info.run_name == folders[1].name
