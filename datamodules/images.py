@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.base import DataError, listed
 
@@ -90,8 +91,9 @@ def warn_of_left_out(files: Sequence[Path]) -> None:
 def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArray[np.uint8]:
     """Reads an image as a viewer shows it.
 
-    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; of 16 bits the upper 8
-    are taken; grey becomes RGB by repetition, RGB becomes grey by the ITU-R 601-2 luma.
+    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; of 16 bits the upper 8 are
+    taken, or the upper 8 of 10, 12 or 14 where the largest value needs no more; grey becomes RGB by repetition, RGB becomes
+    grey by the ITU-R 601-2 luma. Of several frames or pages the first is read.
 
     Args:
         file: path of the file, or its bytes.
@@ -111,11 +113,11 @@ def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArr
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
             if pixels is not None:
                 return pixels.reshape(*pixels.shape[:2], channels).astype(np.uint8, copy=False)
-        return as_seen(Image.open(io.BytesIO(data)), channels)
+        return as_seen(_opened(data), channels)
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image ({len(data)} bytes).") from None
+        raise DataError(f"{name} is {_not_an_image(data)} ({len(data)} bytes).") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be read as an image: {error}.") from None
+        raise DataError(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from None
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -129,6 +131,63 @@ def _is_plain_jpeg(data: bytes) -> bool:
             return fits and data[position + 4] == 8 and data[position + 9] in (1, 3)
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4])
     return False
+
+
+DEEP = (10, 12, 14, 16)  # bits that cameras and scanners put into files of 16
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens an image with Pillow, which takes the upper 8 of 16 bits in colour; OpenCV reads what is dark by that."""
+    image = Image.open(io.BytesIO(data))
+    if image.mode.startswith("I") or not any(";16" in str(tile) for tile in image.tile):
+        return image
+    exif = image.getexif()
+    bands = cast(Any, image.getextrema())
+    largest = max(
+        high for _, high in (bands if isinstance(bands[0], tuple) else [bands])[: 4 if "A" not in image.mode else -1]
+    )
+    if largest >= 1 << (DEEP[-2] - 8):
+        return image
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        return image
+    colours = values if values.ndim == 2 else values[..., 2::-1]
+    pixels = _upper(colours)
+    if values.ndim == 3 and values.shape[2] == 4:
+        pixels = np.dstack([pixels, _upper(values[..., 3])])
+    deep = Image.fromarray(pixels)
+    deep.getexif().update(exif)
+    deep.info["bits"] = _depth(colours)
+    return deep
+
+
+def depth(image: Image.Image) -> int:
+    """How many bits of a picture of Pillow's hold something: 10, 12, 14 or 16 where it has 16, else 8."""
+    return _depth(np.asarray(image)) if image.mode.startswith("I") else int(image.info.get("bits", 8))
+
+
+def _depth(values: NDArray[Any]) -> int:
+    return next((bits for bits in DEEP if int(values.max()) < 1 << bits), DEEP[-1])
+
+
+def _upper(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return (values >> (_depth(values) - 8)).astype(np.uint8)
+
+
+def _not_an_image(data: bytes) -> str:
+    """What a file is that Pillow does not know."""
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        with suppress(Exception):  # whatever its header has
+            file = io.BytesIO(data)
+            header = ImageFileDirectory_v2(file.read(8))
+            file.seek(header.next)
+            header.load(file)
+            bits = header.get(258, (1,))
+            return (
+                f"a TIFF with {header.get(277, 1)} bands of {bits[0]} bits that are not red, green and blue with or without "
+                "alpha: save those, or one band, as an image of its own"
+            )
+    return "not an image" if data else "an empty file"
 
 
 def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
@@ -150,10 +209,9 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
         values = np.asarray(image, np.int64)
         if 0 < values.max() < 256:
             raise ValueError(f"its 16-bit values reach only {values.max()}, which is black; save it with 8 bits")
-        grey = values >> 8
-        if grey.min() < 0 or grey.max() > 255:
+        if values.min() < 0 or values.max() >= 1 << 16:
             raise ValueError("its values are beyond 16 bits")
-        image = Image.fromarray(grey.astype(np.uint8))
+        image = Image.fromarray(_upper(values))
     elif image.mode == "F":
         raise ValueError("it holds floating-point values, whose range is not known; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -163,18 +221,19 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-FOUND = ["digest", "error", "height", "width"]
+FOUND = ["digest", "error", "height", "width", "bits", "frames"]
 
 
-def _inspect(path: str) -> tuple[str, str, int, int]:
-    """Content digest and, for a file that cannot be decoded to its end, the reason; height and width as seen."""
+def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
+    """Content digest and, for a file that cannot be decoded to its end, the reason; height and width as seen; `depth`;
+    number of frames or pages."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        return "", error.strerror or str(error), 0, 0
+        return "", error.strerror or str(error), 0, 0, 0, 0
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = _opened(data)
         width, height = image.size
         if image.getexif().get(0x0112, 1) > 4:  # lies on its side
             width, height = height, width
@@ -183,11 +242,12 @@ def _inspect(path: str) -> tuple[str, str, int, int]:
         image.load()
         if image.mode not in ("L", "RGB"):
             as_seen(image, 3)
+        frames = image.n_frames if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1  # type: ignore[attr-defined]
+        return digest, "", height, width, depth(image), frames
     except UnidentifiedImageError:
-        return digest, "empty file" if not data else "not an image", 0, 0
+        return digest, _not_an_image(data), 0, 0, 0, 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return digest, str(error), 0, 0
-    return digest, "", height, width
+        return digest, str(error).rstrip("."), 0, 0, 0, 0
 
 
 def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
@@ -198,10 +258,10 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
 
     Returns:
         A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
-        file), ``height`` and ``width`` as a viewer shows it, in pixels. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
+        file), ``height`` and ``width`` as a viewer shows it, in pixels, ``bits`` (`depth`), ``frames``. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
     """
     absolute = [os.path.abspath(path) for path in paths]
-    name = hashlib.blake2b("\n".join(absolute).encode(), digest_size=16).hexdigest()
+    name = hashlib.blake2b(os.fsencode("\n".join(absolute)), digest_size=16).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / f"images-{name}.parquet"
     stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(
@@ -210,7 +270,7 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     try:
         known = pd.read_parquet(cache, columns=["size", "time", *FOUND])
     except (OSError, ValueError):  # none yet, or not whole
-        known = table.assign(size=-2, digest="", error="", height=0, width=0)
+        known = table.assign(size=-2, digest="", error="", height=0, width=0, bits=0, frames=0)
     stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
     table[FOUND] = known[FOUND]
     if len(stale):
@@ -242,14 +302,24 @@ def check_images(paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"])
     bad = (table["error"] != "").to_numpy()
     bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
     if bad_files:
-        listed = [f"{path} ({reason})" for path, reason in bad_files.items()]
-        shown = "; ".join(listed[:3] + ["…"] * (len(listed) > 3))
-        count = f"{len(listed)} of {len(paths)} images cannot be read: {shown}"
+        reasons = [f"{path} ({reason})" for path, reason in bad_files.items()]
+        shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
+        count = f"{len(reasons)} of {len(paths)} images cannot be read: {shown}"
         if on_bad_file == "error":
             raise DataError(f"{count}. Mend or remove them, or go on without them: --data.on_bad_file skip.")
         if len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
             raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
         rank_zero_warn(f"Skipped: {count}.")
+    several = table["frames"].to_numpy() > 1
+    if several.any():
+        rank_zero_warn(
+            f"{several.sum()} images have several frames or pages, of which the first is taken; one: {paths[several][0]}."
+        )
+    bits = Counter(table["bits"][table["bits"] > 8])
+    if bits.keys() - {16}:
+        said = listed(f"{count} reach {kind} bits" for kind, count in sorted(bits.items()))
+        warning = " They will not be equally bright: bring all to one range if they should be." if len(bits) > 1 else ""
+        rank_zero_warn(f"Of the images with 16 bits {said}, and of these the upper 8 are taken.{warning}")
     return table, bad_files
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules import DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import training
 from datamodules.classification.published import DEBIAN_DATASETS
-from datamodules.images import inspect_images, read_image
+from datamodules.images import check_images, inspect_images, read_image
 from pipelines.classification import classification
 
 CORNERS = np.array([[[220, 30, 40], [30, 200, 60]], [[40, 60, 210], [240, 230, 220]]], np.uint8)
@@ -39,8 +40,8 @@ def palette(**options: object) -> bytes:
     return encode(image, "PNG", **options)
 
 
-def deep(pixels: np.ndarray, kind: str) -> bytes:
-    values = pixels.astype(np.uint16) * 256 + 77  # not a multiple of 257
+def deep(pixels: np.ndarray, kind: str, bits: int = 16) -> bytes:
+    values = pixels.astype(np.uint16) * (1 << (bits - 8)) + 77 % (1 << (bits - 8))  # not a multiple of 257
     return cv2.imencode(kind, values[..., ::-1] if values.ndim == 3 else values)[1].tobytes()
 
 
@@ -67,6 +68,19 @@ KINDS = {  # the file, the colours that a viewer shows, and how far off they may
     "16-bit RGB PNG": (deep(COLOUR, ".png"), COLOUR, 0),
     "16-bit grey TIFF": (deep(GREY, ".tiff"), GREY, 0),
     "16-bit RGB TIFF": (deep(COLOUR, ".tiff"), COLOUR, 0),
+    **{
+        f"{bits} bits in a grey {kind}": (deep(GREY, kind, bits), GREY, 0)
+        for bits in (10, 12, 14)
+        for kind in (".png", ".tiff")
+    },
+    **{
+        f"{bits} bits in an RGB {kind}": (deep(COLOUR, kind, bits), COLOUR, 0)
+        for bits in (10, 12)
+        for kind in (".png", ".tiff")
+    },
+    "GIF": (encode(RGB, "GIF"), COLOUR, 0),
+    "AVIF": (encode(RGB, "AVIF", quality=95, subsampling="4:4:4"), COLOUR, 6),
+    "JPEG 2000": (encode(RGB, "JPEG2000"), COLOUR, 0),
     "JPEG": (encode(RGB, "JPEG", quality=95, subsampling=0), COLOUR, 3),
     "grey JPEG": (encode(L, "JPEG", quality=95), GREY, 3),
     "CMYK JPEG": (encode(RGB.convert("CMYK"), "JPEG", quality=95), COLOUR, 3),
@@ -91,6 +105,17 @@ def test_an_image_is_read_as_a_viewer_shows_it(data: bytes, shown: np.ndarray, t
         assert np.array_equal(pixels, read_image(data, channels))
 
 
+def encode_bands(bands: int) -> bytes:
+    """A TIFF as satellites' are, of 4×4 pixels with so many bands."""
+    header = ImageFileDirectory_v2()
+    pixels = bytes(16 * bands)
+    header.update({256: 4, 257: 4, 258: (8,) * bands, 259: 1, 262: 1, 273: 8, 277: bands, 278: 4, 279: len(pixels)})
+    file = io.BytesIO()
+    file.write(b"II*\0" + (8 + len(pixels)).to_bytes(4, "little") + pixels)
+    header.save(file)
+    return file.getvalue()
+
+
 WHOLE = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)), "JPEG")
 BROKEN = {
     "cut.jpg": WHOLE[: len(WHOLE) // 2],
@@ -98,6 +123,7 @@ BROKEN = {
     "empty.jpg": b"",
     "text.jpg": b"not an image",
     "float.tif": encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+    "bands.tif": encode_bands(5),
     "dim.tif": encode(Image.fromarray(np.full((4, 4), 255, np.uint16)), "TIFF"),
 }
 
@@ -108,6 +134,20 @@ def test_a_file_that_cannot_be_read_is_named_and_found_by_inspection(name: str) 
     with pytest.raises(DataError, match=name):
         read_image(name)
     assert inspect_images([name])["error"].all()
+
+
+def test_a_tiff_of_many_bands_says_so_and_ranges_frames_and_pages_are_told() -> None:
+    Path("bands.tif").write_bytes(BROKEN["bands.tif"])
+    with pytest.raises(DataError, match=r"bands\.tif is a TIFF with 5 bands of 8 bits"):
+        read_image("bands.tif")
+    pages = {"save_all": True, "append_images": [RGB.rotate(90)]}
+    files = {"12.png": deep(GREY, ".png", 12), "10.tif": deep(COLOUR, ".tiff", 10), "8.png": encode(RGB, "PNG"),
+             "anim.gif": encode(RGB, "GIF", **pages), "pages.tif": encode(RGB, "TIFF", **pages)}  # fmt: skip
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+    with pytest.warns(UserWarning, match="2 images have several frames") as told:
+        check_images(np.array(list(files)), "error")
+    assert "1 reach 10 bits, 1 reach 12 bits" in str(told[1].message)
 
 
 def test_inspection_takes_tiny_images_and_needs_no_place_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
