@@ -259,6 +259,8 @@ class VisionDataModule(L.LightningDataModule):
             num_workers = 0 if cores <= 2 else min(cores - 1, 8)
         self.num_workers = num_workers
         self.bad_files: dict[str, str] = {}
+        self.drawn = False  # whether the splits were drawn from one set, which says nothing of splits
+        self.undivided = False  # whether such a set is the test split as a whole
         self._training: KeyedLoader | None = None
         self._position: dict[str, int] = {}
 

@@ -245,7 +245,7 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         frames = image.n_frames if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1  # type: ignore[attr-defined]
         return digest, "", height, width, depth(image), frames
     except UnidentifiedImageError:
-        return digest, _not_an_image(data), 0, 0, 0, 0
+        return digest, _not_an_image(data) if data else "empty file", 0, 0, 0, 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return digest, str(error).rstrip("."), 0, 0, 0, 0
 
@@ -338,6 +338,41 @@ def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) 
                 f"the first: {shared[0]}."
             )
         seen.update(dict.fromkeys(digests, name))
+
+
+def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names: NDArray[Any]) -> None:
+    """Warns of images that are there under two classes, or as two people.
+
+    Args:
+        paths: the images.
+        digests: of their contents.
+        names: of the class or the person of each.
+    """
+    # Not the paths: names of files need not be text that pandas takes.
+    table = pd.DataFrame({"digest": digests, "name": names})
+    several = table[table.groupby("digest")["name"].transform("nunique") > 1].sort_values(["digest", "name"])
+    if len(several):
+        first = several[several["digest"] == several["digest"].iloc[0]].drop_duplicates("name")["name"]
+        shown = " and ".join(f"{paths[row]} as {name!r}" for row, name in first.items())
+        rank_zero_warn(
+            f"{several['digest'].nunique()} images are there under more than one name; the first: {shown}. Keep the right one."
+        )
+
+
+def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64]) -> None:
+    """Warns of images of which less than half is seen, since a square is cut out of the middle.
+
+    Args:
+        paths: the images.
+        sizes: height and width of each, N×2.
+    """
+    long = sizes.max(1) > 2 * sizes.min(1)
+    if long.any():
+        height, width = sizes[long][0]
+        rank_zero_warn(
+            f"{long.sum()} of {len(paths)} images are more than twice as long as wide, and only the square in their middle is "
+            f"seen; the first: {paths[long][0]}, {width}×{height}. To see all of them: --data.fit extend."
+        )
 
 
 def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[tuple[int, int]]:

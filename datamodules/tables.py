@@ -1,12 +1,16 @@
 """Tables that list images, as CSV or Parquet."""
 
 import difflib
+import gzip
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError, listed
+from datamodules.images import EXTENSIONS
 from datamodules.splits import SPLITS, split_of
 
 
@@ -26,12 +30,39 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
         else:
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+            opened = gzip.open if file.suffix == ".gz" else open
+            with opened(file, "rt", encoding="utf-8-sig") as lines:
+                header = lines.readline()
+            separator = max(",;\t", key=header.count)  # programs write a semicolon where the comma is decimal
+            table = pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
+            )  # fmt: skip
+    except UnicodeDecodeError:
+        raise DataError(f"{file.resolve()} is not text in UTF-8: save it as CSV in UTF-8, or as Parquet.") from None
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file.resolve()} cannot be read as a table ({str(error)[:200]}): give one in CSV or Parquet."
         ) from None
-    return table
+    return table.rename(columns=lambda name: str(name).strip())
+
+
+def beside(file: Path, path: str) -> str:
+    """The image that a cell of a table names, absolute or relative to the table; as Windows writes it too."""
+    place = file.parent / path
+    other = file.parent / path.replace("\\", "/")
+    return os.fspath(other if "\\" in path and not place.exists() and other.exists() else place)
+
+
+def warn_of_alike(names: Sequence[str]) -> None:
+    """Warns of names of classes or people that differ in nothing but case and spaces."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(str(name).casefold().split()), []).append(name)
+    if pairs := [same for same in alike.values() if len(same) > 1]:
+        rank_zero_warn(
+            f"These names differ only in case or spaces, and are taken for different ones: "
+            f"{'; '.join(', '.join(map(repr, same)) for same in pairs[:5])}. If they are the same, write them alike."
+        )
 
 
 def check_table(
@@ -51,11 +82,16 @@ def check_table(
     """
     for column in columns:
         if column not in table:
-            near = difflib.get_close_matches(column, map(str, table.columns), 1, 0)
+            if any(str(name).lower().endswith(EXTENSIONS) for name in table.columns):
+                raise DataError(
+                    f"The first line of {file.resolve()} names no columns, but an image: {listed(table.columns)}. Put a line "
+                    f"with the names above it: {', '.join(columns)}."
+                )
+            near = difflib.get_close_matches(column, map(str, table.columns), 1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
             settings = " or ".join(dict.fromkeys(columns.values()))
             raise DataError(
-                f"{file.resolve()} has no column {column!r}; it has {listed(table.columns)}. "
-                f"Did you mean {near[0]!r}? Name it with {settings}."
+                f"{file.resolve()} has no column {column!r}; it has {listed(table.columns)}.{guess} Name it with {settings}."
             )
     if table.empty:
         raise DataError(f"{file.resolve()} has no rows.")

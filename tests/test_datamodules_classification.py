@@ -1,6 +1,7 @@
 """Images with one label each: what is read, how it is split and changed, and what is said of mistakes."""
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,6 +286,54 @@ def test_an_image_in_two_splits_gives_a_warning_that_names_it() -> None:
         _ = ImageFolder("pets").sources
 
 
+def test_what_is_strange_about_images_and_names_is_told() -> None:
+    root = make_folder("pets", dog=4, **{"cat": 4, "Cat ": 4})
+    (root / "dog/again.png").write_bytes((root / "cat/4.png").read_bytes())
+    noise(99).resize((60, 20)).save(root / "dog/wide.png")
+    with pytest.warns(UserWarning, match="1 of 14 images") as told:
+        _ = ImageFolder("pets").sources
+    said = "\n".join(str(warning.message) for warning in told)
+    for part in (
+        "wide.png, 60×20",
+        "--data.fit extend",
+        "cat/4.png as 'cat' and pets/dog/again.png as 'dog'",
+        "'Cat ', 'cat'",
+    ):
+        assert part in said
+    data = ImageFolder("pets", fit="extend", image_size=30, crop_pct=1.0)
+    with pytest.warns(UserWarning, match="names differ") as told:
+        sources = data.sources
+    assert "wide" not in "".join(str(warning.message) for warning in told)
+    assert data.preprocessing["fit"] == "extend"
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, :3] = 255  # what a square in the middle does not show
+    assert data.transform(False)(image=image)["image"].max() == 255
+    assert {name: len(source) for name, source in sources.items()} == {"train": 8, "val": 3, "test": 3}
+
+
+def test_a_set_without_splits_can_be_the_test_as_a_whole() -> None:
+    make_folder("pets", cat=6, dog=6)
+    data = ImageFolder("pets")
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 8, "val": 2, "test": 2}
+    assert data.drawn
+    whole = ImageFolder("pets")
+    whole.undivided = True
+    assert {name: len(source) for name, source in whole.sources.items()} == {"test": 12}
+    root = make_splits("given", train={"cat": 4, "dog": 4}, test={"cat": 1, "dog": 1})
+    given = ImageFolder(str(root))
+    given.undivided = True
+    assert len(given.sources["test"]) == 2
+    assert not given.drawn
+
+
+def test_a_file_name_need_not_be_utf_8() -> None:
+    root = make_folder("pets", cat=6, dog=6)
+    os.rename(root / "cat/0.png", os.fsencode(root) + b"/cat/caf\xe9.png")
+    data = ImageFolder("pets")
+    assert sum(len(source) for source in data.sources.values()) == 12
+    assert data.identity()["splits"]["train"]["samples"] == 8
+
+
 def test_identity_changes_with_the_content_of_a_file_and_with_its_label() -> None:
     root = make_folder("pets", cat=8, dog=8)
     before = ImageFolder("pets").identity()
@@ -317,6 +366,17 @@ def test_a_table_gives_paths_labels_and_splits(file: str) -> None:
     assert [int(Path(path).stem) for split in found.values() for path in split] == list(range(12))
     assert data.sources["val"].labels.tolist() == [0, 1, 0, 1]
     assert np.array_equal(data.sources["val"][1]["image"], np.asarray(noise(7)))
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_a_table_may_come_from_a_spreadsheet(separator: str) -> None:
+    make_table("pets.csv", label=["café", "a,b"] * 6)
+    table = pd.read_csv("pets.csv").rename(columns={"label": " label "})
+    table["path"] = table["path"].str.replace("/", "\\")
+    table.to_csv("pets.csv", index=False, sep=separator, encoding="utf-8-sig")  # as Excel does
+    data = Manifest("pets.csv")
+    assert data.label_names == ["a,b", "café"]
+    assert data.sources["train"][0]["image"].shape == (16, 16, 3)
 
 
 def test_a_table_names_splits_in_any_usual_spelling_and_another_column_of_them_is_asked_about() -> None:
@@ -452,6 +512,8 @@ TABLES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: make_table("t.csv", label=["a", "b"] * 5 + ["c"] * 2, split=["train"] * 10 + ["test"] * 2),
         ["t.csv", "'c'", "a, b"],
     ),
+    "not UTF-8": (lambda: written("t.csv", "path,label\na.png,café".encode("latin-1")), ["t.csv", "save it", "UTF-8"]),
+    "no header": (lambda: written("t.csv", b"a.png,cat\nb.png,dog\n"), ["t.csv", "first line", "path, label"]),
     "no such image": (
         lambda: make_table("t.csv", path=["gone.png"] + [f"images/all/{i}.png" for i in range(1, 12)]),
         ["gone.png", "No such file", "on_bad_file skip"],

@@ -131,6 +131,14 @@ def test_folders_named_train_and_test_are_the_splits_and_somebody_in_both_is_ref
     assert "p03 is in the split" in complaint(lambda: PeopleFolder(str(tmp_path), **QUICK).sources)
 
 
+def test_people_for_the_test_alone_are_measured_and_not_shared_out(tmp_path):
+    people(tmp_path / "only" / "Test", [2] * 3)
+    assert list(PeopleFolder(str(tmp_path / "only"), **QUICK).sources) == ["test"]
+    flat = PeopleFolder(str(people(tmp_path / "flat", [2] * 3)), **QUICK)
+    flat.undivided = True
+    assert {name: len(source) for name, source in flat.sources.items()} == {"test": 6}
+
+
 def test_what_is_wrong_with_the_people_is_said_before_training(tmp_path):
     root = people(tmp_path / "lone", [3] * 11 + [1])
     data = PeopleFolder(str(root), **QUICK)
@@ -196,6 +204,7 @@ PAIRS = ["p00\t1\t2", "p00\t1\t3", "p00\t1\tp01\t2", "p00\t2\tp01\t1", "p02\t1\t
 
 def test_lfws_pairs_are_the_test_split_as_they_are(tmp_path):
     file = lfw(tmp_path / "lfw", PAIRS)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as editors of Windows begin a text
     paths, owners, rows = read_pairs(file, tmp_path / "lfw")
     assert rows[:, 3].tolist() == [0] * 4 + [1] * 4
     assert rows[:, 2].tolist() == [1, 1, 0, 0] * 2

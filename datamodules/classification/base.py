@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import albumentations as A
 import numpy as np
@@ -191,6 +191,8 @@ class ClassificationDataModule(VisionDataModule):
         seed: seed of order and augmentation.
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
+        fit: what becomes of images that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
+            colours of their border.
     """
 
     native_size: ClassVar[int] = 224
@@ -208,9 +210,10 @@ class ClassificationDataModule(VisionDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         train_per_class: int | None = None,
+        fit: Literal["crop", "extend"] = "crop",
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.train_per_class = train_per_class
+        self.train_per_class, self.fit = train_per_class, fit
         self.augmentation = augmentation
         self.image_size = image_size or self.native_size
         self.crop_pct = crop_pct or (0.875 if self.image_size > 64 else 1.0)
@@ -244,7 +247,8 @@ class ClassificationDataModule(VisionDataModule):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What turns a picture into the network's input, as data."""
-        return {"image_size": self.image_size, "crop_pct": self.crop_pct, "in_chans": self.in_chans}
+        sizes = {"image_size": self.image_size, "crop_pct": self.crop_pct, "in_chans": self.in_chans}
+        return sizes | ({} if self.fit == "crop" else {"fit": self.fit})
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where arrays already have the size and nothing is to change."""
@@ -252,8 +256,8 @@ class ClassificationDataModule(VisionDataModule):
             raise DataError(f"--data.crop_pct is a share above 0 and up to 1, not {self.crop_pct}.")
         fits = self.one_size and self.image_size == self.native_size and self.crop_pct == 1
         if training_split and self.augmentation != "none":
-            return training(self.augmentation, self.image_size, self.crop_pct, self.flip)
-        return None if fits else evaluation(self.image_size, self.crop_pct)
+            return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
+        return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -263,7 +267,7 @@ class ClassificationDataModule(VisionDataModule):
             DataError: a class has fewer images than ``train_per_class``.
         """
         sources = self.load()
-        if self.train_per_class is not None:
+        if self.train_per_class is not None and "train" in sources:
             sources["train"] = few(sources["train"], self.train_per_class, self.label_names, self.seed)  # type: ignore[arg-type]
         return sources
 

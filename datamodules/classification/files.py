@@ -18,11 +18,13 @@ from datamodules.images import (
     images_in,
     is_image,
     sub_folders,
+    warn_of_cut,
     warn_of_left_out,
     warn_of_shared,
+    warn_of_two_names,
 )
 from datamodules.splits import SPLITS, split_folders, split_of
-from datamodules.tables import by_split, check_table, read_table
+from datamodules.tables import beside, by_split, check_table, read_table, warn_of_alike
 
 
 class _Files(ClassificationDataModule):
@@ -49,12 +51,21 @@ class _Files(ClassificationDataModule):
                     f"No image to train on in class {missing[0]!r} of {self.name} ({len(missing)} of "
                     f"{len(counts)} classes are empty): add images, or remove the class."
                 )
+        good = paths[~bad]
+        if self.preprocessing.get("fit", "crop") == "crop":
+            warn_of_cut(good, table.loc[~bad, ["height", "width"]].to_numpy(np.int64))
+        names = np.asarray(self.label_names)[np.concatenate([source.labels for source in sources.values()])[~bad]]
+        warn_of_two_names(good, table["digest"][~bad].to_numpy(np.str_), names)
+        warn_of_alike(self.label_names)
         return self._split(checked)
 
     def _split(self, sources: dict[str, FileSource]) -> dict[str, Source]:
         parts: dict[str, Images] = dict(sources)
         if "train" not in parts and "all" not in parts:  # a set that is only for the test
             return dict(parts)
+        if "all" in parts and self.undivided:
+            return {"test": parts["all"]}
+        self.drawn = "all" in parts
         if "all" in parts:
             parts["train"], parts["test"] = split(parts.pop("all"), 0.15, self.label_names, "validation and test", 3)
         if "val" not in parts:
@@ -85,6 +96,7 @@ class ImageFolder(_Files):
         seed: seed of order and augmentation.
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
+        fit: ``crop`` cuts the ends off images that are not square, ``extend`` fills them up by their border.
     """
 
     of_folders: ClassVar[bool] = True  # a split has a folder for each class
@@ -102,8 +114,9 @@ class ImageFolder(_Files):
         num_workers: int | None = None,
         seed: int = 0,
         train_per_class: int | None = None,
+        fit: Literal["crop", "extend"] = "crop",
     ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class, fit)
         self.root, self.in_chans, self.on_bad_file = root, in_chans, on_bad_file
 
     @property
@@ -202,6 +215,7 @@ class Manifest(_Files):
         seed: seed of order and augmentation.
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
+        fit: ``crop`` cuts the ends off images that are not square, ``extend`` fills them up by their border.
     """
 
     def __init__(
@@ -219,8 +233,9 @@ class Manifest(_Files):
         num_workers: int | None = None,
         seed: int = 0,
         train_per_class: int | None = None,
+        fit: Literal["crop", "extend"] = "crop",
     ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
+        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class, fit)
         self.file, self.path_column, self.label_column = file, path_column, label_column
         self.in_chans, self.on_bad_file = in_chans, on_bad_file
 
@@ -256,7 +271,7 @@ class Manifest(_Files):
                     f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not have: "
                     f"the labels there are {listed(names)}."
                 )
-            paths = [str(Path(self.file).parent / path) for path in rows[self.path_column]]
+            paths = [beside(Path(self.file), path) for path in rows[self.path_column]]
             labels = rows[self.label_column].map(names.index).to_numpy(np.int64)
             sources[name] = FileSource(paths, labels, self.in_chans)
         return self._check(sources)

@@ -18,11 +18,13 @@ from datamodules.images import (
     check_images,
     images_in,
     sub_folders,
+    warn_of_cut,
     warn_of_left_out,
     warn_of_shared,
+    warn_of_two_names,
 )
 from datamodules.splits import split_folders, split_of
-from datamodules.tables import check_table, read_table
+from datamodules.tables import beside, check_table, read_table, warn_of_alike
 
 
 class _FaceFiles(FaceDataModule):
@@ -37,11 +39,18 @@ class _FaceFiles(FaceDataModule):
         table, self.bad_files = check_images(files, self.on_bad_file)
         good = (table["error"] == "").to_numpy()
         source = FaceSource(files, np.asarray(people, np.str_), self.in_chans, table["digest"].to_numpy(np.str_))
+        if self.fit == "crop":
+            warn_of_cut(files[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
+        warn_of_two_names(files[good], source.digests[good], source.people[good])  # type: ignore[index]
+        warn_of_alike(source.names.tolist())
+        self.drawn = splits is None and not self.undivided
+        if splits is None and self.undivided:
+            return {"test": source.subset(good)}
         parts = split_by_person(
             source.subset(good), self.name, None if splits is None else np.asarray(splits, np.str_)[good]
         )
         warn_of_shared({name: (part.paths, part.digests) for name, part in parts.items()})  # type: ignore[misc]
-        if self.on_lone_picture == "skip":
+        if self.on_lone_picture == "skip" and "train" in parts:
             train = parts["train"]
             lone = train.counts < 2
             if lone.any():
@@ -174,7 +183,7 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
     file, root = Path(file), Path(root)
     if not file.is_file():
         raise DataError(f"There is no file of pairs {file.resolve()}: give LFW's pairs.txt with --data.pairs.")
-    lines = [line.split() for line in file.read_text().splitlines()]
+    lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
     header = lines[0] if lines else []
     if len(header) not in (1, 2) or not all(map(str.isdigit, header)):
         raise DataError(
@@ -264,10 +273,10 @@ class CelebA(_FaceFiles):
         if listed is None or images is None:
             missing = "identity_CelebA.txt" if listed is None else "img_align_celeba/"
             raise DataError(f"{Path(self.root).resolve()} has no {missing}: give CelebA's folder with --data.root.")
-        rows = dict(line.split() for line in listed.read_text().splitlines() if line.strip())
+        rows = dict(line.split() for line in listed.read_text("utf-8-sig").splitlines() if line.strip())
         splits = None
         if partition := self._find("list_eval_partition.txt", "Eval/list_eval_partition.txt"):
-            numbers = dict(line.split() for line in partition.read_text().splitlines() if line.strip())
+            numbers = dict(line.split() for line in partition.read_text("utf-8-sig").splitlines() if line.strip())
             splits = [("train", "val", "test")[int(numbers[file])] for file in rows]
         return dict(self._read([str(images / file) for file in rows], list(rows.values()), splits))
 
@@ -327,7 +336,7 @@ class PeopleTable(_FaceFiles):
         file = Path(self.file)
         table = read_table(file, "--data.file")
         columns = {self.path_column: "--data.path_column", self.person_column: "--data.person_column"}
-        check_table(table, file, columns, list(columns))
+        check_table(table, file, columns, list(columns), must_train=False)
         splits = table["split"].map(split_of).tolist() if "split" in table else None
-        paths = [str(file.parent / path) for path in table[self.path_column]]
+        paths = [beside(file, path) for path in table[self.path_column]]
         return dict(self._read(paths, table[self.person_column].astype(str).tolist(), splits))
