@@ -178,7 +178,7 @@ class VisionModule(L.LightningModule):
 
         Args:
             answer: one of `answers`.
-            place: the file that the answer's drawing goes to, beside which it belongs.
+            place: a file in the folder of the answer's drawing; what is written has its name, but for the suffix.
         """
 
     def categories(self) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """The one command line that all tasks share."""
 
 import inspect
+import json
 import os
 import shlex
 import sys
@@ -16,8 +17,8 @@ from typing import Any, NoReturn
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
 import lightning as L
-import pandas as pd
 import psutil
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
@@ -33,6 +34,7 @@ from modules import BackboneError, VisionModule
 from modules.backbones import read_weights
 from modules.base import DivergenceError
 from pipelines import registry
+from pipelines.answers import whole_pictures
 from pipelines.console import ProgressBar, print_table, quieten, say
 from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import RunGoneError
@@ -44,7 +46,7 @@ SUBCOMMANDS = {
     "fit": "Train, test the best checkpoint, and register it if --register names a model.",
     "validate": "Measure a checkpoint on the validation split.",
     "test": "Measure a checkpoint on the test split.",
-    "predict": "Write a checkpoint's answers for the test split to predictions.json.",
+    "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
     "preview": "Draw a sheet of training samples with and without augmentation.",
 }
 FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
@@ -365,17 +367,25 @@ class VisionCLI(LightningCLI):
         self._evaluate("test", model, datamodule)
 
     def predict(self, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Answers for every image of the test split, in ``predictions.json`` in the output folder."""
+        """Answers for every picture of the test split, a line of JSON each in ``predictions.jsonl`` in the output folder.
+
+        Where the network is shown pieces of pictures, a detector's answers are those for whole pictures, and others say which
+        piece they are of: ``window``, its left and top edge, width and height.
+        """
         batches = self._evaluate("predict", model, datamodule)
-        table = pd.DataFrame([row for batch in batches for row in batch])
+        numbers = range(self.trainer.global_rank, sys.maxsize, self.trainer.world_size)
+        rows = list(zip(numbers, (row for batch in batches for row in batch), strict=False))
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, rows)
+            rows = sorted((each for share in shares for each in share), key=lambda each: each[0])
+        if not self.trainer.is_global_zero:
+            return
         source = datamodule.predict_dataloader().dataset.source
-        if hasattr(source, "paths"):
-            table.insert(0, "path", source.paths[self.trainer.global_rank :: self.trainer.world_size])
-        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        file = self.output / f"predictions{rank}.json"
-        with whole(file) as part:
-            table.to_json(part, orient="records", lines=True)
-        self.rows["predictions"] = f"{file} ({len(table)} images)"
+        answers = whole_pictures(rows, source, getattr(model, "across_classes", False))
+        file = self.output / "predictions.jsonl"
+        write_text(file, "".join(f"{json.dumps(answer)}\n" for answer in answers))
+        self.rows["predictions"] = f"{file} ({len(answers)} answers)"
 
     def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
         """See `VisionTrainer.preview`."""

@@ -122,23 +122,34 @@ def predict(
             if lines:
                 lines.write(dumps(row) + "\n")
 
+        def drew(file: str, future: Future[None]) -> bool:
+            try:
+                future.result()
+            except OSError:  # nothing more can be written
+                raise
+            except Exception as error:
+                screen.print(f"{file} was answered, but could not be drawn: {error!r}", markup=False)
+                return False
+            return True
+
         bar = progress.add_task("images", total=len(images), visible=bool(images))
-        drawn: deque[Future[None]] = deque()
-        answers = answering.stream((Path(files[i]) for i in images), batch_size)
-        for i, answer in zip(images, answers, strict=True):
-            progress.advance(bar)
+        drawn: deque[tuple[str, Future[None]]] = deque()
+        answers = answering.stream(
+            (Path(files[i]) for i in images), batch_size, lambda done: progress.update(bar, completed=done)
+        )
+        for done, (i, answer) in enumerate(zip(images, answers, strict=True), 1):
+            progress.update(bar, completed=done)
             if isinstance(answer, ValueError):
                 bad += 1
                 screen.print(f"passed over: {answer}", markup=False)
                 continue
             tell({"path": files[i], **answer})
             if out:
-                coco.add(os.path.relpath(os.path.abspath(files[i]), root), answer)
-                drawn.append(pool.submit(_draw, answering.module, files[i], answer, drawings[i]))
+                coco.add(os.path.relpath(os.path.abspath(files[i]), os.path.realpath(out)), answer)
+                drawn.append((files[i], pool.submit(_draw, answering.module, files[i], answer, *drawings[i])))
                 if len(drawn) > 2 * batch_size:  # it must not fall far behind
-                    drawn.popleft().result()
-        for future in drawn:
-            future.result()
+                    bad += not drew(*drawn.popleft())
+        bad += sum(not drew(*each) for each in drawn)
         for i in sorted(set(range(len(files))) - set(images)):
             try:
                 film = video.Video(files[i])
@@ -147,7 +158,7 @@ def predict(
                 screen.print(f"passed over: {error}", markup=False)
                 continue
             bar = progress.add_task(f"frames of {os.path.basename(files[i])}", total=film.length or None)
-            drawing = video.Drawing(drawings[i], film.rate) if out else None
+            drawing = video.Drawing(drawings[i][0], film.rate) if out else None
             with video.Tracker(answering.module, film.rate) if track else nullcontext() as tracker:
                 for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
                     progress.advance(bar)
@@ -156,7 +167,7 @@ def predict(
                         drawing.write(answering.module.draw_answer(frame, answer))
             if drawing:
                 drawing.close()
-    if out and coco.content["annotations"]:
+    if out and coco.content["categories"] and images:
         Path(out, "coco.json").write_text(dumps(coco.content))
     if rows:
         print(table(rows))
@@ -180,27 +191,39 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _drawings(files: list[str], root: str, out: str) -> list[str]:
-    """Where the drawing of each file goes, which is never where an image of the user's is."""
+def _drawings(files: list[str], root: str, out: str) -> list[tuple[str, Path]]:
+    """Where the drawing of each file goes, which is never where an image of the user's is, and what stands for the file's
+    name where something is written beside it: its stem, or if others have that too, all of it."""
+    names = [os.path.join(out, os.path.relpath(os.path.abspath(file), root)) for file in files]
+    taken = Counter(start for name in names for start in _starts(name))
     places = []
-    for file in files:
-        place = os.path.join(out, os.path.relpath(os.path.abspath(file), root))
+    for file, name in zip(files, names, strict=True):
+        stem, end = os.path.splitext(name)
+        stem = name if taken[stem.casefold()] > 1 else stem
         if _is_video(file):
-            place = f"{os.path.splitext(place)[0]}.mp4"
-        elif not place.lower().endswith(WRITTEN):
-            place += ".png"
-        places.append(place)
-    if taken := {os.path.realpath(place) for place in places} & {os.path.realpath(file) for file in files}:
-        raise ValueError(f"The drawing would replace {min(taken)}: choose another folder with --out.")
+            place = f"{stem}.mp4" if stem == name and end.lower() != ".mp4" else f"{os.path.splitext(name)[0]}.mp4"
+        else:
+            place = name if end.lower() in WRITTEN else f"{name}.png"
+        places.append((place, Path(f"{stem}.png")))
+    originals = {os.path.realpath(file) for file in files}
+    if replaced := {os.path.realpath(place) for place, _ in places} & originals:
+        raise ValueError(f"The drawing would replace {min(replaced)}: choose another folder with --out.")
     return places
 
 
-def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str) -> None:
+def _starts(name: str) -> Iterable[str]:
+    """What a file's name begins with, up to each of its dots, in small letters."""
+    folder, base = os.path.split(name.casefold())
+    parts = base.split(".")
+    return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
+
+
+def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, beside: Path) -> None:
     # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
     drawing = Image.fromarray(module.draw_answer(read_image(file), answer))
     os.makedirs(os.path.dirname(place), exist_ok=True)
     drawing.save(place, quality=90)
-    module.write_answer(answer, Path(place))
+    module.write_answer(answer, beside)
 
 
 class COCOFile:
@@ -213,10 +236,12 @@ class COCOFile:
     def __init__(self, module: VisionModule) -> None:
         self.module = module
         categories = [{"id": k, "name": name} for k, name in module.categories().items()]
-        self.content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories}
+        self.content: dict[str, Any] = {
+            "info": {}, "licenses": [], "images": [], "annotations": [], "categories": categories
+        }  # fmt: skip
 
     def add(self, file: str, answer: dict[str, Any]) -> None:
-        """Adds the answer for an image file."""
+        """Adds the answer for an image, whose file is named as it is found from where the annotations are."""
         images, found = self.content["images"], self.content["annotations"]
         size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))
         images.append({"id": len(images) + 1, "file_name": file, **size})

@@ -3,8 +3,10 @@
 import base64
 import binascii
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,31 @@ from PIL import Image
 from datamodules.augmentations import evaluation
 from datamodules.base import DataError, collate
 from datamodules.images import as_seen, pieces, read_image
+from modules.detection.tiles import Place, joined
 from pipelines.storage import load_model
 
 BATCH = 64
-Pieces = list[tuple[tuple[int, int], dict[str, NDArray[Any]]]]
+Sample = dict[str, NDArray[Any]]
+
+
+@dataclass
+class _Picture:
+    """A picture that was read, the places of the pieces that the module is shown, and its answers for them.
+
+    Args:
+        pixels: uint8 H×W×C; none where ``whole`` is the module's input.
+        places: left and top edge of each piece.
+        height: of the picture.
+        width: of the picture.
+        whole: the module's input, where the picture is one piece.
+    """
+
+    pixels: NDArray[np.uint8]
+    places: list[Place]
+    height: int
+    width: int
+    whole: Sample | None = None
+    parts: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
 
 
 class VisionModel(PythonModel):
@@ -65,16 +88,28 @@ class VisionModel(PythonModel):
         """
         return self.transform(image=self._pixels(image))["image"]
 
-    def _samples(self, image: Any) -> Pieces:
-        """The image, or its pieces where the module learned from pieces, as the module's input, by their place."""
-        pixels, side = self._pixels(image), self.preprocessing.get("tile")
-        result = []
+    def _read(self, image: Any) -> "_Picture | ValueError":
+        """An image, or why it cannot be read."""
+        try:
+            pixels = self._pixels(image)
+        except ValueError as error:
+            return error
         height, width = pixels.shape[:2]
-        for x, y in pieces(height, width, side or max(height, width)):
-            part = pixels[y : y + side, x : x + side] if side else pixels
-            size = np.array(part.shape[:2], np.int64)
-            result.append(((x, y), {"image": self.transform(image=part)["image"], "size": size}))
-        return result
+        places = pieces(height, width, self.preprocessing.get("tile") or max(height, width))
+        picture = _Picture(pixels, places, height, width)
+        if len(places) > 1:
+            return picture
+        # What is not cut is made ready at once, so that its pixels need not be kept.
+        return _Picture(pixels[:0], places, height, width, self._piece(picture, (0, 0)))
+
+    def _piece(self, picture: "_Picture", place: Place) -> Sample:
+        """A piece of an image as the module's input."""
+        if picture.whole is not None:
+            return picture.whole
+        left, top = place
+        side = self.preprocessing.get("tile") or max(picture.pixels.shape)
+        part = picture.pixels[top : top + side, left : left + side]
+        return {"image": self.transform(image=part)["image"], "size": np.array(part.shape[:2], np.int64)}
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
         channels = self.preprocessing["in_chans"]
@@ -99,42 +134,65 @@ class VisionModel(PythonModel):
             return pixels
         return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
 
-    def stream(self, images: Iterable[Any], batch_size: int = BATCH) -> Iterator[dict[str, Any] | ValueError]:
-        """Answers one image after the other; threads read the next batch while the network computes.
+    def stream(
+        self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
+    ) -> Iterator[dict[str, Any] | ValueError]:
+        """Answers one image after the other; threads read the next ones while the network computes.
 
         Args:
             images: as for `predict`; taken as they are needed.
-            batch_size: images that go through the network together; no more than two such batches are held. One, where
-                the network takes images of any size.
+            batch_size: images, or pieces of images, that go through the network together; no more images than two such
+                batches are held. One, where the network takes images of any size.
+            progress: is told how many images are done, a large one piece by piece.
 
         Yields:
             For each image the answer, or why it cannot be read.
         """
-
-        def read(image: Any) -> Pieces | ValueError:
-            try:
-                return self._samples(image)
-            except ValueError as error:
-                return error
-
         if self.preprocessing.get("fit") == "native":
             batch_size = 1
-        waiting, pool = iter(images), ThreadPoolExecutor()
+        ahead = min(2, batch_size) if "tile" in self.preprocessing else batch_size  # large ones would fill the memory
+        done, waiting, pool = 0, iter(images), ThreadPoolExecutor()
+        reading: deque[Future[_Picture | ValueError]] = deque()
 
-        def submit() -> list[Future[Pieces | ValueError]]:
-            return [pool.submit(read, image) for image in islice(waiting, batch_size)]
+        def reads() -> bool:
+            reading.extend(pool.submit(self._read, image) for image in islice(waiting, ahead - len(reading)))
+            return bool(reading)
 
         try:
-            coming = submit()
-            while coming:
-                current, coming = coming, submit()
-                batch = [future.result() for future in current]
-                samples = [sample for parts in batch if not isinstance(parts, ValueError) for _, sample in parts]
-                answers = iter([a for i in range(0, len(samples), BATCH) for a in self._ask(samples[i : i + BATCH])])
-                for parts in batch:
-                    yield parts if isinstance(parts, ValueError) else _joined([(at, next(answers)) for at, _ in parts])
+            while reads():
+                taken: list[_Picture | ValueError] = []
+                count = 0
+                while count < batch_size and reads():
+                    taken.append(reading.popleft().result())
+                    count += len(taken[-1].places) if isinstance(taken[-1], _Picture) else 1
+                reads()
+                good = [each for each in taken if isinstance(each, _Picture)]
+                for share in self._answer(good, batch_size, pool):
+                    if progress:
+                        progress(done + share)
+                done += len(taken)
+                yield from (self._joined(each) if isinstance(each, _Picture) else each for each in taken)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _answer(self, pictures: "list[_Picture]", size: int, pool: ThreadPoolExecutor) -> Iterator[float]:
+        """Answers for all pieces of some pictures, so many at a time; yields how many pictures are done."""
+        work = [(picture, place) for picture in pictures for place in picture.places]
+        chunks = [work[i : i + size] for i in range(0, len(work), size)]
+        coming: list[Future[Sample]] = []
+        for chunk, following in zip([[], *chunks], [*chunks, []], strict=True):
+            current, coming = coming, [pool.submit(self._piece, *each) for each in following]
+            if chunk:
+                answers = self._ask([future.result() for future in current])
+                for (picture, place), answer in zip(chunk, answers, strict=True):
+                    picture.parts.append((place, answer))
+                yield sum(len(picture.parts) / len(picture.places) for picture in pictures)
+
+    def _joined(self, picture: "_Picture") -> dict[str, Any]:
+        if len(picture.parts) == 1:
+            return picture.parts[0][1]
+        across = bool(getattr(self.module, "across_classes", False))
+        return joined(picture.parts, picture.height, picture.width, self.preprocessing["tile"], across)
 
     def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
         return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})
@@ -165,29 +223,6 @@ class VisionModel(PythonModel):
                 raise answer
             rows.append(answer)
         return pd.DataFrame(rows)
-
-
-def _joined(parts: list[tuple[tuple[int, int], dict[str, Any]]]) -> dict[str, Any]:
-    """One answer for an image from those for its pieces, which overlap.
-
-    Of boxes of the same label of which one covers half of the other or more, the most certain is kept.
-    """
-    if len(parts) == 1:
-        return parts[0][1]
-    found = [
-        ([box[0] + x, box[1] + y, box[2] + x, box[3] + y], label, score)
-        for (x, y), answer in parts
-        for box, label, score in zip(answer["boxes"], answer["labels"], answer["scores"], strict=True)
-    ]
-    kept: dict[str, list[Any]] = {"boxes": [], "labels": [], "scores": []}
-    for box, label, score in sorted(found, key=lambda each: -each[2]):
-        others = np.array([b for b, k in zip(kept["boxes"], kept["labels"], strict=True) if k == label]).reshape(-1, 4)
-        shared = np.clip(np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2]), 0, None).prod(1)
-        smaller = np.minimum((others[:, 2:] - others[:, :2]).prod(1), (box[2] - box[0]) * (box[3] - box[1]))
-        if not (shared > 0.5 * smaller).any():
-            for key, value in zip(kept, (box, label, score), strict=True):
-                kept[key].append(value)
-    return kept
 
 
 if __name__ != "pipelines.pyfunc":  # MLflow runs this file as a script

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules import DataError
 from modules import VisionModule
+from modules.detection.tiles import PER_OBJECT
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
@@ -139,7 +140,7 @@ class Tracker:
             numbers |= dict(zip(map(int, found.data["place"]), map(int, ids), strict=True))
         places = sorted(map(int, given.data["place"])) if count else []
         told = [k for k in places if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
-        lists = {key: [value[k] for k in told] for key, value in answer.items() if isinstance(value, list)}
+        lists = {key: [answer[key][k] for k in told] for key in PER_OBJECT if key in answer}
         return answer | lists | {"ids": [numbers[k] if numbers[k] >= 0 else None for k in told]}
 
 

@@ -271,7 +271,9 @@ def test_predict_writes_masks_and_coco_of_each_pictures_own_size(saved: Path) ->
     module, _ = storage.load_model(saved)
     rows = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
     coco = json.loads(Path("out/coco.json").read_text())
-    assert [image["file_name"] for image in coco["images"]] == ["a.png", "b.jpg", "c.tif"]
+    assert [image["file_name"] for image in coco["images"]] == [
+        f"../pictures/{name}" for name in ("a.png", "b.jpg", "c.tif")
+    ]
     for row, image in zip(rows, coco["images"], strict=True):
         stem = Path(row["path"]).stem
         picture = np.asarray(PIL.Image.open(row["path"]))
@@ -300,11 +302,11 @@ def test_what_predict_wrote_is_data_to_learn_from(saved: Path) -> None:
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3)).astype(np.uint8)
         PIL.Image.fromarray(pixels).save(f"pictures/{i}.png")
     predict(str(saved), ["pictures"], "out", json=True)
-    Path("pictures/coco.json").write_bytes(Path("out/coco.json").read_bytes())
-    data = COCOSegmentation("pictures/coco.json", image_size=64)
+    data = COCOSegmentation("out/coco.json", image_size=64)
     assert data.label_names == ["background", "a", "b", "c"]
     source = data.sources["train"]
     sample, name = source[0], Path(str(source.paths[0])).stem  # type: ignore[attr-defined]
+    assert np.array_equal(sample["image"], np.asarray(PIL.Image.open(f"pictures/{name}.png"))), "not the drawing"
     assert np.array_equal(sample["mask"], np.asarray(PIL.Image.open(f"out/{name}.mask.png")))
 
 

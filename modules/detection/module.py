@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -210,22 +211,43 @@ class DetectionModule(VisionModule):
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """For each image ``boxes`` (xyxy, in pixels of the image as it was read), their ``labels`` and ``scores``.
+        """For each image ``boxes`` (xyxy, in pixels of the image as it was read), their ``labels`` and ``scores``; and its
+        ``size`` (height, width).
 
         The most certain comes first; told are the boxes that reach the threshold that was best in validation.
         """
         result = []
-        for found in self._original(self.detector.detect(self(batch["image"])), batch):
+        for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
+            size = batch["size"][i].tolist() if "size" in batch else [self.image_size] * 2
             sure = found["scores"] >= self.threshold
-            boxes, labels, scores = (found[key][sure].tolist() for key in ("boxes", "labels", "scores"))
-            result.append(
-                {
-                    "boxes": [[round(value, 2) for value in box] for box in boxes],
-                    "labels": [self.label_names[k] for k in labels],
-                    "scores": [round(score, 6) for score in scores],
-                }
-            )
+            result.append(self._told({key: value[sure] for key, value in found.items()}, size))
         return result
+
+    def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
+        """What is told of the objects in an image of a size."""
+        return {
+            "boxes": [[round(value, 2) for value in box] for box in found["boxes"].tolist()],
+            "labels": [self.label_names[k] for k in found["labels"].tolist()],
+            "scores": [round(score, 6) for score in found["scores"].tolist()],
+            "size": size,
+        }
+
+    def categories(self) -> dict[int, str]:
+        """See `VisionModule.categories`; from 1."""
+        return dict(enumerate(self.label_names, 1))
+
+    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        """See `VisionModule.annotations`: an object each, with its score, and its mask where there are masks."""
+        found = []
+        masks = answer.get("masks") or [None] * len(answer["boxes"])
+        for (x1, y1, x2, y2), label, score, code in zip(
+            *(answer[key] for key in ("boxes", "labels", "scores")), masks, strict=True
+        ):
+            width, height = round(x2 - x1, 2), round(y2 - y1, 2)
+            entry = {"category_id": self.label_names.index(label) + 1, "bbox": [x1, y1, width, height],
+                     "area": round(width * height, 2), "iscrowd": 0, "score": score}  # fmt: skip
+            found.append(entry if code is None else entry | {"segmentation": code, "area": int(rle.area(code))})
+        return found
 
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the boxes."""

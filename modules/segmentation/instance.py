@@ -16,8 +16,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from modules.base import Stage
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.base import Detections
+from modules.masks import pixels
 from modules.optimization import Optimization
-from modules.pictures import draw_boxes, picture, sheet
+from modules.pictures import picture, sheet
 from modules.segmentation.pictures import palette
 
 SHOWN = 8  # validation images whose masks are shown
@@ -221,24 +222,11 @@ class InstanceSegmentationModule(DetectionModule):
         if tinted:
             self.show(f"{stage}/masks", lambda: sheet(tinted, 2))
 
-    @torch.inference_mode()
-    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
         """As of `DetectionModule`, and ``masks``, COCO's run-length codes, in the pixels of the image as it was read."""
-        result = []
-        for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
-            size = batch["size"][i].tolist() if "size" in batch else [self.image_size] * 2
-            sure = found["scores"] >= self.threshold
-            found = {key: value[sure] for key, value in found.items()}
-            masks = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in pasted(found, *size).cpu().numpy()]
-            result.append(
-                {
-                    "boxes": [[round(value, 2) for value in box] for box in found["boxes"].tolist()],
-                    "labels": [self.label_names[k] for k in found["labels"].tolist()],
-                    "scores": [round(score, 6) for score in found["scores"].tolist()],
-                    "masks": [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in masks],
-                }
-            )
-        return result
+        codes = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in pasted(found, *size).cpu().numpy()]
+        masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
+        return super()._told(found, size) | {"masks": masks}
 
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the objects as tints."""
@@ -249,25 +237,13 @@ class InstanceSegmentationModule(DetectionModule):
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with boxes, and the objects as tints."""
         image = image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3]
-        masks = np.array([rle.decode(code).astype(bool) for code in answer["masks"]]).reshape(-1, *image.shape[:2])
-        captions = [f"{label} {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
-        boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
-        return draw_boxes(
-            tint(image, masks), boxes, captions, [self.label_names.index(k) for k in answer["labels"]], 256
-        )
-
-    def categories(self) -> dict[int, str]:
-        """See `VisionModule.categories`; from 1."""
-        return dict(enumerate(self.label_names, 1))
-
-    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """See `VisionModule.annotations`: an object each, with its score."""
-        columns = (answer[key] for key in ("boxes", "labels", "scores", "masks"))
-        return [
-            {"category_id": self.label_names.index(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score,
-             "segmentation": code, "area": int(rle.area(code)), "iscrowd": 0}
-            for (x1, y1, x2, y2), label, score, code in zip(*columns, strict=True)
-        ]  # fmt: skip
+        tinted, colours = image.copy(), palette(255)
+        for number, code in reversed(
+            list(enumerate(answer["masks"]))
+        ):  # one at a time: a large picture may have thousands
+            place = pixels(code)
+            tinted[place] = (image[place] * 0.4 + colours[1 + number % 200] * 0.6).astype(np.uint8)
+        return super().draw_answer(tinted, answer)
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
