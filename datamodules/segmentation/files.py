@@ -224,18 +224,19 @@ class MaskFolder(_MaskFiles):
     """A folder of images and a folder of masks of the same names.
 
     ``root`` has ``images/`` and ``masks/``; or ``train/``, ``val/``, ``test/`` with such two folders each; or ``images/``
-    and ``masks/`` with ``train/``, ``val/``, ``test/`` each. What is missing of validation and test is drawn from the rest.
+    and ``masks/`` with ``train/``, ``val/``, ``test/`` each; or ``train_images/``, ``train_masks/``, …; or ``train/``, … with images
+    and masks beside each other, as ``a.jpg`` and ``a_mask.png``. What is missing of validation and test is drawn from the rest.
+    Which mask is whose, see `pairing.matched`.
 
     Masks are PNG (grey or indexed), TIFF (8 or 16 bits) or anything lossless, whose pixels are numbers of classes; 255 does
-    not count. ``root/classes.csv`` names the classes, a row each in their order: ``name`` alone, or with ``value``, or with
-    ``r``, ``g``, ``b`` for masks in colours; a class called ``ignore`` or ``void`` does not count. Without it classes are
-    called by their numbers.
+    not count; see `masks.read_values`. A table of classes in ``root`` or beside the masks names them, or gives colours; see
+    `masks.read_classes`. Without it classes are called by their numbers.
 
     Args:
         root: the folder.
         images: name of the folders of images.
         masks: name of the folders of masks.
-        mask_suffix: what a mask's name has after that of its image, such as ``_mask``.
+        mask_suffix: what a mask's name has after that of its image, such as ``_mask``; found by itself where it is not given.
         binary: all values but 0 are one class, foreground.
         in_chans: 3 to read the images as RGB, 1 as grey.
         on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
@@ -329,8 +330,9 @@ class MaskFolder(_MaskFiles):
 
 
 class VOCSegmentation(_MaskFiles):
-    """Pascal VOC's segmentation (Everingham et al. 2010): ``JPEGImages/``, indexed PNG files in ``SegmentationClass/``,
-    and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and, where there is one, ``test.txt``.
+    """Pascal VOC's segmentation (Everingham et al. 2010): ``JPEGImages/``, PNG files in ``SegmentationClass/``, indexed or in
+    VOC's colours, and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and, where there is one, ``test.txt``; without
+    ``train.txt``, a list of all, such as CVAT's ``default.txt``. ``labelmap.txt`` names other classes and their colours.
 
     Args:
         root: the folder, as ``VOCdevkit/VOC2012``.
