@@ -264,6 +264,9 @@ class VisionDataModule(L.LightningDataModule):
         self._training: KeyedLoader | None = None
         self._position: dict[str, int] = {}
 
+    def __str__(self) -> str:
+        return self.name  # Lightning's own makes loaders
+
     def load(self) -> dict[str, Source]:
         """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
         raise NotImplementedError

@@ -2,12 +2,12 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
-from modules.backbones import BackboneError, create_backbone, untrained
+from modules.backbones import BackboneError, create_backbone, read_weights, untrained
 from modules.optimization import Optimization, WeightAverage
 from modules.pictures import image_grid
 from modules.transfer import FIRST_LAYER, Solution, Strategy, Transfer, extract, layers, measure, unfreezing
@@ -51,6 +51,43 @@ class Mean(Metric):
     def compute(self) -> Tensor:
         """The mean of all."""
         return self.total / self.weight
+
+
+def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes that a network has learned, in the order of their numbers.
+
+    Args:
+        architecture: `VisionModule.architecture`.
+
+    Returns:
+        None where it has learned none, as a generator that is not conditional.
+    """
+    names = architecture.get("label_names")
+    return list(names) if names and architecture.get("conditional", True) else None
+
+
+def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint of a training, without running any code that the file may hold.
+
+    Args:
+        path: ``last.ckpt``, ``best.ckpt``, or another that Lightning's trainer saved of a `VisionModule`.
+        device: where the tensors shall be.
+
+    Raises:
+        BackboneError: there is no such file, or it is something else.
+    """
+    read_weights(path)
+    found = None if Path(path).suffix == ".safetensors" else torch.load(path, device, weights_only=True)
+    if not isinstance(found, dict) or not {"architecture", "state_dict"} <= found.keys():
+        raise BackboneError(
+            f"{path} holds weights alone and is no checkpoint of a training. To start another training from them, name the "
+            "file as --model.backbone; a registered model is asked with python -m pipelines.predict."
+        )
+    return found
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
 
 
 class VisionModule(L.LightningModule):
@@ -152,6 +189,31 @@ class VisionModule(L.LightningModule):
     def from_architecture(cls, architecture: dict[str, Any]) -> "VisionModule":
         """The network that `architecture` describes."""
         return cls(**architecture)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:  # type: ignore[override]
+        """The network of a checkpoint, with its weights; those of the average where weights are averaged.
+
+        Args:
+            checkpoint_path: ``best.ckpt`` or ``last.ckpt`` of a training.
+            map_location: where it shall be.
+
+        Returns:
+            The module in evaluation mode. How it was trained is not part of it: give a new one its ``optimization`` to go on.
+
+        Raises:
+            BackboneError: it is no checkpoint of this kind of module.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        kind = checkpoint.get("module", cls.__name__)
+        if kind != cls.__name__:
+            raise BackboneError(
+                f"{checkpoint_path} is the checkpoint of a {kind}: load it with {kind}.load_from_checkpoint, not with "
+                f"{cls.__name__}'s."
+            )
+        module = cls.from_architecture(checkpoint["architecture"])
+        module.load_state_dict(checkpoint["state_dict"])
+        return module.to(map_location).eval()  # type: ignore[return-value]
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """The loss of a batch, a scalar; updates the metrics of the stage."""
@@ -585,6 +647,7 @@ class VisionModule(L.LightningModule):
         if not all(value.isfinite().all() for value in self.parameters()):
             raise self._diverged(f"The weights are spoilt at step {self.global_step}{self._finite}. ", {})
         checkpoint["architecture"], checkpoint["transfer"] = self.architecture, self.strategy
+        checkpoint["module"] = type(self).__name__
         checkpoint["means"] = {}
         epoch: Any = self.trainer.fit_loop.epoch_progress.current
         for name, mean in self.means.items():
@@ -592,19 +655,37 @@ class VisionModule(L.LightningModule):
                 with mean.sync_context():  # type: ignore[operator]
                     checkpoint["means"][name] = [float(mean.total), float(mean.weight)]  # type: ignore[arg-type]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another network.
+    def check_network(self, saved: dict[str, Any]) -> None:
+        """Refuses the weights of another network, or of one that has learned other classes.
+
+        Args:
+            saved: the `architecture` of the weights.
 
         Raises:
-            BackboneError: it is one.
+            BackboneError: they are.
         """
-        saved, mine = checkpoint.get("architecture", {}), self.architecture
+        mine = self.architecture
+        names, own = classes_of(saved), classes_of(mine)
+        if names is not None and own is not None and names != own:
+            raise BackboneError(
+                f"The checkpoint is of a network that has learned other classes, or in another order: "
+                f"{_shortened(names)}; here they are {_shortened(own)}. Give it the data with its own classes, or train anew "
+                "in another --output; to keep what its backbone has learned, name the file as --model.backbone."
+            )
         for key, value in saved.items():
             if key not in ("pretrained", "label_names", "threshold") and mine.get(key) != value:
                 raise BackboneError(
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
                 )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network.
+
+        Raises:
+            BackboneError: it is one.
+        """
+        self.check_network(checkpoint.get("architecture", {}))
         for name, (value, weight) in checkpoint.get("means", {}).items():
             mean = self._mean(name)  # in all processes, as they add theirs up by name
             mean.update(torch.tensor(0.0), 0.0)

@@ -12,34 +12,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
 import lightning as L
 import psutil
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
-from rich.console import Console
 
 from datamodules import DataError, VisionDataModule
+from datamodules.classes import adopt_classes
 from modules import BackboneError, VisionModule
-from modules.backbones import read_weights
-from modules.base import DivergenceError
-from pipelines import registry
+from modules.base import DivergenceError, classes_of, read_checkpoint
+from pipelines import launch, registry
 from pipelines.answers import whole_pictures
-from pipelines.console import ProgressBar, print_table, quieten, say
+from pipelines.console import ProgressBar, mistakes, print_table, say
 from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
-from pipelines.tracking import RunCallback, RunLogger, TrackingError, reach, surroundings
+from pipelines.tracking import RUN_FILE, RunCallback, RunLogger, TrackingError, reach, run_id_of, surroundings
 from pipelines.trainer import BestCheckpoint, LastCheckpoint, VisionTrainer
 
 SUBCOMMANDS = {
@@ -95,6 +95,10 @@ class VisionCLI(LightningCLI):
         self.task, self.default_data = task, default_data
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
+        self.weights: Path | None = None
+        self.training: Path | None = None  # of the weights, where they have a run
+        self.architecture: dict[str, Any] = {}  # of the weights
+        self.classes: list[str] | None = None  # that the weights know
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
@@ -115,7 +119,7 @@ class VisionCLI(LightningCLI):
                     "use_distributed_sampler": False,
                     "num_sanity_val_steps": 0,
                     "enable_model_summary": False,
-                    **({} if started else {"devices": 1}),
+                    **({} if started or launch.launcher() else {"devices": 1}),
                 },
                 parser_kwargs={
                     "exit_on_error": False,
@@ -161,13 +165,26 @@ class VisionCLI(LightningCLI):
         taken = inspect.signature(self._model_class).parameters
         for name in FROM_DATA:
             if name in taken:
-                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+                parser.link_arguments("data", f"model.{name}", self._of_data(name), apply_on="instantiate")
+
+    def _of_data(self, name: str) -> Callable[[VisionDataModule], Any]:
+        """What hands a property of the data to the module, once their classes have the numbers of a trained network's."""
+
+        def known(data: VisionDataModule) -> Any:
+            if name not in dir(data):  # not `hasattr`, which would try it
+                raise UsageError(f"{data.name} is no data for {self.task}: it has no {name}. See --data.help.")
+            if self.classes:
+                adopt_classes(data, self.classes)
+            return getattr(data, name)
+
+        known.__name__ = name
+        return known
 
     def _parse_ckpt_path(self) -> None:
         """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
         subcommand = self.config.get("subcommand")
         if subcommand and (path := self.config[subcommand].get("ckpt_path")):
-            read_weights(path)
+            read_checkpoint(path)
 
     @property
     def options(self) -> Any:
@@ -181,17 +198,24 @@ class VisionCLI(LightningCLI):
         tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
         if tracked or "models:/" in str(self.options.model):
             reach()
-        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{_stamp()}".lower()
+        stamp, verb = _stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
+        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
+        name = f"{verb}{name}"
         self.output = Path(self.options.output or Path("outputs", self.task, name))
+        if self.subcommand in launch.LOOKS:
+            self._look(stamp)
+        place = self.output
         try:
-            if not self.options.output:
-                self.output = _new_folder(self.output)
+            if self.subcommand in launch.LOOKS:  # the folder is made when all is well; until then its parents are tried
+                place = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+            elif not self.options.output:
+                place = self.output = _new_folder(self.output)
                 name = self.output.name
                 sys.argv += ["--output", str(self.output)]
             self.run_name = self.options.run_name or name
-            self.output.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
             # A file of its own for each process: those of one job try the folder at the same moment.
-            with tempfile.TemporaryFile(dir=self.output):
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             raise UsageError(
@@ -200,6 +224,27 @@ class VisionCLI(LightningCLI):
             ) from None
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
             self._hold.enter_context(held(self.output))  # for all processes of the job
+
+    def _look(self, stamp: str) -> None:
+        """Finds the weights that are evaluated and the classes that they know, and a folder where nothing is written over.
+
+        Raises:
+            UsageError: there are no weights.
+        """
+        given = Path(self.options.ckpt_path or self.output / "best.ckpt")
+        if self.subcommand != "preview":
+            if not self.options.ckpt_path and not given.exists():
+                raise UsageError(
+                    f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {given} is none."
+                )
+            self.weights = given
+            self.architecture = read_checkpoint(given)["architecture"]
+            self.classes = classes_of(self.architecture)
+            sys.argv += ["--ckpt_path", str(given)]
+        if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():
+            self.training = given.parent
+        self.output = launch.own_folder(self.output, self.subcommand, stamp)
+        sys.argv += ["--output", str(self.output)]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
@@ -220,6 +265,10 @@ class VisionCLI(LightningCLI):
             recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
             backbone = self.options.model.backbone
             tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
+            if self.training:
+                tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
+            if self.weights:
+                tags["weights"] = str(self.weights)
             if backbone.startswith("models:/"):
                 tags["source_model"] = registry.pinned(backbone)
                 size = sum(p.numel() for p in self.model.backbone.parameters())
@@ -235,11 +284,23 @@ class VisionCLI(LightningCLI):
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
         extra["callbacks"] = [*callbacks, *given_callbacks, *last]
-        return super().instantiate_trainer(**{**given, **extra})
+        launcher = launch.launcher()
+        if launcher and config.devices == "auto":
+            extra["num_nodes"] = launcher.nodes
+            if config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.accelerator.is_available()):
+                extra["devices"] = launcher.on_this_node
+        try:
+            trainer = super().instantiate_trainer(**{**given, **extra})
+        except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
+            raise UsageError(f"There is no such trainer: {' '.join(str(error).split())} See --help.") from error
+        if launcher and (objection := launcher.objection(trainer.world_size)):
+            raise UsageError(objection)
+        return trainer
 
     @contextmanager
     def run(self) -> Iterator[RunLogger | None]:
         """A tracked run around a subcommand, which ends with its true status."""
+        self.output.mkdir(parents=True, exist_ok=True)
         if not self.tracked:
             yield None
             return
@@ -271,9 +332,10 @@ class VisionCLI(LightningCLI):
         """Trains, tests the best checkpoint, registers it."""
         last, ckpt_path = self.output / "last.ckpt", self.options.ckpt_path
         if ckpt_path is None and last.exists():
-            read_weights(last)  # a file that cannot be read is told in a paragraph
             say(f"Going on from {last}.")
             ckpt_path = str(last)
+        if ckpt_path is not None:  # before the run is told of it
+            model.check_network(read_checkpoint(ckpt_path)["architecture"])
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
                 logger.log_data(datamodule)
@@ -345,17 +407,15 @@ class VisionCLI(LightningCLI):
             logger.set_tag("registered", self.rows["registered"])
 
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
-        best, ckpt_path = self.output / "best.ckpt", self.options.ckpt_path
-        if ckpt_path is None and not best.exists():
-            raise UsageError(
-                f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {best} is none."
-            )
-        read_weights(ckpt_path or best)
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
-        with self.run():
-            result = run(model, datamodule=datamodule, ckpt_path=ckpt_path or best, weights_only=True, **options)
+        model.check_network(self.architecture)
+        with self.run() as logger:
+            if logger and self.trainer.is_global_zero:
+                logger.log_data(datamodule)
+            result = run(model, datamodule=datamodule, ckpt_path=self.weights, weights_only=True, **options)
             self._note_metrics()
+        self.rows["folder"] = str(self.output)
         return result
 
     def validate(self, model: VisionModule, datamodule: VisionDataModule) -> None:
@@ -410,37 +470,9 @@ def main(
         default_data: class path of the data that a run without arguments learns from.
         args: the command line; None takes the process's own. Without any argument it is ``fit``.
     """
-    quieten()
     given = list(sys.argv[1:] if args is None else args)
-    try:
-        cli = VisionCLI(task, module_class, default_data, expand(given) or ["fit"])
-    except ArgumentError as error:
-        _refuse(_plain(str(error)))
-    except (ValueError, OSError) as error:  # jsonargparse wraps what a data module's __init__ raises
-        mistake = error if isinstance(error, MISTAKES) else error.__cause__
-        if not isinstance(mistake, MISTAKES):
-            raise
-        _refuse(str(mistake))
-    return cli
-
-
-def _refuse(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
-    sys.exit(2)
-
-
-def _plain(message: str) -> str:
-    """What jsonargparse says, without what it says about types that are not asked for."""
-    lines = [line.strip(" -") for line in message.splitlines()]
-    dull = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Given value type",
-        "Given value: N",
-        "Expected a <class 'NoneType'>",
-    )
-    return " ".join(line for line in lines if line and not line.startswith(dull)) + " See --help, or --data.help NAME."
+    with mistakes(*MISTAKES):
+        return VisionCLI(task, module_class, default_data, launch.with_recipe(expand(given) or ["fit"]))
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -484,9 +516,5 @@ def task_command(
     parser.add_function_arguments(command, as_positional=True, skip={"paths"} if several else None)
     if several:
         parser.add_argument("paths", nargs="+", help="files, folders, patterns")
-    quieten()
-    try:
-        print(command(**parser.instantiate_classes(parser.parse_args(rest))))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with mistakes():
+        print(command(**parser.instantiate(parser.parse_args(rest))))

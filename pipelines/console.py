@@ -4,14 +4,21 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import lightning as L
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
+from requests import RequestException
 from rich.console import Console
 from rich.table import Table
+
+from pipelines.redaction import redact
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
@@ -51,6 +58,55 @@ def quieten() -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the command with exit code 2 and one paragraph, which says what is wrong and what to give instead."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {redact(message)}", style="red", markup=False)
+    sys.exit(2)
+
+
+@contextmanager
+def mistakes(*kinds: type[Exception]) -> Iterator[None]:
+    """What every command runs in: a mistake of the user's is told as `refuse` does; what is none stays an error.
+
+    Args:
+        kinds: errors that are mistakes; by default those that a command which trains nothing raises of itself.
+    """
+    quieten()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    kinds = kinds or (ValueError, OSError, MlflowException, RequestException)
+    try:
+        yield
+    except BrokenPipeError:  # as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ArgumentError as error:
+        refuse(_plain(str(error)))
+    except (*kinds, MisconfigurationException) as error:
+        refuse(str(error))
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        if not isinstance(error.__cause__, (*kinds, MisconfigurationException)):
+            raise
+        refuse(str(error.__cause__))
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says, without what it says about types that are not asked for."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    dull = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Given value type",
+        "Given value: N",
+        "Expected a <class 'NoneType'>",
+    )
+    return " ".join(line for line in lines if line and not line.startswith(dull)) + " See --help, or --data.help NAME."
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

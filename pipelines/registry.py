@@ -21,7 +21,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from datamodules import VisionDataModule
+from datamodules.classes import adopt_classes
 from modules import VisionModule
+from modules.base import classes_of
 from pipelines.console import table
 from pipelines.pyfunc import VisionModel
 from pipelines.storage import learned_from, load_model, save_model
@@ -325,6 +327,8 @@ def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, fl
     """
     module, _ = load_model(folder)
     data = data or learned_from(folder)
+    if names := classes_of(module.architecture):
+        adopt_classes(data, names)
     trainer = L.Trainer(
         logger=False, enable_progress_bar=False, use_distributed_sampler=False, enable_model_summary=False
     )

@@ -189,7 +189,7 @@ class BoxFiles(DetectionDataModule):
             raise DataError(f"{Path(self.root).resolve()} has no boxes, in {sum(map(len, splits.values()))} images.")
         return splits, names
 
-    @property
+    @cached_property
     def label_names(self) -> list[str]:
         """The classes' names, in the order of their numbers."""
         return self._read[1]

@@ -195,7 +195,7 @@ class _MaskFiles(SegmentationDataModule):
         """The folder's name."""
         return Path(self.root).resolve().name  # type: ignore[attr-defined]
 
-    @property
+    @cached_property
     def label_names(self) -> list[str]:
         """See `SegmentationDataModule.label_names`."""
         return self._found[1]
@@ -470,7 +470,7 @@ class COCOSegmentation(SegmentationDataModule):
         """See `COCODetection.name`."""
         return self._boxes.name
 
-    @property
+    @cached_property
     def label_names(self) -> list[str]:
         """The background, and the names of the categories."""
         return ["background", *self._boxes.label_names]

@@ -1,0 +1,84 @@
+"""Data whose classes a network has learned already: their numbers are the network's, whatever order a folder has them in."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.base import DataError, VisionDataModule
+from datamodules.tables import listed
+
+IGNORED = 255  # in masks
+
+
+class Renumbered:
+    """A source whose classes have other numbers: in ``label``, ``labels`` and ``mask`` of its samples, and in what it has
+    for all samples.
+
+    Args:
+        source: the samples.
+        numbers: int64 K, the new number of each class.
+    """
+
+    def __init__(self, source: Any, numbers: NDArray[np.int64]) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._renumbered(self.source[index])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("source", "numbers"):  # as pickle asks before there are any
+            raise AttributeError(name)
+        value = getattr(self.source, name)
+        if name == "batch":
+            return lambda indices: self._renumbered(value(indices))
+        if name == "labels":
+            return self.numbers[value]
+        if name == "counts":  # by class
+            counts = np.zeros(max(len(value), self.numbers.max() + 1), value.dtype)
+            counts[self.numbers] = value[: len(self.numbers)]
+            return counts
+        return value
+
+    def _renumbered(self, sample: dict[str, Any]) -> dict[str, Any]:
+        sample, boxes = dict(sample), "labels" in sample
+        for key in ("label", "labels"):
+            if key in sample:
+                sample[key] = self.numbers[sample[key]]
+        if "mask" in sample:  # that of boxes has the background as 0, and is one ahead
+            table = np.arange(256, dtype=np.uint8)
+            table[boxes : len(self.numbers) + boxes] = self.numbers + boxes
+            table[IGNORED] = IGNORED
+            sample["mask"] = table[sample["mask"]]
+        return sample
+
+
+def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
+    """Gives the classes of data the numbers that they have in a network which has learned them.
+
+    They are matched by name: the data may lack some, and may have them in another order. What `identity` says of the data
+    stays as it was.
+
+    Args:
+        data: data with ``label_names``.
+        names: the network's classes, in the order of their numbers.
+
+    Raises:
+        DataError: the data have a class that the network does not know.
+    """
+    own = list(data.label_names)  # type: ignore[attr-defined]
+    if own == list(names):
+        return
+    if unknown := sorted(set(own) - set(names)):
+        raise DataError(
+            f"{data.name} has the class {unknown[0]!r}, which the network has not learned. The data have {listed(own)}; "
+            f"the network knows {listed(names)}. Name the classes as the network does, or choose other weights."
+        )
+    numbers = np.asarray([list(names).index(name) for name in own], np.int64)
+    identity = data.identity()
+    sources: dict[str, Any] = {split: Renumbered(source, numbers) for split, source in data.sources.items()}
+    vars(data).update(label_names=list(names), sources=sources, identity=lambda: identity)

@@ -1,0 +1,119 @@
+"""What started a command, and where an evaluation finds its recipe and its weights, and writes to."""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+LOOKS = ("validate", "test", "predict", "preview")  # they change nothing of a training
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What started all processes of a job.
+
+    Args:
+        name: of the launcher.
+        processes: that it started.
+        on_this_node: how many of them are on this machine.
+    """
+
+    name: str
+    processes: int
+    on_this_node: int
+
+    @property
+    def nodes(self) -> int:
+        """Machines of the job."""
+        return max(1, self.processes // self.on_this_node)
+
+    def objection(self, world_size: int) -> str | None:
+        """Why a trainer cannot train one model with others, in a sentence for the user.
+
+        Args:
+            world_size: processes that the trainer counts on.
+        """
+        if world_size == self.processes:
+            return None
+        what = "each would train a model of its own" if world_size == 1 else "they would wait for each other for ever"
+        return (
+            f"{self.name} started {self.processes} {'process' if self.processes == 1 else 'processes'}, but the trainer "
+            f"counts on {world_size}: {what}. Give --trainer.devices {self.on_this_node} --trainer.num_nodes {self.nodes}, "
+            "and let every process see all devices of its machine (srun with --gpus-per-node instead of --gpus-per-task, no "
+            "CUDA_VISIBLE_DEVICES for each process)."
+        )
+
+
+def launcher() -> Launcher | None:
+    """What started this process together with others; None where the command starts its processes itself."""
+    environment = os.environ
+    if TorchElasticEnvironment.detect():
+        total = int(environment["WORLD_SIZE"])
+        return Launcher("torchrun", total, int(environment.get("LOCAL_WORLD_SIZE", total)))
+    if SLURMEnvironment.detect():
+        total = int(environment.get("SLURM_NTASKS", 1))
+        nodes = int(environment.get("SLURM_NNODES") or environment.get("SLURM_JOB_NUM_NODES") or 1)
+        # of several nodes SLURM writes "2(x3)"
+        local = environment.get("SLURM_NTASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or ""
+        return Launcher("SLURM", total, int(local.split("(")[0]) if local[:1].isdigit() else max(1, total // nodes))
+    return None
+
+
+def is_child() -> bool:
+    """Whether another process of this very command started this one, for a further device."""
+    return "LOCAL_RANK" in os.environ and launcher() is None
+
+
+def with_recipe(args: Sequence[str]) -> list[str]:
+    """The arguments of an evaluation with the recipe of the training that is evaluated, where none is given.
+
+    Args:
+        args: the command line; those of other commands stay as they are.
+    """
+    verb, *rest = args
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for names in (("-c", "--config"), ("--output",), ("--ckpt_path",)):
+        parser.add_argument(*names)
+    given, _ = parser.parse_known_args(rest)
+    if verb not in LOOKS or given.config:
+        return [*args]
+    folders = [Path(given.ckpt_path).parent] if given.ckpt_path else []
+    folders += [Path(given.output)] if given.output else []
+    training = next((f for f in folders if (f / "config.yaml").exists() and is_training(f)), None)
+    if training is None:
+        return [*args]
+    own = ["--config", str(training / "config.yaml"), "--run_name=null", "--register=null", "--output=null"]
+    best = training / "best.ckpt"
+    return [verb, *own, f"--ckpt_path={best if verb != 'preview' and best.exists() else 'null'}", *rest]
+
+
+def is_training(folder: Path) -> bool:
+    """Whether there are weights in a folder, which an evaluation has none of."""
+    return any(folder.glob("*.ckpt"))
+
+
+def own_folder(folder: Path, verb: str, stamp: str) -> Path:
+    """Where an evaluation writes to: the folder that is given, or a new one in it where another run is at home there.
+
+    Args:
+        folder: that is given.
+        verb: the command.
+        stamp: what tells evaluations apart.
+    """
+    if is_child():
+        return folder
+    run, since = folder / "run.json", time.time()
+    if launcher() is not None:  # another process of this job may have begun the run
+        since = psutil.Process(os.getppid()).create_time()
+    if not is_training(folder) and not (run.exists() and run.stat().st_mtime < since):
+        return folder
+    place, number = folder / f"{verb}-{stamp}", 1
+    while launcher() is None and place.exists():
+        number += 1
+        place = folder / f"{verb}-{stamp}+{number}"
+    return place

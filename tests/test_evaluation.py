@@ -1,0 +1,179 @@
+"""Evaluations: they measure what was trained, under its names, and leave its record as it is."""
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from PIL import Image
+
+from datamodules import COCODetection, COCOSegmentation
+from datamodules.classes import adopt_classes
+from modules import (
+    BackboneError,
+    ClassificationModule,
+    DetectionModule,
+    GANModule,
+    InstanceSegmentationModule,
+    SegmentationModule,
+    TranslationModule,
+)
+from pipelines.classification import classification
+from pipelines.tracking import run_id_of
+
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+DIGITS = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", *QUIET]
+
+
+def run(output: str | Path) -> mlflow.entities.Run:
+    return MlflowClient().get_run(run_id_of(output))
+
+
+def record(output: str) -> tuple[dict[str, str], dict[str, object]]:
+    """A training's files by their digests, and what MLflow has of its run."""
+    files = {str(f): hashlib.sha1(f.read_bytes()).hexdigest() for f in Path(output).rglob("*") if f.is_file()}
+    return files, run(output).to_dictionary()
+
+
+def test_evaluations_in_a_trainings_folder_leave_its_record_and_are_runs_of_their_own() -> None:
+    fit = classification(["fit", *DIGITS, "--output", "out"])
+    before = record("out")
+    figures = []
+    for more in ([], ["--data.batch_size", "50"], ["--config", "out/config.yaml", "--model.label_smoothing", "0.1"]):
+        cli = classification(["test", "--output", "out", *more])
+        assert cli.options.data.class_path == "datamodules.Digits8x8"
+        assert run(cli.output).data.tags["evaluates"] == run_id_of("out")
+        assert run(cli.output).data.tags[MLFLOW_PARENT_RUN_ID] == run_id_of("out")
+        assert run(cli.output).inputs.dataset_inputs
+        figures.append(cli.rows["test/accuracy"])
+    assert set(figures) == {fit.rows["test/accuracy"]}
+    table = classification(["predict", "--ckpt_path", "out/best.ckpt", "--output", "out"]).output / "predictions.json"
+    assert len(table.read_text().splitlines()) == len(fit.datamodule.sources["test"])
+    classification(["preview", "--output", "out"])
+    classification(["validate", "--output", "elsewhere", "--ckpt_path", "out/best.ckpt"])
+    assert run("elsewhere").data.tags["evaluates"] == run_id_of("out")
+    files, entity = record("out")
+    assert {name: digest for name, digest in files.items() if name in before[0]} == before[0]
+    assert entity == before[1]
+    made = {path.name.split("-")[0] for path in Path("out").iterdir() if "-2" in path.name}
+    assert made == {"test", "predict", "preview"}
+
+
+def test_an_evaluation_without_weights_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["test", *DIGITS, "--output", "nothing"])
+    assert end.value.code == 2
+    assert "Which weights?" in capsys.readouterr().err
+
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "frog": (30, 30, 200), "bird": (200, 200, 30)}
+
+
+def folder(root: str, names: list[str], each: int = 12) -> str:
+    generator = np.random.default_rng(0)
+    for name in names:
+        for i in range(each):
+            file = Path(root, name, f"{i}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            noise = generator.integers(0, 40, (16, 16, 3), np.uint8)
+            Image.fromarray(noise + np.asarray(COLOURS[name], np.uint8)).save(file)
+    return root
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        classification(args)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_classes_are_matched_by_name_and_unknown_ones_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["--data", "ImageFolder", "--data.image_size", "16", "--data.batch_size", "8", *QUIET, "--output", "out"]
+    recipe += ["--trainer.max_epochs", "8", "--model.optimization.lr", "0.003"]
+    cli = classification(["fit", *recipe, "--data.root", folder("all", ["cat", "dog", "frog"])])
+    assert cli.rows["test/accuracy"] == "1.0000"
+    for names in (["frog", "cat"], ["frog", "dog"]):
+        root = "_".join(names)
+        few = classification(["test", "--output", "out", "--data.root", folder(root, names)])
+        assert few.rows["test/accuracy"] == "1.0000"
+        assert few.model.label_names == ["cat", "dog", "frog"]
+        assert few.datamodule.identity()["label_names"] == sorted(names)
+    folder("other", ["bird", "cat", "dog"])
+    before, there = record("out"), set(Path("out").iterdir())
+    for args in (["test", "--output", "out", "--data.root", "other"], ["fit", *recipe, "--data.root", "other"]):
+        said = refused(args, capsys)
+        assert "cat, dog, frog" in said
+        assert "bird, cat, dog" in said
+    assert record("out") == before
+    assert set(Path("out").iterdir()) == there
+
+
+def annotated(root: str, names: list[str]) -> str:
+    """Six pictures with an object of each class: squares with outlines, in COCO's format."""
+    Path(root).mkdir()
+    images, found = [], []
+    for i in range(6):
+        Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(Path(root, f"{i}.png"))
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+        for k in range(len(names)):
+            x, side = 20 * k, 10 + k
+            outline = [[x, 0, x + side, 0, x + side, side, x, side]]
+            found.append({"id": len(found) + 1, "image_id": i, "category_id": k + 1, "bbox": [x, 0, side, side],
+                          "area": side**2, "iscrowd": 0, "segmentation": outline})  # fmt: skip
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    content = {"images": images, "annotations": found, "categories": categories}
+    file = Path(root, "boxes.json")
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def test_classes_of_boxes_and_masks_are_numbered_as_the_network_does() -> None:
+    root = annotated("boxes", ["cat", "dog"])
+    data = COCODetection(root, masks=True, image_size=64)
+    own = data.sources["train"][0]
+    identity = data.identity()
+    adopt_classes(data, ["dog", "frog", "cat"])
+    assert data.num_classes == 3
+    sample = data.dataset("train", False)[0, 0]
+    assert [data.label_names[k] for k in sample["labels"]] == ["cat", "dog"]
+    areas = {data.label_names[k - 1]: int((sample["mask"] == k).sum()) for k in np.unique(sample["mask"])[1:]}
+    assert areas == {"cat": int((own["mask"] == 1).sum()), "dog": int((own["mask"] == 2).sum())}
+    assert data.identity() == identity
+
+    pixels = COCOSegmentation(root, image_size=64, class_weighting="sqrt")
+    weights = dict(zip(pixels.label_names, pixels.class_weights or [], strict=True))
+    names = ["dog", "background", "frog", "cat"]
+    adopt_classes(pixels, names)
+    assert dict(zip(names, pixels.class_weights or [], strict=True)) == weights | {"frog": 0}
+    mask = pixels.sources["train"][0]["mask"]
+    assert {names[k] for k in np.unique(mask[mask != 255])} == {"background", "cat", "dog"}
+
+
+NAMED = {
+    "classification": partial(ClassificationModule, num_classes=2, image_size=16),
+    "detection": partial(DetectionModule, num_classes=2, image_size=64, backbone="lenet5"),
+    "instances": partial(InstanceSegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
+    "segmentation": partial(SegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
+    "conditional GAN": partial(GANModule, image_size=16, conditional=True),
+    "translation": partial(TranslationModule, image_size=16),
+}
+
+
+@pytest.mark.parametrize("make", NAMED.values(), ids=NAMED)
+def test_weights_that_know_other_classes_are_refused(make: Any) -> None:
+    one, same, other = (make(label_names=[*names]) for names in (("a", "b"), ("a", "b"), ("a", "c")))
+    same.check_network(one.architecture)
+    with pytest.raises(BackboneError, match=r"a, b; here they are a, c\."):
+        other.check_network(one.architecture)
+
+
+def test_labels_that_a_network_does_not_learn_may_differ() -> None:
+    one, other = (GANModule(image_size=16, label_names=[*names]) for names in (("a", "b"), ("a", "c", "d")))
+    other.check_network(one.architecture)

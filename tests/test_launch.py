@@ -1,0 +1,46 @@
+"""Several processes train one model, or say why they cannot."""
+
+from pathlib import Path
+
+import pytest
+from conftest import start
+from mlflow.tracking import MlflowClient
+
+from pipelines.classification import classification
+from pipelines.launch import Launcher, launcher
+from pipelines.tracking import run_id_of
+
+SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
+         "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", "--output", "out"]  # fmt: skip
+
+
+@pytest.mark.parametrize("slurm", [False, True], ids=["torchrun", "slurm"])
+def test_the_launcher_says_how_many_processes_train_one_model(slurm: bool) -> None:
+    each_its_own = ["--trainer.devices", "1"]  # as where each process sees one device only
+    assert start(classification, [*SMALL, *each_its_own], 2, slurm) == [2, 2]
+    assert not Path("out/run.json").exists()
+    assert start(classification, SMALL, 2, slurm) == [0, 0]
+    assert MlflowClient().get_run(run_id_of("out")).data.tags["world_size"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "found"),
+    [
+        ({"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_TASKS_PER_NODE": "2(x3)"}, (6, 2, 3)),
+        ({"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, (4, 2, 2)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}, (8, 4, 2)),
+    ],
+)
+def test_slurm_is_understood(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, str], found: tuple[int, ...]) -> None:
+    assert launcher() is None
+    for name, value in (tasks | {"SLURM_JOB_NAME": "train"}).items():
+        monkeypatch.setenv(name, value)
+    one = launcher()
+    assert one is not None
+    assert (one.processes, one.on_this_node, one.nodes) == found
+    assert one.objection(found[0]) is None
+    assert f"--trainer.devices {found[1]} --trainer.num_nodes {found[2]}" in str(one.objection(1))
+
+
+def test_waiting_for_processes_that_nobody_started_is_refused() -> None:
+    assert "wait for each other" in str(Launcher("SLURM", 1, 1).objection(2))
