@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from modules.base import Stage, VisionModule
 from modules.optimization import Optimization
 from modules.pictures import captioned, captioned_grid, confusion_matrix
+from modules.ranges import NonNegative, ShareBelowOne
 from modules.transfer import Solution, Transfer, solve
 
 WORST = 18  # mistakes shown
@@ -65,9 +66,9 @@ class ClassificationModule(VisionModule):
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
         optimization: Optimization | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        label_smoothing: ShareBelowOne = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
         compile: bool = False,
         channels_last: bool = True,
         transfer: Transfer | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modules.networks import BackboneError, EqualizedConv2d, pyramid
 from modules.parts import Part, Shape, within
+from modules.ranges import PositiveInt
 
 
 class Decoder(Part):
@@ -61,7 +62,7 @@ class _Doubling(Decoder):
         norm: normalisation of each map but the image.
     """
 
-    def __init__(self, width: int = 32, norm: Norm = "none") -> None:
+    def __init__(self, width: PositiveInt = 32, norm: Norm = "none") -> None:
         super().__init__()
         within("width", width, 1)
         self.width, self.norm = width, norm
@@ -136,7 +137,7 @@ class Progressive(Decoder):
 
     phase: Tensor
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: PositiveInt = 32) -> None:
         super().__init__()
         within("width", width, 1)
         self.width = width

@@ -1,17 +1,20 @@
 """How a network is trained: the settings, the schedule of the rate, the average of the weights."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
 
 
 class WarmupCosine(LambdaLR):
@@ -25,7 +28,9 @@ class WarmupCosine(LambdaLR):
         final: the last rate as a share of the highest.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int = 0, warmup: float = 0.05, final: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int = 0, warmup: ShareBelowOne = 0.05, final: Share = 0.0
+    ) -> None:
         self.total_steps = total_steps
         self.warmup, self.final = warmup, final
         super().__init__(optimizer, self._factor)
@@ -57,13 +62,13 @@ class Optimization:
 
     optimizer: OptimizerCallable = torch.optim.AdamW
     lr_scheduler: LRSchedulerCallable = WarmupCosine
-    lr: float | None = None
-    backbone_lr_scale: float = 1.0
-    layer_decay: float = 1.0
-    frozen_epochs: int = 0
-    l1_penalty: float = 0.0
-    l2_penalty: float = 0.0
-    ema_decay: float | None = None
+    lr: Positive | None = None
+    backbone_lr_scale: NonNegative = 1.0
+    layer_decay: Positive = 1.0
+    frozen_epochs: Annotated[int, Ge(-1)] = 0
+    l1_penalty: NonNegative = 0.0
+    l2_penalty: NonNegative = 0.0
+    ema_decay: ShareBelowOne | None = None
 
 
 class WeightAverage(WeightAveraging):

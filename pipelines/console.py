@@ -62,7 +62,7 @@ def quieten() -> None:
 
 def refuse(message: str) -> NoReturn:
     """Ends the command with exit code 2 and one paragraph, which says what is wrong and what to give instead."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {redact(message)}", style="red", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
     sys.exit(2)
 
 
@@ -87,6 +87,10 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         sys.exit(130)
     except ArgumentError as error:
         refuse(_plain(str(error)))
+    except (MlflowException, RequestException) as error:
+        if not isinstance(error, kinds):
+            raise
+        refuse(redact(str(error)))  # they may name the server with its login
     except (*kinds, MisconfigurationException) as error:
         refuse(str(error))
     except ValueError as error:  # jsonargparse wraps what a constructor raises

@@ -1,13 +1,13 @@
 """Writes data with boxes in another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from datamodules import DataError, DetectionDataModule
+from datamodules import DetectionDataModule
 from datamodules.writers import FileFormat
+from pipelines.console import mistakes
 
 
 def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -> str:
@@ -38,12 +38,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m pipelines.convert", description="Writes data with boxes in another format.")
     parser.add_argument("folder", help="where; it must not be there yet")
     parser.add_function_arguments(convert, skip={"folder"})
-    try:
+    with mistakes():
         given = parser.instantiate(parser.parse_args(args))
         print(convert(given.folder, given.data, given.form))
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

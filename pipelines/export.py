@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
 from modules.detection.base import OneStageDetector
 from pipelines import registry, storage
+from pipelines.console import mistakes
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
@@ -411,7 +412,5 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes():
         print(auto_cli(export, as_positional=True))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None

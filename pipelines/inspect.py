@@ -1,6 +1,5 @@
 """Looks inside a registered model: ``python -m pipelines.inspect models:/NAME@ALIAS [IMAGE…]``."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from modules import VisionModule
 from modules import inspection as see
 from modules.pictures import Image as Picture
 from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
-from pipelines.console import table
+from pipelines.console import mistakes, table
 from pipelines.predict import find
 from pipelines.registry import add_files, load, model_folder
 from pipelines.storage import learned_from
@@ -351,13 +350,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m pipelines.inspect", description="Draws what a registered model looks at.")
     parser.add_function_arguments(inspect, as_positional=True, skip={"paths"})
     parser.add_argument("paths", nargs="*", help="files, folders, patterns; without any, four images of the data")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
+    with mistakes():
         given = parser.instantiate(parser.parse_args(args))
         sys.exit(inspect(**vars(given)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

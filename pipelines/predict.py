@@ -20,7 +20,7 @@ from datamodules import DataError
 from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from modules import VisionModule
 from pipelines import video
-from pipelines.console import table
+from pipelines.console import mistakes, table
 from pipelines.registry import load
 
 
@@ -260,17 +260,8 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_function_arguments(predict, as_positional=True, skip={"paths"})
     parser.add_argument("paths", nargs="+", help="files, folders, patterns")
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be text
-    try:
+    with mistakes():
         sys.exit(predict(**vars(parser.parse_args(args))))
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # as after `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

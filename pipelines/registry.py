@@ -24,7 +24,7 @@ from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import VisionModule
 from modules.base import classes_of
-from pipelines.console import table
+from pipelines.console import mistakes, table
 from pipelines.pyfunc import VisionModel
 from pipelines.storage import learned_from, load_model, save_model
 from pipelines.tracking import TrackingError
@@ -446,9 +446,7 @@ def load(address: str, device: str = "cpu") -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        commands: Any = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
-        commands["load"] = download
+    commands: Any = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
+    commands["load"] = download
+    with mistakes():
         print(auto_cli(commands, as_positional=True))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None

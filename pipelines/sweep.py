@@ -36,7 +36,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from modules import VisionModule
 from pipelines import registry
 from pipelines.cli import VisionCLI
-from pipelines.console import print_table
+from pipelines.console import mistakes, print_table
 from pipelines.tracking import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
@@ -202,7 +202,9 @@ class Sweep:
             output, run_id = self.output(best), best.user_attrs["run_id"]
             tested = any(key.startswith("test/") for key in MlflowClient().get_run(run_id).data.metrics)
             verb = "test" if tested else "validate"
-            cli = self.command([verb, "--config", str(output / "config.yaml"), "--output", str(output)])
+            cli = self.command(
+                [verb, "--config", str(output / "config.yaml"), "--output", str(output), "--trainer.logger=false"]
+            )
             figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
             data = cli.options.data.as_dict()
             version = registry.register(name, cli.model, cli.datamodule, data, cli.task, run_id, figures)
@@ -395,13 +397,9 @@ def _report(work: Sweep, register: str | None) -> dict[str, str]:
 
 
 def main() -> None:
-    """The command; a mistake of the user's ends in one paragraph."""
-    try:
+    """The command; a mistake of the user's ends in one paragraph and exit code 2."""
+    with mistakes():
         sys.exit(auto_cli(sweep, as_positional=True))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

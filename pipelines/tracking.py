@@ -35,6 +35,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from PIL import Image
 
+from pipelines.console import mistakes
 from pipelines.files import held, whole, write_text
 from pipelines.journal import Journal, MachineMonitor
 from pipelines.redaction import redact, without_login
@@ -513,7 +514,5 @@ def send(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes():
         print(auto_cli(send, as_positional=True))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -1,7 +1,5 @@
 """How far what a backbone learned carries over, stage by stage: ``python -m pipelines.transfer --backbone NAME --data NAME``."""
 
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datamodules import ClassificationDataModule, DataError
-from modules import BackboneError, ClassificationModule
+from datamodules import ClassificationDataModule
+from modules import ClassificationModule
 from modules.backbones import untrained
 from modules.pictures import rasterize
 from modules.transfer import Stages, extract, probe
-from pipelines.console import print_table
-from pipelines.tracking import TrackingError, needed
+from pipelines.console import mistakes, print_table
+from pipelines.tracking import needed
 
 
 def transferability(
@@ -111,15 +109,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the command line; None takes the process's own.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     parser = ArgumentParser(prog="python -m pipelines.transfer", description="Probes each stage of a backbone.")
     parser.add_function_arguments(transferability, sub_configs=True)
-    try:
-        given = parser.instantiate_classes(parser.parse_args(args))
+    with mistakes():
+        given = parser.instantiate(parser.parse_args(args))
         transferability(**vars(given))
-    except (BackboneError, DataError, TrackingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

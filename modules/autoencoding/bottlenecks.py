@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.parts import Draws, Part, Shape, within
+from modules.ranges import NonNegative, PositiveInt, Share
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Bottleneck(Part):
     entries = 0  # of a codebook
     shape: Shape  # of the code of an image, as the decoder is given it
 
-    def __init__(self, size: int = 32, spatial: bool = False) -> None:
+    def __init__(self, size: PositiveInt = 32, spatial: bool = False) -> None:
         super().__init__()
         within("size", size, 1)
         self.size, self.spatial = size, spatial
@@ -90,7 +91,7 @@ class Plain(Bottleneck):
         activation: such as ``torch.nn.ReLU`` or `TopK` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
     """
 
-    def __init__(self, size: int = 32, spatial: bool = False, activation: nn.Module | None = None) -> None:
+    def __init__(self, size: PositiveInt = 32, spatial: bool = False, activation: nn.Module | None = None) -> None:
         super().__init__(size, spatial)
         self.activation = activation
 
@@ -114,7 +115,7 @@ class TopK(Part):
         active: how many are kept.
     """
 
-    def __init__(self, active: int = 16) -> None:
+    def __init__(self, active: PositiveInt = 16) -> None:
         super().__init__()
         within("active", active, 1)
         self.active = active
@@ -138,7 +139,9 @@ class Variational(Bottleneck):
         warmup: share of the training in which the weight rises from zero, in [0, 1].
     """
 
-    def __init__(self, size: int = 32, spatial: bool = False, beta: float = 1.0, warmup: float = 0.1) -> None:
+    def __init__(
+        self, size: PositiveInt = 32, spatial: bool = False, beta: NonNegative = 1.0, warmup: Share = 0.1
+    ) -> None:
         super().__init__(size, spatial)
         within("beta", beta, 0)
         within("warmup", warmup, 0, 1)
@@ -170,7 +173,7 @@ class VectorQuantized(Bottleneck):
         commitment: weight of the pull of the features towards their entries.
     """
 
-    def __init__(self, entries: int = 256, size: int = 8, commitment: float = 0.25) -> None:
+    def __init__(self, entries: PositiveInt = 256, size: PositiveInt = 8, commitment: NonNegative = 0.25) -> None:
         super().__init__(size, spatial=True)
         within("entries", entries, 2, 65536)
         self.entries, self.commitment = entries, commitment

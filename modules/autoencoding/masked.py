@@ -11,6 +11,7 @@ from modules.base import Stage, VisionModule
 from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.parts import Draws
+from modules.ranges import PositiveInt, Share
 
 PICTURED = 12  # images in the picture
 
@@ -67,10 +68,10 @@ class MaskedAutoencodingModule(VisionModule):
         backbone: str = "vit_tiny_patch16_224",
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
-        share: float = 0.75,
-        decoder_dim: int = 128,
-        decoder_depth: int = 2,
-        decoder_heads: int = 4,
+        share: Share = 0.75,
+        decoder_dim: PositiveInt = 128,
+        decoder_depth: PositiveInt = 2,
+        decoder_heads: PositiveInt = 4,
         normalize_patches: bool = True,
         optimization: Optimization | None = None,
     ) -> None:

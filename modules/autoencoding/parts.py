@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modules.parts import Draws, Part, within
+from modules.ranges import NonNegative, Positive, PositiveInt, Share
 
 
 class Noise(Part):
@@ -23,7 +24,7 @@ class GaussianNoise(Noise):
         sigma: standard deviation, where white is 1.
     """
 
-    def __init__(self, sigma: float = 0.3) -> None:
+    def __init__(self, sigma: NonNegative = 0.3) -> None:
         super().__init__()
         within("sigma", sigma, 0)
         self.sigma = sigma
@@ -40,7 +41,7 @@ class SaltAndPepper(Noise):
         share: share of the pixels, in [0, 1].
     """
 
-    def __init__(self, share: float = 0.2) -> None:
+    def __init__(self, share: Share = 0.2) -> None:
         super().__init__()
         within("share", share, 0, 1)
         self.share = share
@@ -59,7 +60,7 @@ class Masking(Noise):
         patch: side of a patch, in pixels; 1 masks single pixels.
     """
 
-    def __init__(self, share: float = 0.5, patch: int = 4) -> None:
+    def __init__(self, share: Share = 0.5, patch: PositiveInt = 4) -> None:
         super().__init__()
         within("share", share, 0, 1)
         within("patch", patch, 1)
@@ -95,7 +96,7 @@ class L1Sparsity(Penalty):
         weight: λ, in units of the reconstruction loss.
     """
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: NonNegative = 0.1) -> None:
         super().__init__()
         self.weight = weight
 
@@ -113,7 +114,7 @@ class KLSparsity(Penalty):
         weight: λ, in units of the reconstruction loss.
     """
 
-    def __init__(self, target: float = 0.05, weight: float = 1.0) -> None:
+    def __init__(self, target: Positive = 0.05, weight: NonNegative = 1.0) -> None:
         super().__init__()
         within("target", target, 1e-6, 1 - 1e-6)
         self.target, self.weight = target, weight
@@ -136,7 +137,7 @@ class Contractive(Penalty):
 
     needs_input_gradient = True
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: NonNegative = 0.1) -> None:
         super().__init__()
         self.weight = weight
 

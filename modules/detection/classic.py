@@ -26,6 +26,7 @@ from modules.detection.base import (
     inside,
     smallest_stride,
 )
+from modules.ranges import Positive, PositiveInt
 
 UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
 
@@ -86,8 +87,8 @@ class FCOS(OneStageDetector):
         num_classes: int,
         image_size: int,
         strides: list[int] | None = None,
-        width: int = 256,
-        depth: int = 4,
+        width: PositiveInt = 256,
+        depth: PositiveInt = 4,
     ) -> None:
         options = {"width": width, "depth": depth}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
@@ -162,8 +163,8 @@ class RetinaNet(OneStageDetector):
         num_classes: int,
         image_size: int,
         strides: list[int] | None = None,
-        width: int = 256,
-        anchor_scale: float = 4.0,
+        width: PositiveInt = 256,
+        anchor_scale: Positive = 4.0,
     ) -> None:
         options = {"width": width, "anchor_scale": anchor_scale}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
@@ -265,11 +266,11 @@ class FasterRCNN(Detector):
         num_classes: int,
         image_size: int,
         strides: list[int] | None = None,
-        width: int = 256,
-        hidden: int = 1024,
-        anchor_scale: float = 6.0,
-        proposals: int | None = None,
-        samples: int | None = None,
+        width: PositiveInt = 256,
+        hidden: PositiveInt = 1024,
+        anchor_scale: Positive = 6.0,
+        proposals: PositiveInt | None = None,
+        samples: PositiveInt | None = None,
     ) -> None:
         share = min(1.0, image_size / 800)
         proposals, samples = proposals or round(2000 * share), samples or max(64, round(512 * share))

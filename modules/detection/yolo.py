@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 
 from modules.detection.base import OneStageDetector, ignored, mean_over_processes, smallest_stride
+from modules.ranges import PositiveInt
 
 PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)
 NEAREST = -1.0  # least distance of a side, in strides: below 0, so that a place beside a thin object can name its box
@@ -44,9 +45,9 @@ class YOLO(OneStageDetector):
         num_classes: int,
         image_size: int,
         strides: list[int] | None = None,
-        width: int = 64,
-        depth: int = 2,
-        bins: int = 16,
+        width: PositiveInt = 64,
+        depth: PositiveInt = 2,
+        bins: PositiveInt = 16,
         norm: Literal["batch", "group"] = "batch",
     ) -> None:
         first = smallest_stride(image_size)

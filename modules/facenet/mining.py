@@ -12,6 +12,8 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 
+from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
+
 Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and negatives, int64 each
 
 
@@ -29,7 +31,7 @@ class TripletLoss(TripletMarginLoss):
         margin: α, in squared distance.
     """
 
-    def __init__(self, margin: float = 0.2) -> None:
+    def __init__(self, margin: NonNegative = 0.2) -> None:
         super().__init__(margin=margin, distance=LpDistance(power=2))
 
 
@@ -46,7 +48,7 @@ class CosFaceLoss(losses.CosFaceLoss):
         scale: factor on the cosines.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.35, scale: float = 64) -> None:
+    def __init__(self, num_classes: int, embedding_size: int, margin: NonNegative = 0.35, scale: Positive = 64) -> None:
         super().__init__(num_classes, embedding_size, margin=margin, scale=scale)
 
 
@@ -60,7 +62,7 @@ class SemiHardMiner(nn.Module):
         margin: of the loss, in squared distance.
     """
 
-    def __init__(self, margin: float = 0.2) -> None:
+    def __init__(self, margin: NonNegative = 0.2) -> None:
         super().__init__()
         self.margin = margin
 
@@ -117,7 +119,9 @@ class ProgressiveMiner(nn.Module):
     averages: Tensor
     state: Tensor
 
-    def __init__(self, margin: float = 0.2, active: float = 0.05, spread: float = 0.5, momentum: float = 0.9) -> None:
+    def __init__(
+        self, margin: NonNegative = 0.2, active: Share = 0.05, spread: NonNegative = 0.5, momentum: ShareBelowOne = 0.9
+    ) -> None:
         super().__init__()
         self.margin, self.active, self.spread, self.momentum = margin, active, spread, momentum
         self.semi_hard, self.hard = SemiHardMiner(margin), HardMiner()

@@ -25,6 +25,7 @@ from modules.facenet.mining import (
 )
 from modules.facenet.protocols import Pairs, report
 from modules.optimization import Optimization
+from modules.ranges import NonNegativeInt, PositiveInt, Share
 from modules.transfer import Transfer
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
@@ -102,13 +103,13 @@ class FaceNetModule(VisionModule):
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
         optimization: Optimization | None = None,
-        embedding_size: int = 128,
-        levels: int = 0,
+        embedding_size: PositiveInt = 128,
+        levels: NonNegativeInt = 0,
         mirror: bool = False,
         whiten: bool = False,
         loss: nn.Module | Callable[[int, int], nn.Module] | None = None,
         miner: nn.Module | None = None,
-        false_accept_rate: float = 0.01,
+        false_accept_rate: Share = 0.01,
         threshold: float | None = None,
         compile: bool = False,
         channels_last: bool = True,

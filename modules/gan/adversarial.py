@@ -21,6 +21,7 @@ from modules.gan.health import CAUSES, Health
 from modules.gan.objectives import Objective
 from modules.gan.players import at_rest, follow
 from modules.optimization import Optimization
+from modules.ranges import Positive, PositiveInt, ShareBelowOne
 
 WATCHED = 256  # samples for the watch on the training's health
 
@@ -34,7 +35,7 @@ class AdversarialAdam(Adam):
         betas: the averages' decays; without a first one, as the other player moves too.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
+    def __init__(self, params: Any, lr: Positive = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
         super().__init__(params, lr, betas)
 
 
@@ -71,9 +72,9 @@ class AdversarialOptimization(Optimization):
 
     optimizer: OptimizerCallable = AdversarialAdam
     lr_scheduler: LRSchedulerCallable = Constant
-    ema_decay: float | None = 0.998
-    discriminator_lr_scale: float = 1.0
-    discriminator_steps: int = 1
+    ema_decay: ShareBelowOne | None = 0.998
+    discriminator_lr_scale: Positive = 1.0
+    discriminator_steps: PositiveInt = 1
 
 
 class AdversarialModule(VisionModule):

@@ -19,6 +19,7 @@ from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdic
 from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.parts import Draws, rebuild, recipe, within
 from modules.pictures import captioned, image_grid
+from modules.ranges import NonNegativeInt, PositiveInt
 
 TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples are compared with
 TRAINING_VALUES = 200_000_000
@@ -100,13 +101,13 @@ class GANModule(AdversarialModule):
         regularizer: Regularizer | None = None,
         discriminator_decoder: Decoder | None = None,
         encoder: Encoder | None = None,
-        latent_size: int = 64,
+        latent_size: PositiveInt = 64,
         conditional: bool = False,
         spectral_norm: bool = False,
-        growth: int = 0,
+        growth: NonNegativeInt = 0,
         extractor: str | None = None,
-        num_samples: int = 1000,
-        health_every: int = 100,
+        num_samples: PositiveInt = 1000,
+        health_every: PositiveInt = 100,
         stop_on_failure: bool = False,
         optimization: AdversarialOptimization | None = None,
         compile: bool = False,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.parts import Part, within
+from modules.ranges import NonNegative, Positive, PositiveInt, ShareBelowOne
 
 
 class Verdict(NamedTuple):
@@ -59,7 +60,7 @@ class NonSaturating(Objective):
         label_smoothing: what the target for real images lacks to 1 (Salimans et al. 2016, arXiv:1606.03498, 3.4).
     """
 
-    def __init__(self, saturating: bool = False, label_smoothing: float = 0.0) -> None:
+    def __init__(self, saturating: bool = False, label_smoothing: ShareBelowOne = 0.0) -> None:
         super().__init__()
         within("label_smoothing", label_smoothing, 0, 0.5)
         self.saturating, self.label_smoothing = saturating, label_smoothing
@@ -110,7 +111,7 @@ class Wasserstein(Objective):
 
     threshold = None
 
-    def __init__(self, drift: float = 0.001) -> None:
+    def __init__(self, drift: NonNegative = 0.001) -> None:
         super().__init__()
         self.drift = drift
 
@@ -146,7 +147,7 @@ class EnergyBased(Objective):
 
     energy, threshold = 2, None
 
-    def __init__(self, margin: float = 1.0, pull: float = 0.1) -> None:
+    def __init__(self, margin: NonNegative = 1.0, pull: NonNegative = 0.1) -> None:
         super().__init__()
         within("margin", margin, 0)
         self.margin, self.pull = margin, pull
@@ -175,7 +176,7 @@ class BoundaryEquilibrium(Objective):
     energy, threshold = 1, None
     balance: Tensor
 
-    def __init__(self, gamma: float = 0.5, step: float = 0.001) -> None:
+    def __init__(self, gamma: Positive = 0.5, step: NonNegative = 0.001) -> None:
         super().__init__()
         within("gamma", gamma, 0, 1)
         self.gamma, self.step = gamma, step
@@ -238,7 +239,7 @@ class GradientPenalty(Regularizer):
         weight: λ.
     """
 
-    def __init__(self, weight: float = 10.0) -> None:
+    def __init__(self, weight: NonNegative = 10.0) -> None:
         super().__init__()
         self.weight = weight
 
@@ -258,7 +259,7 @@ class R1(Regularizer):
         every: discriminator's steps for one with the penalty.
     """
 
-    def __init__(self, weight: float = 1.0, every: int = 8) -> None:
+    def __init__(self, weight: NonNegative = 1.0, every: PositiveInt = 8) -> None:
         super().__init__()
         within("every", every, 1)
         self.weight, self.every = weight, every

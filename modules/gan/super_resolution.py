@@ -23,6 +23,7 @@ from modules.gan.players import Score
 from modules.optimization import WarmupCosine
 from modules.parts import Part, rebuild, recipe, within
 from modules.pictures import as_address, from_address, rows_of_tiles
+from modules.ranges import NonNegative, PositiveInt
 from modules.reconstruction import (
     MSE,
     SSIM_SIDE,
@@ -82,7 +83,12 @@ class SRResNet(Part):
     """
 
     def __init__(
-        self, width: int = 64, blocks: int = 16, norm: Norm = "none", factor: int = 4, bicubic: bool = True
+        self,
+        width: PositiveInt = 64,
+        blocks: PositiveInt = 16,
+        norm: Norm = "none",
+        factor: int = 4,
+        bicubic: bool = True,
     ) -> None:
         super().__init__()
         within("width", width, 1)
@@ -190,7 +196,7 @@ class SuperResolutionModule(AdversarialModule):
         backbone_options: dict[str, Any] | None = None,
         generator: SRResNet | None = None,
         content: ReconstructionLoss | None = None,
-        adversarial: float = 0.0,
+        adversarial: NonNegative = 0.0,
         objective: Objective | None = None,
         start: str | None = None,
         similarity: str | None = None,

@@ -33,6 +33,7 @@ from modules.gan.translators import (
 )
 from modules.parts import Draws, rebuild, recipe, within
 from modules.pictures import Image, as_address, from_address, rows_of_tiles
+from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 
 JUDGED_IMAGES = 10_000  # at most, that the judge learns from
 JUDGED_VALUES = 200_000_000
@@ -106,12 +107,12 @@ class TranslationModule(AdversarialModule):
         objective: Objective | None = None,
         regularizer: Regularizer | None = None,
         shared: bool = False,
-        cycle: float = 10.0,
-        identity: float = 5.0,
-        domain: float = 1.0,
-        pool: int = 50,
-        judge_steps: int = 1200,
-        health_every: int = 100,
+        cycle: NonNegative = 10.0,
+        identity: NonNegative = 5.0,
+        domain: NonNegative = 1.0,
+        pool: NonNegativeInt = 50,
+        judge_steps: PositiveInt = 1200,
+        health_every: PositiveInt = 100,
         stop_on_failure: bool = False,
         optimization: AdversarialOptimization | None = None,
         compile: bool = False,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.parts import Part, within
+from modules.ranges import PositiveInt
 
 
 class Translator(Part):
@@ -54,7 +55,7 @@ class ResidualTranslator(Translator):
         blocks: residual blocks; in the papers 6 for images of 128 pixels, 9 from 256 on.
     """
 
-    def __init__(self, width: int = 64, blocks: int = 6) -> None:
+    def __init__(self, width: PositiveInt = 64, blocks: PositiveInt = 6) -> None:
         super().__init__()
         within("width", width, 1)
         within("blocks", blocks, 0)

@@ -14,6 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from modules.backbones import BackboneError, Pyramid
+from modules.ranges import PositiveInt, ShareBelowOne
 
 
 class Decoder(nn.Module):
@@ -130,7 +131,7 @@ class FPN(Decoder):
         dropout: share of channels left out in training.
     """
 
-    def __init__(self, backbone: Any, num_classes: int, width: int = 256, dropout: float = 0.2) -> None:
+    def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256, dropout: ShareBelowOne = 0.2) -> None:
         options = {"width": width, "dropout": dropout}
         super().__init__(backbone, num_classes, _four_strides(backbone), width // 2, 1, options)
         self.net = FPNDecoder(self.channels, 4, width, width // 2, dropout)
@@ -157,9 +158,9 @@ class DeepLabV3Plus(Decoder):
         self,
         backbone: Any,
         num_classes: int,
-        width: int = 256,
+        width: PositiveInt = 256,
         rates: tuple[int, int, int] = (12, 24, 36),
-        dropout: float = 0.5,
+        dropout: ShareBelowOne = 0.5,
     ) -> None:
         options = {"width": width, "rates": list(rates), "dropout": dropout}
         finest = _four_strides(backbone)[0]
@@ -182,7 +183,7 @@ class SegFormer(Decoder):
         width: channels.
     """
 
-    def __init__(self, backbone: Any, num_classes: int, width: int = 256) -> None:
+    def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256) -> None:
         super().__init__(backbone, num_classes, _four_strides(backbone), width, 1, {"width": width})
         self.net = SegformerDecoder(self.channels, 4, width)
 

@@ -19,6 +19,7 @@ from modules.detection.base import Detections
 from modules.masks import pixels
 from modules.optimization import Optimization
 from modules.pictures import picture, sheet
+from modules.ranges import Positive, PositiveInt
 from modules.segmentation.pictures import palette
 
 SHOWN = 8  # validation images whose masks are shown
@@ -48,12 +49,12 @@ class MaskRCNN(FasterRCNN):
         num_classes: int,
         image_size: int,
         strides: list[int] | None = None,
-        width: int = 256,
-        hidden: int = 1024,
-        anchor_scale: float = 6.0,
-        proposals: int | None = None,
-        samples: int | None = None,
-        mask_width: int = 256,
+        width: PositiveInt = 256,
+        hidden: PositiveInt = 1024,
+        anchor_scale: Positive = 6.0,
+        proposals: PositiveInt | None = None,
+        samples: PositiveInt | None = None,
+        mask_width: PositiveInt = 256,
     ) -> None:
         super().__init__(backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples)
         self.options["mask_width"] = mask_width

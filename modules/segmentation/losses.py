@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor, nn
 
+from modules.ranges import NonNegative, ShareBelowOne
+
 IGNORE = 255  # id of pixels that count for nothing
 
 
@@ -31,7 +33,7 @@ class CrossEntropy(Loss):
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: ShareBelowOne = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
@@ -52,7 +54,7 @@ class Focal(Loss):
         gamma: γ, how little the easy pixels count.
     """
 
-    def __init__(self, gamma: float = 2.0) -> None:
+    def __init__(self, gamma: NonNegative = 2.0) -> None:
         super().__init__()
         self.gamma = gamma
 

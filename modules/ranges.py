@@ -1,0 +1,12 @@
+"""Ranges of settings as types: the command line refuses a number outside of them, wherever it is given."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]  # a share that leaves something
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]  # zero means none
