@@ -53,7 +53,7 @@ def test_evaluations_in_a_trainings_folder_leave_its_record_and_are_runs_of_thei
         assert run(cli.output).inputs.dataset_inputs
         figures.append(cli.rows["test/accuracy"])
     assert set(figures) == {fit.rows["test/accuracy"]}
-    table = classification(["predict", "--ckpt_path", "out/best.ckpt", "--output", "out"]).output / "predictions.json"
+    table = classification(["predict", "--ckpt_path", "out/best.ckpt", "--output", "out"]).output / "predictions.jsonl"
     assert len(table.read_text().splitlines()) == len(fit.datamodule.sources["test"])
     classification(["preview", "--output", "out"])
     classification(["validate", "--output", "elsewhere", "--ckpt_path", "out/best.ckpt"])
