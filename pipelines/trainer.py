@@ -120,7 +120,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``: the best value of the monitored metric, of equal ones that with the lower ``val/loss``, and of
-    those the later.
+    those the later. Where the validation has nothing to measure that metric on, the lowest ``val/loss``, or of a network
+    that has none, the last.
 
     Args:
         folder: where.
@@ -131,6 +132,19 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         super().__init__(folder, "best", monitor, mode=mode, enable_version_counter=False)
         self._loss = math.inf  # of the best
+        self._said = False
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, torch.Tensor]:
+        candidates = super()._monitor_candidates(trainer)
+        if self.monitor not in candidates and any(key.startswith("val/") for key in candidates):
+            loss = candidates.get("val/loss")
+            if not self._said:
+                which = "that of the last epoch" if loss is None else "that with the lowest val/loss"
+                say(f"The validation split has nothing to measure {self.monitor} on: the best checkpoint is {which}.")
+                self._said = True
+            value = -candidates["step"].float() if loss is None else loss
+            candidates[str(self.monitor)] = value if self.mode == "min" else -value
+        return candidates
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: torch.Tensor | None = None) -> bool:
         """Whether this is the best so far; all processes agree."""

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from modules.pictures import draw_boxes
 from pipelines.detection import detection
+from pipelines.tracking import run_id_of
 
 SMALL = ["--model.backbone", "resnet10t", "--model.detector.width", "16", "--model.detector.depth", "1",
          "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0",
@@ -49,3 +53,21 @@ def test_a_box_smaller_than_a_pixel_is_a_pixel() -> None:
     drawn = draw_boxes(image, boxes, ["", "", ""])
     assert drawn[200, 100].all()
     assert not drawn[:180].any(), "neither what is no number nor what is inverted"
+
+
+def test_without_objects_there_are_no_figures_and_the_loss_chooses(capsys: pytest.CaptureFixture[str]) -> None:
+    spots = [[[10.0 * k, 20.0, 12.0, 9.0], [30.0, 10.0 * k, 10.0, 14.0]] for k in range(1, 5)]
+    write_coco("data", 64, {"train": spots, "val": [[], []], "test": [[], [], []]})
+    data = ["--data", "COCODetection", "--data.root", "data", "--data.image_size", "64", "--data.batch_size", "2"]
+    with pytest.warns(UserWarning, match="no object to be found in the val split"):
+        cli = detection(["fit", *data, *SMALL, "--trainer.max_epochs", "3", "--model.optimization.lr", "0.01"])
+    assert "the best checkpoint is that with the lowest val/loss" in capsys.readouterr().err
+    client, run = MlflowClient(), run_id_of("out")
+    figures = client.get_run(run).data.metrics
+    assert not [key for key in figures if "ap" in key or "f1" in key or "threshold" in key]
+    assert all(np.isfinite(value) for value in figures.values())
+    losses = [metric.value for metric in sorted(client.get_metric_history(run, "val/loss"), key=lambda m: m.step)]
+    best = torch.load("out/best.ckpt", weights_only=True)
+    assert best["epoch"] == int(np.argmin(losses))
+    assert float(best["state_dict"]["threshold"]) == pytest.approx(0.3)
+    assert not any(key.endswith("ap") for key in cli.rows)

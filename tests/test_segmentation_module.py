@@ -71,6 +71,26 @@ def test_figures_agree_with_scikit_learn_whatever_the_batches() -> None:
     assert values["iou_per_class"][K].isnan()
 
 
+def test_what_there_is_nothing_to_count_for_has_no_figure() -> None:
+    metric = SegmentationMetric(3)
+    metric.update(torch.zeros(1, 8, 8).long(), torch.zeros(1, 8, 8).long())  # neither objects nor boundaries
+    values = metric.compute()
+    assert {key: value for key, value in values.items() if isinstance(value, float)} == {
+        "miou": 1,
+        "dice": 1,
+        "accuracy": 1,
+    }
+    metric.reset()
+    metric.update(torch.zeros(1, 8, 8).long(), torch.full((1, 8, 8), 255))
+    assert not [value for value in metric.compute().values() if isinstance(value, float)]
+    masks = MaskMetric(2)
+    nothing = {"masks": torch.zeros(0, 8, 8).bool(), "labels": torch.zeros(0).long(), "scores": torch.zeros(0)}
+    masks.update(
+        nothing, nothing | {"masks": torch.zeros(0, 8, 8).to(torch.uint8), "ignore": torch.zeros(0).bool()}, 0.5
+    )
+    assert masks.compute() == {"panoptic_quality": 1}
+
+
 def test_boundary_pixels_are_those_near_enough_to_the_others() -> None:
     truth, found = blobs(3, 64, 1), blobs(3, 64, 2)
     found[0] = truth[0].roll(1, 1)

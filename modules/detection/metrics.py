@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from modules.detection.base import Detections
 
 HIT = 0.5  # overlap (IoU) from which a detection counts as that of an object, where one overlap is looked at
+UNSURE = 0.3  # score from which detections are believed where none is known to be better
 AREAS = ("small", "medium", "large")  # up to 32², up to 96², and more pixels
 Array = NDArray[np.float64]
 
@@ -59,15 +60,18 @@ class DetectionMetric(Metric):
 
         Returns:
             ``ap`` (mean over ten overlaps from 0.5 to 0.95, and classes), ``ap50``, ``ap75``, ``ap_small`` … for those
-            sizes that there are, ``ar100``, ``f1`` and its ``threshold``, all floats; ``per_class`` K×2 (AP, AP50; NaN
-            for a class without objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` int64
-            (K+1)×(K+1), true classes in rows, detected ones in columns, the last of both for the background.
+            sizes that there are, ``ar100``, ``f1``, all floats, and none of them where there is no object to be found; the
+            ``threshold`` of that F1, where anything was found rightly; ``per_class`` K×2 (AP, AP50; NaN for a class without
+            objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` at the threshold, or else at
+            `UNSURE`, int64 (K+1)×(K+1), true classes in rows, detected ones in columns, the last of both for the background.
         """
         truth, found = (_joined(rows) for rows in (self.truth, self.detections))
         result = average_precision(found, truth, self.num_classes)
         threshold, f1 = best_threshold(found, truth)
-        confident = found[found[:, 6] >= threshold]
-        return result | {"f1": f1, "threshold": threshold, "confusion": confusion(confident, truth, self.num_classes)}
+        if "ap" in result:
+            result |= {"f1": f1} | ({} if threshold is None else {"threshold": threshold})
+        confident = found[found[:, 6] >= (UNSURE if threshold is None else threshold)]
+        return result | {"confusion": confusion(confident, truth, self.num_classes)}
 
 
 def _rows(image: int, boxes: Tensor, labels: Tensor, values: Tensor) -> Tensor:
@@ -83,19 +87,19 @@ def _joined(rows: list[Tensor] | Tensor) -> Array:
 
 
 def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str, Any]:
-    """COCO's figures, see `DetectionMetric.compute`.
+    """COCO's figures, see `DetectionMetric.compute`; without any object to be found, just the arrays.
 
     Args:
         found: detections, N×7: image, xyxy, class, score.
         truth: objects, M×7: image, xyxy, class, 1 for one to be ignored.
         num_classes: number of classes K.
     """
-    nothing = np.full((num_classes, 2), np.nan)
-    if not len(truth) or not len(found):
-        counted = truth[truth[:, 6] == 0, 5].astype(int)
-        nothing[counted] = 0
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ar100": 0.0, "per_class": nothing,
-                "curves": np.zeros((num_classes, 101))}  # fmt: skip
+    counted = truth[truth[:, 6] == 0]
+    if not len(counted) or not len(found):
+        per_class = np.full((num_classes, 2), np.nan)
+        per_class[counted[:, 5].astype(int)] = 0
+        nothing = dict.fromkeys(("ap", "ap50", "ap75", "ar100"), 0.0) if len(counted) else {}
+        return {**nothing, "per_class": per_class, "curves": np.zeros((num_classes, 101))}
     images = np.unique(np.concatenate((truth[:, 0], found[:, 0]))).astype(int)
     coco = COCO(
         {
@@ -187,8 +191,9 @@ def _by_image(found: Array, truth: Array) -> list[tuple[NDArray[np.int64], Array
     return [(np.arange(a, b), found[a:b], truth[c:d]) for a, b, c, d in zip(*edges, strict=True)]
 
 
-def best_threshold(found: Array, truth: Array) -> tuple[float, float]:
-    """The score from which on detections are to be believed, so that F1 over all classes is best, and that F1.
+def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
+    """The score from which on detections are to be believed, so that F1 over all classes is best, and that F1; None and 0
+    where no detection is right.
 
     Args:
         found: N×7, sorted by image, see `average_precision`.
@@ -201,8 +206,8 @@ def best_threshold(found: Array, truth: Array) -> tuple[float, float]:
     order = np.argsort(-found[counts, 6], kind="stable")
     scores, right = found[counts, 6][order], np.cumsum(hits[counts][order] >= 0)
     wanted = int((truth[:, 6] == 0).sum())
-    if not wanted or not len(scores):
-        return 1.0, 0.0
+    if not wanted or not len(scores) or not right[-1]:
+        return None, 0.0
     f1 = 2 * right / (np.arange(1, len(scores) + 1) + wanted)
     f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores go together
     best = int(f1.argmax())

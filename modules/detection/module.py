@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from modules.base import Stage, VisionModule
 from modules.detection import pictures
 from modules.detection.base import Detections, Detector
 from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
-from modules.detection.metrics import DetectionMetric
+from modules.detection.metrics import UNSURE, DetectionMetric
 from modules.detection.yolo import YOLO
 from modules.optimization import Optimization
 from modules.pictures import confusion_matrix, draw_boxes, picture, sheet
@@ -85,7 +86,7 @@ class DetectionModule(VisionModule):
             self.detector.to(memory_format=torch.channels_last)
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
         self.label_names = label_names or [str(label) for label in range(num_classes)]
-        self.register_buffer("threshold", torch.tensor(0.3))
+        self.register_buffer("threshold", torch.tensor(UNSURE))
         self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes) for stage in ("val", "test")})
         self.best = float(self.threshold)
         self.shown: list[pictures.Example] = []
@@ -177,9 +178,14 @@ class DetectionModule(VisionModule):
         per_class, counts, curves = (values.pop(key) for key in ("per_class", "confusion", "curves"))
         for key, value in values.items():
             self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
-        if stage == "val":
+        if stage == "val" and "threshold" in values:
             self.best = float(values["threshold"])
             self.threshold.fill_(self.best)
+        if "ap" not in values:
+            rank_zero_warn(
+                f"There is no object to be found in the {stage} split: no average precision, and no threshold to tell boxes "
+                f"from, which stays {self.best:g}."
+            )
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
         if shown:
@@ -190,7 +196,7 @@ class DetectionModule(VisionModule):
         self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, [*names, "background"]))
         rows = [
             [name, int(row.sum()), *(None if value != value else float(value) for value in figures),
-             float(row[k] / max(1, row.sum())), float(row[k] / max(1, column.sum()))]
+             *(float(row[k] / part.sum()) if part.any() else None for part in (row, column))]
             for k, (name, figures, row, column) in enumerate(zip(names, per_class, counts, counts.T, strict=False))
         ]  # fmt: skip
         self.show_table(f"{stage}/per_class", ["class", "objects", "ap", "ap50", "recall", "precision"], rows)

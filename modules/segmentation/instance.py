@@ -102,11 +102,13 @@ class MaskMetric(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """``mask_ap`` (mean over overlaps from 0.5 to 0.95, and classes), ``mask_ap50``, ``mask_ap75``,
-        ``panoptic_quality``; all in [0, 1]."""
+        ``panoptic_quality``; all in [0, 1]. Without any object to be found, the last alone."""
         values = self.precision.compute()
         names = {"mask_ap": "map", "mask_ap50": "map_50", "mask_ap75": "map_75"}
-        result = {key: max(0.0, float(values[name])) for key, name in names.items()}
-        return result | {"panoptic_quality": float(self.quality.compute())}
+        result = {key: float(values[name]) for key, name in names.items()} | {
+            "panoptic_quality": float(self.quality.compute())
+        }
+        return {key: value for key, value in result.items() if value >= 0}  # -1 or NaN stand for none
 
     def reset(self) -> None:
         """Forgets all images."""

@@ -60,7 +60,8 @@ def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
 
     Returns:
         ``miou`` (mean intersection over union, Jaccard's index), ``dice`` and ``boundary_f1`` are means over the classes
-        that are there, in truth or prediction; ``accuracy`` is the share of pixels that are right; all floats.
+        that are there, in truth or prediction; ``accuracy`` is the share of pixels that are right; all floats. One that there
+        is nothing to count for, such as boundaries, is left out.
         ``iou_per_class``, ``dice_per_class``, ``boundary_f1_per_class`` are float K, NaN for a class that is nowhere.
     """
     counts = confusion.double()
@@ -70,10 +71,9 @@ def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     f1[(found_all + true_all) == 0] = torch.nan
     iou, dice = hits / (true + found - hits), 2 * hits / (true + found)
-    means = {"miou": iou, "dice": dice, "boundary_f1": f1}
+    means = {"miou": iou, "dice": dice, "boundary_f1": f1, "accuracy": hits.sum() / counts.sum()}
     return {
-        **{key: float(value.nanmean()) for key, value in means.items()},
-        "accuracy": float(hits.sum() / counts.sum()),
+        **{key: float(value.nanmean()) for key, value in means.items() if not value.isnan().all()},
         "iou_per_class": iou,
         "dice_per_class": dice,
         "boundary_f1_per_class": f1,
