@@ -113,10 +113,12 @@ def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list
     client, identity = MlflowClient(), data.identity()
     histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
                  if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
-    seen = sorted((m for m in histories.get(module.monitor, []) if m.value == m.value), key=lambda m: m.step)
+    # Where there was nothing to measure it on, the loss chose.
+    monitor, mode = (module.monitor, module.mode) if module.monitor in histories else ("val/loss", "min")
+    seen = sorted((m for m in histories.get(monitor, []) if m.value == m.value), key=lambda m: m.step)
     if not seen:
         return []
-    best = (max if module.mode == "max" else min)(seen, key=lambda m: m.value)
+    best = (max if mode == "max" else min)(seen, key=lambda m: m.value)
     chosen = [
         metric
         for key, history in histories.items()
