@@ -295,6 +295,18 @@ class VisionDataModule(L.LightningDataModule):
         splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
         return {"name": self.name, "splits": splits}
 
+    def take_whole(self) -> None:
+        """Takes a set whose splits were drawn as the test split as a whole: another model's training did not see any of it."""
+        self.undivided = True
+        found = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
+        for name in found & vars(self).keys():
+            del vars(self)[name]
+
     def prepare_data(self) -> None:
         """Downloads and checks on one process, so that the others find the result."""
         _ = self.sources

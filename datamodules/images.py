@@ -41,8 +41,20 @@ def is_image(file: Path) -> bool:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, linked ones too, sorted; without `is_junk`."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name))
+    """The folders in a folder, linked ones too, sorted; without `is_junk`.
+
+    Raises:
+        DataError: a name is not in UTF-8; it could not be a label.
+    """
+    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name))
+    for entry in found:
+        if os.fsencode(entry.name).decode(errors="replace") != entry.name:
+            raise DataError(
+                f"The name {entry.name} in {folder.resolve()} is not in UTF-8: rename it.".encode(
+                    errors="backslashreplace"
+                ).decode()
+            )
+    return found
 
 
 def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
@@ -81,7 +93,9 @@ def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
 def warn_of_left_out(files: Sequence[Path]) -> None:
     """Warns of files that are not read, with their number, kinds and the first one's name."""
     if files:
-        kinds = Counter(file.suffix.lower() or "no suffix" for file in files).most_common()
+        kinds = Counter(
+            (file.suffix.lower() or "without suffix") if file.exists() else "broken link" for file in files
+        ).most_common()
         rank_zero_warn(
             f"Left out: {len(files)} files of kinds that are not read ({listed(f'{n} {kind}' for kind, n in kinds)}); the "
             f"first: {files[0]}. Convert pictures to one of these: {KINDS}."

@@ -316,13 +316,11 @@ def test_a_set_without_splits_can_be_the_test_as_a_whole() -> None:
     data = ImageFolder("pets")
     assert {name: len(source) for name, source in data.sources.items()} == {"train": 8, "val": 2, "test": 2}
     assert data.drawn
-    whole = ImageFolder("pets")
-    whole.undivided = True
-    assert {name: len(source) for name, source in whole.sources.items()} == {"test": 12}
+    data.take_whole()
+    assert {name: len(source) for name, source in data.sources.items()} == {"test": 12}
     root = make_splits("given", train={"cat": 4, "dog": 4}, test={"cat": 1, "dog": 1})
     given = ImageFolder(str(root))
-    given.undivided = True
-    assert len(given.sources["test"]) == 2
+    assert list(given.sources) == ["train", "val", "test"]
     assert not given.drawn
 
 
@@ -332,6 +330,9 @@ def test_a_file_name_need_not_be_utf_8() -> None:
     data = ImageFolder("pets")
     assert sum(len(source) for source in data.sources.values()) == 12
     assert data.identity()["splits"]["train"]["samples"] == 8
+    os.rename(root / "dog", os.fsencode(root) + b"/d\xf6g")
+    with pytest.raises(DataError, match=r"d\\udcf6g in .*pets is not in UTF-8: rename"):
+        _ = ImageFolder("pets").sources
 
 
 def test_identity_changes_with_the_content_of_a_file_and_with_its_label() -> None:

@@ -298,6 +298,8 @@ def test_splits_that_are_not_there_are_drawn_and_keep_every_class() -> None:
     assert len(set(paths)) == len(paths) == 48
     again = opened("voc")
     assert again.identity() == data.identity()
+    again.take_whole()  # as for measuring a model that has learned from other data
+    assert {name: len(source) for name, source in again.sources.items()} == {"test": 48}
 
 
 def test_tiles_cover_an_image_and_keep_what_can_be_seen_in_them() -> None:

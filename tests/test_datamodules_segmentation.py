@@ -73,6 +73,8 @@ def test_a_folder_of_masks_in_any_lossless_form_gives_the_same_classes(form: str
     assert len(found) == 8
     for i in range(8):  # those with nothing in them are kept
         assert np.array_equal(found[f"p{i}"], mask_of(i))
+    data.take_whole()
+    assert {name: len(source) for name, source in data.sources.items()} == {"test": 8}
 
 
 def test_classes_by_value_and_what_does_not_count() -> None:
@@ -185,6 +187,8 @@ def test_coco_polygons_and_run_length_codes_are_the_same_mask() -> None:
         expected = np.zeros((40, 56), np.uint8)
         expected[10:20, 5:25], expected[0:8, 30:38] = 2, 255 if i == 5 else 1
         assert np.array_equal(mask, expected), i
+    data.take_whole()
+    assert {name: len(source.pictures) for name, source in data.sources.items()} == {"test": 6}
 
 
 def test_voc_reads_its_lists_and_leaves_borders_out() -> None:

@@ -229,6 +229,9 @@ class BoxFiles(DetectionDataModule):
                     f"first: {next(iter(report))}."
                 )
                 self.bad_files |= report
+        if "all" in parts and self.undivided:
+            return {"test": BoxSource(parts["all"], self.in_chans, self.tile)}
+        self.drawn = "all" in parts
         if "all" in parts:
             parts["train"] = parts.pop("all")
             if len(parts["train"]) > 2:

@@ -204,7 +204,7 @@ class SegmentationDataModule(VisionDataModule):
     @property
     def class_weights(self) -> list[float] | None:
         """See ``class_weighting``; a class without pixels weighs nothing."""
-        if self.class_weighting == "none":
+        if self.class_weighting == "none" or "train" not in self.sources:
             return None
         counts = self.sources["train"].counts[: self.num_classes].astype(float)  # type: ignore[attr-defined]
         there = counts > 0

@@ -119,8 +119,9 @@ class _MaskFiles(SegmentationDataModule):
         parts: dict[str, Sequence[int]] = {
             split: np.flatnonzero(groups == split).tolist() for split in pairs if split != "all"
         }
+        self.drawn = "all" in pairs and not self.undivided
         if "all" in pairs:
-            parts = drawn(len(paths))
+            parts = drawn(len(paths)) if self.drawn else {"test": range(len(paths))}
         elif "val" not in parts:
             parts["train"], parts["val"] = _spared(parts["train"])
         warn_of_shared({name: (paths[list(rows)], digests[list(rows)]) for name, rows in parts.items()})
@@ -135,6 +136,8 @@ class _MaskFiles(SegmentationDataModule):
             )
             digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
             result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
+        if "train" not in result:
+            return result, classes.names
         empty = [name for name, n in zip(classes.names, result["train"].counts, strict=False) if not n]  # type: ignore[attr-defined]
         if len(classes.names) - len(empty) < 2:
             there = next((name for name in classes.names if name not in empty), None)
@@ -477,6 +480,8 @@ class COCOSegmentation(SegmentationDataModule):
 
     def pictures(self) -> dict[str, Pictures]:
         """See `SegmentationDataModule.pictures`."""
-        sources = self._boxes.sources
+        if self.undivided:
+            self._boxes.take_whole()
+        sources, self.drawn = self._boxes.sources, self._boxes.drawn
         self.bad_files = self._boxes.bad_files
         return {name: _BoxPictures(source) for name, source in sources.items()}
