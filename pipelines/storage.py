@@ -1,5 +1,7 @@
 """A trained module as a folder of data: what the registry keeps, and what is made of it again."""
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import datamodules
-import modules
 from datamodules import VisionDataModule
 from modules import VisionModule
+from modules.parts import find_class, path_of, upgrade
 
 
 def save_model(
@@ -34,7 +36,7 @@ def save_model(
     save_file(state, folder / "model.safetensors")
     description = {
         "task": task,
-        "class": type(module).__name__,
+        "class_path": path_of(type(module)),
         "module": module.architecture,
         "preprocessing": preprocessing,
         "data": data,
@@ -53,14 +55,46 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
     """
     try:
         description = yaml.safe_load((folder / "architecture.yaml").read_text())
-        if description["class"] not in modules.__all__:
-            raise ValueError(f"a {description['class']} is not known to this version of Fovea")
-        module: VisionModule = getattr(modules, description["class"]).from_architecture(description["module"])
+        _check_classes(folder, description["module"] | {"class_path": description.get("class_path", "")})
+        # Earlier versions wrote the bare name of one of Fovea's own classes, as ``class``.
+        kind: Any = find_class(description.get("class_path") or description["class"], VisionModule)
+        module: VisionModule = kind.from_architecture(upgrade(description["module"]))
         learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
         module.load_state_dict(learning | load_file(folder / "model.safetensors"))
         return module.eval(), description["preprocessing"]
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
+
+
+def _check_classes(folder: Path, description: Any) -> None:
+    """Looks, before anything is imported, where the classes that a model names are: code in its own folder is not run.
+
+    Raises:
+        ValueError: one is in there.
+    """
+    if isinstance(description, list):
+        description = dict(enumerate(description))
+    if not isinstance(description, dict):
+        return
+    for value in description.values():
+        _check_classes(folder, value)
+    root = next(
+        (place for place in reversed(folder.resolve().parents) if (place / "MLmodel").exists()), folder.resolve()
+    )
+    names = str(description.get("class_path", "")).split(".")[:-1]
+    for count in range(1, len(names) + 1):
+        name = ".".join(names[:count])
+        if name in sys.modules:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)  # which imports what is around it, that was looked at before
+        except ImportError:
+            spec = None
+        if spec is None:
+            return
+        places = [spec.origin, *(spec.submodule_search_locations or [])]
+        if any(Path(place).resolve().is_relative_to(root) for place in places if place):
+            raise ValueError(f"{name} is code in the model's own folder, which is not run")
 
 
 def learned_from(folder: Path) -> VisionDataModule:
@@ -73,7 +107,10 @@ def learned_from(folder: Path) -> VisionDataModule:
         ValueError: the model does not say.
     """
     saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
-    name = saved["class_path"].rsplit(".", 1)[-1] if saved else None
-    if name not in datamodules.__all__:
+    if not saved:
         raise ValueError(f"{folder} does not say which data it learned from.")
-    return getattr(datamodules, name)(**saved.get("init_args", {}))
+    _check_classes(folder, saved)
+    package, _, name = saved["class_path"].rpartition(".")
+    own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
+    kind: Any = own or find_class(saved["class_path"], VisionDataModule)
+    return kind(**saved.get("init_args", {}))

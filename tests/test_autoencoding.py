@@ -40,7 +40,7 @@ from modules.autoencoding import (
     VectorQuantized,
 )
 from modules.autoencoding.module import UnitStatistics
-from modules.parts import Draws, rebuild, recipe
+from modules.parts import Draws, build, describe
 from modules.reconstruction import ssim
 from pipelines import registry
 from pipelines.autoencoding import autoencoding, command
@@ -279,9 +279,9 @@ def test_an_autoencoder_is_rebuilt_from_plain_data() -> None:
         Perceptual("lenet5"),
     )
     for part in others:
-        assert recipe(rebuild(recipe(part))) == recipe(part)
+        assert describe(build(describe(part))) == describe(part)
     with pytest.raises(ValueError, match="no part 'Linear'"):
-        rebuild({"class": "Linear", "in_features": 1, "out_features": 1})
+        build({"class": "Linear", "in_features": 1, "out_features": 1})
 
 
 def test_principal_components_beside_it_are_those_of_scikit_learn() -> None:

@@ -243,18 +243,20 @@ def test_code_in_a_model_s_folder_is_not_run(trained: VisionCLI, monkeypatch: py
     flavour["python_model"] = "python_model.pkl"
     Path("model/MLmodel").write_text(yaml.safe_dump(flavours))
     Path("model/python_model.pkl").write_bytes(evil)
-    for code in ("pyfunc.py", "code/pipelines/pyfunc.py", "code/modules/__init__.py"):
+    for code in ("pyfunc.py", "code/pipelines/pyfunc.py", "code/modules/__init__.py", "code/evil.py", "__init__.py"):
         Path("model", code).write_text(f"open({os.path.abspath('executed')!r}, 'w')\n")
     assert registry.load("model").predict(None, ["a.png"]).equals(expected)
     assert predict.predict("model", ["a.png"]) == 0
 
+    monkeypatch.syspath_prepend(os.getcwd())
     (description,) = Path("model").rglob("architecture.yaml")
     weights, plain = description.with_name("model.safetensors"), yaml.safe_load(description.read_text())
     torch.save({"conv1.weight": Payload()}, "evil.pth")
     options = {"backbone": os.path.abspath("evil.pth"), "backbone_options": {"architecture": "lenet5"}}
     for text in (
         "!!python/object/apply:builtins.open [executed, w]",
-        yaml.safe_dump(plain | {"class": "os.system"}),
+        yaml.safe_dump(plain | {"class_path": "os.system"}),
+        yaml.safe_dump(plain | {"class_path": "model.code.evil.Evil"}),  # Python would find it from here
         yaml.safe_dump(plain | {"module": plain["module"] | options}),
     ):
         description.write_text(text)

@@ -12,6 +12,7 @@ from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.parts import Draws
 from modules.ranges import PositiveInt, Share
+from modules.transfer import Transfer
 
 PICTURED = 12  # images in the picture
 
@@ -57,9 +58,12 @@ class MaskedAutoencodingModule(VisionModule):
         normalize_patches: let mean and standard deviation of each patch be given, so that only the rest is learned; the
             paper's features are better with it. Pictures and MSE then use the true ones.
         optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/loss"
+    compiles_features = True
 
     def __init__(
         self,
@@ -74,9 +78,20 @@ class MaskedAutoencodingModule(VisionModule):
         decoder_heads: PositiveInt = 4,
         normalize_patches: bool = True,
         optimization: Optimization | None = None,
+        compile: bool = False,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
-            backbone, pretrained, in_chans, image_size, 0, backbone_options, optimization, channels_last=False
+            backbone,
+            pretrained,
+            in_chans,
+            image_size,
+            0,
+            backbone_options,
+            optimization,
+            compile,
+            channels_last=False,
+            transfer=transfer,
         )
         if not isinstance(self.backbone, VisionTransformer):
             raise BackboneError(
@@ -131,7 +146,7 @@ class MaskedAutoencodingModule(VisionModule):
         patches = self.positions.shape[1]
         order = draws.uniform(patches).argsort(1)
         self.visible.kept = kept = order[:, self.masked :]
-        tokens = self.embed(self.backbone.forward_features(self.normalize(image))[:, self.visible.prefix :])
+        tokens = self.embed(self.last_features(self.normalize(image))[:, self.visible.prefix :])
         self.visible.kept = None
         index = kept[:, :, None].expand(-1, -1, tokens.shape[2])
         full = self.mask_token.to(tokens.dtype).repeat(len(image), patches, 1).scatter(1, index, tokens)
@@ -166,5 +181,5 @@ class MaskedAutoencodingModule(VisionModule):
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image its ``code``: the mean of the tokens of its patches, all of them visible."""
-        tokens = self.backbone.forward_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
+        tokens = self.last_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
         return [{"code": code} for code in tokens.mean(1).double().mul(1e5).round().div(1e5).tolist()]

@@ -18,7 +18,7 @@ from modules.backbones import BackboneError
 from modules.base import Stage, VisionModule
 from modules.decoders import Decoder, TransposedConvolutions
 from modules.optimization import Optimization
-from modules.parts import Draws, rebuild, recipe
+from modules.parts import Draws, build, describe
 from modules.pictures import captioned, image_grid
 from modules.reconstruction import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.transfer import Transfer
@@ -106,6 +106,7 @@ class AutoencodingModule(VisionModule):
         penalty: what training adds to the loss.
         pca: compare with principal components.
         optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
         transfer: how the backbone is put to its new use; see `VisionModule`.
 
@@ -128,6 +129,7 @@ class AutoencodingModule(VisionModule):
         penalty: Penalty | None = None,
         pca: bool = True,
         optimization: Optimization | None = None,
+        compile: bool = False,
         channels_last: bool = True,
         transfer: Transfer | None = None,
     ) -> None:
@@ -139,7 +141,8 @@ class AutoencodingModule(VisionModule):
             0,
             backbone_options,
             optimization,
-            channels_last=channels_last,
+            compile,
+            channels_last,
             transfer=transfer,
         )
         self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
@@ -148,6 +151,8 @@ class AutoencodingModule(VisionModule):
         self.decoder = decoder or TransposedConvolutions()
         self.loss = loss or MSE()
         self.noise, self.penalty = noise, penalty
+        # What is compiled cannot be differentiated twice.
+        self.compiles_features = penalty is None or not penalty.needs_input_gradient
         if image_size < self.loss.least:
             raise BackboneError(
                 f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels, not {image_size}: "
@@ -181,18 +186,18 @@ class AutoencodingModule(VisionModule):
     @property
     def architecture(self) -> dict[str, Any]:
         """See `VisionModule.architecture`."""
-        parts = {name: recipe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
+        parts = {name: describe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
         return {"in_chans": self.in_chans, "image_size": self.image_size, **self.backbone.recipe, **parts}
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "AutoencodingModule":
         """See `VisionModule.from_architecture`."""
         parts = ("bottleneck", "decoder", "loss", "noise", "penalty")
-        return cls(**{name: rebuild(v) if name in parts else v for name, v in architecture.items()})
+        return cls(**{name: build(v) if name in parts else v for name, v in architecture.items()})
 
     def features(self, image: Tensor) -> Tensor:
         """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
-        features = self.backbone.forward_features(image)
+        features = self.last_features(image)
         if features is image:  # an MLP
             return cast(Tensor, self.backbone(image))
         if features.ndim == 3:  # a transformer's tokens

@@ -1,7 +1,7 @@
 """Boxes around objects, with a label each."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from modules.base import Stage, VisionModule
 from modules.detection import pictures
 from modules.detection.base import Detections, Detector
-from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
 from modules.detection.metrics import UNSURE, DetectionMetric
 from modules.detection.yolo import YOLO
 from modules.optimization import Optimization
+from modules.parts import build, describe
 from modules.pictures import confusion_matrix, draw_boxes, picture, sheet
 from modules.transfer import Transfer
 
-DETECTORS: dict[str, type[Detector]] = {kind.__name__: kind for kind in (YOLO, FCOS, RetinaNet, FasterRCNN)}
 SHOWN = 8  # validation images whose detections are shown
 WORST = 8  # images with most mistakes that are shown
 
@@ -101,16 +100,15 @@ class DetectionModule(VisionModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             **self.backbone.recipe,
-            "detector": type(self.detector).__name__,
-            "detector_options": self.detector.options,
+            "detector": describe(self.detector, **self.detector.options),
         }
 
     @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "DetectionModule":
+    def from_architecture(cls, architecture: dict[str, Any]) -> Self:
         """See `VisionModule.from_architecture`."""
         rest = dict(architecture)
-        kind, options = DETECTORS[rest.pop("detector")], rest.pop("detector_options")
-        return cls(**rest, detector=lambda *given: kind(*given, **options))
+        detector = rest.pop("detector")
+        return cls(**rest, detector=lambda *given: build(detector, *given, base=Detector))
 
     def forward(self, image: Tensor) -> Any:
         """uint8 B×C×S×S to the raw outputs of the detector."""

@@ -17,7 +17,7 @@ from modules.gan.figures import compare, effective_classes, frechet_distance, ne
 from modules.gan.health import Health
 from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
-from modules.parts import Draws, rebuild, recipe, within
+from modules.parts import Draws, build, describe, within
 from modules.pictures import captioned, image_grid
 from modules.ranges import NonNegativeInt, PositiveInt
 
@@ -181,10 +181,10 @@ class GANModule(AdversarialModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             **self.backbone.recipe,
-            "generator": recipe(cast(Generator, self.generator).decoder),
-            "objective": recipe(self.objective),
-            "discriminator_decoder": recipe(self.head.decoder) if isinstance(self.head, Energy) else None,
-            "encoder": recipe(cast(Generator, self.generator).encoder),
+            "generator": describe(cast(Generator, self.generator).decoder),
+            "objective": describe(self.objective),
+            "discriminator_decoder": describe(self.head.decoder) if isinstance(self.head, Energy) else None,
+            "encoder": describe(cast(Generator, self.generator).encoder),
             "latent_size": self.latent_size,
             "conditional": self.conditional,
             "spectral_norm": self.spectral_norm,
@@ -194,7 +194,7 @@ class GANModule(AdversarialModule):
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "GANModule":
         """See `VisionModule.from_architecture`."""
-        parts = {key: rebuild(architecture[key]) for key in PARTS if key in architecture}
+        parts = {key: build(architecture[key]) for key in PARTS if key in architecture}
         return cls(**architecture | parts)
 
     # The players

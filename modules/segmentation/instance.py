@@ -21,6 +21,7 @@ from modules.optimization import Optimization
 from modules.pictures import picture, sheet
 from modules.ranges import Positive, PositiveInt
 from modules.segmentation.pictures import palette
+from modules.transfer import Transfer
 
 SHOWN = 8  # validation images whose masks are shown
 VISIBLE = 0.5  # share of an object that must not lie behind others for it to be in a panoptic map
@@ -158,6 +159,7 @@ class InstanceSegmentationModule(DetectionModule):
         optimization: how it is trained.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/mask_ap"
@@ -175,6 +177,7 @@ class InstanceSegmentationModule(DetectionModule):
         optimization: Optimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -188,17 +191,10 @@ class InstanceSegmentationModule(DetectionModule):
             optimization,
             compile,
             channels_last,
+            transfer,
         )
         self.mask_figures = nn.ModuleDict({stage: MaskMetric(num_classes) for stage in ("val", "test")})
         self.tinted: list[NDArray[np.uint8]] = []
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "InstanceSegmentationModule":
-        """See `VisionModule.from_architecture`."""
-        rest = dict(architecture)
-        del rest["detector"]
-        options = rest.pop("detector_options")
-        return cls(**rest, detector=lambda *given: MaskRCNN(*given, **options))
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
         super()._measure(batch, found, stage)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from modules.base import Stage, VisionModule
 from modules.optimization import Optimization
+from modules.parts import build, describe
 from modules.pictures import confusion_matrix, picture, sheet
 from modules.segmentation import pictures
-from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
+from modules.segmentation.decoders import Decoder, UNet
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.sliding import strips
+from modules.transfer import Transfer
 
-DECODERS: dict[str, type[Decoder]] = {kind.__name__: kind for kind in (UNet, FPN, DeepLabV3Plus, SegFormer)}
 SHOWN = 6  # validation images whose class maps are shown
 WORST = 6  # images with most wrong pixels that are shown
 
@@ -49,6 +50,7 @@ class SegmentationModule(VisionModule):
         optimization: how it is trained.
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/miou"
@@ -69,6 +71,7 @@ class SegmentationModule(VisionModule):
         optimization: Optimization | None = None,
         compile: bool = False,
         channels_last: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -81,6 +84,7 @@ class SegmentationModule(VisionModule):
             compile,
             channels_last,
             features_only=True,
+            transfer=transfer,
         )
         self.decoder = decoder(self.backbone, num_classes)
         if channels_last:
@@ -104,16 +108,15 @@ class SegmentationModule(VisionModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             **self.backbone.recipe,
-            "decoder": type(self.decoder).__name__,
-            "decoder_options": self.decoder.options,
+            "decoder": describe(self.decoder, **self.decoder.options),
         }
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "SegmentationModule":
         """See `VisionModule.from_architecture`."""
         rest = dict(architecture)
-        kind, options = DECODERS[rest.pop("decoder")], rest.pop("decoder_options")
-        return cls(**rest, decoder=lambda *given: kind(*given, **options))
+        decoder = rest.pop("decoder")
+        return cls(**rest, decoder=lambda *given: build(decoder, *given, base=Decoder))
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×H×W of any size to logits, float B×K×H×W."""

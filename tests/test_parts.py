@@ -1,0 +1,220 @@
+"""Parts of a model are saved as data, and made again: Fovea's own, a user's, and those of models saved by earlier versions."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from modules import (
+    AutoencodingModule,
+    BackboneError,
+    DetectionModule,
+    GANModule,
+    InstanceSegmentationModule,
+    SegmentationModule,
+    SuperResolutionModule,
+    TranslationModule,
+    VisionModule,
+)
+from modules.autoencoding import GaussianNoise, Plain
+from modules.gan import SRResNet
+from modules.parts import build, describe, upgrade
+from pipelines import storage
+
+OWN = '''
+import torch
+from torch import nn
+from modules import ClassificationModule
+from modules.autoencoding import Noise
+from modules.detection import FCOS
+from modules.segmentation import UNet
+
+
+class Detector(FCOS):
+    """What only I need."""
+
+
+class Decoder(UNet):
+    """What only I need."""
+
+
+class Salt(Noise):
+    """What only I need."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, image, draws):
+        return image
+
+
+class Task(ClassificationModule):
+    """What only I need."""
+
+
+class Swish(nn.Module):
+    """What only I need."""
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.beta * x)
+
+
+class Forgetful(Salt):
+    """Forgets what it was made with."""
+
+    def __init__(self, much: float) -> None:
+        super().__init__(much / 2)
+'''
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch):
+    """A module of the user's, in a folder that Python looks into."""
+    Path("mine").mkdir()
+    Path("mine", "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend("mine")
+    yield importlib.import_module("own_parts")
+    sys.modules.pop("own_parts", None)
+
+
+def models(own) -> dict[str, VisionModule]:
+    return {
+        "detector": DetectionModule(2, image_size=64, backbone="test_resnet",
+                                    detector=lambda *given: own.Detector(*given, strides=[8, 16], width=32)),
+        "decoder": SegmentationModule(2, image_size=64, backbone="test_resnet",
+                                      decoder=lambda *given: own.Decoder(*given, widths=[16, 16, 8, 8, 8])),
+        "part": AutoencodingModule(None, 1, 12, bottleneck=Plain(4, activation=own.Swish(1.5)), noise=own.Salt(0.25)),
+        "task": own.Task(3, in_chans=1, image_size=12),
+    }  # fmt: skip
+
+
+def test_parts_and_tasks_of_the_users_own_are_loaded_again(own) -> None:
+    for name, module in models(own).items():
+        storage.save_model(Path(name), module, {}, "mine")
+        twin, _ = storage.load_model(Path(name))
+        assert type(twin) is type(module)
+        assert twin.architecture == module.architecture
+        batch = {
+            "image": torch.randint(256, (1, module.in_chans, module.image_size, module.image_size), dtype=torch.uint8)
+        }
+        with torch.no_grad():
+            assert twin.answers(batch) == module.eval().answers(batch)
+    loaded, _ = storage.load_model(Path("part"))
+    assert (loaded.noise.share, loaded.bottleneck.activation.beta) == (0.25, 1.5)
+
+
+def test_a_class_that_is_not_there_is_named_with_the_way_out(own, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in models(own).items():
+        storage.save_model(Path(name), module, {}, "mine")
+    monkeypatch.delitem(sys.modules, "own_parts")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != "mine"])
+    for name in ("detector", "decoder", "part", "task"):
+        with pytest.raises(ValueError, match=r"there is no own_parts\.\w+ here.*PYTHONPATH"):
+            storage.load_model(Path(name))
+
+
+def test_a_part_that_forgets_its_arguments_is_named_before_the_training(own) -> None:
+    module = AutoencodingModule(None, 1, 12, noise=own.Forgetful(0.5))
+    with pytest.raises(
+        BackboneError, match=r"own_parts\.Forgetful.*let its __init__ keep the argument 'much' as self\.much"
+    ):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize("path", ["subprocess.Popen", "builtins.eval", "os.system", "torch.nn.Nothing"])
+def test_nothing_but_a_part_is_made(path: str) -> None:
+    with pytest.raises(ValueError, match=r"is no Part|there is no|is no Module"):
+        build({"class_path": path, "init_args": {}})
+
+
+SAVED_EARLIER = {
+    "DetectionModule": {
+        "num_classes": 2, "label_names": ["a", "b"], "in_chans": 3, "image_size": 64, "backbone": "test_resnet",
+        "backbone_options": {"small_stem": False}, "detector": "YOLO",
+        "detector_options": {"strides": [8, 16], "width": 16, "depth": 1},
+    },
+    "InstanceSegmentationModule": {
+        "num_classes": 2, "label_names": ["a", "b"], "in_chans": 3, "image_size": 64, "backbone": "test_resnet",
+        "backbone_options": {"small_stem": False}, "detector": "MaskRCNN",
+        "detector_options": {"strides": [4, 8], "width": 8, "hidden": 8, "mask_width": 8},
+    },
+    "SegmentationModule": {
+        "num_classes": 2, "label_names": ["a", "b"], "in_chans": 3, "image_size": 64, "backbone": "test_resnet",
+        "backbone_options": {"small_stem": False}, "decoder": "UNet", "decoder_options": {"widths": None, "norm": "batchnorm"},
+    },
+    "AutoencodingModule": {
+        "in_chans": 1, "image_size": 12, "backbone": "convnet", "backbone_options": {"small_stem": False},
+        "bottleneck": {"class": "Plain", "size": 4, "spatial": False, "activation": {"class": "LeakyReLU", "negative_slope": 0.3,
+                                                                                  "inplace": False}},
+        "decoder": {"class": "Dense", "hidden": [9]}, "loss": {"class": "MSE"}, "noise": None, "penalty": None,
+    },
+    "GANModule": {
+        "label_names": None, "in_chans": 1, "image_size": 12, "backbone": "dcgan",
+        "backbone_options": {"width": 4, "small_stem": False},
+        "generator": {"class": "UpsampledConvolutions", "width": 4, "norm": "none"}, "objective": {"class": "Hinge"},
+        "discriminator_decoder": None, "encoder": None, "latent_size": 8, "conditional": False, "spectral_norm": False,
+        "growth": 0,
+    },
+    "SuperResolutionModule": {
+        "in_chans": 1, "image_size": 16, "backbone": "dcgan", "backbone_options": {"width": 4, "small_stem": False},
+        "generator": {"class": "SRResNet", "width": 4, "blocks": 1, "norm": "none", "factor": 4, "bicubic": True},
+    },
+    "TranslationModule": {
+        "label_names": ["a", "b"], "attributes": {"domain": ["a", "b"]}, "in_chans": 3, "image_size": 12,
+        "backbone": "patchgan", "backbone_options": {"width": 4, "small_stem": False},
+        "translator": {"class": "ResidualTranslator", "width": 4, "blocks": 1}, "objective": {"class": "LeastSquares"},
+        "shared": False,
+    },
+}  # fmt: skip
+KINDS = (
+    AutoencodingModule,
+    DetectionModule,
+    GANModule,
+    InstanceSegmentationModule,
+    SegmentationModule,
+    SuperResolutionModule,
+    TranslationModule,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_and_checkpoints_of_earlier_versions_are_read(kind: type[VisionModule], tmp_path: Path) -> None:
+    saved = SAVED_EARLIER[kind.__name__]
+    module = kind.from_architecture(upgrade(saved))
+    for key in ("detector", "decoder"):
+        if f"{key}_options" in saved:  # those that are not given were written down too
+            saved = saved | {f"{key}_options": getattr(module, key).options}
+    storage.save_model(tmp_path, module, {"image_size": module.image_size}, "task")
+    file = tmp_path / "architecture.yaml"
+    description = yaml.safe_load(file.read_text())
+    assert description["class_path"] == f"modules.{kind.__name__}"
+    del description["class_path"]
+    file.write_text(yaml.safe_dump(description | {"class": kind.__name__, "module": saved}))
+    twin, _ = storage.load_model(tmp_path)
+    assert twin.architecture == module.architecture
+    state = {"architecture": saved, "state_dict": module.state_dict()}
+    module.on_load_checkpoint(state)  # the same network
+    key = next(key for key, value in saved.items() if isinstance(value, dict | str) and key in ("detector", "decoder", "objective", "generator", "translator"))  # fmt: skip
+    with pytest.raises(BackboneError, match=f"another network: its {key}"):
+        module.on_load_checkpoint(state | {"architecture": saved | {key: {"class": "Hinge"}, f"{key}_options": {}}})
+
+
+def test_a_description_names_the_shortest_path_and_nests() -> None:
+    assert describe(GaussianNoise(0.1)) == {
+        "class_path": "modules.autoencoding.GaussianNoise",
+        "init_args": {"sigma": 0.1},
+    }
+    nested = describe(Plain(3, activation=nn.ReLU()))
+    assert nested["init_args"]["activation"] == {"class_path": "torch.nn.ReLU", "init_args": {"inplace": False}}
+    assert describe(build(describe(SRResNet(4, 1)))) == describe(SRResNet(4, 1))
+    moved = describe(GaussianNoise(0.1)) | {"class_path": "modules.somewhere.GaussianNoise"}
+    assert build(moved).sigma == 0.1
