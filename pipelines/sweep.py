@@ -8,13 +8,14 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning as L
 import mlflow
@@ -33,7 +34,6 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from modules import VisionModule
 from pipelines import registry
 from pipelines.cli import VisionCLI
 from pipelines.console import mistakes, print_table
@@ -41,6 +41,10 @@ from pipelines.tracking import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
 OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself
+
+
+class _JudgedError(Exception):
+    """Says by which metric a training would be judged."""
 
 
 class Report(L.Callback):
@@ -51,12 +55,15 @@ class Report(L.Callback):
 
     trial: optuna.Trial | None = None
     parent: str | None = None
+    asked = False  # only by which metric a training would be judged
 
     def __init__(self) -> None:
         self.validations, self.pruned = 0, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the run a child of the sweep's, before anything can go wrong in it."""
+        if self.asked:
+            raise _JudgedError(pl_module.monitor, pl_module.mode)
         if self.trial and stage == "fit" and trainer.logger:
             client, run_id = trainer.logger.experiment, trainer.logger.version  # type: ignore[attr-defined]
             client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.parent)
@@ -133,6 +140,7 @@ class Sweep:
         folder: each trial has a folder in it.
         parent: the run that has those of the trials as children.
         monitor: the metric, on the validation split.
+        mode: whether the least of it is best, ``min``, or the most, ``max``.
     """
 
     study: optuna.Study
@@ -142,6 +150,7 @@ class Sweep:
     folder: Path
     parent: str
     monitor: str
+    mode: str
 
     def output(self, trial: optuna.Trial | FrozenTrial) -> Path:
         """The folder of a trial, which one that takes over another's work shares."""
@@ -153,6 +162,8 @@ class Sweep:
         Report.trial, Report.parent = trial, self.parent
         try:
             cli = self.command([*self.args, *_options(chosen), "--output", str(self.output(trial))])
+            if (cli.model.monitor, cli.model.mode) != (self.monitor, self.mode):
+                raise ValueError(f"with these settings {cli.model.monitor} judges, in the sweep {self.monitor}")
             watch = next(c for c in cli.trainer.callbacks if isinstance(c, Report))  # type: ignore[attr-defined]
             scores = [
                 c.best_model_score
@@ -257,6 +268,23 @@ def _check(command: Callable[[list[str]], VisionCLI], args: list[str], space: di
                 raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
 
 
+def _judged(command: Callable[[list[str]], VisionCLI], args: list[str]) -> tuple[str, str]:
+    """The metric that judges a training of the recipe, and ``min`` or ``max``: a module may choose them by its settings."""
+    Report.asked = True
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            command([*args, "--output", folder, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"])
+    except _JudgedError as said:
+        return said.args[0], said.args[1]
+    except SystemExit as end:
+        if end.code in (130, 143):
+            raise
+        raise ValueError("The recipe or --args cannot be used; see above.") from None
+    finally:
+        Report.asked = False
+    raise AssertionError("the trainer did not set up its callbacks")
+
+
 def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experiment: str) -> optuna.Study:
     """The study of this name, with its parent run; made by whoever of several processes comes first."""
     if storage.startswith("sqlite:///"):
@@ -344,9 +372,11 @@ def sweep(
     try:
         pipeline = importlib.import_module(f"pipelines.{task}")
         command = getattr(pipeline, task)
-        module = next(v for v in vars(pipeline).values() if isinstance(v, type) and issubclass(v, VisionModule))
-    except (ImportError, AttributeError, StopIteration):
-        raise ValueError(f"There is no task {task!r}.") from None
+        known = get_type_hints(command).get("return") is VisionCLI
+    except (ImportError, AttributeError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"There is no task {task!r}.")
     found = read_space(space)
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
@@ -354,10 +384,11 @@ def sweep(
     _check(command, common, found)
     name = study or f"{recipe.stem}-{space.stem}"
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
-    shared = _study(name, storage, f"{module.mode}imize", plan, experiment)
+    monitor, mode = _judged(command, common)
+    shared = _study(name, storage, f"{mode}imize", plan, experiment)
     parent = shared.user_attrs["parent"]
     os.environ.pop("MLFLOW_RUN_ID", None)  # it is the sweep's, not the trials'
-    work = Sweep(shared, found, command, common, Path("outputs", "sweeps", name), parent, module.monitor)
+    work = Sweep(shared, found, command, common, Path("outputs", "sweeps", name), parent, monitor, mode)
     client = MlflowClient()
     client.update_run(parent, "RUNNING")
     try:

@@ -1,6 +1,8 @@
 """A sweep finds the best trial, is shared, and goes on where it was cut off."""
 
+import math
 import os
+import shlex
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from conftest import start
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState, create_trial
+from test_contract import TASKS
 
 from pipelines import registry, sweep
 from pipelines.tracking import run_id_of
@@ -150,3 +153,51 @@ def test_settings_that_fail_do_not_end_the_sweep() -> None:
     assert [trial.state for trial in study().trials] == [TrialState.FAIL] * 2
     assert "do not go together" in study().trials[0].user_attrs["error"]
     assert MlflowClient().get_run(study().user_attrs["parent"]).info.status == "FAILED"
+
+
+SCENES = [
+    "--data.scene_size",
+    "48",
+    "--data.train",
+    "32",
+    "--data.val",
+    "16",
+    "--data.test",
+    "16",
+    "--data.batch_size",
+    "8",
+]
+OTHERS = {
+    "instance_segmentation": ["--data", "DigitMasks", *SCENES, "--data.objects", "true", "--model.backbone", "test_resnet",
+                              "--model.detector", "modules.segmentation.MaskRCNN", "--model.detector.width", "16",
+                              "--model.detector.hidden", "16", "--model.detector.mask_width", "16"],
+    "masked_autoencoding": ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone_options",
+                            "{patch_size: 4, embed_dim: 24, depth: 1, num_heads: 2}", "--model.decoder_dim", "16",
+                            "--model.decoder_depth", "1"],
+    "translation": ["--data.image_size", "12", "--data.batch_size", "16", "--model.judge_steps", "5",
+                    "--model.translator", "ResidualTranslator", "--model.translator.width", "4", "--model.translator.blocks", "1",
+                    "--model.backbone_options.width", "4"],
+}  # fmt: skip
+JUDGED = {"autoencoding": "min", "gan": "min", "masked_autoencoding": "min", "translation": "min"}
+SMALL = {name: task.small for name, task in TASKS.items()} | OTHERS
+
+
+QUICK = ("gan", "super_resolution", "translation")  # classification is above
+
+
+@pytest.mark.parametrize("task", [pytest.param(t, marks=[] if t in QUICK else pytest.mark.slow) for t in SMALL])
+def test_every_task_is_swept(task: str) -> None:
+    less = "{max_epochs: 1, limit_train_batches: 1, limit_val_batches: 2, limit_test_batches: 1, accelerator: cpu, enable_progress_bar: false}"
+    Path("recipe.yaml").write_text(f"trainer: {less}")
+    Path("space.yaml").write_text("model.optimization.lr: [0.001]")
+    name = Path.cwd().name
+    assert (
+        sweep.sweep(Path("recipe.yaml"), Path("space.yaml"), 1, task, name, STORAGE, args=shlex.join(SMALL[task])) == 0
+    )
+    done = study()
+    assert done.direction.name.lower() == f"{JUDGED.get(task, 'max')}imize"
+    assert math.isfinite(done.best_value)
+    run = MlflowClient().get_run(done.user_attrs["parent"])
+    monitor = next(key for key in run.data.metrics if key.startswith("val/"))
+    history = MlflowClient().get_metric_history(done.best_trial.user_attrs["run_id"], monitor)
+    assert [point.value for point in history] == [pytest.approx(done.best_value)]
