@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import lightning as L
 import numpy as np
@@ -22,6 +22,7 @@ from torchmetrics import Metric
 
 from modules.backbones import BackboneError, create_backbone, read_weights, untrained
 from modules.optimization import Optimization, WeightAverage
+from modules.parts import upgrade
 from modules.pictures import image_grid
 from modules.transfer import FIRST_LAYER, Solution, Strategy, Transfer, extract, layers, measure, unfreezing
 
@@ -114,6 +115,7 @@ class VisionModule(L.LightningModule):
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
+    compiles_features: bool = False  # of the backbone `last_features` is asked for, too
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     backbone: Any  # what `create_backbone` makes
     scale: Tensor
@@ -170,12 +172,14 @@ class VisionModule(L.LightningModule):
         self._fixed: set[str] | None = None  # parameters that never learn
         self._finite = ""  # the last loss that was looked at
         self._undrawn: set[str] = set()  # pictures that could not be made
+        self._losses: list[Tensor] = []  # of the batches of the step that is under way
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VisionModule":
         """A copy without the trainer, and so without its data and loggers: what averaging of weights needs."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        shared = {"_trainer": None, "optimization": self.optimization}
+        shared = {"_trainer": None, "optimization": self.optimization, "_compiled": None}
         for key, value in self.__dict__.items():
             twin.__dict__[key] = shared[key] if key in shared else deepcopy(value, memo)
         return twin
@@ -186,7 +190,7 @@ class VisionModule(L.LightningModule):
         raise NotImplementedError
 
     @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "VisionModule":
+    def from_architecture(cls, architecture: dict[str, Any]) -> Self:
         """The network that `architecture` describes."""
         return cls(**architecture)
 
@@ -257,15 +261,40 @@ class VisionModule(L.LightningModule):
             image = image.contiguous()
         return image.float().mul_(self.scale).add_(self.shift)
 
+    def last_features(self, image: Tensor) -> Tensor:
+        """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
+        return (self._compiled or self.backbone.forward_features)(image)  # type: ignore[no-any-return]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss with its penalties."""
         loss = self.step(batch, "train")
         value = loss.detach()
         self.log_mean("train/loss", value, len(batch["image"]))
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_now({"train/loss_step": float(value)}, self.global_step)
-            self._check(float(value), batch)
+            self._losses.append(value)
+            if not self.holds_gradients(batch_idx):
+                self._log_step({"loss": torch.stack(self._losses).mean()}, self.global_step, batch)
+                self._losses = []
         return loss + self.weight_penalty()
+
+    def _log_step(
+        self, terms: dict[str, Tensor], step: int, batch: dict[str, Tensor], more: dict[str, Tensor] | None = None
+    ) -> None:
+        """Logs the losses of a step, means over all processes, which look together whether these are finite.
+
+        Args:
+            terms: scalars by name.
+            step: the step.
+            batch: the last one of it.
+            more: further figures, the same in all processes.
+        """
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if self.trainer.world_size > 1:
+            values = cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="mean"))
+        figures = {f"{name}_step": value for name, value in zip(terms, values.tolist(), strict=True)}
+        figures |= {name: float(value) for name, value in (more or {}).items()}
+        self._log_now({f"train/{name}": value for name, value in figures.items()}, step)
+        self._check(float(values.sum()), batch)
 
     def weight_penalty(self, parts: Sequence[str] = ("",)) -> Tensor | float:
         """The penalties on weight matrices and kernels that `Optimization` asks for.
@@ -313,7 +342,7 @@ class VisionModule(L.LightningModule):
                     self._check(float(value), {})
 
     def _check(self, loss: float, batch: dict[str, Tensor]) -> None:
-        """Looks at a loss that is known anyway.
+        """Looks at a loss that is known anyway, the same in all processes.
 
         Raises:
             DivergenceError: it is not finite.
@@ -330,9 +359,13 @@ class VisionModule(L.LightningModule):
             *((f"the statistic {key}", value) for key, value in self.named_buffers() if not key.startswith("means.")),
         ]
         values = [(name, value) for name, value in named if isinstance(value, Tensor)]
-        where = next((name for name, value in values if not value.isfinite().all()), "the loss itself")
+        where = next((name for name, value in values if not value.isfinite().all()), "")
+        if self.trainer.world_size > 1:  # it may be another process's input; all are here
+            places: list[str] = [""] * self.trainer.world_size
+            torch.distributed.all_gather_object(places, where)
+            where = next((place for place in places if place), "")
         return DivergenceError(
-            f"{what}The first thing that is not finite is {where}. No checkpoint is made of it. What often helps: a "
+            f"{what}The first thing that is not finite is {where or 'the loss itself'}. No checkpoint is made of it. What often helps: a "
             "lower --model.optimization.lr, --trainer.gradient_clip_val 1, a longer warm-up, another --trainer.precision."
         )
 
@@ -377,10 +410,13 @@ class VisionModule(L.LightningModule):
         """Chooses a strategy where that is asked for, compiles, and checks that the freezing plan fits the trainer."""
         if stage != "fit":
             return
+        _ = self.architecture  # what could not be written down is told before the training
         if self.transfer == "auto":
             self._choose()
         if self.compile_backbone:
             self.backbone.compile()
+            if self.compiles_features and hasattr(self.backbone, "forward_features"):
+                self._compiled = torch.compile(self.backbone.forward_features)
         if self._solves:  # the head is found at the start; the loop then has one step, which changes nothing
             self.trainer.fit_loop.max_epochs = self.trainer.limit_train_batches = 1
             self.trainer.check_val_every_n_epoch, self.trainer.val_check_interval = 1, 1.0
@@ -664,7 +700,7 @@ class VisionModule(L.LightningModule):
         Raises:
             BackboneError: they are.
         """
-        mine = self.architecture
+        saved, mine = upgrade(saved), self.architecture
         names, own = classes_of(saved), classes_of(mine)
         if names is not None and own is not None and names != own:
             raise BackboneError(

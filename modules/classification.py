@@ -98,7 +98,8 @@ class ClassificationModule(VisionModule):
                 "f1": MulticlassF1Score(num_classes, average="macro"),
                 "calibration_error": MulticlassCalibrationError(num_classes),
                 "confusion": MulticlassConfusionMatrix(num_classes),
-            }
+            },
+            compute_groups=False,  # found by comparing states, they join what only the first batch does not tell apart
         )
         if num_classes >= 10:
             figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})

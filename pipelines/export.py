@@ -281,7 +281,7 @@ def _describe(model: str, folder: Path, module: Any, network: Exported | None, f
     values = {
         "model": model,
         "task": saved["task"],
-        "label_names": module.label_names,
+        "label_names": getattr(module, "label_names", None) or [],
         "architecture": saved["module"],
         "preprocessing": saved["preprocessing"],
         "mean": [round(x, 6) for x in (-module.shift.flatten() * std).tolist()],

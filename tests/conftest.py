@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import Logger
 
 torch.set_num_threads(1)
 
@@ -18,6 +20,21 @@ os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
 # Children are forked from a server that has the heavy imports done and no threads: real processes, without their cost.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["pipelines.classification"])
+
+
+class Steps(Logger):
+    """Keeps metrics in memory, with their steps."""
+
+    name, version = "steps", 0
+
+    def __init__(self) -> None:
+        self.series: dict[str, list[tuple[int | None, float]]] = defaultdict(list)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for key, value in metrics.items():
+            self.series[key].append((step, value))
+
+    def log_hyperparams(self, params: object) -> None: ...
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,12 +30,19 @@ class Kill(L.Callback):
 
 
 class Crash(L.Callback):
-    """Raises an error in the middle of a training."""
+    """Raises an error in the middle of a training.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: int = 3) -> None:
+        self.step = step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 3:
+        if trainer.global_step == self.step:
             raise ZeroDivisionError("on purpose")
 
 
@@ -55,6 +62,24 @@ class Spoil(L.Callback):
     ) -> None:
         if trainer.global_step == self.step:
             pl_module.get_parameter(self.parameter).data[0] = float("nan")
+
+
+class SpoilLoss(L.Callback):
+    """Makes what one process's head says infinite, and with it its loss.
+
+    Args:
+        step: from this step on.
+        rank: the process.
+    """
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            pl_module.head.register_forward_hook(lambda part, given, made: made * float("inf"))
 
 
 class Notify(L.Callback):

@@ -1,5 +1,6 @@
 """Classification does what its options say: metrics, losses, schedules, averaging, freezing."""
 
+import json
 import math
 import shutil
 from functools import partial
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Steps
 from lightning.pytorch.loggers.logger import Logger
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, top_k_accuracy_score
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
@@ -97,10 +101,12 @@ def measure(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> tup
     return trainer(logger=logger).validate(module, loader, verbose=False)[0], logger
 
 
-def test_metrics_are_those_of_scikit_learn_over_unequal_batches():
+@pytest.mark.parametrize("perfect", [0, 23])
+def test_metrics_are_those_of_scikit_learn_over_unequal_batches(perfect):
     torch.manual_seed(0)
     logits, labels = 2 * torch.randn(40, 10), torch.arange(40) % 9  # none of the tenth class
     logits[range(40), labels] += 1.5
+    logits[range(perfect), labels[:perfect]] += 20  # nothing in the first batch tells the figures apart
     found, logger = measure(logits, labels, [23, 1, 16])
     probabilities, guesses = logits.softmax(1).numpy(), logits.argmax(1)
     expected = {
@@ -126,6 +132,30 @@ def test_metrics_are_those_of_scikit_learn_over_unequal_batches():
     for k, (name, images, accuracy, precision) in enumerate(rows):
         assert (name, images) == (str(k), int((labels == k).sum()))
         assert (accuracy, precision) == (pytest.approx(recalls[k]) if k < 9 else None, pytest.approx(precisions[k]))
+
+
+def test_figures_of_a_collection_are_not_joined_by_what_the_first_batch_looks_like():
+    """torchmetrics would by itself: this is why no collection may leave it to it."""
+    right, wrong = 20 * torch.eye(10), 20 * torch.eye(10).roll(1, 0) + 10 * torch.eye(10)
+    found, _ = measure(torch.cat([right, wrong]), torch.arange(20) % 10, [10, 10])
+    assert found["val/accuracy"] == 0.5
+    assert found["val/accuracy_top5"] == 1
+    figures = [part for part in ClassificationModule(10).modules() if isinstance(part, MetricCollection)]
+    assert len(figures) == 2
+    for part in figures:
+        part.update(right, torch.arange(10))
+        assert all(len(group) == 1 for group in part.compute_groups.values())
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_batches():
+    module, data = small()
+    parts, logger = [], Steps()
+    step = module.step
+    module.step = lambda batch, stage: parts.append(value := step(batch, stage)) or value
+    options = {"accumulate_grad_batches": 3, "log_every_n_steps": 1, "limit_train_batches": 7, "limit_val_batches": 0}
+    trainer(max_epochs=1, logger=logger, **options).fit(module, data)
+    means = [float(torch.stack(part).mean()) for part in (parts[:3], parts[3:6], parts[6:])]
+    assert logger.series["train/loss_step"] == [(k, pytest.approx(mean, rel=1e-6)) for k, mean in enumerate(means)]
 
 
 def test_calibration_error_by_hand():
@@ -390,3 +420,22 @@ def test_a_picture_that_fails_is_told_once_and_ends_nothing() -> None:
     assert run.current_epoch == 2
     assert sum("val/broken" in str(warning.message) for warning in told) == 1
     assert "val/confusion_matrix" in album.pictures
+
+
+def test_answers_for_a_part_of_the_test_split_are_beside_the_files_they_are_of():
+    images = Digits8x8(image_size=12).sources["test"].images
+    for k in range(12):
+        split = "test" if k < 8 else "val" if k < 10 else "train"
+        file = Path("data", split, str(k % 2), f"{k}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[k][..., 0]).save(file)
+    args = ["--data", "ImageFolder", "--data.root", "data", "--data.in_chans", "1", "--data.image_size", "12",
+            "--data.batch_size", "3", "--trainer.enable_progress_bar", "false",
+            "--trainer.max_epochs", "1", "--output", "out"]  # fmt: skip
+    classification(["fit", *args])
+    classification(["predict", *args, "--trainer.limit_predict_batches", "2"])
+    some = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    classification(["predict", *args])
+    every = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    assert (len(some), len(every)) == (6, 8)
+    assert some == every[:6]

@@ -1,9 +1,11 @@
 """GANs do what their parts say: losses, turns, averages, figures, health, and what a registered one is used for."""
 
 import math
+from collections import defaultdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Steps
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.linalg import sqrtm
@@ -227,6 +230,33 @@ def test_gradients_are_accumulated_and_clipped_for_each_player() -> None:
     assert len(norms) == 6
     assert max(norms) <= 0.01 * 1.001
     assert float(made.gradient_norm) == pytest.approx(norms[-1])
+
+
+@pytest.mark.parametrize(("accumulate", "turns"), [(1, 1), (3, 1), (1, 2), (2, 2)])
+def test_figures_of_training_and_validation_stand_at_the_generators_steps(accumulate: int, turns: int) -> None:
+    made = module(num_samples=16, optimization=AdversarialOptimization(discriminator_steps=turns))
+    made.accumulate_grad_batches = accumulate
+    logger, parts = Steps(), defaultdict(list)
+    pay = made._pay
+
+    def note(losses: dict[str, torch.Tensor], *rest: Any) -> None:
+        parts[made.global_step].append({name: float(value) for name, value in losses.items()})
+        pay(losses, *rest)
+
+    made._pay = note  # type: ignore[method-assign]
+    options = {"limit_val_batches": 1, "max_epochs": 2, "logger": logger, "log_every_n_steps": 1}
+    steps = train(made, 8, **options).global_step
+    last = [steps // 2 - 1, steps - 1]
+    for key, points in logger.series.items():
+        if key.startswith("val/") or key in ("train/loss", "train/generator_loss", "train/discriminator_accuracy"):
+            assert [step for step, _ in points] == last, key
+    assert len(logger.series["val/loss"]) == 2
+    for name in ("loss", "generator_loss"):
+        assert [step for step, _ in logger.series[f"train/{name}_step"]] == list(range(steps))
+        for step, value in logger.series[f"train/{name}_step"]:
+            of_player = [losses[name] for losses in parts[step] if name in losses][-accumulate:]
+            if len(of_player) == accumulate:  # the last of an epoch may have fewer
+                assert value == pytest.approx(sum(of_player) / accumulate, rel=1e-5)
 
 
 def test_spectral_normalisation_bounds_the_discriminator_and_its_weights_start_another_task(tmp_path: Path) -> None:

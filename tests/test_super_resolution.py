@@ -15,7 +15,7 @@ from datamodules import DataError, Digits8x8, PhotographFolder, Photographs
 from modules import BackboneError, SuperResolutionModule
 from modules.gan import SRResNet
 from modules.gan.super_resolution import quality, resized
-from modules.parts import rebuild, recipe
+from modules.parts import build, describe
 from modules.reconstruction import BCE, Perceptual, perceptual_distance
 from pipelines.predict import predict
 from pipelines.super_resolution import super_resolution
@@ -82,7 +82,7 @@ def test_the_generator_begins_as_a_bicubic_enlargement_and_takes_any_size() -> N
 
 
 def test_losses_with_options_of_their_network_are_rebuilt() -> None:
-    loss = rebuild(recipe(Perceptual("convnet", backbone_options={"out_indices": [0]})))
+    loss = build(describe(Perceptual("convnet", backbone_options={"out_indices": [0]})))
     assert loss.backbone_options == {"out_indices": [0]}
 
 
@@ -96,14 +96,32 @@ def test_features_of_unit_length_are_compared_as_the_figure_does() -> None:
     assert torch.allclose(loss(one, other), expected + 0.5 * 3 * 32**2 * far)
 
 
-def test_a_large_image_is_enlarged_piece_by_piece_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = module(in_chans=3).eval()
-    nn.init.normal_(made.average.last.weight, 0, 0.1)
-    image = torch.from_numpy(photograph(45, 70)).permute(2, 0, 1)[None]
-    whole = made.enlarge(image)
-    monkeypatch.setattr("modules.gan.super_resolution.TILE", 16)
-    monkeypatch.setattr("modules.gan.super_resolution.RIM", 14)
-    assert (made.enlarge(image).int() - whole.int()).abs().max() <= 1
+@pytest.mark.parametrize(("blocks", "factor"), [(16, 4), (1, 2), (0, 8)])
+def test_pieces_of_a_large_image_equal_the_whole(blocks: int, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = SRResNet(2, blocks, factor=factor, bicubic=False)
+    made = module(generator=net, image_size=16 * factor).eval()
+    generator = torch.Generator().manual_seed(0)
+    size = 2 * net.reach + 20
+    image = torch.randint(256, (1, 1, size + 3, size), dtype=torch.uint8, generator=generator)
+    for corner in (0, -1):  # every layer looks only at the farthest place that it sees, and nothing fades on the way
+        for layer in made.average.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+                layer.weight.data[: 4 if layer.out_channels == 8 else 1, 0, corner, corner] = 1
+            if isinstance(layer, nn.PReLU):
+                nn.init.ones_(layer.weight)
+        for block in made.average.body:  # without what it adds to
+            block[0].weight.data[1, 0, 1, 1] = 1
+            block[3].weight.data[0, 1, 1, 1] = -1
+        made.average.last.weight.data /= 2
+        with monkeypatch.context() as patch:
+            patch.setattr("modules.gan.super_resolution.TILE", 4 * size)
+            whole = made.enlarge(image)
+            patch.setattr("modules.gan.super_resolution.TILE", 16)
+            assert torch.equal(made.enlarge(image), whole)
+            patch.setattr(SRResNet, "reach", net.reach - 1)
+            assert not torch.equal(made.enlarge(image), whole)
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])

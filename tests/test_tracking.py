@@ -366,6 +366,16 @@ def test_a_diverging_training_says_so_and_keeps_the_last_good_checkpoint(capsys:
     assert not list(Path("out").glob("*.ckpt"))
 
 
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_of_them() -> None:
+    args = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.log_every_n_steps", "1",
+            "--trainer.callbacks+=faults.SpoilLoss", "--trainer.callbacks.step", "2", "--trainer.callbacks.rank", "1"]  # fmt: skip
+    begun = time.monotonic()
+    assert start(classification, args, 2) == [2, 2]
+    assert time.monotonic() - begun < 120  # neither waits for the other
+    assert "at step 2; it was" in run().data.tags["error"]
+    assert run().info.status == "FAILED"
+
+
 def test_weights_that_are_spoilt_in_the_last_step_of_an_epoch_are_not_kept() -> None:
     cli = classification(["fit", *SMALL, "--trainer.max_epochs", "1"])
     steps = cli.trainer.global_step

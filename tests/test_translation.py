@@ -321,6 +321,23 @@ def test_a_training_goes_on_exactly_with_its_pool_and_its_judge(tmp_path: Path) 
         assert torch.equal(trainer.callback_metrics[key], rest.callback_metrics[key])
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_each_with_its_own_pool() -> None:
+    args = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0",
+            "--model.pool", "3", "--trainer.max_epochs", "2"]  # fmt: skip
+    assert start(translation, [*args, "--output", "whole"], 2) == [0, 0]
+    cut = ["--trainer.callbacks+=faults.Crash", "--trainer.callbacks.step", "4"]
+    assert start(translation, [*args, *cut, "--output", "cut"], 2) != [0, 0]
+    assert start(translation, [*args, "--output", "cut"], 2) == [0, 0]
+    whole, resumed = (torch.load(f"{folder}/last.ckpt", weights_only=True) for folder in ("whole", "cut"))
+    pools = whole["gan"]["pools"]
+    assert len(pools) == 2
+    assert not torch.equal(pools[0][0], pools[1][0])
+    for mine, other in zip(pools, resumed["gan"]["pools"], strict=True):
+        assert all(torch.equal(kept, other[domain]) for domain, kept in mine.items())
+    assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"label_names": None}, "two domains"),
     ({"attributes": {"x": ["a"], "y": ["b", "c"]}}, "shared true"),

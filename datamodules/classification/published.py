@@ -1,5 +1,6 @@
 """Sets that others have made: digits that come with packages, and those that torchvision downloads."""
 
+import contextlib
 import gzip
 import shutil
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from datamodules.augmentations import Strength
@@ -107,7 +109,11 @@ class TorchvisionDataModule(ClassificationDataModule):
         except RuntimeError:
             pass
         try:
-            return self._open(train, download=not self._unpack_debian())
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(self.root, f".{self.name}.lock")):  # of all processes, one downloads
+                with contextlib.suppress(RuntimeError):
+                    return self._open(train, download=False)
+                return self._open(train, download=not self._unpack_debian())
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"{self.name} is not in {Path(self.root).resolve()} and cannot be put there ({error}). Put "

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -138,6 +139,7 @@ class AdversarialModule(VisionModule):
         self.gradient_norm = torch.zeros(())  # of the generator's last step
         self._discriminates = True
         self._batches: list[dict[str, Tensor]] = []  # of the discriminator's step that is under way
+        self._terms: dict[str, list[Tensor]] = {}  # its losses, then also those of the generator's step
 
     def play(self, generator: nn.Module) -> None:
         """Takes in the generator, and begins its moving average.
@@ -241,6 +243,8 @@ class AdversarialModule(VisionModule):
         # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
         second._on_before_step = second._on_after_step = _nothing
         step, key = self.global_step, (self.current_epoch, batch_idx)
+        if not self._batches:
+            self._terms = {}
         with at_rest(self.generator):
             losses = self.discriminator_losses(batch, *key)
             self._discriminates = bool(losses)
@@ -267,16 +271,29 @@ class AdversarialModule(VisionModule):
         for config in self._schedules("step"):
             config.scheduler.step()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            terms = {f"{name}_step": value.detach() for name, value in (losses | costs).items()}
-            figures = figures | terms | {"gradient_norm": self.gradient_norm}
-            self._log_now({f"train/{name}": float(value) for name, value in figures.items()}, step)
-            self._check(float(sum(terms.values())), batch)
+            means = {name: torch.stack(values).mean() for name, values in self._terms.items()}
+            self._log_step(means, step, batch, figures | {"gradient_norm": self.gradient_norm})
+
+    def _set_clock(self) -> None:
+        """Lets Lightning log an evaluation at the generator's last step, where it would at the number of batches."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.global_step - 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Sets the clock for what is logged after this batch."""
+        self._set_clock()
+
+    def on_validation_epoch_end(self) -> None:
+        """See `VisionModule.report`; also of a training that goes on in front of its validation."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._set_clock()
+        super().on_validation_epoch_end()
 
     def _pay(self, losses: dict[str, Tensor], names: tuple[str, ...], size: int, parts: int) -> None:
         """Adds the gradients of a batch, one of so many of a step, and logs its losses."""
         self.manual_backward((torch.stack([*losses.values()]).sum() + self.weight_penalty(names)) / parts)
         for name, value in losses.items():
             self.log_mean(f"train/{name}", value.detach(), size)
+            self._terms.setdefault(name, []).append(value.detach())
 
     def _parts(self, batch_idx: int) -> int:
         """Batches in the discriminator's step that this one belongs to."""

@@ -21,7 +21,7 @@ from modules.gan.extractors import extractor_name
 from modules.gan.objectives import NonSaturating, Objective, Verdict
 from modules.gan.players import Score
 from modules.optimization import WarmupCosine
-from modules.parts import Part, rebuild, recipe, within
+from modules.parts import Part, build, describe, upgrade, within
 from modules.pictures import as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, PositiveInt
 from modules.reconstruction import (
@@ -35,7 +35,7 @@ from modules.reconstruction import (
 
 PICTURED = 4  # images in the pictures
 DETAIL = 96  # side of what is shown of an image, in pixels
-TILE, RIM = 256, 32  # side of the pieces of a large image, and what each sees beyond its edge, in pixels
+TILE = 256  # side of the pieces of a large image, in pixels
 
 
 def resized(image: Tensor, factor: float) -> Tensor:
@@ -111,6 +111,13 @@ class SRResNet(Part):
         if self.bicubic:  # it begins there
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(cast(Tensor, self.last.bias))
+
+    @property
+    def reach(self) -> int:
+        """How far from a pixel what becomes of it looks, in pixels of the small image."""
+        scales = int(math.log2(self.factor))
+        far = 4 + 2 * self.blocks + 1 + sum(0.5**scale for scale in range(scales)) + 4 / self.factor
+        return math.ceil(far)  # more than the bicubic filter's 2
 
     def forward(self, image: Tensor) -> Tensor:
         """float B×C×H×W in [-1, 1] to float B×C×fH×fW, mostly in [-1, 1]."""
@@ -243,13 +250,13 @@ class SuperResolutionModule(AdversarialModule):
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             **self.backbone.recipe,
-            "generator": recipe(self.generator),
+            "generator": describe(self.generator),
         }
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "SuperResolutionModule":
         """See `VisionModule.from_architecture`."""
-        return cls(**architecture | {"generator": rebuild(architecture["generator"])})
+        return cls(**architecture | {"generator": build(architecture["generator"])})
 
     # The players
 
@@ -331,11 +338,12 @@ class SuperResolutionModule(AdversarialModule):
             uint8 B×C×fH×fW.
         """
         f, (height, width) = self.factor, image.shape[-2:]
+        rim = cast(SRResNet, self.average).reach
         result = image.new_empty(*image.shape[:2], f * height, f * width)
         for top in range(0, height, TILE):
             for left in range(0, width, TILE):
-                y, x = max(0, top - RIM), max(0, left - RIM)
-                piece = image[..., y : top + TILE + RIM, x : left + TILE + RIM]
+                y, x = max(0, top - rim), max(0, left - rim)
+                piece = image[..., y : top + TILE + rim, x : left + TILE + rim]
                 made = to_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
                 place = result[..., f * top : f * (top + TILE), f * left : f * (left + TILE)]
                 place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
@@ -364,9 +372,9 @@ def _load(net: SRResNet, address: str) -> None:
         BackboneError: it is no such model, or of another form.
     """
     description, file = registered_files(address)
-    saved = description["module"].get("generator") or {}
-    if saved != (mine := recipe(net)):
-        other = f"has {saved}, this one is {mine}" if saved.get("class") == "SRResNet" else "has none"
+    saved, mine = upgrade(description["module"].get("generator") or {}), describe(net)
+    if saved != mine:
+        other = f"is {saved}, this one is {mine}" if saved else "there is none"
         raise BackboneError(
             f"--model.start wants a super-resolution model with the same generator; that of {address} {other}."
         )

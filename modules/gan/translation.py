@@ -31,7 +31,7 @@ from modules.gan.translators import (
     told,
     values_of,
 )
-from modules.parts import Draws, rebuild, recipe, within
+from modules.parts import Draws, build, describe, within
 from modules.pictures import Image, as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 
@@ -159,7 +159,7 @@ class TranslationModule(AdversarialModule):
         self.head = nn.ModuleDict({"scores": scores})
         if shared:
             self.head["classes"] = nn.Linear(channels, sum(self.sizes))
-        self.translator = recipe(layers := translator or ResidualTranslator())
+        self.translator = describe(layers := translator or ResidualTranslator())
         self.play(
             SharedTranslator(layers, in_chans, self.sizes)
             if shared
@@ -185,14 +185,14 @@ class TranslationModule(AdversarialModule):
             "image_size": self.image_size,
             **self.backbone.recipe,
             "translator": self.translator,
-            "objective": recipe(self.objective),
+            "objective": describe(self.objective),
             "shared": self.shared,
         }
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "TranslationModule":
         """See `VisionModule.from_architecture`."""
-        parts = {key: rebuild(architecture[key]) for key in ("translator", "objective")}
+        parts = {key: build(architecture[key]) for key in ("translator", "objective")}
         return cls(**architecture | parts)
 
     # The players
@@ -425,13 +425,17 @@ class TranslationModule(AdversarialModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a training needs to go on exactly."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["gan"] |= {"pool": self.pool.state(), "judge": self._judge_state}
+        pools = [self.pool.state()] * self.trainer.world_size
+        if self.trainer.world_size > 1:  # each process has its own images
+            torch.distributed.all_gather_object(pools, self.pool.state())
+        checkpoint["gan"] |= {"pools": pools, "judge": self._judge_state}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
-            self.pool.restore(saved["pool"])
+            pools = saved["pools"] if "pools" in saved else [saved["pool"]]  # earlier versions kept one
+            self.pool.restore(pools[self.global_rank % len(pools)])
             self._judge_state, self._judge = saved["judge"], ()
 
     # What others ask it for
