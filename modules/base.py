@@ -650,7 +650,10 @@ class VisionModule(L.LightningModule):
         return self._optimizer(self.parameter_groups(), int(self.trainer.estimated_stepping_batches))
 
     def _optimizer(self, groups: list[dict[str, Any]], total_steps: int) -> dict[str, Any]:
-        optimizer = self.optimization.optimizer(groups)
+        try:
+            optimizer = self.optimization.optimizer(groups)
+        except ValueError as error:
+            raise BackboneError(f"--model.optimization.optimizer cannot be made: {error}") from None
         for group in optimizer.param_groups:
             group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
         make = self.optimization.lr_scheduler

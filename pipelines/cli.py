@@ -33,9 +33,10 @@ from datamodules import DataError, VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import BackboneError, VisionModule
 from modules.base import DivergenceError, classes_of, read_checkpoint
+from modules.ranges import NonNegative
 from pipelines import launch, registry
 from pipelines.answers import whole_pictures
-from pipelines.console import ProgressBar, mistakes, print_table, say
+from pipelines.console import ProgressBar, Summary, mistakes, print_table, say
 from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
@@ -48,6 +49,15 @@ SUBCOMMANDS = {
     "test": "Measure a checkpoint on the test split.",
     "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
     "preview": "Draw a sheet of training samples with and without augmentation.",
+}
+LEAST = {  # of numbers that Lightning or a constructor of data would take as something else, or fall over later
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.gradient_clip_val": 0,
+    "data.init_args.image_size": 1,
+    "data.init_args.batch_size": 1,
+    "data.init_args.num_workers": 0,
 }
 FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
@@ -158,7 +168,7 @@ class VisionCLI(LightningCLI):
                             help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
-        parser.add_argument("--checkpoint_seconds", type=float, default=300,
+        parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
                             help="fit: longest time between two checkpoints")  # fmt: skip
         parser.set_defaults({"data": {"class_path": self.default_data}})
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -180,6 +190,17 @@ class VisionCLI(LightningCLI):
         known.__name__ = name
         return known
 
+    def _set_seed(self) -> None:
+        """Seeds all generators.
+
+        Raises:
+            UsageError: the seed is none.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"--seed_everything must be a number from 0 to {2**32 - 1}, not {seed}.")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
         subcommand = self.config.get("subcommand")
@@ -192,7 +213,16 @@ class VisionCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the output folder, and makes sure that it can be written to, and that MLflow answers and takes the names."""
+        """Chooses the output folder, and makes sure that it can be written to, and that MLflow answers and takes the names.
+
+        Raises:
+            UsageError: that is not so, or a number is out of its range.
+        """
+        for name, least in LEAST.items():
+            if (value := self.options.get(name)) is not None and not value >= least:
+                raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
+        if self.subcommand == "fit" and self.options.trainer.max_epochs == 0:
+            raise UsageError("--trainer.max_epochs must be at least 1, or -1 for no limit, not 0.")
         if self.options.register:
             registry.check_name(self.options.register)
         tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
@@ -250,7 +280,7 @@ class VisionCLI(LightningCLI):
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
         config = self.options.trainer
         self.watch = RunCallback()
-        callbacks: list[L.Callback] = [self.watch]
+        callbacks: list[L.Callback] = [self.watch, Summary()]
         last: list[L.Callback] = []
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
@@ -284,6 +314,11 @@ class VisionCLI(LightningCLI):
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
         extra["callbacks"] = [*callbacks, *given_callbacks, *last]
+        if self.subcommand == "fit" and config.enable_checkpointing is False and not config.fast_dev_run:
+            raise UsageError(
+                "--trainer.enable_checkpointing false: a training keeps its checkpoints, from which it goes on and the best of "
+                "which is tested. Leave it out; --trainer.fast_dev_run true tries a recipe without any."
+            )
         launcher = launch.launcher()
         if launcher and config.devices == "auto":
             extra["num_nodes"] = launcher.nodes

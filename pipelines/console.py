@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
@@ -46,6 +49,44 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class Summary(L.Callback):
+    """Says at the start of a training or an evaluation what the data are, on what it runs, and how long it is."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is ahead of a training, also of one that goes on."""
+        steps, total = (
+            -(-trainer.num_training_batches // trainer.accumulate_grad_batches),
+            trainer.estimated_stepping_batches,
+        )
+        ahead = f"{steps:,} steps an epoch" + (f", {total:,} in all" if total != float("inf") else "")
+        self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What an evaluation on the validation split is of; one within a training or after it says nothing."""
+        if trainer.state.fn == TrainerFn.VALIDATING and not trainer.fit_loop.epoch_progress.current.ready:
+            self._say(trainer, f"{sum(trainer.num_val_batches):,} batches of the validation split")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What an evaluation on the test split is of; the one after a training says nothing."""
+        if not trainer.fit_loop.epoch_progress.current.ready:
+            self._say(trainer, f"{sum(trainer.num_test_batches):,} batches of the test split")
+
+    @staticmethod
+    def _say(trainer: L.Trainer, ahead: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
+        if len(names := [*getattr(data, "label_names", [])]) > 1:
+            shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            parts.append(f"{len(names)} classes ({shown})")
+        if data.bad_files:
+            parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
+        say(f"Data: {data.name}: {'; '.join(parts)}.")
+        device = trainer.strategy.root_device
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"
+        say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {data.batch_size * trainer.world_size} images a batch.")
 
 
 def quieten() -> None:
@@ -93,6 +134,10 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         refuse(redact(str(error)))  # they may name the server with its login
     except (*kinds, MisconfigurationException) as error:
         refuse(str(error))
+    except RuntimeError as error:
+        if "conditioned on metric" not in str(error):  # what EarlyStopping says of a monitor that there is not
+            raise
+        refuse(" ".join(str(error).split()))
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         if not isinstance(error.__cause__, (*kinds, MisconfigurationException)):
             raise
@@ -101,6 +146,11 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """What jsonargparse says, without what it says about types that are not asked for."""
+    if out := re.search(r"Input should be ([\w ]*?-?[\d.]*)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
+        bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
+        bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
+        option = ".".join(re.findall('Parser key "([^"]+)"', message))
+        return f"--{option} must be {bound}, not {value}."
     lines = [line.strip(" -") for line in message.splitlines()]
     dull = (
         "Does not validate",

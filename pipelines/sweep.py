@@ -367,6 +367,8 @@ def sweep(
     Raises:
         ValueError: a file cannot be read, a setting is unknown, or the study of this name is another one.
     """
+    if trials < 1:
+        raise ValueError(f"--trials must be at least 1, not {trials}.")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
