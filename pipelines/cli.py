@@ -41,7 +41,7 @@ from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
 from pipelines.tracking import RUN_FILE, RunCallback, RunLogger, TrackingError, reach, run_id_of, surroundings
-from pipelines.trainer import BestCheckpoint, LastCheckpoint, VisionTrainer
+from pipelines.trainer import BestCheckpoint, LastCheckpoint, RateFinder, VisionTrainer
 
 SUBCOMMANDS = {
     "fit": "Train, test the best checkpoint, and register it if --register names a model.",
@@ -313,6 +313,7 @@ class VisionCLI(LightningCLI):
         given_callbacks = given.callbacks or []
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
+        given_callbacks = [RateFinder.like(c) if type(c) is LearningRateFinder else c for c in given_callbacks]
         extra["callbacks"] = [*callbacks, *given_callbacks, *last]
         if self.subcommand == "fit" and config.enable_checkpointing is False and not config.fast_dev_run:
             raise UsageError(

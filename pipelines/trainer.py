@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -301,3 +302,33 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+class RateFinder(LearningRateFinder):
+    """Lightning's learning-rate finder, which also looks at all its rates where a training has fewer steps, and says what it
+    found. Its arguments are those of Lightning's.
+    """
+
+    @classmethod
+    def like(cls, other: LearningRateFinder) -> "RateFinder":
+        """One with the settings of Lightning's."""
+        twin = cls()
+        vars(twin).update(vars(other))
+        return twin
+
+    def lr_find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Goes through the rates, in as many epochs as that takes, without validation."""
+        loop, epochs, every = trainer.fit_loop, trainer.fit_loop.max_epochs, trainer.check_val_every_n_epoch
+        loop.max_epochs, trainer.check_val_every_n_epoch = -1, every and sys.maxsize
+        try:
+            super().lr_find(trainer, pl_module)
+        finally:
+            loop.max_epochs, trainer.check_val_every_n_epoch = epochs, every
+        loop._combined_loader = None  # the data may plan by the number of epochs
+        loop.setup_data()
+        found = self.optimal_lr and self.optimal_lr.suggestion()
+        steps = len(self.optimal_lr.results["lr"]) if self.optimal_lr else 0
+        if found:
+            say(f"LearningRateFinder takes a rate of {found:.3g}, found in {steps} steps.")
+        else:
+            say(f"LearningRateFinder found no rate in {steps} steps: --model.optimization.lr stays as it is.")

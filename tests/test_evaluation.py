@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,32 @@ def test_evaluations_in_a_trainings_folder_leave_its_record_and_are_runs_of_thei
     assert entity == before[1]
     made = {path.name.split("-")[0] for path in Path("out").iterdir() if "-2" in path.name}
     assert made == {"test", "predict", "preview"}
+
+
+def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    fit = classification(["fit", *DIGITS, "--data.batch_size", "300", "--output", "out", "--trainer.max_epochs", "3"])
+    said = capsys.readouterr().err
+    counts = ", ".join(f"{len(source):,} {split}" for split, source in fit.datamodule.sources.items())
+    assert f"Data: Digits8x8: {counts}; 10 classes (0, 1, 2, 3, 4, 5, 6, 7, …)." in said
+    assert f"On cpu: 4 steps an epoch, {fit.trainer.global_step} in all, 300 images a batch." in said
+    assert said.count("Data:") == 1
+    classification(["test", "--output", "out"])
+    assert "2 batches of the test split" in capsys.readouterr().err
+
+
+def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    finder = ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=40"]
+    short = [*DIGITS, "--data.batch_size", "300", "--output", "out", *finder]
+    cli = classification(["fit", *short])
+    assert 1e-5 < cli.model.lr < 1
+    assert cli.trainer.global_step == 4
+    told = re.search(r"takes a rate of (\S+), found in (\d+) steps", capsys.readouterr().err)
+    assert told is not None
+    assert told[1] == f"{cli.model.lr:.3g}"
+    assert int(told[2]) > 12  # the first ten are not looked at
+    assert cli.trainer.max_epochs == 1
+    rates = MlflowClient().get_metric_history(run_id_of("out"), "lr")
+    assert rates[0].value == pytest.approx(cli.model.lr)  # a warm-up of one step
 
 
 def test_an_evaluation_without_weights_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
