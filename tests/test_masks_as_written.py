@@ -447,6 +447,46 @@ def _() -> Masks:
     return {f"P{name}": mask for name, mask in masks.items()}
 
 
+@case(
+    "names as Cityscapes has them",
+    told=r"called as ulm_0_7_gt_ids.png is for ulm_0_7_left.png",
+    options={"images": "left", "masks": "gt", "mask_suffix": "_gt_ids"},
+)
+def _() -> Masks:
+    found = {}
+    for split, names in (("train", ("ulm_0_7", "ulm_1_9", "ulm_2_8", "ulm_3_0")), ("val", ("bonn_4_4", "bonn_5_1"))):
+        city = names[0].split("_")[0]
+        for kind in ("colour", "ids"):
+            found |= folder(
+                mask=f"gt/{split}/{city}/{{}}_gt_{kind}.png", picture=f"left/{split}/{city}/{{}}_left.png", names=names
+            )
+    return {f"{name}_left": mask for name, mask in found.items()}
+
+
+@case(
+    "names as DRIVE has them", told=r"called as 21_manual1.gif is for 21_training.tif", options={"masks": "1st_manual"}
+)
+def _() -> Masks:
+    found = folder(
+        mask="training/1st_manual/{}_manual1.gif",
+        picture="training/images/{}_training.tif",
+        names=("21", "22", "31", "40"),
+    )
+    return {f"{name}_training": mask for name, mask in found.items()}
+
+
+@case("a test split without masks", told=r"Left out: the 2 images of the test split, which has no masks")
+def _() -> Masks:
+    for name in ("a", "b"):
+        image(f"data/test/{name}.png")
+    return folder(mask="train_masks/{}.gif", picture="train/{}.png")
+
+
+@case("folders in capitals")
+def _() -> Masks:
+    return folder(mask="Masks/{}.png", picture="Images/{}.png")
+
+
 @case("sub-folders that mirror the images'")
 def _() -> Masks:
     for k, names in (("a", ("p0", "p1")), ("b", ("p0", "p1"))):
@@ -636,6 +676,29 @@ case("COCO, polygons and codes", **X)(lambda: coco(None))
 case("COCO, an uncompressed code", **X)(
     lambda: coco({"size": list(SIZE), "counts": [63, 6, *[14, 6] * 8, 20 * 28 - 63 - 6 * 9 - 14 * 8]})
 )
+for name, outline in (
+    ("a code of another size", {"size": [5, 5], "counts": [0, 25]}),
+    ("a compressed code of another size", {"size": [48, 48], "counts": "0`Q2"}),
+    ("a compressed code that says the size and is larger", {"size": list(SIZE), "counts": "0`Q2"}),
+    ("a code that is too long", {"size": list(SIZE), "counts": [0, 9999]}),
+    ("a code that is too short", {"size": list(SIZE), "counts": [3, 4]}),
+    ("a negative code", {"size": list(SIZE), "counts": [-5, 565]}),
+    ("garbage in a code", {"size": list(SIZE), "counts": "\u2603~~~"}),
+    ("words in a code", {"size": list(SIZE), "counts": ["a"]}),
+    ("a code without counts", {"size": list(SIZE)}),
+    ("a text", "abc"),
+    ("a number", 7),
+    ("an empty polygon", [[]]),
+    ("a polygon of one point", [[10, 10]]),
+    ("a polygon of two points", [[10, 10, 12, 12]]),
+    ("an odd number of coordinates", [[1, 1, 9, 1, 9, 9, 1]]),
+    ("texts as coordinates", [["a", "b", "c", "d", "e", "f"]]),
+    ("no finite coordinates", [[float("nan")] * 6]),
+    ("null in a polygon", [None]),
+):
+    case(f"COCO, {name}", kind=COCOSegmentation, says=r"train.json, annotation 3, image p1.png")(
+        lambda o=outline: coco(o)
+    )
 case(
     "COCO, more classes than fit into a byte", kind=COCOSegmentation, says=r"has 301 classes; it takes from two to 255"
 )(lambda: coco(None, count=300))

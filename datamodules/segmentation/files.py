@@ -32,7 +32,7 @@ from datamodules.segmentation.masks import (
     turned,
     voc_classes,
 )
-from datamodules.segmentation.pairing import by_stem, files_below, matched
+from datamodules.segmentation.pairing import by_stem, files_below, matched, named
 from datamodules.splits import SPLITS, by_split_name
 
 TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
@@ -288,24 +288,25 @@ class MaskFolder(_MaskFiles):
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
+        pictures, masks = self.images, self.masks
         places: dict[str, tuple[Path, Path]] = {}
-        for above in (place for place in (root, root / self.images) if place.is_dir()):
+        for above in (place for place in (root, named(root, pictures)) if place.is_dir()):
             for split, folder in by_split_name(sub_folders(above)).items():
-                start = folder.name.removesuffix(self.images)
-                beside = (root / f"{start}{join}{word}" for join in ("", "_", "-") for word in (self.masks, *MASKED))
+                start = folder.name.removesuffix(pictures)
+                beside = (root / f"{start}{join}{word}" for join in ("", "_", "-") for word in (masks, *MASKED))
                 pairs = (
-                    (folder / self.images, folder / self.masks),
-                    (root / self.images / folder.name, root / self.masks / folder.name),
+                    (named(folder, pictures), named(folder, masks)),
+                    (named(root, pictures) / folder.name, named(root, masks) / folder.name),
                     (folder, next((place for place in beside if place.is_dir()), folder)),
                 )
                 found = next((pair for pair in pairs if pair[0].is_dir() and images_in(pair[0])), None)
                 places |= {split: found} if found and split not in places else {}
         if "train" not in places:
-            whole = (root / self.images, root / self.masks)
+            whole = (named(root, pictures), named(root, masks))
             if not whole[0].is_dir():
                 raise DataError(
-                    f"{root.resolve()} has neither {self.images}/ nor train/{self.images}/: name the folders of images and "
-                    "masks with --data.images and --data.masks."
+                    f"{root.resolve()} has neither {pictures}/ nor train/{pictures}/: name the folders of images and masks "
+                    "with --data.images and --data.masks."
                 )
             places = {"train": whole, **places} if places else {"all": whole}
         return places
@@ -315,7 +316,7 @@ class MaskFolder(_MaskFiles):
         found: dict[str, list[tuple[Path, Path | None]]] = {}
         places = {folder for pair in self._places.values() for folder in pair}
         for split, (images, masks) in self._places.items():
-            if not masks.is_dir():
+            if not masks.is_dir() and split != "test":
                 there = sorted(p.name for p in masks.parent.iterdir() if p.is_dir()) if masks.parent.is_dir() else []
                 raise DataError(
                     f"There is no folder {masks.resolve()} of masks: name it with --data.masks"
@@ -328,6 +329,9 @@ class MaskFolder(_MaskFiles):
                 files = [file for file in files if not file.stem.endswith(suffix)]
             if not files:
                 raise DataError(f"{images.resolve()} has no images; those read are {', '.join(EXTENSIONS)}.")
+            if split == "test" and not known:
+                rank_zero_warn(f"Left out: the {len(files)} images of the test split, which has no masks.")
+                continue
             found[split] = matched(files, known, images, masks, suffix)
         return found
 

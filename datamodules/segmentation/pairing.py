@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError, listed
-from datamodules.images import images_in
+from datamodules.images import images_in, sub_folders
 
 
 def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
@@ -21,6 +21,14 @@ def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
     """
     nested = [place for place in places if folder in place.parents]
     return [file for file in images_in(folder) if not any(place in file.parents for place in nested)]
+
+
+def named(folder: Path, name: str) -> Path:
+    """A folder in a folder, where there is none of this name one that is called so in other case."""
+    place = folder / name
+    if not place.is_dir() and folder.is_dir():
+        return next((other for other in sub_folders(folder) if other.name.casefold() == name.casefold()), place)
+    return place
 
 
 def matched(
@@ -37,7 +45,7 @@ def matched(
         masks: the masks.
         images_root: folder that the images' folders are relative to.
         masks_root: folder that the masks' folders are relative to.
-        suffix: what a mask's name has after that of its image.
+        suffix: what a mask's name has after that of its image, or instead of what images' names end in.
 
     Returns:
         The images, each with its mask, None where there is none.
@@ -53,14 +61,13 @@ def matched(
         return _by_name({image: (whole[image], name + suffix) for image, name in home.items()}, own)
 
     found = with_suffix(suffix)
-    if masks and not found and not suffix:
-        suffix = _found_suffix([image.stem for image in images], [mask.stem for mask in masks])
-        if suffix:
-            found = with_suffix(suffix)
-        else:
-            cores, others = _cores(images), _cores(masks)
-            if len(set(cores.values())) == len(images) and set(cores.values()) <= set(others.values()):
-                found = _by_name({image: (name,) for image, name in cores.items()}, others)
+    if masks and not found:
+        known = [mask for mask in masks if mask.stem.endswith(suffix)]
+        ending = suffix or _found_suffix([image.stem for image in images], [mask.stem for mask in masks])
+        found = with_suffix(ending) if ending else {}
+        cores, others = _cores(images), _cores(known)
+        if not found and len(set(cores.values())) == len(images) and set(cores.values()) <= set(others.values()):
+            found = _by_name({image: (name,) for image, name in cores.items()}, others)
         if found:
             image, mask = next(iter(found.items()))
             rank_zero_warn(f"Masks are taken to be called as {mask.name} is for {image.name}.")
