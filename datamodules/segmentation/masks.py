@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -137,13 +137,13 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
     return ((pixels > 127 if lossy else pixels > 0).astype(np.int64), {}) if kind == "binary" else (whole, palette)
 
 
-def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[np.generic], dict[int, int]]:
+def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[Any], dict[int, int]]:
     """H×W, or H×W×3 where the picture has colours, what is transparent as black; and of a palette its colours."""
     if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] in (2, 4, 6):  # Pillow makes 8 bits of them
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None:
             raise ValueError("its 16 bits a channel cannot be decoded")
-        bands = np.atleast_3d(deep)
+        bands: NDArray[Any] = np.atleast_3d(deep)
         if kind == "colours":
             bands = bands >> 8
         colours, alpha = bands[..., :3][..., ::-1], bands[..., 3] if bands.shape[2] == 4 else None
