@@ -175,7 +175,7 @@ def _is_upright(file: Path, height: int, width: int) -> bool:
 def yolo_line(
     label: int,
     box: Sequence[float] | NDArray[np.float32],
-    size: tuple[int, int],
+    size: Sequence[int],
     mask: NDArray[np.uint8] | None = None,
     score: float | None = None,
 ) -> str:
@@ -230,7 +230,7 @@ class AnswerWriter:
               object's number or -1, left, top, width, height, score, -1, -1, -1.
     ========  ==============================================================================================
 
-    It is a context manager; at its end files are whole.
+    It is a context manager, at whose end files are whole; after an error there is no ``results.json``.
 
     Args:
         folder: where; it is made.
@@ -259,17 +259,17 @@ class AnswerWriter:
     def __enter__(self) -> "AnswerWriter":
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.close()
 
-    def add(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None = None) -> None:
+    def add(self, file: str, answer: dict[str, Any], frame: int | None = None) -> None:
         """Adds the answer for an image, or for a frame of a video.
 
         Args:
             file: the image or video, relative to the folder that all have in common.
-            answer: ``boxes`` (xyxy, in pixels), ``labels``, ``scores``; with ``masks``, run-length codes of COCO's; with ``ids``,
-                the objects' numbers, None for those that have none.
-            size: height and width of the image, in pixels.
+            answer: ``size`` (height, width), ``boxes`` (xyxy, in pixels), ``labels``, ``scores``; with ``masks``, run-length
+                codes of COCO's; with ``ids``, the objects' numbers, None for those that have none.
             frame: number of the frame, from 0.
 
         Raises:
@@ -277,7 +277,7 @@ class AnswerWriter:
         """
         if "boxes" not in answer:
             raise DataError(f"The answers have no boxes, and {self.form} is a format of boxes.")
-        {"coco": self._add_coco, "yolo": self._add_yolo, "mot": self._add_mot}[self.form](file, answer, size, frame)
+        {"coco": self._add_coco, "yolo": self._add_yolo, "mot": self._add_mot}[self.form](file, answer, frame)
 
     def close(self) -> None:
         """Writes what is written at the end."""
@@ -285,7 +285,7 @@ class AnswerWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "results.json").write_text(json.dumps(self._entries))
 
-    def _add_coco(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+    def _add_coco(self, file: str, answer: dict[str, Any], frame: int | None) -> None:
         if frame is not None:
             raise DataError(f"{file} is a video, and COCO's results are of images: write mot or yolo.")
         if self.truth is None:
@@ -308,15 +308,18 @@ class AnswerWriter:
             self._stems[file] = file if stem.casefold() in taken else stem
         return self._stems[file]
 
-    def _add_yolo(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+    def _add_yolo(self, file: str, answer: dict[str, Any], frame: int | None) -> None:
         masks = [rle.decode(code) for code in answer.get("masks") or []] or [None] * len(answer["boxes"])
         rows = zip(answer["boxes"], answer["labels"], answer["scores"], masks, strict=True)
-        lines = [yolo_line(self.label_names.index(label), box, size, mask, score) for box, label, score, mask in rows]
+        lines = [
+            yolo_line(self.label_names.index(label), box, answer["size"], mask, score)
+            for box, label, score, mask in rows
+        ]
         place = self.folder / "labels" / f"{self._stem(file)}{'' if frame is None else f'_{frame + 1}'}.txt"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("".join(f"{line}\n" for line in lines))
 
-    def _add_mot(self, file: str, answer: dict[str, Any], size: tuple[int, int], frame: int | None) -> None:
+    def _add_mot(self, file: str, answer: dict[str, Any], frame: int | None) -> None:
         if frame is None:
             folder = Path(file).parent.as_posix()
             frame, self._frames[folder] = self._frames[folder], self._frames[folder] + 1

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules import DataError
 from datamodules.images import EXTENSIONS, WRITTEN, read_image
-from modules import VisionModule
+from datamodules.writers import AnswerFormat, AnswerWriter
+from modules import DetectionModule, VisionModule
 from pipelines import video
 from pipelines.console import mistakes, table
 from pipelines.registry import load
@@ -64,6 +65,8 @@ def predict(
     batch_size: int = 64,
     device: str = "auto",
     track: bool = False,
+    form: AnswerFormat | None = None,
+    truth: str | None = None,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos.
 
@@ -77,16 +80,23 @@ def predict(
         batch_size: images that go through the network together.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
         track: give the objects in a video numbers, ``ids``, that they keep from frame to frame.
+        form: write a detector's answers into ``out`` for other tools too: ``coco``, results of COCO's; ``yolo``, text files;
+            ``mot``, the MOTChallenge's.
+        truth: an annotation file in COCO's format, whose ids of images and categories the results of ``coco`` take.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and passed over; 2 if nothing was
         found.
 
     Raises:
-        ValueError: there is no such model or device, or a drawing would replace an image.
+        ValueError: there is no such model or device, a drawing would replace an image, or the answers have no such form.
     """
     if batch_size < 1:
         raise ValueError(f"--batch_size is at least 1, not {batch_size}.")
+    if form and not out:
+        raise ValueError(f"--form {form} writes files: say where with --out FOLDER.")
+    if truth and form != "coco":
+        raise ValueError("--truth is for results of COCO's: --form coco.")
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     files, missing, root = find(paths, out)
     bad = len(missing)
@@ -100,6 +110,10 @@ def predict(
     rows: list[dict[str, str]] = []
     images = [i for i, file in enumerate(files) if not _is_video(file)]
     coco = COCOFile(answering.module)
+    if form and not isinstance(answering.module, DetectionModule):
+        raise ValueError(f"--form {form} is for what detectors answer, and {model} is none.")
+    if form == "coco" and len(images) < len(files):
+        raise ValueError("--form coco is for images, and there are videos: choose yolo or mot.")
     # A bar on the terminal that the JSON lines go to would mix with them.
     quiet = not screen.is_terminal or (json and sys.stdout.isatty())
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -111,10 +125,16 @@ def predict(
         if out:
             os.makedirs(out, exist_ok=True)
             lines = stack.enter_context(open(os.path.join(out, "predictions.jsonl"), "w"))
+        writer: AnswerWriter | None = None
+        if out and form:
+            names = answering.module.label_names
+            writer = stack.enter_context(AnswerWriter(out, form, names, truth))
         pool = stack.enter_context(ThreadPoolExecutor())
         stack.callback(pool.shutdown, cancel_futures=True)
 
         def tell(row: dict[str, Any]) -> None:
+            if writer:
+                writer.add(os.path.relpath(os.path.abspath(row["path"]), root), row, row.get("frame"))
             if json:
                 print(dumps(row))
             else:

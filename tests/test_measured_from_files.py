@@ -105,20 +105,14 @@ def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> 
          "--model.detector.depth", "1", "--model.optimization.lr", "0.004", "--model.optimization.ema_decay", "0.9",
          "--data.batch_size", "4", "--trainer.max_epochs", "20", "--trainer.check_val_every_n_epoch", "10", "--register", "boxes", "--output", "run"]
     )  # fmt: skip
-    ask("models:/boxes/1", "truth/test", "--out", "answers")
+    ask("models:/boxes/1", "truth/test", "--out", "answers", "--form", "coco", "--truth", "truth/test.json")
     truth = json.loads(Path("truth/test.json").read_text())
-    images = {image["file_name"]: image["id"] for image in truth["images"]}
-    categories = {category["name"]: category["id"] for category in truth["categories"]}
-    found = [
-        {"image_id": images[Path(row["path"]).name], "category_id": categories[label], "score": score,
-         "bbox": [x1, y1, x2 - x1, y2 - y1]}
-        for row in map(json.loads, Path("answers/predictions.jsonl").read_text().splitlines())
-        for (x1, y1, x2, y2), label, score in zip(row["boxes"], row["labels"], row["scores"], strict=True)
-    ]  # fmt: skip
-    Path("results.json").write_text(json.dumps(found))
+    found = json.loads(Path("answers/results.json").read_text())
+    rows = [json.loads(line) for line in Path("answers/predictions.jsonl").read_text().splitlines()]
+    assert [entry["score"] for entry in found] == [score for row in rows for score in row["scores"]]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO("truth/test.json")
-        measure = COCOeval(coco, coco.loadRes("results.json"), "bbox")
+        measure = COCOeval(coco, coco.loadRes("answers/results.json"), "bbox")
         measure.evaluate()
         measure.accumulate()
         measure.summarize()

@@ -141,16 +141,21 @@ def test_an_outline_filled_is_the_mask_again() -> None:
 
 
 ANSWERS: dict[str, dict[str, Any]] = {
-    "x/a.png": {"boxes": [[10, 5, 30.5, 25]], "labels": ["bee"], "scores": [0.9]},
-    "x/a.jpg": {"boxes": [], "labels": [], "scores": []},
-    "x/b.jpg": {"boxes": [[0, 0, 64, 48], [1, 2, 3, 4]], "labels": ["ant", "bee"], "scores": [0.5, 0.25]},
+    "x/a.png": {"size": [48, 64], "boxes": [[10, 5, 30.5, 25]], "labels": ["bee"], "scores": [0.9]},
+    "x/a.jpg": {"size": [48, 64], "boxes": [], "labels": [], "scores": []},
+    "x/b.jpg": {
+        "size": [48, 64],
+        "boxes": [[0, 0, 64, 48], [1, 2, 3, 4]],
+        "labels": ["ant", "bee"],
+        "scores": [0.5, 0.25],
+    },
 }
 
 
 def write_answers(form: Any, answers: dict[str, dict[str, Any]] = ANSWERS, truth: str | None = None) -> None:
     with AnswerWriter("out", form, ["ant", "bee"], truth) as writer:
         for file, answer in answers.items():
-            writer.add(file, answer, (48, 64))
+            writer.add(file, answer)
 
 
 def test_detections_as_results_of_coco() -> None:
@@ -183,11 +188,12 @@ def test_detections_as_lines_of_yolo() -> None:
     code = rle.encode(np.asfortranarray(mask))
     with AnswerWriter("out", "yolo", ["ant", "bee"]) as writer:
         for file, answer in ANSWERS.items():
-            writer.add(file, answer, (48, 64))
+            writer.add(file, answer)
         writer.add(
-            "m.png", {"boxes": [[16, 12, 32, 24]], "labels": ["ant"], "scores": [0.75], "masks": [code]}, (48, 64)
+            "m.png",
+            {"size": [48, 64], "boxes": [[16, 12, 32, 24]], "labels": ["ant"], "scores": [0.75], "masks": [code]},
         )
-        writer.add("film.mp4", ANSWERS["x/a.png"], (48, 64), frame=4)
+        writer.add("film.mp4", ANSWERS["x/a.png"], frame=4)
     found = {file.relative_to("out/labels").as_posix(): file.read_text() for file in Path("out").rglob("*.txt")}
     assert found.pop("m.txt").split()[0] == "0"
     assert found == {
@@ -201,10 +207,10 @@ def test_detections_as_lines_of_yolo() -> None:
 def test_detections_as_lines_of_the_mot_challenge() -> None:
     with AnswerWriter("out", "mot", ["ant", "bee"]) as writer:
         for frame, (answer, ids) in enumerate(zip(ANSWERS.values(), ([3], [], [3, None]), strict=True)):
-            writer.add("film.mp4", answer | {"ids": ids}, (48, 64), frame)
-        writer.add("film.avi", ANSWERS["x/a.png"], (48, 64), 0)
+            writer.add("film.mp4", answer | {"ids": ids}, frame)
+        writer.add("film.avi", ANSWERS["x/a.png"], 0)
         for file, answer in ANSWERS.items():
-            writer.add(file, answer, (48, 64))
+            writer.add(file, answer)
     assert Path("out/film.txt").read_text() == (
         "1,3,10,5,20.5,20,0.9,-1,-1,-1\n3,3,0,0,64,48,0.5,-1,-1,-1\n3,-1,1,2,2,2,0.25,-1,-1,-1\n"
     )
@@ -214,6 +220,6 @@ def test_detections_as_lines_of_the_mot_challenge() -> None:
 
 def test_what_a_format_cannot_hold_is_said() -> None:
     with pytest.raises(DataError, match=r"film.mp4 is a video.*write mot or yolo"), AnswerWriter("out", "coco", ["ant"]) as writer:  # fmt: skip
-        writer.add("film.mp4", ANSWERS["x/a.jpg"], (48, 64), frame=0)
+        writer.add("film.mp4", ANSWERS["x/a.jpg"], frame=0)
     with pytest.raises(DataError, match="no boxes"), AnswerWriter("out", "yolo", ["ant"]) as writer:
-        writer.add("a.png", {"label": "ant"}, (48, 64))
+        writer.add("a.png", {"label": "ant"})
