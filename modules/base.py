@@ -171,6 +171,8 @@ class VisionModule(L.LightningModule):
         self.frozen = 0  # layers of the backbone that do not learn, from the image on
         self._fixed: set[str] | None = None  # parameters that never learn
         self._finite = ""  # the last loss that was looked at
+        self._planned: list[dict[str, Any]] = []  # settings of each optimiser and its schedule
+        self._planned_before: list[dict[str, Any]] = []  # the same of the checkpoint that is gone on from
         self._undrawn: set[str] = set()  # pictures that could not be made
         self._losses: list[Tensor] = []  # of the batches of the step that is under way
         self._compiled: Callable[[Tensor], Tensor] | None = None
@@ -555,8 +557,40 @@ class VisionModule(L.LightningModule):
         if self.lr != self._planned_lr and self.global_step == 0:  # it knows neither the schedule nor the groups' rates
             self.trainer.strategy.setup_optimizers(self.trainer)
         self._follow_freezing_plan()
+        self._take_up()
         if self._solves:
             self._solve()
+
+    def _take_up(self) -> None:
+        """Takes up what the optimisers and schedules of a training that goes on are to do otherwise than before: the
+        checkpoint has brought the old settings back."""
+        before, self._planned_before = self._planned_before, []
+        for config, old, new in zip(self.trainer.lr_scheduler_configs, before, self._planned, strict=False):
+            if old == new:
+                continue
+            scheduler: Any = config.scheduler
+            for group, was, now in zip(scheduler.optimizer.param_groups, old["groups"], new["groups"], strict=True):
+                group["lr"] *= now["lr"] / was["lr"] if was["lr"] else 1.0
+                group |= {
+                    key: value for key, value in now.items() if key not in ("lr", "name") and value != was.get(key)
+                }
+                if "initial_lr" in group:
+                    group["initial_lr"] = now["lr"]
+            if hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [group["lr"] for group in new["groups"]]
+            for key, value in new["schedule"].items():
+                if value != old["schedule"].get(key):
+                    setattr(scheduler, key, value)
+            if hasattr(scheduler, "total_steps"):  # its rate is a function of the step
+                scheduler.last_epoch -= 1
+                scheduler.step()
+            rates = sorted({group["lr"] for group in scheduler.optimizer.param_groups})
+            length = new["schedule"].get("total_steps")
+            self.print(
+                "The learning rate is laid out anew"
+                + (f" over {length} steps instead of {old['schedule'].get('total_steps')}" if length else "")
+                + f": from step {self.global_step} on it is {' to '.join(f'{rate:.4g}' for rate in {*rates[:1], *rates[-1:]})}."
+            )
 
     def on_train_epoch_start(self) -> None:
         """Freezes or unfreezes as planned."""
@@ -644,10 +678,16 @@ class VisionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The injected optimiser and schedule, over `parameter_groups`."""
-        self._planned_lr = self.lr
+        self._planned_lr, self._planned = self.lr, []
         if self._solves:
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
-        return self._optimizer(self.parameter_groups(), int(self.trainer.estimated_stepping_batches))
+        return self._optimizer(self.parameter_groups(), self._total_steps)
+
+    @property
+    def _total_steps(self) -> int:
+        """Steps of the whole training; 0 where its length is not known, as with ``max_epochs -1`` and ``max_time``."""
+        steps = self.trainer.estimated_stepping_batches
+        return max(1, int(steps)) if math.isfinite(steps) else 0
 
     def _optimizer(self, groups: list[dict[str, Any]], total_steps: int) -> dict[str, Any]:
         try:
@@ -658,10 +698,30 @@ class VisionModule(L.LightningModule):
             group["lr"] = (self.lr or group["lr"]) * group.pop("lr_scale")
         make = self.optimization.lr_scheduler
         try:
-            scheduler = make(optimizer, total_steps=max(1, total_steps))  # type: ignore[call-arg]
+            scheduler = make(optimizer, total_steps=total_steps)  # type: ignore[call-arg]
             interval = "step"
         except TypeError:
             scheduler, interval = make(optimizer), "epoch"
+        except ValueError:
+            if total_steps:
+                raise
+            raise BackboneError(
+                "The schedule of the learning rate needs to know how long the training is: give --trainer.max_epochs or "
+                "--trainer.max_steps, or another --model.optimization.lr_scheduler."
+            ) from None
+        self._planned.append(
+            {
+                "groups": [
+                    {**_plain(group), "lr": float(group.get("initial_lr", group["lr"]))}
+                    for group in optimizer.param_groups
+                ],
+                "schedule": {
+                    key: value
+                    for key, value in _plain(scheduler.state_dict()).items()
+                    if key not in ("last_epoch", "base_lrs") and not key.startswith(("_last", "_step", "_is", "_get"))
+                },
+            }
+        )
         config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", self.monitor)
@@ -687,6 +747,7 @@ class VisionModule(L.LightningModule):
             raise self._diverged(f"The weights are spoilt at step {self.global_step}{self._finite}. ", {})
         checkpoint["architecture"], checkpoint["transfer"] = self.architecture, self.strategy
         checkpoint["module"] = type(self).__name__
+        checkpoint["planned"] = self._planned
         checkpoint["means"] = {}
         epoch: Any = self.trainer.fit_loop.epoch_progress.current
         for name, mean in self.means.items():
@@ -725,8 +786,18 @@ class VisionModule(L.LightningModule):
             BackboneError: it is one.
         """
         self.check_network(checkpoint.get("architecture", {}))
+        self._planned_before = checkpoint.get("planned", [])
         for name, (value, weight) in checkpoint.get("means", {}).items():
             mean = self._mean(name)  # in all processes, as they add theirs up by name
             mean.update(torch.tensor(0.0), 0.0)
             if weight and self.trainer.is_global_zero:  # the values are those of all together
                 mean.total, mean.weight = mean.total + value, mean.weight + weight
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of an optimiser's or a schedule's settings that are plain data, not state."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in settings.items()
+        if key not in ("params", "initial_lr") and isinstance(value, bool | int | float | str | list | tuple)
+    }

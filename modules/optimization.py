@@ -23,7 +23,8 @@ class WarmupCosine(LambdaLR):
 
     Args:
         optimizer: the optimiser.
-        total_steps: optimiser steps of the whole training; the module knows and fills it in.
+        total_steps: optimiser steps of the whole training; the module knows and fills it in. 0 where the length is not
+            known: the rate then stays the same.
         warmup: share of the steps in which the rate rises, in [0, 1).
         final: the last rate as a share of the highest.
     """
@@ -36,6 +37,8 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:
+        if not self.total_steps:
+            return 1.0
         rise = max(1, round(self.warmup * self.total_steps))
         if step < rise:
             return (step + 1) / rise
@@ -69,6 +72,21 @@ class Optimization:
     l1_penalty: NonNegative = 0.0
     l2_penalty: NonNegative = 0.0
     ema_decay: ShareBelowOne | None = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What cannot become another within a training, as plain data: the state of the old does not fit the new."""
+        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        try:
+            scheduler: Any = self.lr_scheduler(optimizer, total_steps=100)  # type: ignore[call-arg]
+        except TypeError:
+            scheduler = self.lr_scheduler(optimizer)
+        return {
+            "optimizer": type(optimizer).__name__,
+            "lr_scheduler": type(scheduler).__name__,
+            "layer_decay": self.layer_decay,
+            "ema_decay": "none" if self.ema_decay is None else "some",
+        }
 
 
 class WeightAverage(WeightAveraging):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are fo
 import lightning as L
 import psutil
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
@@ -26,6 +28,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
@@ -40,7 +43,7 @@ from pipelines.console import ProgressBar, Summary, mistakes, print_table, say
 from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
-from pipelines.tracking import RUN_FILE, RunCallback, RunLogger, TrackingError, reach, run_id_of, surroundings
+from pipelines.tracking import RUN_FILE, RunCallback, RunLogger, TrackingError, flatten, reach, run_id_of, surroundings
 from pipelines.trainer import BestCheckpoint, LastCheckpoint, RateFinder, VisionTrainer
 
 SUBCOMMANDS = {
@@ -281,7 +284,7 @@ class VisionCLI(LightningCLI):
         config = self.options.trainer
         self.watch = RunCallback()
         callbacks: list[L.Callback] = [self.watch, Summary()]
-        last: list[L.Callback] = []
+        last: list[LastCheckpoint] = []
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit" and not config.fast_dev_run:
@@ -342,11 +345,8 @@ class VisionCLI(LightningCLI):
             return
         logger = self.trainer.logger
         assert isinstance(logger, RunLogger)
-        config = (
-            self._parser(self.subcommand).dump(self.options, skip_none=False) if self.trainer.is_global_zero else ""
-        )
+        config = self.recipe if self.trainer.is_global_zero else ""
         if self.trainer.is_global_zero:
-            config = redact_yaml(config)
             write_text(self.output / "config.yaml", config)
         size = sum(p.numel() for p in self.model.parameters())
         logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
@@ -364,20 +364,41 @@ class VisionCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self.rows["run"] = logger.address()
 
+    @cached_property
+    def recipe(self) -> str:
+        """All settings of the command in YAML, without credentials."""
+        return redact_yaml(self._parser(self.subcommand).dump(self.options, skip_none=False))
+
     def fit(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Trains, tests the best checkpoint, registers it."""
-        last, ckpt_path = self.output / "last.ckpt", self.options.ckpt_path
+        last, ckpt_path, trainer = self.output / "last.ckpt", self.options.ckpt_path, self.trainer
+        epochs, every = trainer.max_epochs or -1, trainer.check_val_every_n_epoch or 1
+        if self.options.register and (trainer.limit_val_batches == 0 or 0 < epochs < every):
+            raise UsageError(
+                f"--register {self.options.register} keeps the model of the best validation, and there is none with "
+                f"--trainer.max_epochs {epochs}, --trainer.check_val_every_n_epoch {every} and "
+                f"--trainer.limit_val_batches {trainer.limit_val_batches}: change these, or leave --register out."
+            )
         if ckpt_path is None and last.exists():
-            say(f"Going on from {last}.")
             ckpt_path = str(last)
-        if ckpt_path is not None:  # before the run is told of it
-            model.check_network(read_checkpoint(ckpt_path)["architecture"])
+        checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+        if checkpoint is not None:  # before the run is told of it
+            model.check_network(checkpoint["architecture"])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.recipe = self._begun(model, datamodule)
+                if checkpoint is not None:
+                    callback.goes_on = self._go_on(str(ckpt_path), checkpoint, callback.recipe)
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
                 logger.log_data(datamodule)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             best = self.output / "best.ckpt"
             if not best.exists():
+                if last.exists():
+                    self.rows["checkpoint"] = f"{last}; nothing was validated, so that there is no best one to test"
+                    if self.options.register:
+                        self.rows["registered"] = "no: nothing was validated, so that there is no best model"
                 return
             if "test" in datamodule.sources:
                 self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
@@ -394,6 +415,83 @@ class VisionCLI(LightningCLI):
                 if self.options.register:
                     self._register(logger, model, datamodule)
         self.rows["checkpoint"] = str(best)
+
+    def _begun(self, model: VisionModule, datamodule: VisionDataModule) -> dict[str, Any]:
+        """What a training is of: what must stay as it is to its end, the data, and all other settings."""
+        trainer: Any = self.trainer
+        settings = dict(flatten(yaml.safe_load(self.recipe)))
+        settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
+        unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
+        silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+        accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+        return {
+            "fixed": {
+                "seed_everything": datamodule.seed,
+                "data.batch_size, times the processes,": datamodule.batch_size * trainer.world_size,
+                "trainer.accumulate_grad_batches": accumulated,
+                "trainer.limit_train_batches": trainer.limit_train_batches,
+                "trainer.overfit_batches": trainer.overfit_batches,
+                "model.transfer": str(model.transfer),
+                **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
+            },
+            "data": {name: split["digest"] for name, split in datamodule.identity()["splits"].items()},
+            "settings": {
+                key: value
+                for key, value in settings.items()
+                if key not in ("model.optimization", *silent) and not key.startswith(unsaid)
+            },
+        }
+
+    def _go_on(self, file: str, checkpoint: dict[str, Any], now: dict[str, Any]) -> bool:
+        """Says where a training goes on, and what is other than before.
+
+        Args:
+            file: its checkpoint.
+            checkpoint: what that holds.
+            now: what `_begun` says.
+
+        Returns:
+            Whether it is to go on also if it has ended early: its settings are not the same.
+
+        Raises:
+            UsageError: something is other than before that must not be.
+        """
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        step, trainer = checkpoint["global_step"], self.trainer
+        for name, limit, done in (("epochs", trainer.max_epochs or -1, epoch), ("steps", trainer.max_steps, step)):
+            if 0 <= limit < done:
+                raise UsageError(
+                    f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
+                    "begin a new training with another --output."
+                )
+        way_out = f"begin a new training with another --output, for which --model.backbone {file} is a start."
+        before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
+        for key, value in before["fixed"].items():
+            if key in now["fixed"] and now["fixed"][key] != value:
+                raise UsageError(
+                    f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
+                    f"within a training: give it as it was, or {way_out}"
+                )
+        for split in ("train", "val"):
+            if split in before["data"] and before["data"][split] != now["data"].get(split):
+                raise UsageError(
+                    f"{file} learned from other data: the {split} split of {self.options.data.class_path} is not what it "
+                    f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
+                    f"{way_out}"
+                )
+        keys = sorted(before["settings"].keys() | now["settings"].keys())
+        pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
+        other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
+        say(
+            f"Going on from {file}: {epoch} epochs and {step} steps are done."
+            + (f" Other than before: {'; '.join(other.values())}." if other else "")
+        )
+        goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
+        if checkpoint.get("stopped") and not goes_on:
+            say(
+                "It had ended early, and stays so: other --trainer.callbacks or more --trainer.max_epochs let it go on."
+            )
+        return goes_on
 
     def _film(self, logger: RunLogger, model: VisionModule) -> None:
         """Makes a GIF of each series of pictures, in the run's folder ``films``."""
@@ -419,19 +517,28 @@ class VisionCLI(LightningCLI):
 
     def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Registers the best weights. Without MLflow it does not, which must not cost the training."""
+        name, client = self.options.register, MlflowClient()
+        step = str(torch.load(self.output / "best.ckpt", "cpu", weights_only=True, mmap=True)["global_step"])
         try:
             if not logger.flush():
                 error = logger.journal.error
                 raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
-            version = registry.register(
-                self.options.register,
-                model,
-                datamodule,
-                self.options.data.as_dict(),
-                self.task,
-                str(logger.run_id),
-                {key: float(value) for key, value in self.trainer.callback_metrics.items()},
+            known = client.search_model_versions(f"name='{name}' and run_id='{logger.run_id}'")
+            there = [version for version in known if version.tags.get("step") == step]  # it was registered before
+            version = (
+                there[0]
+                if there
+                else registry.register(
+                    name,
+                    model,
+                    datamodule,
+                    self.options.data.as_dict(),
+                    self.task,
+                    str(logger.run_id),
+                    {key: float(value) for key, value in self.trainer.callback_metrics.items()},
+                )
             )
+            client.set_model_version_tag(name, version.version, "step", step)  # last, so that all of it is there
         except (MlflowException, OSError) as error:
             logger.set_tag("registered", f"no: {error}")
             self.rows["registered"] = (

@@ -118,7 +118,8 @@ def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list
     seen = sorted((m for m in histories.get(monitor, []) if m.value == m.value), key=lambda m: m.step)
     if not seen:
         return []
-    best = (max if mode == "max" else min)(seen, key=lambda m: m.value)
+    losses, sign = {m.step: m.value for m in histories.get("val/loss", [])}, 1 if mode == "max" else -1
+    best = max(seen, key=lambda m: (sign * m.value, -losses.get(m.step, 0.0), m.step))  # as `BestCheckpoint` judges
     chosen = [
         metric
         for key, history in histories.items()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -227,6 +227,9 @@ class LastCheckpoint(Checkpoint):
         seconds: longest time between two checkpoints, but for a validation.
     """
 
+    recipe: dict[str, Any] | None = None  # what the training is of, for those who go on
+    goes_on = False  # also where the training had ended early
+
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds, self._saved = path, seconds, time.monotonic()
         self._signal = 0
@@ -249,13 +252,17 @@ class LastCheckpoint(Checkpoint):
             self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds whether the training has ended early."""
-        checkpoint["stopped"] = trainer.should_stop
+        """Adds what the training is of, and whether it has ended early."""
+        checkpoint["recipe"], checkpoint["stopped"] = self.recipe, trainer.should_stop
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leaves a training that has ended early at its end."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            trainer.should_stop = checkpoint.get("stopped", False)
+        """Leaves a training that has ended early at its end; lets the command's patience count, not the checkpoint's."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        trainer.should_stop = checkpoint.get("stopped", False) and not self.goes_on
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+                state["patience"] = callback.patience
 
     def offer(self, trainer: L.Trainer) -> None:
         """Saves when it is time, and ends when a signal came; all processes do so together."""

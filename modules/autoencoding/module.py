@@ -224,7 +224,7 @@ class AutoencodingModule(VisionModule):
     def on_train_start(self) -> None:
         """Notes how long the training is."""
         super().on_train_start()
-        self._steps = float(self.trainer.estimated_stepping_batches)
+        self._steps = self._total_steps
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """See `VisionModule.step`."""

@@ -320,10 +320,11 @@ class AdversarialModule(VisionModule):
 
     def configure_optimizers(self) -> Any:
         """An optimiser and a schedule for each player, the generator's first."""
-        self._planned_lr = self.lr
-        total = int(self.trainer.estimated_stepping_batches)
+        self._planned_lr, self._planned = self.lr, []
+        total = self._total_steps
         if total != self.trainer.max_steps:  # counted in batches
-            total //= self.accumulate_grad_batches * self.adversarial.discriminator_steps
+            each = self.accumulate_grad_batches * self.adversarial.discriminator_steps
+            total = total and max(1, total // each)
         generator = self.parameter_groups(("generator.",))
         for group in generator:
             group["name"] = str(group["name"]).replace("head", "generator")

@@ -1,0 +1,360 @@
+"""A training that ends at whatever moment, and goes on, comes to what it would have come to."""
+
+import contextlib
+import json
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faults
+import lightning as L
+import pytest
+import torch
+from conftest import start
+from mlflow.tracking import MlflowClient
+from test_contract import QUIET, TASKS, Task
+
+from pipelines import registry
+from pipelines.autoencoding import autoencoding
+from pipelines.classification import classification
+from pipelines.tracking import run_id_of
+from pipelines.trainer import BestCheckpoint, VisionTrainer
+
+DIGITS = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", *QUIET]
+SMALL = [
+    *DIGITS,
+    "--data.train_per_class",
+    "30",
+    "--data.batch_size",
+    "100",
+    "--trainer.log_every_n_steps",
+    "1",
+    "--trainer.max_epochs",
+    "2",
+]  # of three steps each
+POINTS = ["--trainer.callbacks+=faults.Points", "--trainer.callbacks.folder"]
+VARIANTS = {
+    "plain": [],
+    "seldom checkpoints": ["--checkpoint_seconds", "300"],
+    "validation in mid-epoch": ["--trainer.val_check_interval", "1"],
+    "validation in mid-accumulation": ["--trainer.val_check_interval", "1", "--trainer.accumulate_grad_batches", "2"],
+    "validation each second epoch": ["--trainer.check_val_every_n_epoch", "2"],
+    "validation by steps": ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "2"],
+    "a number of steps": ["--trainer.max_steps", "5", "--trainer.max_epochs", "-1"],
+    "part of an epoch": ["--trainer.limit_train_batches", "2"],
+    "averaged weights": ["--model.optimization.ema_decay", "0.9"],
+    "a plateau": ["--model.optimization.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.optimization.lr_scheduler.monitor",
+                  "val/loss", "--model.optimization.lr_scheduler.patience", "0", "--model.optimization.lr_scheduler.threshold", "9",
+                  "--trainer.max_epochs", "3"],
+    "the loader's workers": ["--data.num_workers", "2"],
+}  # fmt: skip
+
+
+def content(file: str) -> dict[str, Any]:
+    """All that a checkpoint holds, by its place; without the names of folders."""
+
+    def walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict | list | tuple):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                key = "best" if str(key).endswith("best.ckpt") else key
+                yield from walk(inner, f"{place}/{key}")
+        elif not place.endswith(("path", "dirpath")) and "/recipe/settings/" not in place:
+            yield place, value.tolist() if isinstance(value, torch.Tensor) else value
+
+    return dict(walk(torch.load(file, weights_only=True), ""))
+
+
+def different(a: str, b: str) -> list[str]:
+    """Where two checkpoints are not the same; a NaN is the same as another."""
+    one, two = content(a), content(b)
+    return [key for key in one.keys() | two.keys() if repr(one.get(key, "none")) != repr(two.get(key, "none"))]
+
+
+def measured(output: str) -> Counter[Any]:
+    """All that MLflow has of a training, but for what the machine did."""
+    client, run_id = MlflowClient(), run_id_of(output)
+    keys = [k for k in client.get_run(run_id).data.metrics if not k.startswith("system/") and "per_second" not in k]
+    found = Counter((key, m.step, m.value) for key in keys for m in client.get_metric_history(run_id, key))
+    files = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    found.update(tuple(Path(file).name.split("+")[:3:2]) for file in files)
+    return found
+
+
+def registered(name: str) -> dict[str, torch.Tensor]:
+    """Weights of the newest version."""
+    (newest, *_) = MlflowClient().search_model_versions(f"name='{name}'", order_by=["version_number DESC"])
+    return registry.load(f"models:/{name}/{newest.version}").module.state_dict()
+
+
+def with_a_run_of_its_own(folder: Path, output: str) -> None:
+    """What a kill at this moment would have left: a copy of the folder, of which MLflow has nothing yet."""
+    shutil.copytree(folder, output)
+    run = json.loads(Path(output, "run.json").read_text())
+    Path(output, "run.json").write_text(json.dumps(run | {"run_id": MlflowClient().create_run("0").info.run_id}))
+    Path(output, "journal.sent").unlink(missing_ok=True)
+
+
+def same(output: str) -> bool:
+    for file in ("last.ckpt", "best.ckpt"):
+        assert different(f"whole/{file}", f"{output}/{file}") == []
+    assert measured(output) == measured("whole")
+    assert MlflowClient().get_run(run_id_of(output)).info.status == "FINISHED"
+    return True
+
+
+def killed(task: Task, args: list[str], every: bool) -> int:
+    """Trains, and goes on from what a kill at each moment would have left; of moments that left the same checkpoints, from
+    the last, unless all are wanted. Returns the number of moments."""
+    names: list[str] = []
+
+    def keep(number: int, name: str) -> None:
+        names.append(name)
+        shutil.copytree("whole", f"at/{number}")
+
+    faults.Points.act = keep
+    try:
+        task.command([*args, "--output", "whole", *POINTS, "whole"])
+    finally:
+        faults.Points.act = None
+    kept: dict[Any, list[Path]] = {}
+    for number in range(len(names)):
+        files = [Path("at", str(number), f"{name}.ckpt") for name in ("last", "best")]
+        kept.setdefault(tuple(f.read_bytes() if f.exists() else b"" for f in files), []).append(files[0].parent)
+    for folders in kept.values():
+        for folder in folders if every else folders[-1:]:
+            with_a_run_of_its_own(folder, f"from-{folder.name}")
+            task.command([*args, "--output", f"from-{folder.name}"])
+            assert same(f"from-{folder.name}"), names[int(folder.name)]
+    return len(names)
+
+
+def stopped(task: Task, args: list[str], output: str, at: int, name: str = "SIGTERM") -> bool:
+    """Trains until a signal comes at a moment; returns whether it did."""
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(SystemExit):
+        task.command([*args, "--output", output, *POINTS, output, "--trainer.callbacks.at", str(at),
+                      "--trainer.callbacks.signal_name", name])  # fmt: skip
+        return False
+    assert signal.getsignal(signal.SIGTERM) == before
+    return True
+
+
+def test_a_kill_at_whatever_moment_changes_nothing() -> None:
+    count = killed(TASKS["classification"], [*SMALL, "--checkpoint_seconds", "0"], every=False)
+    assert count >= 2 * 3 * 4 + 2 * 5
+
+
+def test_a_stop_in_each_step_and_validation_of_one_training_changes_nothing() -> None:
+    task = TASKS["classification"]
+    task.command([*SMALL, "--output", "whole", "--register", "whole"])
+    stops = 0
+    while stopped(task, [*SMALL, "--register", "cut"], "cut", at=2 if stops else 0):
+        stops += 1
+        assert MlflowClient().get_run(run_id_of("cut")).info.status == "KILLED"
+    assert stops >= 2 * 3
+    assert same("cut")
+    one, two = registered("whole"), registered("cut")
+    assert all(torch.equal(one[key], two[key]) for key in one | two)
+
+
+def random(name: str) -> tuple[Task, list[str]]:
+    """A small training of a task with all its randomness."""
+    task = TASKS[name]
+    return task, ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", "0", "--trainer.max_epochs", "2",
+                  "--trainer.limit_train_batches", "3", "--trainer.log_every_n_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_kill_at_every_moment_of_every_task_changes_nothing(name: str) -> None:
+    task, args = random(name)
+    assert killed(task, args, every=True) >= 2 * 3 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_stop_at_every_moment_of_every_task_changes_nothing(name: str) -> None:
+    task, args = random(name)
+    task.command([*args, "--output", "whole"])
+    at = 0
+    while stopped(task, args, f"cut-{at}", at):
+        task.command([*args, "--output", f"cut-{at}"])
+        assert same(f"cut-{at}")
+        at += 1
+    assert at >= 2 * 3 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_kill_at_every_moment_of_every_kind_of_training_changes_nothing(variant: list[str]) -> None:
+    args = [*SMALL, "--checkpoint_seconds", "0", "--model.backbone_options.drop_rate", "0.3", *variant]
+    assert killed(TASKS["classification"], args, every=True) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_at_every_moment_changes_nothing(name: str, code: int) -> None:
+    args = [*SMALL, "--checkpoint_seconds", "0"]
+    assert start(classification, [*args, "--output", "whole"]) == [0]
+    for at in range(1000):
+        fault = [*POINTS, f"cut-{at}", "--trainer.callbacks.at", str(at), "--trainer.callbacks.signal_name", name]
+        end = start(classification, [*args, "--output", f"cut-{at}", *fault])
+        if end == [0]:
+            break
+        assert end == [code]
+        assert start(classification, [*args, "--output", f"cut-{at}"]) == [0]
+        assert same(f"cut-{at}")
+    assert at > 2 * 3 * 4
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_to_the_same() -> None:
+    both = [*SMALL, "--data.batch_size", "50", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert start(classification, [*both, "--output", "whole"], 2) == [0, 0]
+    kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "4"]
+    assert start(classification, [*both, "--output", "cut", *kill], 2) == [-9, -9]
+    assert start(classification, [*both, "--output", "cut"], 2) == [0, 0]
+    assert same("cut")
+
+
+def rates(output: str) -> dict[int, float]:
+    client, run_id = MlflowClient(), run_id_of(output)
+    return {metric.step: metric.value for metric in client.get_metric_history(run_id, "lr")}
+
+
+def test_more_epochs_and_another_rate_are_taken_up(capsys: pytest.CaptureFixture[str]) -> None:
+    classification([*SMALL, "--trainer.max_epochs", "4", "--output", "at-once"])
+    classification([*SMALL, "--output", "bit-by-bit"])
+    capsys.readouterr()
+    classification([*SMALL, "--output", "bit-by-bit", "--trainer.max_epochs", "4"])
+    said = capsys.readouterr()
+    assert "trainer.max_epochs is 4 (was 2)" in said.err
+    assert "laid out anew over 12 steps instead of 6: from step 6 on" in said.out
+    assert [rates("bit-by-bit")[step] for step in range(6, 12)] == [rates("at-once")[step] for step in range(6, 12)]
+    more = ["--trainer.max_epochs", "5", "--model.optimization.lr", "0.01", "--model.optimization.lr_scheduler",
+            "modules.optimization.WarmupCosine", "--model.optimization.lr_scheduler.final", "0.5"]  # fmt: skip
+    classification([*SMALL, "--output", "bit-by-bit", *more])
+    classification([*SMALL, "--output", "anew", *more])
+    assert [rates("bit-by-bit")[step] for step in range(12, 15)] == [rates("anew")[step] for step in range(12, 15)]
+
+
+def test_a_schedule_by_epochs_takes_up_another_rate() -> None:
+    steps = ["--model.optimization.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.optimization.lr_scheduler.step_size",
+             "1", "--model.optimization.lr_scheduler.gamma", "0.5", "--output", "out"]  # fmt: skip
+    classification([*SMALL, *steps, "--model.optimization.lr", "0.01"])
+    classification([*SMALL, *steps, "--model.optimization.lr", "0.1", "--trainer.max_epochs", "4"])
+    assert [rates("out")[step] for step in (0, 3, 6, 9)] == pytest.approx([0.01, 0.005, 0.025, 0.0125])
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--model.optimization.optimizer", "SGD"], "--model.optimization.optimizer AdamW, and this command says SGD"),
+        (["--data.batch_size", "30"], "100, and this command says 30"),
+        (["--data.train_per_class", "29"], "learned from other data: the train split"),
+        (["--seed_everything", "1"], "--seed_everything 0, and this command says 1"),
+        (["--model.optimization.ema_decay", "0.9"], "--model.optimization.ema_decay"),
+        (["--trainer.accumulate_grad_batches", "2"], "--trainer.accumulate_grad_batches"),
+        (["--trainer.max_epochs", "1"], "2 epochs behind it, more than --trainer.max_epochs 1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_change_within_a_training_is_refused_by_name(
+    trained: Path, changed: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as end:
+        classification([*SMALL, "--output", str(trained), "--trainer.max_epochs", "3", *changed])
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()} == before
+    assert MlflowClient().get_run(run_id_of(trained)).info.status == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    classification([*SMALL, "--output", str(folder)])
+    return folder
+
+
+def test_a_folder_that_was_moved_keeps_its_best(trained: Path) -> None:
+    shutil.copytree(trained, "moved")
+    best = Path("moved/best.ckpt").read_bytes()
+    classification([*SMALL, "--output", "moved", "--model.optimization.lr", "100", "--trainer.max_epochs", "3"])
+    assert Path("moved/best.ckpt").read_bytes() == best
+
+
+def test_a_finished_command_that_is_given_again_neither_trains_nor_registers_again() -> None:
+    stop = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "val/loss",
+            "--trainer.callbacks.patience", "1", "--trainer.callbacks.min_delta", "1000"]  # fmt: skip
+    command = [*SMALL, *stop, "--output", "out", "--trainer.max_epochs", "5", "--register", "once"]
+    first = classification(command)
+    assert first.trainer.current_epoch == 2
+    again = classification(command)
+    assert (again.trainer.current_epoch, again.trainer.global_step) == (2, 6)
+    assert again.rows["registered"] == first.rows["registered"] == "models:/once/1"
+    assert len(MlflowClient().search_model_versions("name='once'")) == 1
+    assert classification([*command, "--register", "twice"]).rows["registered"] == "models:/twice/1"
+    longer = classification([*command, "--trainer.max_epochs", "6"])
+    assert longer.trainer.current_epoch > 2
+    assert longer.rows["registered"] == "models:/once/2"
+
+
+def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
+    seldom = [*SMALL, "--trainer.check_val_every_n_epoch", "3", "--output", "out"]
+    with pytest.raises(SystemExit) as end:
+        classification([*seldom, "--register", "none"])
+    assert end.value.code == 2
+    assert "--trainer.check_val_every_n_epoch 3" in capsys.readouterr().err
+    assert "nothing was validated" in classification(seldom).rows["checkpoint"]
+    short = [*SMALL, "--trainer.max_steps", "1", "--output", "short", "--register", "none"]
+    assert classification(short).rows["registered"].startswith("no: nothing was validated")
+
+
+def test_a_training_of_unknown_length_keeps_its_rate() -> None:
+    cli = autoencoding([*SMALL, "--output", "out", "--model.bottleneck", "Variational", "--trainer.max_epochs", "-1",
+                        "--trainer.max_time", "00:00:00:01"])  # fmt: skip
+    assert set(rates("out").values()) == {cli.model.optimization.lr or 0.001}
+    assert MlflowClient().get_run(run_id_of("out")).info.status == "FINISHED"
+
+
+class Planned(L.LightningModule):
+    """Has the figures that it is told to have, one pair for each epoch."""
+
+    def __init__(self, figures: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self.figures, self.weight = figures, torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.weight * batch.sum()
+
+    def validation_step(self, batch: torch.Tensor) -> None:
+        accuracy, loss = self.figures[self.current_epoch]
+        self.log_dict({"val/accuracy": accuracy, "val/loss": loss})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([(0.5, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6)], 2),
+        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], 1),
+        ([(0.9, 0.5), (0.95, 0.9), (0.9, 0.1)], 1),
+    ],
+)
+def test_of_equal_validations_the_lower_loss_is_kept_and_then_the_later(
+    figures: list[tuple[float, float]], best: int
+) -> None:
+    trainer = VisionTrainer(
+        max_epochs=len(figures), accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, callbacks=[BestCheckpoint(Path(), "val/accuracy", "max")],
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(2, 1))
+    trainer.fit(Planned(figures), loader, loader)
+    assert torch.load("best.ckpt", weights_only=True)["epoch"] == best
