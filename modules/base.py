@@ -556,6 +556,7 @@ class VisionModule(L.LightningModule):
         """Freezes, also when a training goes on in mid-epoch; takes over what a learning-rate finder found."""
         if self.lr != self._planned_lr and self.global_step == 0:  # it knows neither the schedule nor the groups' rates
             self.trainer.strategy.setup_optimizers(self.trainer)
+            self._planned_before = []
         self._follow_freezing_plan()
         self._take_up()
         if self._solves:

@@ -377,7 +377,7 @@ class VisionCLI(LightningCLI):
             raise UsageError(
                 f"--register {self.options.register} keeps the model of the best validation, and there is none with "
                 f"--trainer.max_epochs {epochs}, --trainer.check_val_every_n_epoch {every} and "
-                f"--trainer.limit_val_batches {trainer.limit_val_batches}: change these, or leave --register out."
+                f"--trainer.limit_val_batches {trainer.limit_val_batches}: change these, or give --register null."
             )
         if ckpt_path is None and last.exists():
             ckpt_path = str(last)
@@ -423,6 +423,7 @@ class VisionCLI(LightningCLI):
         settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
         unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
         silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+        splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
         accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
         return {
             "fixed": {
@@ -434,7 +435,7 @@ class VisionCLI(LightningCLI):
                 "model.transfer": str(model.transfer),
                 **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
             },
-            "data": {name: split["digest"] for name, split in datamodule.identity()["splits"].items()},
+            "data": {name: split["digest"] for name, split in splits.items()},
             "settings": {
                 key: value
                 for key, value in settings.items()
@@ -473,7 +474,7 @@ class VisionCLI(LightningCLI):
                     f"within a training: give it as it was, or {way_out}"
                 )
         for split in ("train", "val"):
-            if split in before["data"] and before["data"][split] != now["data"].get(split):
+            if trainer.is_global_zero and before["data"].get(split, "") not in ("", now["data"].get(split)):
                 raise UsageError(
                     f"{file} learned from other data: the {split} split of {self.options.data.class_path} is not what it "
                     f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
