@@ -1,20 +1,15 @@
-"""Boxes and outlines as people write them down: COCO, Pascal VOC, YOLO and tables; read and checked."""
+"""Boxes and outlines: what a file says of an image, the checks, and the arrays that training reads."""
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
 from datamodules.base import DataError
-from datamodules.images import EXTENSIONS
 from datamodules.tables import listed
 
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
@@ -24,6 +19,7 @@ DESCRIBED = {
     "voc": "xmin, ymin, xmax, ymax",
     "yolo": "centre x, centre y, width, height as shares of the image",
 }
+COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 SYNONYMS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -33,15 +29,16 @@ class Box:
 
     Attributes:
         values: the four numbers as written.
-        label: what the file calls its class.
+        label: what the file calls its class; None where it does not.
         number: where it stands in the file.
         ignore: a crowd, or difficult.
-        outline: polygons, each [x, y, x, y, …] in pixels, or a run-length code of COCO's.
+        outline: as the file has it, unchecked: polygons, each [x, y, x, y, …] in pixels, or a run-length code of COCO's; an
+            array N×2 in shares of the image, as YOLO has it.
     """
 
     values: Sequence[float]
     label: Any
-    number: int
+    number: int | str
     ignore: bool = False
     outline: Any = None
 
@@ -140,11 +137,11 @@ def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxForm
     return boxes
 
 
-def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.str_]:
+def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
     """What is wrong with boxes, M texts; empty for good ones, which may reach a pixel over the edge by rounding."""
     left, top, right, bottom = boxes.T
     height, width = sizes.T
-    result = np.full(len(boxes), "", dtype="<U40")
+    result = np.full(len(boxes), "", object)
     with np.errstate(invalid="ignore"):
         cases = {
             "reaches outside": (left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1),
@@ -160,24 +157,33 @@ def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.s
 
 def _mistaken(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat, bad: NDArray[np.bool_]) -> str:
     """Whether the boxes look as though written in another way than they are read, as a sentence."""
-    if not bad.size or bad.mean() < 0.05 or not np.isfinite(values).all():
+    known = np.isfinite(values).all(1)
+    pixels = form == "yolo" and bool((np.abs(values[bad & known]) > 2).any())
+    if pixels:  # those can be told from shares one by one
+        known &= (np.abs(values) > 2).any(1)
+    values, sizes, bad = values[known], sizes[known], bad[known]
+    if not bad.size or bad.mean() < 0.05:
         return ""
+    scale = np.tile(sizes[:, ::-1], 2)
     others: dict[str, tuple[NDArray[np.float64], BoxFormat]] = {
         DESCRIBED["xywh"]: (values, "xywh"),
         DESCRIBED["xyxy"]: (values, "xyxy"),
     }
-    if form == "yolo":
-        scale = np.tile(sizes[:, ::-1], 2)
+    if pixels:
         others = {
             "centre x, centre y, width, height in pixels": (values / scale, "yolo"),
-            "corners as shares of the image": (values * scale, "xyxy"),
-            "x, y, width, height as shares of the image": (values * scale, "xywh"),
             "corners in pixels": (values, "xyxy"),
             "x, y, width, height in pixels": (values, "xywh"),
         }
+    elif form == "yolo":
+        others = {
+            "corners as shares of the image": (values * scale, "xyxy"),
+            "x, y, width, height as shares of the image": (values * scale, "xywh"),
+        }
     for name, (given, other) in others.items():
         if name != DESCRIBED[form] and not (faults(corners(given, sizes, other), sizes) != "").any():
-            return f"All would be right if they were {name}, but they are read as {DESCRIBED[form]}. "
+            which = "All" if known.all() else f"{len(values)} of them"
+            return f"{which} would be right if they were {name}, but they are read as {DESCRIBED[form]}. "
     return ""
 
 
@@ -190,6 +196,7 @@ def compiled(
     digests: NDArray[np.str_],
     noun: str,
     masks: bool = False,
+    boxes_as_masks: bool = False,
     remedy: str = "",
 ) -> tuple[Annotations, dict[str, str]]:
     """Checks boxes and puts them into arrays.
@@ -198,18 +205,21 @@ def compiled(
         records: the images.
         label_names: the classes' names, in the order of their numbers.
         form: how the boxes are written.
-        on_bad_box: stop and name them; or cut those off that reach outside and drop the others that cannot be used.
+        on_bad_box: stop and name them; or cut those off that reach outside and drop the others that cannot be used. A box
+            and its copy count once in any case.
         sizes: N×2, height and width of the images.
         digests: N content digests of the images.
         noun: what a box is called in the file.
-        masks: keep outlines; a box without one cannot be used.
+        masks: keep outlines, which are checked so that they can be decoded; a box without one cannot be used.
+        boxes_as_masks: but has the box as its mask.
         remedy: what to do where all boxes are written in another way.
 
     Returns:
-        The arrays, and what was cut or dropped: by place, the reason.
+        The arrays, and what was changed: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (a box).
 
     Raises:
-        DataError: a box cannot be used; with ``drop``, more than one in ten, or they look mistaken for another format.
+        DataError: a box or an outline cannot be used; with ``drop``, more than one in ten, or they look mistaken
+            for another format.
     """
     numbers = {name: k for k, name in enumerate(label_names)}
     boxes = [box for record in records for box in record.boxes]
@@ -220,9 +230,23 @@ def compiled(
     labels = np.array([numbers.get(box.label, -1) for box in boxes], np.int64)
     wrong = faults(found, areas)
     mistaken = _mistaken(values, areas, form, wrong != "")
-    wrong[labels < 0] = "is of an unknown class"
+    wrong[labels < 0] = [
+        "has no class" if boxes[k].label is None else "is of an unknown class" for k in np.flatnonzero(labels < 0)
+    ]
+    outlines = np.full(len(boxes), None, object)
+    boxed = np.zeros(len(boxes), bool)
     if masks:
-        wrong[np.array([box.outline is None for box in boxes], bool) & (wrong == "")] = "has no outline"
+        boxed = np.array([box.outline is None for box in boxes], bool)
+        wrong[boxed & (wrong == "") & (not boxes_as_masks)] = "has no outline"
+        if boxed.all():
+            wrong[wrong == ""] = "has no outline"
+        for k in np.flatnonzero((wrong == "") | (wrong == "reaches outside")):
+            x1, y1, x2, y2 = np.clip(found[k], 0, np.tile(areas[k][::-1], 2)).tolist()
+            outline = [[x1, y1, x2, y1, x2, y2, x1, y2]] if boxed[k] else boxes[k].outline
+            try:
+                outlines[k] = encoded(outline, *map(int, areas[k]))
+            except ValueError as error:
+                wrong[k] = str(error)
     bad = np.flatnonzero(wrong != "")
 
     def place(k: Any) -> str:
@@ -230,7 +254,7 @@ def compiled(
         height, width = areas[k]
         what = f"[{', '.join(f'{value:g}' for value in box.values)}] {wrong[k]}"
         if labels[k] < 0:
-            what = f"{wrong[k]}, {box.label!r}"
+            what = wrong[k] if box.label is None else f"{wrong[k]}, {box.label!r}"
         elif "outside" in wrong[k]:
             what += f" ({width}×{height} pixels)"
         return f"{record.file}, {noun} {box.number}, image {Path(record.path).name}: {what}"
@@ -252,11 +276,16 @@ def compiled(
         report[place(k)] = "dropped" if gone else "cut off"
     kept = np.ones(len(boxes), bool)
     kept[bad[dropped]] = False
+    seen: set[tuple[Any, ...]] = set()
+    for k in np.flatnonzero(kept):
+        own = (owners[k], labels[k], boxes[k].ignore, *found[k].astype(np.float32).tolist(), outlines[k])
+        if own in seen:
+            kept[k] = False
+            report[place(k).strip()] = "a copy"
+        elif masks and boxed[k]:
+            report[place(k).strip()] = "its own mask"
+        seen.add(own)
     limits = np.tile(areas[:, ::-1], 2)[kept]
-    outlines = None
-    if masks:
-        codes = [_code(boxes[k].outline, *areas[k]) for k in np.flatnonzero(kept)]
-        outlines = np.array(codes, object)
     counts = np.bincount(owners[kept], minlength=len(records))
     annotations = Annotations(
         np.array([record.path for record in records], np.str_),
@@ -266,190 +295,107 @@ def compiled(
         np.clip(found[kept], 0, limits).astype(np.float32),
         labels[kept],
         np.array([box.ignore for box in boxes], bool)[kept],
-        outlines,
+        outlines[kept] if masks else None,
     )
     return annotations, report
 
 
-def _code(outline: Any, height: int, width: int) -> bytes:
-    """Polygons (an array has them in shares of the image) or COCO's run-length code as its compressed form."""
-    if isinstance(outline, np.ndarray):
-        outline = [(outline * (width, height)).ravel().tolist()]
-    if isinstance(outline, dict) and isinstance(outline.get("counts"), str | bytes):
-        counts = outline["counts"]
+def encoded(outline: Any, height: int, width: int) -> bytes:
+    """An outline as COCO's compressed run-length code, which can be decoded.
+
+    Args:
+        outline: polygons in pixels, one polygon, or a list of points; an array N×2 in shares of the image; or a run-length code
+            of COCO's, compressed or not.
+        height: of the image, in pixels.
+        width: of the image.
+
+    Raises:
+        ValueError: it is none of these, of another size than the image, far outside of it, or has no pixel in it; the
+            message says so behind the words "this box".
+    """
+    if isinstance(outline, dict):
+        code = {"size": [height, width], "counts": _runs(outline, height, width)}
     else:
-        codes = rle.frPyObjects(outline, int(height), int(width))
-        counts = (rle.merge(codes) if isinstance(codes, list) else codes)["counts"]
-    return counts.encode() if isinstance(counts, str) else counts
+        polygons = _polygons(outline, height, width)
+        code = rle.merge(rle.frPyObjects(polygons, height, width))
+    if not rle.area(code):
+        raise ValueError("has an outline without a pixel in it")
+    return code["counts"]
 
 
-def _numbers(given: Any) -> list[float]:
-    """Four numbers, or four NaN where there are not four."""
-    try:
-        numbers = [float(value) for value in given]
-    except (TypeError, ValueError):
-        numbers = []
-    return numbers if len(numbers) == 4 else [float("nan")] * 4
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format.") from None
-
-
-def read_coco(file: Path) -> tuple[list[Record], list[str]]:
-    """Reads COCO's instances (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data).
-
-    Args:
-        file: the JSON. Images are looked for beside it, in ``images/`` there, and in the folder that COCO's naming gives
-            (``../train2017`` for ``annotations/instances_train2017.json``).
-
-    Returns:
-        The images, and the names of the categories, in the order of their ids.
-
-    Raises:
-        DataError: it is not such a file, or ids are twice or nowhere.
-    """
-    content = _read_json(file)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise DataError(f"{file} has no lists 'images' and 'categories': it is not in COCO's format.")
-    groups = {key: content.get(key) or [] for key in ("images", "annotations", "categories")}
-    for key, entries in groups.items():
-        for entry in entries:
-            if not isinstance(entry, dict) or "id" not in entry:
-                raise DataError(f"{file}: an entry of {key!r} has no id: {str(entry)[:100]}.")
-        ((twice, count),) = Counter(entry["id"] for entry in entries).most_common(1) or [(0, 0)]
-        if count > 1:
-            raise DataError(f"{file}: the id {twice} is there {count} times among {key!r}; ids must be unique.")
-    categories = {entry["id"]: str(entry.get("name", entry["id"])) for entry in sorted(groups["categories"], key=lambda c: c["id"])}  # fmt: skip
-    names = list(categories.values())
-    ((twice, count),) = Counter(names).most_common(1) or [("", 0)]
-    if count > 1:
-        raise DataError(f"{file}: {count} categories have the name {twice!r}; names must be unique.")
-    folders = [file.parent, file.parent / "images", file.parent / file.stem,
-               file.parent.parent / file.stem.rpartition("_")[2], file.parent.parent / "images"]  # fmt: skip
-    first = next((str(entry.get("file_name")) for entry in groups["images"]), "")
-    folder = next((place for place in folders if (place / first).is_file()), None)
-    if folder is None:
-        looked = ", ".join(map(str, folders))
-        raise DataError(
-            f"{file} names the image {first}, which is in none of {looked}: put the images into one of them."
-        )
-    records = {}
-    for entry in groups["images"]:
-        size = (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
-        records[entry["id"]] = Record(str(folder / str(entry.get("file_name"))), str(file), size)
-    for entry in groups["annotations"]:
-        record = records.get(entry.get("image_id"))
-        if record is None:
-            raise DataError(
-                f"{file}: annotation {entry['id']} is of image {entry.get('image_id')}, which is not there."
-            )
-        label = categories.get(entry.get("category_id"), entry.get("category_id"))
-        outline = entry.get("segmentation") or None
-        record.boxes.append(Box(_numbers(entry.get("bbox")), label, entry["id"], bool(entry.get("iscrowd")), outline))
-    return list(records.values()), names
-
-
-def read_voc(files: Iterable[Path]) -> list[Record]:
-    """Reads annotations of Pascal VOC, a file for each image.
-
-    Args:
-        files: the XML files. Their images are beside them, or in ``../JPEGImages`` or ``../images``.
-
-    Raises:
-        DataError: a file is not such a one, has no image, or shares it with another.
-    """
-    records: dict[str, Record] = {}
-    for file in files:
+def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
+    """Polygons in pixels, whose parts are flat lists or lists of points."""
+    if isinstance(outline, np.ndarray):
+        outline = [outline * (width, height)]
+    if isinstance(outline, list) and outline and not isinstance(outline[0], list | dict | np.ndarray):
+        outline = [outline]  # one polygon, as VIA writes it
+    if isinstance(outline, list) and len(outline) > 2 and all(isinstance(p, list) and len(p) == 2 for p in outline):
+        outline = [outline]  # one polygon of points
+    if not isinstance(outline, list):
+        raise ValueError("has an outline that is neither polygons nor a run-length code")
+    polygons = []
+    for part in outline:
         try:
-            root = ElementTree.parse(file).getroot()
-        except (OSError, ElementTree.ParseError) as error:
-            raise DataError(f"{file} cannot be read as XML: {error}.") from None
-        if root.tag != "annotation":
-            raise DataError(f"{file} is not in Pascal VOC's format: its root is <{root.tag}>, not <annotation>.")
-        name = root.findtext("filename") or file.stem
-        folders = [file.parent, file.parent.parent / "JPEGImages", file.parent.parent / "images"]
-        names = [name, *(file.stem + extension for extension in (*EXTENSIONS, ".JPG", ".PNG"))]
-        path = next((str(f / n) for n in names for f in folders if (f / n).is_file()), str(folders[0] / name))
-        if path in records:
-            raise DataError(f"{file} and {records[path].file} are both of the image {path}: keep one.")
-        sides = [root.findtext(f"size/{side}") or "0" for side in ("height", "width")]
-        height, width = (int(float(side)) for side in sides)
-        record = records[path] = Record(path, str(file), (height, width) if height and width else None)
-        for number, entry in enumerate(root.iter("object"), 1):
-            values = _numbers([entry.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")])
-            difficult = (entry.findtext("difficult") or "0").strip() == "1"
-            record.boxes.append(Box(values, (entry.findtext("name") or "").strip(), number, difficult))
-    return list(records.values())
+            numbers = np.asarray(part, np.float64).ravel()
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("has an outline that is neither polygons nor a run-length code") from None
+        if not numbers.size:
+            continue
+        if not np.isfinite(numbers).all() or numbers.size % 2:
+            raise ValueError("has an outline that is no list of x and y")
+        if numbers.size < 6:
+            raise ValueError("has an outline of fewer than three points")
+        points = numbers.reshape(-1, 2)
+        if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
+            raise ValueError("has an outline that is far outside")
+        polygons.append(numbers.tolist())
+    if not polygons:
+        raise ValueError("has an empty outline")
+    return polygons
 
 
-def read_yolo(images: Sequence[Path], names: Sequence[str]) -> list[Record]:
-    """Reads YOLO's labels: ``class x y width height`` or ``class x y x y …`` (a polygon) a line, as shares of the image.
-
-    Args:
-        images: the images; the labels of ``…/images/a.jpg`` are ``…/labels/a.txt``, or beside it. Without a file it has
-            no objects.
-        names: the classes' names.
-
-    Raises:
-        DataError: a line is no such one, or two images share their labels.
-    """
-    records: list[Record] = []
-    taken: dict[Path, Path] = {}
-    for image in images:
-        parts = list(image.parent.parts)
-        if "images" in parts:
-            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        file = Path(*parts, f"{image.stem}.txt")
-        if file in taken:
-            raise DataError(f"{image} and {taken[file]} share the labels {file}: rename one.")
-        taken[file] = image
-        record = Record(str(image), str(file))
-        for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], 1):
-            try:
-                label, *values = map(float, line.split())
-            except ValueError:
-                if not line.strip():
-                    continue
-                raise DataError(f"{file}, line {number}: {line[:80]!r} is not a class and numbers.") from None
-            if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
-                raise DataError(f"{file}, line {number}: a class and 4 numbers, or 6 or more, not {len(values)}.")
-            outline = None
-            if len(values) > 4:
-                points = np.array(values).reshape(-1, 2)
-                outline = points  # in shares, until the image's size is known
-                low, high = points.min(0), points.max(0)
-                values = [*((low + high) / 2), *(high - low)]
-            index = int(label) if label == int(label) else -1
-            name = names[index] if 0 <= index < len(names) else f"{label:g}"
-            record.boxes.append(Box(values, name, number, outline=outline))
-        records.append(record)
-    return records
+def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
+    """The compressed counts of a run-length code that was found to be whole."""
+    size, counts = code.get("size"), code.get("counts")
+    try:
+        sides = [int(side) for side in size]  # type: ignore[union-attr]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("has a run-length code without a size") from None
+    if sides != [height, width]:
+        raise ValueError(f"has a run-length code of another size, {sides[::-1]}"[:200])
+    if isinstance(counts, str | bytes):
+        data = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
+        runs = _decoded(data)
+    else:
+        try:
+            runs = np.array(counts, np.int64).reshape(-1)
+            data = b""
+        except (TypeError, ValueError, OverflowError):
+            runs = None
+    if (
+        runs is None
+        or not runs.size
+        or (runs < 0).any()
+        or (runs > height * width).any()
+        or runs.sum() != height * width
+    ):
+        raise ValueError("has a run-length code that is not whole")
+    return data or rle.frPyObjects({"size": sides, "counts": runs.tolist()}, height, width)["counts"]
 
 
-COLUMNS = ("xmin", "ymin", "xmax", "ymax")
-
-
-def read_rows(table: pd.DataFrame, file: Path, path_column: str, label_column: str, box_columns: Sequence[str]) -> list[Record]:  # fmt: skip
-    """Reads a table with a row for each box; an image without objects has one row with empty cells.
-
-    Args:
-        table: its cells as text.
-        file: where it comes from; images are relative to it.
-        path_column: column with the images' paths.
-        label_column: column with the classes.
-        box_columns: four columns. ``difficult``, where there is one, marks what is ignored.
-    """
-    records: dict[str, Record] = {}
-    numbers = table[list(box_columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
-    difficult = table["difficult"].isin(("1", "True", "true")) if "difficult" in table else np.zeros(len(table), bool)
-    rows = zip(table[path_column], table[label_column], numbers, empty, difficult, strict=True)
-    for row, (path, label, values, without, hard) in zip(table.index, rows, strict=True):
-        record = records.setdefault(path, Record(str(file.parent / path), str(file)))
-        if not without:
-            record.boxes.append(Box(values.tolist(), label, int(row) + 1, bool(hard)))
-    return list(records.values())
+def _decoded(data: bytes) -> NDArray[np.int64] | None:
+    """The runs of COCO's compressed code, groups of five bits each, of which the third and later ones are differences."""
+    digits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    if not digits.size or (digits < 0).any() or (digits > 63).any() or digits[-1] & 32:
+        return None
+    ends = np.flatnonzero((digits & 32) == 0)
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - begins + 1
+    if lengths.max() > 6:
+        return None
+    shifts = 5 * (np.arange(digits.size) - np.repeat(begins, lengths))
+    runs = np.add.reduceat((digits & 31) << shifts, begins)
+    runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

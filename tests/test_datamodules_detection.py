@@ -248,7 +248,7 @@ MISTAKES: dict[str, tuple[Callable[[], BoxFiles], str]] = {
     "pixels in YOLO": (edited("yolo", "labels/train/000001.txt", yolo_in_pixels), "000001.txt, line 1.*outside"),
     "unknown class in YOLO": (edited("yolo", "labels/train/000001.txt", lambda t: "12" + t[1:]), "line 1.*unknown class, '12'"),
     "a word in YOLO": (edited("yolo", "labels/train/000001.txt", lambda t: "one" + t), "line 1: 'one.*is not a class"),
-    "five numbers in YOLO": (edited("yolo", "labels/train/000001.txt", lambda t: t[:-1] + " 0.5\n"), "line 1.*not 5"),
+    "five numbers in YOLO": (edited("yolo", "labels/train/000001.txt", lambda t: t[:-1] + " 7\n"), "line 1.*not 5"),
     "broken XML": (edited("voc", "Annotations/train_000001.xml", lambda t: t[:50]), "train_000001.xml cannot be read as XML"),
     "other XML": (edited("voc", "Annotations/train_000001.xml", lambda t: "<a/>"), "its root is <a>"),
     "a class only in validation": (edited("voc", "Annotations/val_000001.xml", lambda t: t.replace("<name>", "<name>new", 1)), "val_000001.xml, object 1.*unknown class, 'new"),

@@ -1,32 +1,39 @@
 """Image files with boxes, in the formats in which people keep them."""
 
 import hashlib
+import re
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import yaml
+import PIL.Image
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.annotations import (
-    COLUMNS,
-    SYNONYMS,
-    Annotations,
-    BoxFormat,
-    Record,
-    compiled,
-    read_coco,
-    read_rows,
-    read_voc,
-    read_yolo,
-)
+from datamodules.annotations import COLUMNS, SYNONYMS, Annotations, BoxFormat, Record, compiled
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.detection.base import DetectionDataModule, Mixing
-from datamodules.images import EXTENSIONS, check_images, pieces, read_image, warn_of_shared
+from datamodules.images import check_images, pieces, read_image, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
+from datamodules.readers import (
+    SPELLINGS,
+    Finder,
+    Notes,
+    images_below,
+    labels_of,
+    parts_of,
+    read_coco,
+    read_names,
+    read_rows,
+    read_text,
+    read_voc,
+    read_yaml,
+    read_yolo,
+    within,
+)
 from datamodules.tables import by_split, check_table, read_table
 
 KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
@@ -165,6 +172,7 @@ class BoxFiles(DetectionDataModule):
         if self.mixing.copy_paste and not masks:
             raise DataError("--data.mixing.copy_paste takes masks: --data.masks true, with outlines in the files.")
         self.root, self.tile, self.on_bad_file, self.on_bad_box = root, tile, on_bad_file, on_bad_box
+        self.notes = Notes()
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -185,8 +193,10 @@ class BoxFiles(DetectionDataModule):
         if not Path(self.root).exists():
             raise DataError(f"There is no {Path(self.root).resolve()}: say where your images are with --data.root.")
         splits, names = self.read()
-        if not any(box for records in splits.values() for record in records for box in record.boxes):
-            raise DataError(f"{Path(self.root).resolve()} has no boxes, in {sum(map(len, splits.values()))} images.")
+        self.notes.tell()
+        for what, groups in (("", [*splits.values()]), (" to train on", [splits.get("train", splits.get("all", []))])):
+            if not any(box for records in groups for record in records for box in record.boxes):
+                raise DataError(f"{Path(self.root).resolve()} has no boxes{what}, in {sum(map(len, groups))} images.")
         return splits, names
 
     @cached_property
@@ -209,26 +219,30 @@ class BoxFiles(DetectionDataModule):
         for k in np.flatnonzero(good):
             said, seen = records[k].size, (int(sizes[k][0]), int(sizes[k][1]))
             if said is not None and said != seen:
-                turned = " It is turned by its EXIF tag, which the boxes leave out." if said[::-1] == seen else ""
+                turned = ""
+                if said[::-1] == seen:
+                    turned = (
+                        " It is turned by its EXIF tag, which the boxes leave out."
+                        if _is_turned(records[k].path)
+                        else " Width and height look interchanged."
+                    )
                 raise DataError(
                     f"{records[k].file} says that {records[k].path} has {said[1]}×{said[0]} pixels, but it has "
                     f"{seen[1]}×{seen[0]}.{turned} Its boxes are of another picture: bring the two together."
                 )
         parts: dict[str, Annotations] = {}
+        reports: dict[str, str] = {}
+        outlined = any(box.outline is not None for record in records for box in record.boxes)
         start = 0
         for name, group in splits.items():
             rows = np.flatnonzero(good[start : start + len(group)]) + start
             start += len(group)
             kept = [records[k] for k in rows]
             parts[name], report = compiled(kept, names, self.box_format, self.on_bad_box, sizes[rows], digests[rows],
-                                           self.noun, self.masks, self.remedy)  # fmt: skip
-            if report:
-                gone = sum(what == "dropped" for what in report.values())
-                rank_zero_warn(
-                    f"{gone} boxes that cannot be used were dropped, {len(report) - gone} were cut off at the edge; the "
-                    f"first: {next(iter(report))}."
-                )
-                self.bad_files |= report
+                                           self.noun, self.masks, outlined, self.remedy)  # fmt: skip
+            reports |= report
+        self._tell(reports)
+        self.bad_files |= reports
         if "all" in parts and self.undivided:
             return {"test": BoxSource(parts["all"], self.in_chans, self.tile)}
         self.drawn = "all" in parts
@@ -243,6 +257,24 @@ class BoxFiles(DetectionDataModule):
         self._warn_of_rare(files["train"])
         return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
 
+    def _tell(self, report: dict[str, str]) -> None:
+        """Warns of boxes that were not taken as they are written."""
+        first = {what: place for place, what in reversed(report.items())}
+        counts = Counter(report.values())
+        if gone := counts["dropped"] + counts["cut off"]:
+            place = next(place for place, what in report.items() if what in ("dropped", "cut off"))
+            rank_zero_warn(
+                f"{counts['dropped']} boxes that cannot be used were dropped, {gone - counts['dropped']} were cut off at the "
+                f"edge; the first: {place}."
+            )
+        if copies := counts["a copy"]:
+            rank_zero_warn(f"{copies} boxes are there twice, and count once; the first: {first['a copy']}.")
+        if boxed := counts["its own mask"]:
+            rank_zero_warn(
+                f"{boxed} objects have a box but no outline, while others have: the box is taken as their mask; the first: "
+                f"{first['its own mask']}."
+            )
+
     def _warn_of_rare(self, train: Annotations) -> None:
         counts = np.bincount(train.labels[~train.ignore], minlength=len(self.label_names))
         empty = [name for name, count in zip(self.label_names, counts, strict=True) if not count]
@@ -250,6 +282,12 @@ class BoxFiles(DetectionDataModule):
             rank_zero_warn(
                 f"No box to train on in class {empty[0]!r} ({len(empty)} of {len(counts)} classes are empty)."
             )
+
+
+def _is_turned(file: str) -> bool:
+    """Whether an image lies on its side by its EXIF tag."""
+    with PIL.Image.open(file) as image:
+        return image.getexif().get(0x0112, 1) > 4
 
 
 def _drawn(annotations: Annotations) -> tuple[Annotations, Annotations]:
@@ -278,9 +316,9 @@ def _drawn(annotations: Annotations) -> tuple[Annotations, Annotations]:
 class COCODetection(BoxFiles):
     """Annotations in COCO's JSON.
 
-    ``root`` is a JSON file, whose images are split, or a folder with a file for each split: ``train.json``,
-    ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and ``test``. Boxes are
-    x, y, width, height; ``iscrowd`` is respected; outlines are polygons or run-length codes.
+    ``root`` is a JSON file, whose images are split, or a folder with such a file alone, or with one for each split:
+    ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and
+    ``test``. Boxes are x, y, width, height; ``iscrowd`` is respected; outlines are polygons or run-length codes.
     """
 
     noun = "annotation"
@@ -290,30 +328,57 @@ class COCODetection(BoxFiles):
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
         root = Path(self.root)
-        found: dict[str, Path] = {"all": root} if root.is_file() else {}
-        if root.is_dir():
-            for split, synonyms in SYNONYMS.items():
-                shapes = (
-                    "{}.json",
-                    "annotations/instances_{}*.json",
-                    "annotations/{}*.json",
-                    "{}/_annotations.coco.json",
-                )
-                files = [
-                    file for name in synonyms for shape in shapes for file in sorted(root.glob(shape.format(name)))
-                ]
-                found |= {split: files[0]} if files else {}
-            if "train" not in found:
-                raise DataError(
-                    f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
-                    "a JSON file, with --data.root."
-                )
+        found = {"all": root} if root.is_file() else self._files(root)
         splits: dict[str, list[Record]] = {}
         label_names: list[str] = []
         for split, file in found.items():
-            splits[split], names = read_coco(file)
+            splits[split], names = read_coco(file, None if root.is_file() else root, label_names, self.notes)
             label_names = label_names or names
         return splits, label_names
+
+    @staticmethod
+    def _files(root: Path) -> dict[str, Path]:
+        """The file of each split, or of ``all``, in a folder."""
+        places = [root, *(place for place in sorted(root.iterdir()) if place.is_dir() and place.name[0] != ".")]
+        files = [file for place in places for file in sorted(place.glob("*.json")) if file.name[0] != "."]
+        # Of COCO's own files those of instances, and none of captions, keypoints or stuff.
+        files = [file for file in files if not _words(file) & {"captions", "keypoints", "stuff", "panoptic"}]
+        own = [file for file in files if file.parent == root or file.parent.name.casefold() == "annotations"]
+        found: dict[str, Path] = {}
+        for split, synonyms in SYNONYMS.items():
+            named = [file for file in own if _words(file) & set(synonyms)]
+            named.sort(key=lambda file: (file.parent != root, "instances" not in _words(file)))
+            named += [f for f in files if f.parent.name.casefold() in synonyms and "annotations" in _words(f)]
+            found |= {split: named[0]} if named else {}
+        if not found and len(own) == 1:
+            return {"all": own[0]}
+        if "train" not in found:
+            several = f" Which of {own[0].name}, {own[1].name}, … is it?" if len(own) > 1 else ""
+            raise DataError(
+                f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
+                f"a JSON file, with --data.root.{several}"
+            )
+        return found
+
+
+def _words(file: Path) -> set[str]:
+    """What a file's name is made of, in lower case, without numbers."""
+    return set(re.findall("[a-z]+", file.stem.casefold()))
+
+
+def _inside(folder: Path, *names: str) -> Path | None:
+    """The first of these that a folder has, in upper or lower case."""
+    for name in names:
+        place: Path | None = folder
+        for part in Path(name).parts:
+            if place is not None and not (place / part).exists():
+                known = place.iterdir() if place.is_dir() else ()
+                place = next((child for child in known if child.name.casefold() == part.casefold()), None)
+            elif place is not None:
+                place = place / part
+        if place is not None:
+            return place
+    return None
 
 
 class VOCDetection(BoxFiles):
@@ -321,7 +386,8 @@ class VOCDetection(BoxFiles):
 
     ``root`` is a folder with ``Annotations/``, ``JPEGImages/`` and lists ``ImageSets/Main/train.txt``, ``val.txt``,
     ``test.txt``; or with XML files and images side by side; or with such folders ``train/``, ``val/``, ``test/``.
-    ``difficult`` is respected. An image without XML file is left out; one without objects is kept.
+    ``difficult`` is respected. An image without XML file is left out; one without objects is kept. Files in which a coordinate
+    is 0 are taken as counted from 0.
     """
 
     remedy = "Write <bndbox> as VOC does."
@@ -330,103 +396,159 @@ class VOCDetection(BoxFiles):
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
         root = Path(self.root)
-        folders = {s: root / n for s, names in SYNONYMS.items() for n in names if (root / n).is_dir()} or {"all": root}
+        given = {split: _inside(root, *names) for split, names in SYNONYMS.items()}
+        folders = {split: folder for split, folder in given.items() if folder and folder.is_dir()} or {"all": root}
         found = {}
         for split, folder in folders.items():
-            place = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-            found[split] = sorted(place.glob("*.xml"))
+            place = _inside(folder, "Annotations") or folder
+            found[split] = sorted(file for file in place.rglob("*.xml") if file.name[0] != ".")
             if not found[split]:
                 raise DataError(f"{place.resolve()} has no XML files: give a folder of Pascal VOC's with --data.root.")
-        lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in SYNONYMS}
-        if "all" in found and lists["train"].is_file():
-            files = {file.stem: file for file in found.pop("all")}
-            for split, listed in lists.items():
-                stems = (
-                    [
-                        line.strip() if line.strip() in files else line.split()[0]
-                        for line in listed.read_text().splitlines()
-                        if line.strip()
-                    ]
-                    if listed.is_file()
-                    else []
-                )
-                if missing := [stem for stem in stems if stem not in files]:
-                    raise DataError(f"{listed} lists {missing[0]!r}, but there is no {missing[0]}.xml in Annotations.")
-                found |= {split: [files[stem] for stem in stems]} if stems else {}
-        splits = {split: read_voc(files) for split, files in found.items()}
+        if "all" in found and (listed := self._listed(root, found["all"])):
+            found = listed
+        splits = {split: read_voc(files, root, self.notes) for split, files in found.items()}
+        self.box_format = self._counted(splits)
         return splits, _names(splits)
+
+    def _listed(self, root: Path, found: list[Path]) -> dict[str, list[Path]]:
+        """The files of each split by the lists in ``ImageSets/Main``; none where there are no lists to train on."""
+        files = {file.stem: file for file in found} | {file.name: file for file in found}
+        result = {}
+        for split, names in SYNONYMS.items():
+            place = _inside(root, "ImageSets/Main") or root
+            whole = [*names, "trainval"] if split == "train" else names
+            one = _inside(place, *(f"{name}.txt" for name in whole))
+            lists = [one] if one else sorted(place.glob(f"*_{split}.txt"))  # VoTT has one for each class
+            chosen: dict[Path, None] = {}
+            for file in lists if place != root else []:
+                for line in read_text(file, self.notes).splitlines():
+                    if not (line := line.strip().replace("\\", "/")):
+                        continue
+                    ways = [way for name in (line, line.split()[0]) for way in (name, Path(name).name, Path(name).stem)]
+                    if (annotation := next((files[way] for way in ways if way in files), None)) is None:
+                        stem = Path(line.split()[0]).stem
+                        raise DataError(f"{file} lists {line!r}, but there is no {stem}.xml in Annotations.")
+                    if annotation in chosen and one:
+                        self.notes.add("An image is listed twice, and counted once", f"{file}: {line}")
+                    chosen[annotation] = None
+            result |= {split: list(chosen)} if chosen else {}
+        return result if "train" in result else {}
+
+    def _counted(self, splits: dict[str, list[Record]]) -> BoxFormat:
+        """Whether pixels are counted from 1, as VOC does, or from 0: then boxes at the edge begin at 0, and hardly at 1."""
+        starts = [
+            (record, box)
+            for records in splits.values()
+            for record in records
+            for box in record.boxes
+            if min(box.values[:2]) < 2
+        ]
+        zeros = [(record, box) for record, box in starts if 0 <= min(box.values[:2]) < 1]
+        if not zeros or 2 * len(zeros) < len(starts):
+            return "voc"
+        record, box = zeros[0]
+        rank_zero_warn(
+            f"The boxes of {Path(self.root).resolve()} are counted from 0, not from 1 as in Pascal VOC, and read so: {len(zeros)} begin "
+            f"at 0, the first in {record.file}, object {box.number}."
+        )
+        return "xyxy"
 
 
 class YOLODetection(BoxFiles):
     """Annotations in YOLO's text files, a line for each object: class, centre x, centre y, width, height as shares.
 
     ``root`` is a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, lists of files), or the folder that
-    has it; or a folder with ``classes.txt`` and ``images/train``, ``train/images`` or ``images``. Labels are in ``labels/``
-    where images are in ``images/``, or beside them. A line with more numbers is a polygon. An image without labels has no
-    objects, and is kept.
+    has it; or a folder with ``classes.txt`` or ``obj.names`` and ``images/train``, ``train/images``, ``train.txt`` or
+    ``images``. Labels are in ``labels/`` where images are in ``images/``, or beside them. A line with more numbers is a
+    polygon. An image without labels has no objects, and is kept.
     """
 
     noun = "line"
-    remedy = "Write them as YOLO does."
+    remedy = "Write them as shares of the image: divide x and width by its width, y and height by its height."
     box_format: BoxFormat = "yolo"
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
         root = Path(self.root)
-        file = (
-            root
-            if root.is_file()
-            else next((f for f in (root / "data.yaml", root / "dataset.yaml") if f.is_file()), None)
-        )
+        file = root if root.is_file() else self._settings(root)
         folder = root if root.is_dir() else root.parent
-        content: Any = {}
+        content: dict[str, Any] = {}
         if file is not None:
-            try:
-                content = yaml.safe_load(file.read_text())
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise DataError(f"{file} cannot be read as YAML: {error}.") from None
-            folder = (
-                folder / str(content.get("path", "")) if (folder / str(content.get("path", ""))).is_dir() else folder
-            )
-        names = content.get("names") or []
-        if not names:
-            listed = next((f for f in (folder / "classes.txt", folder / "labels" / "classes.txt") if f.is_file()), None)
-            if listed is None:
-                raise DataError(
-                    f"{folder.resolve()} does not say what its classes are called: write a data.yaml with 'names', or a "
-                    "classes.txt with a name a line."
-                )
-            names = listed.read_text().split("\n")
-        names = (
-            [names[key] for key in sorted(names)]
-            if isinstance(names, dict)
-            else [n.strip() for n in names if str(n).strip()]
-        )
+            content = self._pairs(file) if file.suffix == ".data" else read_yaml(file, self.notes)
+            folder = next((p for p in (folder / str(content.get("path", "")),) if p.is_dir()), folder)
+        names = self._names(folder, file, content)
         found: dict[str, list[Path]] = {}
+        lower = {key.casefold(): value for key, value in content.items()}
         for split, synonyms in SYNONYMS.items():
-            given = next((content[name] for name in synonyms if content.get(name)), None)
-            guesses = [guess for name in synonyms for guess in (f"images/{name}", f"{name}/images", f"{name}")]
-            places = given if isinstance(given, list) else [given] if given else guesses
-            images = [image for place in places for image in _images(folder, Path(place), must=given is not None)]
-            found |= {split: images} if images else {}
-        found = found or {"all": _images(folder, Path("images" if (folder / "images").is_dir() else "."), must=True)}
-        if "train" not in found and "all" not in found:
+            given = next((lower[name] for name in synonyms if lower.get(name)), None)
+            if given is None:
+                ways = [way for name in synonyms for way in (f"images/{name}", f"{name}/images", name, f"{name}.txt")]
+                place = _inside(folder, *ways)
+                images = self._images(folder, place) if place else []
+            else:
+                images = []
+                for written in given if isinstance(given, list) else [given]:
+                    if (place := within(folder, str(written))) is not None:
+                        images += self._images(folder, place)
+                    elif split == "test":
+                        self.notes.add("The test split has no folder, and is left out", f"{file}: {written}")
+                    else:
+                        raise DataError(f"There is no {(folder / str(written)).resolve()}, which {file} names.")
+            found |= {split: list(images)} if images else {}
+        found = found or {"all": images_below(_inside(folder, "images") or folder)}
+        if not found.get("train", found.get("all")):
             raise DataError(
                 f"{folder.resolve()} has no images to train on: name their folder under 'train' in data.yaml."
             )
-        return {split: read_yolo(images, names) for split, images in found.items()}, list(map(str, names))
+        points = content.get("kpt_shape")
+        keypoints = 0
+        if isinstance(points, list) and len(points) == 2 and all(str(side).isdecimal() for side in points):
+            keypoints = int(points[0]) * int(points[1])
+        return read_yolo(found, names, keypoints, self.notes), list(names.values())
 
+    @staticmethod
+    def _settings(root: Path) -> Path | None:
+        """The file in a folder that says what is where: ``data.yaml``, or the only one of its kind."""
+        for ending in ("yaml", "yml", "data"):
+            if (file := _inside(root, f"data.{ending}", f"dataset.{ending}", f"obj.{ending}")) is not None:
+                return file
+            if len(files := sorted(root.glob(f"*.{ending}"))) > 1:
+                raise DataError(
+                    f"{root.resolve()} has {files[0].name} and {files[1].name}: say which with --data.root."
+                )
+            if files:
+                return files[0]
+        return None
 
-def _images(folder: Path, place: Path, must: bool) -> list[Path]:
-    """The images in a folder, or named in a text file; as Roboflow writes it, ``../train`` may mean ``train``."""
-    where = next((p for p in (folder / place, folder / str(place).removeprefix("../")) if p.exists()), None)
-    if where is None:
-        if must:
-            raise DataError(f"There is no {(folder / place).resolve()}, which the data's YAML file names.")
-        return []
-    if where.is_file():
-        return [where.parent / line.strip() for line in where.read_text().splitlines() if line.strip()]
-    return sorted(file for file in where.rglob("*") if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
+    def _pairs(self, file: Path) -> dict[str, Any]:
+        """Darknet's settings, a line for each: ``names = obj.names``."""
+        lines = [line.partition("=") for line in read_text(file, self.notes).splitlines()]
+        return {key.strip(): value.strip() for key, _, value in lines if value.strip()}
+
+    def _names(self, folder: Path, file: Path | None, content: dict[str, Any]) -> dict[int, str]:
+        """The classes' names by their numbers."""
+        given = content.get("names")
+        lists = [within(folder, given)] if isinstance(given, str) and given.endswith((".names", ".txt")) else []
+        if given and not lists and file is not None and (names := read_names(given, file)):
+            return names
+        places = [folder, *(folder / name for name in ("labels", "train", "train/labels", "labels/train"))]
+        lists += [place / "classes.txt" for place in places] + sorted(folder.glob("*.names"))
+        listed = next((place for place in lists if place is not None and place.is_file()), None)
+        if listed is None:
+            what = f"{file} does" if file is not None else f"{folder.resolve()} does"
+            raise DataError(
+                f"{what} not say what its classes are called: write a data.yaml with 'names', or a classes.txt with a name a "
+                "line."
+            )
+        return read_names(read_text(listed, self.notes).splitlines(), listed)
+
+    def _images(self, folder: Path, place: Path) -> list[Path]:
+        """The images in a folder, or named in a text file."""
+        if place.is_dir():
+            return images_below(place)
+        finder = Finder(folder, [place.parent, folder], self.notes)
+        lines = [line.strip() for line in read_text(place, self.notes).splitlines() if line.strip()]
+        return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
 
 
 class CSVDetection(BoxFiles):
@@ -435,8 +557,9 @@ class CSVDetection(BoxFiles):
     Args:
         root: the table. A column ``split`` with train, val and test, where there is one, says which is which; a column
             ``difficult`` marks boxes that are ignored. An image without objects has one row with empty cells.
-        path_column: column with the images' paths, relative to the table or absolute; ``image_path`` is found too.
-        label_column: column with the classes.
+        path_column: column with the images' paths, relative to the table or absolute; ``image_path``, ``filename`` and
+            ``image`` are found too.
+        label_column: column with the classes; ``class`` is found too.
         box_columns: four columns.
         box_format: ``xyxy`` for corners in pixels; ``xywh`` for x, y, width, height.
         in_chans: 3 to read the images as RGB, 1 as grey.
@@ -484,17 +607,24 @@ class CSVDetection(BoxFiles):
         """See `BoxFiles.read`."""
         file = Path(self.root)
         table = read_table(file, "--data.root")
-        path_column = self.path_column
-        if path_column not in table and "image_path" in table:
-            path_column = "image_path"
-        columns = {path_column: "--data.path_column", self.label_column: "--data.label_column"}
+        path_column, label_column = (
+            next((name for name in (column, *SPELLINGS.get(column, ())) if name in table), column)
+            for column in (self.path_column, self.label_column)
+        )
+        columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
         columns |= dict.fromkeys(self.box_columns, "--data.box_columns")
         check_table(table, file, columns, [path_column])
-        rows = by_split(table).items()
-        splits = {name: read_rows(part, file, path_column, self.label_column, self.box_columns) for name, part in rows}
+        table[label_column] = labels_of(table[label_column])
+        parts = by_split(table)
+        splits = {
+            name: read_rows(parts[name], file, path_column, label_column, self.box_columns, self.notes)
+            for name in ("all", *SYNONYMS)
+            if name in parts
+        }
         return splits, _names(splits)
 
 
 def _names(splits: dict[str, list[Record]]) -> list[str]:
     """The classes that occur in training, sorted."""
-    return sorted({box.label for record in splits.get("train", splits.get("all", [])) for box in record.boxes})
+    records = splits.get("train", splits.get("all", []))
+    return sorted({box.label for record in records for box in record.boxes if box.label is not None})
