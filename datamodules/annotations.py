@@ -9,8 +9,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from datamodules.base import DataError
-from datamodules.tables import listed
+from datamodules.base import DataError, listed
 
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
 DESCRIBED = {
@@ -20,7 +19,6 @@ DESCRIBED = {
     "yolo": "centre x, centre y, width, height as shares of the image",
 }
 COLUMNS = ("xmin", "ymin", "xmax", "ymax")
-SYNONYMS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass
@@ -238,8 +236,6 @@ def compiled(
     if masks:
         boxed = np.array([box.outline is None for box in boxes], bool)
         wrong[boxed & (wrong == "") & (not boxes_as_masks)] = "has no outline"
-        if boxed.all():
-            wrong[wrong == ""] = "has no outline"
         for k in np.flatnonzero((wrong == "") | (wrong == "reaches outside")):
             x1, y1, x2, y2 = np.clip(found[k], 0, np.tile(areas[k][::-1], 2)).tolist()
             outline = [[x1, y1, x2, y1, x2, y2, x1, y2]] if boxed[k] else boxes[k].outline
@@ -320,7 +316,7 @@ def encoded(outline: Any, height: int, width: int) -> bytes:
         code = rle.merge(rle.frPyObjects(polygons, height, width))
     if not rle.area(code):
         raise ValueError("has an outline without a pixel in it")
-    return code["counts"]
+    return bytes(code["counts"])
 
 
 def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:

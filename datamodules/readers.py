@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from datamodules.annotations import COLUMNS, Box, Record
 from datamodules.base import DataError
-from datamodules.images import EXTENSIONS
+from datamodules.images import EXTENSIONS, images_in
 
 NAN = float("nan")
 MARKS = (
@@ -119,7 +119,7 @@ def _four(given: Any) -> list[float]:
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
     """Height and width as said by a file; None where it does not say both."""
     sides = _number(height), _number(width)
-    return (int(sides[0]), int(sides[1])) if min(sides) >= 1 and max(sides) < 1e9 else None
+    return (int(sides[0]), int(sides[1])) if all(1 <= side < 1e9 for side in sides) else None
 
 
 def _flag(given: Any) -> bool:
@@ -135,7 +135,10 @@ def parts_of(written: str) -> list[str]:
     plain = written.strip().replace("\\", "/")
     found = [written, plain]
     if "://" in plain or plain.startswith("/data/"):
-        address = urlsplit(plain)
+        try:
+            address = urlsplit(plain)
+        except ValueError:
+            return [written]
         found = [written, unquote(address.path), *parse_qs(address.query).get("d", [])[::-1]]
     elif "%" in plain:
         found.append(unquote(plain))
@@ -145,6 +148,8 @@ def parts_of(written: str) -> list[str]:
 def within(folder: Path, written: str) -> Path | None:
     """A file or folder below another one, given as another machine's or another folder's path: its longest end that is there."""
     for name in parts_of(written):
+        if name and os.path.exists(folder / name):
+            return folder / name
         parts = PurePosixPath(name).parts
         for start in range(len(parts)):
             place = Path(folder, *(part for part in parts[start:] if part not in ("/", "..", ".")))
@@ -171,7 +176,7 @@ class Finder:
     def _known(self) -> dict[str, list[Path]]:
         """The images below the root by their names in lower case."""
         known: dict[str, list[Path]] = {}
-        for file in images_below(self.root):
+        for file in images_in(self.root):
             known.setdefault(file.name.casefold(), []).append(file)
         return known
 
@@ -209,7 +214,7 @@ class Finder:
             unhashed = re.sub(r"^[0-9a-f]{8}-", "", parts[-1]) if parts else ""  # Label Studio's uploads
             for last in dict.fromkeys((*parts[-1:], unhashed)):
                 files = self._known.get(last, [])
-                ends = [_shared(file, [*parts[:-1], last]) for file in files]
+                ends = [shared_parts(file, [*parts[:-1], last]) for file in files]
                 best = [file for file, end in zip(files, ends, strict=True) if end == max(ends)]
                 here = [
                     file
@@ -234,17 +239,11 @@ class Finder:
         return None
 
 
-def _shared(file: Path, parts: Sequence[str]) -> int:
-    """How many last parts of a file's path are these."""
+def shared_parts(file: Path, parts: Sequence[str]) -> int:
+    """How many last parts of a file's path are these, in upper or lower case."""
     own = [part.casefold() for part in file.parts]
-    pairs = enumerate(zip(own[::-1], parts[::-1], strict=False))
+    pairs = enumerate(zip(own[::-1], (part.casefold() for part in parts[::-1]), strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(own), len(parts)))
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The images in a folder and those below it, sorted, without hidden ones."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
-    return sorted(f for f in files if not any(p[0] == "." or p == "__MACOSX" for p in f.relative_to(folder).parts))
 
 
 def _merged(records: Iterable[Record], notes: Notes) -> list[Record]:
@@ -295,7 +294,7 @@ def _values(content: Any) -> list[dict[str, Any]]:
 
 
 def read_coco(
-    file: Path, root: Path | None = None, known: Sequence[str] = (), notes: Notes | None = None
+    file: Path, root: Path | None = None, known: Sequence[str] = (), *, notes: Notes
 ) -> tuple[list[Record], list[str]]:
     """Reads COCO's instances (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data).
 
@@ -305,7 +304,7 @@ def read_coco(
             below ``root``.
         root: the folder of the data; None takes that of the file, or the one above ``annotations/``.
         known: the categories of another split.
-        notes: where it is noted what was read in another way than written; None tells it at once.
+        notes: where it is noted what was read in another way than written.
 
     Returns:
         The images, and the names of the categories, in the order of their ids.
@@ -313,8 +312,7 @@ def read_coco(
     Raises:
         DataError: it is not such a file, or ids are twice or nowhere.
     """
-    told = notes or Notes()
-    text = read_text(file, told)
+    text = read_text(file, notes)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -337,13 +335,13 @@ def read_coco(
         ((twice, count),) = Counter(key for key, _ in keyed[group]).most_common(1) or [("", 0)]
         if count > 1:
             raise DataError(f"{file}: the id {twice} is there {count} times among {group!r}; ids must be unique.")
-    categories = _categories(file, keyed["categories"], keyed["annotations"], known, told)
+    categories = _categories(file, keyed["categories"], keyed["annotations"], known, notes)
     parent = file.parent.parent if file.parent.name.casefold() == "annotations" else file.parent
     split = file.stem.rpartition("_")[2]
     folders = [file.parent, file.parent / "images", file.parent / file.stem, file.parent / split,
                file.parent.parent / split, file.parent.parent / "images" / split, file.parent / "images" / split,
                file.parent.parent / "images"]  # fmt: skip
-    finder = Finder(root or parent, folders, told)
+    finder = Finder(root or parent, folders, notes)
     looked = ", ".join(map(str, folders))
     records: dict[str, Record] = {}
     for key, entry in keyed["images"]:
@@ -371,12 +369,10 @@ def read_coco(
         outline = entry.get("segmentation") or None
         values = _four(entry.get("bbox"))
         if not entry.get("bbox") and (around := _around(outline)):
-            told.add("An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}")
+            notes.add("An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}")
             values = around
         record.boxes.append(Box(values, label, key, _flag(entry.get("iscrowd")), outline))
-    if notes is None:
-        told.tell()
-    return _merged(records.values(), told), list(categories.values())
+    return _merged(records.values(), notes), list(categories.values())
 
 
 def _categories(
@@ -443,14 +439,14 @@ def _parsed(file: Path, notes: Notes) -> ElementTree.Element:
     return root
 
 
-def read_voc(files: Iterable[Path], root: Path | None = None, notes: Notes | None = None) -> list[Record]:
+def read_voc(files: Iterable[Path], root: Path, notes: Notes) -> list[Record]:
     """Reads annotations of Pascal VOC, a file for each image.
 
     Args:
         files: the XML files. Their images are beside them, in ``../JPEGImages`` or ``../images``, or below ``root``; by the
             name in ``<filename>``, or by the XML file's own.
-        root: the folder of the data; None looks in the folders above alone.
-        notes: where it is noted what was read in another way than written; None tells it at once.
+        root: the folder of the data.
+        notes: where it is noted what was read in another way than written.
 
     Returns:
         The images. What has a polygon or a rotated box instead of a ``<bndbox>`` has the box around it.
@@ -458,21 +454,20 @@ def read_voc(files: Iterable[Path], root: Path | None = None, notes: Notes | Non
     Raises:
         DataError: a file is not such a one, or shares its image with another.
     """
-    told = notes or Notes()
     records: dict[str, Record] = {}
     finders: dict[Path, Finder] = {}
     for file in files:
-        content = _parsed(file, told)
+        content = _parsed(file, notes)
         if content.tag != "annotation":
             way = " It is CVAT's own format: export as COCO or Pascal VOC." if content.tag == "annotations" else ""
             raise DataError(
                 f"{file} is not in Pascal VOC's format: its root is <{content.tag}>, not <annotation>.{way}"
             )
-        above = [parent for parent in file.parents if root is not None and parent.is_relative_to(root)]
+        above = [parent for parent in file.parents if parent.is_relative_to(root)]
         around = dict.fromkeys([file.parent, file.parent.parent, *above])
         places = [file.parent, *(place / name for place in around for name in ("JPEGImages", "images")), *above]
-        finder = finders.setdefault(file.parent, Finder(root or file.parent, places, told))
-        path = _image_of(file, content, finder, root is not None)
+        finder = finders.setdefault(file.parent, Finder(root, places, notes))
+        path = _image_of(file, content, finder)
         if str(path) in records:
             raise DataError(f"{file} and {records[str(path)].file} are both of the image {path}: keep one.")
         size = _size(content.findtext("size/height"), content.findtext("size/width"))
@@ -485,22 +480,20 @@ def read_voc(files: Iterable[Path], root: Path | None = None, notes: Notes | Non
                 outline = [corners.ravel().tolist()]
             if corners is not None and entry.find("bndbox") is None:
                 kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
-                told.add(f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}")
+                notes.add(f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}")
                 # Pixels are counted from 1 in VOC, but a polygon's points are places.
                 values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
             label = (entry.findtext("name") or "").strip() or None
             record.boxes.append(Box(values, label, number, _flag(entry.findtext("difficult")), outline))
-    if notes is None:
-        told.tell()
     return list(records.values())
 
 
-def _image_of(file: Path, content: ElementTree.Element, finder: Finder, everywhere: bool) -> Path:
+def _image_of(file: Path, content: ElementTree.Element, finder: Finder) -> Path:
     """The image of an XML file: by the name in it, by its own name, or last by that name elsewhere below the root."""
     written = (content.findtext("filename") or "").strip()
     own = [file.stem + extension for extension in (*EXTENSIONS, *(e.upper() for e in EXTENSIONS))]
     names = [name for name in (written, PurePosixPath(written.replace("\\", "/")).name) if name and "\0" not in name]
-    ways = [finder.at, *[lambda name: finder.find(name, file)] * everywhere]
+    ways = [finder.at, lambda name: finder.find(name, file)]
     for way in ways:
         for name in (*names, *own):
             if (found := way(name)) is not None:
@@ -585,7 +578,7 @@ def read_yaml(file: Path, notes: Notes) -> dict[str, Any]:
 
 
 def read_yolo(
-    splits: dict[str, list[Path]], names: dict[int, str], keypoints: int = 0, notes: Notes | None = None
+    splits: dict[str, list[Path]], names: dict[int, str], keypoints: int, notes: Notes
 ) -> dict[str, list[Record]]:
     """Reads YOLO's labels: ``class x y width height`` or ``class x y x y …`` (a polygon) a line, as shares of the image.
 
@@ -596,48 +589,45 @@ def read_yolo(
             objects.
         names: the classes' names by their numbers in the labels.
         keypoints: numbers that a line of a pose has after its box; 0 where the data do not say.
-        notes: where it is noted what was read in another way than written; None tells it at once.
+        notes: where it is noted what was read in another way than written.
 
     Raises:
         DataError: a line is no such one, two images share their labels, or no image to train on has any.
     """
-    told = notes or Notes()
     taken: dict[Path, Path] = {}
     result: dict[str, list[Record]] = {}
     lines: list[tuple[Record, int, Any, list[float]]] = []
     for split, images in splits.items():
         records = [Record(str(image), str(_labels_of(image))) for image in images]
-        result[split] = records = _merged(records, told)
+        result[split] = records = _merged(records, notes)
         for record in records:
             file = Path(record.file)
             if file in taken:
                 raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
             taken[file] = Path(record.path)
-            for number, line in enumerate(read_text(file, told).splitlines() if file.is_file() else [], 1):
+            for number, line in enumerate(read_text(file, notes).splitlines() if os.path.isfile(file) else [], 1):
                 if fields := _fields(line):
                     lines.append((record, number, *_line(fields, line, f"{file}, line {number}", names)))
-    _check_files(result, taken, told)
+    _check_files(result, taken, notes)
     keypoints = keypoints or _keypoints([values for *_, values in lines])
     for record, number, label, values in lines:
         place = f"{record.file}, line {number}"
         outline = None
         if keypoints and len(values) == 4 + keypoints:
-            told.add("A label is a pose, of which the box is used and the keypoints are left out", place)
+            notes.add("A label is a pose, of which the box is used and the keypoints are left out", place)
             values = values[:4]
         elif len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:
-            told.add("A label ends in a score, which is left out", place)
+            notes.add("A label ends in a score, which is left out", place)
             values = values[:-1]
         if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
             raise DataError(f"{place}: a class and 4 numbers, or 6 or more, not {len(values)}.")
         if len(values) > 4:
             outline = np.array(values).reshape(-1, 2)  # in shares, until the image's size is known
             if len(values) == 8 and _is_turned(outline):
-                told.add("A label is a rotated box, of which the box around it is used", place)
+                notes.add("A label is a rotated box, of which the box around it is used", place)
             low, high = outline.min(0), outline.max(0)
             values = [*((low + high) / 2).tolist(), *(high - low).tolist()]
         record.boxes.append(Box(values, label, number, outline=outline))
-    if notes is None:
-        told.tell()
     return result
 
 
@@ -650,7 +640,7 @@ def _labels_of(image: Path) -> Path:
         return beside
     place = len(parts) - 1 - lower[::-1].index("images")
     files = [Path(*parts[:place], name, *parts[place + 1 :], beside.name) for name in ("labels", "Labels")]
-    return next((file for file in (*files, beside) if file.is_file()), files[0])
+    return next((file for file in (*files, beside) if os.path.isfile(file)), files[0])
 
 
 OTHER_TEXTS = {"classes", "predefined_classes", "notes", "readme", "train", "val", "valid", "test"}
@@ -659,7 +649,7 @@ OTHER_TEXTS = {"classes", "predefined_classes", "notes", "readme", "train", "val
 def _check_files(splits: dict[str, list[Record]], taken: dict[Path, Path], notes: Notes) -> None:
     """Refuses, or tells, that images and files of labels do not belong together."""
     for split, records in splits.items():
-        without = [record for record in records if not Path(record.file).is_file()]
+        without = [record for record in records if not os.path.isfile(record.file)]
         if not without:
             continue
         folders = {Path(record.file).parent for record in records}
@@ -744,7 +734,7 @@ def _keypoints(lines: list[list[float]]) -> int:
 
 # Tables
 
-SPELLINGS = {
+COLUMN_SPELLINGS = {
     "path": ("image_path", "filename", "file_name", "image"),
     "label": ("class", "class_name", "category"),
 }
@@ -756,7 +746,7 @@ def read_rows(
     path_column: str,
     label_column: str,
     box_columns: Sequence[str],
-    notes: Notes | None = None,
+    notes: Notes,
 ) -> list[Record]:
     """Reads a table with a row for each box; an image without objects has one row with empty cells.
 
@@ -766,14 +756,13 @@ def read_rows(
         path_column: column with the images' paths.
         label_column: column with the classes.
         box_columns: four columns. ``difficult``, where there is one, marks what is ignored.
-        notes: where it is noted what was read in another way than written; None tells it at once.
+        notes: where it is noted what was read in another way than written.
 
     Raises:
         DataError: a path may be that of one of several images, or is none.
     """
-    told = notes or Notes()
     records: dict[str, Record] = {}
-    finder = Finder(file.parent, [file.parent, file.parent / "images"], told)
+    finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
     cells = table[list(box_columns)].astype(object)
     numbers = [[_number(str(v).replace(",", ".")) for v in row] for row in cells.itertuples(index=False)]
     empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
@@ -785,10 +774,7 @@ def read_rows(
             records[path] = Record(str(found or file.parent / path), str(file))
         if not without:
             records[path].boxes.append(Box(values, None if pd.isna(label) else label, int(row) + 1, bool(hard)))
-    merged = _merged(records.values(), told)
-    if notes is None:
-        told.tell()
-    return merged
+    return _merged(records.values(), notes)
 
 
 def labels_of(column: "pd.Series[Any]") -> list[str | None]:

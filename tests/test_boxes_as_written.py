@@ -1,5 +1,6 @@
 """Small data sets with boxes as annotation tools, exporters and people write them: read rightly, or refused in a paragraph."""
 
+import contextlib
 import copy
 import json
 import math
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from datamodules import COCODetection, CSVDetection, DataError, VOCDetection, YOLODetection
 from datamodules.detection import BoxFiles
@@ -215,6 +217,7 @@ case("coco, Label Studio's local files", coco(renamed(lambda n: f"/data/local-fi
 case("coco, Label Studio's uploads", coco(renamed(lambda n: f"/data/upload/7/1a2b3c4d-{n}"), images="images"), told="found by its name")
 case("coco, another machine's path", coco(renamed(lambda n: f"/home/ann/sets/{n}"), images="pictures"), told="found by its name")
 case("coco, another machine's drive", coco(renamed(lambda n: f"C:\\sets\\{n}"), images="pictures"), told="found by its name")
+case("coco, a broken URL", coco(renamed(lambda n: f"http://[x/{n}")), told="found by its name")
 case("coco, percent signs", coco(renamed(lambda n: f"my%20set/{n}"), images="my set"))
 case("coco, upper case of extensions", coco(renamed(str.upper)))
 case("coco, lower case of extensions", coco(renamed(str.lower), suffix=".PNG"))
@@ -401,7 +404,7 @@ case("voc, a namespace", voc(lambda t: t.replace("<annotation>", '<annotation xm
 case("voc, a polygon of Roboflow's", voc(first_only=object_of("<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2><x3>18</x3><y3>11</y3><x4>10</x4><y4>11</y4></polygon>")), told="1 times.*a.xml, object 1|has a polygon, of which the box around it is used")
 case("voc, a polygon of LabelMe's", voc(first_only=object_of("<polygon><pt><x>10</x><y>5</y></pt><pt><x>18</x><y>5</y></pt><pt><x>10</x><y>11</y></pt></polygon>")), told="has a polygon, of which")
 case("voc, a polygon beside its box", voc(first_only=object_of(ABSENT + "<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2><x3>18</x3><y3>11</y3></polygon>")))
-case("voc, polygons as masks", voc(first_only=object_of("<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2><x3>18</x3><y3>11</y3><x4>10</x4><y4>11</y4></polygon>"), masks=True), told="no outline, while others have", areas=WHOLE)
+case("voc, polygons as masks", voc(first_only=object_of("<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2><x3>18</x3><y3>11</y3><x4>10</x4><y4>11</y4></polygon>"), masks=True), told="no outline, while others have|has a polygon, of which", areas=WHOLE)
 case("voc, a polygon of two points", voc(first_only=object_of("<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2></polygon>")), "a.xml, object 1.*is no number")
 case("voc, a rotated box", voc(first_only=object_of(ROTATED.format(0))), told="has a rotated box, of which")
 case("voc, a box turned by a quarter", voc(first_only=object_of(ROTATED.format(math.pi / 2))), told="has a rotated box", truth={**TRUTH, "a": [("red", [11, 4, 17, 12]), TRUTH["a"][1]]})
@@ -423,6 +426,9 @@ case("voc, a filename of before", voc(lambda t: re.sub("<filename>.*</filename>"
 case("voc, upper case of extensions", voc(suffix=".PNG"))
 case("voc, images elsewhere", voc(images="pictures/raw"))
 case("voc, annotations in folders", voc(annotations="Annotations/{}"))
+case("voc, annotations of one name in folders", lambda: (voc(lists=lambda n: f"one/{n}")(), shutil.copytree("Annotations", "Annotations/one"), shutil.copytree("Annotations", "two/two", ignore=shutil.ignore_patterns("one")), shutil.move("two/two", "Annotations/two"), [Path(f"Annotations/{n}.xml").unlink() for n in "abcde"])[0])
+case("voc, a list without the folders", lambda: (voc(annotations="Annotations/one")(), shutil.copytree("Annotations/one", "Annotations/two"))[0], "lists 'a', which may be Annotations/one/a.xml or Annotations/two/a.xml")
+case("voc, names with dots and blanks", lambda: (voc(lists=lambda n: f"{n}.1 x" if n == "a" else n, filename="")(), Path("Annotations/a.xml").rename("Annotations/a.1 x.xml"), Path("JPEGImages/a.png").rename("JPEGImages/a.1 x.png"))[0], truth={**{n: TRUTH[n] for n in "bcde"}, "a.1 x": TRUTH["a"]}, splits=None)
 case("voc, an object twice", voc(lambda t: t.replace("</annotation>", t[t.index("<object>") :]), only_a=True), told="2 boxes are there twice")
 case("voc, CVAT's own", voc(lambda t: t.replace("annotation>", "annotations>")), "root is <annotations>.*CVAT's own format: export as COCO or Pascal VOC")
 case("voc, an empty file", voc(lambda t: "", only_a=True), "a.xml cannot be read as XML")
@@ -575,7 +581,10 @@ case("yolo, Roboflow without test:", yolo(settings="train: ../train/images\nval:
 case("yolo, Roboflow's test that is not there", removed(yolo(settings="train: ../train/images\nval: ../val/images\ntest: ../test/images\n" + NAMES, images="{}/images"), "test"), told="test split has no folder", splits={"train": "abc", "val": "d"}, truth={n: boxes for n, boxes in TRUTH.items() if n != "e"})
 case("yolo, another machine's folders", yolo(settings="path: /home/ann/sets/x\ntrain: /home/ann/sets/x/images/train\nval: D:\\x\\images\\val\n" + NAMES))
 case("yolo, settings of another name", yolo(file="things.yaml"))
-case("yolo, settings of two names", yolo(file="things.yaml", files={"hyper.yaml": "lr0: 0.1\n"}), "has hyper.yaml and things.yaml: say which")
+case("yolo, settings of two names", yolo(file="things.yaml", files={"others.yaml": NAMES}), "has others.yaml and things.yaml: say which")
+case("yolo, settings of something else beside", yolo(settings=NAMES, file="things.yaml", files={"hyper.yaml": "lr0: 0.1\n"}))
+case("yolo, labels of an image called test", lambda: (yolo(settings=NAMES, images="all", labels="all")(), [Path(f"all/e.{s}").rename(f"test.{s}") for s in ("png", "txt")])[0], drawn=True, truth={**{n: TRUTH[n] for n in "abcd"}, "test": TRUTH["e"]})
+case("yolo, a folder further up", yolo(file="settings/x.yaml", settings="train: ../images/train\nval: ../images/val\ntest: ../images/test\n" + NAMES, root="settings/x.yaml"))
 case("yolo, settings .yml", yolo(file="data.yml"))
 case("yolo, settings given", yolo(file="sets/x.yaml", settings="path: ..\n" + YAML + NAMES, root="sets/x.yaml"))
 case("yolo, folders Train, Val", lambda: (yolo(settings=NAMES)(), [Path(k, s).rename(f"{k}/{s.title()}") for k in ("images", "labels") for s in SPLITS])[0])
@@ -751,8 +760,9 @@ ODD: list[Any] = [None, "", [], {}, "x", -1, 1.5, float("nan"), float("inf"), 10
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value in a tree."""
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+    """The way to every value in a tree; of numbers in a row to the first."""
+    row = isinstance(tree, list) and not any(isinstance(value, dict | list) for value in tree)
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree[:1] if row else tree):
         yield (*path, key)
         if isinstance(value, dict | list):
             yield from places(value, (*path, key))
@@ -780,3 +790,134 @@ def refusal(data: BoxFiles) -> str:
         except DataError as error:
             return str(error)
     return ""
+
+
+def coco_set(made: Any, masks: bool) -> BoxFiles:
+    write("all.json", json.dumps(made))
+    return COCODetection("all.json", masks=masks, image_size=32, num_workers=0)
+
+
+def assert_all_end_well(trees: Iterator[tuple[Any, Any]], make: Callable[[Any], BoxFiles]) -> None:
+    """Every set is read or refused, and some are refused."""
+    refused = 0
+    for what, tree in trees:
+        try:
+            message = refusal(make(tree))
+        except Exception as error:
+            pytest.fail(f"{what}: {error!r}")
+        assert not message or 20 < len(message) < 6000 or "999" in str(what)
+        refused += bool(message)
+    assert refused > 10
+
+
+def mutants(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The tree with each of its values replaced and left out."""
+    for path in places(tree):
+        for value in (..., *ODD):
+            yield (path, value), changed(tree, path, value)
+
+
+def test_whatever_stands_in_a_field_of_coco_a_set_is_read_or_refused() -> None:
+    pictures(".", names="ab")
+    made = content("ab", outlines=True)
+    made["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "o25i0000000000ml0"}
+    made["annotations"][2]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [0, 120, 1080]}
+    assert_all_end_well(mutants(made), lambda tree: coco_set(tree, True))
+
+
+def test_whatever_stands_in_a_field_of_voc_a_set_is_read_or_refused() -> None:
+    pictures(".", names="ab")
+    write("b.xml", xml("b"))
+    text = xml(
+        "a",
+        first_only=object_of(
+            ABSENT + "<polygon><x1>10</x1><y1>5</y1><x2>18</x2><y2>5</y2><x3>18</x3><y3>11</y3></polygon>"
+        ),
+    )
+    text = text.replace("</annotation>", f"<object>{object_of(ROTATED.format(1))}</object></annotation>")
+    fields = list(re.finditer(r"<(\w+)>([^<]*)</\1>", text))
+    odd = [*map(str, ODD[:-2]), "1e400", "&#0;", "&amp;", "９", "\udcff", "9" * 5000]
+
+    def trees() -> Iterator[tuple[Any, Any]]:
+        for field in fields:
+            for value in ("", *(f"<{field[1]}>{value}</{field[1]}>" for value in odd), "<x/>", "<x>"):
+                yield (field[0], value), text[: field.start()] + value + text[field.end() :]
+
+    def make(tree: str) -> BoxFiles:
+        write("a.xml", tree.encode("utf-8", "surrogateescape"))
+        return VOCDetection(".", image_size=32, num_workers=0)
+
+    assert_all_end_well(trees(), make)
+
+
+def test_whatever_stands_in_a_line_or_a_setting_of_yolo_a_set_is_read_or_refused() -> None:
+    pictures("images", names="abc")
+    lines = [longer(0.5)(0, [10, 5, 18, 11]), longer(base=around)(1, [0, 0, 4, 30])]
+    odd = [*map(str, ODD), "1e400", "0,5", ",", ";", "１", "-"]
+    settings = {"path": ".", "names": {"0": "red", "1": "blue"}, "kpt_shape": [2, 2], "nc": 2, "train": "images"}
+    write("labels/b.txt", plain(0, [10, 5, 18, 11]))
+    write("labels/c.txt", plain(1, [10, 5, 18, 11]))
+
+    def trees() -> Iterator[tuple[Any, Any]]:
+        for number, line in enumerate(lines):
+            fields = line.split()
+            for place in range(len(fields)):
+                for value in ("", *odd):
+                    changed_line = " ".join([*fields[:place], value, *fields[place + 1 :]])
+                    yield (number, place, value), ("\n".join([*lines[:number], changed_line]), settings)
+        for what, tree in mutants(settings):
+            yield what, ("\n".join(lines), tree)
+
+    def make(tree: tuple[str, Any]) -> BoxFiles:
+        write("labels/a.txt", tree[0])
+        try:
+            write("data.yaml", yaml.safe_dump(tree[1]))
+        except ValueError:
+            write("data.yaml", "names: [red]")
+        return YOLODetection(".", masks=True, image_size=32, num_workers=0)
+
+    assert_all_end_well(trees(), make)
+
+
+def test_whatever_stands_in_a_cell_of_a_table_a_set_is_read_or_refused() -> None:
+    pictures(".")
+    made = rows().assign(difficult="0")
+
+    def trees() -> Iterator[tuple[Any, Any]]:
+        for column in made.columns:
+            for value in ODD:
+                changed_table = made.astype(object)
+                changed_table.at[0, column] = value
+                yield (column, value), changed_table
+            yield (column, ...), made.drop(columns=column)
+
+    def make(frame: pd.DataFrame) -> BoxFiles:
+        frame.to_csv("boxes.csv", index=False)
+        return CSVDetection("boxes.csv", image_size=32, num_workers=0)
+
+    assert_all_end_well(trees(), make)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\x80" * 100, b"\x00\xff" * 500, b"[" * 100, b"\n"]
+)
+def test_whatever_bytes_a_file_holds_a_set_is_read_or_refused(data: bytes) -> None:
+    readers: dict[str, Callable[[], BoxFiles]] = {
+        "all.json": lambda: COCODetection("all.json"),
+        "a.xml": lambda: VOCDetection("."),
+        "labels/a.txt": lambda: YOLODetection(".", masks=True),
+        "classes.txt": lambda: YOLODetection("."),
+        "data.yaml": lambda: YOLODetection("."),
+        "train.txt": lambda: YOLODetection("."),
+        "boxes.csv": lambda: CSVDetection("boxes.csv"),
+    }
+    for number, (file, make) in enumerate(readers.items()):
+        place = Path(f"set{number}")
+        place.mkdir()
+        with contextlib.chdir(place):
+            pictures("images", names="ab")
+            write("b.xml", xml("b"))
+            write("labels/b.txt", plain(0, [10, 5, 18, 11]))
+            write("classes.txt", "red")
+            write(file, data)
+            refusal(make())

@@ -1,6 +1,7 @@
 """Image files with boxes, in the formats in which people keep them."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from functools import cached_property
@@ -12,17 +13,16 @@ import PIL.Image
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.annotations import COLUMNS, SYNONYMS, Annotations, BoxFormat, Record, compiled
+from datamodules.annotations import COLUMNS, Annotations, BoxFormat, Record, compiled
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.detection.base import DetectionDataModule, Mixing
-from datamodules.images import check_images, pieces, read_image, warn_of_shared
+from datamodules.images import check_images, images_in, is_junk, pieces, read_image, sub_folders, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.readers import (
-    SPELLINGS,
+    COLUMN_SPELLINGS,
     Finder,
     Notes,
-    images_below,
     labels_of,
     parts_of,
     read_coco,
@@ -32,8 +32,10 @@ from datamodules.readers import (
     read_voc,
     read_yaml,
     read_yolo,
+    shared_parts,
     within,
 )
+from datamodules.splits import SPELLINGS, SPLITS, by_split_name, split_of
 from datamodules.tables import by_split, check_table, read_table
 
 KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
@@ -209,7 +211,7 @@ class BoxFiles(DetectionDataModule):
         splits, names = self._read
         records = [record for group in splits.values() for record in group]
         paths = np.array([record.path for record in records], np.str_)
-        if not any(Path(path).is_file() for path in paths):
+        if not any(map(os.path.isfile, paths)):
             raise DataError(
                 f"None of the {len(paths)} images is there; the first is {paths[0]}, named by {records[0].file}."
             )
@@ -252,7 +254,7 @@ class BoxFiles(DetectionDataModule):
                 parts["train"], parts["test"] = _drawn(parts["train"])
         if "val" not in parts:
             parts["train"], parts["val"] = _drawn(parts["train"])
-        files = {name: parts[name] for name in SYNONYMS if name in parts}
+        files = {name: parts[name] for name in SPLITS if name in parts}
         warn_of_shared({name: (part.paths, part.digests) for name, part in files.items()})
         self._warn_of_rare(files["train"])
         return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
@@ -332,24 +334,25 @@ class COCODetection(BoxFiles):
         splits: dict[str, list[Record]] = {}
         label_names: list[str] = []
         for split, file in found.items():
-            splits[split], names = read_coco(file, None if root.is_file() else root, label_names, self.notes)
+            splits[split], names = read_coco(file, None if root.is_file() else root, label_names, notes=self.notes)
             label_names = label_names or names
         return splits, label_names
 
     @staticmethod
     def _files(root: Path) -> dict[str, Path]:
         """The file of each split, or of ``all``, in a folder."""
-        places = [root, *(place for place in sorted(root.iterdir()) if place.is_dir() and place.name[0] != ".")]
-        files = [file for place in places for file in sorted(place.glob("*.json")) if file.name[0] != "."]
-        # Of COCO's own files those of instances, and none of captions, keypoints or stuff.
-        files = [file for file in files if not _words(file) & {"captions", "keypoints", "stuff", "panoptic"}]
+        files = [
+            file
+            for place in (root, *sub_folders(root))
+            for file in sorted(place.glob("*.json"))
+            if not is_junk(file.name) and not _words(file) & {"captions", "keypoints", "stuff", "panoptic"}
+        ]
         own = [file for file in files if file.parent == root or file.parent.name.casefold() == "annotations"]
-        found: dict[str, Path] = {}
-        for split, synonyms in SYNONYMS.items():
-            named = [file for file in own if _words(file) & set(synonyms)]
-            named.sort(key=lambda file: (file.parent != root, "instances" not in _words(file)))
-            named += [f for f in files if f.parent.name.casefold() in synonyms and "annotations" in _words(f)]
-            found |= {split: named[0]} if named else {}
+        own.sort(key=lambda file: (file.parent != root, "instances" not in _words(file)))
+        inner = [file for file in files if file not in own and "annotations" in _words(file)]
+        named = [(split_of(file.stem) or _hint(file), file) for file in own]
+        named += [(split_of(file.parent.name), file) for file in inner]  # as Roboflow's
+        found = {split: next(file for name, file in named if name == split) for split in SPLITS if split in dict(named)}
         if not found and len(own) == 1:
             return {"all": own[0]}
         if "train" not in found:
@@ -364,6 +367,18 @@ class COCODetection(BoxFiles):
 def _words(file: Path) -> set[str]:
     """What a file's name is made of, in lower case, without numbers."""
     return set(re.findall("[a-z]+", file.stem.casefold()))
+
+
+def _head(file: Path) -> str:
+    """The beginning of a text file."""
+    with file.open("rb") as opened:
+        return opened.read(100_000).decode("utf-8", "replace")
+
+
+def _hint(file: Path) -> str | None:
+    """The split in a longer name, as in ``train_v2``."""
+    meant = {split_of(word) for word in _words(file) & {"train", "val", "valid", "validation", "test"}}
+    return meant.pop() if len(meant) == 1 else None
 
 
 def _inside(folder: Path, *names: str) -> Path | None:
@@ -381,6 +396,14 @@ def _inside(folder: Path, *names: str) -> Path | None:
     return None
 
 
+def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
+    """The files, which are given by their stems, whose paths have the most last parts of a name."""
+    parts = Path(name).parts
+    known = files.get(parts[-1], []) if parts else []
+    ends = [shared_parts(file.with_suffix(""), parts) for file in known]
+    return [file for file, end in zip(known, ends, strict=True) if end == max(ends)]
+
+
 class VOCDetection(BoxFiles):
     """Annotations in Pascal VOC's XML, a file for each image.
 
@@ -396,8 +419,9 @@ class VOCDetection(BoxFiles):
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
         root = Path(self.root)
-        given = {split: _inside(root, *names) for split, names in SYNONYMS.items()}
-        folders = {split: folder for split, folder in given.items() if folder and folder.is_dir()} or {"all": root}
+        folders = by_split_name(sub_folders(root))
+        if "train" not in folders:
+            folders = {"all": root}
         found = {}
         for split, folder in folders.items():
             place = _inside(folder, "Annotations") or folder
@@ -412,22 +436,32 @@ class VOCDetection(BoxFiles):
 
     def _listed(self, root: Path, found: list[Path]) -> dict[str, list[Path]]:
         """The files of each split by the lists in ``ImageSets/Main``; none where there are no lists to train on."""
-        files = {file.stem: file for file in found} | {file.name: file for file in found}
-        result = {}
-        for split, names in SYNONYMS.items():
-            place = _inside(root, "ImageSets/Main") or root
-            whole = [*names, "trainval"] if split == "train" else names
-            one = _inside(place, *(f"{name}.txt" for name in whole))
-            lists = [one] if one else sorted(place.glob(f"*_{split}.txt"))  # VoTT has one for each class
+        files: dict[str, list[Path]] = {}
+        for annotation in found:
+            files.setdefault(annotation.stem, []).append(annotation)
+        result: dict[str, list[Path]] = {}
+        place = _inside(root, "ImageSets/Main")
+        whole = by_split_name(place.glob("*.[tT][xX][tT]")) if place else {}
+        for split in SPLITS:
+            one = whole.get(split)
+            by_class = sorted(place.glob(f"*_{split}.txt")) if place else []  # as VoTT writes them
             chosen: dict[Path, None] = {}
-            for file in lists if place != root else []:
+            for file in [one] if one else by_class:
                 for line in read_text(file, self.notes).splitlines():
                     if not (line := line.strip().replace("\\", "/")):
                         continue
-                    ways = [way for name in (line, line.split()[0]) for way in (name, Path(name).name, Path(name).stem)]
-                    if (annotation := next((files[way] for way in ways if way in files), None)) is None:
+                    names = dict.fromkeys(
+                        way for name in (line, line.split()[0]) for way in (name, str(Path(name).with_suffix("")))
+                    )
+                    fits = next((fit for name in names if (fit := _ending(files, name))), [])
+                    if not fits:
                         stem = Path(line.split()[0]).stem
                         raise DataError(f"{file} lists {line!r}, but there is no {stem}.xml in Annotations.")
+                    if len(fits) > 1:
+                        raise DataError(
+                            f"{file} lists {line!r}, which may be {fits[0]} or {fits[1]}: list it with its folder."
+                        )
+                    annotation = fits[0]
                     if annotation in chosen and one:
                         self.notes.add("An image is listed twice, and counted once", f"{file}: {line}")
                     chosen[annotation] = None
@@ -475,36 +509,46 @@ class YOLODetection(BoxFiles):
         content: dict[str, Any] = {}
         if file is not None:
             content = self._pairs(file) if file.suffix == ".data" else read_yaml(file, self.notes)
-            folder = next((p for p in (folder / str(content.get("path", "")),) if p.is_dir()), folder)
+            given = folder / str(content.get("path", ""))
+            folder = given if os.path.isdir(given) else folder
         names = self._names(folder, file, content)
         found: dict[str, list[Path]] = {}
         lower = {key.casefold(): value for key, value in content.items()}
-        for split, synonyms in SYNONYMS.items():
-            given = next((lower[name] for name in synonyms if lower.get(name)), None)
-            if given is None:
-                ways = [way for name in synonyms for way in (f"images/{name}", f"{name}/images", name, f"{name}.txt")]
-                place = _inside(folder, *ways)
-                images = self._images(folder, place) if place else []
-            else:
-                images = []
-                for written in given if isinstance(given, list) else [given]:
-                    if (place := within(folder, str(written))) is not None:
-                        images += self._images(folder, place)
-                    elif split == "test":
-                        self.notes.add("The test split has no folder, and is left out", f"{file}: {written}")
-                    else:
-                        raise DataError(f"There is no {(folder / str(written)).resolve()}, which {file} names.")
-            found |= {split: list(images)} if images else {}
-        found = found or {"all": images_below(_inside(folder, "images") or folder)}
+        guessed = self._guessed(folder)
+        for split in SPLITS:
+            given = next((lower[name] for name in SPELLINGS[split] if lower.get(name)), None)
+            images = self._images(folder, guessed[split]) if given is None and split in guessed else []
+            for written in given if isinstance(given, list) else [given] if given else []:
+                if (where := within(folder, str(written))) is not None:
+                    images += self._images(folder, where)
+                elif split == "test":
+                    self.notes.add("The test split has no folder, and is left out", f"{file}: {written}")
+                else:
+                    raise DataError(f"There is no {folder.resolve()}/{written}, which {file} names.")
+            found |= {split: images} if images else {}
+        found = found or {"all": images_in(_inside(folder, "images") or folder)}
         if not found.get("train", found.get("all")):
             raise DataError(
                 f"{folder.resolve()} has no images to train on: name their folder under 'train' in data.yaml."
             )
         points = content.get("kpt_shape")
         keypoints = 0
-        if isinstance(points, list) and len(points) == 2 and all(str(side).isdecimal() for side in points):
+        if (
+            isinstance(points, list)
+            and len(points) == 2
+            and all(re.fullmatch(r"\d{1,4}", str(side)) for side in points)
+        ):
             keypoints = int(points[0]) * int(points[1])
         return read_yolo(found, names, keypoints, self.notes), list(names.values())
+
+    @staticmethod
+    def _guessed(folder: Path) -> dict[str, Path]:
+        """Where the images of each split are, or a list of them, where nobody says."""
+        images = _inside(folder, "images")
+        found = by_split_name(sub_folders(folder)) | by_split_name(sub_folders(images) if images else ())
+        lists = (file for file in folder.glob("*.txt") if re.match(r".*\.\w{2,5}\s*(\n|$)", _head(file)))
+        found = by_split_name(lists) | found
+        return {split: _inside(place, "images") or place for split, place in found.items()}
 
     @staticmethod
     def _settings(root: Path) -> Path | None:
@@ -512,7 +556,8 @@ class YOLODetection(BoxFiles):
         for ending in ("yaml", "yml", "data"):
             if (file := _inside(root, f"data.{ending}", f"dataset.{ending}", f"obj.{ending}")) is not None:
                 return file
-            if len(files := sorted(root.glob(f"*.{ending}"))) > 1:
+            files = [file for file in sorted(root.glob(f"*.{ending}")) if re.search(r"(?m)^\W*names\b", _head(file))]
+            if len(files) > 1:
                 raise DataError(
                     f"{root.resolve()} has {files[0].name} and {files[1].name}: say which with --data.root."
                 )
@@ -533,7 +578,7 @@ class YOLODetection(BoxFiles):
             return names
         places = [folder, *(folder / name for name in ("labels", "train", "train/labels", "labels/train"))]
         lists += [place / "classes.txt" for place in places] + sorted(folder.glob("*.names"))
-        listed = next((place for place in lists if place is not None and place.is_file()), None)
+        listed = next((place for place in lists if place is not None and os.path.isfile(place)), None)
         if listed is None:
             what = f"{file} does" if file is not None else f"{folder.resolve()} does"
             raise DataError(
@@ -545,7 +590,7 @@ class YOLODetection(BoxFiles):
     def _images(self, folder: Path, place: Path) -> list[Path]:
         """The images in a folder, or named in a text file."""
         if place.is_dir():
-            return images_below(place)
+            return images_in(place)
         finder = Finder(folder, [place.parent, folder], self.notes)
         lines = [line.strip() for line in read_text(place, self.notes).splitlines() if line.strip()]
         return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
@@ -608,18 +653,16 @@ class CSVDetection(BoxFiles):
         file = Path(self.root)
         table = read_table(file, "--data.root")
         path_column, label_column = (
-            next((name for name in (column, *SPELLINGS.get(column, ())) if name in table), column)
+            next((name for name in (column, *COLUMN_SPELLINGS.get(column, ())) if name in table), column)
             for column in (self.path_column, self.label_column)
         )
         columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
         columns |= dict.fromkeys(self.box_columns, "--data.box_columns")
         check_table(table, file, columns, [path_column])
         table[label_column] = labels_of(table[label_column])
-        parts = by_split(table)
         splits = {
-            name: read_rows(parts[name], file, path_column, label_column, self.box_columns, self.notes)
-            for name in ("all", *SYNONYMS)
-            if name in parts
+            name: read_rows(part, file, path_column, label_column, self.box_columns, self.notes)
+            for name, part in by_split(table).items()
         }
         return splits, _names(splits)
 
