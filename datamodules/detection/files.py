@@ -509,8 +509,8 @@ class YOLODetection(BoxFiles):
         content: dict[str, Any] = {}
         if file is not None:
             content = self._pairs(file) if file.suffix == ".data" else read_yaml(file, self.notes)
-            given = folder / str(content.get("path", ""))
-            folder = given if os.path.isdir(given) else folder
+            base = folder / str(content.get("path", ""))
+            folder = base if os.path.isdir(base) else folder
         names = self._names(folder, file, content)
         found: dict[str, list[Path]] = {}
         lower = {key.casefold(): value for key, value in content.items()}
