@@ -1,0 +1,207 @@
+"""The pages: each command and each piece of code in them is understood by what it is for."""
+
+import ast
+import importlib.util
+import inspect
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonargparse
+import lightning as L
+import mlflow.cli
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+import datamodules
+import modules
+
+PAGES = [ROOT / "README.md", *sorted(Path(ROOT, "docs").glob("*.md"))]
+STARTS = re.compile(
+    r"^(\.venv/bin/)?(python -m |mlflow |pip |make\b|srun |torchrun |sbatch )|^(pipelines|benchmarks)\.\w+"
+)
+STAND_INS = {  # what a reader puts in
+    "outputs/…/config.yaml": "configs/classification/lenet5_digits.yaml",
+    "RECIPE.yaml": "configs/classification/lenet5_digits.yaml",
+    "configs/classification/RECIPE": "configs/classification/lenet5_digits.yaml",
+    "configs/detection/RECIPE": "configs/detection/yolo_digit_scenes.yaml",
+    "configs/autoencoding/RECIPE": "configs/autoencoding/folder.yaml",
+    "configs/super_resolution/RECIPE": "configs/super_resolution/srgan_photographs.yaml",
+    "A": "1",
+    "B": "2",
+}
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """What is set as code: fenced and indented blocks, and what stands between single backticks."""
+    text = page.read_text()
+    fenced = re.compile(r"^```.*?\n(.*?)^```", re.M | re.S)
+    yield from fenced.findall(text)
+    text = fenced.sub("", text)
+    for block in re.findall(r"(?:^ {4,}\S.*\n?(?:^[ ]*\n(?= {4}))?)+", text, re.M):
+        yield "\n".join(line[4:] for line in block.splitlines())
+    yield from re.findall(r"`([^`\n]+)`", text)
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines on a page, those that go on in the next line in one piece."""
+    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if STARTS.match(line.strip()) and "-m …" not in line))
+
+
+def words(command: str) -> list[str]:
+    """The arguments of a command, with something in the place of what the reader puts in."""
+    found = []
+    for word in shlex.split(command.replace("[", " ").replace("]", " "), comments=True):
+        if word not in ("…", "..."):
+            found.append(STAND_INS.get(word, word.replace("…", "x")))
+    return found
+
+
+def code(page: Path) -> list[str]:
+    return [block for block in blocks(page) if re.search(r"^(from|import) \w+", block, re.M)]
+
+
+COMMANDS = [(page.name, line) for page in PAGES for line in commands(page)]
+
+
+def check_mlflow(given: list[str]) -> None:
+    """That MLflow understands a command, and that the project has what it is asked to run."""
+    command: Any = mlflow.cli.cli
+    while given and isinstance(command, click.Group):
+        command = command.get_command(click.Context(command), given.pop(0))
+    if not given:
+        return
+    options = command.make_context("", list(given)).params
+    if "entry_point" in options:
+        assert options["env_manager"] == "local", "conda is not everywhere"
+        entry = yaml.safe_load(Path(ROOT, "MLproject").read_text())["entry_points"][options["entry_point"]]
+        assert {pair.split("=")[0] for pair in options["param_list"]} <= set(entry["parameters"])
+        assert all(Path(ROOT, pair[7:]).is_file() for pair in options["param_list"] if pair.startswith("config="))
+
+
+class Understood(BaseException):
+    """A command's arguments were."""
+
+
+def parsed(name: str, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts a module as a user does, up to where it has understood its arguments: only the carrying out is left away.
+
+    Raises:
+        Understood: it has.
+        SystemExit: it refuses them, or prints its help.
+    """
+    parse = jsonargparse.ArgumentParser.parse_args
+
+    def stop(self: jsonargparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        parse(self, *args, **kwargs)
+        raise Understood
+
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(jsonargparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [name, *given])
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def test_the_pages_have_commands_and_code_that_are_found() -> None:
+    assert len(COMMANDS) > 60
+    assert {page.name for page in PAGES if not commands(page)} <= {"reliability.md"}
+    assert sum(len(code(page)) for page in PAGES) >= 5
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}: {line[:90]}" for page, line in COMMANDS])
+def test_a_command_on_a_page_is_understood(
+    page: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *given = words(line)
+    name = name.removeprefix(".venv/bin/")
+    if name in ("srun", "torchrun"):  # whose own arguments come first
+        name, given = "python", given[given.index("-m") :]
+    if name == "make":
+        targets = re.findall(r"^(\w+):", Path(ROOT, "Makefile").read_text(), re.M)
+        assert {word for word in given if "=" not in word} <= set(targets)
+        return
+    if name == "pip":
+        assert given[0] == "install"
+        return
+    if name == "mlflow":
+        check_mlflow(given)
+        return
+    if name == "python":
+        assert given.pop(0) == "-m"
+        name = given.pop(0)
+    assert importlib.util.find_spec(name), f"{page} starts {name}, which is not there"
+    if name.startswith("benchmarks.") or name == "pipelines.demo":
+        return  # minutes, without arguments that could be wrong
+    with pytest.raises((Understood, SystemExit)) as end:
+        parsed(name, given, monkeypatch)
+    said = capsys.readouterr()
+    asks = any(word.endswith("help") for word in given)
+    assert isinstance(end.value, Understood) or (asks and end.value.code == 0), said.err
+
+
+def test_a_command_with_a_mistake_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in ("fit --data Digits --model.mixupp 0.2", "fit --config configs/classification/gone.yaml", "train"):
+        with pytest.raises(SystemExit) as end:
+            parsed("pipelines.classification", line.split(), monkeypatch)
+        assert end.value.code == 2
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_front_page_do_what_they_say(capfd: pytest.CaptureFixture[str]) -> None:
+    page = next(block for block in blocks(PAGES[0]) if "registry promote" in block)
+    for k, name in enumerate(("cat", "dog")):
+        for i in range(8):
+            Path("FOLDER", name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (200 * k, 20 * i, 90)).save(f"FOLDER/{name}/{i}.png")
+    Path("PICTURES").symlink_to("FOLDER")
+    Path("configs").symlink_to(ROOT / "configs")
+    small = "--model.backbone lenet5 --model.pretrained false --data.image_size 32 --trainer.max_epochs 1"
+    for line in page.splitlines():
+        command = line.replace(".venv/bin/python", sys.executable)
+        command += f" {small}" if " fit " in line else ""
+        done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    assert all(f"PICTURES/{name}/7.png" in done.stdout for name in ("cat", "dog"))
+
+
+def test_the_options_that_the_pages_name_are_there() -> None:
+    known = {"data": vars(datamodules), "model": vars(modules), "trainer": {"Trainer": L.Trainer}}
+    named = {
+        (kind, name) for page in PAGES for kind, name in re.findall(r"--(data|model|trainer)\.(\w+)", page.read_text())
+    }
+    assert len(named) > 50
+    for kind, names in known.items():
+        base = {"data": datamodules.VisionDataModule, "model": modules.VisionModule, "trainer": L.Trainer}[kind]
+        classes = [value for value in names.values() if inspect.isclass(value) and issubclass(value, base)]
+        taken = {parameter for one in classes for parameter in inspect.signature(one).parameters} | {"help"}
+        assert {name for of, name in named if of == kind} - taken == set()
+
+
+CODE = [(page.name, block) for page in PAGES for block in code(page)]
+
+
+@pytest.mark.parametrize(("page", "block"), CODE, ids=[f"{page} {k}" for k, (page, _) in enumerate(CODE)])
+def test_what_code_on_a_page_imports_is_there(page: str, block: str) -> None:
+    imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), page, "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), CODE, ids=[f"{page} {k}" for k, (page, _) in enumerate(CODE)])
+def test_code_on_a_page_runs(page: str, block: str) -> None:
+    if "Trainer(" not in block:
+        pytest.skip("it is about a registered model")
+    short = ("max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, enable_checkpointing=False, "
+             "accelerator='cpu'")  # fmt: skip
+    there = block.replace("FashionMNIST", "Digits")  # which comes with the packages
+    exec(compile(re.sub(r"max_epochs=\d+", short, there), page, "exec"), {})
