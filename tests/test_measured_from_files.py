@@ -103,7 +103,7 @@ def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> 
          "--model.backbone", "resnet18", "--model.backbone_options", "{channels: [16, 24, 32, 48]}",
          "--model.detector", "YOLO", "--model.detector.strides", "[8, 16]", "--model.detector.width", "24",
          "--model.detector.depth", "1", "--model.optimization.lr", "0.004", "--model.optimization.ema_decay", "0.9",
-         "--data.batch_size", "4", "--trainer.max_epochs", "20", "--trainer.check_val_every_n_epoch", "10", "--register", "boxes", "--output", "run"]
+         "--data.batch_size", "4", "--trainer.max_epochs", "14", "--trainer.check_val_every_n_epoch", "14", "--register", "boxes", "--output", "run"]
     )  # fmt: skip
     ask("models:/boxes/1", "truth/test", "--out", "answers", "--form", "coco", "--truth", "truth/test.json")
     truth = json.loads(Path("truth/test.json").read_text())

@@ -128,6 +128,16 @@ def test_tiles_are_written_as_pictures_of_their_own() -> None:
         assert np.array_equal(found["train", name]["image"], data.sources["train"][i]["image"])
 
 
+def test_what_cannot_be_written_to_its_end_leaves_nothing() -> None:
+    coco_of(Path("from"), NAMES)
+    data = COCODetection("from")
+    assert len(data.sources["test"]) == 2
+    Path("from/test/u.jpg").write_bytes(b"no longer an image")
+    with pytest.raises(DataError, match=r"u.jpg"):
+        data.write("to", "voc")
+    assert sorted(file.name for file in Path.cwd().iterdir()) == ["from"]
+
+
 def test_an_outline_filled_is_the_mask_again() -> None:
     generator = np.random.default_rng(0)
     for k in range(200):

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import albumentations as A
@@ -216,8 +217,12 @@ class DetectionDataModule(VisionDataModule):
         """
         if Path(folder).exists():
             raise DataError(f"{Path(folder).resolve()} is there already: name a new folder.")
-        writer = Writer(Path(folder), form, self.label_names)
-        for name, source in self.sources.items():
-            writer.write(name, source)
+        sources, place = self.sources, Path(folder).absolute()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # it has its name once it is whole
+            writer = Writer(Path(part, place.name), form, self.label_names)
+            for name, source in sources.items():
+                writer.write(name, source)
+            writer.folder.rename(place)
         if lost := ", ".join(f"{number} {what}" for what, number in writer.left_out.items() if number):
             rank_zero_warn(f"Left out, since the format {form} has no place for them: {lost}.")
