@@ -16,7 +16,6 @@ import onnxruntime
 import torch
 import yaml
 from jsonargparse import auto_cli
-from mlflow.tracking import MlflowClient
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -275,8 +274,7 @@ def _describe(model: str, folder: Path, module: Any, network: Exported | None, f
     """What a program needs to know that runs the file; lists and dictionaries are JSON."""
     saved = yaml.safe_load((folder / "architecture.yaml").read_text())
     if "@" in model:  # an alias moves on, the version stays
-        name, alias = model.removeprefix("models:/").split("@", 1)
-        model = f"models:/{name}/{MlflowClient().get_model_version_by_alias(name, alias).version}"
+        model = registry.pinned(model)
     std = 1 / (255 * module.scale.flatten())
     values = {
         "model": model,

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.files import whole
+
 LARGE = 50_000  # pictures from which on a gallery is searched through an index
 PROBES = 64  # cells of the index that a search looks into
 
@@ -64,12 +66,12 @@ class Gallery:
         size = self.embeddings.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
         table = pa.table({"person": self.people, "file": self.files, "embedding": column})
-        new = Path(f"{file}.new")
-        new.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), new)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as part:
+            pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), part)
         if len(self) >= LARGE:
-            faiss.write_index(self.index, f"{file}.faiss")
-        new.replace(file)
+            with whole(f"{file}.faiss") as part:
+                faiss.write_index(self.index, str(part))
 
     @property
     def index(self) -> Any:

@@ -1,5 +1,6 @@
 """Who is on a picture: enrol, identify, verify and cluster with a registered model of faces, and align photographs."""
 
+import glob
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
 from pipelines.console import table
+from pipelines.files import whole, write_text
 from pipelines.gallery import Floats, Gallery
 from pipelines.predict import find
 from pipelines.registry import load, pinned
@@ -69,14 +71,24 @@ def _found(paths: Sequence[str], without: str | None = None) -> list[str]:
     return files
 
 
+def _matches(paths: Sequence[str]) -> list[str]:
+    """What patterns stand for; of files only those that may be pictures, and paths without a match as they are."""
+    result = []
+    for path in paths:
+        matches = [] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        kept = [match for match in matches if os.path.isdir(match) or match.lower().endswith(EXTENSIONS)]
+        result += kept or [path]
+    return result
+
+
 def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, device: str = "auto") -> str:
     """Adds pictures of known people to a gallery, which is made if it is not there.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         gallery: the file, such as people.parquet.
-        paths: folders with a sub-folder for each person, or with pictures of the one that they are named after; with
-            --name, any pictures.
+        paths: folders with a sub-folder for each person, or with pictures of the one that they are named after, also by
+            patterns such as "people/*"; with --name, any pictures.
         name: who is on the pictures.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
@@ -88,7 +100,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
     """
     model, answering = pinned(model), _load(model, device)
     who: dict[str, str] = {}
-    for path in paths:
+    for path in _matches(paths):
         if os.path.isfile(path) and name is None:
             raise ValueError(
                 f"Who is on {path}? Say it with --name, or give a folder with a sub-folder for each person."
@@ -222,8 +234,9 @@ def cluster(
             rows.append({"person": name, "path": files[i], "copy": str(target)})
         images = np.stack([answering.prepare(Path(files[i])).transpose(2, 0, 1) for i in group[:SHEET]])
         sheet = captioned_grid(images, [Path(files[i]).name for i in group[:SHEET]])
-        Image.fromarray(sheet).save(Path(out, f"{name}.png"))
-    Path(out, "clusters.jsonl").write_text("\n".join(map(dumps, rows)) + "\n")
+        with whole(Path(out, f"{name}.png")) as part:
+            Image.fromarray(sheet).save(part)
+    write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 
 
@@ -273,12 +286,13 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
             target = target.with_name(f"{target.name}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
         grey = (face == face[..., :1]).all()
-        Image.fromarray(face[..., 0] if grey else face).save(target, quality=95, subsampling=0)
+        with whole(target) as part:
+            Image.fromarray(face[..., 0] if grey else face).save(part, quality=95, subsampling=0)
         rows[-1]["aligned"] = str(target)
     faces = [row.get("faces") for row in rows]
     if not any(faces):
         raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
-    Path(out, "alignment.jsonl").write_text("\n".join(map(dumps, rows)) + "\n")
+    write_text(Path(out, "alignment.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     several = sum(count > 1 for count in faces if count)
     return (
         f"{len(files)} pictures: {sum(map(bool, faces))} faces are in {out}, {several} of them the foremost of several. "

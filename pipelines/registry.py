@@ -3,8 +3,11 @@
 import base64
 import hashlib
 import io
+import math
+import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import mlflow
+import numpy as np
 import pandas as pd
 from jsonargparse import auto_cli
 from mlflow.entities import Metric
@@ -25,9 +29,10 @@ from datamodules.classes import adopt_classes
 from modules import VisionModule
 from modules.base import classes_of
 from pipelines.console import mistakes, table
+from pipelines.files import disk_error
 from pipelines.pyfunc import VisionModel
 from pipelines.storage import learned_from, load_model, save_model
-from pipelines.tracking import TrackingError
+from pipelines.tracking import TrackingError, needed, reach
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
@@ -84,7 +89,7 @@ def register(
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-            input_example=pd.DataFrame({"image": [_example(data)]}),
+            input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
             registered_model_name=name,
             model_type=task,
             step=min((metric.step for metric in measured), default=0),
@@ -98,6 +103,7 @@ def register(
     version = client.get_model_version(name, str(info.registered_model_version))
     digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
     tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
+    tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
     if labels := module.architecture.get("label_names"):
         tags["labels"] = ", ".join(labels)[:5000]
     if module.pretrained:  # the licence of what it started from goes on
@@ -150,32 +156,44 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
     return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
 
 
-def _example(data: VisionDataModule) -> str:
-    """A picture of the data as a PNG in base64, for the model's page and for a first request to a server."""
-    image = next(iter(data.sources.values()))[0]["image"]
+def _example(preprocessing: dict[str, Any]) -> str:
+    """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
+    of the data are of people, or somebody's."""
+    side = preprocessing["image_size"]
+    down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
+    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing["in_chans"], 4)]
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _versions(name: str) -> dict[str, ModelVersion]:
-    client = MlflowClient()
-    versions = {str(v.version): v for v in client.search_model_versions(f"name='{name}'")}
-    if not versions:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise ValueError(f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}.")
-    return versions
+    with needed():
+        reach()
+        quote = '"' if "'" in name else "'"
+        found = mlflow.search_model_versions(filter_string=f"name={quote}{name}{quote}") if '"' not in name else []
+        versions = {str(v.version): v for v in found}
+        if not versions:
+            known = ", ".join(model.name for model in mlflow.search_registered_models()) or "none"
+            raise ValueError(
+                f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}."
+            )
+        return versions
 
 
 def _version(name: str, version: str | None) -> ModelVersion:
-    """A version by its number or alias; the newest by default."""
+    """A version by its number, or by an alias, which may begin with an @; the newest by default, or as ``latest``."""
     versions = _versions(name)
     aliases = {alias: str(number) for alias, number in MlflowClient().get_registered_model(name).aliases.items()}
-    given = aliases.get(str(version), str(version)) if version else max(versions, key=int)
-    if given not in versions:
+    given = str(version or "latest")
+    if given.lower().removeprefix("@") == "latest":
+        number = max(versions, key=int)
+    else:
+        number = given if given.isdigit() else aliases.get(given.removeprefix("@"), "")  # `@2` is an alias
+    if number not in versions:
         known = ", ".join([*sorted(versions, key=int), *aliases])
-        raise ValueError(f"{name} has no version {version}; it has {known}.")
-    return versions[given]
+        raise ValueError(f"{name} has no version {given.removeprefix('@')}; it has {known}.")
+    return versions[number]
 
 
 def _figure(version: ModelVersion) -> tuple[str, float]:
@@ -187,11 +205,25 @@ def _figure(version: ModelVersion) -> tuple[str, float]:
     return monitor, float("nan")
 
 
+def _measured_on(version: ModelVersion) -> tuple[str, str]:
+    """The figure that counts, and the digest of the split that it was measured on."""
+    key = _figure(version)[0]
+    return key, version.tags.get(f"digest.{key.partition('.')[0]}") or version.tags.get("data_digest", "")
+
+
+def _comparable(one: ModelVersion, other: ModelVersion) -> bool:
+    """Whether both have the same figure, measured on the same data, whatever else they learned from."""
+    same = _measured_on(one) == _measured_on(other)
+    return same or (
+        _figure(one)[0] == _figure(other)[0] and one.tags.get("data_digest", 1) == other.tags.get("data_digest", 2)
+    )
+
+
 def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
     """Gives a version an alias, if it beats the version that has it now.
 
-    Compared is the monitored metric, which only means something where both were measured on the same data. Of two who
-    promote at the same time, the better one wins: each writes its claim before it takes the alias, and looks again after.
+    Compared is the monitored metric, which only means something where both were measured on the same split, whatever they
+    learned from; a version whose figure is not a number is beaten by any that has one. Of two who promote at the same time, the better one wins: each writes its claim before it takes the alias, and looks again after.
 
     Args:
         name: the registered model.
@@ -203,12 +235,17 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
         What was done, and why.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or MLflow keeps no such alias.
     """
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"v?\d+|latest", alias, re.IGNORECASE):
+        raise ValueError(
+            f"--alias {alias!r} cannot be an alias: it has letters, digits, - and _, and is neither `latest` nor a number, "
+            "which is a version."
+        )
     client, claim = MlflowClient(), f"claim.{alias}"
     candidate = _version(name, version)
     key, new = _figure(candidate)
-    holder = MlflowClient().get_registered_model(name).aliases.get(alias)
+    holder = client.get_registered_model(name).aliases.get(alias)
     why = "there was none before"
     if holder is not None and str(holder) != str(candidate.version):
         champion = _versions(name)[str(holder)]
@@ -218,7 +255,7 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
         if force:
             why = f"forced; {why}"
             client.delete_model_version_tag(name, champion.version, claim)
-        elif candidate.tags.get("data_digest") != champion.tags.get("data_digest"):
+        elif not _comparable(candidate, champion):
             return f"{kept}version {candidate.version} was measured on other data. To promote it all the same: --force true"
         elif not _is_better(candidate, champion):
             return f"{kept}{why} is not better."
@@ -230,7 +267,7 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
         better = [v for v in claims if _is_better(v, best)]
         if not better or force:
             break
-        best = max(better, key=lambda v: _figure(v)[1] * (1 if v.tags.get("mode") == "max" else -1))
+        best = max(better, key=_rank)
     for loser in claims:
         if loser.version != best.version:
             client.delete_model_version_tag(name, loser.version, claim)
@@ -240,9 +277,16 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
     return f"{name} version {candidate.version} is {alias}: {why}."
 
 
+def _rank(version: ModelVersion) -> float:
+    """The higher, the better."""
+    value = _figure(version)[1]
+    if math.isnan(value):
+        return -math.inf
+    return value if version.tags.get("mode") == "max" else -value
+
+
 def _is_better(one: ModelVersion, other: ModelVersion) -> bool:
-    new, old = _figure(one)[1], _figure(other)[1]
-    return new > old if one.tags.get("mode") == "max" else new < old
+    return _rank(one) > _rank(other)
 
 
 def demote(name: str, alias: str = "champion") -> str:
@@ -274,9 +318,14 @@ def overview() -> str:
     Returns:
         A table: name, task, versions, aliases, and the figure of the newest version.
     """
-    client, rows = MlflowClient(), []
-    for model in client.search_registered_models():
-        versions = {str(v.version): v for v in client.search_model_versions(f"name='{model.name}'")}
+    rows, known = [], defaultdict[str, dict[str, ModelVersion]](dict)
+    with needed():
+        reach()
+        models = mlflow.search_registered_models()  # all of them; the client's own search gives a page
+        for version in mlflow.search_model_versions():
+            known[version.name][str(version.version)] = version
+    for model in models:
+        versions = known[model.name]
         if not versions:
             continue
         newest = versions[max(versions, key=int)]
@@ -340,7 +389,8 @@ def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, fl
 
 
 def compare(name: str, first: str, second: str) -> str:
-    """Measures two versions of a registered model on the test split of the data that the first learned from.
+    """Measures two versions of a registered model on the test split of the data that the first learned from, prepared for
+    each as it takes them.
 
     Args:
         name: the registered model.
@@ -351,13 +401,11 @@ def compare(name: str, first: str, second: str) -> str:
         A table: figure, first, second, difference.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or the second cannot be measured on the data of the first.
     """
-    figures = []
-    for given in (first, second):
-        address = f"models:/{name}/{_version(name, given).version}"
-        figures.append(evaluate(model_folder(address)))
-    one, two = figures
+    numbers = [_version(name, given).version for given in (first, second)]
+    folders = [model_folder(f"models:/{name}/{number}") for number in numbers]
+    one, two = evaluate(folders[0]), evaluate(folders[1], learned_from(*folders))
     return table(
         {"figure": key, first: one[key], second: two[key], "difference": f"{two[key] - one[key]:+.4f}"}
         for key in one
@@ -371,6 +419,7 @@ def model_folder(address: str) -> Path:
     Raises:
         ValueError: there is no such model, or it was not registered by Fovea.
     """
+    reach()
     try:
         folder = Path(mlflow.artifacts.download_artifacts(address))
     except mlflow.MlflowException as error:
@@ -381,13 +430,15 @@ def model_folder(address: str) -> Path:
 
 
 def pinned(address: str) -> str:
-    """The version that an address with an alias means now, as ``models:/name/version``; other addresses as they are.
+    """The version that an address with an alias or ``latest`` means now, as ``models:/name/version``; others as they are.
 
     Raises:
         ValueError: there is no such model or alias.
     """
-    name, at, alias = address.removeprefix("models:/").partition("@")
-    return f"models:/{name}/{_version(name, alias).version}" if at else address
+    if address.lower().endswith("/latest"):
+        address = f"{address[: -len('/latest')]}@latest"
+    name, at, alias = address.removeprefix("models:/").rpartition("@")
+    return f"models:/{name}/{_version(name, f'@{alias}').version}" if at else address
 
 
 def download(address: str, folder: str) -> str:
@@ -405,7 +456,12 @@ def download(address: str, folder: str) -> str:
     """
     if Path(folder).exists():
         raise ValueError(f"{Path(folder).resolve()} is there already: name a new folder.")
-    shutil.copytree(model_folder(address), folder)
+    source = model_folder(address)
+    try:
+        shutil.copytree(source, folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # rather none than a part
+        raise ValueError(str(disk_error(error, folder) or error)) from None
     return f"{pinned(address)} is in {folder}; its backbone starts another training from {folder}/model.safetensors."
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,15 @@ def _check_classes(folder: Path, description: Any) -> None:
             raise ValueError(f"{name} is code in the model's own folder, which is not run")
 
 
-def learned_from(folder: Path) -> VisionDataModule:
+def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
     """The data that a saved model learned from.
 
     Args:
         folder: what `save_model` wrote.
+        model: the data are prepared for this one instead, which `save_model` wrote too.
 
     Raises:
-        ValueError: the model does not say.
+        ValueError: the model does not say, or the data cannot be prepared so.
     """
     saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
     if not saved:
@@ -113,4 +115,11 @@ def learned_from(folder: Path) -> VisionDataModule:
     package, _, name = saved["class_path"].rpartition(".")
     own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
     kind: Any = own or find_class(saved["class_path"], VisionDataModule)
-    return kind(**saved.get("init_args", {}))
+    options = saved.get("init_args", {})
+    if model is None:
+        return kind(**options)
+    wanted = yaml.safe_load((model / "architecture.yaml").read_text())["preprocessing"]
+    data: VisionDataModule = kind(**options | {k: v for k, v in wanted.items() if k in signature(kind).parameters})
+    if data.preprocessing != wanted:
+        raise ValueError(f"{data.name} gives pictures as {data.preprocessing}, but the model takes them as {wanted}.")
+    return data

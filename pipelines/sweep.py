@@ -380,6 +380,9 @@ def sweep(
     if not known:
         raise ValueError(f"There is no task {task!r}.")
     found = read_space(space)
+    if register:
+        registry.check_name(register)
+    tracking_client()  # soon says if MLflow does not answer
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
     common += ["--trainer.callbacks+=pipelines.sweep.Report"]

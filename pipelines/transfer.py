@@ -17,7 +17,8 @@ from modules.backbones import untrained
 from modules.pictures import rasterize
 from modules.transfer import Stages, extract, probe
 from pipelines.console import mistakes, print_table
-from pipelines.tracking import needed
+from pipelines.files import whole
+from pipelines.tracking import experiment_id, needed, tracking_client
 
 
 def transferability(
@@ -48,6 +49,7 @@ def transferability(
         The accuracy by stage, from the image on.
     """
     L.seed_everything(data.seed, verbose=False)
+    place = experiment_id(tracking_client(), experiment)
     module = ClassificationModule(
         data.num_classes, None, data.in_chans, data.image_size, backbone, pretrained, backbone_options
     )
@@ -66,22 +68,19 @@ def transferability(
         }
     sheet = _draw(scores, f"{backbone} on {data.name}, {len(loaders[0].dataset):,} images")
     output.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(output / "transferability.png")
-    with needed():
-        known = mlflow.get_experiment_by_name(
-            experiment
-        )  # set_experiment would hold for all that this process does later
-        place = known.experiment_id if known else mlflow.create_experiment(experiment)
-        with mlflow.start_run(experiment_id=place, run_name=f"{Path(backbone).name}-{data.name}".lower()) as run:
-            mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.name})
-            mlflow.log_params({"backbone": backbone, "pretrained": pretrained, "image_size": data.image_size,
-                               "images": len(loaders[0].dataset)})  # fmt: skip
-            for name, values in scores.items():
-                for depth, value in enumerate(values.values()):
-                    mlflow.log_metric(f"probe/{name}", value, step=depth)
-            columns = {"stage": list(scores["learned"])} | {name: list(v.values()) for name, v in scores.items()}
-            mlflow.log_table(columns, "transferability.json")
-            mlflow.log_artifact(str(output / "transferability.png"))
+    with whole(output / "transferability.png") as part:
+        Image.fromarray(sheet).save(part)
+    run_name = f"{Path(backbone).name}-{data.name}".lower()
+    with needed(), mlflow.start_run(experiment_id=place, run_name=run_name) as run:
+        mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.name})
+        mlflow.log_params({"backbone": backbone, "pretrained": pretrained, "image_size": data.image_size,
+                           "images": len(loaders[0].dataset)})  # fmt: skip
+        for name, values in scores.items():
+            for depth, value in enumerate(values.values()):
+                mlflow.log_metric(f"probe/{name}", value, step=depth)
+        columns = {"stage": list(scores["learned"])} | {name: list(v.values()) for name, v in scores.items()}
+        mlflow.log_table(columns, "transferability.json")
+        mlflow.log_artifact(str(output / "transferability.png"))
     rows = {stage: f"{value:.3f}   {scores['random'][stage]:.3f}" for stage, value in scores["learned"].items()}
     rows |= {"picture": str(output / "transferability.png"), "run": run.info.run_id}
     print_table("accuracy of a linear classifier: learned, random weights", rows)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules import DataError
-from modules import VisionModule
+from modules import DetectionModule, VisionModule
 from modules.detection.tiles import PER_OBJECT
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -91,7 +91,7 @@ class Tracker:
     down to a third of its threshold.
 
     Args:
-        module: a detector with a ``threshold``.
+        module: a detector.
         rate: frames a second.
 
     Raises:
@@ -101,7 +101,7 @@ class Tracker:
     def __init__(self, module: VisionModule, rate: float) -> None:
         from trackers import ByteTrackTracker  # it imports slowly
 
-        if not hasattr(module, "threshold"):
+        if not isinstance(module, DetectionModule):
             raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
         self.threshold: Any = module.threshold
         self.sure = float(module.threshold)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+from mlflow.tracking import MlflowClient
 
 
 class Kill(L.Callback):
@@ -152,6 +153,23 @@ class Outage(L.Callback):
         if trainer.global_step == self.end:
             assert not Server.current.answers()
             Server.current.start()
+
+
+class DeleteRun(L.Callback):
+    """Deletes the run in the middle of a training.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            MlflowClient().delete_run(trainer.logger.run_id)
 
 
 class Points(L.Callback):

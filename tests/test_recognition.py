@@ -54,6 +54,10 @@ def test_people_are_enrolled_identified_and_unknown(trained, capsys):
     save(data, "asked", [known[2], stranger], slice(6, 9))
     ask("enrol", model, "people.parquet", "known")
     assert "48 pictures of 8 people" in capsys.readouterr().out
+    Path("known", "notes.txt").touch()
+    ask("enrol", model, "pattern.parquet", "known/*")
+    assert sorted(set(Gallery.read("pattern.parquet").people)) == sorted(known)
+    assert "48 pictures of 8 people" in capsys.readouterr().out
     files = sorted(map(str, Path("asked").rglob("*.png")))
     ask("identify", "people.parquet", *files, "--json", "true", "--threshold", "4")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,6 +1,7 @@
 """What a run learned is found by name."""
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -17,6 +18,8 @@ from conftest import ROOT
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from datamodules import ImageFolder
+from modules import ClassificationModule
 from pipelines import registry, storage
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
@@ -82,6 +85,100 @@ def test_of_two_promoters_at_once_the_better_wins(trained: VisionCLI) -> None:
         registry.demote("two", "raced")
 
 
+def add(name: str, **tags: object) -> str:
+    """Registers a version that has tags and nothing else."""
+    client = MlflowClient()
+    if not mlflow.search_registered_models(filter_string=f'name="{name}"'):
+        client.create_registered_model(name)
+    tags = {"monitor": "val/accuracy", "mode": "max"} | {key.replace("_", "."): value for key, value in tags.items()}
+    return str(client.create_model_version(name, Path.cwd().as_uri(), tags=tags).version)
+
+
+def test_what_counts_is_the_data_that_the_figure_was_measured_on() -> None:
+    add("picky", test_accuracy=0.8, digest_test="same", digest_train="100 images", val_accuracy=0.99)
+    add("picky", test_accuracy=0.9, digest_test="same", digest_train="1000 images", val_accuracy=0.98)
+    add("picky", test_accuracy=0.95, digest_test="others", digest_train="1000 images")
+    add("picky", val_accuracy=0.97, digest_val="same")
+    registry.promote("picky", "1")
+    assert "picky version 2 is champion: test.accuracy 0.9 against 0.8" in registry.promote("picky", "2")
+    for other in ("3", "4"):
+        assert f"version {other} was measured on other data" in registry.promote("picky", other)
+    assert str(MlflowClient().get_model_version_by_alias("picky", "champion").version) == "2"
+
+
+def test_a_champion_without_a_figure_is_beaten_by_any_that_has_one() -> None:
+    for value in ("nan", "0.5", "nan"):
+        add("lost", monitor="val/loss", mode="min", test_loss=value, digest_test="same")
+    registry.promote("lost", "1")
+    assert "lost version 2 is champion" in registry.promote("lost", "2")
+    assert "is not better" in registry.promote("lost", "3")
+
+
+def test_names_numbers_and_aliases_are_told_apart() -> None:
+    name, client = "it's mine", MlflowClient()
+    assert [add(name), add(name)] == ["1", "2"]
+    assert registry.show(name).count("│ None │") == 2  # no run
+    client.set_registered_model_alias(name, "2", "1")  # which MLflow does not mind
+    assert registry.pinned(f"models:/{name}@2") == f"models:/{name}/1"
+    assert registry.promote(name, "2").startswith(f"{name} version 2 is champion")
+    for address in ("@latest", "/latest", "@champion", "/2"):
+        assert registry.pinned(f"models:/{name}{address}") == f"models:/{name}/2"
+    for alias in ("2", "v2", "latest", "", "a b"):
+        with pytest.raises(ValueError, match="cannot be an alias"):
+            registry.promote(name, "1", alias=alias)
+    registry.demote(name, "2")
+
+
+def test_the_list_has_more_than_a_page() -> None:
+    client, names = MlflowClient(), [f"page-{n:03}" for n in range(101)]
+    for name in names:
+        client.create_registered_model(name)
+    try:
+        add(names[-1], test_accuracy=0.5)
+        assert names[-1] in registry.overview()
+    finally:
+        for name in names:
+            client.delete_registered_model(name)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", " ", "..", "a#b", 'a"b', "a\nb"])
+def test_a_name_that_cannot_be_found_again_is_refused_before_training(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--data", "Digits8x8", "--output", "out", "--register", name])
+    assert end.value.code == 2
+    assert "MLflow cannot keep a model under this name" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> None:
+    generator, folders = np.random.default_rng(0), {}
+    for number, (size, side) in enumerate([(24, 16), (60, 24)], 1):
+        for k in range(size):
+            file = Path(f"data{number}", "ab"[k % 2], f"{k}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (32, 32), np.uint8)).save(file)
+        options = {"root": str(tmp_path / f"data{number}"), "in_chans": 1, "image_size": side, "num_workers": 0}
+        data = ImageFolder(**options)
+        module = ClassificationModule(2, data.label_names, 1, side)
+        with mlflow.start_run() as run:
+            pass
+        registry.register("measured", module, data, {"class_path": "ImageFolder", "init_args": options},
+                          "classification", run.info.run_id, {})  # fmt: skip
+        folders[number] = registry.model_folder(f"models:/measured/{number}")
+    own = {n: registry.evaluate(folder)["test/loss"] for n, folder in folders.items()}
+    for first, second in ((1, 2), (2, 1)):
+        shown = registry.compare("measured", str(first), str(second))
+        options = {"root": str(tmp_path / f"data{first}"), "in_chans": 1, "image_size": {1: 16, 2: 24}[second],
+                   "num_workers": 0}  # fmt: skip
+        there = registry.evaluate(folders[second], ImageFolder(**options))["test/loss"]
+        assert there != own[second]
+        row = next(line for line in shown.splitlines() if "test/loss" in line)
+        assert f"{own[first]:.4f}" in row
+        assert f"{there:.4f}" in row
+
+
 def test_unknown_names_are_told(trained: VisionCLI) -> None:
     with pytest.raises(ValueError, match=r"No model 'tow'.*two"):
         registry.promote("tow")
@@ -114,18 +211,23 @@ def test_a_registered_model_is_data_with_a_signature(trained: VisionCLI) -> None
     info = mlflow.models.get_model_info("models:/two/1")
     assert info.signature.inputs.input_names() == ["image"]
     assert "label" in info.signature.outputs.input_names()
-    assert info.saved_input_example_info
+    example = mlflow.models.Model.load(str(folder)).load_input_example(str(folder))
+    with Image.open(io.BytesIO(base64.b64decode(example["image"][0]))) as picture:
+        made = np.asarray(picture)[..., None]
+    assert made.shape == (12, 12, 1)  # made up: a picture of the data may be of a person
+    assert not any((made == source[i]["image"]).all() for source in trained.datamodule.sources.values()
+                   for i in range(len(source)) if source[i]["image"].shape == made.shape)  # fmt: skip
 
 
 def test_the_backbone_of_a_registered_model_starts_another_training(trained: VisionCLI) -> None:
     cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1",
-                          "--trainer.enable_progress_bar", "false", "--model.backbone", "models:/two/1", "--output", "on",
-                          "--model.optimization.frozen_epochs", "-1", "--register", "next"])  # fmt: skip
+                          "--trainer.enable_progress_bar", "false", "--model.backbone", "models:/two@latest", "--output", "on",
+                          "--model.optimization.frozen_epochs", "-1", "--register", "next's"])  # fmt: skip
     taken = cli.model.backbone.state_dict()
-    assert cli.trainer.logger.tags["source_model"] == "models:/two/1"
-    for key, value in trained.model.backbone.state_dict().items():
+    assert cli.trainer.logger.tags["source_model"] == "models:/two/2"
+    for key, value in registry.load("models:/two/latest").module.backbone.state_dict().items():
         assert value.equal(taken[key]), key
-    again = registry.load("models:/next/1").module
+    again = registry.load("models:/next's@latest").module
     assert again.backbone.conv1.weight.equal(taken["conv1.weight"])
 
 

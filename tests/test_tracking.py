@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import journal, registry
+from pipelines import autoencoding, export, facenet, inspect, journal, predict, registry, sweep, tracking, transfer
 from pipelines.classification import classification
 from pipelines.cli import expand
 from pipelines.journal import Journal
@@ -182,6 +183,77 @@ def test_a_server_that_is_not_there_at_the_start_is_one_paragraph(
     message = capsys.readouterr().err
     assert "MLflow at http://***@127.0.0.1:9 does not answer: start it, or unset MLFLOW_TRACKING_URI" in message
     assert "Traceback" not in message
+
+
+COMMANDS = {
+    "registry list": registry.overview,
+    "registry show": lambda: registry.show("x"),
+    "registry promote": lambda: registry.promote("x"),
+    "registry demote": lambda: registry.demote("x"),
+    "registry compare": lambda: registry.compare("x", "1", "2"),
+    "registry load": lambda: registry.download("models:/x/1", "copy"),
+    "predict": lambda: predict.main(["models:/x@y", "a.png"]),
+    "inspect": lambda: inspect.main(["models:/x/1", "a.png"]),
+    "export": lambda: export.export("models:/x/1", Path("x.onnx")),
+    "sweep": lambda: sweep.sweep(Path("recipe.yaml"), Path("space.yaml"), storage="sqlite:///studies.db"),
+    "transfer": lambda: transfer.main(["--backbone", "lenet5", "--data", "datamodules.Digits8x8"]),
+    "verify": lambda: facenet.command(["verify", "models:/x/1", "a.png", "a.png"]),
+    "encode": lambda: autoencoding.command(["encode", "models:/x/1", "a.png"]),
+    "fit": lambda: classification(["fit", *SMALL]),
+    "fit from a model": lambda: classification(
+        ["fit", *SMALL, "--trainer.logger", "false", "--model.backbone", "models:/x@y"]
+    ),
+}
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_no_command_waits_for_a_server_that_is_not_there(
+    silent: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens, or somebody who never answers."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
+    Path("recipe.yaml").write_text("data: Digits8x8")
+    Path("space.yaml").write_text("data.batch_size: [16, 32]")
+    monkeypatch.setattr(tracking, "PATIENCE", 0.3)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        if silent:
+            mute.listen(100)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        for name, command in COMMANDS.items():
+            start = time.monotonic()
+            with pytest.raises((SystemExit, ValueError)) as end:
+                command()
+            assert time.monotonic() - start < 10, name
+            said = capsys.readouterr().err if isinstance(end.value, SystemExit) else str(end.value)
+            assert "does not answer: start it, or unset MLFLOW_TRACKING_URI" in said, name
+            assert "Traceback" not in said, name
+
+
+def test_a_deleted_experiment_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    number = MlflowClient().create_experiment("gone")
+    MlflowClient().delete_experiment(number)
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", *SMALL, "--experiment", "gone"])
+    assert end.value.code == 2
+    assert f"mlflow experiments restore --experiment-id {number}" in capsys.readouterr().err
+
+
+def test_a_run_that_is_deleted_in_mid_training_is_all_there_once_it_is_restored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fault = ["--trainer.callbacks+=faults.DeleteRun", "--trainer.callbacks.step", "7"]
+    with pytest.warns(UserWarning, match=r"The run was deleted|restore it with: mlflow runs restore --run-id"):
+        cli = classification(["fit", *SMALL, *fault, "--register", "orphan"])
+    assert "restore it with: mlflow runs restore" in cli.rows["registered"]
+    with pytest.raises(SystemExit):
+        classification(["fit", *SMALL])
+    assert "was deleted: restore it with" in capsys.readouterr().err
+    MlflowClient().restore_run(run_id_of("out"))
+    tracking.send(Path("out"))
+    written, there = journal_and_server()
+    assert there == written
+    assert run().info.status == "FINISHED"
 
 
 @pytest.fixture
