@@ -524,7 +524,7 @@ class VisionCLI(LightningCLI):
             if not logger.flush():
                 error = logger.journal.error
                 raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
-            known = client.search_model_versions(f"name='{name}' and run_id='{logger.run_id}'")
+            known = [version for version in registry.versions_of(name) if version.run_id == logger.run_id]
             there = [version for version in known if version.tags.get("step") == step]  # it was registered before
             version = (
                 there[0]
