@@ -296,8 +296,8 @@ class VisionDataModule(L.LightningDataModule):
         return {"name": self.name, "splits": splits}
 
     def take_whole(self) -> None:
-        """Takes a set whose splits were drawn as the test split as a whole: another model's training did not see any of it."""
-        self.undivided = True
+        """Makes a set whose splits were drawn the test split as a whole, for a network that has learned from other data."""
+        self.undivided, self.drawn = True, False
         found = {
             name
             for kind in type(self).__mro__

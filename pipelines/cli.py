@@ -112,6 +112,7 @@ class VisionCLI(LightningCLI):
         self.training: Path | None = None  # of the weights, where they have a run
         self.architecture: dict[str, Any] = {}  # of the weights
         self.classes: list[str] | None = None  # that the weights know
+        self.learned: dict[str, Any] = {}  # what the weights' training was of; see `_begun`
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
@@ -186,6 +187,8 @@ class VisionCLI(LightningCLI):
         def known(data: VisionDataModule) -> Any:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.name} is no data for {self.task}: it has no {name}. See --data.help.")
+            if self.learned and self.subcommand in ("test", "predict"):
+                self._take_whole(data)
             if self.classes:
                 adopt_classes(data, self.classes)
             return getattr(data, name)
@@ -203,6 +206,20 @@ class VisionCLI(LightningCLI):
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed_everything must be a number from 0 to {2**32 - 1}, not {seed}.")
         super()._set_seed()
+
+    def _take_whole(self, data: VisionDataModule) -> None:
+        """Lets data without splits be the test as a whole, where the network has not learned from them."""
+        learned, self.learned = self.learned, {}  # once
+        if not (data.sources and data.drawn):
+            return
+        digests = {split["digest"] for split in data.identity()["splits"].values()}
+        places = [
+            (learned["settings"].get(f"data.init_args.{key}"), getattr(data, key, None)) for key in ("root", "file")
+        ]
+        same = any(a and b and os.path.realpath(a) == os.path.realpath(b) for a, b in places)
+        if not same and digests.isdisjoint(learned["data"].values()):
+            data.take_whole()
+            say(f"{data.name} has no splits, and the network has not learned from it: all of it is the test.")
 
     def _parse_ckpt_path(self) -> None:
         """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
@@ -271,7 +288,8 @@ class VisionCLI(LightningCLI):
                     f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {given} is none."
                 )
             self.weights = given
-            self.architecture = read_checkpoint(given)["architecture"]
+            checkpoint = read_checkpoint(given)
+            self.architecture, self.learned = checkpoint["architecture"], checkpoint.get("recipe") or {}
             self.classes = classes_of(self.architecture)
             sys.argv += ["--ckpt_path", str(given)]
         if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,30 @@ def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys
     assert cli.trainer.max_epochs == 1
     rates = MlflowClient().get_metric_history(run_id_of("out"), "lr")
     assert rates[0].value == pytest.approx(cli.model.lr)  # a warm-up of one step
+
+
+def test_a_set_without_splits_is_the_test_as_a_whole_unless_the_network_learned_from_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for root, first in (("learned", 0), ("other", 100)):
+        for k, name in enumerate(("cat", "dog")):
+            Path(root, name).mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (12, 12), (200 * k, first + i, 90)).save(f"{root}/{name}/{i}.png")
+    folder = ["--data", "ImageFolder", "--data.image_size", "12", "--trainer.max_epochs", "1", *QUIET]
+    classification(["fit", *folder, "--data.root", "learned", "--output", "out"])
+    weights = ["--ckpt_path", "out/best.ckpt", "--output", "elsewhere"]
+
+    def measured(root: str, *more: str) -> int:
+        return len(classification(["test", *folder, "--data.root", root, *weights, *more]).datamodule.sources["test"])
+
+    assert measured("learned") == 3
+    assert measured("learned", "--data.train_per_class", "2") == 3
+    shutil.copytree("learned", "copy")
+    assert measured("copy") == 3
+    capsys.readouterr()
+    assert measured("other") == 20
+    assert "all of it is the test" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_weights_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
