@@ -27,6 +27,8 @@ from modules.pictures import image_grid
 from modules.transfer import FIRST_LAYER, Solution, Strategy, Transfer, extract, layers, measure, unfreezing
 
 Stage = Literal["train", "val", "test"]
+# What two descriptions of one network may differ in.
+CHANGEABLE = ("pretrained", "label_names", "threshold", "max_detections", "nms", "across_classes")
 
 
 class DivergenceError(ValueError):
@@ -774,7 +776,7 @@ class VisionModule(L.LightningModule):
                 "in another --output; to keep what its backbone has learned, name the file as --model.backbone."
             )
         for key, value in saved.items():
-            if key not in ("pretrained", "label_names", "threshold") and mine.get(key) != value:
+            if key not in CHANGEABLE and mine.get(key) != value:
                 raise BackboneError(
                     f"The checkpoint is of another network: its {key} is {value!r}, this one's is {mine.get(key)!r}. "
                     f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."

@@ -102,6 +102,10 @@ class ExportedDetector(Exported):
         """See `Exported.take`."""
         if not isinstance(module.detector, OneStageDetector):
             raise ValueError(f"a {type(module.detector).__name__} is not exported, only detectors of one stage")
+        if module.across_classes:
+            raise ValueError(
+                "a detector whose boxes are chosen across classes is not exported: onnx chooses within classes"
+            )
         self.detector = deepcopy(module.detector).to(memory_format=torch.contiguous_format)
         self.threshold = float(module.threshold)
         self.meaning = f"boxes float32 B×A×4 (xyxy, pixels of the input), scores float32 B×A×{module.num_classes}"

@@ -67,6 +67,10 @@ def predict(
     track: bool = False,
     form: AnswerFormat | None = None,
     truth: str | None = None,
+    threshold: float | None = None,
+    nms: float | None = None,
+    max_detections: int | None = None,
+    across_classes: bool | None = None,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos.
 
@@ -83,6 +87,10 @@ def predict(
         form: write a detector's answers into ``out`` for other tools too: ``coco``, results of COCO's; ``yolo``, text files;
             ``mot``, the MOTChallenge's.
         truth: an annotation file in COCO's format, whose ids of images and categories the results of ``coco`` take.
+        threshold: least score of boxes that are told; by default the one that was best in validation.
+        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default as in training.
+        max_detections: boxes of an image, or of a piece of one, that are told at most; by default as in training.
+        across_classes: drop the less certain box where the two are of different classes too.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and passed over; 2 if nothing was
@@ -107,6 +115,11 @@ def predict(
         return 2
     drawings = _drawings(files, root, out) if out else []
     answering = load(model, device)
+    choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes}
+    if given := [name for name, value in choice.items() if value is not None]:
+        if not isinstance(answering.module, DetectionModule):
+            raise ValueError(f"--{given[0]} is about boxes, which a {type(answering.module).__name__} does not find.")
+        answering.module.choose(**choice)  # type: ignore[arg-type]
     rows: list[dict[str, str]] = []
     images = [i for i, file in enumerate(files) if not _is_video(file)]
     coco = COCOFile(answering.module)

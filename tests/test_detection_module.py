@@ -202,7 +202,7 @@ def random_scene(seed: int, images: int = 40) -> tuple[np.ndarray, np.ndarray]:
     return tuple(tables)  # type: ignore[return-value]
 
 
-def pycocotools_figures(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def pycocotools_figures(found: np.ndarray, truth: np.ndarray, most: int = 100) -> dict[str, Any]:
     def rows(table: np.ndarray) -> list[dict[str, Any]]:
         return [
             {"id": i + 1, "image_id": int(r[0]), "category_id": int(r[5]), "area": float((r[3] - r[1]) * (r[4] - r[2])),
@@ -215,16 +215,23 @@ def pycocotools_figures(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         coco.dataset = {
             "images": [{"id": i} for i in range(40)],
             "categories": [{"id": k} for k in range(4)],
-            "annotations": [row | {"iscrowd": int(t[6])} for row, t in zip(rows(truth), truth, strict=True)],
+            "annotations": [
+                row | {"iscrowd": int(t[6])} | ({"area": float(t[7])} if len(t) > 7 else {})
+                for row, t in zip(rows(truth), truth, strict=True)
+            ],
         }
         coco.createIndex()
         answers = coco.loadRes([row | {"score": float(f[6])} for row, f in zip(rows(found), found, strict=True)])
         measure = COCOeval(coco, answers, "bbox")
+        measure.params.maxDets = [most]
         measure.evaluate()
         measure.accumulate()
-        measure.summarize()
-    names = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", None, None, "ar100"]
-    figures = {name: value for name, value in zip(names, measure.stats, strict=False) if name}
+    precision, recall = (
+        np.where(measure.eval[key] < 0, np.nan, measure.eval[key])[..., -1] for key in ("precision", "recall")
+    )
+    sizes = {f"ap_{name}": np.nanmean(precision[..., i]) for i, name in enumerate(("small", "medium", "large"), 1)}
+    figures = sizes | {"ap": np.nanmean(precision[..., 0]), "ap50": np.nanmean(precision[0, ..., 0]),
+                       "ap75": np.nanmean(precision[5, ..., 0]), f"ar{most}": np.nanmean(recall[..., 0])}  # fmt: skip
     return figures | {"per_class": [measure.eval["precision"][:, :, k, 0, -1].mean() for k in range(4)]}
 
 
@@ -235,6 +242,55 @@ def test_average_precision_equals_that_of_pycocotools(seed: int) -> None:
     assert 0.05 < expected["ap"] < 0.9
     assert got["per_class"][:, 0] == pytest.approx(expected.pop("per_class"), abs=1e-6)
     assert {key: got[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("most", [100, 2])
+def test_small_and_large_go_by_the_file_s_area_and_as_many_count_as_are_asked_for(most: int) -> None:
+    found, truth = random_scene(7)
+    area = (truth[:, 3:5] - truth[:, 1:3]).prod(1) * np.random.default_rng(0).uniform(0.2, 1, len(truth))
+    truth = np.column_stack((truth, area.astype(np.float32)))
+    expected, got = pycocotools_figures(found, truth, most), average_precision(found, truth, 4, most)
+    assert got["per_class"][:, 0] == pytest.approx(expected.pop("per_class"), abs=1e-6)
+    assert {key: got[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+    plain = average_precision(found, truth[:, :7], 4, most)
+    assert plain["ap"] == got["ap"]
+    assert plain["ap_small"] != got["ap_small"]
+
+
+def test_crowded_images_are_measured_whole_where_that_is_asked_for() -> None:
+    corners = torch.tensor([[10.0 * (k % 15), 10.0 * (k // 15)] for k in range(150)])
+    one = {"boxes": torch.cat((corners, corners + 8), 1), "labels": torch.zeros(150).long(),
+           "scores": torch.linspace(0.9, 0.1, 150), "ignore": torch.zeros(150).bool()}  # fmt: skip
+    figures = []
+    for most in (100, 300):
+        metric = DetectionMetric(1, most)
+        metric.update([one], [one])
+        figures.append(metric.compute())
+    assert figures[0]["ap"] == pytest.approx(0.663, abs=1e-3)
+    assert figures[1]["ap"] == figures[1]["ar300"] == 1
+
+
+@pytest.mark.parametrize("kind", ["yolo", "faster_rcnn"])
+def test_which_boxes_are_kept_can_be_chosen(kind: str) -> None:
+    module = small(DETECTORS[kind][0], max_detections=7).eval()
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def boxes(**choice: Any) -> dict[str, Any]:
+        module.choose(threshold=0.0, **choice)
+        (answer,) = module.answers({"image": image})
+        return answer
+
+    assert len(boxes()["boxes"]) == 7
+    assert len(boxes(max_detections=40)["boxes"]) == 40
+    apart = boxes(nms=0.1, across_classes=True, max_detections=300)
+    found = torch.tensor(apart["boxes"])
+    assert 1 < len(found) < 300
+    assert (box_iou(found, found) - torch.eye(len(found))).max() <= 0.1 + 0.01
+    again = DetectionModule.from_architecture(module.architecture)
+    assert again.architecture == module.architecture
+    assert again.detector.nms_iou == 0.1
+    with pytest.raises(BackboneError, match="nms is between 0 and 1, not 2"):
+        module.choose(nms=2)
 
 
 def test_overlaps_are_torchvisions() -> None:

@@ -168,7 +168,7 @@ def test_a_tasks_own_predict_tells_of_whole_pictures() -> None:
     common = ["--data", "COCODetection", "--data.root", "data", "--data.tile", "64", "--model.backbone", "resnet10t",
               "--data.num_workers", "0", "--trainer.enable_progress_bar", "false", "--output", "out", "--trainer.logger", "false",
               "--model.detector.width", "16", "--model.detector.depth", "1"]  # fmt: skip
-    detection(["fit", *common, "--trainer.max_epochs", "1", "--model.optimization.lr", "0"])
+    detection(["fit", *common, "--trainer.max_epochs", "1", "--model.optimization.lr", "1e-9"])
     checkpoint = torch.load("out/best.ckpt", weights_only=True)
     checkpoint["state_dict"]["threshold"] = torch.tensor(0.0)
     torch.save(checkpoint, "out/best.ckpt")

@@ -119,6 +119,31 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
     assert "three" in table or "one" in table or "two" in table
 
 
+def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.CaptureFixture[str]) -> None:
+    module = detector()
+    torch.nn.init.zeros_(module.detector.class_branch.last.bias)
+    storage.save_model(Path("model"), module, {"image_size": 64, "in_chans": 3, "fit": "pad"}, "detection")
+    Path("in").mkdir()
+    frames = film(sprites, "in/film.avi")
+    Image.fromarray(frames[3]).save("in/still.png")
+
+    def answers(*more: str) -> list[dict[str, Any]]:
+        with pytest.raises(SystemExit) as end:
+            predict.main(["model", "in/still.png", "--json", "true", *more])
+        assert end.value.code == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (plain,), (few,) = answers(), answers("--max_detections", "3", "--threshold", "0")
+    assert len(few["boxes"]) == 3
+    assert answers("--threshold", "0.999")[0]["boxes"] == []
+    assert len(answers("--across_classes", "true", "--nms", "0.3")[0]["boxes"]) < len(plain["boxes"])
+
+    storage.save_model(Path("faces"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+    with pytest.raises(ValueError, match="--nms is about boxes, which a ClassificationModule does not find"):
+        predict.predict("faces", ["in/still.png"], nms=0.5)
+
+
 def test_a_classifier_answers_videos_too_but_follows_nothing(
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from modules.backbones import Pyramid
 
@@ -29,6 +29,8 @@ class Detector(nn.Module):
     """
 
     max_detections = 100  # as COCO counts them
+    nms_iou = 0.6
+    across_classes = False
 
     def __init__(
         self, backbone: Any, num_classes: int, image_size: int, strides: Sequence[int], options: Mapping[str, Any]
@@ -55,11 +57,30 @@ class Detector(nn.Module):
         """The boxes of each image, the most certain first, `max_detections` at most."""
         raise NotImplementedError
 
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
+        """Sets which boxes are kept; None leaves a setting as it is.
+
+        Args:
+            max_detections: boxes of an image.
+            nms_iou: overlap from which of two boxes the less certain is dropped.
+            across_classes: also where they are of different classes.
+        """
+        self.max_detections = self.max_detections if max_detections is None else max_detections
+        self.nms_iou = self.nms_iou if nms_iou is None else nms_iou
+        self.across_classes = self.across_classes if across_classes is None else across_classes
+
+    def suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Which of N boxes are kept, the most certain first: int64, `max_detections` at most."""
+        one = (
+            nms(boxes, scores, self.nms_iou)
+            if self.across_classes
+            else batched_nms(boxes, scores, labels, self.nms_iou)
+        )
+        return one[: self.max_detections]
+
 
 class OneStageDetector(Detector):
     """A detector that judges places on a dense grid, all of them in one pass."""
-
-    nms_iou = 0.6
 
     def dense(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """Boxes, float32 B×A×4 within the image, and scores, float32 B×A×K in [0, 1], of all A places."""
@@ -72,11 +93,11 @@ class OneStageDetector(Detector):
 
     def _select(self, boxes: Tensor, scores: Tensor) -> Detections:
         """The best of A boxes by K scores each."""
-        values, order = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+        values, order = scores.flatten().topk(min(max(CANDIDATES, 10 * self.max_detections), scores.numel()))
         order = order[values > MIN_SCORE]
         values = values[: len(order)]
         boxes, labels = boxes[order // self.num_classes], order % self.num_classes
-        keep = batched_nms(boxes, values, labels, self.nms_iou)[: self.max_detections]
+        keep = self.suppressed(boxes, values, labels)
         return {"boxes": boxes[keep], "labels": labels[keep], "scores": values[keep]}
 
 

@@ -260,6 +260,8 @@ class FasterRCNN(Detector):
         samples: of them learned from, by default 512 at 800 pixels.
     """
 
+    nms_iou = 0.5
+
     def __init__(
         self,
         backbone: Any,
@@ -286,7 +288,7 @@ class FasterRCNN(Detector):
                                   canonical_scale=round(224 * share), canonical_level=4)  # fmt: skip
         self.heads = _Heads(
             pool, TwoMLPHead(width * 49, hidden), FastRCNNPredictor(hidden, num_classes + 1),
-            0.5, 0.5, samples, 0.25, None, MIN_SCORE, 0.5, self.max_detections,
+            0.5, 0.5, samples, 0.25, None, MIN_SCORE, self.nms_iou, self.max_detections,
         )  # fmt: skip
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -313,4 +315,17 @@ class FasterRCNN(Detector):
         images = _images(len(maps[0]), maps, self.image_size)
         regions, _ = self.rpn(images, outputs)
         found, _ = self.heads(outputs, regions, images.image_sizes)
-        return [{**one, "labels": one["labels"] - 1} for one in found]  # torchvision's 0 is the background
+        kept = [self.suppressed(one["boxes"], one["scores"], one["labels"]) for one in found]
+        return [
+            {
+                key: value[keep] for key, value in (one | {"labels": one["labels"] - 1}).items()
+            }  # its 0 is the background
+            for one, keep in zip(found, kept, strict=True)
+        ]
+
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
+        """See `Detector.choose`; torchvision's parts, which choose within classes, are told."""
+        super().choose(max_detections, nms_iou, across_classes)
+        self.heads.detections_per_img, self.heads.nms_thresh = self.max_detections, self.nms_iou
+        counts: Any = self.rpn._post_nms_top_n
+        counts["testing"] = max(counts["testing"], self.max_detections)

@@ -26,6 +26,7 @@ class DetectionMetric(Metric):
 
     Args:
         num_classes: number of classes.
+        most: detections of an image that count, the most certain ones. COCO's figures are those of 100.
     """
 
     full_state_update = False
@@ -33,9 +34,9 @@ class DetectionMetric(Metric):
     truth: list[Tensor]
     images: Tensor
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.most = num_classes, most
         self.add_state("detections", [], "cat")
         self.add_state("truth", [], "cat")
         self.add_state("images", torch.tensor(0), "sum")
@@ -46,27 +47,30 @@ class DetectionMetric(Metric):
 
         Args:
             detections: for each image boxes, labels and scores.
-            truth: for each image ``boxes`` float N×4, ``labels`` int64 N, ``ignore`` bool N.
+            truth: for each image ``boxes`` float N×4, ``labels`` int64 N, ``ignore`` bool N, and perhaps ``area`` float N,
+                by which objects are small, medium or large; it is else that of the boxes.
         """
         for found, true in zip(detections, truth, strict=True):
             # The images of a process are every world_size-th of all, so this is the image's own number.
             key = int(self.images) * self.world_size + self.rank
             self.images = self.images + 1
             self.detections.append(_rows(key, found["boxes"], found["labels"], found["scores"]))
-            self.truth.append(_rows(key, true["boxes"], true["labels"], true["ignore"]))
+            boxes = true["boxes"]
+            area = true.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(1))
+            self.truth.append(_rows(key, boxes, true["labels"], true["ignore"], area))
 
     def compute(self) -> dict[str, Any]:
         """All figures.
 
         Returns:
             ``ap`` (mean over ten overlaps from 0.5 to 0.95, and classes), ``ap50``, ``ap75``, ``ap_small`` … for those
-            sizes that there are, ``ar100``, ``f1``, all floats, and none of them where there is no object to be found; the
+            sizes that there are, ``ar100`` (or as many as count), ``f1``, all floats, and none of them where there is no object to be found; the
             ``threshold`` of that F1, where anything was found rightly; ``per_class`` K×2 (AP, AP50; NaN for a class without
             objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` at the threshold, or else at
             `UNSURE`, int64 (K+1)×(K+1), true classes in rows, detected ones in columns, the last of both for the background.
         """
-        truth, found = (_joined(rows) for rows in (self.truth, self.detections))
-        result = average_precision(found, truth, self.num_classes)
+        truth, found = (_joined(rows, columns) for rows, columns in ((self.truth, 8), (self.detections, 7)))
+        result = average_precision(found, truth, self.num_classes, self.most)
         threshold, f1 = best_threshold(found, truth)
         if "ap" in result:
             result |= {"f1": f1} | ({} if threshold is None else {"threshold": threshold})
@@ -74,31 +78,32 @@ class DetectionMetric(Metric):
         return result | {"confusion": confusion(confident, truth, self.num_classes)}
 
 
-def _rows(image: int, boxes: Tensor, labels: Tensor, values: Tensor) -> Tensor:
+def _rows(image: int, boxes: Tensor, *columns: Tensor) -> Tensor:
     key = boxes.new_full((len(boxes), 1), image)
-    return torch.cat((key, boxes, labels[:, None].to(boxes.dtype), values[:, None].to(boxes.dtype)), 1)
+    return torch.cat((key, boxes, *(values[:, None].to(boxes.dtype) for values in columns)), 1)
 
 
-def _joined(rows: list[Tensor] | Tensor) -> Array:
-    """What `_rows` made, sorted by image, as float64 N×7."""
-    rows = rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0, 7)
+def _joined(rows: list[Tensor] | Tensor, columns: int) -> Array:
+    """What `_rows` made, sorted by image, as float64."""
+    rows = rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0, columns)
     table = rows.cpu().double().numpy()
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
-def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str, Any]:
+def average_precision(found: Array, truth: Array, num_classes: int, most: int = 100) -> dict[str, Any]:
     """COCO's figures, see `DetectionMetric.compute`; without any object to be found, just the arrays.
 
     Args:
         found: detections, N×7: image, xyxy, class, score.
-        truth: objects, M×7: image, xyxy, class, 1 for one to be ignored.
+        truth: objects, M×7: image, xyxy, class, 1 for one to be ignored; or M×8, with the area.
         num_classes: number of classes K.
+        most: detections of an image that count.
     """
     counted = truth[truth[:, 6] == 0]
     if not len(counted) or not len(found):
         per_class = np.full((num_classes, 2), np.nan)
         per_class[counted[:, 5].astype(int)] = 0
-        nothing = dict.fromkeys(("ap", "ap50", "ap75", "ar100"), 0.0) if len(counted) else {}
+        nothing = dict.fromkeys(("ap", "ap50", "ap75", f"ar{most}"), 0.0) if len(counted) else {}
         return {**nothing, "per_class": per_class, "curves": np.zeros((num_classes, 101))}
     images = np.unique(np.concatenate((truth[:, 0], found[:, 0]))).astype(int)
     coco = COCO(
@@ -112,6 +117,7 @@ def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str,
     )
     answers = coco.loadRes([_annotation(i, row) | {"score": row[6]} for i, row in enumerate(found, 1)])
     measure = COCOeval_faster(coco, answers, "bbox", print_function=lambda *_: None)
+    measure.params.maxDets = [most]
     measure.evaluate()
     measure.accumulate()
     precision = measure.eval["precision"][..., -1]  # overlap, recall, class, area
@@ -120,7 +126,7 @@ def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str,
         "ap": _mean(precision[..., 0]),
         "ap50": _mean(precision[0, ..., 0]),
         "ap75": _mean(precision[5, ..., 0]),
-        "ar100": _mean(recall[..., 0]),
+        f"ar{most}": _mean(recall[..., 0]),
     }
     for i, area in enumerate(AREAS, 1):
         if (precision[..., i] > -1).any():
@@ -135,7 +141,8 @@ def average_precision(found: Array, truth: Array, num_classes: int) -> dict[str,
 def _annotation(number: int, row: Array) -> dict[str, Any]:
     image, left, top, right, bottom, label = row[:6].tolist()
     box = [left, top, right - left, bottom - top]
-    return {"id": number, "image_id": int(image), "category_id": int(label), "bbox": box, "area": box[2] * box[3]}
+    area = float(row[7]) if len(row) > 7 else box[2] * box[3]
+    return {"id": number, "image_id": int(image), "category_id": int(label), "bbox": box, "area": area}
 
 
 def _mean(values: Array, nothing: float = 0.0) -> float:

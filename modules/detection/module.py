@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modules.backbones import BackboneError
 from modules.base import Stage, VisionModule
 from modules.detection import pictures
 from modules.detection.base import Detections, Detector
@@ -46,6 +47,10 @@ class DetectionModule(VisionModule):
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
         transfer: how the backbone is put to its new use; see `VisionModule`.
+        max_detections: boxes of an image that are told, and count; COCO's figures are those of 100.
+        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.6, and 0.5 in
+            Faster R-CNN.
+        across_classes: drop it where they are of different classes too.
     """
 
     monitor: ClassVar[str] = "val/ap"
@@ -66,6 +71,9 @@ class DetectionModule(VisionModule):
         compile: bool = False,
         channels_last: bool = True,
         transfer: Transfer | None = None,
+        max_detections: int = 100,
+        nms: float | None = None,
+        across_classes: bool = False,
     ) -> None:
         super().__init__(
             backbone,
@@ -86,15 +94,51 @@ class DetectionModule(VisionModule):
         self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
         self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.register_buffer("threshold", torch.tensor(UNSURE))
-        self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes) for stage in ("val", "test")})
+        self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
+        self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes, max_detections) for stage in ("val", "test")})
         self.best = float(self.threshold)
         self.shown: list[pictures.Example] = []
         self.worst: list[tuple[int, pictures.Example]] = []
+
+    def choose(
+        self,
+        threshold: float | None = None,
+        max_detections: int | None = None,
+        nms: float | None = None,
+        across_classes: bool | None = None,
+    ) -> None:
+        """Sets which boxes are told; None leaves a setting as it is.
+
+        Args:
+            threshold: least score, in [0, 1].
+            max_detections: see the class.
+            nms: see the class; in [0, 1].
+            across_classes: see the class.
+
+        Raises:
+            BackboneError: a value is outside its range.
+        """
+        if max_detections is not None and max_detections < 1:
+            raise BackboneError(f"max_detections is at least 1, not {max_detections}.")
+        for name, value in (("nms", nms), ("threshold", threshold)):
+            if value is not None and not 0 <= value <= 1:
+                raise BackboneError(f"{name} is between 0 and 1, not {value}.")
+        if threshold is not None:
+            self.threshold.fill_(threshold)
+        self.detector.choose(max_detections, nms, across_classes)
+
+    @property
+    def across_classes(self) -> bool:
+        """Whether boxes of different classes are taken for those of one object."""
+        return self.detector.across_classes
 
     @property
     def architecture(self) -> dict[str, Any]:
         """See `VisionModule.architecture`."""
         return {
+            "max_detections": self.detector.max_detections,
+            "nms": self.detector.nms_iou,
+            "across_classes": self.detector.across_classes,
             "num_classes": self.num_classes,
             "label_names": list(self.label_names),
             "in_chans": self.in_chans,
@@ -145,7 +189,12 @@ class DetectionModule(VisionModule):
         return result
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
-        keys = ("boxes", "labels", "ignore")
+        keys = ("boxes", "labels", "ignore", *(("area",) if "area" in batch else ()))
+        if any(len(boxes) > self.detector.max_detections for boxes in batch["boxes"]):
+            rank_zero_warn(
+                f"There are images with more than {self.detector.max_detections} objects, of which only as many are found: "
+                "raise --model.max_detections."
+            )
         truth = [dict(zip(keys, values, strict=True)) for values in zip(*(batch[key] for key in keys), strict=True)]
         found, truth = self._original(found, batch), self._original(truth, batch)
         metric: Any = self.figures[stage]

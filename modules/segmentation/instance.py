@@ -76,12 +76,16 @@ class MaskMetric(nn.Module):
 
     Args:
         num_classes: number of classes, without the background.
+        most: detections of an image that count.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.precision = MeanAveragePrecision(iou_type="segm", backend="faster_coco_eval")
+        # By default more than 100 are a warning, which is the user's to decide.
+        self.precision = MeanAveragePrecision(
+            iou_type="segm", backend="faster_coco_eval", max_detection_thresholds=[1, 10, most]
+        )
         self.quality = PanopticQuality(set(range(num_classes)), {num_classes}, allow_unknown_preds_category=True)
 
     def update(self, found: Mapping[str, Tensor], truth: Mapping[str, Tensor], threshold: float) -> None:
@@ -160,6 +164,9 @@ class InstanceSegmentationModule(DetectionModule):
         compile: compile the backbone with ``torch.compile``.
         channels_last: memory order of images and kernels.
         transfer: how the backbone is put to its new use; see `VisionModule`.
+        max_detections: objects of an image that are told, and count; COCO's figures are those of 100.
+        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.5.
+        across_classes: drop it where they are of different classes too.
     """
 
     monitor: ClassVar[str] = "val/mask_ap"
@@ -178,6 +185,9 @@ class InstanceSegmentationModule(DetectionModule):
         compile: bool = False,
         channels_last: bool = True,
         transfer: Transfer | None = None,
+        max_detections: int = 100,
+        nms: float | None = None,
+        across_classes: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
@@ -192,8 +202,11 @@ class InstanceSegmentationModule(DetectionModule):
             compile,
             channels_last,
             transfer,
+            max_detections=max_detections,
+            nms=nms,
+            across_classes=across_classes,
         )
-        self.mask_figures = nn.ModuleDict({stage: MaskMetric(num_classes) for stage in ("val", "test")})
+        self.mask_figures = nn.ModuleDict({stage: MaskMetric(num_classes, max_detections) for stage in ("val", "test")})
         self.tinted: list[NDArray[np.uint8]] = []
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
