@@ -173,7 +173,7 @@ def test_a_tasks_own_predict_tells_of_whole_pictures() -> None:
     checkpoint["state_dict"]["threshold"] = torch.tensor(0.0)
     torch.save(checkpoint, "out/best.ckpt")
     cli = detection(["predict", *common])
-    rows = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(cli.output, "predictions.jsonl").read_text().splitlines()]
     assert [Path(row["path"]).name for row in rows] == ["test0.png", "test1.png"]
     assert all(row["size"] == [90, 150] for row in rows)
     assert max(box[0] for box in rows[0]["boxes"]) > 64
