@@ -478,8 +478,22 @@ def _() -> Masks:
 @case("a test split without masks", told=r"Left out: the 2 images of the test split, which has no masks")
 def _() -> Masks:
     for name in ("a", "b"):
-        image(f"data/test/{name}.png")
-    return folder(mask="train_masks/{}.gif", picture="train/{}.png")
+        image(f"data/test/images/{name}.png")
+    return folder(mask="train/masks/{}.png", picture="train/images/{}.png")
+
+
+@case("images without masks beside the folders")
+def _() -> Masks:
+    for name in ("test/a", "val/b"):
+        image(f"data/{name}.png")
+    return folder()
+
+
+@case("foregrounds of 255 and masks that are all 1", says="nothing to tell apart")
+def _() -> None:
+    folder(lambda m: (m > 0) * np.uint8(255))
+    for name in ("p1", "p3"):
+        save(f"data/masks/{name}.png", truth(0) * 0 + 1)
 
 
 @case("folders in capitals")

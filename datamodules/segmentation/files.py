@@ -299,7 +299,7 @@ class MaskFolder(_MaskFiles):
                     (named(root, pictures) / folder.name, named(root, masks) / folder.name),
                     (folder, next((place for place in beside if place.is_dir()), folder)),
                 )
-                found = next((pair for pair in pairs if pair[0].is_dir() and images_in(pair[0])), None)
+                found = next((pair for pair in pairs if pair[0].is_dir() and self._has_masks(*pair)), None)
                 places |= {split: found} if found and split not in places else {}
         if "train" not in places:
             whole = (named(root, pictures), named(root, masks))
@@ -310,6 +310,11 @@ class MaskFolder(_MaskFiles):
                 )
             places = {"train": whole, **places} if places else {"all": whole}
         return places
+
+    def _has_masks(self, images: Path, masks: Path) -> bool:
+        """Whether a folder has images, and masks beside them if that is where they should be."""
+        suffix = self.mask_suffix or TOGETHER
+        return any(images != masks or file.stem.endswith(suffix) for file in images_in(images))
 
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
         """See `_MaskFiles.pairs`."""

@@ -238,7 +238,7 @@ def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
         )
     ones = [file for file, one in zip(files, looks, strict=True) if {0, 1} == set(one.values.tolist())]
     full = [file for file, one in zip(files, looks, strict=True) if {0, IGNORE} == set(one.values.tolist())]
-    if known == [0, 1] and full and len(ones) + len(full) >= sum(len(one.values) > 1 for one in looks):
+    if known == [0, 1] and ones and full and len(ones) + len(full) >= sum(len(one.values) > 1 for one in looks):
         raise DataError(
             f"Some masks of {name} have a foreground of 1, as {ones[0]}, others one of 255, as {full[0]}, which stands for pixels "
             "that do not count. If both are your foreground: --data.binary true."
