@@ -60,6 +60,12 @@ def ask(*args: str) -> None:
     assert not end.value.code
 
 
+def told(model: str) -> dict[str, float]:
+    """The figures of the run that registered a model."""
+    client = MlflowClient()
+    return client.get_run(client.get_model_version(model, "1").run_id).data.metrics
+
+
 def overlap(box: list[float], other: list[float]) -> float:
     """IoU of two boxes x, y, width, height."""
     width = max(0.0, min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0]))
@@ -105,7 +111,18 @@ def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> 
          "--model.detector.depth", "1", "--model.optimization.lr", "0.004", "--model.optimization.ema_decay", "0.9",
          "--data.batch_size", "4", "--trainer.max_epochs", "14", "--trainer.check_val_every_n_epoch", "14", "--register", "boxes", "--output", "run"]
     )  # fmt: skip
-    ask("models:/boxes/1", "truth/test", "--out", "answers", "--form", "coco", "--truth", "truth/test.json")
+    ask(
+        "models:/boxes/1",
+        "truth/test",
+        "--out",
+        "answers",
+        "--form",
+        "coco",
+        "--truth",
+        "truth/test.json",
+        "--threshold",
+        "0",
+    )
     truth = json.loads(Path("truth/test.json").read_text())
     found = json.loads(Path("answers/results.json").read_text())
     rows = [json.loads(line) for line in Path("answers/predictions.jsonl").read_text().splitlines()]
@@ -120,6 +137,7 @@ def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> 
     assert figures[0] > 0.2
     assert 0.02 < np.mean(figures) < 0.999
     assert [np.mean(figures), figures[0], figures[5]] == pytest.approx(measure.stats[:3].tolist(), abs=1e-6)
+    assert told("boxes")["test/ap"] == pytest.approx(np.mean(figures), abs=1e-3)  # boxes in files have two decimals
 
 
 def test_the_miou_that_a_training_tells_is_that_of_the_masks_that_predict_writes() -> None:
@@ -138,6 +156,4 @@ def test_the_miou_that_a_training_tells_is_that_of_the_masks_that_predict_writes
         np.add.at(counts, (right, answer), 1)
     shares = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
     assert 0.1 < shares.mean() < 0.9999
-    client = MlflowClient()
-    run = client.get_run(client.get_model_version("areas", "1").run_id)
-    assert run.data.metrics["test/miou"] == pytest.approx(shares.mean(), abs=1e-6)
+    assert told("areas")["test/miou"] == pytest.approx(shares.mean(), abs=1e-6)
