@@ -220,7 +220,12 @@ class VisionModule(L.LightningModule):
                 f"{cls.__name__}'s."
             )
         module = cls.from_architecture(checkpoint["architecture"])
-        module.load_state_dict(checkpoint["state_dict"])
+        own, saved = module.state_dict(), checkpoint["state_dict"]
+        training = {key for key in {*own, *saved} if key.startswith(cls.training_only)}  # as of a miner or a loss
+        state = {key: value for key, value in own.items() if key in training}
+        module.load_state_dict(
+            state | {key: value for key, value in saved.items() if key in own or key not in training}
+        )
         return module.to(map_location).eval()  # type: ignore[return-value]
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:

@@ -31,6 +31,7 @@ NOISE = (  # true of what is done here, and meant so
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
     ".*isinstance.treespec, LeafSpec.",
     "LightningCLI's args parameter is intended to run from within Python",
+    "The given NumPy array is not writable",  # nobody writes to it
     "The number of training batches .* is smaller than the logging interval",
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # there was no validation yet: the end tells of none
 )
@@ -99,6 +100,8 @@ def quieten() -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # they are for those who write the code
+        warnings.filterwarnings("ignore", category=category)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import start
 from mlflow.tracking import MlflowClient
 
-from modules.base import VisionModule
+from modules import BackboneError, VisionModule
 from pipelines import registry
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
@@ -137,6 +137,10 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Task) -> None:
     batch = next(iter(cli.datamodule.test_dataloader()))
     expected = cli.model.eval().answers({key: value[:5] for key, value in batch.items()})
     assert loaded.predict(None, images).to_dict("records") == expected
+    best = type(cli.model).load_from_checkpoint("out/best.ckpt")
+    assert best.answers({key: value[:5] for key, value in batch.items()}) == expected
+    with pytest.raises(BackboneError, match=f"{type(cli.model).__name__}.load_from_checkpoint"):
+        VisionModule.load_from_checkpoint("out/best.ckpt")
 
 
 @EVERY
