@@ -100,7 +100,8 @@ def quieten() -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # they are for those who write the code
+    # They are for those who write code.
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
