@@ -265,11 +265,11 @@ def test_spectral_normalisation_bounds_the_discriminator_and_its_weights_start_a
     layers = [layer for layer in made.backbone.modules() if isinstance(layer, nn.Conv2d)]
     vectors = [layer.parametrizations.weight[0]._u.clone() for layer in layers]
     image = torch.rand(4, 1, 12, 12)
-    made.eval().judge(image, None)
+    made.eval().discriminate(image, None)
     assert all(torch.equal(u, x.parametrizations.weight[0]._u) for u, x in zip(vectors, layers, strict=True))
     made.train()
     for _ in range(30):
-        made.judge(image, None)
+        made.discriminate(image, None)
     assert not torch.equal(vectors[0], layers[0].parametrizations.weight[0]._u)
     for layer in layers:
         assert float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=0.02)
@@ -375,7 +375,7 @@ def test_networks_grow_with_the_images(side: int) -> None:
         made = GANModule(None, 3, side, generator=decoder, backbone_options={"width": 4}, latent_size=8)
         image = made.generator(torch.randn(2, 8))
         assert image.shape == (2, 3, side, side)
-        assert made.judge(made.as_input(image), None).score.shape == (2,)
+        assert made.discriminate(made.as_input(image), None).score.shape == (2,)
 
 
 def watched(stop: bool = False, **options) -> tuple[GANModule, L.Trainer]:
@@ -443,7 +443,7 @@ def test_growing_networks_fade_in_without_a_jump() -> None:
     def at(phase: float) -> tuple[torch.Tensor, torch.Tensor]:
         for part in (made.generator.decoder, made.backbone):
             part.phase.fill_(phase)
-        return made.generator(noise), made.judge(image, None).score
+        return made.generator(noise), made.discriminate(image, None).score
 
     for seam in (1.0, 2.0):
         for below, on in zip(at(seam - 1e-5), at(seam), strict=True):
@@ -483,7 +483,7 @@ def test_a_conditional_discriminator_projects_on_the_class() -> None:
     features = made.backbone(image)
     head = made.head
     expected = features @ head.linear.weight[0] + head.linear.bias + (head.embedding.weight[label] * features).sum(1)
-    assert torch.allclose(made.judge(image, label).score, expected, atol=1e-5)
+    assert torch.allclose(made.discriminate(image, label).score, expected, atol=1e-5)
     assert not torch.equal(made(torch.zeros(1, 64), label[:1]), made(torch.zeros(1, 64), label[1:2]))
 
 
@@ -554,14 +554,19 @@ def test_a_vae_gan_gives_each_player_what_the_paper_says() -> None:
     code = mean + (0.5 * log_variance).exp() * drawn
 
     def likeness(of: torch.Tensor) -> torch.Tensor:
-        real = made.judge(made.normalize(image), None).features.detach()
+        real = made.discriminate(made.normalize(image), None).features.detach()
         variance = real.var(0, correction=0).mean()
-        return (made.judge(made.as_input(made.generator(of)), None).features - real).square().sum() / 2 / 6 / variance
+        return (
+            (made.discriminate(made.as_input(made.generator(of)), None).features - real).square().sum()
+            / 2
+            / 6
+            / variance
+        )
 
     def grad(loss: torch.Tensor, part: nn.Module) -> dict[str, torch.Tensor]:
         return dict(zip(dict(part.named_parameters()), torch.autograd.grad(loss, [*part.parameters()]), strict=True))
 
-    fake = made.judge(made.as_input(made.generator(torch.cat([code.detach(), noise]))), None)
+    fake = made.discriminate(made.as_input(made.generator(torch.cat([code.detach(), noise]))), None)
     expected = [
         grad(
             likeness(code) + kl_divergence(Normal(mean, (0.5 * log_variance).exp()), distributions[1]).sum() / 6,
@@ -640,7 +645,7 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert "test/classes_judge_1" in named.rows
     judge = registry.load("models:/judge/1").module
     image = torch.randint(0, 256, (3, 1, 12, 12), dtype=torch.uint8)
-    seen = named.model.look()(image)
+    seen = named.model.judge.extractor(image)
     assert seen.probabilities is not None
     assert torch.allclose(seen.probabilities, F.softmax(judge(image), 1), atol=1e-4)
     assert not any(key.startswith("_extractor") for key in named.model.state_dict())

@@ -155,7 +155,7 @@ def test_a_patch_has_the_published_width(side: int, patch: int) -> None:
     options = {"backbone_options": {"width": 2, "norm": False}, "translator": ResidualTranslator(1, 0)}
     made = TranslationModule(["a", "b"], None, 1, side, **options)
     image = torch.rand(1, 1, side, side, requires_grad=True)
-    score, _ = made.judge(image, torch.tensor([0]))
+    score, _ = made.discriminate(image, torch.tensor([0]))
     count = int(score.score.shape[1] ** 0.5)
     score.score.view(count, count)[count // 2, count // 2].backward()
     assert image.grad is not None
@@ -178,7 +178,7 @@ def test_each_image_goes_through_the_networks_of_its_domain() -> None:
     bodies = made.backbone, made.others[0]
     scores = [made.head["scores"][d](bodies[d].forward_features(x[None])).flatten()
               for x, d in zip(image, domain.tolist(), strict=True)]  # fmt: skip
-    assert torch.allclose(made.judge(image, domain)[0].score, torch.stack(scores), atol=1e-5)
+    assert torch.allclose(made.discriminate(image, domain)[0].score, torch.stack(scores), atol=1e-5)
 
 
 def test_a_shared_generator_is_told_the_values_by_planes() -> None:
@@ -247,7 +247,7 @@ def test_losses_of_stargan_equal_values_worked_out_by_hand() -> None:
     image = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
     domain, wanted = torch.tensor([0, 5, 3, 2]), torch.tensor([4, 1, 3, 0])
     terms, fake, _ = made.costs(made.generator, image, domain, wanted)
-    verdict, logits = made.judge(made.as_input(fake), wanted)
+    verdict, logits = made.discriminate(made.as_input(fake), wanted)
     assert logits is not None
     expected = F.cross_entropy(logits[:, :3], wanted // 2) + F.cross_entropy(logits[:, 3:], wanted % 2)
     assert float(terms["wanted_domain_loss"].detach()) == pytest.approx(2 * float(expected.detach()), rel=1e-5)
@@ -255,11 +255,11 @@ def test_losses_of_stargan_equal_values_worked_out_by_hand() -> None:
 
     made.draw = lambda make, count, *key: torch.full((count, 4), 0.99)  # type: ignore[method-assign]  # domain 5
     losses = made.discriminator_losses({"image": image, "label": domain}, 0)
-    real, logits = made.judge(made.normalize(image), domain)
+    real, logits = made.discriminate(made.normalize(image), domain)
     assert logits is not None
     fives = torch.full_like(domain, 5)
     fake = made.normalize(to_uint8(made.generator(image.float() / 127.5 - 1, fives)))
-    other, _ = made.judge(fake, fives)
+    other, _ = made.discriminate(fake, fives)
     truth = F.cross_entropy(logits[:, :3], domain // 2) + F.cross_entropy(logits[:, 3:], domain % 2)
     assert float(losses["domain_loss"].detach()) == pytest.approx(float(truth.detach()), rel=1e-5)
     drift = 0.001 * real.score.square().mean()

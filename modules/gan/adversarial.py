@@ -16,9 +16,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.base import VisionModule
+from modules.gan.extractors import CHUNK, Seen
+from modules.gan.figures import effective_classes, neighbourhoods, spread
 from modules.gan.health import CAUSES, Health
+from modules.gan.judge import Judge
 from modules.gan.objectives import Objective
 from modules.gan.players import at_rest, follow
 from modules.optimization import Optimization
@@ -116,6 +120,9 @@ class AdversarialModule(VisionModule):
     average: nn.Module
     objective: Objective
     health: Health | None = None  # of a variant that watches over itself, see `tell_health`
+    judge: Judge | None = None  # of its images
+    in_chans: int
+    image_size: int
     stop_on_failure = False
 
     def __init__(
@@ -187,18 +194,25 @@ class AdversarialModule(VisionModule):
         middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
         return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
 
-    def tell_health(self, step: int, figures: dict[str, float], images: Tensor, spread: float) -> None:
+    def tell_health(self, step: int, real: Tensor, made: Tensor, classes: Callable[[Seen], Tensor | None]) -> None:
         """Judges how the training goes, and tells: as metrics, by a warning when a failure is first seen, and by a tag.
         Ends the training if ``stop_on_failure`` says so.
 
         Args:
             step: the generator's steps so far.
-            figures: see `Health.check`.
-            images: see `Health.check`.
-            spread: see `Health.check`.
+            real: training images, uint8 N×C×S×S.
+            made: what the generator makes of the same input at every look, float N×C×S×S in [-1, 1].
+            classes: the probabilities by which classes are counted, float N×K, of what the judge sees; None for no count.
         """
         assert self.health is not None
-        figures = self.health.check(step, figures, images, spread)
+        assert self.judge is not None
+        there, here = self.judge.seen("watched", real), self.judge.extractor(to_uint8(made))
+        figures = {"diversity": spread(here.features) / max(spread(there.features), 1e-12)}
+        figures["coverage"] = neighbourhoods(there.features, here.features)["coverage"]
+        wanted, given = classes(there), classes(here)
+        if wanted is not None and given is not None:
+            figures["classes"] = effective_classes(given) / effective_classes(wanted)
+        figures = self.health.check(step, figures, made[:CHUNK], spread(real.flatten(1).float() / 127.5))
         self._log_now({f"health/{name}": value for name, value in figures.items()}, step - 1)
         failing = self.health.failing()
         for name in failing:
@@ -209,6 +223,14 @@ class AdversarialModule(VisionModule):
         self.set_tag("health", ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well")
         if failing and self.stop_on_failure:
             self.trainer.should_stop = True
+
+    def gathered(self, mine: Tensor) -> Tensor:
+        """The rows of all processes in their order, where process r of w has the rows r, r + w, …"""
+        if self.trainer.world_size == 1:
+            return mine.contiguous()
+        parts = gather_all_tensors(mine.contiguous())
+        rows = torch.cat([torch.arange(len(part)) for part in parts])
+        return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
 
     def set_tag(self, key: str, value: str) -> None:
         """Tags the run."""
@@ -373,6 +395,8 @@ class AdversarialModule(VisionModule):
         checkpoint["gan"] = {"seed": self.seed, "discriminator_steps": self.discriminator_steps}
         if self.health is not None:
             checkpoint["gan"]["health"] = self.health.state()
+        if self.judge is not None:
+            checkpoint["gan"]["extractor"] = self.judge.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
@@ -381,6 +405,8 @@ class AdversarialModule(VisionModule):
             self.seed, self.discriminator_steps = saved["seed"], saved["discriminator_steps"]
             if self.health is not None and "health" in saved:
                 self.health.restore(saved["health"])
+            if self.judge is not None:
+                self.judge.load_state_dict(saved.get("extractor"))
 
 
 def as_float(image: Tensor) -> Tensor:

@@ -6,23 +6,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError
 from modules.base import Stage
 from modules.decoders import Decoder, Progressive, UpsampledConvolutions
 from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
-from modules.gan.extractors import CHUNK, Extractor, Seen, extractor_name, named_extractor, own_extractor, state_of
-from modules.gan.figures import compare, effective_classes, frechet_distance, neighbourhoods, spread
+from modules.gan.extractors import CHUNK, extractor_name
+from modules.gan.figures import compare, frechet_distance
 from modules.gan.health import Health
+from modules.gan.judge import Judge
 from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.parts import Draws, build, describe, within
 from modules.pictures import captioned, image_grid
 from modules.ranges import NonNegativeInt, PositiveInt
 
-TRAINING_IMAGES = 10_000  # at most, that the extractor learns from and samples are compared with
-TRAINING_VALUES = 200_000_000
 PICTURED = 64
 PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
 
@@ -162,16 +160,12 @@ class GANModule(AdversarialModule):
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
         self.health: Health = Health(health_every)
         self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
-        # In a tuple, so that they are no part of the module.
-        self._extractor: tuple[Extractor, ...] = ()
-        self._extractor_state: dict[str, Tensor] | None = None
+        self.judge: Judge = Judge(self, self._questions, extractor)
         self._right_share, self._real_mean = torch.zeros(()), torch.zeros(())
         self._fake_means: list[Tensor] = []
         self._images: list[Tensor] = []
         self._image_labels: list[Tensor] = []
         self._kept = 0
-        self._known: dict[str, tuple[int, Seen]] = {}
-        self._training: dict[str, Tensor] = {}
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -203,7 +197,7 @@ class GANModule(AdversarialModule):
         """Images of the generator's moving average, float B×C×S×S in [-1, 1]; see `Generator`."""
         return self.average(noise, label)
 
-    def judge(self, image: Tensor, label: Tensor | None) -> Verdict:
+    def discriminate(self, image: Tensor, label: Tensor | None) -> Verdict:
         """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
         return cast(Verdict, self.head(self.backbone(image), image, label))
 
@@ -230,6 +224,10 @@ class GANModule(AdversarialModule):
                 f"The images of {data.name} have no label each, from which a classifier could learn to judge samples, and "
                 "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
             )
+
+    def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, list[int]]:
+        """What an extractor of the data's own learns to answer: the class, where there are classes."""
+        return (batch["label"], [self.num_classes]) if self.num_classes else (None, [])
 
     def _noise(self, count: int, *key: int) -> Tensor:
         """Noise for a batch, float32 count×latent_size."""
@@ -268,7 +266,7 @@ class GANModule(AdversarialModule):
             if self._encoder is not None:
                 noise = torch.cat([noise, self._code(batch["image"], *key)[0]])
             fake = self.as_input(self.generator(noise, label))
-        verdicts = self.judge(real, label), self.judge(fake, label)
+        verdicts = self.discriminate(real, label), self.discriminate(fake, label)
         self._right_share = self.right_share(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
         self.log_mean("train/discriminator_accuracy", self._right_share, size)
@@ -284,16 +282,16 @@ class GANModule(AdversarialModule):
         label, size = batch["label"] if self.conditional else None, len(batch["image"])
         noise, losses = self._noise(size, *key), dict[str, Tensor]()
         if self._encoder is None:
-            verdict = self.judge(self.as_input(self.generator(noise, label)), label)
+            verdict = self.discriminate(self.as_input(self.generator(noise, label)), label)
         else:
             code, kl = self._code(batch["image"], *key)
             # Divided by the weight on the way back: the encoder learns from the likeness as it is.
             weight = self._encoder.weight
             unweighted = code.detach() + (code - code.detach()) / weight
             made = self.generator(torch.cat([unweighted, code.detach(), noise]))
-            score, features = self.judge(self.as_input(made), None)
+            score, features = self.discriminate(self.as_input(made), None)
             with torch.no_grad():
-                wanted = self.judge(self.normalize(batch["image"]), None).features
+                wanted = self.discriminate(self.normalize(batch["image"]), None).features
             variance = (wanted - wanted.mean(0)).float().square().mean().clamp_min(1e-6)
             likeness = 0.5 * (features[:size] - wanted).float().square().flatten(1).sum(1).mean() / variance
             losses = {"likeness": weight * likeness, "kl": kl.mean()}
@@ -310,7 +308,7 @@ class GANModule(AdversarialModule):
         figures = self.objective.after_step(means[1], means[2])
         self.health.note(step + 1, means[0], self.gradient_norm)
         if (step + 1) % self.health.every == 0:
-            self._look(step + 1)
+            self.check_health(step + 1)
         return figures
 
     # What it is worth
@@ -319,7 +317,7 @@ class GANModule(AdversarialModule):
         """The discriminator's loss for real images and as many of the generator's; keeps the former for the figures."""
         image, label = batch["image"], batch["label"] if self.conditional else None
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
-        fake = self.judge(self.as_input(self.generator(noise, label)), label)
+        fake = self.discriminate(self.as_input(self.generator(noise, label)), label)
         if self._encoder is not None:
             error = (self.reconstruct(image) + 1 - image.float() / 127.5).float().square().flatten(1).mean(1) / 4
             self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
@@ -327,15 +325,7 @@ class GANModule(AdversarialModule):
             self._images.append(image[:left])
             self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
             self._kept += len(self._images[-1])
-        return self.objective.discriminator(self.judge(self.normalize(image), label), fake)
-
-    def _together(self, mine: Tensor) -> Tensor:
-        """The rows of all processes in their order, where process r of w has the rows r, r + w, …"""
-        if self.trainer.world_size == 1:
-            return mine.contiguous()
-        parts = gather_all_tensors(mine.contiguous())
-        rows = torch.cat([torch.arange(len(part)) for part in parts])
-        return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
+        return self.objective.discriminator(self.discriminate(self.normalize(image), label), fake)
 
     def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
@@ -348,51 +338,7 @@ class GANModule(AdversarialModule):
                 assert labels is not None
                 label = labels[torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=labels.device) % len(labels)]
             mine.append(to_uint8(self.average(_noise_of(chunk, self.latent_size).to(self.device), label)))
-        return self._together(torch.stack(mine)).flatten(0, 1)[:count]
-
-    def look(self) -> Extractor:
-        """The extractor, made when it is first needed; where it has to be trained, process zero does so."""
-        if self._extractor:
-            return self._extractor[0]
-        if self.extractor is not None:
-            made = named_extractor(self.extractor, self.in_chans, self.image_size)
-        else:
-            batch, state = self._training_images(), self._extractor_state
-            image, label = batch["image"].to(self.device), batch.get("label")
-            label = label.to(self.device) if label is not None and self.num_classes else None
-            if self.trainer.is_global_zero or state is not None:
-                made = own_extractor(image, label, self.num_classes, state)
-                state = state_of(made)
-            if self.trainer.world_size > 1:
-                state = self.trainer.strategy.broadcast(state)
-                made = own_extractor(image, label, self.num_classes, state)
-            self._extractor_state = state
-        self._extractor = (made,)
-        self.set_tag("extractor", f"{made.name} {made.digest}")
-        return made
-
-    def _training_images(self) -> dict[str, Tensor]:
-        """Training images for the extractor to learn from and for comparison, and their labels if they have some."""
-        if not self._training:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, "samples"):
-                raise BackboneError(
-                    "The figures compare with training images, which come from a data module of Fovea: give one to the "
-                    "trainer."
-                )
-            count = min(TRAINING_IMAGES, TRAINING_VALUES // (self.in_chans * self.image_size**2))
-            batch = data.samples("train", count)
-            self._training = {key: batch[key] for key in ("image", "label") if key in batch}
-        return self._training
-
-    def _seen(self, name: str, image: Tensor) -> Seen:
-        """What the extractor sees in images that stay the same."""
-        digest = hash(
-            (len(image), int(image.sum(dtype=torch.int64)), image[:: max(1, len(image) // 16)].cpu().numpy().tobytes())
-        )
-        if name not in self._known or self._known[name][0] != digest:
-            self._known[name] = (digest, self.look()(image))
-        return self._known[name][1]
+        return self.gathered(torch.stack(mine)).flatten(0, 1)[:count]
 
     @torch.no_grad()
     def report(self, stage: Stage) -> None:
@@ -401,19 +347,21 @@ class GANModule(AdversarialModule):
         self._images, self._image_labels, self._kept = [], [], 0
         if self.trainer.sanity_checking:
             return
-        images, labels = self._together(images)[: self.num_samples], self._together(labels)[: self.num_samples]
-        look, real = self.look(), self._seen(stage, images)
+        images, labels = self.gathered(images)[: self.num_samples], self.gathered(labels)[: self.num_samples]
+        extractor, real = self.judge.extractor, self.judge.seen(stage, images)
         fakes = self._fixed_samples(self.num_samples, labels)
-        fake = look(fakes)
+        fake = extractor(fakes)
         figures = compare(real.features, fake.features, real.probabilities, fake.probabilities)
-        training = self._training_images()["image"].to(self.device)
-        known = self._seen("training", training)
+        training = self.judge.training["image"].to(self.device)
+        known = self.judge.seen("training", training)
         even = torch.linspace(0, len(training) - 1, min(self.num_samples, len(training))).long()
         figures["fd_floor"] = frechet_distance(real.features, known.features[even.to(self.device)])
         reach = [nearest_distances(seen.features, known.features).median() for seen in (fake, real)]
         figures["novelty"] = float(reach[0] / reach[1].clamp_min(1e-12))
         for name, value in figures.items():
-            self.log(f"{stage}/{name}_{look.name}", value, prog_bar=f"{stage}/{name}_{look.name}" == self.monitor)
+            self.log(
+                f"{stage}/{name}_{extractor.name}", value, prog_bar=f"{stage}/{name}_{extractor.name}" == self.monitor
+            )
         self.set_tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
         if self.trainer.is_global_zero:
             self._show_all(stage, fakes, fake.features, training, known.features)
@@ -454,32 +402,16 @@ class GANModule(AdversarialModule):
     # How it goes
 
     @torch.no_grad()
-    def _look(self, step: int) -> None:
-        """Looks at the training's health, and tells."""
-        training = self._training_images()
+    def check_health(self, step: int) -> None:
+        """Looks at what the generator makes of the same noise as always, beside training images, and tells."""
+        training = self.judge.training
         even = torch.linspace(0, len(training["image"]) - 1, WATCHED).long().unique()
         images = to_uint8(self._coarsened(as_float(training["image"][even].to(self.device))))
         label = training["label"][even].to(self.device) if self.conditional else None
         noise = torch.cat([_noise_of(chunk, self.latent_size) for chunk in range(-(-len(images) // CHUNK))])
         with at_rest(self.generator):
             made = self.generator(noise[: len(images)].to(self.device), label)
-        real, fake = self._seen("watched", images), self.look()(to_uint8(made))
-        figures = {"diversity": spread(fake.features) / max(spread(real.features), 1e-12)}
-        figures["coverage"] = neighbourhoods(real.features, fake.features)["coverage"]
-        if real.probabilities is not None and fake.probabilities is not None:
-            figures["classes"] = effective_classes(fake.probabilities) / effective_classes(real.probabilities)
-        self.tell_health(step, figures, made[:CHUNK], spread(images.flatten(1).float() / 127.5))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a training needs to go on exactly."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["gan"]["extractor"] = self._extractor_state
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`."""
-        super().on_load_checkpoint(checkpoint)
-        if saved := checkpoint.get("gan"):
-            self._extractor_state, self._extractor, self._known = saved["extractor"], (), {}
+        self.tell_health(step, images, made, lambda seen: seen.probabilities)
 
     # What others ask it for
 

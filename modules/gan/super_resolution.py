@@ -260,7 +260,7 @@ class SuperResolutionModule(AdversarialModule):
 
     # The players
 
-    def judge(self, image: Tensor) -> Verdict:
+    def discriminate(self, image: Tensor) -> Verdict:
         """What the discriminator says of normalised images, float B×C×S×S."""
         return cast(Verdict, self.head(self.backbone(image), image, None))
 
@@ -270,7 +270,7 @@ class SuperResolutionModule(AdversarialModule):
             return {}
         with torch.no_grad():
             fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
-        verdicts = self.judge(self.normalize(batch["image"])), self.judge(fake)
+        verdicts = self.discriminate(self.normalize(batch["image"])), self.discriminate(fake)
         right = self.right_share(*(verdict.score.detach() for verdict in verdicts))
         self.log_mean("train/discriminator_accuracy", right, len(batch["image"]))
         return {"discriminator_loss": self.objective.discriminator(*verdicts)}
@@ -281,7 +281,7 @@ class SuperResolutionModule(AdversarialModule):
         made = self.generator(as_float(resized(truth, 1 / self.factor))).float()
         losses = {"loss": self._far(made, truth)}
         if self.weight:
-            losses["adversarial"] = self.weight * self.objective.generator(self.judge(self.as_input(made)))
+            losses["adversarial"] = self.weight * self.objective.generator(self.discriminate(self.as_input(made)))
         return losses
 
     def _far(self, made: Tensor, truth: Tensor) -> Tensor:

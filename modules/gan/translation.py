@@ -10,14 +10,14 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from modules.backbones import BackboneError, untrained
 from modules.base import Stage
 from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
-from modules.gan.extractors import CHUNK, JUDGE, Extractor, Seen, own_extractor, state_of
-from modules.gan.figures import effective_classes, frechet_distance, neighbourhoods, spread
+from modules.gan.extractors import JUDGE, Seen
+from modules.gan.figures import frechet_distance
 from modules.gan.health import Health
+from modules.gan.judge import Judge
 from modules.gan.objectives import LeastSquares, Objective, Regularizer, Verdict
 from modules.gan.players import at_rest
 from modules.gan.translators import (
@@ -35,8 +35,6 @@ from modules.parts import Draws, build, describe, within
 from modules.pictures import Image, as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 
-JUDGED_IMAGES = 10_000  # at most, that the judge learns from
-JUDGED_VALUES = 200_000_000
 SHIFT = 2  # pixels by which the judge's images are shifted
 PICTURED = 8
 
@@ -166,10 +164,9 @@ class TranslationModule(AdversarialModule):
             else SeparateTranslators([deepcopy(layers) for _ in range(domains)], in_chans)
         )
         self.pool = ImagePool(pool)
-        self._judge: tuple[Extractor, ...] = ()  # in a tuple, so that it is no part of the module
-        self._judge_state: dict[str, Tensor] | None = None
+        self.judge: Judge = Judge(self, self._questions, name=JUDGE, steps=judge_steps, shift=SHIFT)
         self._seen: list[Tensor] = []
-        self._watched: tuple[Tensor, Tensor, Seen] | None = None
+        self._watched: tuple[Tensor, Tensor] | None = None
 
     def _another(self) -> nn.Module:
         """A further backbone of the same kind; what one has learned before, so has the other."""
@@ -201,7 +198,7 @@ class TranslationModule(AdversarialModule):
         """What the generators' moving average makes of images, float B×C×S×S in [-1, 1]; see `SeparateTranslators`."""
         return self.average(image, domain)
 
-    def judge(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
+    def discriminate(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
         """What the discriminator says of normalised images, float B×C×S×S, as images of domains, int64 B.
 
         Returns:
@@ -244,13 +241,13 @@ class TranslationModule(AdversarialModule):
         with torch.no_grad():
             fake = self.pool.exchange(to_uint8(self.generator(as_float(image), wanted)), wanted, draws)
         real, fake = self.normalize(image), self.normalize(fake)
-        (verdict, logits), (other, _) = self.judge(real, domain), self.judge(fake, wanted)
+        (verdict, logits), (other, _) = self.discriminate(real, domain), self.discriminate(fake, wanted)
         self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
         self.log_mean("train/discriminator_accuracy", self._right_share, len(image))
         losses = {"loss": self.objective.discriminator(verdict, other)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # The mean over patches: so that the penalty does not grow with the image.
-            losses["penalty"] = self.regularizer(lambda x: self.judge(x, domain)[0].score.mean(1), real, fake)
+            losses["penalty"] = self.regularizer(lambda x: self.discriminate(x, domain)[0].score.mean(1), real, fake)
         if logits is not None:
             losses["domain_loss"] = told(logits, values_of(domain, self.sizes), self.sizes)
         return losses
@@ -277,7 +274,7 @@ class TranslationModule(AdversarialModule):
         real = as_float(image)
         fake = generator(real, wanted)
         back = generator(fake, domain)
-        verdict, logits = self.judge(self.as_input(fake), wanted)
+        verdict, logits = self.discriminate(self.as_input(fake), wanted)
         terms = {
             "generator_loss": self.objective.generator(verdict),
             "cycle_loss": self.weights["cycle"] * (back.float() - real).abs().mean(),
@@ -297,93 +294,64 @@ class TranslationModule(AdversarialModule):
             share = torch.as_tensor(self.trainer.strategy.reduce(share, reduce_op="mean"))
         self.health.note(step + 1, share, self.gradient_norm)
         if (step + 1) % self.health.every == 0:
-            self._look(step + 1)
+            self.check_health(step + 1)
         return {}
 
     @torch.no_grad()
-    def _look(self, step: int) -> None:
-        """Looks at translations of the same training images as always, beside real images."""
-        look = self.look()
+    def check_health(self, step: int) -> None:
+        """Looks at translations of the same training images as always, beside these images, and tells."""
         if self._watched is None:
             batch: dict[str, Tensor] = self.trainer.datamodule.samples("train", WATCHED)  # type: ignore[attr-defined]
             image = batch["image"].to(self.device)
             wanted = self.wanted(batch["label"], Draws(batch["image"], False).uniform(len(self.sizes))).to(self.device)
-            self._watched = image, wanted, look(image)
-        image, wanted, real = self._watched
+            self._watched = image, wanted
+        image, wanted = self._watched
         with at_rest(self.generator):
             made = self.generator(as_float(image), wanted)
-        fake = look(to_uint8(made))
-        figures = {"diversity": spread(fake.features) / max(spread(real.features), 1e-12)}
-        figures["coverage"] = neighbourhoods(real.features, fake.features)["coverage"]
-        if len(look.sizes) > len(self.sizes):  # the last question is the content
-            assert real.probabilities is not None
-            assert fake.probabilities is not None
-            one, other = (seen.probabilities.split(look.sizes, 1)[-1] for seen in (fake, real))  # type: ignore[union-attr]
-            figures["classes"] = effective_classes(one) / effective_classes(other)
-        self.tell_health(step, figures, made[:CHUNK], spread(image.flatten(1).float() / 127.5))
+        self.tell_health(step, image, made, self._content)
+
+    def _content(self, seen: Seen) -> Tensor | None:
+        """What the judge takes the content to be, its last question, float N×K; None where it is not asked for it."""
+        sizes = self.judge.extractor.sizes
+        if seen.probabilities is None or len(sizes) == len(self.sizes):
+            return None
+        return seen.probabilities.split(sizes, 1)[-1]
 
     # What it is worth
 
-    def look(self) -> Extractor:
-        """The judge, made when it is first needed; where it has to be trained, process zero does so."""
-        if self._judge:
-            return self._judge[0]
-        state, content = self._judge_state, 0
-        if state is None:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, "samples"):
-                raise BackboneError(
-                    "The judge learns from training images, which come from a data module of Fovea: give one to the trainer."
-                )
-            batch = data.samples("train", min(JUDGED_IMAGES, JUDGED_VALUES // (self.in_chans * self.image_size**2)))
-            truth = values_of(batch["label"], self.sizes)
-            if "content" in batch:
-                content = int(batch["content"].max()) + 1
-                truth = torch.cat([truth, batch["content"][:, None]], 1)
-            if self.trainer.is_global_zero:
-                sizes = [*self.sizes, *([content] if content else [])]
-                image = batch["image"].to(self.device)
-                state = state_of(
-                    own_extractor(image, truth.to(self.device), sizes, None, JUDGE, self.judge_steps, SHIFT)
-                )
-            if self.trainer.world_size > 1:
-                state = self.trainer.strategy.broadcast(state)
-        assert state is not None
-        content = len(state["1.bias"]) - sum(self.sizes)
-        sizes = [*self.sizes, *([content] if content else [])]
-        blank = torch.zeros(1, self.in_chans, self.image_size, self.image_size, device=self.device)
-        made = own_extractor(blank, blank[:, 0, 0, 0], sizes, state, JUDGE)
-        self._judge_state, self._judge = state, (made,)
-        self.set_tag("extractor", f"{made.name} {made.digest}")
-        return made
+    def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
+        """What the judge learns to answer: the value of each attribute, and the content where the data say it."""
+        truth = values_of(batch["label"], self.sizes)
+        if "content" not in batch:
+            return truth, self.sizes
+        content = batch["content"]
+        return torch.cat([truth, content[:, None]], 1), [*self.sizes, int(content.max()) + 1]
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """The generator's loss, for its average; in evaluation an image is always translated into the same domain."""
         image, domain = batch["image"], batch["label"]
         wanted = self.wanted(domain, Draws(image, False).uniform(len(self.sizes)).to(self.device))
         terms, fake, back = self.costs(self.average, image, domain, wanted)
-        look, count = self.look(), len(image)
-        seen, made = look(image.contiguous()), look(to_uint8(fake))
+        extractor, count = self.judge.extractor, len(image)
+        seen, made = extractor(image.contiguous()), extractor(to_uint8(fake))
         self.log_mean(f"{stage}/cycle", (back.float() - as_float(image)).abs().mean() / 2, count)
         kinds = {"_real": (seen, domain), "": (made, wanted)}
         for kind, (answers, asked) in kinds.items():
             assert answers.probabilities is not None
-            parts = answers.probabilities.split(look.sizes, 1)
+            parts = answers.probabilities.split(extractor.sizes, 1)
             truths = dict(zip(self.attributes, values_of(asked, self.sizes).unbind(1), strict=True))
             if "content" in batch and len(parts) > len(truths):
                 truths["content"] = batch["content"]
             for (name, truth), part in zip(truths.items(), parts, strict=False):
                 right = (part.argmax(1) == truth).float().mean()
-                self.log_mean(f"{stage}/{name}{kind}_{look.name}", right, count)
+                self.log_mean(f"{stage}/{name}{kind}_{extractor.name}", right, count)
         numbers = torch.stack([domain, wanted], 1).to(seen.features.dtype)
         self._seen.append(torch.cat([seen.features, made.features, numbers], 1))
         return torch.stack(list(terms.values())).sum()
 
     def _measure_distance(self, stage: Stage) -> None:
         """Logs the Fréchet distance, over all processes."""
-        rows, self._seen = torch.cat(self._seen), []
-        if self.trainer.world_size > 1:
-            rows = torch.cat(gather_all_tensors(rows.contiguous()))
+        rows, self._seen = self.gathered(torch.cat(self._seen)), []
         size = (rows.shape[1] - 2) // 2
         real, fake = rows[:, :size], rows[:, size:-2]
         own, asked = (values_of(numbers.long(), self.sizes) for numbers in (rows[:, -2], rows[:, -1]))
@@ -396,7 +364,7 @@ class TranslationModule(AdversarialModule):
                     if there.any() and made.any():
                         distances.append(frechet_distance(real[there], those[made]))
             distances = distances or [frechet_distance(real, those)]  # where only a few images are looked at
-            name = f"{stage}/fd{kind}_{self.look().name}"
+            name = f"{stage}/fd{kind}_{self.judge.extractor.name}"
             self.log(name, sum(distances) / len(distances), prog_bar=name == self.monitor)
 
     def report(self, stage: Stage) -> None:
@@ -428,7 +396,7 @@ class TranslationModule(AdversarialModule):
         pools = [self.pool.state()] * self.trainer.world_size
         if self.trainer.world_size > 1:  # each process has its own images
             torch.distributed.all_gather_object(pools, self.pool.state())
-        checkpoint["gan"] |= {"pools": pools, "judge": self._judge_state}
+        checkpoint["gan"]["pools"] = pools
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`."""
@@ -436,7 +404,6 @@ class TranslationModule(AdversarialModule):
         if saved := checkpoint.get("gan"):
             pools = saved["pools"] if "pools" in saved else [saved["pool"]]  # earlier versions kept one
             self.pool.restore(pools[self.global_rank % len(pools)])
-            self._judge_state, self._judge = saved["judge"], ()
 
     # What others ask it for
 
@@ -480,7 +447,7 @@ class TranslationModule(AdversarialModule):
         none = torch.zeros(len(image), dtype=torch.long, device=image.device)
         if len(self.sizes) == 1:
             return none
-        logits = self.judge(self.normalize(image), none)[1]
+        logits = self.discriminate(self.normalize(image), none)[1]
         assert logits is not None
         return domain_of(torch.stack([part.argmax(1) for part in logits.split(self.sizes, 1)], 1), self.sizes)
 
