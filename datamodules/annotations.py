@@ -32,6 +32,7 @@ class Box:
         ignore: a crowd, or difficult.
         outline: as the file has it, unchecked: polygons, each [x, y, x, y, …] in pixels, or a run-length code of COCO's; an
             array N×2 in shares of the image, as YOLO has it.
+        area: of the object in pixels, as the file has it; NaN where it does not.
     """
 
     values: Sequence[float]
@@ -39,6 +40,7 @@ class Box:
     number: int | str
     ignore: bool = False
     outline: Any = None
+    area: float = float("nan")
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Annotations:
         labels: int64 M, from 0.
         ignore: bool M.
         outlines: M run-length codes of COCO's, or None where masks are not asked for.
+        areas: float32 M, of the objects in pixels, where the files have them; by them objects are small, medium or large.
     """
 
     paths: NDArray[np.str_]
@@ -81,6 +84,7 @@ class Annotations:
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
     outlines: NDArray[np.bytes_] | None = None
+    areas: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,6 +103,7 @@ class Annotations:
             labels=self.labels[rows],
             ignore=self.ignore[rows],
             outlines=None if self.outlines is None else self.outlines[rows],
+            areas=None if self.areas is None else self.areas[rows],
         )
 
     def masks(self, index: int) -> NDArray[np.uint8]:
@@ -283,15 +288,20 @@ def compiled(
         seen.add(own)
     limits = np.tile(areas[:, ::-1], 2)[kept]
     counts = np.bincount(owners[kept], minlength=len(records))
+    clipped = np.clip(found[kept], 0, limits)
+    given = np.array([box.area for box in boxes], np.float64)[kept]
     annotations = Annotations(
         np.array([record.path for record in records], np.str_),
         sizes,
         digests,
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        np.clip(found[kept], 0, limits).astype(np.float32),
+        clipped.astype(np.float32),
         labels[kept],
         np.array([box.ignore for box in boxes], bool)[kept],
         outlines[kept] if masks else None,
+        np.where(given > 0, given, (clipped[:, 2:] - clipped[:, :2]).prod(1)).astype(np.float32)
+        if (given > 0).any()
+        else None,
     )
     return annotations, report
 

@@ -46,7 +46,7 @@ def resized(sample: Sample, factor: float) -> Sample:
 
 def selected(sample: Sample, kept: NDArray[np.bool_]) -> Sample:
     """A sample with only some of its objects; the picture and the class map stay."""
-    return sample | {key: sample[key][kept] for key in ("boxes", "labels", "ignore", "masks") if key in sample}
+    return sample | {key: sample[key][kept] for key in ("boxes", "labels", "ignore", "masks", "area") if key in sample}
 
 
 def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, int], side: int) -> Sample:

@@ -371,7 +371,7 @@ def read_coco(
         if not entry.get("bbox") and (around := _around(outline)):
             notes.add("An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}")
             values = around
-        record.boxes.append(Box(values, label, key, _flag(entry.get("iscrowd")), outline))
+        record.boxes.append(Box(values, label, key, _flag(entry.get("iscrowd")), outline, _number(entry.get("area"))))
     return _merged(records.values(), notes), list(categories.values())
 
 

@@ -156,7 +156,7 @@ def _coco(sample: dict[str, Any], image: int) -> list[dict[str, Any]]:
             "image_id": image,
             "category_id": int(sample["labels"][k]) + 1,
             "bbox": [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "area": _plain((x2 - x1) * (y2 - y1)),
+            "area": _plain(float(sample["area"][k]) if "area" in sample else (x2 - x1) * (y2 - y1)),
             "iscrowd": int(sample["ignore"][k]),
         }
         if "masks" in sample:

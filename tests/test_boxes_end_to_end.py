@@ -11,6 +11,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from datamodules import COCODetection
 from modules.pictures import draw_boxes
 from pipelines.detection import detection
 from pipelines.tracking import run_id_of
@@ -71,3 +72,23 @@ def test_without_objects_there_are_no_figures_and_the_loss_chooses(capsys: pytes
     assert best["epoch"] == int(np.argmin(losses))
     assert float(best["state_dict"]["threshold"]) == pytest.approx(0.3)
     assert not any(key.endswith("ap") for key in cli.rows)
+
+
+def test_small_and_large_go_by_the_area_of_the_file() -> None:
+    write_coco("data", 128, {"train": [[[5.0, 5.0, 60.0, 50.0], [70.0, 80.0, 20.0, 20.0]]] * 2})
+    file = Path("data/train/_annotations.coco.json")
+    content = json.loads(file.read_text())
+    content["annotations"][0]["area"] = 700.0  # of its outline; the box is medium
+    del content["annotations"][1]["area"]
+    file.write_text(json.dumps(content))
+    data = COCODetection(str(file), image_size=64)
+    for augmented in (False, True):
+        samples = [
+            sample for split in ("train", "val") for sample in data.dataset(split, augmented).__getitems__([(0, 0)])
+        ]
+        areas = sorted(area for sample in samples for area in sample["area"].tolist())
+        assert (areas == [400.0, 400.0, 700.0, 3000.0]) == (not augmented), "in pixels of the file"
+    tiled = COCODetection(str(file), tile=64).sources["train"]
+    areas = [area for i in range(len(tiled)) for area in tiled[i]["area"].tolist()]  # type: ignore[attr-defined]
+    assert areas
+    assert max(areas) <= 3000

@@ -44,7 +44,7 @@ class DetectionDataset(KeyedDataset):
         transform: albumentations pipeline whose boxes are xyxy with the label field ``index``, or None.
         seed: seed of the run.
         image_size: side of mixed pictures.
-        mixing: which samples are mixed.
+        mixing: which samples are mixed; None for those that are measured, in which an ``area`` is as the file has it.
         epochs: epochs of the training, to know the last ones; None where nobody knows.
         masks: hand masks on; sources may have them for mixing alone.
     """
@@ -61,16 +61,25 @@ class DetectionDataset(KeyedDataset):
     ) -> None:
         super().__init__(source, transform, seed)
         self.image_size, self.mixing, self.masks = image_size, mixing or Mixing(), masks
+        self.measured = mixing is None
         self.mixed_epochs = float("inf") if epochs is None else epochs - self.mixing.plain_epochs
 
     def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
         sample, generator = self.source[index], np.random.default_rng((self.seed, epoch, index))
+        keys = (
+            "boxes",
+            "labels",
+            "ignore",
+            *(key for key in ("area",) if key in sample),
+            *(("masks", "mask") if self.masks else ()),
+        )
         if epoch < self.mixed_epochs:
             sample = self._mixed(sample, generator)
         if self.transform is not None:
             sample = self.augment(sample, generator)
-        keys = ("boxes", "labels", "ignore", *(("masks", "mask") if self.masks else ()))
+        if not self.measured:  # that of the file is not that of what was mixed, moved and scaled
+            sample["area"] = (sample["boxes"][:, 2:] - sample["boxes"][:, :2]).prod(1)
         tensors = {
             key: torch.from_numpy(sample[key]) for key in keys if key != "mask"
         }  # they are not stacked to a batch
@@ -110,12 +119,16 @@ class DetectionDataset(KeyedDataset):
             seen = masks.any((1, 2))
             kept, moved["masks"] = kept[seen], masks[seen]
             boxes = boxes_of(moved["masks"])
-        return moved | {
-            "boxes": boxes,
-            "labels": sample["labels"][kept],
-            "ignore": sample["ignore"][kept],
-            "size": sample["size"],
-        }
+        return (
+            moved
+            | {
+                "boxes": boxes,
+                "labels": sample["labels"][kept],
+                "ignore": sample["ignore"][kept],
+                "size": sample["size"],
+            }
+            | ({"area": sample["area"][kept]} if "area" in sample else {})
+        )
 
 
 class DetectionDataModule(VisionDataModule):

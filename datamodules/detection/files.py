@@ -93,6 +93,8 @@ class BoxSource:
         if image.shape[:2] != tuple(a.sizes[index]):
             raise DataError(f"{a.paths[index]} changed its size since it was checked: start again.")
         sample: Sample = {"image": image, "boxes": a.boxes[rows], "labels": a.labels[rows], "ignore": a.ignore[rows]}
+        if a.areas is not None:
+            sample["area"] = a.areas[rows]
         if a.outlines is not None:
             sample["masks"] = masks = a.masks(index)
             classes = np.zeros(image.shape[:2], np.uint8)
@@ -117,6 +119,8 @@ class BoxSource:
             )
             before, after = ((b[:, 2:] - b[:, :2]).prod(1) for b in (sample["boxes"], boxes))
             kept = (after >= VISIBLE * before) & (after > 0)
+            if "area" in sample:
+                sample["area"] = sample["area"] * (after / before)
             if "masks" in sample:
                 masks = np.ascontiguousarray(sample["masks"][:, *part])
                 kept &= masks.any((1, 2))
