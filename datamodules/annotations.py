@@ -278,8 +278,11 @@ def compiled(
     kept = np.ones(len(boxes), bool)
     kept[bad[dropped]] = False
     seen: set[tuple[Any, ...]] = set()
-    for k in np.flatnonzero(kept):
-        own = (owners[k], labels[k], boxes[k].ignore, *found[k].astype(np.float32).tolist(), outlines[k])
+    ignored = [box.ignore for box in boxes]
+    keys = zip(owners.tolist(), labels.tolist(), ignored, *found.astype(np.float32).T.tolist(), outlines, strict=True)
+    for k, own in enumerate(keys):
+        if not kept[k]:
+            continue
         if own in seen:
             kept[k] = False
             report[place(k).strip()] = "a copy"
@@ -297,7 +300,7 @@ def compiled(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         clipped.astype(np.float32),
         labels[kept],
-        np.array([box.ignore for box in boxes], bool)[kept],
+        np.array(ignored, bool)[kept],
         outlines[kept] if masks else None,
         np.where(given > 0, given, (clipped[:, 2:] - clipped[:, :2]).prod(1)).astype(np.float32)
         if (given > 0).any()

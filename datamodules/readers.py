@@ -293,6 +293,26 @@ def _values(content: Any) -> list[dict[str, Any]]:
     return [value for value in content.values() if isinstance(value, dict)] if isinstance(content, dict) else []
 
 
+def coco_content(file: Path, notes: Notes) -> dict[str, Any]:
+    """What is in a file of COCO's, with its lists ``images`` and ``categories``.
+
+    Args:
+        file: the JSON.
+        notes: where it is noted what was read in another way than written.
+
+    Raises:
+        DataError: it is not such a file; the message says which tool's it is, where that can be seen.
+    """
+    text = read_text(file, notes)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format.") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+        raise DataError(f"{file} has no lists 'images' and 'categories'. {_tool(content)}")
+    return content
+
+
 def read_coco(
     file: Path, root: Path | None = None, known: Sequence[str] = (), *, notes: Notes
 ) -> tuple[list[Record], list[str]]:
@@ -312,13 +332,7 @@ def read_coco(
     Raises:
         DataError: it is not such a file, or ids are twice or nowhere.
     """
-    text = read_text(file, notes)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format.") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise DataError(f"{file} has no lists 'images' and 'categories'. {_tool(content)}")
+    content = coco_content(file, notes)
     groups = {key: content.get(key) or [] for key in ("images", "annotations", "categories")}
     keyed: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for group, entries in groups.items():

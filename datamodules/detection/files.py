@@ -23,6 +23,7 @@ from datamodules.readers import (
     COLUMN_SPELLINGS,
     Finder,
     Notes,
+    coco_content,
     labels_of,
     parts_of,
     read_coco,
@@ -342,8 +343,7 @@ class COCODetection(BoxFiles):
             label_names = label_names or names
         return splits, label_names
 
-    @staticmethod
-    def _files(root: Path) -> dict[str, Path]:
+    def _files(self, root: Path) -> dict[str, Path]:
         """The file of each split, or of ``all``, in a folder."""
         files = [
             file
@@ -360,6 +360,8 @@ class COCODetection(BoxFiles):
         if not found and len(own) == 1:
             return {"all": own[0]}
         if "train" not in found:
+            if own and not found:
+                coco_content(own[0], self.notes)  # a folder of another format says so
             several = f" Which of {own[0].name}, {own[1].name}, … is it?" if len(own) > 1 else ""
             raise DataError(
                 f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
