@@ -280,14 +280,14 @@ def compiled(
     seen: set[tuple[Any, ...]] = set()
     ignored = [box.ignore for box in boxes]
     keys = zip(owners.tolist(), labels.tolist(), ignored, *found.astype(np.float32).T.tolist(), outlines, strict=True)
-    for k, own in enumerate(keys):
-        if not kept[k]:
+    for row, own in enumerate(keys):
+        if not kept[row]:
             continue
         if own in seen:
-            kept[k] = False
-            report[place(k).strip()] = "a copy"
-        elif masks and boxed[k]:
-            report[place(k).strip()] = "its own mask"
+            kept[row] = False
+            report[place(row).strip()] = "a copy"
+        elif masks and boxed[row]:
+            report[place(row).strip()] = "its own mask"
         seen.add(own)
     limits = np.tile(areas[:, ::-1], 2)[kept]
     counts = np.bincount(owners[kept], minlength=len(records))
