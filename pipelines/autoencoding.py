@@ -24,6 +24,7 @@ from modules.pictures import captioned_grid
 from pipelines import registry
 from pipelines.cli import VisionCLI, main, task_command
 from pipelines.console import table
+from pipelines.files import whole, write_image
 from pipelines.predict import find
 from pipelines.pyfunc import VisionModel
 from pipelines.tracking import RunLogger
@@ -73,7 +74,7 @@ def encode(model: str, images: str, out: str = "codes.npz", batch_size: int = 64
     kind = np.float16 if not module.bottleneck.entries else np.uint8 if module.bottleneck.entries <= 256 else np.uint16
     array, place = np.stack(codes).astype(kind), Path(out)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("wb") as stream:  # a name without .npz stays what it is
+    with whole(place) as part, part.open("wb") as stream:  # a name without .npz stays what it is
         np.savez(stream, codes=array, paths=np.asarray(kept), root=root, model=registry.pinned(model))
     bits = 8 * array[0].nbytes / module.image_size**2
     original = sum(os.path.getsize(os.path.join(root, path)) for path in kept)
@@ -126,7 +127,7 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64)
         for image, path in zip(made, paths[start : start + batch_size], strict=True):
             place = Path(out, path if path.lower().endswith(".png") else f"{path}.png")
             place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(place)
+            write_image(place, Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
     return f"{len(array)} images of {module.image_size}×{module.image_size} pixels are in {out}."
 
 
@@ -159,7 +160,7 @@ def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.p
         places = [image, *(os.path.join(root, paths[k]) for k in order)]
         pixels = np.stack([answering.prepare(Path(place)) for place in places]).transpose(0, 3, 1, 2)
         captions = ["asked", *(f"{distance[k]:.3f}\n{Path(paths[k]).name}" for k in order)]
-        Image.fromarray(captioned_grid(pixels, captions)).save(out)
+        write_image(out, Image.fromarray(captioned_grid(pixels, captions)))
     found = table({"distance": float(distance[k]), "path": os.path.join(root, paths[k])} for k in order)
     return found + (f"\nThe picture is {out}." if out else "")
 
@@ -209,7 +210,7 @@ def points(
             logger.finish(error)
             raise
     sheet = folder / "points.png"
-    Image.fromarray(draw_points(module.frames)).save(sheet)
+    write_image(sheet, Image.fromarray(draw_points(module.frames)))
     logger.log_file(sheet, "images")
     logger.finish()
     return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {sheet} shows them; run {logger.address()}."

@@ -40,7 +40,7 @@ from modules.ranges import NonNegative
 from pipelines import launch, registry
 from pipelines.answers import whole_pictures
 from pipelines.console import ProgressBar, Summary, mistakes, print_table, say
-from pipelines.files import DiskError, LockError, held, whole, write_text
+from pipelines.files import DiskError, LockError, disk_error, held, whole, write_text
 from pipelines.journal import RunGoneError
 from pipelines.redaction import redact, redact_yaml
 from pipelines.tracking import RUN_FILE, RunCallback, RunLogger, TrackingError, flatten, reach, run_id_of, surroundings
@@ -374,9 +374,12 @@ class VisionCLI(LightningCLI):
             yield logger
         except BaseException as error:
             cause = self.watch.error or error
-            logger.finish(cause)
+            fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+            logger.finish(fault or cause)
             if isinstance(cause, KeyboardInterrupt | SIGTERMException):
                 sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
+            if fault:
+                raise fault from cause
             raise
         logger.finish()
         if self.trainer.is_global_zero:

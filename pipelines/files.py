@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -41,6 +44,8 @@ def disk_error(error: BaseException | None, file: str | Path) -> DiskError | Non
         cause = cause.__cause__ or cause.__context__
     if cause is None or number is None:
         return None
+    if isinstance(cause, OSError) and isinstance(cause.filename, str):
+        file = cause.filename
     folder = Path(file).absolute().parent
     free = ""
     with suppress(OSError):
@@ -89,6 +94,16 @@ def write_text(file: str | Path, text: str) -> None:
     """
     with whole(file) as part:
         part.write_text(text)
+
+
+def write_image(file: str | Path, image: Image.Image, **options: Any) -> None:
+    """`whole` for a picture, with the options of Pillow's `Image.save`.
+
+    Raises:
+        DiskError: see `whole`.
+    """
+    with whole(file) as part:
+        image.save(part, **options)
 
 
 _held: set[Path] = set()

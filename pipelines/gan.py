@@ -22,6 +22,7 @@ from modules.gan.adversarial import to_uint8
 from modules.pictures import image_grid, rows_of_tiles
 from pipelines import registry, storage
 from pipelines.cli import VisionCLI, main, task_command
+from pipelines.files import write_image, write_text
 
 
 def gan(args: Sequence[str] | None = None) -> VisionCLI:
@@ -72,10 +73,10 @@ def sample(
     for k, image in enumerate(images):
         place = folder / (names[k % len(names) if number is None else number].replace("/", "-") if names else "")
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(place / f"{k:05}.png")
+        write_image(place / f"{k:05}.png", Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
     columns = len(names) if names and number is None and len(names) <= 16 else 8
     sheet = folder.with_name(f"{folder.name}.png")
-    Image.fromarray(image_grid(np.ascontiguousarray(images[:64]), columns)).save(sheet)
+    write_image(sheet, Image.fromarray(image_grid(np.ascontiguousarray(images[:64]), columns)))
     return f"{count} images of {registry.pinned(model)} are in {folder}; {sheet} shows the first."
 
 
@@ -144,9 +145,9 @@ def dissect(
     columns = ["class", "layer", "units", "iou", "plain", "off", "on", "control", "causal"]
     table = pd.DataFrame(effects, columns=columns)
     files = [folder / "units.csv", folder / "effects.csv", folder / "dissection.png"]
-    found.sort_values("iou", ascending=False).to_csv(files[0], index=False, float_format="%.4f")
-    table.to_csv(files[1], index=False, float_format="%.4f")
-    Image.fromarray(rows_of_tiles(rows, side=84)).save(files[2])
+    write_text(files[0], found.sort_values("iou", ascending=False).to_csv(index=False, float_format="%.4f"))
+    write_text(files[1], table.to_csv(index=False, float_format="%.4f"))
+    write_image(files[2], Image.fromarray(rows_of_tiles(rows, side=84)))
     shown = table.drop(columns=["layer", "units"]).to_string(index=False, float_format="{:.3f}".format)
     return f"{shown}\nShares of pixels. Units, effects and pictures are in {folder}; {registry.add_files(model, files, 'dissection')}."
 
@@ -230,7 +231,7 @@ def enrich(
             twin.seed, twin.sources = seed, data.sources | {"train": source}
             rows.append((number, kind, seed, _accuracy(twin, backbone, steps, seed)))
     table = pd.DataFrame(rows, columns=["real", "images", "seed", "accuracy"])
-    table.to_csv(out, index=False, float_format="%.4f")
+    write_text(out, table.to_csv(index=False, float_format="%.4f"))
     shown = table.pivot_table("accuracy", "real", "images", ["mean", "std"]).map("{:.2%}".format).replace("nan%", "")
     note = registry.add_files(model, [Path(out)], "enriched")
     return f"{shown}\nTest accuracy after {steps} steps, {seeds} seeds; real images a class, and {generated} generated ones. {out} has all; {note}."

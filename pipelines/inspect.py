@@ -23,6 +23,7 @@ from modules import inspection as see
 from modules.pictures import Image as Picture
 from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
 from pipelines.console import mistakes, table
+from pipelines.files import write_image
 from pipelines.predict import find
 from pipelines.registry import add_files, load, model_folder
 from pipelines.storage import learned_from
@@ -301,7 +302,7 @@ def inspect(
     folder.mkdir(parents=True, exist_ok=True)
     for key, what, draw in todo:
         try:
-            Image.fromarray(draw()).save(folder / f"{key}.png")
+            write_image(folder / f"{key}.png", Image.fromarray(draw()))
         except see.NotApplicableError as error:
             rows.append((key, f"left out: {error}"))
         else:

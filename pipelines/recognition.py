@@ -21,7 +21,7 @@ from modules import FaceNetModule
 from modules.facenet.protocols import cluster as sort_by_person
 from modules.pictures import captioned_grid
 from pipelines.console import table
-from pipelines.files import whole, write_text
+from pipelines.files import write_image, write_text
 from pipelines.gallery import Floats, Gallery
 from pipelines.predict import find
 from pipelines.registry import load, pinned
@@ -234,8 +234,7 @@ def cluster(
             rows.append({"person": name, "path": files[i], "copy": str(target)})
         images = np.stack([answering.prepare(Path(files[i])).transpose(2, 0, 1) for i in group[:SHEET]])
         sheet = captioned_grid(images, [Path(files[i]).name for i in group[:SHEET]])
-        with whole(Path(out, f"{name}.png")) as part:
-            Image.fromarray(sheet).save(part)
+        write_image(Path(out, f"{name}.png"), Image.fromarray(sheet))
     write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 
@@ -286,8 +285,7 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
             target = target.with_name(f"{target.name}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
         grey = (face == face[..., :1]).all()
-        with whole(target) as part:
-            Image.fromarray(face[..., 0] if grey else face).save(part, quality=95, subsampling=0)
+        write_image(target, Image.fromarray(face[..., 0] if grey else face), quality=95, subsampling=0)
         rows[-1]["aligned"] = str(target)
     faces = [row.get("faces") for row in rows]
     if not any(faces):

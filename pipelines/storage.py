@@ -14,6 +14,7 @@ import datamodules
 from datamodules import VisionDataModule
 from modules import VisionModule
 from modules.parts import find_class, path_of, upgrade
+from pipelines.files import whole, write_text
 
 
 def save_model(
@@ -34,7 +35,8 @@ def save_model(
         for key, value in module.state_dict().items()
         if not key.startswith(module.training_only)
     }
-    save_file(state, folder / "model.safetensors")
+    with whole(folder / "model.safetensors") as part:
+        save_file(state, part)
     description = {
         "task": task,
         "class_path": path_of(type(module)),
@@ -42,7 +44,7 @@ def save_model(
         "preprocessing": preprocessing,
         "data": data,
     }
-    (folder / "architecture.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    write_text(folder / "architecture.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
 
 
 def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import defaultdict
@@ -36,7 +37,7 @@ from mlflow.utils.mlflow_tags import (
 from PIL import Image
 
 from pipelines.console import mistakes
-from pipelines.files import held, whole, write_text
+from pipelines.files import disk_error, held, whole, write_text
 from pipelines.journal import Journal, MachineMonitor
 from pipelines.redaction import redact, without_login
 
@@ -57,6 +58,7 @@ def needed() -> Iterator[None]:
 
     Raises:
         TrackingError: MLflow raised an error.
+        DiskError: the disk, such as that of temporary files, is full.
     """
     try:
         yield
@@ -72,16 +74,21 @@ def needed() -> Iterator[None]:
                 "or MLFLOW_TRACKING_TOKEN."
             ) from error
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
+    except OSError as error:
+        raise disk_error(error, Path(tempfile.gettempdir(), "what is to be sent")) or error from None
 
 
 @needed()
-def reach() -> None:
+def reach(*uris: str) -> None:
     """Makes sure in a few seconds that MLflow answers, where its own client would try for minutes.
+
+    Args:
+        uris: where; by default the run's store and the registry.
 
     Raises:
         TrackingError: it does not.
     """
-    for uri in {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
+    for uri in uris or {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
         if uri.startswith("http"):
             with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
                 requests.get(f"{uri}/health", timeout=PATIENCE)
@@ -506,6 +513,10 @@ def send(output: Path) -> str:
     run_id, uri = run_id_of(output), json.loads((output / RUN_FILE).read_text())["tracking_uri"]
     if without_login(mlflow.get_tracking_uri()) == uri:
         uri = mlflow.get_tracking_uri()  # which may have the login
+    try:
+        reach(uri)
+    except TrackingError:
+        raise ValueError(f"MLflow at {redact(uri)} still does not take it: it does not answer.") from None
     with held(output):
         journal = Journal(output, run_id, MlflowClient(uri))
         if journal.close(patience=5):

@@ -26,7 +26,7 @@ from datamodules import VisionDataModule
 from datamodules.base import collate
 from modules import VisionModule
 from pipelines.console import say
-from pipelines.files import whole
+from pipelines.files import whole, write_image
 from pipelines.tracking import RunLogger
 
 
@@ -208,8 +208,7 @@ class VisionTrainer(L.Trainer):
             if isinstance(logger, RunLogger):
                 logger.log_image("train/preview", [sheet])
         file = Path(self.default_root_dir, "preview.png")
-        with whole(file) as part:
-            Image.fromarray(sheet).save(part)
+        write_image(file, Image.fromarray(sheet))
         return file
 
 

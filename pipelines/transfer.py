@@ -17,7 +17,7 @@ from modules.backbones import untrained
 from modules.pictures import rasterize
 from modules.transfer import Stages, extract, probe
 from pipelines.console import mistakes, print_table
-from pipelines.files import whole
+from pipelines.files import write_image
 from pipelines.tracking import experiment_id, needed, tracking_client
 
 
@@ -68,8 +68,7 @@ def transferability(
         }
     sheet = _draw(scores, f"{backbone} on {data.name}, {len(loaders[0].dataset):,} images")
     output.mkdir(parents=True, exist_ok=True)
-    with whole(output / "transferability.png") as part:
-        Image.fromarray(sheet).save(part)
+    write_image(output / "transferability.png", Image.fromarray(sheet))
     run_name = f"{Path(backbone).name}-{data.name}".lower()
     with needed(), mlflow.start_run(experiment_id=place, run_name=run_name) as run:
         mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.name})

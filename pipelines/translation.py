@@ -12,6 +12,7 @@ from PIL import Image
 from modules import TranslationModule
 from pipelines import registry, video
 from pipelines.cli import VisionCLI, main, task_command
+from pipelines.files import write_image
 from pipelines.predict import find
 
 BATCH = 64
@@ -58,7 +59,7 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
             if os.path.realpath(place) == os.path.realpath(file):
                 raise ValueError(f"The translation would replace {file}: choose another folder with --out.")
             place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)).save(place)
+            write_image(place, Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)))
     return f"{len(files)} pictures, translated to {' and '.join(names)} by {registry.pinned(model)}, are in {out}."
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipelines import registry
 from pipelines.classification import classification
 from pipelines.files import DiskError, LockError, held, whole, write_text
 from pipelines.journal import Journal
@@ -149,6 +151,27 @@ def test_pictures_and_tables_that_the_disk_has_no_room_for_are_left_out(disk: Pa
     assert [file for file in (disk / "out").rglob("*") if file.suffix in (".png", ".json", ".md")] == [
         disk / "out/run.json"
     ]
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_not_registered(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk of temporary files, through which MLflow sends."""
+    command = ["fit", *SMALL, "--trainer.max_epochs", "1", "--output", "out", "--register", "roomless"]
+    cli = classification(command[:-2])
+    fill(disk)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(DiskError, match="No space left on device"):
+        registry.register(
+            "roomless", cli.model, cli.datamodule, {}, "classification", str(cli.trainer.logger.run_id), {}
+        )
+    with pytest.raises(SystemExit) as end:
+        classification(command)
+    assert end.value.code == 2
+    assert f"No space left on device; 0.0 MB are free on the disk of {disk}" in capsys.readouterr().err
+    assert registry.versions_of("roomless") == []
+    (disk / "filler").unlink()
+    assert classification(command).rows["registered"] == "models:/roomless/1"
 
 
 @pytest.mark.filterwarnings("ignore:MLflow does not take film")

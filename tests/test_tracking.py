@@ -228,6 +228,10 @@ def test_no_command_waits_for_a_server_that_is_not_there(
             said = capsys.readouterr().err if isinstance(end.value, SystemExit) else str(end.value)
             assert "does not answer: start it, or unset MLFLOW_TRACKING_URI" in said, name
             assert "Traceback" not in said, name
+        Path("out").mkdir(exist_ok=True)
+        Path("out/run.json").write_text(json.dumps({"run_id": "x", "tracking_uri": os.environ["MLFLOW_TRACKING_URI"]}))
+        with pytest.raises(ValueError, match="still does not take it: it does not answer"):
+            tracking.send(Path("out"))
 
 
 def test_a_deleted_experiment_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:
