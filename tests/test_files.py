@@ -170,7 +170,7 @@ def test_a_model_that_the_disk_has_no_room_for_is_not_registered(
     assert end.value.code == 2
     assert f"No space left on device; 0.0 MB are free on the disk of {disk}" in capsys.readouterr().err
     assert registry.versions_of("roomless") == []
-    (disk / "filler").unlink()
+    monkeypatch.setattr(tempfile, "tempdir", None)
     assert classification(command).rows["registered"] == "models:/roomless/1"
 
 
