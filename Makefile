@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test slow lint bench clean
+.PHONY: setup demo test slow portable lint bench clean
 setup: .venv/.installed
 
 .venv/.installed: requirements.txt
@@ -22,6 +22,12 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The suite as other processors would compute it, with one thread and with two: over an hour on two cores. TESTS="FILE -k NAME" runs a part.
+portable: setup
+	@for threads in 1 2; do for isa in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE; do \
+		echo "$$isa, $$threads threads"; env $$isa THREADS=$$threads $(BIN)/python -m pytest -q $(TESTS) || exit 1; \
+	done; done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
-torch.set_num_threads(1)
+THREADS = int(os.environ.get("THREADS", "1"))  # see `make portable`
+torch.set_num_threads(THREADS)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library reads it
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def _run(command: Callable[[list[str]], object], args: list[str], folder: str, e
     os.chdir(folder)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for loading workers: what a process of its own would do
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     command(args)
 
 

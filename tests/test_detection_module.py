@@ -434,8 +434,8 @@ def yolo(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_yolo_learns_eight_scenes(yolo: Trained) -> None:
-    assert yolo.metrics["val/ap50"] >= 0.99
-    assert yolo.metrics["val/f1"] >= 0.97
+    assert yolo.metrics["val/ap50"] > 0.9
+    assert yolo.metrics["val/f1"] > 0.9
     # Also where weights are averaged, of which the threshold is none.
     assert float(yolo.module.threshold) == pytest.approx(yolo.metrics["val/threshold"])
     assert float(yolo.checkpoint["threshold"]) == pytest.approx(yolo.metrics["val/threshold"])
@@ -445,7 +445,7 @@ def test_yolo_learns_eight_scenes(yolo: Trained) -> None:
     "kind", ["fcos", *(pytest.param(k, marks=pytest.mark.slow) for k in ("retinanet", "faster_rcnn"))]
 )
 def test_the_other_detectors_learn_eight_scenes(kind: str, tmp_path: Path) -> None:
-    assert Trained(kind, tmp_path).metrics["val/ap50"] >= 0.99
+    assert Trained(kind, tmp_path).metrics["val/ap50"] > 0.9
 
 
 def test_answers_are_in_pixels_of_the_image_as_it_was_read(yolo: Trained) -> None:

@@ -314,7 +314,7 @@ def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(caps
     again = classification(
         [*few, "--model.backbone", "models:/auto/1", "--model.transfer", "features", "--output", "two"]
     )
-    assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.01)
+    assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.05)
     assert again.rows["training"].endswith("1 epochs")
 
 
