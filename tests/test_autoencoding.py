@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -40,6 +41,7 @@ from modules.autoencoding import (
     VectorQuantized,
 )
 from modules.autoencoding.module import UnitStatistics
+from modules.base import VisionModule
 from modules.parts import Draws, build, describe
 from modules.reconstruction import ssim
 from pipelines import registry
@@ -521,3 +523,30 @@ def test_parts_of_the_same_kind_do_not_share_weights_when_copied() -> None:
     with torch.no_grad():
         twin.bottleneck.project[1].bias.add_(1)
     assert not torch.equal(twin.bottleneck.project[1].bias, module.bottleneck.project[1].bias)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("kind", ["plain", "contractive", "masked"])
+def test_a_compiled_encoder_learns_the_same(kind: str) -> None:
+    def trained(compiled: bool) -> tuple[VisionModule, list[float]]:
+        torch.manual_seed(0)
+        if kind == "masked":
+            options = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+            module: VisionModule = MaskedAutoencodingModule(
+                1, 16, backbone_options=options, decoder_dim=16, compile=compiled
+            )
+        else:
+            penalty = Contractive(0.1) if kind == "contractive" else None
+            module = AutoencodingModule(None, 1, 16, penalty=penalty, pca=False, compile=compiled)
+        data = Digits8x8(image_size=16, augmentation="none", batch_size=64, num_workers=0)
+        run = trainer(max_epochs=1, limit_train_batches=6)
+        run.fit(module, data)
+        return module, [float(run.callback_metrics[key]) for key in ("train/loss", "val/loss")]
+
+    (module, compiled), (_, plain) = trained(True), trained(False)
+    assert compiled == pytest.approx(plain, rel=1e-2)
+    if kind != "contractive":  # what is compiled cannot be differentiated twice
+        assert module._compiled is not None
+        seen = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert seen > 0

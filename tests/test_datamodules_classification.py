@@ -2,8 +2,11 @@
 
 import io
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from datamodules import DataError, FashionMNIST, ImageFolder, Manifest
+from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import training
 from datamodules.classification.published import DEBIAN_DATASETS
 from datamodules.images import check_images, inspect_images, read_image
@@ -647,3 +650,23 @@ def test_fashion_mnist_is_taken_from_the_system() -> None:
     assert data.label_names[9] == "Ankle boot"
     assert data.sources["test"][0]["label"] == 9
     assert data.sources["test"][0]["image"].shape == (28, 28, 1)
+
+
+def test_of_several_processes_one_downloads_and_the_others_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = []
+
+    def opened(self: CIFAR10, train: bool, download: bool) -> SimpleNamespace:
+        file = Path(self.root, "there")
+        if download:
+            downloads.append(train)
+            time.sleep(0.3)  # in which others look, too
+            file.touch()
+        if not file.exists():
+            raise RuntimeError("Dataset not found.")
+        return SimpleNamespace(classes=["a", "b"])
+
+    monkeypatch.setattr(CIFAR10, "_open", opened)
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda _: CIFAR10(root="new").label_names, range(4)))
+    assert names == [["a", "b"]] * 4
+    assert len(downloads) == 1

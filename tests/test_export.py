@@ -15,8 +15,21 @@ from conftest import ROOT
 from safetensors import safe_open
 from torch import Tensor
 
-from modules import ClassificationModule, DetectionModule
+from modules import (
+    AutoencodingModule,
+    ClassificationModule,
+    DetectionModule,
+    FaceNetModule,
+    GANModule,
+    InstanceSegmentationModule,
+    MaskedAutoencodingModule,
+    SegmentationModule,
+    SuperResolutionModule,
+    TranslationModule,
+)
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.gan import ResidualTranslator, SRResNet
+from modules.segmentation import MaskRCNN
 from pipelines import export, registry, storage
 from pipelines.classification import classification
 from pipelines.cli import VisionCLI
@@ -199,3 +212,45 @@ def test_mistakes_are_told_in_one_paragraph(
     Path("file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         export.export(str(resnet), Path("file/net.pt"))
+
+
+SMALL_SCENES = {"image_size": 32, "backbone": "test_resnet"}
+EVERY = {
+    "classification": lambda: ClassificationModule(3, in_chans=1, image_size=12),
+    "detection": lambda: DetectionModule(2, detector=partial(YOLO, width=16, depth=1, strides=[4, 8]), **SMALL_SCENES),
+    "segmentation": lambda: SegmentationModule(2, **SMALL_SCENES),
+    "instance_segmentation": lambda: InstanceSegmentationModule(
+        2, detector=partial(MaskRCNN, width=8, hidden=8, mask_width=8, strides=[4, 8]), **SMALL_SCENES
+    ),
+    "autoencoding": lambda: AutoencodingModule(None, 1, 12),
+    "masked_autoencoding": lambda: MaskedAutoencodingModule(
+        1, 16, backbone_options={"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}, decoder_dim=16
+    ),
+    "facenet": lambda: FaceNetModule(in_chans=1, image_size=12),
+    "gan": lambda: GANModule(None, 1, 12, backbone_options={"width": 4}),
+    "super_resolution": lambda: SuperResolutionModule(1, 16, generator=SRResNet(4, 1), backbone_options={"width": 4}),
+    "translation": lambda: TranslationModule(
+        ["a", "b"], None, 3, 12, translator=ResidualTranslator(4, 1), backbone_options={"width": 4}
+    ),
+}
+EXPORTED = ("classification", "detection", "segmentation")
+
+
+@pytest.mark.parametrize("task", EVERY)
+def test_every_task_is_exported_in_every_format_or_says_which_are(task: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = EVERY[task]().eval()
+    storage.save_model(tmp_path, module, {"image_size": module.image_size, "in_chans": module.in_chans}, task)
+    export.export(str(tmp_path), Path("net.safetensors"))
+    with safe_open("net.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["label_names"]) == list(getattr(module, "label_names", None) or [])
+        twin = type(module).from_architecture(json.loads(file.metadata()["architecture"]))
+        twin.load_state_dict({key: file.get_tensor(key) for key in file.keys()}, strict=False)  # noqa: SIM118
+    for key, value in storage.load_model(tmp_path)[0].state_dict().items():
+        if not key.startswith(module.training_only):
+            assert torch.equal(twin.state_dict()[key], value), key
+    if task not in EXPORTED:  # those that are have tests above, which take longer
+        for suffix in ("onnx", "pt", "pt2"):
+            with pytest.raises(ValueError, match="only classifiers, detectors and semantic segmentation are exported"):
+                export.export(str(tmp_path), Path(f"net.{suffix}"))
+    assert sorted(file.name for file in Path().iterdir() if file.name.startswith("net")) == ["net.safetensors"]

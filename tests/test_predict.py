@@ -291,6 +291,17 @@ def test_code_in_a_checkpoint_is_not_run(args: list[str]) -> None:
     assert Path("executed").exists()  # it would have been
 
 
+def test_so_many_images_go_through_the_network_together_as_are_asked_for(trained: VisionCLI) -> None:
+    model = registry.load(MODEL)
+    sizes: list[int] = []
+    model.module.backbone.register_forward_hook(lambda part, given, made: sizes.append(len(given[0])))
+    images = [trained.datamodule.sources["test"][i]["image"] for i in range(150)]
+    for size, expected in ((128, [128, 22]), (100, [100, 50]), (64, [64, 64, 22])):
+        sizes.clear()
+        assert len(list(model.stream(images, size))) == 150
+        assert sizes == expected
+
+
 def test_a_task_without_a_drawing_shows_the_image() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     drawing = VisionModule.draw_answer(None, grey, {})

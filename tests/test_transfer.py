@@ -1,5 +1,6 @@
 """A backbone is put to its new use as the strategy says, and the choice of one follows what was measured."""
 
+import inspect
 import json
 import signal
 from functools import partial
@@ -16,9 +17,22 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from datamodules import DataError, Digits8x8, DigitScenes
-from modules import BackboneError, ClassificationModule, DetectionModule, Optimization, create_backbone
+import modules
+from datamodules import DataError, DigitMasks, Digits8x8, DigitScenes
+from modules import (
+    BackboneError,
+    ClassificationModule,
+    DetectionModule,
+    InstanceSegmentationModule,
+    MaskedAutoencodingModule,
+    Optimization,
+    SegmentationModule,
+    VisionModule,
+    create_backbone,
+)
 from modules.backbones import untrained
+from modules.gan import AdversarialModule
+from modules.segmentation import MaskRCNN
 from modules.transfer import (
     LARGE,
     Evidence,
@@ -387,6 +401,67 @@ def test_a_detector_freezes_unfreezes_and_chooses_too():
     assert {"backbone.conv1.0.weight", "backbone.layer4.0.conv2.weight"} <= moved[0]
     rates = {group["name"]: group["initial_lr"] for group in module.trainer.optimizers[0].param_groups}
     assert rates["backbone.0"] == pytest.approx(0.1 * rates["head"])
+
+
+@pytest.mark.parametrize("task", ["segmentation", "instance_segmentation", "masked_autoencoding"])
+def test_other_tasks_take_every_strategy_too(task):
+    scenes = {
+        "scene_size": 64,
+        "train": 8,
+        "val": 4,
+        "test": 4,
+        "batch_size": 4,
+        "augmentation": "none",
+        "num_workers": 0,
+    }
+    options = {"architecture": "resnet10t"}
+    if task == "masked_autoencoding":
+        options = {"architecture": "vit_tiny_patch16_224", "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+        backbone = create_backbone("vit_tiny_patch16_224", in_chans=1, image_size=16, num_classes=10,
+                                   **{key: value for key, value in options.items() if key != "architecture"})  # fmt: skip
+        save_file(backbone.state_dict(), "source.safetensors")
+        data = Digits8x8(image_size=16, augmentation="none", batch_size=32, num_workers=0)
+    else:
+        weights_file("resnet10t", 64)
+        data = DigitMasks(**scenes) if task == "segmentation" else DigitScenes(**scenes, masks=True)
+    makers = {
+        "segmentation": lambda **given: SegmentationModule(11, image_size=64, **given),
+        "instance_segmentation": lambda **given: InstanceSegmentationModule(
+            10, image_size=64, detector=partial(MaskRCNN, width=16, hidden=16, mask_width=16), **given
+        ),
+        "masked_autoencoding": lambda **given: MaskedAutoencodingModule(
+            1, 16, decoder_dim=16, decoder_depth=1, **given
+        ),
+    }
+
+    def moved(transfer):
+        torch.manual_seed(0)
+        module, watch = (
+            makers[task](backbone="source.safetensors", backbone_options=dict(options), transfer=transfer),
+            Moved(),
+        )
+        batches = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0}
+        L.Trainer(**QUIET, **batches, callbacks=[watch]).fit(module, data)
+        return module, {key for key in watch.epochs[0] if key.startswith("backbone.")}
+
+    module, learned = moved("finetune")
+    assert learned
+    rates = {group["name"]: group["initial_lr"] for group in module.trainer.optimizers[0].param_groups}
+    assert rates["backbone.0"] == pytest.approx(0.1 * rates["head"])
+    assert moved("features")[1] == set()
+    assert moved("freeze_unfreeze")[1] == set()
+    assert moved("scratch")[1]
+    if task == "segmentation":
+        assert moved("auto")[0].strategy == "finetune"
+
+
+def test_every_task_with_one_backbone_takes_a_strategy_and_can_be_compiled():
+    for name in modules.__all__:
+        kind = getattr(modules, name)
+        if isinstance(kind, type) and issubclass(kind, VisionModule) and kind is not VisionModule:
+            taken = inspect.signature(kind).parameters
+            assert "compile" in taken, name
+            assert ("transfer" in taken) != issubclass(kind, AdversarialModule), name
 
 
 def test_so_many_images_a_class():
