@@ -48,7 +48,7 @@ class _EpochLoop(_TrainingEpochLoop):
         """Begins or goes on; from a settled checkpoint there is nothing to make up for."""
         super().reset()
         if self.settled:
-            self.restarting = False
+            self.restarting = self.trainer.fit_loop._restarting = False  # the latter would leave out ReduceLROnPlateau
 
     def advance(self, data_fetcher: Any) -> None:
         """Trains on a batch, unless only the validation is to come."""
@@ -131,7 +131,10 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
-        super().__init__(folder, "best", monitor, mode=mode, enable_version_counter=False)
+        # Judged is at the end of a validation: at an epoch's end, its figures may be those of an earlier one.
+        super().__init__(
+            folder, "best", monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
+        )
         self._loss = math.inf  # of the best
         self._said = False
 
@@ -170,6 +173,7 @@ class BestCheckpoint(ModelCheckpoint):
         own = {key: str(file) for key in ("best_model_path", "kth_best_model_path")}
         best = {str(file): state_dict["best_model_score"]}
         super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "best_k_models": best})
+        self.current_score = state_dict["current_score"]
         self._loss, self._last_global_step_saved = state_dict.get("loss", math.inf), state_dict.get("step", 0)
 
 
