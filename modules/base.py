@@ -226,7 +226,7 @@ class VisionModule(L.LightningModule):
         module.load_state_dict(
             state | {key: value for key, value in saved.items() if key in own or key not in training}
         )
-        return module.to(map_location).eval()  # type: ignore[return-value]
+        return module.to(map_location).eval()
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """The loss of a batch, a scalar; updates the metrics of the stage."""

@@ -21,6 +21,7 @@ from modules.autoencoding import PointAutoencoder
 from modules.autoencoding.figures import to_uint8
 from modules.autoencoding.points import draw_points
 from modules.pictures import captioned_grid
+from modules.ranges import Positive, PositiveInt
 from pipelines import registry
 from pipelines.cli import VisionCLI, main, task_command
 from pipelines.console import table
@@ -42,7 +43,7 @@ def _load(model: str, device: str) -> tuple[VisionModel, AutoencodingModule]:
     return answering, answering.module
 
 
-def encode(model: str, images: str, out: str = "codes.npz", batch_size: int = 64, device: str = "auto") -> str:
+def encode(model: str, images: str, out: str = "codes.npz", batch_size: PositiveInt = 64, device: str = "auto") -> str:
     """Encodes the images of a folder into one file: ``codes``, ``paths`` (relative to ``root``), ``root``, ``model``.
 
     Numbers are kept in 16 bits, entries of a codebook in 8 or 16. The images are first cut to the network's input.
@@ -103,7 +104,7 @@ def _vectors(module: AutoencodingModule, codes: np.ndarray[Any, Any]) -> torch.T
 
 
 @torch.no_grad()
-def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64) -> str:
+def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveInt = 64) -> str:
     """Makes images of the codes in a file.
 
     Args:
@@ -132,7 +133,9 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: int = 64)
 
 
 @torch.no_grad()
-def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.png", model: str | None = None) -> str:
+def nearest(
+    codes: str, image: str, count: PositiveInt = 5, out: str | None = "nearest.png", model: str | None = None
+) -> str:
     """Finds the images whose codes lie nearest to an image's, in Euclidean distance.
 
     Args:
@@ -167,11 +170,11 @@ def nearest(codes: str, image: str, count: int = 5, out: str | None = "nearest.p
 
 def points(
     shape: str = "spiral",
-    code_size: int = 1,
+    code_size: PositiveInt = 1,
     hidden: tuple[int, ...] = (64, 64),
-    passes: int = 500,
-    lr: float = 0.005,
-    samples: int = 1000,
+    passes: PositiveInt = 500,
+    lr: Positive = 0.005,
+    samples: PositiveInt = 1000,
     seed: int = 0,
     output: str | None = None,
 ) -> str:

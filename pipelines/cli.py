@@ -294,7 +294,7 @@ class VisionCLI(LightningCLI):
             sys.argv += ["--ckpt_path", str(given)]
         if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():
             self.training = given.parent
-        self.output = launch.own_folder(self.output, self.subcommand, stamp)
+        self.output = launch.own_folder(self.output, str(self.subcommand), stamp)
         sys.argv += ["--output", str(self.output)]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -676,7 +676,7 @@ def task_command(
     name, *rest = given
     command = uses[name]
     about = (inspect.getdoc(command) or "").split("\n\n")[0]
-    parser = ArgumentParser(prog=f"python -m pipelines.{train.__name__} {name}", description=about)
+    parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{train.__name__} {name}", description=about)
     several = "paths" in inspect.signature(command).parameters
     parser.add_function_arguments(command, as_positional=True, skip={"paths"} if several else None)
     if several:

@@ -124,6 +124,7 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     kinds = kinds or (ValueError, OSError, MlflowException, RequestException)
+    ours: tuple[type[Exception], ...] = (*kinds, MisconfigurationException)
     try:
         yield
     except BrokenPipeError:  # as after `| head`
@@ -137,14 +138,14 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         if not isinstance(error, kinds):
             raise
         refuse(redact(str(error)))  # they may name the server with its login
-    except (*kinds, MisconfigurationException) as error:
+    except ours as error:
         refuse(str(error))
     except RuntimeError as error:
         if "conditioned on metric" not in str(error):  # what EarlyStopping says of a monitor that there is not
             raise
         refuse(" ".join(str(error).split()))
     except ValueError as error:  # jsonargparse wraps what a constructor raises
-        if not isinstance(error.__cause__, (*kinds, MisconfigurationException)):
+        if not isinstance(error.__cause__, ours):
             raise
         refuse(str(error.__cause__))
 

@@ -35,7 +35,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the command line; None takes the process's own.
     """
-    parser = ArgumentParser(prog="python -m pipelines.convert", description="Writes data with boxes in another format.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python -m pipelines.convert", description="Writes data with boxes in another format."
+    )
     parser.add_argument("folder", help="where; it must not be there yet")
     parser.add_function_arguments(convert, skip={"folder"})
     with mistakes():

@@ -348,7 +348,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the command line; None takes the process's own.
     """
-    parser = ArgumentParser(prog="python -m pipelines.inspect", description="Draws what a registered model looks at.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python -m pipelines.inspect", description="Draws what a registered model looks at."
+    )
     parser.add_function_arguments(inspect, as_positional=True, skip={"paths"})
     parser.add_argument("paths", nargs="*", help="files, folders, patterns; without any, four images of the data")
     with mistakes():

@@ -289,7 +289,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; None takes the process's own.
     """
     parser = ArgumentParser(
-        prog="python -m pipelines.predict", description="Prints what a registered model says about images and videos."
+        exit_on_error=False,
+        prog="python -m pipelines.predict",
+        description="Prints what a registered model says about images and videos.",
     )
     parser.add_function_arguments(predict, as_positional=True, skip={"paths"})
     parser.add_argument("paths", nargs="+", help="files, folders, patterns")

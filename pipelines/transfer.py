@@ -107,7 +107,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the command line; None takes the process's own.
     """
-    parser = ArgumentParser(prog="python -m pipelines.transfer", description="Probes each stage of a backbone.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python -m pipelines.transfer", description="Probes each stage of a backbone."
+    )
     parser.add_function_arguments(transferability, sub_configs=True)
     with mistakes():
         given = parser.instantiate(parser.parse_args(args))

@@ -93,6 +93,9 @@ def test_a_monitor_that_nothing_measures_is_told(kind: str, capsys: pytest.Captu
         ["convert", "there", "--data", "COCODetection", "--data.root", "nothing"],
         ["inspect", "models:/nobody/1"],
         ["transfer", "--backbone", "resnt18"],
+        ["autoencoding", "encode", "models:/nobody/1", "pictures", "--batch_size", "0"],
+        ["autoencoding", "points", "--lr", "-1"],
+        ["predict"],
     ],
     ids=" ".join,
 )
