@@ -195,11 +195,14 @@ def predict(
             with video.Tracker(answering.module, film.rate) if track else nullcontext() as tracker:
                 for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
                     progress.advance(bar)
-                    tell({"path": files[i], "frame": number, "seconds": round(number / film.rate, 3), **answer})
+                    tell({"path": files[i], "frame": number, "seconds": round(film.seconds[number], 3), **answer})
                     if drawing:
-                        drawing.write(answering.module.draw_answer(frame, answer))
+                        drawing.write(answering.module.draw_answer(frame, answer), film.seconds[number])
             if drawing:
                 drawing.close()
+            if film.cut_off:
+                bad += 1
+                screen.print(film.cut_off, markup=False)
     if out and coco.content["categories"] and images:
         Path(out, "coco.json").write_text(dumps(coco.content))
     if rows:

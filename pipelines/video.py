@@ -3,8 +3,10 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +15,15 @@ from datamodules import DataError
 from modules import DetectionModule, VisionModule
 from modules.detection.tiles import PER_OBJECT
 
-EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
+TICKS = 12_800  # of a second, in which times of drawn frames are told
 BATCH = 16  # frames that are held together: a film's are large
 Frame = NDArray[np.uint8]
 
 
 class Video:
-    """The frames of a file, read as they are needed.
+    """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
 
     Args:
         file: the video.
@@ -33,54 +36,82 @@ class Video:
         self.file, self._capture = file, cv2.VideoCapture(file)
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.seconds: list[float] = []
         found, first = self._capture.read()
         if not found:
             raise DataError(f"{file} cannot be read as a video by OpenCV.")
         self._first = first
+        self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
 
     def __iter__(self) -> Iterator[Frame]:
         found, frame = True, self._first
         while found:
+            # Frames need not be evenly spaced; but not all files say when they are.
+            time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._start
+            if self.seconds and not time > self.seconds[-1]:
+                time = self.seconds[-1] + 1 / self.rate
+            self.seconds.append(max(0.0, time))
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
             found, frame = self._capture.read()
         self._capture.release()
+
+    @property
+    def cut_off(self) -> str:
+        """Whether the file ends before it says that it does, once it is read: what there is of it, or nothing."""
+        whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
+        if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
+            return ""  # frames are counted by the rate where they are not evenly spaced
+        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is cut off."
 
 
 class Drawing:
     """A video of drawings, all as large as the first.
 
     Args:
-        file: where; MPEG-4 in an ``.mp4`` file.
-        rate: frames a second.
+        file: where; H.264 in an ``.mp4`` file, which browsers play, or MPEG-4 where PyAV was built without it.
+        rate: frames a second, where they are evenly spaced.
     """
 
     def __init__(self, file: str, rate: float) -> None:
         self.file, self.rate = file, rate
-        self._writer: cv2.VideoWriter | None = None
-        self._size = (0, 0)
+        self._file: Any = None
+        self._stream: Any = None
+        self._last = -1  # time of the last frame, in ticks
 
-    def write(self, drawing: Frame) -> None:
-        """Adds a frame, uint8 H×W×3.
+    def write(self, drawing: Frame, seconds: float) -> None:
+        """Adds a frame.
+
+        Args:
+            drawing: uint8 H×W×3.
+            seconds: when it is to be seen, after the frame before.
 
         Raises:
             DataError: the file cannot be written.
         """
-        if self._writer is None:
-            os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
-            self._size = drawing.shape[1] // 2 * 2, drawing.shape[0] // 2 * 2  # codecs want even sides
-            self._writer = cv2.VideoWriter(self.file, cv2.VideoWriter.fourcc(*"mp4v"), self.rate, self._size)
-            if not self._writer.isOpened():
-                raise DataError(f"{self.file} cannot be written as a video by OpenCV.")
-        width, height = self._size
-        canvas = np.full((height, width, 3), 255, np.uint8)
-        part = drawing[:height, :width]
-        canvas[: part.shape[0], : part.shape[1]] = part
-        self._writer.write(cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+        try:
+            if self._file is None:
+                os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
+                self._file = av.open(self.file, "w")
+                codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+                rate = Fraction(self.rate).limit_denominator(1001)
+                self._stream = self._file.add_stream(codec, rate=rate, pix_fmt="yuv420p")
+                self._stream.width, self._stream.height = (side // 2 * 2 or 2 for side in drawing.shape[1::-1])  # even
+                self._stream.codec_context.time_base = Fraction(1, TICKS)
+            canvas = np.full((self._stream.height, self._stream.width, 3), 255, np.uint8)
+            part = drawing[: canvas.shape[0], : canvas.shape[1]]
+            canvas[: part.shape[0], : part.shape[1]] = part
+            frame = av.VideoFrame.from_ndarray(canvas, format="rgb24")
+            self._last = max(self._last + 1, round(seconds * TICKS))
+            frame.pts, frame.time_base = self._last, Fraction(1, TICKS)
+            self._file.mux(self._stream.encode(frame))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.file} cannot be written as a video: {error}") from None
 
     def close(self) -> None:
         """Finishes the file."""
-        if self._writer is not None:
-            self._writer.release()
+        if self._file is not None:
+            self._file.mux(self._stream.encode(None))
+            self._file.close()
 
 
 class Tracker:

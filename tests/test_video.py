@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -158,3 +159,33 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
         predict.main(arguments)
     assert end.value.code == 2
     assert "follows boxes" in capsys.readouterr().err
+
+
+def test_frames_are_told_and_drawn_when_they_are_seen_and_a_film_that_is_cut_off_is_named(
+    sprites: Sprites, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+    Path("in").mkdir()
+    times = [0, 0.1, 0.2, 1.0, 3.0, 3.1]
+    frames = film(sprites, "in/b.avi")
+    for name in ("in/a.mp4", "in/b.mp4"):
+        drawing = video.Drawing(name, 10)
+        for frame, time in zip(frames, times, strict=False):
+            drawing.write(frame, time)
+        drawing.close()
+    Path("in/c.avi").write_bytes(Path("in/b.avi").read_bytes()[: Path("in/b.avi").stat().st_size // 2])
+    assert predict.predict("model", ["in"], "out", json=True) == 1
+    out = capsys.readouterr()
+    rows = [json.loads(line) for line in out.out.splitlines()]
+    told = {
+        name: [row["seconds"] for row in rows if row["path"] == f"in/{name}"] for name in ("a.mp4", "b.avi", "c.avi")
+    }
+    assert told["a.mp4"] == pytest.approx(times, abs=0.01)
+    assert told["b.avi"] == pytest.approx([k / 10 for k in range(FRAMES)], abs=0.01)
+    assert f"in/c.avi ends after {len(told['c.avi'])} of" in out.err
+    assert "1 of 4 files" in out.err
+    assert len(list(Path("out").glob("*.mp4"))) == 4, "a.mp4, and b.mp4 beside b.avi"
+    with av.open("out/a.mp4") as file:
+        assert file.streams.video[0].codec_context.name == "h264"
+        assert [float(frame.time) for frame in file.decode(video=0)] == pytest.approx(times, abs=0.01)
