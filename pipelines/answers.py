@@ -24,7 +24,13 @@ def whole_pictures(
         windows, sizes = source.windows.tolist(), source.annotations.sizes.tolist()
         pieces = [(*windows[k], answer) for (k, _), answer in zip(rows, answers, strict=True)]
         return [
-            joined([((x, y), answer) for _, x, y, answer in parts], *sizes[picture], source.tile, across_classes)
+            joined(
+                [((x, y), answer) for _, x, y, answer in parts],
+                sizes[picture][0],
+                sizes[picture][1],
+                source.tile,
+                across_classes,
+            )
             for picture, parts in ((key, list(group)) for key, group in groupby(pieces, key=lambda piece: piece[0]))
         ]
     if getattr(source, "window", None):

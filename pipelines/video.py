@@ -135,7 +135,7 @@ class Tracker:
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
         self.threshold: Any = module.threshold
-        self.sure = float(module.threshold)  # type: ignore[arg-type]
+        self.sure = float(module.threshold)
         self._tracker = ByteTrackTracker(
             frame_rate=rate,
             track_activation_threshold=self.sure,

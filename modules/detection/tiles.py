@@ -77,7 +77,10 @@ def joined(
         box = np.concatenate((boxes[shown, :2].min(0), boxes[shown, 2:].max(0)))
         mask = None
         if masks:
-            codes = [placed(masks[i][1], *corners[masks[i][0]].tolist(), height, width) for i in shown]
+            codes = [
+                placed(code, int(left), int(top), height, width)
+                for code, (left, top) in ((masks[i][1], corners[owners[i]]) for i in shown)
+            ]
             mask = codes[0] if len(codes) == 1 else union(codes)
         found.append((float(scores[group].max()), [round(value, 2) for value in box.tolist()], labels[k], mask))
     found.sort(key=lambda each: -each[0])
