@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from datamodules import FashionMNIST
 from modules import AutoencodingModule, ClassificationModule, Optimization
-from modules.parts import Draws
-from pipelines import registry
-from pipelines.console import quieten
+from modules.networks.parts import Draws
+from pipelines.engine.terminal import quieten
+from pipelines.serving import registry
 
 Pixels = NDArray[np.float32]
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,

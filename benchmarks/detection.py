@@ -1,7 +1,7 @@
 """What detection costs: the lectures' order of detectors in one run, and training and evaluation against torchvision's.
 
 **order**: milliseconds for one image, from uint8 pixels to boxes, of R-CNN, Fast R-CNN, Faster R-CNN, RetinaNet, FCOS
-and YOLO, all on the same backbone, one image at a time. The first two take 200 proposals of `modules.detection.rcnn`, whose
+and YOLO, all on the same backbone, one image at a time. The first two take 200 proposals of `benchmarks.rcnn`, whose
 time counts, as selective search counted in the papers. Nothing is trained but the SVMs: what is found does not change
 what is computed.
 
@@ -35,10 +35,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from benchmarks.rcnn import RegionClassifier
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
-from modules.detection.rcnn import RegionClassifier
 
 BATCH_SIZE, BATCHES = 8, 12
 SIDE = 128

@@ -18,11 +18,11 @@ import torch
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
-from modules.pictures import rasterize
+from modules.pictures.charts import rasterize
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.segmentation import segmentation
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 NETWORK = [
     "--model.backbone",

@@ -33,8 +33,8 @@ from datamodules import ORL, Glyphs
 from datamodules.faces import FaceDataModule, FaceSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
-from modules.facenet.protocols import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
-from pipelines.gallery import Gallery
+from modules.facenet.metrics import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
+from pipelines.serving.gallery import Gallery
 
 Row = dict[str, Any]
 

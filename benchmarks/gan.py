@@ -14,11 +14,11 @@ from torch import Tensor
 
 import datamodules
 from modules import AutoencodingModule, GANModule
-from modules.gan.extractors import named_extractor, own_extractor
-from modules.gan.figures import compare
 from modules.gan.module import nearest_distances
-from modules.pictures import rows_of_tiles
-from pipelines import registry
+from modules.measures.extractors import named_extractor, own_extractor
+from modules.measures.sets import compare
+from modules.pictures.sheets import rows_of_tiles
+from pipelines.serving import registry
 
 
 def gaussian(images: Tensor, count: int, components: int = 64) -> Tensor:

@@ -25,7 +25,7 @@ from torch import nn
 
 from modules import ClassificationModule, create_backbone
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 RECIPE = Path(__file__).parents[1] / "configs" / "classification" / "historical_line_fashion_mnist.yaml"
 LINE: dict[str, tuple[str, str, dict[str, Any]]] = {

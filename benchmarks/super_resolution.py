@@ -14,10 +14,10 @@ from torch import Tensor
 
 from datamodules import Photographs
 from modules import SuperResolutionModule
-from modules.gan.super_resolution import quality, resized
-from modules.pictures import rows_of_tiles
-from modules.reconstruction import FixedFeatures, perceptual_distance
-from pipelines import registry
+from modules.measures.images import FixedFeatures, perceptual_distance
+from modules.pictures.sheets import rows_of_tiles
+from modules.super_resolution import quality, resized
+from pipelines.serving import registry
 
 SHOWN = {"astronaut.png": (60, 170), "chelsea.png": (80, 120), "coffee.png": (120, 150)}  # top and left of a detail
 SIDE = 96

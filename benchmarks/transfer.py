@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from datamodules import Digits, FashionMNIST, Manifest
 from modules import ClassificationModule
-from modules.transfer import Choice, Evidence, choose, measure
+from modules.callbacks.transfer import Choice, Evidence, choose, measure
 
 STRATEGIES = ("scratch", "features", "finetune", "freeze_unfreeze")
 LITE0: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "pretrained": True}

@@ -1,14 +1,18 @@
 """What learns: one module for each task."""
 
 from modules.autoencoding import AutoencodingModule, MaskedAutoencodingModule
-from modules.backbones import BackboneError, create_backbone
 from modules.base import VisionModule
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
-from modules.gan import GANModule, SuperResolutionModule, TranslationModule
+from modules.gan import GANModule
+from modules.instance_segmentation import InstanceSegmentationModule
+from modules.networks import BackboneError
+from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
-from modules.segmentation import InstanceSegmentationModule, SegmentationModule
+from modules.segmentation import SegmentationModule
+from modules.super_resolution import SuperResolutionModule
+from modules.translation import TranslationModule
 
 __all__ = [
     "AutoencodingModule",

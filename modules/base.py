@@ -20,11 +20,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
-from modules.backbones import BackboneError, create_backbone, read_weights, untrained
+from modules.callbacks.freezing import FIRST_LAYER, layers, unfreezing
+from modules.callbacks.linear_head import Solution
+from modules.callbacks.transfer import Strategy, Transfer, measure
+from modules.networks import BackboneError
+from modules.networks.backbones import create_backbone, untrained
+from modules.networks.features import extract
+from modules.networks.parts import upgrade
+from modules.networks.weights import read_weights
 from modules.optimization import Optimization, WeightAverage
-from modules.parts import upgrade
-from modules.pictures import image_grid
-from modules.transfer import FIRST_LAYER, Solution, Strategy, Transfer, extract, layers, measure, unfreezing
+from modules.pictures.sheets import image_grid
 
 Stage = Literal["train", "val", "test"]
 # What two descriptions of one network may differ in.
@@ -272,7 +277,7 @@ class VisionModule(L.LightningModule):
 
     def last_features(self, image: Tensor) -> Tensor:
         """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
-        return (self._compiled or self.backbone.forward_features)(image)  # type: ignore[no-any-return]
+        return (self._compiled or self.backbone.forward_features)(image)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss with its penalties."""

@@ -17,10 +17,12 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 
 from modules.base import Stage, VisionModule
+from modules.callbacks.linear_head import Solution, solve
+from modules.callbacks.transfer import Transfer
 from modules.optimization import Optimization
-from modules.pictures import captioned, captioned_grid, confusion_matrix
+from modules.pictures.charts import confusion_matrix
+from modules.pictures.sheets import captioned, captioned_grid
 from modules.ranges import NonNegative, ShareBelowOne
-from modules.transfer import Solution, Transfer, solve
 
 WORST = 18  # mistakes shown
 

@@ -23,10 +23,12 @@ COMMANDS = {
     "inspect": "look inside a registered model: filters, feature maps, Grad-CAM",
     "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",
     "sweep": "search for the best settings of a recipe",
-    "transfer": "measure how far what a backbone learned carries over",
+    "transferability": "measure how far what a backbone learned carries over",
     "convert": "write annotated data in another format",
     "tracking": "send what MLflow has not received yet",
 }
+
+RENAMED = {"transfer": "transferability"}  # names that earlier versions had
 
 
 def overview() -> str:
@@ -45,6 +47,7 @@ def overview() -> str:
 def main() -> None:
     """Starts what the first argument names, as ``python -m pipelines.NAME`` would; without one, lists what there is."""
     name, *rest = sys.argv[1:] or ["--help"]
+    name = RENAMED.get(name, name)
     if name in ("-h", "--help"):
         print(overview())
         return

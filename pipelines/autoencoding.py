@@ -18,21 +18,21 @@ from PIL import Image
 from datamodules import PointCloud
 from modules import AutoencodingModule
 from modules.autoencoding import PointAutoencoder
-from modules.autoencoding.figures import to_uint8
+from modules.autoencoding.pictures import to_uint8
 from modules.autoencoding.points import draw_points
-from modules.pictures import captioned_grid
+from modules.pictures.sheets import captioned_grid
 from modules.ranges import Positive, PositiveInt
-from pipelines import registry
-from pipelines.cli import VisionCLI, main, task_command
-from pipelines.console import table
-from pipelines.files import whole, write_image
-from pipelines.predict import find
-from pipelines.pyfunc import VisionModel
-from pipelines.tracking import RunLogger
+from pipelines.engine.cli import VisionCLI, main, task_command
+from pipelines.engine.disk import whole, write_image
+from pipelines.engine.terminal import table
+from pipelines.serving import registry
+from pipelines.serving.files import find
+from pipelines.serving.model import VisionModel
+from pipelines.tracking.logger import RunLogger
 
 
 def autoencoding(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of autoencoding; see `pipelines.cli.main`."""
+    """Runs the command line of autoencoding; see `pipelines.engine.cli.main`."""
     return main("autoencoding", AutoencodingModule, "datamodules.Digits", args)
 
 

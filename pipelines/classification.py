@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import ClassificationModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def classification(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of classification; see `pipelines.cli.main`."""
+    """Runs the command line of classification; see `pipelines.engine.cli.main`."""
     return main("classification", ClassificationModule, "datamodules.Digits", args)
 
 

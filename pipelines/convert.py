@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules import DetectionDataModule
 from datamodules.writers import FileFormat
-from pipelines.console import mistakes
+from pipelines.engine.command import mistakes
 
 
 def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines import registry
 from pipelines.classification import classification
-from pipelines.console import print_table
+from pipelines.engine.terminal import print_table
+from pipelines.serving import registry
 
 ROOT = Path(__file__).parents[1]
 NAME = "digits-lenet5"

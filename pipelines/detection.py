@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import DetectionModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def detection(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of detection; see `pipelines.cli.main`."""
+    """Runs the command line of detection; see `pipelines.engine.cli.main`."""
     return main("detection", DetectionModule, "datamodules.DigitScenes", args)
 
 

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
-from modules.detection.base import OneStageDetector
-from pipelines import registry, storage
-from pipelines.console import mistakes
+from modules.detection.detector import OneStageDetector
+from pipelines.engine.command import mistakes
+from pipelines.serving import registry
+from pipelines.serving import store as storage
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from modules import FaceNetModule
-from pipelines import recognition
-from pipelines.cli import VisionCLI, main, task_command
+from pipelines import faces as recognition
+from pipelines.engine.cli import VisionCLI, main, task_command
 
 
 def facenet(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of FaceNet's training; see `pipelines.cli.main`."""
+    """Runs the command line of FaceNet's training; see `pipelines.engine.cli.main`."""
     return main("facenet", FaceNetModule, "datamodules.ORL", args)
 
 

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from datamodules.classification import ArraySource, ClassificationDataModule, JoinedSource, few
 from modules import ClassificationModule, GANModule, SegmentationModule
-from modules.gan import dissection
-from modules.gan.adversarial import to_uint8
-from modules.pictures import image_grid, rows_of_tiles
-from pipelines import registry, storage
-from pipelines.cli import VisionCLI, main, task_command
-from pipelines.files import write_image, write_text
+from modules.adversarial.base import to_uint8
+from modules.inspection import dissection
+from modules.pictures.sheets import image_grid, rows_of_tiles
+from pipelines.engine.cli import VisionCLI, main, task_command
+from pipelines.engine.disk import write_image, write_text
+from pipelines.serving import registry
+from pipelines.serving import store as storage
 
 
 def gan(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of GANs; see `pipelines.cli.main`."""
+    """Runs the command line of GANs; see `pipelines.engine.cli.main`."""
     return main("gan", GANModule, "datamodules.Digits", args)
 
 

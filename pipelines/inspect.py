@@ -20,13 +20,15 @@ from datamodules import VisionDataModule
 from datamodules.base import collate
 from modules import VisionModule
 from modules import inspection as see
-from modules.pictures import Image as Picture
-from modules.pictures import heat, nested_squares, overlays, rows_of_tiles, scatter
-from pipelines.console import mistakes, table
-from pipelines.files import write_image
-from pipelines.predict import find
-from pipelines.registry import add_files, load, model_folder
-from pipelines.storage import learned_from
+from modules.pictures.charts import heat, nested_squares, overlays, scatter
+from modules.pictures.sheets import Image as Picture
+from modules.pictures.sheets import rows_of_tiles
+from pipelines.engine.command import mistakes
+from pipelines.engine.disk import write_image
+from pipelines.engine.terminal import table
+from pipelines.serving.files import find
+from pipelines.serving.registry import add_files, load, model_folder
+from pipelines.serving.store import learned_from
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:

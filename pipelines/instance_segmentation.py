@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import InstanceSegmentationModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def instance_segmentation(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of instance segmentation; see `pipelines.cli.main`. Data must have masks: --data.masks true."""
+    """Runs the command line of instance segmentation; see `pipelines.engine.cli.main`. Data must have masks: --data.masks true."""
     return main("instance_segmentation", InstanceSegmentationModule, "datamodules.DigitScenes", args)
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import MaskedAutoencodingModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def masked_autoencoding(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of masked autoencoding; see `pipelines.cli.main`."""
+    """Runs the command line of masked autoencoding; see `pipelines.engine.cli.main`."""
     return main("masked_autoencoding", MaskedAutoencodingModule, "datamodules.Digits", args)
 
 

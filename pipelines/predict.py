@@ -1,6 +1,5 @@
-"""Asks a registered model about images and videos: ``python -m pipelines.predict models:/NAME@ALIAS PATH…``."""
+"""Predict with a registered model: ``python -m pipelines.predict models:/NAME@ALIAS FILES``."""
 
-import glob
 import os
 import sys
 from collections import Counter, deque
@@ -17,44 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodules import DataError
-from datamodules.images import EXTENSIONS, WRITTEN, read_image
+from datamodules.images import WRITTEN, read_image
 from datamodules.writers import AnswerFormat, AnswerWriter
 from modules import DetectionModule, VisionModule
-from pipelines import video
-from pipelines.console import mistakes, table
-from pipelines.registry import load
-
-
-def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
-    """The images and videos that paths, folders and patterns name, sorted within each, none of them twice.
-
-    Args:
-        paths: files, folders (with all folders below), patterns.
-        without: folder that is not looked into.
-
-    Returns:
-        The files; those of the paths that lead to nothing; the folder that the former have in common.
-    """
-    found: dict[str, str] = {}
-    missing, roots = [], []
-    for path in paths:
-        matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        missing += [] if matches else [path]
-        for match in matches:
-            roots.append(os.path.abspath(match if os.path.isdir(match) else os.path.dirname(match)))
-            for file in sorted(_below(match, without)) if os.path.isdir(match) else [match]:
-                found.setdefault(os.path.abspath(file), file)
-    return list(found.values()), missing, os.path.commonpath(roots) if roots else ""
-
-
-def _below(folder: str, without: str | None) -> Iterable[str]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not (without and _same(os.path.join(place, name), without))]
-        yield from (os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS + video.EXTENSIONS))
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+from pipelines.engine.command import mistakes
+from pipelines.engine.terminal import table
+from pipelines.serving import video
+from pipelines.serving.files import find
+from pipelines.serving.registry import load
 
 
 def predict(

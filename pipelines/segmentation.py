@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import SegmentationModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def segmentation(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of segmentation; see `pipelines.cli.main`."""
+    """Runs the command line of segmentation; see `pipelines.engine.cli.main`."""
     return main("segmentation", SegmentationModule, "datamodules.DigitMasks", args)
 
 

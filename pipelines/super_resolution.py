@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from modules import SuperResolutionModule
-from pipelines.cli import VisionCLI, main
-from pipelines.console import print_table
+from pipelines.engine.cli import VisionCLI, main
+from pipelines.engine.terminal import print_table
 
 
 def super_resolution(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of super-resolution; see `pipelines.cli.main`."""
+    """Runs the command line of super-resolution; see `pipelines.engine.cli.main`."""
     return main("super_resolution", SuperResolutionModule, "datamodules.Photographs", args)
 
 

@@ -34,10 +34,11 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from pipelines import registry
-from pipelines.cli import VisionCLI
-from pipelines.console import mistakes, print_table
-from pipelines.tracking import experiment_id, tracking_client
+from pipelines.engine.cli import VisionCLI
+from pipelines.engine.command import mistakes
+from pipelines.engine.terminal import print_table
+from pipelines.serving import registry
+from pipelines.tracking.client import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
 OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from modules import TranslationModule
-from pipelines import registry, video
-from pipelines.cli import VisionCLI, main, task_command
-from pipelines.files import write_image
-from pipelines.predict import find
+from pipelines.engine.cli import VisionCLI, main, task_command
+from pipelines.engine.disk import write_image
+from pipelines.serving import registry, video
+from pipelines.serving.files import find
 
 BATCH = 64
 
 
 def translation(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of image translation; see `pipelines.cli.main`."""
+    """Runs the command line of image translation; see `pipelines.engine.cli.main`."""
     return main("translation", TranslationModule, "datamodules.DigitTextures", args)
 
 

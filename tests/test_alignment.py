@@ -10,7 +10,8 @@ from PIL import Image
 
 from datamodules.faces.alignment import TEMPLATE, aligned, foremost, similarity
 from datamodules.images import read_image
-from pipelines import facenet, recognition
+from pipelines import facenet
+from pipelines import faces as recognition
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]  # of the five points of a drawn face
 

@@ -42,12 +42,12 @@ from modules.autoencoding import (
 )
 from modules.autoencoding.module import UnitStatistics
 from modules.base import VisionModule
-from modules.parts import Draws, build, describe
-from modules.reconstruction import ssim
-from pipelines import registry
+from modules.measures.images import ssim
+from modules.networks.parts import Draws, build, describe
 from pipelines.autoencoding import autoencoding, command
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
+from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", *QUIET]

@@ -12,9 +12,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from datamodules import COCODetection
-from modules.pictures import draw_boxes
+from modules.pictures.boxes import draw_boxes
 from pipelines.detection import detection
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 SMALL = ["--model.backbone", "resnet10t", "--model.detector.width", "16", "--model.detector.depth", "1",
          "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0",

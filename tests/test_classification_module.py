@@ -24,8 +24,8 @@ from torchmetrics import MetricCollection
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
 from pipelines.classification import classification
-from pipelines.cli import VisionCLI
-from pipelines.tracking import run_id_of
+from pipelines.engine.cli import VisionCLI
+from pipelines.tracking.logger import run_id_of
 
 
 class Tables(Logger):

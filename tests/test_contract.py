@@ -11,16 +11,16 @@ from conftest import start
 from mlflow.tracking import MlflowClient
 
 from modules import BackboneError, VisionModule
-from pipelines import registry
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
-from pipelines.cli import VisionCLI
 from pipelines.detection import detection
+from pipelines.engine.cli import VisionCLI
 from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.segmentation import segmentation
+from pipelines.serving import registry
 from pipelines.super_resolution import super_resolution
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 
 @dataclass

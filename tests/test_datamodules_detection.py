@@ -15,9 +15,10 @@ from datamodules.augmentations import evaluation
 from datamodules.detection import BoxFiles, Mixing
 from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
-from pipelines import convert, storage
+from pipelines import convert
 from pipelines.detection import detection
-from pipelines.pyfunc import VisionModel
+from pipelines.serving import store as storage
+from pipelines.serving.model import VisionModel
 
 READERS: dict[str, type[BoxFiles]] = {
     "coco": COCODetection,

@@ -18,14 +18,15 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from benchmarks.rcnn import RegionClassifier, propose
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization, create_backbone
-from modules.backbones import BackboneError, Pyramid
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
-from modules.detection.rcnn import RegionClassifier, propose
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
-from pipelines.storage import save_model
+from modules.networks import BackboneError
+from modules.networks.pyramid import Pyramid
+from pipelines.serving.store import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
 DETECTORS = {
@@ -392,7 +393,7 @@ def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> 
     torch.manual_seed(0)
     module = DetectionModule(2, image_size=160, backbone=name, detector=partial(YOLO, strides=[16, 32], width=16))
     save_model(tmp_path / "model", module, {"image_size": 160, "fit": "pad"}, "detection")
-    log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "pyfunc.py"), pip_requirements=[],
+    log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "serving" / "model.py"), pip_requirements=[],
                                   artifacts={"model": str(tmp_path / "model")}, registered_model_name=f"boxes-{name}")  # fmt: skip
     address = f"models:/boxes-{name}/{log.registered_model_version}"
     whole = create_backbone(address, image_size=160)

@@ -27,7 +27,7 @@ from modules import (
     TranslationModule,
 )
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 DIGITS = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", *QUIET]

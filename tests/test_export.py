@@ -28,11 +28,14 @@ from modules import (
     TranslationModule,
 )
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
-from modules.gan import ResidualTranslator, SRResNet
-from modules.segmentation import MaskRCNN
-from pipelines import export, registry, storage
+from modules.instance_segmentation import MaskRCNN
+from modules.super_resolution import SRResNet
+from modules.translation import ResidualTranslator
+from pipelines import export
 from pipelines.classification import classification
-from pipelines.cli import VisionCLI
+from pipelines.engine.cli import VisionCLI
+from pipelines.serving import registry
+from pipelines.serving import store as storage
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
-from modules.facenet import protocols as p
+from modules.facenet import metrics as p
 from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge, within_class_whitening
 
 
@@ -188,7 +188,7 @@ def test_a_training_can_start_whitened():
 
 
 def test_losses_with_weights_of_the_people_train_in_float32_and_stay_out_of_the_registered_model(tmp_path):
-    from pipelines.storage import load_model, save_model
+    from pipelines.serving.store import load_model, save_model
 
     module = faces(num_classes=7, loss=losses.ArcFaceLoss, threshold=0.5)
     assert module.loss.W.shape == (16, 7)

@@ -20,12 +20,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines import registry
 from pipelines.classification import classification
-from pipelines.files import DiskError, LockError, held, whole, write_text
-from pipelines.journal import Journal
-from pipelines.tracking import RunLogger, run_id_of
-from pipelines.trainer import WholeCheckpoints
+from pipelines.engine.checkpoint import WholeCheckpoints
+from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
+from pipelines.serving import registry
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.logger import RunLogger, run_id_of
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2"]  # fmt: skip
@@ -253,7 +253,7 @@ def test_two_trainings_that_start_within_a_second_have_folders_of_their_own() ->
                "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]  # fmt: skip
     at = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.cli.time.time", lambda: at)
+        patch.setattr("pipelines.engine.cli.time.time", lambda: at)
         first, second, third = (classification(command) for _ in range(3))
     folders = [cli.output for cli in (first, second, third)]
     assert len(set(folders)) == len(list(Path("outputs/classification").iterdir())) == 3

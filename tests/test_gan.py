@@ -23,9 +23,7 @@ from torch.distributions import Normal, kl_divergence
 
 from datamodules import Digits8x8
 from modules import BackboneError, GANModule, create_backbone
-from modules.backbones import read_weights
-from modules.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
-from modules.gan import (
+from modules.adversarial import (
     R1,
     AdversarialOptimization,
     BoundaryEquilibrium,
@@ -37,17 +35,19 @@ from modules.gan import (
     NonSaturating,
     Wasserstein,
 )
-from modules.gan.dissection import agreement, dissect, effect, layers
-from modules.gan.figures import effective_classes, frechet_distance, kernel_distance, neighbourhoods
-from modules.gan.health import Health
+from modules.adversarial.health import Health
+from modules.adversarial.objectives import Verdict, pulling_away, slope
+from modules.adversarial.players import at_rest, divergence, follow
 from modules.gan.module import grown
-from modules.gan.objectives import Verdict, pulling_away, slope
-from modules.gan.players import at_rest, divergence, follow
-from pipelines import registry
+from modules.inspection.dissection import agreement, dissect, effect, layers
+from modules.measures.sets import effective_classes, frechet_distance, kernel_distance, neighbourhoods
+from modules.networks.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
+from modules.networks.weights import read_weights
 from pipelines.classification import classification
 from pipelines.gan import command, gan
 from pipelines.segmentation import segmentation
-from pipelines.tracking import run_id_of
+from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.num_samples", "100",
@@ -405,8 +405,8 @@ def test_a_training_made_to_fail_is_named_and_a_healthy_one_is_not(failure: str,
 
 
 def test_a_failing_training_can_end_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modules.gan.health.PATIENCE", 1)
-    monkeypatch.setattr("modules.gan.health.GRACE", 5)
+    monkeypatch.setattr("modules.adversarial.health.PATIENCE", 1)
+    monkeypatch.setattr("modules.adversarial.health.GRACE", 5)
     made = module(stop_on_failure=True, health_every=10)
     with pytest.warns(UserWarning, match="Mode collapse at the generator's step 10"):
         trainer = train(made, 40, max_epochs=2)

@@ -14,7 +14,7 @@ from modules import ClassificationModule
 from modules import inspection as see
 from pipelines import inspect
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 
 VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "small_stem": False}
 SWIN = {"patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}

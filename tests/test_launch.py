@@ -7,8 +7,8 @@ from conftest import start
 from mlflow.tracking import MlflowClient
 
 from pipelines.classification import classification
-from pipelines.launch import Launcher, launcher
-from pipelines.tracking import run_id_of
+from pipelines.engine.launch import Launcher, launcher
+from pipelines.tracking.logger import run_id_of
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
          "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", "--output", "out"]  # fmt: skip

@@ -21,9 +21,9 @@ from modules import (
     VisionModule,
 )
 from modules.autoencoding import GaussianNoise, Plain
-from modules.gan import SRResNet
-from modules.parts import build, describe, upgrade
-from pipelines import storage
+from modules.networks.parts import build, describe, upgrade
+from modules.super_resolution import SRResNet
+from pipelines.serving import store as storage
 
 OWN = '''
 import torch

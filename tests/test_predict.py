@@ -26,10 +26,12 @@ from PIL import Image
 from datamodules import DataError, ImageFolder
 from modules import ClassificationModule
 from modules.base import VisionModule
-from pipelines import predict, registry, storage
+from pipelines import predict
 from pipelines.classification import classification
-from pipelines.cli import VisionCLI
-from pipelines.pyfunc import VisionModel
+from pipelines.engine.cli import VisionCLI
+from pipelines.serving import registry
+from pipelines.serving import store as storage
+from pipelines.serving.model import VisionModel
 
 MODEL = "models:/asked/1"
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false"]
@@ -246,7 +248,13 @@ def test_code_in_a_model_s_folder_is_not_run(trained: VisionCLI, monkeypatch: py
     flavour["python_model"] = "python_model.pkl"
     Path("model/MLmodel").write_text(yaml.safe_dump(flavours))
     Path("model/python_model.pkl").write_bytes(evil)
-    for code in ("pyfunc.py", "code/pipelines/pyfunc.py", "code/modules/__init__.py", "code/evil.py", "__init__.py"):
+    for code in (
+        "model.py",
+        "code/pipelines/serving/model.py",
+        "code/modules/__init__.py",
+        "code/evil.py",
+        "__init__.py",
+    ):
         Path("model", code).write_text(f"open({os.path.abspath('executed')!r}, 'w')\n")
     assert registry.load("model").predict(None, ["a.png"]).equals(expected)
     assert predict.predict("model", ["a.png"]) == 0

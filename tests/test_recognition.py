@@ -10,9 +10,10 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
-from pipelines import facenet, registry
-from pipelines import gallery as galleries
-from pipelines.gallery import Gallery
+from pipelines import facenet
+from pipelines.serving import gallery as galleries
+from pipelines.serving import registry
+from pipelines.serving.gallery import Gallery
 
 
 @pytest.fixture(scope="module")

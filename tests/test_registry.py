@@ -20,9 +20,10 @@ from PIL import Image
 
 from datamodules import ImageFolder
 from modules import ClassificationModule
-from pipelines import registry, storage
 from pipelines.classification import classification
-from pipelines.cli import VisionCLI
+from pipelines.engine.cli import VisionCLI
+from pipelines.serving import registry
+from pipelines.serving import store as storage
 
 
 def train(name: str, epochs: int) -> VisionCLI:
@@ -232,7 +233,7 @@ def test_the_backbone_of_a_registered_model_starts_another_training(trained: Vis
 
 
 def test_a_served_model_asks_for_all_that_it_imports() -> None:
-    code = "import sys, pipelines.pyfunc; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, pipelines.serving.model; print(*{name.partition('.')[0] for name in sys.modules})"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     known = packages_distributions()
     used = {package.lower().replace("_", "-") for name in imported for package in known.get(name, [])}

@@ -17,11 +17,12 @@ from conftest import start
 from mlflow.tracking import MlflowClient
 from test_contract import QUIET, TASKS, Task
 
-from pipelines import registry
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
-from pipelines.trainer import BestCheckpoint, VisionTrainer
+from pipelines.engine.checkpoint import BestCheckpoint
+from pipelines.engine.trainer import VisionTrainer
+from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 DIGITS = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", *QUIET]
 SMALL = [

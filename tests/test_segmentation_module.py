@@ -20,25 +20,15 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from datamodules import COCOSegmentation
 from modules import InstanceSegmentationModule, SegmentationModule
-from modules.backbones import BackboneError
-from modules.segmentation import (
-    FPN,
-    CrossEntropy,
-    DeepLabV3Plus,
-    Dice,
-    Focal,
-    Lovasz,
-    MaskRCNN,
-    Mixture,
-    SegFormer,
-    UNet,
-)
-from modules.segmentation.instance import MaskMetric, panoptic_map
+from modules.instance_segmentation import MaskMetric, MaskRCNN, panoptic_map
+from modules.networks import BackboneError
+from modules.segmentation import FPN, CrossEntropy, DeepLabV3Plus, Dice, Focal, Lovasz, Mixture, SegFormer, UNet
 from modules.segmentation.metrics import SegmentationMetric, boundary_counts, edges
-from modules.segmentation.sliding import starts, strips
-from pipelines import export, storage
+from modules.segmentation.windows import starts, strips
+from pipelines import export
 from pipelines.classification import classification
 from pipelines.predict import predict
+from pipelines.serving import store as storage
 
 K = 4
 

@@ -13,10 +13,9 @@ from torch import nn
 
 from datamodules import DataError, Digits8x8, PhotographFolder, Photographs
 from modules import BackboneError, SuperResolutionModule
-from modules.gan import SRResNet
-from modules.gan.super_resolution import quality, resized
-from modules.parts import build, describe
-from modules.reconstruction import BCE, Perceptual, perceptual_distance
+from modules.measures.images import BCE, Perceptual, perceptual_distance
+from modules.networks.parts import build, describe
+from modules.super_resolution import SRResNet, quality, resized
 from pipelines.predict import predict
 from pipelines.super_resolution import super_resolution
 
@@ -116,9 +115,9 @@ def test_pieces_of_a_large_image_equal_the_whole(blocks: int, factor: int, monke
             block[3].weight.data[0, 1, 1, 1] = -1
         made.average.last.weight.data /= 2
         with monkeypatch.context() as patch:
-            patch.setattr("modules.gan.super_resolution.TILE", 4 * size)
+            patch.setattr("modules.super_resolution.TILE", 4 * size)
             whole = made.enlarge(image)
-            patch.setattr("modules.gan.super_resolution.TILE", 16)
+            patch.setattr("modules.super_resolution.TILE", 16)
             assert torch.equal(made.enlarge(image), whole)
             patch.setattr(SRResNet, "reach", net.reach - 1)
             assert not torch.equal(made.enlarge(image), whole)

@@ -17,8 +17,9 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState, create_trial
 from test_contract import TASKS
 
-from pipelines import registry, sweep
-from pipelines.tracking import run_id_of
+from pipelines import sweep
+from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 STORAGE = "sqlite:///studies.db"
 RECIPE = """
@@ -169,7 +170,7 @@ SCENES = [
 ]
 OTHERS = {
     "instance_segmentation": ["--data", "DigitMasks", *SCENES, "--data.objects", "true", "--model.backbone", "test_resnet",
-                              "--model.detector", "modules.segmentation.MaskRCNN", "--model.detector.width", "16",
+                              "--model.detector", "modules.instance_segmentation.MaskRCNN", "--model.detector.width", "16",
                               "--model.detector.hidden", "16", "--model.detector.mask_width", "16"],
     "masked_autoencoding": ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone_options",
                             "{patch_size: 4, embed_dim: 24, depth: 1, num_heads: 2}", "--model.decoder_dim", "16",

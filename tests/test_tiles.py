@@ -14,13 +14,14 @@ from pycocotools.coco import COCO
 
 from datamodules.images import pieces
 from modules import InstanceSegmentationModule
+from modules.detection.masks import pixels, placed, union
 from modules.detection.metrics import overlaps
 from modules.detection.tiles import joined
-from modules.masks import pixels, placed, union
-from modules.segmentation.instance import MaskRCNN
-from pipelines import registry, storage
+from modules.instance_segmentation import MaskRCNN
 from pipelines.detection import detection
 from pipelines.predict import predict
+from pipelines.serving import registry
+from pipelines.serving import store as storage
 
 SIDE = 100
 

@@ -21,12 +21,17 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import autoencoding, export, facenet, inspect, journal, predict, registry, sweep, tracking, transfer
+from pipelines import autoencoding, export, facenet, inspect, predict, sweep, tracking
+from pipelines import transferability as transfer
 from pipelines.classification import classification
-from pipelines.cli import expand
-from pipelines.journal import Journal
-from pipelines.redaction import redact
-from pipelines.tracking import experiment_id, flatten, run_id_of, tracking_client
+from pipelines.engine.cli import expand
+from pipelines.serving import registry
+from pipelines.tracking import journal
+from pipelines.tracking.client import experiment_id, tracking_client
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.logger import run_id_of
+from pipelines.tracking.provenance import flatten
+from pipelines.tracking.redaction import redact
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2", "--output", "out"]  # fmt: skip

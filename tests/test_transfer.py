@@ -30,26 +30,17 @@ from modules import (
     VisionModule,
     create_backbone,
 )
-from modules.backbones import untrained
-from modules.gan import AdversarialModule
-from modules.segmentation import MaskRCNN
-from modules.transfer import (
-    LARGE,
-    Evidence,
-    Scaler,
-    Stages,
-    choose,
-    extract,
-    layers,
-    machine,
-    probe,
-    solve,
-    unfreezing,
-)
-from pipelines import registry
-from pipelines import transfer as command
+from modules.adversarial import AdversarialModule
+from modules.callbacks.freezing import layers, unfreezing
+from modules.callbacks.linear_head import Scaler, machine, solve
+from modules.callbacks.transfer import LARGE, Evidence, choose, probe
+from modules.instance_segmentation import MaskRCNN
+from modules.networks.backbones import untrained
+from modules.networks.features import Stages, extract
+from pipelines import transferability as command
 from pipelines.classification import classification
-from pipelines.tracking import run_id_of
+from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
          "enable_model_summary": False, "accelerator": "cpu", "use_distributed_sampler": False}  # fmt: skip

@@ -18,19 +18,12 @@ from torch import Tensor, nn
 from datamodules import DigitAttributes, Digits, DigitTextures, DomainFolder
 from datamodules.translation import DomainDataset, DomainSource, with_stroke
 from modules import BackboneError, TranslationModule, create_backbone
-from modules.gan import (
-    R1,
-    AdversarialOptimization,
-    EnergyBased,
-    GradientPenalty,
-    NonSaturating,
-    ResidualTranslator,
-    Wasserstein,
-)
-from modules.gan.adversarial import to_uint8
-from modules.gan.translators import ImagePool, domain_of, values_of
+from modules.adversarial import R1, AdversarialOptimization, EnergyBased, GradientPenalty, NonSaturating, Wasserstein
+from modules.adversarial.base import to_uint8
+from modules.translation import ResidualTranslator
+from modules.translation.translators import ImagePool, domain_of, values_of
 from pipelines.predict import main as predict
-from pipelines.tracking import run_id_of
+from pipelines.tracking.logger import run_id_of
 from pipelines.translation import command, translation
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
@@ -366,8 +359,8 @@ def test_other_parts_train_both_players(coloured: DigitAttributes) -> None:
 
 
 def test_translations_that_are_all_alike_are_named_and_can_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modules.gan.health.PATIENCE", 2)
-    monkeypatch.setattr("modules.gan.health.GRACE", 0)
+    monkeypatch.setattr("modules.adversarial.health.PATIENCE", 2)
+    monkeypatch.setattr("modules.adversarial.health.GRACE", 0)
     sound = module(health_every=2)
     train(sound, 4)
     assert "mode collapse" not in sound.health.found

@@ -14,7 +14,9 @@ from PIL import Image
 from datamodules import DigitScenes
 from datamodules.detection import Sprites
 from modules import ClassificationModule, DetectionModule
-from pipelines import predict, registry, storage, video
+from pipelines import predict
+from pipelines.serving import registry, video
+from pipelines.serving import store as storage
 
 FRAMES = 20
 

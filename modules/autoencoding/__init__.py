@@ -14,16 +14,8 @@ from modules.autoencoding.parts import (
     SaltAndPepper,
 )
 from modules.autoencoding.points import PointAutoencoder
-from modules.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
-from modules.reconstruction import (
-    BCE,
-    L1,
-    MSE,
-    SSIM,
-    DiscretizedLogistic,
-    Perceptual,
-    ReconstructionLoss,
-)
+from modules.measures.images import BCE, L1, MSE, SSIM, DiscretizedLogistic, Perceptual, ReconstructionLoss
+from modules.networks.decoders import Decoder, Dense, TransposedConvolutions, UpsampledConvolutions
 
 __all__ = [
     "BCE",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.parts import Draws, Part, Shape, within
+from modules.networks.parts import Draws, Part, Shape, within
 from modules.ranges import NonNegative, PositiveInt, Share
 
 

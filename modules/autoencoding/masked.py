@@ -6,13 +6,13 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from modules.autoencoding.figures import named_rows, to_uint8
+from modules.autoencoding.pictures import named_rows, to_uint8
 from modules.base import Stage, VisionModule
+from modules.callbacks.transfer import Transfer
 from modules.networks import BackboneError
+from modules.networks.parts import Draws
 from modules.optimization import Optimization
-from modules.parts import Draws
 from modules.ranges import PositiveInt, Share
-from modules.transfer import Transfer
 
 PICTURED = 12  # images in the picture
 

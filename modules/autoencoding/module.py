@@ -12,16 +12,17 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
-from modules.autoencoding.figures import PrincipalComponents, named_rows, plane, signed_tiles, to_uint8
+from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
-from modules.backbones import BackboneError
+from modules.autoencoding.pictures import named_rows, plane, signed_tiles, to_uint8
 from modules.base import Stage, VisionModule
-from modules.decoders import Decoder, TransposedConvolutions
+from modules.callbacks.transfer import Transfer
+from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
+from modules.networks import BackboneError
+from modules.networks.decoders import Decoder, TransposedConvolutions
+from modules.networks.parts import Draws, build, describe
 from modules.optimization import Optimization
-from modules.parts import Draws, build, describe
-from modules.pictures import captioned, image_grid
-from modules.reconstruction import MSE, SSIM_SIDE, ReconstructionLoss, ssim
-from modules.transfer import Transfer
+from modules.pictures.sheets import captioned, image_grid
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane

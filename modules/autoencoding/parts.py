@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from modules.parts import Draws, Part, within
+from modules.networks.parts import Draws, Part, within
 from modules.ranges import NonNegative, Positive, PositiveInt, Share
 
 

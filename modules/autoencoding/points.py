@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modules.pictures import Image, rasterize
+from modules.pictures.charts import rasterize
+from modules.pictures.sheets import Image
 
 
 class PointAutoencoder(L.LightningModule):

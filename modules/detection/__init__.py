@@ -1,8 +1,8 @@
 """Boxes around objects: the module and its detectors."""
 
-from modules.detection.base import Detector
-from modules.detection.classic import FCOS, FasterRCNN, RetinaNet
+from modules.detection.detector import Detector
 from modules.detection.module import DetectionModule
+from modules.detection.torchvision import FCOS, FasterRCNN, RetinaNet
 from modules.detection.yolo import YOLO
 
 __all__ = ["FCOS", "YOLO", "DetectionModule", "Detector", "FasterRCNN", "RetinaNet"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from modules.detection.base import Detections
+from modules.detection.detector import Detections
 
 HIT = 0.5  # overlap (IoU) from which a detection counts as that of an object, where one overlap is looked at
 UNSURE = 0.3  # score from which detections are believed where none is known to be better

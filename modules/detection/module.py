@@ -10,16 +10,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modules.backbones import BackboneError
 from modules.base import Stage, VisionModule
+from modules.callbacks.transfer import Transfer
 from modules.detection import pictures
-from modules.detection.base import Detections, Detector
+from modules.detection.detector import Detections, Detector
 from modules.detection.metrics import UNSURE, DetectionMetric
 from modules.detection.yolo import YOLO
+from modules.networks import BackboneError
+from modules.networks.parts import build, describe
 from modules.optimization import Optimization
-from modules.parts import build, describe
-from modules.pictures import confusion_matrix, draw_boxes, picture, sheet
-from modules.transfer import Transfer
+from modules.pictures.boxes import draw_boxes
+from modules.pictures.charts import confusion_matrix
+from modules.pictures.sheets import picture, sheet
 
 SHOWN = 8  # validation images whose detections are shown
 WORST = 8  # images with most mistakes that are shown

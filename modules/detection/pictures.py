@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modules.detection.base import Detections
+from modules.detection.detector import Detections
 from modules.detection.metrics import Array, match
-from modules.pictures import Image, draw_boxes, picture, rasterize
+from modules.pictures.boxes import draw_boxes
+from modules.pictures.charts import rasterize
+from modules.pictures.sheets import Image, picture
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modules.detection.masks import placed, union
 from modules.detection.metrics import Array, overlaps
-from modules.masks import placed, union
 
 AGREE = 0.5  # share from which on two pieces show the same object
 EDGE = 1 / 64  # of a piece's side: what comes nearer to its edge is thought to be cut off there

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from modules.detection.base import OneStageDetector, ignored, mean_over_processes, smallest_stride
+from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
 from modules.ranges import PositiveInt
 
 PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from modules.backbones import BackboneError
 from modules.base import Stage, VisionModule
-from modules.facenet import drawing
+from modules.callbacks.transfer import Transfer
+from modules.facenet import pictures as drawing
+from modules.facenet.metrics import Pairs, report
 from modules.facenet.mining import (
     ProgressiveMiner,
     TripletLoss,
@@ -23,10 +24,9 @@ from modules.facenet.mining import (
     triplet_hinge,
     within_class_whitening,
 )
-from modules.facenet.protocols import Pairs, report
+from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.ranges import NonNegativeInt, PositiveInt, Share
-from modules.transfer import Transfer
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
 

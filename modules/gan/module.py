@@ -7,18 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modules.backbones import BackboneError
+from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.health import Health
+from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
+from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.base import Stage
-from modules.decoders import Decoder, Progressive, UpsampledConvolutions
-from modules.gan.adversarial import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
-from modules.gan.extractors import CHUNK, extractor_name
-from modules.gan.figures import compare, frechet_distance
-from modules.gan.health import Health
-from modules.gan.judge import Judge
-from modules.gan.objectives import NonSaturating, Objective, Regularizer, Verdict
-from modules.gan.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
-from modules.parts import Draws, build, describe, within
-from modules.pictures import captioned, image_grid
+from modules.measures.extractors import CHUNK, extractor_name
+from modules.measures.judge import Judge
+from modules.measures.sets import compare, frechet_distance
+from modules.networks import BackboneError
+from modules.networks.decoders import Decoder, Progressive, UpsampledConvolutions
+from modules.networks.parts import Draws, build, describe, within
+from modules.pictures.sheets import captioned, image_grid
 from modules.ranges import NonNegativeInt, PositiveInt
 
 PICTURED = 64

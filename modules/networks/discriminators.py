@@ -125,7 +125,7 @@ def pyramid(side: int, width: int) -> tuple[int, list[int]]:
 
 class Progressive(Network):
     """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the standard deviation over the
-    batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.decoders.Progressive`;
+    batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.networks.decoders.Progressive`;
     images of the full side are reduced to it.
 
     Args:

@@ -1,7 +1,6 @@
-"""A class for each pixel, or a mask for each object: the modules, decoders, losses."""
+"""A class for each pixel: the module, its decoders and losses."""
 
-from modules.segmentation.decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
-from modules.segmentation.instance import InstanceSegmentationModule, MaskRCNN
+from modules.networks.dense_decoders import FPN, Decoder, DeepLabV3Plus, SegFormer, UNet
 from modules.segmentation.losses import CrossEntropy, Dice, Focal, Loss, Lovasz, Mixture
 from modules.segmentation.module import SegmentationModule
 
@@ -12,10 +11,8 @@ __all__ = [
     "DeepLabV3Plus",
     "Dice",
     "Focal",
-    "InstanceSegmentationModule",
     "Loss",
     "Lovasz",
-    "MaskRCNN",
     "Mixture",
     "SegFormer",
     "SegmentationModule",

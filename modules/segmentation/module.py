@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modules.base import Stage, VisionModule
+from modules.callbacks.transfer import Transfer
+from modules.networks.dense_decoders import Decoder, UNet
+from modules.networks.parts import build, describe
 from modules.optimization import Optimization
-from modules.parts import build, describe
-from modules.pictures import confusion_matrix, picture, sheet
+from modules.pictures.charts import confusion_matrix
+from modules.pictures.sheets import picture, sheet
 from modules.segmentation import pictures
-from modules.segmentation.decoders import Decoder, UNet
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
-from modules.segmentation.sliding import strips
-from modules.transfer import Transfer
+from modules.segmentation.windows import strips
 
 SHOWN = 6  # validation images whose class maps are shown
 WORST = 6  # images with most wrong pixels that are shown

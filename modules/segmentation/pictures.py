@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from modules.pictures import Image, picture
+from modules.pictures.sheets import Image, picture
 
 IGNORED = (224, 224, 192)  # colour of pixels that do not count
 

@@ -1,0 +1,34 @@
+"""What all adversarial tasks share: two optimisers, objectives, players, health."""
+
+from modules.adversarial.base import AdversarialAdam, AdversarialModule, AdversarialOptimization, Constant
+from modules.adversarial.objectives import (
+    R1,
+    BoundaryEquilibrium,
+    EnergyBased,
+    GradientPenalty,
+    Hinge,
+    LeastSquares,
+    NonSaturating,
+    Objective,
+    Regularizer,
+    Wasserstein,
+)
+from modules.adversarial.players import Encoder
+
+__all__ = [
+    "R1",
+    "AdversarialAdam",
+    "AdversarialModule",
+    "AdversarialOptimization",
+    "BoundaryEquilibrium",
+    "Constant",
+    "Encoder",
+    "EnergyBased",
+    "GradientPenalty",
+    "Hinge",
+    "LeastSquares",
+    "NonSaturating",
+    "Objective",
+    "Regularizer",
+    "Wasserstein",
+]

@@ -1,0 +1,269 @@
+"""What the two players of a GAN want: the losses, and the penalties on the discriminator's slope."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.networks.parts import Part, within
+from modules.ranges import NonNegative, Positive, PositiveInt, ShareBelowOne
+
+
+class Verdict(NamedTuple):
+    """What a discriminator says of images.
+
+    Args:
+        score: float B. High for real images; of a discriminator that is an autoencoder the energy, which is low for them.
+        features: float B×F, from which it was made.
+    """
+
+    score: Tensor
+    features: Tensor
+
+
+class Objective(Part):
+    """What the players minimise."""
+
+    energy = 0  # p of the error |x̂ − x|^p where the score is that of an autoencoder, low for real images; else 0
+    threshold: float | None = 0.0  # score between real and generated; None: half-way between their means
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """The discriminator's loss, a scalar: the mean over a batch of real and one of generated images."""
+        raise NotImplementedError
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """The generator's loss, a scalar: the mean over a batch of its images."""
+        raise NotImplementedError
+
+    def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """What the objective learns from a generator's step.
+
+        Args:
+            real: mean score of the last real images, over all processes.
+            fake: mean score of the images that the generator was just trained on.
+
+        Returns:
+            Figures to log.
+        """
+        return {}
+
+
+class NonSaturating(Objective):
+    """The original GAN as it is trained (Goodfellow et al. 2014, arXiv:1406.2661): the discriminator's binary
+    cross-entropy, and −log D(G(z)) for the generator.
+
+    Args:
+        saturating: log(1 − D(G(z))) for the generator, the paper's equation 1, whose gradient vanishes where the
+            discriminator is sure: for showing that it does.
+        label_smoothing: what the target for real images lacks to 1 (Salimans et al. 2016, arXiv:1606.03498, 3.4).
+    """
+
+    def __init__(self, saturating: bool = False, label_smoothing: ShareBelowOne = 0.0) -> None:
+        super().__init__()
+        within("label_smoothing", label_smoothing, 0, 0.5)
+        self.saturating, self.label_smoothing = saturating, label_smoothing
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        target = torch.full_like(real.score, 1 - self.label_smoothing)
+        return F.binary_cross_entropy_with_logits(real.score, target) + F.softplus(fake.score).mean()
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return -F.softplus(fake.score).mean() if self.saturating else F.softplus(-fake.score).mean()
+
+
+class LeastSquares(Objective):
+    """½(D(x) − 1)² + ½D(G(z))² and ½(D(G(z)) − 1)² (Mao et al. 2017, arXiv:1611.04076, equation 9)."""
+
+    threshold = 0.5
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return 0.5 * ((real.score - 1).square().mean() + fake.score.square().mean())
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return 0.5 * (fake.score - 1).square().mean()
+
+
+class Hinge(Objective):
+    """max(0, 1 − D(x)) + max(0, 1 + D(G(z))) and −D(G(z)) (Lim & Ye 2017, arXiv:1705.02894; with spectral normalisation
+    Miyato et al. 2018, arXiv:1802.05957)."""
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return F.relu(1 - real.score).mean() + F.relu(1 + fake.score).mean()
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return -fake.score.mean()
+
+
+class Wasserstein(Objective):
+    """D(G(z)) − D(x) and −D(G(z)) (Arjovsky et al. 2017, arXiv:1701.07875), to be used with `GradientPenalty`.
+
+    Args:
+        drift: weight of D(x)², which keeps the scores near zero (Karras et al. 2018, arXiv:1710.10196, appendix A.1).
+    """
+
+    threshold = None
+
+    def __init__(self, drift: NonNegative = 0.001) -> None:
+        super().__init__()
+        self.drift = drift
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return fake.score.mean() - real.score.mean() + self.drift * real.score.square().mean()
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return -fake.score.mean()
+
+
+def pulling_away(features: Tensor) -> Tensor:
+    """The mean squared cosine between the features of different images, in [0, 1] (Zhao et al. 2017, arXiv:1609.03126,
+    equation 4).
+
+    Args:
+        features: float B×F with B of at least 2.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    count = len(unit)
+    return ((unit @ unit.T).square().sum() - unit.square().sum(1).square().sum()) / (count * (count - 1))
+
+
+class EnergyBased(Objective):
+    """E(x) + max(0, m − E(G(z))) and E(G(z)) with the pulling-away term, where E is the error of the discriminator, an
+    autoencoder (Zhao et al. 2017, arXiv:1609.03126, equations 1, 2 and 4).
+
+    Args:
+        margin: m, in units of the mean squared error of normalised images.
+        pull: weight of the pulling-away term: EBGAN-PT; 0 for EBGAN.
+    """
+
+    energy, threshold = 2, None
+
+    def __init__(self, margin: NonNegative = 1.0, pull: NonNegative = 0.1) -> None:
+        super().__init__()
+        within("margin", margin, 0)
+        self.margin, self.pull = margin, pull
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return real.score.mean() + F.relu(self.margin - fake.score).mean()
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        loss = fake.score.mean()
+        return loss + self.pull * pulling_away(fake.features) if self.pull and len(fake.score) > 1 else loss
+
+
+class BoundaryEquilibrium(Objective):
+    """L(x) − k·L(G(z)) and L(G(z)), with k ← k + λ(γ L(x) − L(G(z))) in [0, 1]; L is the error of the discriminator, an
+    autoencoder (Berthelot et al. 2017, arXiv:1703.10717, 3.4). Logs k and the measure of convergence
+    M = L(x) + |γ L(x) − L(G(z))|, which falls when all is well, and at times when it is not: look at the coverage too.
+
+    Args:
+        gamma: γ, in [0, 1], the error of generated images against that of real ones that is aimed at; lower for
+            better and less varied images.
+        step: λ.
+    """
+
+    energy, threshold = 1, None
+    balance: Tensor
+
+    def __init__(self, gamma: Positive = 0.5, step: NonNegative = 0.001) -> None:
+        super().__init__()
+        within("gamma", gamma, 0, 1)
+        self.gamma, self.step = gamma, step
+        self.register_buffer("balance", torch.tensor(0.0))
+
+    def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return real.score.mean() - self.balance * fake.score.mean()
+
+    def generator(self, fake: Verdict) -> Tensor:
+        """See `Objective`."""
+        return fake.score.mean()
+
+    def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """See `Objective`."""
+        difference = self.gamma * real - fake
+        self.balance.copy_((self.balance + self.step * difference).clamp(0, 1))
+        return {"balance": self.balance.clone(), "convergence": real + difference.abs()}
+
+
+Score = Callable[[Tensor], Tensor]  # float32 B×C×H×W to float32 B
+
+
+def slope(score: Score, image: Tensor) -> Tensor:
+    """‖∂score/∂image‖² of each image, float32 B, with a graph for a second derivative. Always in float32: squares of
+    gradients leave the range of half precision.
+
+    Args:
+        score: the discriminator.
+        image: float B×C×H×W.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image = image.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(score(image).sum(), image, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
+
+
+class Regularizer(Part):
+    """What a discriminator is made to pay for its slope."""
+
+    every = 1  # batches of a discriminator's step for one with the penalty
+
+    def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+        """The weighted penalty, a scalar.
+
+        Args:
+            score: the discriminator.
+            real: float B×C×H×W, normalised real images.
+            fake: float B×C×H×W, normalised generated images, without a graph.
+        """
+        raise NotImplementedError
+
+
+class GradientPenalty(Regularizer):
+    """λ (‖∇D‖ − 1)² at random points between real and generated images (Gulrajani et al. 2017, arXiv:1704.00028).
+
+    Without batch normalisation in the discriminator only, as the score of an image must depend on no other.
+
+    Args:
+        weight: λ.
+    """
+
+    def __init__(self, weight: NonNegative = 10.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+        """See `Regularizer`."""
+        share = torch.rand(len(real), 1, 1, 1, device=real.device)
+        norm = (slope(score, torch.lerp(real.float(), fake.float(), share)) + 1e-12).sqrt()
+        return self.weight * (norm - 1).square().mean()
+
+
+class R1(Regularizer):
+    """γ/2 ‖∇D‖² at real images (Mescheder et al. 2018, arXiv:1801.04406), every few steps with a weight as many times as
+    high (Karras et al. 2020, arXiv:1912.04958, appendix B).
+
+    Args:
+        weight: γ.
+        every: discriminator's steps for one with the penalty.
+    """
+
+    def __init__(self, weight: NonNegative = 1.0, every: PositiveInt = 8) -> None:
+        super().__init__()
+        within("every", every, 1)
+        self.weight, self.every = weight, every
+
+    def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+        """See `Regularizer`."""
+        return 0.5 * self.weight * self.every * slope(score, real).mean()

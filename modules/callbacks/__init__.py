@@ -1,0 +1,1 @@
+"""What happens around a training: freezing, transfer, heads that are solved for."""

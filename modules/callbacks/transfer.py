@@ -1,0 +1,142 @@
+"""How a backbone is put to its new use: measured, chosen, with the evidence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.pipeline import make_pipeline
+from torch import Tensor, nn
+
+from modules.callbacks.linear_head import Scaler
+from modules.networks.features import Grid, extract
+
+Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
+Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
+PROBED = (1000, 500)  # images to train on and to validate with that `measure` looks at
+LARGE = 50  # images a class from which a data set counts as large
+
+
+def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> float:
+    """How well a linear classifier tells classes apart by some features: its accuracy on held-out images, in [0, 1].
+
+    The classifier is ridge regression on scaled features, its penalty chosen by leaving one out, which costs one
+    decomposition.
+
+    Args:
+        train: features float N×D and labels int N to fit to.
+        val: those to measure with.
+    """
+    classifier = make_pipeline(Scaler(), RidgeClassifierCV(alphas=np.logspace(-1, 5, 13)))
+    return float(classifier.fit(*train).score(*val))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a data set before a backbone is trained on it.
+
+    Args:
+        images: images to train on.
+        classes: number of classes; 1 where the task has none.
+        features: accuracy of `probe` on the backbone's features; None where images have no label of their own.
+        pixels: the same on the images themselves, averaged to a `grid`.
+    """
+
+    images: int
+    classes: int
+    features: float | None = None
+    pixels: float | None = None
+
+    @property
+    def per_class(self) -> float:
+        """Images a class."""
+        return self.images / max(1, self.classes)
+
+    @property
+    def similar(self) -> bool | None:
+        """Whether classes lie better apart in the features than in the pixels: what the source saw is of use here."""
+        return None if self.features is None or self.pixels is None else self.features > self.pixels
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy and why.
+
+    Args:
+        strategy: the one to take.
+        quadrant: size and similarity in words, such as ``small, similar``.
+        reason: why it suits, in a sentence.
+        evidence: the numbers.
+    """
+
+    strategy: Strategy
+    quadrant: str
+    reason: str
+    evidence: Evidence = field(repr=False)
+
+    def __str__(self) -> str:
+        """The choice in a line."""
+        return f"Transfer: {self.strategy} ({self.quadrant}). {self.reason}"
+
+    def report(self) -> str:
+        """The choice with all its numbers, as Markdown."""
+        e = self.evidence
+        rows = [
+            ("images to train on", f"{e.images:,}"),
+            ("classes", f"{e.classes:,}"),
+            ("images a class", f"{e.per_class:.1f} (large from {LARGE})"),
+            ("linear probe on the features", "no label" if e.features is None else f"{e.features:.3f}"),
+            ("linear probe on the pixels", "no label" if e.pixels is None else f"{e.pixels:.3f} (similar if lower)"),
+        ]  # fmt: skip
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        return f"# {self.strategy}\n\n**{self.quadrant}**: {self.reason}\n\n| measure | value |\n|---|---|\n{table}\n"
+
+
+def choose(evidence: Evidence) -> Choice:
+    """Chooses a strategy by the four quadrants of data-set size and similarity to the source.
+
+    Large is a data set with `LARGE` images a class. Similar is a source whose features separate the classes better than
+    the pixels do. Few images of what the source knows leave its features alone; in the other quadrants all layers learn,
+    the early ones slowly. What lectures advise for them was seldom better in `benchmarks.transfer`: to unfreeze from the
+    top down never, to begin from scratch once in eleven cases.
+    """
+    e, size = evidence, "large" if evidence.per_class >= LARGE else "small"
+    count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} a class"
+    if e.similar is None:
+        why = f"There are {count}, and without a label for each image nothing says how similar the source is."
+        return Choice("finetune", f"{size}, similarity not known", why, e)
+    seen = f"a linear classifier is right in {e.features:.0%} on the features and in {e.pixels:.0%} on the pixels"
+    if e.similar and size == "small":
+        why = f"The source knows what is in these images ({seen}), and {count} are few to change it with."
+        return Choice("features", "small, similar", why, e)
+    if e.similar:
+        why = f"The source knows what is in these images ({seen}), and {count} are enough to improve on it."
+        return Choice("finetune", "large, similar", why, e)
+    return Choice(
+        "finetune", f"{size}, different", f"The source saw other things ({seen}): all layers have to learn.", e
+    )
+
+
+def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor], classes: int | None) -> Choice:
+    """Measures what data are to a backbone, on 1,000 training and 500 validation images at most, and chooses.
+
+    Args:
+        backbone: the pretrained one.
+        data: a data module.
+        normalize: makes the network's input of images.
+        classes: number of classes; None counts the labels that are seen.
+
+    Returns:
+        See `choose`.
+    """
+    train, val = (data.plain_loader(split, most, False) for split, most in zip(("train", "val"), PROBED, strict=True))
+    features, labels = extract(backbone, train, normalize)
+    scores: list[float | None] = [None, None]
+    if labels is not None:
+        scores[0] = probe((features, labels), extract(backbone, val, normalize))
+        scores[1] = probe(*(extract(Grid(), images, Tensor.float) for images in (train, val)))
+    if classes is None:
+        classes = 1 if labels is None else len(np.unique(labels))
+    return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1]))

@@ -1,0 +1,127 @@
+"""What every detector does: from a feature pyramid to boxes, labels and scores."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, nms
+
+from modules.networks.pyramid import Pyramid
+
+Detections = dict[
+    str, Tensor
+]  # of an image: boxes float N×4 (xyxy, pixels of the input), labels int64 N, scores float N
+
+CANDIDATES = 1000  # boxes of an image that go into non-maximum suppression
+MIN_SCORE = 0.01  # below it, boxes count for nothing in a precision-recall curve that one would look at
+
+
+class Detector(nn.Module):
+    """Turns the maps of a backbone into boxes. A subclass has the layers, the loss and the decoding.
+
+    Args:
+        backbone: made with ``features_only``; only its ``feature_info`` is read.
+        num_classes: number of classes, without a background.
+        image_size: side of the input, in pixels.
+        strides: strides of the maps to look at.
+        options: the subclass's own arguments, with which it is made again.
+    """
+
+    max_detections = 100  # as COCO counts them
+    nms_iou = 0.6
+    across_classes = False
+
+    def __init__(
+        self, backbone: Any, num_classes: int, image_size: int, strides: Sequence[int], options: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.image_size = num_classes, image_size
+        self.options = {"strides": list(strides), **options}
+        self.pyramid = Pyramid(backbone, strides)
+
+    def forward(self, features: Sequence[Tensor]) -> Any:
+        """The maps of the backbone to raw outputs, in whatever form `losses` and `detect` take them."""
+        raise NotImplementedError
+
+    def losses(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """The parts of the loss, which are to be added, and the number of what they are means over, both scalars.
+
+        Args:
+            outputs: of `forward`.
+            batch: ``boxes``, ``labels`` and ``ignore``, lists with a tensor for each image.
+        """
+        raise NotImplementedError
+
+    def detect(self, outputs: Any) -> list[Detections]:
+        """The boxes of each image, the most certain first, `max_detections` at most."""
+        raise NotImplementedError
+
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
+        """Sets which boxes are kept; None leaves a setting as it is.
+
+        Args:
+            max_detections: boxes of an image.
+            nms_iou: overlap from which of two boxes the less certain is dropped.
+            across_classes: also where they are of different classes.
+        """
+        self.max_detections = self.max_detections if max_detections is None else max_detections
+        self.nms_iou = self.nms_iou if nms_iou is None else nms_iou
+        self.across_classes = self.across_classes if across_classes is None else across_classes
+
+    def suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Which of N boxes are kept, the most certain first: int64, `max_detections` at most."""
+        one = (
+            nms(boxes, scores, self.nms_iou)
+            if self.across_classes
+            else batched_nms(boxes, scores, labels, self.nms_iou)
+        )
+        return one[: self.max_detections]
+
+
+class OneStageDetector(Detector):
+    """A detector that judges places on a dense grid, all of them in one pass."""
+
+    def dense(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Boxes, float32 B×A×4 within the image, and scores, float32 B×A×K in [0, 1], of all A places."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def detect(self, outputs: Any) -> list[Detections]:
+        """See `Detector.detect`."""
+        return [self._select(boxes, scores) for boxes, scores in zip(*self.dense(outputs), strict=True)]
+
+    def _select(self, boxes: Tensor, scores: Tensor) -> Detections:
+        """The best of A boxes by K scores each."""
+        values, order = scores.flatten().topk(min(max(CANDIDATES, 10 * self.max_detections), scores.numel()))
+        order = order[values > MIN_SCORE]
+        values = values[: len(order)]
+        boxes, labels = boxes[order // self.num_classes], order % self.num_classes
+        keep = self.suppressed(boxes, values, labels)
+        return {"boxes": boxes[keep], "labels": labels[keep], "scores": values[keep]}
+
+
+def smallest_stride(image_size: int) -> int:
+    """The stride of the finest map by default: 8 pixels, and 4 where images are small."""
+    return 8 if image_size > 256 else 4
+
+
+def inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Whether points lie in boxes: float A×2 (x, y) and float …×M×4 to bool …×M×A."""
+    gaps = torch.cat((points - boxes[..., None, :2], boxes[..., None, 2:] - points), -1)
+    return gaps.amin(-1) > 0
+
+
+def ignored(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Which of the places A×2 lie in a box of the batch that is not to be learned from: bool B×A."""
+    rows = [inside(points, boxes[ignore]).any(0) for boxes, ignore in zip(batch["boxes"], batch["ignore"], strict=True)]
+    return torch.stack(rows)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a scalar over all processes, so that a loss is divided by the same number on each."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    value = value.detach().clone()
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()

@@ -1,0 +1,331 @@
+"""FCOS, RetinaNet and Faster R-CNN: torchvision's parts on our feature maps.
+
+torchvision's own resizing and normalisation are left out: images come normalised from `VisionModule.normalize`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import fcos, retinanet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+
+from modules.detection.detector import (
+    MIN_SCORE,
+    Detections,
+    Detector,
+    OneStageDetector,
+    ignored,
+    inside,
+    smallest_stride,
+)
+from modules.ranges import Positive, PositiveInt
+
+UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
+
+
+class _Neck(nn.Module):
+    """Feature pyramid network (Lin et al. 2017, arXiv:1612.03144) over the maps at the detector's strides."""
+
+    def __init__(self, pyramid: nn.Module, width: int) -> None:
+        super().__init__()
+        self.pyramid, self.out_channels = (pyramid,), width  # its weights are the detector's, not here once more
+        self.fpn = FeaturePyramidNetwork(pyramid.channels, width)
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The maps of the backbone to maps of equal width, by name."""
+        return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
+
+
+def _strides(strides: list[int] | None, image_size: int) -> list[int]:
+    """By default four maps up to 256 pixels, from stride 4 on, and five from 8 on for larger images."""
+    first = smallest_stride(image_size)
+    return strides or [first * 2**i for i in range(4 if first == 4 else 5)]
+
+
+def _images(count: int, maps: Sequence[Tensor], image_size: int) -> ImageList:
+    """What torchvision's parts ask for to know the size of so many images."""
+    return ImageList(maps[0].new_empty(count, 0, image_size, image_size), [(image_size, image_size)] * count)
+
+
+def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
+    """The objects to be learned, with classes from ``first_label`` on, and beside them those to be ignored."""
+    targets = [
+        {"boxes": boxes[~ignore], "labels": labels[~ignore] + first_label, "ignored": boxes[ignore]}
+        for boxes, labels, ignore in zip(batch["boxes"], batch["labels"], batch["ignore"], strict=True)
+    ]
+    for target, masks, ignore in zip(targets, batch.get("masks", ()), batch["ignore"], strict=False):
+        target["masks"] = masks[~ignore]
+    return targets
+
+
+class FCOS(OneStageDetector):
+    """Fully convolutional one-stage detection (Tian et al. 2019, arXiv:1904.01355), by torchvision.
+
+    Each place inside an object, near its middle, learns its class and the distances of its four sides; which map learns
+    an object depends on its size; a third output, the centredness, damps what is said far from the middle.
+
+    Args:
+        backbone: see `Detector`.
+        num_classes: see `Detector`.
+        image_size: see `Detector`.
+        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        width: channels of neck and branches.
+        depth: 3×3 convolutions in each branch.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int,
+        strides: list[int] | None = None,
+        width: PositiveInt = 256,
+        depth: PositiveInt = 4,
+    ) -> None:
+        options = {"width": width, "depth": depth}
+        super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
+        self.net = fcos.FCOS(
+            _Neck(self.pyramid, width),
+            num_classes,
+            anchor_generator=AnchorGenerator(tuple((s,) for s in self.pyramid.strides), ((1.0,),) * len(self.pyramid.strides)),
+            head=fcos.FCOSHead(width, 1, num_classes, depth),
+        )  # fmt: skip
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """See `Detector.forward`."""
+        maps = list(self.net.backbone(features).values())
+        outputs = {key: value.float() for key, value in self.net.head(maps).items()}
+        anchors = self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]
+        return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
+
+    def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Detector.losses`. In evaluation each image by itself, so that the mean does not depend on the batches."""
+        count = len(batch["boxes"])
+        if not self.training and count > 1:
+            each, shared = [], ("anchors", "sizes")
+            for i in range(count):
+                part = {key: value if key in shared else value[i : i + 1] for key, value in outputs.items()}
+                each.append(self.losses(part, {key: batch[key][i : i + 1] for key in ("boxes", "labels", "ignore")})[0])
+            return {key: torch.stack([one[key] for one in each]).mean() for key in each[0]}, torch.tensor(count)
+        targets, anchors = _targets(batch), outputs["anchors"]
+        middles = (anchors[:, :2] + anchors[:, 2:]) / 2
+        unseen = ignored(middles, batch) & ~_covered(middles, batch)
+        heads = outputs | {"cls_logits": outputs["cls_logits"].masked_fill(unseen[..., None], UNSEEN)}
+        parts = self.net.compute_loss(targets, heads, [anchors] * count, outputs["sizes"])
+        names = {"classification": "class", "bbox_regression": "box", "bbox_ctrness": "centre"}
+        return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
+
+    def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """See `OneStageDetector.dense`."""
+        boxes = self.net.box_coder.decode(
+            outputs["bbox_regression"], outputs["anchors"].expand_as(outputs["bbox_regression"])
+        )
+        scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        return boxes.clamp(0, self.image_size), scores
+
+
+def _covered(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Which places lie in an object that is to be learned, bool B×A."""
+    learned = {**batch, "ignore": [~ignore for ignore in batch["ignore"]]}
+    return ignored(points, learned)
+
+
+def _anchors(strides: Sequence[int], scale: float, steps: int) -> AnchorGenerator:
+    """Three shapes in so many sizes an octave at each place; sizes grow with the stride, so that they fit the maps."""
+    sizes = tuple(tuple(scale * stride * 2 ** (i / steps) for i in range(steps)) for stride in strides)
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides))
+
+
+class RetinaNet(OneStageDetector):
+    """RetinaNet (Lin et al. 2017, arXiv:1708.02002), by torchvision: nine anchors at each place, and focal loss, in
+    which the many easy places without an object weigh little.
+
+    Args:
+        backbone: see `Detector`.
+        num_classes: see `Detector`.
+        image_size: see `Detector`.
+        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        width: channels of neck and branches.
+        anchor_scale: side of the smallest anchor of a map, in strides.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int,
+        strides: list[int] | None = None,
+        width: PositiveInt = 256,
+        anchor_scale: Positive = 4.0,
+    ) -> None:
+        options = {"width": width, "anchor_scale": anchor_scale}
+        super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
+        self.net = retinanet.RetinaNet(
+            _Neck(self.pyramid, width),
+            num_classes,
+            anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3),
+            head=retinanet.RetinaNetHead(
+                width, 9, num_classes, partial(nn.GroupNorm, 32)
+            ),  # torchvision's second version
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """See `Detector.forward`."""
+        maps = list(self.net.backbone(features).values())
+        outputs = {key: value.float() for key, value in self.net.head(maps).items()}
+        return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]}
+
+    def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Detector.losses`; a mean over the images."""
+        targets, matched = _targets(batch), []
+        anchors, matcher = outputs["anchors"], self.net.proposal_matcher
+        for target in targets:
+            if len(target["boxes"]):
+                index = matcher(box_iou(target["boxes"], anchors))
+            else:
+                index = torch.full((len(anchors),), matcher.BELOW_LOW_THRESHOLD, device=anchors.device)
+            index[(index < 0) & _in_ignored(anchors, target)] = matcher.BETWEEN_THRESHOLDS
+            matched.append(index)
+        parts = self.net.head.compute_loss(targets, outputs, [anchors] * len(targets), matched)
+        names = {"classification": "class", "bbox_regression": "box"}
+        return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
+
+    def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """See `OneStageDetector.dense`."""
+        anchors, deltas = outputs["anchors"], outputs["bbox_regression"]
+        boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.expand_as(deltas).flatten(0, 1))
+        return boxes.view(deltas.shape).clamp(0, self.image_size), outputs["cls_logits"].sigmoid()
+
+
+def _in_ignored(boxes: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+    """Which boxes have their middle in a region that is to be ignored, bool N."""
+    return inside((boxes[:, :2] + boxes[:, 2:]) / 2, target["ignored"]).any(0)
+
+
+class _Proposals(RegionProposalNetwork):
+    """torchvision's, which does not learn from regions to be ignored."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See torchvision; -1 is neither object nor background."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for label, places, target in zip(labels, anchors, targets, strict=True):
+            label[(label == 0) & _in_ignored(places, target)] = -1
+        return labels, boxes
+
+
+class _Heads(RoIHeads):
+    """torchvision's, which does not learn from regions to be ignored."""
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        """See torchvision."""
+        self._targets = targets
+        return super().select_training_samples(proposals, targets)
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See torchvision; -1 is neither object nor background."""
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for label, places, target in zip(labels, proposals, self._targets, strict=True):
+            label[(label == 0) & _in_ignored(places, target)] = -1
+        return matched, labels
+
+
+class FasterRCNN(Detector):
+    """Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) with a feature pyramid, by torchvision: a first network proposes
+    regions, a second one looks at each region's part of the same maps.
+
+    How many regions are proposed and learned from shrinks with the image: the published 2,000 and 512 are for images of
+    800 pixels, and far too many for small ones.
+
+    Args:
+        backbone: see `Detector`.
+        num_classes: see `Detector`.
+        image_size: see `Detector`.
+        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        width: channels of the pyramid.
+        hidden: units of the two layers that look at a region.
+        anchor_scale: side of a map's anchors, in strides.
+        proposals: regions of an image in training, half of them in use; by default 2,000 at 800 pixels.
+        samples: of them learned from, by default 512 at 800 pixels.
+    """
+
+    nms_iou = 0.5
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int,
+        strides: list[int] | None = None,
+        width: PositiveInt = 256,
+        hidden: PositiveInt = 1024,
+        anchor_scale: Positive = 6.0,
+        proposals: PositiveInt | None = None,
+        samples: PositiveInt | None = None,
+    ) -> None:
+        share = min(1.0, image_size / 800)
+        proposals, samples = proposals or round(2000 * share), samples or max(64, round(512 * share))
+        options = {"width": width, "hidden": hidden, "anchor_scale": anchor_scale,
+                   "proposals": proposals, "samples": samples}  # fmt: skip
+        super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
+        self.neck = _Neck(self.pyramid, width)
+        numbers = {"training": proposals, "testing": max(1, proposals // 2)}
+        self.rpn = _Proposals(
+            _anchors(self.pyramid.strides, anchor_scale, 1), RPNHead(width, 3), 0.7, 0.3, samples, 0.5, numbers, numbers, 0.7
+        )  # fmt: skip
+        pool = MultiScaleRoIAlign([str(i) for i in range(len(self.pyramid.strides))], 7, 2,
+                                  canonical_scale=round(224 * share), canonical_level=4)  # fmt: skip
+        self.heads = _Heads(
+            pool, TwoMLPHead(width * 49, hidden), FastRCNNPredictor(hidden, num_classes + 1),
+            0.5, 0.5, samples, 0.25, None, MIN_SCORE, self.nms_iou, self.max_detections,
+        )  # fmt: skip
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See `Detector.forward`."""
+        return {key: x.float() for key, x in self.neck(features).items()}
+
+    def losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Detector.losses`. It draws samples, so in evaluation, where nothing may depend on luck, there is none."""
+        targets = _targets(batch, first_label=1)  # torchvision's 0 is the background
+        if not self.training:
+            return {}, torch.tensor(len(targets))
+        maps = list(outputs.values())
+        images = _images(len(maps[0]), maps, self.image_size)
+        regions, first = self.rpn(images, outputs, targets)
+        _, second = self.heads(outputs, regions, images.image_sizes, targets)
+        names = {"loss_objectness": "region", "loss_rpn_box_reg": "region_box",
+                 "loss_classifier": "class", "loss_box_reg": "box", "loss_mask": "mask"}  # fmt: skip
+        return {names[key]: value for key, value in (first | second).items()}, torch.tensor(len(targets))
+
+    @torch.no_grad()
+    def detect(self, outputs: dict[str, Tensor]) -> list[Detections]:
+        """See `Detector.detect`."""
+        maps = list(outputs.values())
+        images = _images(len(maps[0]), maps, self.image_size)
+        regions, _ = self.rpn(images, outputs)
+        found, _ = self.heads(outputs, regions, images.image_sizes)
+        kept = [self.suppressed(one["boxes"], one["scores"], one["labels"]) for one in found]
+        return [
+            {
+                key: value[keep] for key, value in (one | {"labels": one["labels"] - 1}).items()
+            }  # its 0 is the background
+            for one, keep in zip(found, kept, strict=True)
+        ]
+
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
+        """See `Detector.choose`; torchvision's parts, which choose within classes, are told."""
+        super().choose(max_detections, nms_iou, across_classes)
+        self.heads.detections_per_img, self.heads.nms_thresh = self.max_detections, self.nms_iou
+        counts: Any = self.rpn._post_nms_top_n
+        counts["testing"] = max(counts["testing"], self.max_detections)

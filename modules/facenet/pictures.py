@@ -1,0 +1,97 @@
+"""The pictures of a verification, as uint8 H×W×3."""
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from modules.facenet.metrics import Floats, Integers, Report, Roc
+from modules.pictures.charts import rasterize
+from modules.pictures.sheets import Image, captioned_grid
+
+Picture = Callable[[int], NDArray[np.uint8]]  # the picture at a position of the split, uint8 C×H×W
+
+
+def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
+    """The curve over false accept rates on a logarithmic scale, where verification is decided."""
+    figure = Figure((5, 4.5), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(roc.false, roc.true)
+    axes.axvline(figures["eer"], color="grey", linestyle=":")
+    axes.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1.02), xlim=(1e-4, 1))
+    axes.set_title(f"AUC {figures['auc']:.4f}, EER {figures['eer']:.4f} (dotted)", fontsize=10)
+    axes.grid(alpha=0.3)
+    return rasterize(figure)
+
+
+def distance_histogram(report: Report, threshold: float | None) -> Image:
+    """Squared distances within a person and between people, each as a density."""
+    figure = Figure((5, 4), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    bins = np.linspace(0, max(0.1, float(report.distance.max())), 61)
+    for same, name in ((True, "one person"), (False, "strangers")):
+        axes.hist(report.distance[report.pairs.same == same], bins.tolist(), density=True, alpha=0.6, label=name)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.set(xlabel="squared distance", ylabel="density")
+    axes.legend()
+    return rasterize(figure)
+
+
+def most_wrong(report: Report, threshold: float, most: int = 9) -> list[int]:
+    """The places of the pairs that a threshold gets most wrong: strangers taken for one person, then the reverse."""
+    chosen: list[int] = []
+    for same in (False, True):
+        beyond = (report.distance - threshold) * (1 if same else -1)
+        wrong = np.flatnonzero((report.pairs.same == same) & (beyond > 0 if same else beyond >= 0))
+        chosen += wrong[np.argsort(-beyond[wrong], kind="stable")][:most].tolist()
+    return chosen
+
+
+def pair_sheet(report: Report, chosen: list[int], picture: Picture) -> Image:
+    """Pairs that were got wrong, the two pictures of each side by side."""
+    images, captions = [], []
+    for pair in chosen:
+        images += [picture(int(places[pair])) for places in (report.pairs.first, report.pairs.second)]
+        are, seen = ("one person", "strangers") if report.pairs.same[pair] else ("strangers", "one person")
+        captions += [f"{are}\nat {report.distance[pair]:.2f}", f"seen as\n{seen}"]
+    return captioned_grid(np.stack(images), captions, columns=6)
+
+
+def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neighbours: bool, most: int = 200) -> Image:
+    """The embeddings in two dimensions, each shown by its picture in a frame of its person's colour.
+
+    Args:
+        embedding: N×D.
+        identity: N.
+        picture: gives the picture at a position.
+        neighbours: lay out by t-SNE, which keeps neighbours together and takes longer, instead of PCA.
+        most: pictures shown; the first people's.
+    """
+    embedding, identity = embedding[:most], identity[:most]
+    if neighbours and len(embedding) > 10:
+        places = TSNE(2, perplexity=min(15, len(embedding) / 4), init="pca", random_state=0).fit_transform(embedding)
+    else:
+        places = PCA(2, random_state=0).fit_transform(embedding)
+    figure = Figure((9, 9), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(places[:, 0], places[:, 1], s=0)
+    people = np.unique(identity)
+    colours = [colormaps["hsv"](k / len(people)) for k in range(len(people))]
+    for i, place in enumerate(places):
+        pixels = picture(i)
+        step = max(1, pixels.shape[1] // 48)
+        small = pixels[:, ::step, ::step].transpose(1, 2, 0)
+        thumbnail = OffsetImage(small if small.shape[2] == 3 else small.repeat(3, 2), zoom=28 / len(small))
+        frame = {"edgecolor": colours[np.searchsorted(people, identity[i])], "linewidth": 2}
+        axes.add_artist(AnnotationBbox(thumbnail, place, pad=0.05, bboxprops=frame))
+    axes.set_title(
+        f"{len(embedding)} pictures of {len(people)} people, {'t-SNE' if neighbours else 'PCA'}", fontsize=10
+    )
+    axes.set(xticks=[], yticks=[])
+    return rasterize(figure)

@@ -1,0 +1,29 @@
+"""What a network looks at, and what it answers to."""
+
+from modules.inspection.embeddings import pooled_features, project
+from modules.inspection.explanations import chosen_class, class_names, grad_cam, occlusion, speaking_layer
+from modules.inspection.fields import Field, receptive_fields
+from modules.inspection.taps import NotApplicableError, check_unit, feature_maps, filters, find_layer, stages, tapped
+from modules.inspection.units import Patch, gradient_ascent, top_patches
+
+__all__ = [
+    "Field",
+    "NotApplicableError",
+    "Patch",
+    "check_unit",
+    "chosen_class",
+    "class_names",
+    "feature_maps",
+    "filters",
+    "find_layer",
+    "grad_cam",
+    "gradient_ascent",
+    "occlusion",
+    "pooled_features",
+    "project",
+    "receptive_fields",
+    "speaking_layer",
+    "stages",
+    "tapped",
+    "top_patches",
+]

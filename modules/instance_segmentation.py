@@ -1,0 +1,288 @@
+"""Boxes and masks of single objects: Mask R-CNN."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import MultiScaleRoIAlign
+
+from modules.base import Stage
+from modules.callbacks.transfer import Transfer
+from modules.detection import DetectionModule, Detector, FasterRCNN
+from modules.detection.detector import Detections
+from modules.detection.masks import pixels
+from modules.optimization import Optimization
+from modules.pictures.sheets import picture, sheet
+from modules.ranges import Positive, PositiveInt
+from modules.segmentation.pictures import palette
+
+SHOWN = 8  # validation images whose masks are shown
+VISIBLE = 0.5  # share of an object that must not lie behind others for it to be in a panoptic map
+
+
+class MaskRCNN(FasterRCNN):
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870), by torchvision: Faster R-CNN with a branch that says for each region
+    which of 28×28 places belong to the object.
+
+    Args:
+        backbone: see `modules.detection.Detector`.
+        num_classes: see there.
+        image_size: see there.
+        strides: see `FasterRCNN`.
+        width: see there.
+        hidden: see there.
+        anchor_scale: see there.
+        proposals: see there.
+        samples: see there.
+        mask_width: channels of the four 3×3 convolutions of the mask branch.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int,
+        strides: list[int] | None = None,
+        width: PositiveInt = 256,
+        hidden: PositiveInt = 1024,
+        anchor_scale: Positive = 6.0,
+        proposals: PositiveInt | None = None,
+        samples: PositiveInt | None = None,
+        mask_width: PositiveInt = 256,
+    ) -> None:
+        super().__init__(backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples)
+        self.options["mask_width"] = mask_width
+        pool: Any = self.heads.box_roi_pool
+        self.heads.mask_roi_pool = MultiScaleRoIAlign(
+            pool.featmap_names, 14, 2, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
+        )
+        self.heads.mask_head = MaskRCNNHeads(width, (mask_width,) * 4, 1)
+        self.heads.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, num_classes + 1)
+
+
+class MaskMetric(nn.Module):
+    """How good masks are: COCO's average precision, and panoptic quality.
+
+    Both are measured in the pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868)
+    the confident objects are laid over each other, the most certain in front, and what nobody owns is the background, which
+    counts as a class of its own.
+
+    Args:
+        num_classes: number of classes, without the background.
+        most: detections of an image that count.
+    """
+
+    def __init__(self, num_classes: int, most: int = 100) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        # By default more than 100 are a warning, which is the user's to decide.
+        self.precision = MeanAveragePrecision(
+            iou_type="segm", backend="faster_coco_eval", max_detection_thresholds=[1, 10, most]
+        )
+        self.quality = PanopticQuality(set(range(num_classes)), {num_classes}, allow_unknown_preds_category=True)
+
+    def update(self, found: Mapping[str, Tensor], truth: Mapping[str, Tensor], threshold: float) -> None:
+        """Adds an image.
+
+        Args:
+            found: ``masks`` bool N×S×S, ``labels``, ``scores``, the most certain first.
+            truth: ``masks`` uint8 M×S×S, ``labels``, ``ignore``.
+            threshold: score from which on objects are in the panoptic map.
+        """
+        target = {"masks": truth["masks"].bool(), "labels": truth["labels"], "iscrowd": truth["ignore"].long()}
+        self.precision.update([{key: found[key] for key in ("masks", "labels", "scores")}], [target])
+        sure = found["scores"] >= threshold
+        ours = panoptic_map(found["masks"][sure], found["labels"][sure], self.num_classes)
+        true = panoptic_map(truth["masks"].bool(), truth["labels"], self.num_classes, 0.0)
+        if truth["ignore"].any():
+            true[truth["masks"][truth["ignore"]].any(0)] = -1
+        self.quality.update(ours[None], true[None])
+
+    def compute(self) -> dict[str, float]:
+        """``mask_ap`` (mean over overlaps from 0.5 to 0.95, and classes), ``mask_ap50``, ``mask_ap75``,
+        ``panoptic_quality``; all in [0, 1]. Without any object to be found, the last alone."""
+        values = self.precision.compute()
+        names = {"mask_ap": "map", "mask_ap50": "map_50", "mask_ap75": "map_75"}
+        result = {key: float(values[name]) for key, name in names.items()} | {
+            "panoptic_quality": float(self.quality.compute())
+        }
+        return {key: value for key, value in result.items() if value >= 0}  # -1 or NaN stand for none
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self.precision.reset()
+        self.quality.reset()
+
+
+def panoptic_map(masks: Tensor, labels: Tensor, num_classes: int, visible: float = VISIBLE) -> Tensor:
+    """Class and object of each pixel.
+
+    Args:
+        masks: bool N×S×S, those in front first.
+        labels: int64 N.
+        num_classes: the number that stands for the background.
+        visible: least share of a mask that must not be taken already.
+
+    Returns:
+        int64 S×S×2: class and number of the object.
+    """
+    result = labels.new_zeros(*masks.shape[1:], 2)
+    result[..., 0] = num_classes
+    free = torch.ones(masks.shape[1:], dtype=torch.bool, device=masks.device)
+    for number, (mask, label) in enumerate(zip(masks, labels, strict=True), 1):
+        own = mask & free
+        if own.any() and own.sum() >= visible * mask.sum():
+            result[own] = torch.stack((label, label.new_tensor(number)))
+            free &= ~own
+    return result
+
+
+class InstanceSegmentationModule(DetectionModule):
+    """A backbone and Mask R-CNN on its feature maps: boxes as in `DetectionModule`, and masks.
+
+    Measures in addition to the boxes' figures the average precision of masks (``mask_ap``, ``mask_ap50``, ``mask_ap75``)
+    and panoptic quality; shows masks beside the truth.
+
+    Args:
+        num_classes: number of classes; comes from the data, which must give masks.
+        label_names: their names; come from the data.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
+        pretrained: start from published weights.
+        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``architecture``
+            (of a file of weights) or ``small_stem``.
+        detector: what finds objects in the maps: MaskRCNN.
+        optimization: how it is trained.
+        compile: compile the backbone with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+        transfer: how the backbone is put to its new use; see `VisionModule`.
+        max_detections: objects of an image that are told, and count; COCO's figures are those of 100.
+        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.5.
+        across_classes: drop it where they are of different classes too.
+    """
+
+    monitor: ClassVar[str] = "val/mask_ap"
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_names: list[str] | None = None,
+        in_chans: int = 3,
+        image_size: int = 640,
+        backbone: str = "resnet18",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        detector: Callable[[nn.Module, int, int], Detector] = MaskRCNN,
+        optimization: Optimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+        transfer: Transfer | None = None,
+        max_detections: int = 100,
+        nms: float | None = None,
+        across_classes: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            label_names,
+            in_chans,
+            image_size,
+            backbone,
+            pretrained,
+            backbone_options,
+            detector,
+            optimization,
+            compile,
+            channels_last,
+            transfer,
+            max_detections=max_detections,
+            nms=nms,
+            across_classes=across_classes,
+        )
+        self.mask_figures = nn.ModuleDict({stage: MaskMetric(num_classes, max_detections) for stage in ("val", "test")})
+        self.tinted: list[NDArray[np.uint8]] = []
+
+    def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
+        super()._measure(batch, found, stage)
+        side = self.image_size
+        for i, one in enumerate(found):
+            masks = pasted(one, side, side)
+            truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
+            self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))  # type: ignore[operator]
+            if self.trainer.is_global_zero and len(self.tinted) < SHOWN:
+                with self.optional(f"{stage}/masks"):
+                    sure = one["scores"] >= self.threshold
+                    image = picture(batch["image"][i])
+                    pair = [truth["masks"].bool(), masks[sure]]
+                    self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
+
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
+        super().report(stage)
+        metric: Any = self.mask_figures[stage]
+        for key, value in metric.compute().items():
+            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        metric.reset()
+        tinted, self.tinted = self.tinted, []
+        if tinted:
+            self.show(f"{stage}/masks", lambda: sheet(tinted, 2))
+
+    def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
+        """As of `DetectionModule`, and ``masks``, COCO's run-length codes, in the pixels of the image as it was read."""
+        codes = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in pasted(found, *size).cpu().numpy()]
+        masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
+        return super()._told(found, size) | {"masks": masks}
+
+    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_samples`; with the objects as tints."""
+        pairs = zip(batch["image"], batch["masks"], strict=True)
+        tiles = [tint(picture(image), masks.bool().cpu().numpy(), 192) for image, masks in pairs]
+        return sheet(tiles, min(columns, len(tiles)))
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; with boxes, and the objects as tints."""
+        image = image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3]
+        tinted, colours = image.copy(), palette(255)
+        for number, code in reversed(
+            list(enumerate(answer["masks"]))
+        ):  # one at a time: a large picture may have thousands
+            place = pixels(code)
+            tinted[place] = (image[place] * 0.4 + colours[1 + number % 200] * 0.6).astype(np.uint8)
+        return super().draw_answer(tinted, answer)
+
+
+def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
+    """Masks of regions as masks of the image.
+
+    Args:
+        found: ``masks`` float N×1×28×28 in [0, 1], and ``boxes`` float N×4 that they fill, xyxy in pixels of the image.
+        height, width: of the image.
+
+    Returns:
+        bool N×H×W.
+    """
+    if not len(found["boxes"]):
+        return torch.zeros(0, height, width, dtype=torch.bool, device=found["boxes"].device)
+    return paste_masks_in_image(found["masks"], found["boxes"], (height, width))[:, 0] > 0.5
+
+
+def tint(image: NDArray[np.uint8], masks: NDArray[np.bool_], side: int = 0) -> NDArray[np.uint8]:
+    """Objects in different colours.
+
+    Args:
+        image: uint8 H×W×3.
+        masks: bool N×H×W, those in front first.
+        side: shortest side of the result; smaller pictures are enlarged by a whole factor.
+    """
+    colours, result = palette(255), image.copy()
+    for number, mask in reversed(list(enumerate(masks))):
+        result[mask] = (image[mask] * 0.4 + colours[1 + number % 200] * 0.6).astype(np.uint8)
+    scale = max(1, -(-side // min(image.shape[:2])))
+    return result.repeat(scale, 0).repeat(scale, 1)

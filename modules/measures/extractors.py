@@ -1,0 +1,236 @@
+"""What looks at images for the figures: its features say how alike they are, its classes whether all are there."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+from modules.networks.backbones import create_backbone
+from modules.networks.weights import read_weights, registered_files
+
+CHUNK = 64  # images that go through together, so that features do not depend on how many there are
+OWN = "lenet5"  # what is trained where no extractor is named
+FEATURES = 96  # at most, of what is trained: a Fréchet distance takes the third power of their number
+JUDGE = "convnet"  # what is trained to tell whether translations are right
+
+
+class Seen(NamedTuple):
+    """What an extractor makes of images.
+
+    Args:
+        features: float32 N×F.
+        probabilities: float32 N×K of its classes, those of each question after the other; None where it knows none.
+    """
+
+    features: Tensor
+    probabilities: Tensor | None
+
+
+class Extractor:
+    """A fixed network, kept out of the module's own parameters. Its name is part of the figures' names.
+
+    Args:
+        name: what it is.
+        network: float B×C×S×S with values in [0, 1] to float B×F.
+        head: float B×F to float B×K, or None.
+        side: side of the images that it takes, in pixels; others are scaled.
+        sizes: classes of each question that the head answers; by default it is one question.
+    """
+
+    def __init__(
+        self, name: str, network: nn.Module, head: nn.Module | None, side: int, sizes: Sequence[int] = ()
+    ) -> None:
+        self.name, self.side, self.sizes = name, side, list(sizes)
+        self.network = network.eval().requires_grad_(False)
+        self.head = head if head is None else head.eval().requires_grad_(False)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal hash of its weights: figures of extractors with different ones must not be compared."""
+        parts = [self.network] + ([self.head] if self.head is not None else [])
+        tensors = [value.cpu().contiguous() for part in parts for value in part.state_dict().values()]
+        return hashlib.blake2b(b"".join(t.numpy().tobytes() for t in tensors), digest_size=8).hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> Seen:
+        """Looks at images.
+
+        Args:
+            image: uint8 N×C×S×S.
+
+        Returns:
+            What it sees, on the device of the images.
+        """
+        self.network.to(image.device)
+        features, probabilities = [], []
+        with torch.autocast(image.device.type, enabled=False):
+            for chunk in image.split(CHUNK):
+                x = chunk.contiguous().float() / 255
+                if x.shape[-1] != self.side:
+                    x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
+                features.append(self.network(x).flatten(1))
+                if self.head is not None:
+                    logits = self.head.to(image.device)(features[-1])
+                    answers = logits.split(self.sizes or logits.shape[1], 1)
+                    probabilities.append(torch.cat([answer.softmax(1) for answer in answers], 1))
+        return Seen(torch.cat(features), torch.cat(probabilities) if probabilities else None)
+
+
+class _Normalized(nn.Module):
+    """A backbone behind the normalisation that it expects."""
+
+    def __init__(self, backbone: Any, in_chans: int) -> None:
+        super().__init__()
+        config = backbone.pretrained_cfg
+        mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
+        if len(mean) != in_chans:
+            mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
+        self.register_buffer("mean", mean.view(-1, 1, 1))
+        self.register_buffer("std", std.view(-1, 1, 1))
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone((x - self.mean) / self.std)  # type: ignore[operator]
+
+
+class _Projection(nn.Module):
+    """Pixels on principal components."""
+
+    def __init__(self, mean: Tensor, components: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - self.mean) @ self.components  # type: ignore[operator]
+
+
+def extractor_name(address: str | None, num_classes: int) -> str:
+    """What an extractor is called in the names of figures.
+
+    Args:
+        address: of `named_extractor`, or None.
+        num_classes: classes of the data, 0 without labels.
+    """
+    if address is None:
+        return OWN if num_classes else "pca"
+    return re.sub(r"\W+", "_", address.removeprefix("models:/").partition("@")[0]).strip("_")
+
+
+def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
+    """An extractor of the user's choice.
+
+    Args:
+        address: a registered model (``models:/name@alias``), of a classifier preferably; a timm name, whose published
+            weights are taken.
+        in_chans: channels of the images.
+        image_size: side of the images, in pixels.
+
+    Raises:
+        BackboneError: it cannot be had, or takes images of other channels.
+    """
+    name = extractor_name(address, 0)
+    if not address.startswith("models:/"):
+        backbone = create_backbone(address, True, in_chans, image_size)
+        return Extractor(name, _Normalized(backbone, in_chans), None, image_size)
+    description, file = registered_files(address)
+    saved = description["module"]
+    if saved.get("in_chans", in_chans) != in_chans:
+        raise BackboneError(
+            f"{address} looks at images of {saved['in_chans']} channels, these have {in_chans}: name another extractor."
+        )
+    side = saved.get("image_size", image_size)
+    backbone = create_backbone(address, in_chans=in_chans, image_size=side)
+    weights = read_weights(file, whole=True)
+    head = None
+    if {"head.weight", "head.bias"} <= weights.keys() and weights["head.weight"].ndim == 2:
+        rows, columns = weights["head.weight"].shape
+        head = nn.Linear(columns, rows)
+        head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
+    return Extractor(name, _Normalized(backbone, in_chans), head, side)
+
+
+def own_extractor(
+    image: Tensor,
+    label: Tensor | None,
+    num_classes: int | Sequence[int],
+    state: dict[str, Tensor] | None,
+    name: str = OWN,
+    steps: int = 400,
+    shift: int = 0,
+) -> Extractor:
+    """An extractor of the data themselves: a small network trained for a few seconds on labelled images, or 32 principal
+    components of the pixels.
+
+    Args:
+        image: uint8 N×C×S×S, training images; with ``state`` only their shape counts.
+        label: int64 N, or N×Q where each image has the answers to several questions; None where there are none.
+        num_classes: classes of the labels, for each question.
+        state: weights of the same extractor, made before.
+        name: timm name of the network.
+        steps: batches that it is trained on.
+        shift: pixels by which these are shifted at most.
+    """
+    channels, side = image.shape[1], image.shape[2]
+    sizes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
+    if label is None or not sum(sizes):
+        if state is None:
+            values = (image.flatten(1).double() / 255).cpu()
+            mean = values.mean(0)
+            _, vectors = torch.linalg.eigh((values - mean).T @ (values - mean))
+            size = min(32, values.shape[1])
+            state = {"mean": mean.float(), "components": vectors[:, -size:].flip(1).float()}
+        return Extractor("pca", _Projection(state["mean"], state["components"]), None, side)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone: Any = create_backbone(name, in_chans=channels, image_size=max(side, 12))
+        network: nn.Module = _Normalized(backbone, channels)
+        length = backbone.head_hidden_size
+        if length > FEATURES:
+            network, length = nn.Sequential(network, nn.Linear(length, FEATURES), nn.ReLU()), FEATURES
+        head = nn.Linear(length, sum(sizes))
+        whole = nn.Sequential(network, head)
+        if state is not None:
+            whole.load_state_dict(state)
+        else:
+            _train(whole, image, label.view(len(label), -1), sizes, max(side, 12), steps, shift)
+    return Extractor(name, network, head, max(side, 12), sizes)
+
+
+def _train(
+    network: nn.Module, image: Tensor, label: Tensor, sizes: list[int], side: int, steps: int, shift: int
+) -> None:
+    """Trains a classifier in a few seconds, the same on every machine of a kind."""
+    network.to(image.device).train()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    order = np.random.default_rng(0)
+    indices = np.concatenate([order.permutation(len(image)) for _ in range(-(-steps * CHUNK // len(image)))])
+    with torch.enable_grad(), torch.autocast(image.device.type, enabled=False):
+        for step in range(steps):
+            chosen = torch.from_numpy(indices[step * CHUNK : (step + 1) * CHUNK]).to(image.device)
+            x = image[chosen].float() / 255
+            if x.shape[-1] != side:
+                x = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+            if shift:
+                moves = order.integers(-shift, shift + 1, 2).tolist()
+                x = F.pad(x, (shift,) * 4, mode="replicate").roll(moves, (2, 3))[..., shift:-shift, shift:-shift]
+            answers = zip(network(x).split(sizes, 1), label[chosen].unbind(1), strict=True)
+            loss = torch.stack([F.cross_entropy(answer, truth) for answer, truth in answers]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def state_of(extractor: Extractor) -> dict[str, Tensor]:
+    """The weights of what `own_extractor` made, for it to make the same again."""
+    if extractor.head is None:
+        return {key: value.cpu() for key, value in extractor.network.state_dict().items()}
+    return {key: value.cpu() for key, value in nn.Sequential(extractor.network, extractor.head).state_dict().items()}

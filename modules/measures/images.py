@@ -1,0 +1,209 @@
+"""How like its model an image that a network makes is: losses, and measures of quality."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from modules.networks.backbones import create_backbone
+from modules.networks.parts import Part, within
+
+SSIM_SIDE = 11  # of its window, in pixels: smaller images have none
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each pair of float B×C×H×W in [0, 1], float B (Wang et al. 2004,
+    doi:10.1109/TIP.2003.819861): the mean over all places where the Gaussian window of 11 pixels fits in.
+    """
+    _, places = structural_similarity_index_measure(
+        image, target, data_range=1.0, reduction="none", return_full_image=True
+    )
+    rim = SSIM_SIDE // 2  # where the library's window reaches over the edge
+    return places[..., rim:-rim, rim:-rim].flatten(1).mean(1)
+
+
+class ReconstructionLoss(Part):
+    """Compares what the decoder gives with the image it was to give."""
+
+    nats = False  # whether the loss is the negative logarithm of a probability or a density
+    least = 1  # side of the images, in pixels
+    discrete = False  # whether that is one of the 256 levels of uint8
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of each image, summed over its values.
+
+        Args:
+            output: float B×C×H×W of the decoder.
+            target: float B×C×H×W in [0, 1].
+
+        Returns:
+            float B.
+        """
+        raise NotImplementedError
+
+    def image(self, output: Tensor) -> Tensor:
+        """What the decoder gives as an image, float B×C×H×W in [0, 1]."""
+        return output.clamp(0, 1)
+
+
+class MSE(ReconstructionLoss):
+    """Σ(x̂ − x)²; up to a constant the negative log-likelihood of N(x̂, ½)."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        return (output - target).square().flatten(1).sum(1)
+
+
+class L1(ReconstructionLoss):
+    """Σ|x̂ − x|."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        return (output - target).abs().flatten(1).sum(1)
+
+
+class BCE(ReconstructionLoss):
+    """−Σ x log p + (1 − x) log(1 − p) with p the sigmoid of the output, in nats.
+
+    For black and white images it is the negative log-likelihood of a Bernoulli distribution in each pixel. Grey values
+    are taken as probabilities, as is usual; then it is an expected one, with a floor above zero: the entropy.
+    """
+
+    nats = True
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        return F.binary_cross_entropy_with_logits(output, target, reduction="none").flatten(1).sum(1)
+
+    def image(self, output: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        return output.sigmoid()
+
+
+class DiscretizedLogistic(ReconstructionLoss):
+    """The negative log-probability, in nats, of the 256 levels of uint8 under a logistic distribution around the output,
+    with the outer levels taking the tails (Kingma et al. 2016, arXiv:1606.04934, appendix C). Its scale is learned, one
+    for all pixels. From it follow bits per dimension that compare with a lossless code's.
+    """
+
+    nats = discrete = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-2.5))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        inverse, half = (-self.log_scale).exp(), 0.5 / 255
+        upper, lower = (target + half - output) * inverse, (target - half - output) * inverse
+        inside = (upper.sigmoid() - lower.sigmoid()).clamp_min(1e-12).log()
+        black, white = F.logsigmoid(upper), F.logsigmoid(-lower)
+        log_p = torch.where(target < half, black, torch.where(target > 1 - half, white, inside))
+        return -log_p.flatten(1).sum(1)
+
+
+class SSIM(ReconstructionLoss):
+    """Σ of w (1 − SSIM) + (1 − w) |x̂ − x| (Zhao et al. 2017, doi:10.1109/TCI.2016.2644865, with one scale).
+
+    Args:
+        share: w, in [0, 1]. Without the second part, brightness drifts.
+    """
+
+    least = SSIM_SIDE
+
+    def __init__(self, share: float = 0.84) -> None:
+        super().__init__()
+        within("share", share, 0, 1)
+        self.share = share
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        far = (output - target).abs().flatten(1).sum(1)
+        return self.share * target[0].numel() * (1 - ssim(output, target)) + (1 - self.share) * far
+
+
+class FixedFeatures:
+    """The feature maps of a network that does not learn, and is no part of a module's parameters and checkpoints.
+
+    Args:
+        backbone: what `modules.create_backbone` takes.
+        pretrained: with published weights.
+        backbone_options: further arguments of the network, such as ``out_indices``.
+    """
+
+    def __init__(self, backbone: str, pretrained: bool = False, backbone_options: dict[str, Any] | None = None) -> None:
+        self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
+        self._network: Any = None
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """float B×C×H×W in [0, 1] to maps, float B×K×h×w each."""
+        channels, side = image.shape[1:3]
+        if self._network is None:
+            network: Any = create_backbone(
+                self.backbone, self.pretrained, channels, side, features_only=True, **(self.backbone_options or {})
+            )
+            self._network = network.eval().requires_grad_(False)
+        network = self._network.to(image.device)
+        config = network.pretrained_cfg
+        mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
+        if len(mean) != channels:
+            mean, std = mean.mean(), std.mean()
+        return cast(list[Tensor], network((image - mean) / std))
+
+
+def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """How far apart images are by their maps: vectors of unit length at each place, squared distance, averaged over
+    places and summed over levels (Zhang et al. 2018, arXiv:1801.03924, equation 1 without its learned weights).
+
+    Args:
+        one: maps, float B×K×h×w each, as `FixedFeatures` makes them.
+        other: those of the images to compare with.
+
+    Returns:
+        float B.
+    """
+    pairs = [
+        (F.normalize(a.float(), eps=1e-10), F.normalize(b.float(), eps=1e-10)) for a, b in zip(one, other, strict=True)
+    ]
+    return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).sum(0)
+
+
+class Perceptual(ReconstructionLoss):
+    """Σ(x̂ − x)² and the squared distance of the features of a network that does not learn (Johnson et al. 2016,
+    arXiv:1603.08155, equation 2): averaged over each level of its pyramid, summed over the levels, times the number of
+    values of the image.
+
+    Args:
+        backbone: what `modules.create_backbone` takes; its features are what counts as similar.
+        pretrained: with published weights.
+        weight: weight of the second part.
+        backbone_options: further arguments of the network, such as ``out_indices``.
+        unit: compare vectors of unit length (`perceptual_distance`), so that no strong channel rules.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = False,
+        weight: float = 1.0,
+        backbone_options: dict[str, Any] | None = None,
+        unit: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.pretrained, self.weight = backbone, pretrained, weight
+        self.backbone_options, self.unit = backbone_options, unit
+        self._features = FixedFeatures(backbone, pretrained, backbone_options)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """See `ReconstructionLoss`."""
+        with torch.no_grad():
+            wanted = self._features(target)
+        maps = self._features(output)
+        if self.unit:
+            far = perceptual_distance(maps, wanted)
+        else:
+            pairs = zip(maps, wanted, strict=True)
+            far = torch.stack([(one - other).square().flatten(1).mean(1) for one, other in pairs]).sum(0)
+        return (output - target).square().flatten(1).sum(1) + self.weight * target[0].numel() * far

@@ -1,0 +1,113 @@
+"""The judge of an adversarial training: one extractor for its figures, the same in all processes and after a resume."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from modules.measures.extractors import OWN, Extractor, Seen, named_extractor, own_extractor, state_of
+from modules.networks import BackboneError
+
+if TYPE_CHECKING:
+    from modules.adversarial.base import AdversarialModule
+
+IMAGES = 10_000  # at most, that the extractor learns from and generated images are compared with
+VALUES = 200_000_000  # in them
+
+
+class Judge:
+    """Makes an extractor when it is first needed. Where it has to be trained, process zero does so and the others get it.
+
+    Args:
+        module: whose images are judged; its trainer has the training images.
+        questions: of a batch of training images, the answers to the extractor's questions, int64 N×Q, or None where there
+            are none, and the number of classes of each.
+        address: of `named_extractor`, or None for one that is trained on the training images.
+        name: of what is trained, see `own_extractor`.
+        steps: batches that it is trained on.
+        shift: pixels by which these are shifted at most.
+    """
+
+    def __init__(
+        self,
+        module: "AdversarialModule",
+        questions: Callable[[dict[str, Tensor]], tuple[Tensor | None, Sequence[int]]],
+        address: str | None = None,
+        name: str = OWN,
+        steps: int = 400,
+        shift: int = 0,
+    ) -> None:
+        self.module, self.questions, self.address = module, questions, address
+        self.name, self.steps, self.shift = name, steps, shift
+        self._extractor: Extractor | None = None
+        self._state: dict[str, Any] | None = None
+        self._training: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[str, Seen]] = {}
+
+    @property
+    def extractor(self) -> Extractor:
+        """The extractor; its name and digest become a tag of the run."""
+        if self._extractor is None:
+            self._extractor = self._made()
+            self.module.set_tag("extractor", f"{self._extractor.name} {self._extractor.digest}")
+        return self._extractor
+
+    def _made(self) -> Extractor:
+        module, trainer = self.module, self.module.trainer
+        if self.address is not None:
+            return named_extractor(self.address, module.in_chans, module.image_size)
+        if self._state is None:
+            if trainer.is_global_zero:
+                truth, sizes = self.questions(self.training)
+                truth = truth if truth is None else truth.to(module.device)
+                trained = self._own(self.training["image"].to(module.device), truth, sizes, None)
+                self._state = {"sizes": list(sizes), "weights": state_of(trained)}
+            if trainer.world_size > 1:
+                self._state = trainer.strategy.broadcast(self._state)
+        assert self._state is not None
+        sizes, weights = self._state["sizes"], self._state["weights"]
+        blank = torch.zeros(1, module.in_chans, module.image_size, module.image_size, device=module.device)
+        return self._own(blank, blank[:, 0, 0, 0].long() if sizes else None, sizes, weights)
+
+    def _own(
+        self, image: Tensor, truth: Tensor | None, sizes: Sequence[int], weights: dict[str, Tensor] | None
+    ) -> Extractor:
+        return own_extractor(image, truth, sizes, weights, self.name, self.steps, self.shift)
+
+    @property
+    def training(self) -> dict[str, Tensor]:
+        """Training images, evenly spread and without augmentation, as a batch with all its keys.
+
+        Raises:
+            BackboneError: the trainer has no data module.
+        """
+        if not self._training:
+            data: Any = getattr(self.module.trainer, "datamodule", None)
+            if not hasattr(data, "samples"):
+                raise BackboneError(
+                    "The figures compare with training images, which come from a data module of Fovea: give one to the "
+                    "trainer."
+                )
+            count = VALUES // (self.module.in_chans * self.module.image_size**2)
+            self._training = data.samples("train", min(IMAGES, count))
+        return self._training
+
+    def seen(self, name: str, image: Tensor) -> Seen:
+        """What the extractor sees in images that mostly stay the same, uint8 N×C×S×S, remembered by name and content."""
+        digest = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        if name not in self._seen or self._seen[name][0] != digest:
+            self._seen[name] = (digest, self.extractor(image))
+        return self._seen[name][1]
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps, so that a training that goes on is judged by the same extractor."""
+        return self._state
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Goes on with the extractor of `state_dict`."""
+        known = (
+            state if state is not None and state.keys() == {"sizes", "weights"} else None
+        )  # else of an earlier version
+        self._state, self._extractor, self._seen = known, None, {}

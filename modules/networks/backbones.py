@@ -1,0 +1,187 @@
+"""One call for every backbone: timm's names, the lectures' networks, files of weights, registered models."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers import Format, PatchEmbed
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+from modules.networks.weights import _completed, _first_line, _fit, _misfit, _packaged, _registered, read_weights
+
+# timm's families of transformers whose patches can be of any size
+PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
+
+
+def create_backbone(
+    name: str,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    image_size: int = 224,
+    num_classes: int = 0,
+    features_only: bool = False,
+    architecture: str | None = None,
+    small_stem: bool | Literal["keep_kernel"] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Makes the network that turns an image into features.
+
+    Args:
+        name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights
+            (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code), or a registered model
+            (``models:/name@alias``).
+        pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
+        in_chans: input channels; pretrained first layers are adapted.
+        image_size: side of the input, in pixels.
+        num_classes: size of the classifier; 0 for pooled features.
+        features_only: return the feature pyramid, a list of float B×C×H×W.
+        architecture: timm name for a file of weights.
+        small_stem: give up the stem's stride, for small images; None does so up to 64 pixels. From scratch the first
+            kernel becomes 3×3; a learned one is kept, as ``keep_kernel`` says.
+        options: handed to the architecture, such as ``drop_rate`` and ``drop_path_rate``.
+
+    Returns:
+        A timm model: ``feature_info``, ``num_features``, ``pretrained_cfg`` (with ``mean`` and ``std``), and a forward
+        from float B×C×H×W to features. Its ``recipe`` is what makes the same network again without weights: the timm
+        name as ``backbone``, and ``backbone_options``.
+
+    Raises:
+        BackboneError: unknown name, missing file, or weights that do not fit.
+    """
+    weights: dict[str, Tensor] | None = None
+    source = name
+    if name.startswith("models:/"):
+        name, weights, saved = _registered(name)
+        kept = saved.pop("small_stem", None)
+        small_stem, options = kept if small_stem is None else small_stem, saved | options
+    elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
+        weights = read_weights(name)
+        if architecture is None:
+            raise BackboneError(
+                f"Of which architecture are the weights in {name}? Say it, such as "
+                "--model.backbone_options.architecture resnet18."
+            )
+        name = architecture
+    elif pretrained:
+        weights = _packaged(name)
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise BackboneError(f"There is no backbone {name!r}.{hint}")
+    if small_stem is None:
+        small_stem = image_size <= 64
+    recipe: dict[str, Any] = {"backbone": name, "backbone_options": dict(options)}
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    if config is not None and config.fixed_input_size:
+        options.setdefault("img_size", image_size)
+        if small_stem and timm.model_entrypoint(name.split(".")[0]).__module__.endswith(PATCHED):
+            options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
+    levels = {"out_indices": options.pop("out_indices")} if features_only and "out_indices" in options else {}
+    options |= {"in_chans": in_chans, "pretrained": pretrained or weights is not None}
+    size, cropped = num_classes, False
+    try:
+        if weights is not None:
+            if source.startswith("models:/"):
+                weights = _completed(weights, name, options)
+            options["pretrained_cfg_overlay"], cropped = _fit(weights, config, name, options)
+            size = options["pretrained_cfg_overlay"]["num_classes"]
+        model: Any = timm.create_model(name, num_classes=size, **options)
+        if features_only:
+            if weights is not None:  # the whole network fitted; now only the part with features is made
+                options["pretrained_cfg_overlay"] |= {
+                    "state_dict": model.state_dict(), "input_size": (in_chans, *config.input_size[1:]) if config else None
+                }  # fmt: skip
+            model = timm.create_model(name, features_only=True, **options, **levels)
+            if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
+                model = timm.create_model(name, features_only=True, feature_cls="getter", **options, **levels)
+        elif size != num_classes:
+            model.reset_classifier(num_classes)
+    except BackboneError:
+        raise
+    except Exception as error:  # timm and the hub raise whatever their parts raise
+        if weights is not None and not isinstance(error, TypeError):
+            raise BackboneError(_misfit(source, name, str(error))) from None
+        if pretrained and not isinstance(error, TypeError):
+            raise BackboneError(
+                f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {_first_line(error)}). "
+                "Train from scratch (pretrained: false), or name a local file of weights as the backbone."
+            ) from None
+        given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
+        raise BackboneError(f"{name} cannot be made with {given}: {_first_line(error)}") from None
+    if isinstance(getattr(model, "pretrained_cfg", None), dict):
+        model.pretrained_cfg.pop("state_dict", None)
+    fixed = config is not None and config.fixed_input_size  # it counts on its stem
+    if small_stem and not fixed and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
+        learned = bool(options["pretrained"])
+        keep_kernel = small_stem == "keep_kernel" or (learned and not cropped)
+        if _shrink_stem(model, keep_kernel, fresh=not learned) and keep_kernel:
+            small_stem = "keep_kernel"
+    recipe["backbone_options"]["small_stem"] = small_stem
+    model.recipe = recipe
+    if image_size <= 64:
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, in_chans, image_size, image_size))
+        except RuntimeError as error:
+            raise BackboneError(
+                f"{name} cannot take images of {image_size} pixels ({_first_line(error)}): set a greater --data.image_size."
+            ) from None
+        model.train()
+    return model
+
+
+def untrained(backbone: Any, in_chans: int, image_size: int) -> nn.Module:
+    """A network of the same architecture as another that `create_backbone` made, with random weights.
+
+    Args:
+        backbone: the other.
+        in_chans: its input channels.
+        image_size: side of its input, in pixels.
+    """
+    recipe, whole = backbone.recipe, hasattr(backbone, "reset_classifier")
+    return create_backbone(
+        recipe["backbone"],
+        in_chans=in_chans,
+        image_size=image_size,
+        features_only=not whole,
+        **recipe["backbone_options"],
+    )
+
+
+def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
+    """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
+
+    Args:
+        model: is changed.
+        keep_kernel: keep the kernel's size; else its middle, 3×3, is left.
+        fresh: draw a kernel anew whose size changes.
+
+    Returns:
+        Whether there was a stride.
+    """
+    factor, channels = 1, 0
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            if max(layer.stride) == 1 or (factor > 1 and layer.in_channels != channels):
+                break
+            factor, channels = max(layer.stride), layer.in_channels  # the next may be a branch beside it
+            layer.stride = (1, 1)
+            side = layer.kernel_size[0]
+            if side > 3 and not keep_kernel:
+                start, side = (side - 3) // 2, 3
+                layer.weight.data = layer.weight.data[..., start : start + 3, start : start + 3].contiguous()
+                layer.kernel_size = (3, 3)
+                if fresh:
+                    layer.weight.data.normal_(0, (2 / (9 * layer.out_channels)) ** 0.5)
+            layer.padding = (side // 2, side // 2) if side % 2 else "same"
+        elif isinstance(layer, nn.MaxPool2d) and factor > 1:
+            model.set_submodule(name, nn.Identity())
+            factor *= 2
+            break
+    info = getattr(model, "feature_info", [])
+    for level in getattr(info, "info", info):
+        level["reduction"] = max(1, level["reduction"] // factor)
+    return factor > 1

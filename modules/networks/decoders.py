@@ -1,0 +1,218 @@
+"""From a code to an image: what autoencoders and generators share."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.networks import BackboneError, EqualizedConv2d, pyramid
+from modules.networks.parts import Part, Shape, within
+from modules.ranges import PositiveInt
+
+
+class Decoder(Part):
+    """Turns a code into an image. `build` makes its layers, once the code and the images are known."""
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """Makes the layers.
+
+        Args:
+            code: shape of an image's code, a vector or C×H×W.
+            channels: channels of the images.
+            side: side of the images, in pixels.
+        """
+        raise NotImplementedError
+
+    def forward(self, code: Tensor) -> Tensor:
+        """float B×code to float B×channels×side×side, without bounds."""
+        raise NotImplementedError
+
+
+Norm = Literal["none", "batch", "pixel"]
+
+
+class PixelNorm(nn.Module):
+    """Scales the vector of channels at each place to a mean square of 1 (Karras et al. 2018, arXiv:1710.10196, 4.2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float B×C×…"""
+        return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+def normalization(norm: Norm, channels: int) -> nn.Module:
+    """The layer that a `Norm` names, for float B×channels×H×W.
+
+    Raises:
+        BackboneError: there is none of this name.
+    """
+    if norm not in (known := get_args(Norm)):
+        raise BackboneError(f"norm of a part is one of {', '.join(known)}, not {norm!r}.")
+    return nn.BatchNorm2d(channels) if norm == "batch" else PixelNorm() if norm == "pixel" else nn.Identity()
+
+
+class _Doubling(Decoder):
+    """Projects the code to a small map and doubles its side until it covers the image.
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
+    """
+
+    def __init__(self, width: PositiveInt = 32, norm: Norm = "none") -> None:
+        super().__init__()
+        within("width", width, 1)
+        self.width, self.norm = width, norm
+
+    def _norm(self, channels: int) -> list[nn.Module]:
+        return [] if self.norm == "none" else [normalization(self.norm, channels)]
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        raise NotImplementedError
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        if len(code) == 3:
+            steps, start = max(0, math.ceil(math.log2(side / code[1]))), code[1]
+        else:  # from a map of four to seven places
+            steps = max(0, int(math.log2(side / 4)))
+            start = -(-side // 2**steps)
+        widths = [min(512, self.width * 2 ** (steps - 1 - k)) for k in range(steps)] or [self.width]
+        if len(code) == 3:
+            self.project: nn.Module = nn.Conv2d(code[0], widths[0], 3, padding=1)
+        else:
+            dense = nn.Linear(math.prod(code), widths[0] * start**2)
+            self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], start, start)))
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, [*widths[1:], channels], strict=True):
+            layers += [
+                *self._norm(before),
+                nn.ReLU(),
+                self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1),
+            ]
+        self.layers, self.side = nn.Sequential(*layers), side
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return self.layers(self.project(code))[..., : self.side, : self.side]
+
+
+class TransposedConvolutions(_Doubling):
+    """Project and reshape, then transposed 4×4 convolutions of stride 2 (Radford et al. 2016, arXiv:1511.06434, figure 1,
+    without its batch normalisation: any normalisation here takes brightness away, and cost 60 % more error).
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
+    """
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        return nn.ConvTranspose2d(before, after, 4, 2, 1)
+
+
+class UpsampledConvolutions(_Doubling):
+    """The nearest value repeated, then a 3×3 convolution, which makes no checkerboard (Odena et al. 2016,
+    doi:10.23915/distill.00003); it costs more.
+
+    Args:
+        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
+        norm: normalisation of each map but the image.
+    """
+
+    def _double(self, before: int, after: int) -> nn.Module:
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1))
+
+
+class Progressive(Decoder):
+    """Grows from a map of four to seven pixels to the image's side (Karras et al. 2018, arXiv:1710.10196): all resolutions
+    are there from the start, and ``phase`` says which one speaks. Between n and n + 1 the one after n is faded in. The
+    image always has its full side: smaller ones are enlarged.
+
+    Args:
+        width: channels at the highest resolution; each step towards the code has twice as many, up to 512.
+    """
+
+    phase: Tensor
+
+    def __init__(self, width: PositiveInt = 32) -> None:
+        super().__init__()
+        within("width", width, 1)
+        self.width = width
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        start, widths = pyramid(side, self.width)
+        self.side, self.levels = side, len(widths)
+        first = nn.Sequential(
+            PixelNorm(), nn.Unflatten(1, (math.prod(code), 1, 1)), nn.ConstantPad2d(start - 1, 0.0),
+            EqualizedConv2d(math.prod(code), widths[0], start), nn.LeakyReLU(0.2), PixelNorm(),
+            EqualizedConv2d(widths[0], widths[0], 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+        )  # fmt: skip
+        blocks = [
+            nn.Sequential(
+                nn.Upsample(scale_factor=2), EqualizedConv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+                EqualizedConv2d(after, after, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
+            )
+            for before, after in pairwise(widths)
+        ]  # fmt: skip
+        self.blocks = nn.ModuleList([first, *blocks])
+        self.images = nn.ModuleList(EqualizedConv2d(width, channels, 1, gain=1) for width in widths)
+        self.start = start
+        self.register_buffer("phase", torch.tensor(float(self.levels - 1)))
+
+    def coarsened(self, image: Tensor) -> Tensor:
+        """Real images, float B×C×S×S, with no more detail than made ones have now: between two resolutions they are mixed as
+        those are (section 2), or the finer one would give them away."""
+        level, share = int(self.phase), float(self.phase) % 1
+        coarse = self._coarse(image, level)
+        return torch.lerp(coarse, self._coarse(image, level + 1), share) if share else coarse
+
+    def _coarse(self, image: Tensor, level: int) -> Tensor:
+        steps = self.levels - 1 - level
+        return self._enlarged(F.adaptive_avg_pool2d(image, self.start * 2**level), steps) if steps else image
+
+    def _enlarged(self, image: Tensor, steps: int) -> Tensor:
+        return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        phase = float(self.phase)
+        level, share = int(phase), phase - int(phase)
+        x = code.flatten(1)
+        for block in self.blocks[: level + 1]:
+            x = block(x)
+        image = self.images[level](x)
+        if share:
+            finer = self.images[level + 1](self.blocks[level + 1](x))
+            image = torch.lerp(F.interpolate(image, scale_factor=2), finer, share)
+        return self._enlarged(image, self.levels - 1 - level - (share > 0))
+
+
+class Dense(Decoder):
+    """Fully connected layers; without hidden ones, each unit of the code adds its own picture.
+
+    Args:
+        hidden: sizes of the hidden layers.
+    """
+
+    def __init__(self, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.hidden = tuple(hidden)
+
+    def build(self, code: Shape, channels: int, side: int) -> None:
+        """See `Decoder`."""
+        layers: list[nn.Module] = [nn.Flatten()]
+        size = math.prod(code)
+        for width in self.hidden:
+            layers += [nn.Linear(size, width), nn.ReLU()]
+            size = width
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side))
+        )
+
+    def forward(self, code: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return self.layers(code)

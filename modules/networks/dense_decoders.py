@@ -1,0 +1,194 @@
+"""Decoders: from the maps of a backbone to the classes of all pixels.
+
+Their parts come from segmentation-models-pytorch; which maps they get is decided here, so that any backbone will do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+from modules.networks.pyramid import Pyramid
+from modules.ranges import PositiveInt, ShareBelowOne
+
+
+class Decoder(nn.Module):
+    """Turns the maps of a backbone into logits. A subclass has the layers between them and the last one.
+
+    Args:
+        backbone: made with ``features_only``; only its ``feature_info`` is read.
+        num_classes: number of classes.
+        strides: strides of the maps to look at.
+        width: channels that the last layer takes.
+        kernel: its size, 1 or 3.
+        options: the subclass's own arguments, with which it is made again.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        strides: Sequence[int],
+        width: int,
+        kernel: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.options = dict(options)
+        self.pyramid = Pyramid(backbone, strides)
+        self.last = nn.Conv2d(width, num_classes, kernel, padding=kernel // 2)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the image and of the maps, as the library's decoders ask for them."""
+        return [3, *self.pyramid.channels]
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """A stand-in of the image's size, and the maps, finest first, to float B×width×h×w."""
+        raise NotImplementedError
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """All maps of the backbone to logits of the image's size, float B×K×H×W."""
+        maps = self.pyramid(features)
+        height, width = (side * self.pyramid.strides[0] for side in maps[0].shape[2:])
+        image = maps[0][:, :1, :1, :1].expand(-1, -1, height, width)  # whose size alone is looked at
+        logits = self.last(self.decode([image, *maps]))
+        if tuple(logits.shape[2:]) == (height, width):
+            return logits
+        return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+
+
+def _strides(backbone: Any) -> list[int]:
+    """The strides of a backbone's maps, ascending.
+
+    Raises:
+        BackboneError: they are not made by halving, as with patches of 14 pixels.
+    """
+    strides = sorted(set(backbone.feature_info.reduction()))
+    if any(stride & (stride - 1) for stride in strides):
+        raise BackboneError(
+            f"The maps of this backbone have the strides {strides}, which are no powers of two: choose another, or for a "
+            "ViT other patches, such as --model.backbone_options.patch_size 16."
+        )
+    return strides
+
+
+def _four_strides(backbone: Any) -> list[int]:
+    """The four coarsest strides of a backbone, filled up to four with finer and coarser ones."""
+    strides = _strides(backbone)[-4:]
+    while len(strides) < 4:
+        strides = [strides[0] // 2, *strides] if strides[0] > 4 else [*strides, 2 * strides[-1]]
+    return strides
+
+
+class UNet(Decoder):
+    """U-Net (Ronneberger et al. 2015, arXiv:1505.04597): step by step up to the image's size, with the backbone's map of
+    the same size beside at each step.
+
+    Args:
+        backbone: see `Decoder`.
+        num_classes: see `Decoder`.
+        widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
+            step.
+        norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
+
+    Raises:
+        BackboneError: there are other than so many widths.
+    """
+
+    def __init__(
+        self, backbone: Any, num_classes: int, widths: list[int] | None = None, norm: str = "batchnorm"
+    ) -> None:
+        strides = _strides(backbone)
+        strides = strides if len(strides) > 1 else _four_strides(backbone)  # a plain ViT has but one
+        options = {"widths": widths, "norm": norm}
+        if widths is not None and len(widths) != len(strides):
+            raise BackboneError(
+                f"--model.decoder.widths takes a number for each stride of the backbone, {strides}, not {len(widths)} numbers."
+            )
+        widths = widths or [max(16, 256 >> i) for i in range(len(strides))]
+        super().__init__(backbone, num_classes, strides, widths[-1], 3, options)
+        self.net = UnetDecoder(self.channels, widths, n_blocks=len(strides), use_norm=norm)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """See `Decoder.decode`."""
+        return self.net(features)
+
+
+class FPN(Decoder):
+    """Panoptic feature pyramid's semantic branch (Kirillov et al. 2019, arXiv:1901.02446): the maps of a feature pyramid,
+    each brought to the finest one's size, and added.
+
+    Args:
+        backbone: see `Decoder`.
+        num_classes: see `Decoder`.
+        width: channels of the pyramid; those of the branches, half of them, must be a multiple of 32.
+        dropout: share of channels left out in training.
+    """
+
+    def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256, dropout: ShareBelowOne = 0.2) -> None:
+        options = {"width": width, "dropout": dropout}
+        super().__init__(backbone, num_classes, _four_strides(backbone), width // 2, 1, options)
+        self.net = FPNDecoder(self.channels, 4, width, width // 2, dropout)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """See `Decoder.decode`."""
+        return self.net(features)
+
+
+class DeepLabV3Plus(Decoder):
+    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): the map at stride 16 seen through holes of several sizes, with the
+    map at stride 4 for the edges. ``--model.backbone_options.output_stride 16`` lets a backbone's last stage stay at that
+    stride.
+
+    Args:
+        backbone: see `Decoder`.
+        num_classes: see `Decoder`.
+        width: channels.
+        rates: three distances of the holes.
+        dropout: share of values left out in training.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        width: PositiveInt = 256,
+        rates: tuple[int, int, int] = (12, 24, 36),
+        dropout: ShareBelowOne = 0.5,
+    ) -> None:
+        options = {"width": width, "rates": list(rates), "dropout": dropout}
+        finest = _four_strides(backbone)[0]
+        super().__init__(backbone, num_classes, [finest, 4 * finest], width, 1, options)
+        image, fine, coarse = self.channels
+        self.net = DeepLabV3PlusDecoder([image, fine, fine, coarse], 4, width, rates, 16, True, dropout)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """See `Decoder.decode`."""
+        image, fine, coarse = features
+        return self.net([image, fine, fine, coarse])
+
+
+class SegFormer(Decoder):
+    """SegFormer's decoder (Xie et al. 2021, arXiv:2105.15203): a linear layer for each map, and one over all of them.
+
+    Args:
+        backbone: see `Decoder`.
+        num_classes: see `Decoder`.
+        width: channels.
+    """
+
+    def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256) -> None:
+        super().__init__(backbone, num_classes, _four_strides(backbone), width, 1, {"width": width})
+        self.net = SegformerDecoder(self.channels, 4, width)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """See `Decoder.decode`."""
+        height, width = features[1].shape[2:]
+        return self.net([features[0][:, :, :1, :1].expand(-1, -1, 4 * height, 4 * width), *features[1:]])

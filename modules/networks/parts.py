@@ -1,0 +1,189 @@
+"""What networks are put together from: exchangeable parts that describe themselves as data; keyed random numbers."""
+
+import importlib
+import inspect
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+
+Shape = tuple[int, ...]
+
+
+def within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Checks an argument of a part.
+
+    Raises:
+        BackboneError: it is out of its range.
+    """
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise BackboneError(f"{name} of a part must be {bounds}, not {value}.")
+
+
+class Part(nn.Module):
+    """An exchangeable part. It keeps each of its arguments under the argument's own name, so that `describe` finds them."""
+
+
+def describe(part: Any, **options: Any) -> dict[str, Any] | None:
+    """A part as plain data: the path that its class is imported from, and its arguments.
+
+    Args:
+        part: a `Part`, an activation, or another module that keeps each argument under the argument's own name.
+        options: the arguments, where it does not keep them so; a part among them is described too.
+
+    Returns:
+        ``{"class_path": …, "init_args": {…}}``, from which `build` makes it again; None of None.
+
+    Raises:
+        BackboneError: the part does not keep an argument.
+    """
+    if part is None:
+        return None
+    if not options:
+        named = [p.name for p in inspect.signature(type(part)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if lacking := [name for name in named if not hasattr(part, name)]:
+            raise BackboneError(
+                f"{path_of(type(part))} cannot be saved with a model: let its __init__ keep the argument "
+                f"{lacking[0]!r} as self.{lacking[0]}."
+            )
+        options = {name: getattr(part, name) for name in named}
+    return {"class_path": path_of(type(part)), "init_args": {name: _plain(value) for name, value in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return describe(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def path_of(kind: type) -> str:
+    """The shortest path that a class can be imported from, such as ``modules.detection.YOLO``: it stays when a file moves."""
+    names = kind.__module__.split(".")
+    for count in range(1, len(names)):
+        package = ".".join(names[:count])
+        if getattr(sys.modules.get(package), kind.__name__, None) is kind:
+            return f"{package}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def find_class(path: str, base: type) -> type:
+    """The class that a path names.
+
+    Args:
+        path: as `path_of` gives it. A bare name, as models that were saved earlier have it, is looked up among Fovea's own
+            classes, and so is the last part of a path into Fovea that leads to nothing any more.
+        base: what it has to be a subclass of; nothing else is handed out.
+
+    Raises:
+        ValueError: there is no such class here.
+    """
+    place, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(place), name, None) if place else None
+    except ImportError:
+        found = None
+    if found is None and (not place or place.split(".")[0] == __name__.split(".")[0]):
+        known = (kind for family in (Part, base) for kind in _kinds(family) if kind.__name__ == name)
+        found = next(known, None) or getattr(nn.modules.activation, name, None)
+    if found is None:
+        raise ValueError(
+            f"there is no {path} here. A class of your own must be importable where its model is loaded: put the folder of "
+            f"{place.split('.')[0]} on PYTHONPATH"
+            if place
+            else f"there is no part {path!r} in this version of Fovea"
+        )
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{path} is no {base.__name__}")
+    return found
+
+
+def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
+    """What `describe` described, made again.
+
+    Args:
+        description: of `describe`, also as earlier versions wrote it; None gives None.
+        given: further arguments, which come first.
+        base: what it has to be a subclass of.
+
+    Raises:
+        ValueError: there is no such class here; see `find_class`.
+    """
+    if description is None:
+        return None
+    described = upgrade(description)
+    options = {name: build(value) if _describes(value) else value for name, value in described["init_args"].items()}
+    return find_class(described["class_path"], base)(*given, **options)
+
+
+def _describes(value: Any) -> bool:
+    return isinstance(value, dict) and (value.keys() == {"class_path", "init_args"} or "class" in value)
+
+
+def upgrade(saved: Any) -> Any:
+    """The description of a network as this version writes it, of one that an earlier version wrote: that had parts as
+    ``{"class": NAME, …}``, and those on feature maps as ``NAME`` beside ``…_options``."""
+    if not isinstance(saved, dict):
+        return saved
+    if "class" in saved:
+        options = {key: value for key, value in saved.items() if key != "class"}
+        return upgrade({"class_path": _whole(saved["class"]), "init_args": options})
+    result = {key: upgrade(value) for key, value in saved.items()}
+    for key in ("detector", "decoder"):
+        if isinstance(name := saved.get(key), str) and f"{key}_options" in saved:
+            result[key] = {"class_path": _whole(name), "init_args": result.pop(f"{key}_options")}
+    return result
+
+
+def _whole(name: str) -> str:
+    try:
+        return path_of(find_class(name, nn.Module))
+    except ValueError:  # `build` says so, where it is built
+        return name
+
+
+def _kinds(base: type) -> Iterator[type]:
+    kind: type
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith(f"{__name__.split('.')[0]}."):
+            yield kind
+        yield from _kinds(kind)
+
+
+class Draws:
+    """Random numbers for a batch.
+
+    In training they are torch's own. In evaluation those of an image depend on nothing but the image, so that figures
+    and pictures do not change with the size of the batch or the number of processes.
+
+    Args:
+        image: uint8 B×C×H×W.
+        training: which of the two.
+    """
+
+    def __init__(self, image: Tensor, training: bool) -> None:
+        self.image, self.training = image, training
+        self._generators: list[torch.Generator] = []
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 B×shape from N(0, 1)."""
+        return self._draw(torch.randn, shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 B×shape, uniform in [0, 1)."""
+        return self._draw(torch.rand, shape)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: Shape) -> Tensor:
+        device = self.image.device
+        if self.training:
+            return draw(len(self.image), *shape, device=device)
+        if not self._generators:  # not before: most evaluations draw nothing
+            images = self.image.cpu().contiguous().numpy()
+            self._generators = [torch.Generator().manual_seed(zlib.crc32(one.tobytes())) for one in images]
+        return torch.stack([draw(*shape, generator=generator) for generator in self._generators]).to(device)

@@ -1,0 +1,54 @@
+"""Feature maps at the strides that a detector or decoder asks for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from modules.networks import BackboneError
+
+
+class Pyramid(nn.Module):
+    """Picks the maps of a backbone by stride, and makes those that it lacks.
+
+    A missing stride is made from the map with the nearest one: a finer map by transposed convolutions, a coarser one by
+    convolutions with stride 2. So a plain ViT, whose maps all have stride 16, gets the simple pyramid of Li et al. 2022
+    (arXiv:2203.16527, section 3).
+
+    Args:
+        backbone: made with ``features_only``; only its ``feature_info`` is read, it does not become a part of this.
+        strides: wanted strides, ascending powers of two.
+
+    Raises:
+        BackboneError: the strides are no ascending powers of two.
+    """
+
+    def __init__(self, backbone: Any, strides: Sequence[int]) -> None:
+        super().__init__()
+        if list(strides) != sorted(set(strides)) or any(stride < 1 or stride & (stride - 1) for stride in strides):
+            raise BackboneError(f"--model.detector.strides must be ascending powers of two, not {list(strides)}.")
+        channels, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
+        self.strides, self.channels, self.chosen = list(strides), [], []
+        self.adapters = nn.ModuleList()
+        for stride in strides:
+            # Of several maps with the same stride the last, which has seen most.
+            near = min(range(len(channels)), key=lambda i: (_factor(reductions[i], stride), -i))
+            width, factor = channels[near], _factor(reductions[near], stride)
+            steps: list[nn.Module] = []
+            while factor > 1:
+                if reductions[near] > stride:
+                    steps += [nn.ConvTranspose2d(width, width, 2, 2), nn.GELU()]
+                else:
+                    steps += [nn.Conv2d(width, width, 3, 2, 1), nn.GELU()]
+                factor /= 2
+            self.chosen.append(near)
+            self.channels.append(width)
+            self.adapters.append(nn.Sequential(*steps))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """All maps of the backbone, float B×C×H×W, to those at `strides`, with `channels`."""
+        return [adapter(features[i]) for i, adapter in zip(self.chosen, self.adapters, strict=True)]
+
+
+def _factor(one: int, other: int) -> float:
+    return max(one, other) / min(one, other)

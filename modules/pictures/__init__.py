@@ -1,0 +1,1 @@
+"""Pictures that a person asks for: sheets, charts, boxes."""

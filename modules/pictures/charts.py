@@ -1,0 +1,143 @@
+"""Charts as images: confusion matrices, scatter plots, overlays, heat maps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from modules.pictures.sheets import Image
+
+
+def rasterize(figure: Figure) -> Image:
+    """Draws a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:
+    """A confusion matrix, each row in shares of its true class.
+
+    Args:
+        counts: K×K, true classes in rows, predicted ones in columns.
+        label_names: K names.
+    """
+    classes = len(label_names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(3 + 0.4 * classes, 14)
+    figure = Figure((side, side), dpi=80)
+    margin = min(0.3, (0.4 + 0.09 * max(map(len, label_names))) / side) if classes <= 40 else 0.05
+    axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if classes <= 40:
+        axes.set_xticks(range(classes), label_names, rotation=90, fontsize=8)
+        axes.set_yticks(range(classes), label_names, fontsize=8)
+    if classes <= 15:
+        for i, j in np.ndindex(classes, classes):
+            if counts[i, j]:
+                shade = "white" if shares[i, j] > 0.5 else "black"
+                axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=shade, fontsize=7)
+    return rasterize(figure)
+
+
+def heat(values: NDArray[np.float32], colours: str = "viridis") -> Image:
+    """A map H×W in colours of matplotlib's, from its lowest to its highest value: uint8 H×W×3."""
+    low, high = float(values.min()), float(values.max())
+    return (colormaps[colours]((values - low) / max(high - low, 1e-12))[..., :3] * 255).round().astype(np.uint8)
+
+
+def overlays(
+    image: Image, title: str, maps: Sequence[tuple[str, NDArray[np.float32], str]], side: float = 3.4
+) -> Image:
+    """A picture, and beside it the same picture in grey under each of some maps, with a scale.
+
+    Args:
+        image: uint8 S×S×C.
+        title: what stands above the picture.
+        maps: heading, values h×w that cover all of the picture, and the name of matplotlib's colours. Where some values
+            are below zero, zero is in the middle of the scale.
+        side: of a picture, in inches.
+    """
+    wide = side * (1 + 1.25 * len(maps))
+    figure = Figure((wide, side + 0.35), dpi=100)
+    grey, edge = image.mean(2), (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+    for i, (heading, values, colours) in enumerate([(title, None, "grey"), *maps]):
+        left = side * (1.25 * i - (0.2 if i else 0)) / wide
+        axes = figure.add_axes((left, 0.01, 0.97 * side / wide, 0.97 * side / (side + 0.35)))
+        axes.set_title(heading, fontsize=11, pad=4)
+        axes.set_axis_off()
+        if values is None:
+            axes.imshow(image, cmap="grey", interpolation="nearest")
+            continue
+        most = max(float(np.abs(values).max()), 1e-12)
+        axes.imshow(grey, cmap="grey", vmin=-64, vmax=319, interpolation="nearest")
+        norm = Normalize(-most if values.min() < 0 else 0, most)
+        paint = ScalarMappable(norm, colours)
+        axes.imshow(values, cmap=colours, norm=norm, alpha=0.55, extent=edge, interpolation="bilinear")
+        place = (left + 0.98 * side / wide, 0.03, 0.04 * side / wide, 0.84)
+        figure.colorbar(paint, cax=figure.add_axes(place)).ax.tick_params(labelsize=8)
+    return rasterize(figure)
+
+
+def scatter(points: NDArray[np.float32], labels: NDArray[np.int64] | None, names: Sequence[str], title: str) -> Image:
+    """Points in the plane, coloured by class.
+
+    Args:
+        points: N×2.
+        labels: classes of the points, N; None draws all alike.
+        names: the classes' names.
+        title: what stands above.
+    """
+    present = [] if labels is None else np.unique(labels).tolist()
+    wide = -(-min(len(present), 60) // 20)  # columns of the legend
+    figure = Figure((6.5 + 1.6 * wide, 6.3), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=12)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], s=14)
+        return rasterize(figure)
+    colours = colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow"]
+    for i, label in enumerate(present):
+        colour = colours(i if len(present) <= 20 else i / len(present))
+        name = names[label] if i < 60 else None
+        x, y = points[labels == label].T
+        axes.scatter(x, y, 14, color=colour, label=name, linewidths=0)
+    figure.legend(loc="outside right upper", ncols=wide, markerscale=2, fontsize=10, frameon=False)
+    return rasterize(figure)
+
+
+def nested_squares(image: Image, squares: Sequence[tuple[str, int | None]], title: str) -> Image:
+    """Squares about the middle of a picture, one in the other.
+
+    Args:
+        image: uint8 S×S×C.
+        squares: what the legend says of each, and its side in pixels; None for all of the picture.
+        title: what stands above.
+    """
+    side = image.shape[0]
+    figure = Figure((7.2, 4.4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(image, cmap="grey", interpolation="nearest", alpha=0.75)
+    # What is beyond the picture is cut off: a frame of its own is left for it.
+    rim = 0.06 * side
+    axes.set_xlim(-0.5 - rim, side - 0.5 + rim)
+    axes.set_ylim(side - 0.5 + rim, -0.5 - rim)
+    for i, (name, size) in enumerate(squares):
+        drawn = side if size is None else min(size, side + rim)
+        colour = colormaps["plasma"](0.9 * i / max(1, len(squares) - 1))
+        corner = (side / 2 - 0.5 - drawn / 2,) * 2
+        axes.add_patch(Rectangle(corner, drawn, drawn, fill=False, edgecolor=colour, linewidth=2.5, label=name))
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=12)
+    figure.legend(loc="outside right upper", fontsize=10, frameon=False)
+    return rasterize(figure)

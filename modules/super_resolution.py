@@ -1,0 +1,378 @@
+"""Photographs made larger."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.objectives import NonSaturating, Objective, Verdict
+from modules.adversarial.players import Score
+from modules.base import Stage
+from modules.measures.extractors import extractor_name
+from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, ssim
+from modules.networks import BackboneError
+from modules.networks.decoders import Norm, normalization
+from modules.networks.parts import Part, build, describe, upgrade, within
+from modules.networks.weights import read_weights, registered_files
+from modules.optimization import WarmupCosine
+from modules.pictures.sheets import as_address, from_address, rows_of_tiles
+from modules.ranges import NonNegative, PositiveInt
+
+PICTURED = 4  # images in the pictures
+DETAIL = 96  # side of what is shown of an image, in pixels
+TILE = 256  # side of the pieces of a large image, in pixels
+
+
+def resized(image: Tensor, factor: float) -> Tensor:
+    """uint8 B×C×H×W by Pillow's bicubic filter (a = −½), antialiased where it is made smaller, as uint8."""
+    side = [round(length * factor) for length in image.shape[-2:]]
+    larger = F.interpolate(image.float(), side, mode="bicubic", antialias=True, align_corners=False)
+    return larger.round().clamp(0, 255).byte()
+
+
+def luma(image: Tensor) -> Tensor:
+    """uint8 B×C×H×W to ITU-R BT.601's luma, float B×1×H×W from 16 to 235; of one channel, the image itself."""
+    if image.shape[1] == 1:
+        return image.float()
+    weights = torch.tensor([65.481, 128.553, 24.966], device=image.device).view(-1, 1, 1) / 255
+    return (image.float() * weights).sum(1, keepdim=True) + 16
+
+
+def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
+    """PSNR and SSIM of the luma without a rim, as papers on super-resolution measure them, each float B.
+
+    Args:
+        image: uint8 B×C×H×W.
+        truth: uint8 B×C×H×W.
+        shave: width of the rim, in pixels.
+    """
+    one, other = (luma(x)[..., shave:-shave, shave:-shave] / 255 for x in (image, truth))
+    error = (one - other).square().flatten(1).mean(1)
+    figures = {"psnr_y": -10 * error.clamp_min(1e-10).log10()}
+    if min(one.shape[-2:]) >= SSIM_SIDE:
+        figures["ssim_y"] = ssim(one, other)
+    return figures
+
+
+class SRResNet(Part):
+    """Residual blocks on the small image, then twice as many pixels a side as often as it takes (Ledig et al. 2017,
+    arXiv:1609.04802, figure 4). It takes images of any size.
+
+    Args:
+        width: channels.
+        blocks: residual blocks.
+        norm: normalisation; published with ``batch``, better without (Lim et al. 2017, arXiv:1707.02921).
+        factor: how many times as long each side becomes, a power of two.
+        bicubic: learn what a bicubic enlargement lacks (Kim et al. 2016, arXiv:1511.04587), which takes a fraction of
+            the steps; published without.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt = 64,
+        blocks: PositiveInt = 16,
+        norm: Norm = "none",
+        factor: int = 4,
+        bicubic: bool = True,
+    ) -> None:
+        super().__init__()
+        within("width", width, 1)
+        within("blocks", blocks, 0)
+        self.width, self.blocks, self.norm, self.factor, self.bicubic = width, blocks, norm, factor, bicubic
+        if factor < 2 or factor & (factor - 1):
+            raise BackboneError(f"factor of a part is a power of two, not {factor}.")
+
+    def build(self, channels: int) -> None:
+        """Makes the layers for images of so many channels."""
+        width = self.width
+        self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
+        self.body = nn.Sequential(*(_Residual(width, self.norm) for _ in range(self.blocks)))
+        self.merge = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), normalization(self.norm, width))
+        layers: list[nn.Module] = []
+        for _ in range(int(math.log2(self.factor))):
+            layers += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
+        self.larger = nn.Sequential(*layers)
+        self.last = nn.Conv2d(width, channels, 9, padding=4)
+        if self.bicubic:  # it begins there
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(cast(Tensor, self.last.bias))
+
+    @property
+    def reach(self) -> int:
+        """How far from a pixel what becomes of it looks, in pixels of the small image."""
+        scales = int(math.log2(self.factor))
+        far = 4 + 2 * self.blocks + 1 + sum(0.5**scale for scale in range(scales)) + 4 / self.factor
+        return math.ceil(far)  # more than the bicubic filter's 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float B×C×H×W in [-1, 1] to float B×C×fH×fW, mostly in [-1, 1]."""
+        x = self.first(image)
+        x = self.last(self.larger(x + self.merge(self.body(x))))
+        if self.bicubic:
+            side = [self.factor * length for length in image.shape[-2:]]
+            x = x + F.interpolate(image.float(), side, mode="bicubic", antialias=True)
+        return x
+
+
+class _Residual(nn.Sequential):
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__(
+            nn.Conv2d(width, width, 3, padding=1), normalization(norm, width), nn.PReLU(),
+            nn.Conv2d(width, width, 3, padding=1), normalization(norm, width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+@dataclass
+class SuperResolutionOptimization(AdversarialOptimization):
+    """How a generator is trained that has a truth to come near to, with or without a discriminator.
+
+    Args:
+        optimizer: any optimiser of torch or timm; each player gets one.
+        lr_scheduler: any schedule of torch, stepped with the generator.
+    """
+
+    optimizer: OptimizerCallable = torch.optim.Adam
+    lr_scheduler: LRSchedulerCallable = WarmupCosine
+
+
+class SuperResolutionModule(AdversarialModule):
+    """Makes images four times as large, or whatever the generator's factor is, as they may have been (Ledig et al. 2017,
+    arXiv:1609.04802).
+
+    ``adversarial: 0`` is the SRResNet: the generator alone learns, and nothing but ``content``; with the squared error
+    its images are the mean of all that may have been, and so blurred. Above 0 it is the SRGAN: a discriminator tells
+    enlarged images from real ones, and ``content`` compares the features of a network (`Perceptual`). It is best started
+    from an SRResNet (``start``).
+
+    The small images are made of the large ones by the antialiased bicubic filter, on the device, so any data will do; they
+    are squares of ``image_size`` pixels in training, and of any size in evaluation and prediction.
+
+    Measures on the luma of BT.601 without a rim of as many pixels as the factor, beside the bicubic enlargement:
+    ``psnr_y``, and ``ssim_y`` where images are large enough; and, where ``similarity`` names a network,
+    ``perceptual_NAME`` on all channels, which is lower for what is more alike: it is LPIPS's distance without its learned
+    weights, and those of different networks do not compare. The best checkpoint has the highest PSNR, or, of an SRGAN
+    with such a network, the lowest distance.
+
+    Args:
+        in_chans: channels of the images; come from the data.
+        image_size: side of the large images in training, in pixels; comes from the data.
+        backbone: the discriminator: ``dcgan``, any timm name, a file of weights, or a registered model.
+        pretrained: start the discriminator from published weights.
+        backbone_options: further arguments of the backbone, such as ``width`` of ``dcgan``.
+        generator: the network that makes images larger.
+        content: how far an enlarged image is from the large one; divided by the number of values.
+        adversarial: weight of the generator's adversarial loss; 0 for none.
+        objective: what the players minimise; by default the non-saturating loss.
+        start: a registered super-resolution model whose generator is gone on with (``models:/name@alias``).
+        similarity: what compares images for the perceptual figure: a timm name with its published weights, or a registered
+            model.
+        optimization: how the players are trained.
+        compile: compile both players with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+
+    Raises:
+        BackboneError: the backbone cannot be made, or parts do not fit each other.
+    """
+
+    training_only: ClassVar[tuple[str, ...]] = ("generator.",)
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        image_size: int = 96,
+        backbone: str = "dcgan",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        generator: SRResNet | None = None,
+        content: ReconstructionLoss | None = None,
+        adversarial: NonNegative = 0.0,
+        objective: Objective | None = None,
+        start: str | None = None,
+        similarity: str | None = None,
+        optimization: SuperResolutionOptimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        plan = optimization or SuperResolutionOptimization()
+        super().__init__(backbone, pretrained, in_chans, image_size, backbone_options, plan, compile, channels_last)
+        within("adversarial", adversarial, 0)
+        self.in_chans, self.image_size, self.weight = in_chans, image_size, adversarial
+        self.content, self.objective = content or MSE(), objective or NonSaturating()
+        if self.content.nats:
+            raise BackboneError(
+                f"{type(self.content).__name__} judges probabilities, not images: choose MSE, L1, SSIM or Perceptual."
+            )
+        if self.objective.energy:
+            raise BackboneError("The objective's score is an autoencoder's error: choose another one here.")
+        self.head = Score(getattr(self.backbone, "head_hidden_size", self.backbone.num_features), 0)
+        net = generator or SRResNet()
+        net.build(in_chans)
+        self.factor = net.factor
+        if image_size % net.factor or image_size < 2 * net.factor:
+            raise BackboneError(
+                f"--data.image_size must be a multiple of {net.factor}, {2 * net.factor} at least, not {image_size}."
+            )
+        if start is not None:
+            _load(net, start)
+        self.play(net)
+        self.similarity = similarity
+        self._features: FixedFeatures | None = None
+        if similarity is not None:
+            self._features = FixedFeatures(similarity, not similarity.startswith("models:/"))
+            self._distance = f"perceptual_{extractor_name(similarity, 0)}"
+        gan = adversarial > 0 and similarity is not None
+        self.monitor = f"val/{self._distance}" if gan else "val/psnr_y"  # type: ignore[misc]
+        self.mode = "min" if gan else "max"  # type: ignore[misc]
+        self._pictured: list[list[NDArray[np.uint8]]] = []
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            **self.backbone.recipe,
+            "generator": describe(self.generator),
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "SuperResolutionModule":
+        """See `VisionModule.from_architecture`."""
+        return cls(**architecture | {"generator": build(architecture["generator"])})
+
+    # The players
+
+    def discriminate(self, image: Tensor) -> Verdict:
+        """What the discriminator says of normalised images, float B×C×S×S."""
+        return cast(Verdict, self.head(self.backbone(image), image, None))
+
+    def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        if not self.weight:
+            return {}
+        with torch.no_grad():
+            fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
+        verdicts = self.discriminate(self.normalize(batch["image"])), self.discriminate(fake)
+        right = self.right_share(*(verdict.score.detach() for verdict in verdicts))
+        self.log_mean("train/discriminator_accuracy", right, len(batch["image"]))
+        return {"discriminator_loss": self.objective.discriminator(*verdicts)}
+
+    def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        truth = batch["image"]
+        made = self.generator(as_float(resized(truth, 1 / self.factor))).float()
+        losses = {"loss": self._far(made, truth)}
+        if self.weight:
+            losses["adversarial"] = self.weight * self.objective.generator(self.discriminate(self.as_input(made)))
+        return losses
+
+    def _far(self, made: Tensor, truth: Tensor) -> Tensor:
+        """The content loss of what a generator made, float B×C×H×W in [-1, 1], against uint8."""
+        return self.content((made + 1) / 2, truth.float() / 255).mean() / truth[0].numel()
+
+    # What it is worth
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """See `VisionModule.step`."""
+        height, width = (length // self.factor * self.factor for length in batch["image"].shape[-2:])
+        truth = batch["image"][..., :height, :width]
+        low = resized(truth, 1 / self.factor)
+        plain, output = resized(low, self.factor), self.average(as_float(low)).float()
+        made = to_uint8(output)
+        figures = quality(made, truth, self.factor)
+        figures |= {f"{name}_bicubic": value for name, value in quality(plain, truth, self.factor).items()}
+        if self._features is not None:
+            wanted, *seen = (self._features(image.float() / 255) for image in (truth, made, plain))
+            for name, maps in zip((self._distance, f"{self._distance}_bicubic"), seen, strict=True):
+                figures[name] = perceptual_distance(maps, wanted)
+        for name, value in figures.items():
+            self.log_mean(f"{stage}/{name}", value.mean(), len(truth))
+        left = PICTURED - len(self._pictured)
+        for images in list(zip(low, plain, made, truth, strict=True))[:left]:
+            self._pictured.append([image.permute(1, 2, 0).cpu().numpy() for image in images])
+        return self._far(output, truth)
+
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`: a detail of some images, small, enlarged in two ways, and true."""
+        rows, self._pictured = self._pictured, []
+        self.show(f"{stage}/enlarged", lambda: self._details(rows))
+
+    def _details(self, rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        drawn = []
+        for images in rows:
+            tiles = []
+            for image, side in zip(images, (DETAIL // self.factor, DETAIL, DETAIL, DETAIL), strict=True):
+                top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+                tiles.append(image[top : top + side, left : left + side])
+            drawn.append(("", tiles, ["small", "bicubic", "enlarged", "true"]))
+        return rows_of_tiles(drawn, 2 * DETAIL)
+
+    # What others ask it for
+
+    @torch.inference_mode()
+    def enlarge(self, image: Tensor) -> Tensor:
+        """Makes images larger, piece by piece where they are large.
+
+        Args:
+            image: uint8 B×C×H×W.
+
+        Returns:
+            uint8 B×C×fH×fW.
+        """
+        f, (height, width) = self.factor, image.shape[-2:]
+        rim = cast(SRResNet, self.average).reach
+        result = image.new_empty(*image.shape[:2], f * height, f * width)
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                y, x = max(0, top - rim), max(0, left - rim)
+                piece = image[..., y : top + TILE + rim, x : left + TILE + rim]
+                made = to_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
+                place = result[..., f * top : f * (top + TILE), f * left : f * (left + TILE)]
+                place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
+        return result
+
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``size`` as it becomes, height and width, and among its ``pictures`` the one ``enlarged``, a
+        PNG as a ``data:`` address."""
+        made = self.enlarge(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
+        return [{"size": list(image.shape[:2]), "pictures": {"enlarged": as_address(image)}} for image in made]
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; the enlarged image."""
+        return super().draw_answer(from_address(answer["pictures"]["enlarged"]), answer)
+
+    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
+        """See `VisionModule.write_answer`: the enlarged image without losses, as ``….enlarged.png``."""
+        made = from_address(answer["pictures"]["enlarged"])
+        Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(place.with_suffix(".enlarged.png"))
+
+
+def _load(net: SRResNet, address: str) -> None:
+    """Gives a generator the weights of a registered one.
+
+    Raises:
+        BackboneError: it is no such model, or of another form.
+    """
+    description, file = registered_files(address)
+    saved, mine = upgrade(description["module"].get("generator") or {}), describe(net)
+    if saved != mine:
+        other = f"is {saved}, this one is {mine}" if saved else "there is none"
+        raise BackboneError(
+            f"--model.start wants a super-resolution model with the same generator; that of {address} {other}."
+        )
+    weights = {
+        key.removeprefix("average."): v for key, v in read_weights(file, whole=True).items() if "average." in key
+    }
+    net.load_state_dict(weights)

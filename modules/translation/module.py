@@ -1,0 +1,484 @@
+"""From one domain of images to another: a generator turns images instead of noise into images."""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.health import Health
+from modules.adversarial.objectives import LeastSquares, Objective, Regularizer, Verdict
+from modules.adversarial.players import at_rest
+from modules.base import Stage
+from modules.measures.extractors import JUDGE, Seen
+from modules.measures.judge import Judge
+from modules.measures.sets import frechet_distance
+from modules.networks import BackboneError
+from modules.networks.backbones import untrained
+from modules.networks.parts import Draws, build, describe, within
+from modules.pictures.sheets import Image, as_address, from_address, rows_of_tiles
+from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
+from modules.translation.translators import (
+    ImagePool,
+    ResidualTranslator,
+    SeparateTranslators,
+    SharedTranslator,
+    Translator,
+    by_domain,
+    domain_of,
+    told,
+    values_of,
+)
+
+SHIFT = 2  # pixels by which the judge's images are shifted
+PICTURED = 8
+
+
+class TranslationModule(AdversarialModule):
+    """Translates images of some domains into each other, learned from images of each that are not paired.
+
+    | kind | parts |
+    |---|---|
+    | CycleGAN (the default; Zhu et al. 2017, arXiv:1703.10593) | a generator and a discriminator for each domain, ``LeastSquares``, an image pool |
+    | StarGAN (Choi et al. 2018, arXiv:1711.09020) | ``shared: true``: one of each for all domains. The generator is told the wanted domain by planes, the discriminator tells of which domain an image is. ``Wasserstein`` with ``GradientPenalty``, ``pool: 0``, ``identity: 0`` |
+
+    The generator minimises, beside what the discriminator says: ``cycle`` · mean |G(G(x, there), back) − x|, ``identity``
+    · mean |G(x, its own domain) − x|, and, where it is shared, ``domain`` times the cross-entropy of the wanted domain;
+    values of images are in [-1, 1]. With the discriminator's scores there is one for each patch.
+
+    Measured is the generator's moving average, by a judge: a small convnet that is trained when the run begins on
+    the labelled training images, and whose name is part of the figures' names. ``fd``: the Fréchet distance of its
+    features between translations into a domain and real images of it (for each value of each attribute, then the mean),
+    and ``fd_untranslated`` the same for images of other domains as they are; one figure for each attribute (``domain``, or
+    the data's own): the share of translations in which the judge sees the value that was asked for; ``content``, where
+    the data say what must stay: the share in which it sees that. With ``_real`` in their names: the same for real images,
+    the most that can be hoped for. ``cycle``: mean error of an image that went there and back, for values in [0, 1].
+    `Health` watches translations of the same training images, and says what goes wrong.
+
+    Args:
+        label_names: names of the domains; come from the data.
+        attributes: what domains differ in, and its values; come from the data. Domains are all combinations.
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: the discriminator's, where it has several one for each: ``patchgan``, or any timm name with feature maps.
+        pretrained: start the discriminator from published weights.
+        backbone_options: further arguments of the backbone, such as ``width`` and ``norm`` of ``patchgan``.
+        translator: layers of the generator.
+        objective: what the players minimise; by default least squares.
+        regularizer: what the discriminator pays for its slope.
+        shared: one generator and one discriminator for all domains, instead of one for each.
+        cycle: weight of the error of what went there and back.
+        identity: weight of the change to an image that is of the wanted domain already.
+        domain: weight of the domain that the discriminator sees.
+        pool: images of each domain that are kept for the discriminator to see once more.
+        judge_steps: batches of 64 that the judge learns from.
+        health_every: generator's steps between two looks at the training's health.
+        stop_on_failure: end the training when it fails; the best checkpoint is kept.
+        optimization: how the players are trained.
+        compile: compile the generators with ``torch.compile``.
+        channels_last: memory order of images and kernels.
+
+    Raises:
+        BackboneError: the backbone cannot be made, or parts do not fit each other.
+    """
+
+    series: ClassVar[tuple[str, ...]] = ("val/translations",)
+    monitor: ClassVar[str] = f"val/fd_{JUDGE}"
+    training_only: ClassVar[tuple[str, ...]] = ("generator.", "others.")
+    discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "others", "head")
+
+    def __init__(
+        self,
+        label_names: list[str] | None = None,
+        attributes: dict[str, list[str]] | None = None,
+        in_chans: int = 3,
+        image_size: int = 224,
+        backbone: str = "patchgan",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        translator: Translator | None = None,
+        objective: Objective | None = None,
+        regularizer: Regularizer | None = None,
+        shared: bool = False,
+        cycle: NonNegative = 10.0,
+        identity: NonNegative = 5.0,
+        domain: NonNegative = 1.0,
+        pool: NonNegativeInt = 50,
+        judge_steps: PositiveInt = 1200,
+        health_every: PositiveInt = 100,
+        stop_on_failure: bool = False,
+        optimization: AdversarialOptimization | None = None,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            backbone, pretrained, in_chans, image_size, backbone_options, optimization, compile, channels_last
+        )
+        self.label_names = list(label_names or [])
+        self.attributes = {name: list(values) for name, values in (attributes or {"domain": self.label_names}).items()}
+        self.sizes = [len(values) for values in self.attributes.values()]
+        self.in_chans, self.image_size, self.shared, self.judge_steps = in_chans, image_size, shared, judge_steps
+        domains = len(self.label_names)
+        if domains < 2 or math.prod(self.sizes) != domains:
+            raise BackboneError(
+                "Translation is between two domains or more: take data with labels, such as --data DomainFolder with a "
+                "folder for each domain."
+            )
+        if len(self.sizes) > 1 and not shared:
+            raise BackboneError(
+                f"These domains differ in {' and '.join(self.attributes)}: --model.shared true has one generator for all "
+                "combinations."
+            )
+        self.objective, self.regularizer = objective or LeastSquares(), regularizer
+        if self.objective.energy:
+            raise BackboneError("Patches have a score, not an autoencoder's error: choose another objective.")
+        self.weights = {"cycle": cycle, "identity": identity, "domain": domain}
+        for name, value in {**self.weights, "pool": pool, "judge_steps": judge_steps}.items():
+            within(name, value, 0)
+        within("health_every", health_every, 1)
+        self.health: Health = Health(health_every)
+        self.stop_on_failure, self._right_share = stop_on_failure, torch.zeros(())
+        copies = 1 if shared else domains
+        self.others = nn.ModuleList(self._another() for _ in range(copies - 1))
+        with torch.no_grad():
+            features = self.backbone.eval().forward_features(torch.zeros(1, in_chans, image_size, image_size))
+        self.backbone.train()
+        if features.ndim != 4 or features.shape[2] != features.shape[3]:
+            raise BackboneError(
+                f"{backbone} has no feature maps in the order C×H×W to score patches of: take patchgan."
+            )
+        channels = features.shape[1]
+        scores = nn.ModuleList(nn.Conv2d(channels, 1, 4, padding="same") for _ in range(copies))
+        self.head = nn.ModuleDict({"scores": scores})
+        if shared:
+            self.head["classes"] = nn.Linear(channels, sum(self.sizes))
+        self.translator = describe(layers := translator or ResidualTranslator())
+        self.play(
+            SharedTranslator(layers, in_chans, self.sizes)
+            if shared
+            else SeparateTranslators([deepcopy(layers) for _ in range(domains)], in_chans)
+        )
+        self.pool = ImagePool(pool)
+        self.judge: Judge = Judge(self, self._questions, name=JUDGE, steps=judge_steps, shift=SHIFT)
+        self._seen: list[Tensor] = []
+        self._watched: tuple[Tensor, Tensor] | None = None
+
+    def _another(self) -> nn.Module:
+        """A further backbone of the same kind; what one has learned before, so has the other."""
+        return deepcopy(self.backbone) if self.pretrained else untrained(self.backbone, self.in_chans, self.image_size)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `VisionModule.architecture`."""
+        return {
+            "label_names": self.label_names,
+            "attributes": self.attributes,
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            **self.backbone.recipe,
+            "translator": self.translator,
+            "objective": describe(self.objective),
+            "shared": self.shared,
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "TranslationModule":
+        """See `VisionModule.from_architecture`."""
+        parts = {key: build(architecture[key]) for key in ("translator", "objective")}
+        return cls(**architecture | parts)
+
+    # The players
+
+    def forward(self, image: Tensor, domain: Tensor) -> Tensor:
+        """What the generators' moving average makes of images, float B×C×S×S in [-1, 1]; see `SeparateTranslators`."""
+        return self.average(image, domain)
+
+    def discriminate(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
+        """What the discriminator says of normalised images, float B×C×S×S, as images of domains, int64 B.
+
+        Returns:
+            The verdict, with a score for each patch, float B×P; and, of a shared one, what it takes the attributes'
+            values to be, float B×K.
+        """
+        scores: Any = self.head["scores"]
+        if not self.shared:
+            bodies: list[Any] = [self.backbone, *self.others]
+            pairs = zip(bodies, scores, strict=True)
+            networks = [lambda x, b=body, s=score: s(b.forward_features(x)).flatten(1) for body, score in pairs]
+            score = by_domain(networks, image, domain).float()
+            return Verdict(score, score), None
+        features = self.backbone.forward_features(image)
+        score = scores[0](features).flatten(1).float()
+        return Verdict(score, score), self.head["classes"](features.mean((2, 3))).float()
+
+    def wanted(self, domain: Tensor, uniform: Tensor) -> Tensor:
+        """Domains to translate into: any combination for a shared generator, else any other than the image's own.
+
+        Args:
+            domain: the images' own, int64 B.
+            uniform: float B×A in [0, 1) for A attributes.
+        """
+        sizes = torch.tensor(self.sizes, device=domain.device)
+        if self.shared:
+            return domain_of((uniform * sizes).long(), self.sizes)
+        return (domain + 1 + (uniform[:, 0] * (sizes[0] - 1)).long()) % sizes[0]
+
+    def _draw(self, domain: Tensor, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Domains to translate into, and what the pool needs, float B×2."""
+        count = len(self.sizes)
+        drawn = self.draw(lambda n, generator: torch.rand(n, count + 2, generator=generator), len(domain), *key)
+        return self.wanted(domain, drawn[:, :count]), drawn[:, count:]
+
+    def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        image, domain = batch["image"], batch["label"]
+        wanted, draws = self._draw(domain, key)
+        with torch.no_grad():
+            fake = self.pool.exchange(to_uint8(self.generator(as_float(image), wanted)), wanted, draws)
+        real, fake = self.normalize(image), self.normalize(fake)
+        (verdict, logits), (other, _) = self.discriminate(real, domain), self.discriminate(fake, wanted)
+        self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
+        self.log_mean("train/discriminator_accuracy", self._right_share, len(image))
+        losses = {"loss": self.objective.discriminator(verdict, other)}
+        if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
+            # The mean over patches: so that the penalty does not grow with the image.
+            losses["penalty"] = self.regularizer(lambda x: self.discriminate(x, domain)[0].score.mean(1), real, fake)
+        if logits is not None:
+            losses["domain_loss"] = told(logits, values_of(domain, self.sizes), self.sizes)
+        return losses
+
+    def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
+        """See `AdversarialModule`."""
+        wanted, _ = self._draw(batch["label"], key)
+        return self.costs(self.generator, batch["image"], batch["label"], wanted)[0]
+
+    def costs(
+        self, generator: nn.Module, image: Tensor, domain: Tensor, wanted: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What a generator minimises.
+
+        Args:
+            generator: the generators, or their average.
+            image: uint8 B×C×S×S.
+            domain: their own domains, int64 B.
+            wanted: the domains to translate into, int64 B.
+
+        Returns:
+            The terms; the translations and what they are when translated back, float B×C×S×S in [-1, 1].
+        """
+        real = as_float(image)
+        fake = generator(real, wanted)
+        back = generator(fake, domain)
+        verdict, logits = self.discriminate(self.as_input(fake), wanted)
+        terms = {
+            "generator_loss": self.objective.generator(verdict),
+            "cycle_loss": self.weights["cycle"] * (back.float() - real).abs().mean(),
+        }
+        if self.weights["identity"]:
+            same = generator(real, domain)
+            terms["identity_loss"] = self.weights["identity"] * (same.float() - real).abs().mean()
+        if logits is not None:
+            cost = told(logits, values_of(wanted, self.sizes), self.sizes)
+            terms["wanted_domain_loss"] = self.weights["domain"] * cost
+        return terms, fake, back
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Now and then looks at the training's health."""
+        share = self._right_share
+        if self.trainer.world_size > 1:
+            share = torch.as_tensor(self.trainer.strategy.reduce(share, reduce_op="mean"))
+        self.health.note(step + 1, share, self.gradient_norm)
+        if (step + 1) % self.health.every == 0:
+            self.check_health(step + 1)
+        return {}
+
+    @torch.no_grad()
+    def check_health(self, step: int) -> None:
+        """Looks at translations of the same training images as always, beside these images, and tells."""
+        if self._watched is None:
+            batch: dict[str, Tensor] = self.trainer.datamodule.samples("train", WATCHED)  # type: ignore[attr-defined]
+            image = batch["image"].to(self.device)
+            wanted = self.wanted(batch["label"], Draws(batch["image"], False).uniform(len(self.sizes))).to(self.device)
+            self._watched = image, wanted
+        image, wanted = self._watched
+        with at_rest(self.generator):
+            made = self.generator(as_float(image), wanted)
+        self.tell_health(step, image, made, self._content)
+
+    def _content(self, seen: Seen) -> Tensor | None:
+        """What the judge takes the content to be, its last question, float N×K; None where it is not asked for it."""
+        sizes = self.judge.extractor.sizes
+        if seen.probabilities is None or len(sizes) == len(self.sizes):
+            return None
+        return seen.probabilities.split(sizes, 1)[-1]
+
+    # What it is worth
+
+    def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
+        """What the judge learns to answer: the value of each attribute, and the content where the data say it."""
+        truth = values_of(batch["label"], self.sizes)
+        if "content" not in batch:
+            return truth, self.sizes
+        content = batch["content"]
+        return torch.cat([truth, content[:, None]], 1), [*self.sizes, int(content.max()) + 1]
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """The generator's loss, for its average; in evaluation an image is always translated into the same domain."""
+        image, domain = batch["image"], batch["label"]
+        wanted = self.wanted(domain, Draws(image, False).uniform(len(self.sizes)).to(self.device))
+        terms, fake, back = self.costs(self.average, image, domain, wanted)
+        extractor, count = self.judge.extractor, len(image)
+        seen, made = extractor(image.contiguous()), extractor(to_uint8(fake))
+        self.log_mean(f"{stage}/cycle", (back.float() - as_float(image)).abs().mean() / 2, count)
+        kinds = {"_real": (seen, domain), "": (made, wanted)}
+        for kind, (answers, asked) in kinds.items():
+            assert answers.probabilities is not None
+            parts = answers.probabilities.split(extractor.sizes, 1)
+            truths = dict(zip(self.attributes, values_of(asked, self.sizes).unbind(1), strict=True))
+            if "content" in batch and len(parts) > len(truths):
+                truths["content"] = batch["content"]
+            for (name, truth), part in zip(truths.items(), parts, strict=False):
+                right = (part.argmax(1) == truth).float().mean()
+                self.log_mean(f"{stage}/{name}{kind}_{extractor.name}", right, count)
+        numbers = torch.stack([domain, wanted], 1).to(seen.features.dtype)
+        self._seen.append(torch.cat([seen.features, made.features, numbers], 1))
+        return torch.stack(list(terms.values())).sum()
+
+    def _measure_distance(self, stage: Stage) -> None:
+        """Logs the Fréchet distance, over all processes."""
+        rows, self._seen = self.gathered(torch.cat(self._seen)), []
+        size = (rows.shape[1] - 2) // 2
+        real, fake = rows[:, :size], rows[:, size:-2]
+        own, asked = (values_of(numbers.long(), self.sizes) for numbers in (rows[:, -2], rows[:, -1]))
+        for kind, those, theirs in (("", fake, asked), ("_untranslated", real, None)):
+            distances = []
+            for a, values in enumerate(self.sizes):
+                for value in range(values):
+                    there = own[:, a] == value
+                    made = ~there if theirs is None else theirs[:, a] == value
+                    if there.any() and made.any():
+                        distances.append(frechet_distance(real[there], those[made]))
+            distances = distances or [frechet_distance(real, those)]  # where only a few images are looked at
+            name = f"{stage}/fd{kind}_{self.judge.extractor.name}"
+            self.log(name, sum(distances) / len(distances), prog_bar=name == self.monitor)
+
+    def report(self, stage: Stage) -> None:
+        """See `VisionModule.report`."""
+        self._measure_distance(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.trainer.is_global_zero and hasattr(data, "samples"):
+            batch = data.samples(stage, PICTURED)
+            self.show(f"{stage}/translations", lambda: self.sheet(batch["image"], batch["label"]))
+
+    @torch.no_grad()
+    def sheet(self, image: Tensor, domain: Tensor) -> Image:
+        """Images, below them what they are in each domain, and what they are after going there and back.
+
+        Args:
+            image: uint8 N×C×S×S.
+            domain: int64 N.
+        """
+        image, domain = image.to(self.device), domain.to(self.device)
+        rows = {"image": image} | {name: self.translate(image, self.asked(domain, [name])) for name in self.asks}
+        values = values_of(domain, self.sizes)
+        there = self.average(as_float(image), domain_of((values + 1) % values.new_tensor(self.sizes), self.sizes))
+        rows["there and back"] = to_uint8(self.average(there, domain))
+        return rows_of_tiles([(name, list(tiles(part)), []) for name, part in rows.items()], side=72)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a training needs to go on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        pools = [self.pool.state()] * self.trainer.world_size
+        if self.trainer.world_size > 1:  # each process has its own images
+            torch.distributed.all_gather_object(pools, self.pool.state())
+        checkpoint["gan"]["pools"] = pools
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `VisionModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        if saved := checkpoint.get("gan"):
+            pools = saved["pools"] if "pools" in saved else [saved["pool"]]  # earlier versions kept one
+            self.pool.restore(pools[self.global_rank % len(pools)])
+
+    # What others ask it for
+
+    @property
+    def asks(self) -> dict[str, tuple[int, int]]:
+        """What one may ask for, by name, and which value of which attribute it is."""
+        given = [value for values in self.attributes.values() for value in values]
+        return {
+            value if given.count(value) == 1 else f"{name} {value}": (a, k)
+            for a, (name, values) in enumerate(self.attributes.items())
+            for k, value in enumerate(values)
+        }
+
+    def asked(self, domain: Tensor, names: list[str]) -> Tensor:
+        """Domains with other values of some attributes.
+
+        Args:
+            domain: the images' own, int64 B.
+            names: of `asks`.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        values = values_of(domain, self.sizes)
+        for name in names:
+            if name not in self.asks:
+                raise ValueError(f"It does not translate into {name!r}; it knows {', '.join(self.asks)}.")
+            attribute, value = self.asks[name]
+            values[:, attribute] = value
+        return domain_of(values, self.sizes)
+
+    @torch.no_grad()
+    def translate(self, image: Tensor, domain: Tensor) -> Tensor:
+        """Translates uint8 B×C×S×S into domains, int64 B; see `asked`."""
+        return to_uint8(self.average(as_float(image), domain))
+
+    @torch.no_grad()
+    def domains(self, image: Tensor) -> Tensor:
+        """The domains, int64 B, of uint8 B×C×S×S as far as they matter for a translation: where several attributes make a
+        domain, what the discriminator takes them to be, so that those which are not asked for stay."""
+        none = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        if len(self.sizes) == 1:
+            return none
+        logits = self.discriminate(self.normalize(image), none)[1]
+        assert logits is not None
+        return domain_of(torch.stack([part.argmax(1) for part in logits.split(self.sizes, 1)], 1), self.sizes)
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``pictures``: what it is translated into each domain, or value of an attribute, by name, each
+        a PNG as a ``data:`` address. Where several attributes make a domain, also what each is taken to be."""
+        image = batch["image"]
+        domain = self.domains(image)
+        made = {name: tiles(self.translate(image, self.asked(domain, [name]))) for name in self.asks}
+        answers: list[dict[str, Any]] = []
+        for k, values in enumerate(values_of(domain, self.sizes).tolist()):
+            known = zip(self.attributes.items(), values, strict=True)
+            answer = {name: names[value] for (name, names), value in known} if len(self.sizes) > 1 else {}
+            answers.append(answer | {"pictures": {name: as_address(each[k]) for name, each in made.items()}})
+        return answers
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """See `VisionModule.draw_answer`; the image beside its translations."""
+        made = {name: from_address(text) for name, text in answer["pictures"].items()}
+        return rows_of_tiles([("", [image, *made.values()], ["image", *made])], side=max(96, self.image_size))
+
+    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
+        """See `VisionModule.write_answer`: each translation without losses, as ``….DOMAIN.png``."""
+        for name, text in answer["pictures"].items():
+            made = from_address(text)
+            file = place.with_suffix(f".{name.replace('/', '-')}.png")
+            PIL.Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(file)
+
+
+def tiles(image: Tensor) -> NDArray[np.uint8]:
+    """uint8 N×C×H×W to uint8 N×H×W×C."""
+    return image.permute(0, 2, 3, 1).cpu().contiguous().numpy()

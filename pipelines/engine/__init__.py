@@ -1,0 +1,1 @@
+"""The machine behind a task's command line."""

@@ -1,0 +1,191 @@
+"""The checkpoints of a training: the one that it goes on from, whatever stopped it, and the best."""
+
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from pipelines.engine.disk import whole
+from pipelines.engine.terminal import say
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints that are whole or absent; the former one of a name stays until the new one is on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes one.
+
+        Raises:
+            DiskError: the disk is full, broken or read-only.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part, part.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``: the best value of the monitored metric, of equal ones that with the lower ``val/loss``, and of
+    those the later. Where the validation has nothing to measure that metric on, the lowest ``val/loss``, or of a network
+    that has none, the last.
+
+    Args:
+        folder: where.
+        monitor: the metric.
+        mode: whether the best is the least or the greatest, ``min`` or ``max``.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        # Judged is at the end of a validation: at an epoch's end, its figures may be those of an earlier one.
+        super().__init__(
+            folder, "best", monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
+        )
+        self._loss = math.inf  # of the best
+        self._said = False
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, torch.Tensor]:
+        candidates = super()._monitor_candidates(trainer)
+        if self.monitor not in candidates and any(key.startswith("val/") for key in candidates):
+            loss = candidates.get("val/loss")
+            if not self._said:
+                which = "that of the last epoch" if loss is None else "that with the lowest val/loss"
+                say(f"The validation split has nothing to measure {self.monitor} on: the best checkpoint is {which}.")
+                self._said = True
+            value = -candidates["step"].float() if loss is None else loss
+            candidates[str(self.monitor)] = value if self.mode == "min" else -value
+        return candidates
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Whether this is the best so far; all processes agree."""
+        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None and self.best_model_score is not None:
+            equal = bool(current == self.best_model_score.to(current.device))
+            better = trainer.strategy.reduce_boolean_decision(equal and not loss > self._loss)
+        if better:
+            self._loss = loss
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, with what it leaves out."""
+        return super().state_dict() | {"loss": self._loss, "step": self._last_global_step_saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over which checkpoint is the best so far, also in a folder that was moved; not where it is missing."""
+        file = Path(str(self.dirpath), Path(state_dict["best_model_path"]).name)
+        if not state_dict["best_model_path"] or not file.exists():
+            return
+        own = {key: str(file) for key in ("best_model_path", "kth_best_model_path")}
+        best = {str(file): state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "best_k_models": best})
+        self.current_score = state_dict["current_score"]
+        self._loss, self._last_global_step_saved = state_dict.get("loss", math.inf), state_dict.get("step", 0)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, from which a training goes on exactly: at each epoch's end, every so many seconds, and when
+    Ctrl-C or SIGTERM ends the training, which they do after the step or the validation that is under way. Under SLURM so
+    does SIGUSR1 (``--signal=SIGUSR1@90``), which also puts the job back into the queue.
+
+    A checkpoint is of a moment at which nothing is half done. That of an epoch's end comes after all that belongs to the
+    epoch: validation, the judgement of `BestCheckpoint`, the schedules. Works with `VisionTrainer` alone, whose loops say
+    when such a moment is.
+
+    Args:
+        path: the file.
+        seconds: longest time between two checkpoints, but for a validation.
+    """
+
+    recipe: dict[str, Any] | None = None  # what the training is of, for those who go on
+    goes_on = False  # also where the training had ended early
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self._saved = path, seconds, time.monotonic()
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved = time.monotonic()
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._signal = number
+        say(f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint.")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens to signals."""
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
+            self._handlers = {number: signal.signal(number, self._note) for number in numbers}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds what the training is of, and whether it has ended early."""
+        checkpoint["recipe"], checkpoint["stopped"] = self.recipe, trainer.should_stop
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leaves a training that has ended early at its end; lets the command's patience count, not the checkpoint's."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        trainer.should_stop = checkpoint.get("stopped", False) and not self.goes_on
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+                state["patience"] = callback.patience
+
+    def offer(self, trainer: L.Trainer) -> None:
+        """Saves when it is time, and ends when a signal came; all processes do so together."""
+        module: Any = trainer.lightning_module
+        if module.holds_gradients(trainer.fit_loop.batch_idx):
+            return
+        state = 2 * self._signal + (time.monotonic() - self._saved >= self.seconds)
+        if trainer.world_size > 1:
+            if trainer.global_step % 20:
+                return
+            state = self._agreed(trainer, state)
+        if state:
+            self._save(trainer)
+        self._end(trainer, state // 2)
+
+    def end_epoch(self, trainer: L.Trainer) -> None:
+        """Saves the epoch, and ends when a signal came."""
+        self._save(trainer)
+        self._end(trainer, self._agreed(trainer, self._signal))
+
+    @staticmethod
+    def _agreed(trainer: L.Trainer, number: int) -> int:
+        """The greatest number of all processes."""
+        if trainer.world_size == 1:
+            return number
+        device = trainer.strategy.root_device
+        return int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="max"))
+
+    @staticmethod
+    def _end(trainer: L.Trainer, number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGUSR1 and trainer.is_global_zero:
+            command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.SubprocessError) as error:
+                say(f"The job is not back in the queue ({error}): start it again with the same --output.")
+        if number:
+            raise SIGTERMException
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves signals to those who had them."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,691 @@
+"""The command line that all tasks share."""
+
+import inspect
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from PIL import Image
+
+from datamodules import DataError, VisionDataModule
+from datamodules.classes import adopt_classes
+from modules import BackboneError, VisionModule
+from modules.base import DivergenceError, classes_of, read_checkpoint
+from modules.ranges import NonNegative
+from pipelines.engine import launch
+from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
+from pipelines.engine.command import mistakes
+from pipelines.engine.disk import DiskError, LockError, disk_error, held, whole, write_text
+from pipelines.engine.terminal import ProgressBar, Summary, print_table, say
+from pipelines.engine.trainer import RateFinder, VisionTrainer
+from pipelines.serving import registry
+from pipelines.serving.answers import whole_pictures
+from pipelines.tracking.client import TrackingError, reach
+from pipelines.tracking.journal import RunGoneError
+from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
+from pipelines.tracking.provenance import flatten, surroundings
+from pipelines.tracking.redaction import redact, redact_yaml
+from pipelines.tracking.watch import RunCallback
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
+
+SUBCOMMANDS = {
+    "fit": "Train, test the best checkpoint, and register it if --register names a model.",
+    "validate": "Measure a checkpoint on the validation split.",
+    "test": "Measure a checkpoint on the test split.",
+    "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
+    "preview": "Draw a sheet of training samples with and without augmentation.",
+}
+LEAST = {  # of numbers that Lightning or a constructor of data would take as something else, or fall over later
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.gradient_clip_val": 0,
+    "data.init_args.image_size": 1,
+    "data.init_args.batch_size": 1,
+    "data.init_args.num_workers": 0,
+}
+FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given; the message says what to give."""
+
+
+MISTAKES = (BackboneError, DataError, DiskError, DivergenceError, LockError, TrackingError, UsageError)
+
+
+def _stamp() -> str:
+    """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
+    if SLURMEnvironment.detect():
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
+    start, parent = time.time(), ""
+    if TorchElasticEnvironment.detect():  # torchrun is their parent
+        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+            raise UsageError("Give --output a folder that all nodes see: their processes must agree on one.")
+        start, parent = psutil.Process(os.getppid()).create_time(), f"-{os.getppid()}"
+    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S") + parent
+
+
+def _new_folder(folder: Path) -> Path:
+    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
+    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder
+
+
+class VisionCLI(LightningCLI):
+    """``fit | validate | test | predict | preview`` with YAML recipes, typed overrides and a tracked run.
+
+    ``fit`` trains, tests the best checkpoint, and registers it if a name is given. With ``--output`` naming the folder
+    of a training that was cut off, it goes on where that one stopped, in the same run.
+    """
+
+    def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
+        self.task, self.default_data = task, default_data
+        self.rows: dict[str, str] = {}
+        self._hold = ExitStack()
+        self.weights: Path | None = None
+        self.training: Path | None = None  # of the weights, where they have a run
+        self.architecture: dict[str, Any] = {}  # of the weights
+        self.classes: list[str] | None = None  # that the weights know
+        self.learned: dict[str, Any] = {}  # what the weights' training was of; see `_begun`
+        own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
+        # Only this task's own command can be started once more for each GPU.
+        started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
+        usage = (
+            "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
+        )
+        try:
+            super().__init__(
+                module_class,
+                VisionDataModule,
+                trainer_class=VisionTrainer,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={
+                    "max_epochs": 12,
+                    "use_distributed_sampler": False,
+                    "num_sanity_val_steps": 0,
+                    "enable_model_summary": False,
+                    **({} if started or launch.launcher() else {"devices": 1}),
+                },
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
+                    **{
+                        name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
+                        for name, text in SUBCOMMANDS.items()
+                    },
+                },
+                args=list(args),
+            )
+        finally:
+            sys.argv = own
+            self._hold.close()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and the arguments of the trainer's methods that are not for users."""
+        ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lets the help begin with what users set most."""
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run needs, and hands what the data know to the module."""
+        parser.add_argument("--output", type=str | None, default=None,
+                            help="folder of the training; one that was cut off goes on. Default: a new one in outputs/")  # fmt: skip
+        parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
+        parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
+        parser.add_argument("--register", type=str | None, default=None,
+                            help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
+        parser.add_argument("--ckpt_path", type=str | None, default=None,
+                            help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
+        parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
+                            help="fit: longest time between two checkpoints")  # fmt: skip
+        parser.set_defaults({"data": {"class_path": self.default_data}})
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        taken = inspect.signature(self._model_class).parameters
+        for name in FROM_DATA:
+            if name in taken:
+                parser.link_arguments("data", f"model.{name}", self._of_data(name), apply_on="instantiate")
+
+    def _of_data(self, name: str) -> Callable[[VisionDataModule], Any]:
+        """What hands a property of the data to the module, once their classes have the numbers of a trained network's."""
+
+        def known(data: VisionDataModule) -> Any:
+            if name not in dir(data):  # not `hasattr`, which would try it
+                raise UsageError(f"{data.name} is no data for {self.task}: it has no {name}. See --data.help.")
+            if self.learned and self.subcommand in ("test", "predict"):
+                self._take_whole(data)
+            if self.classes:
+                adopt_classes(data, self.classes)
+            return getattr(data, name)
+
+        known.__name__ = name
+        return known
+
+    def _set_seed(self) -> None:
+        """Seeds all generators.
+
+        Raises:
+            UsageError: the seed is none.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"--seed_everything must be a number from 0 to {2**32 - 1}, not {seed}.")
+        super()._set_seed()
+
+    def _take_whole(self, data: VisionDataModule) -> None:
+        """Lets data without splits be the test as a whole, where the network has not learned from them."""
+        learned, self.learned = self.learned, {}  # once
+        if not (data.sources and data.drawn):
+            return
+        digests = {split["digest"] for split in data.identity()["splits"].values()}
+        places = [
+            (learned["settings"].get(f"data.init_args.{key}"), getattr(data, key, None)) for key in ("root", "file")
+        ]
+        same = any(a and b and os.path.realpath(a) == os.path.realpath(b) for a, b in places)
+        if not same and digests.isdisjoint(learned["data"].values()):
+            data.take_whole()
+            say(f"{data.name} has no splits, and the network has not learned from it: all of it is the test.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
+        subcommand = self.config.get("subcommand")
+        if subcommand and (path := self.config[subcommand].get("ckpt_path")):
+            read_checkpoint(path)
+
+    @property
+    def options(self) -> Any:
+        """The options of the chosen subcommand."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the output folder, and makes sure that it can be written to, and that MLflow answers and takes the names.
+
+        Raises:
+            UsageError: that is not so, or a number is out of its range.
+        """
+        for name, least in LEAST.items():
+            if (value := self.options.get(name)) is not None and not value >= least:
+                raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
+        if self.subcommand == "fit" and self.options.trainer.max_epochs == 0:
+            raise UsageError("--trainer.max_epochs must be at least 1, or -1 for no limit, not 0.")
+        if self.options.register:
+            registry.check_name(self.options.register)
+        tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
+        if tracked or "models:/" in str(self.options.model):
+            reach()
+        stamp, verb = _stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
+        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
+        name = f"{verb}{name}"
+        self.output = Path(self.options.output or Path("outputs", self.task, name))
+        if self.subcommand in launch.LOOKS:
+            self._look(stamp)
+        place = self.output
+        try:
+            if self.subcommand in launch.LOOKS:  # the folder is made when all is well; until then its parents are tried
+                place = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+            elif not self.options.output:
+                place = self.output = _new_folder(self.output)
+                name = self.output.name
+                sys.argv += ["--output", str(self.output)]
+            self.run_name = self.options.run_name or name
+            place.mkdir(parents=True, exist_ok=True)
+            # A file of its own for each process: those of one job try the folder at the same moment.
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise UsageError(
+                f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
+                "choose another with --output."
+            ) from None
+        if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
+            self._hold.enter_context(held(self.output))  # for all processes of the job
+
+    def _look(self, stamp: str) -> None:
+        """Finds the weights that are evaluated and the classes that they know, and a folder where nothing is written over.
+
+        Raises:
+            UsageError: there are no weights.
+        """
+        given = Path(self.options.ckpt_path or self.output / "best.ckpt")
+        if self.subcommand != "preview":
+            if not self.options.ckpt_path and not given.exists():
+                raise UsageError(
+                    f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {given} is none."
+                )
+            self.weights = given
+            checkpoint = read_checkpoint(given)
+            self.architecture, self.learned = checkpoint["architecture"], checkpoint.get("recipe") or {}
+            self.classes = classes_of(self.architecture)
+            sys.argv += ["--ckpt_path", str(given)]
+        if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():
+            self.training = given.parent
+        self.output = launch.own_folder(self.output, str(self.subcommand), stamp)
+        sys.argv += ["--output", str(self.output)]
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
+        config = self.options.trainer
+        self.watch = RunCallback()
+        callbacks: list[L.Callback] = [self.watch, Summary()]
+        last: list[LastCheckpoint] = []
+        if config.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
+        if self.subcommand == "fit" and not config.fast_dev_run:
+            if config.enable_checkpointing is not False:
+                callbacks.append(BestCheckpoint(self.output, self.model.monitor, self.model.mode))
+            last.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
+        extra: dict[str, Any] = {"default_root_dir": str(self.output)}
+        self.tracked = config.logger is not False and not config.fast_dev_run
+        if self.tracked:
+            data = self.options.data.class_path.split(".")[-1]
+            recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
+            backbone = self.options.model.backbone
+            tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
+            if self.training:
+                tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
+            if self.weights:
+                tags["weights"] = str(self.weights)
+            if backbone.startswith("models:/"):
+                tags["source_model"] = registry.pinned(backbone)
+                size = sum(p.numel() for p in self.model.backbone.parameters())
+                kind = self.model.backbone.recipe["backbone"]
+                say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
+            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
+        given = self._get(self.config_init, "trainer")
+        if not self.model.automatic_optimization:  # Lightning leaves these to a module with several optimisers
+            for name, plain in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
+                setattr(self.model, name, given[name])
+                extra[name] = plain
+        given_callbacks = given.callbacks or []
+        if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
+            given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
+        given_callbacks = [RateFinder.like(c) if type(c) is LearningRateFinder else c for c in given_callbacks]
+        extra["callbacks"] = [*callbacks, *given_callbacks, *last]
+        if self.subcommand == "fit" and config.enable_checkpointing is False and not config.fast_dev_run:
+            raise UsageError(
+                "--trainer.enable_checkpointing false: a training keeps its checkpoints, from which it goes on and the best of "
+                "which is tested. Leave it out; --trainer.fast_dev_run true tries a recipe without any."
+            )
+        launcher = launch.launcher()
+        if launcher and config.devices == "auto":
+            extra["num_nodes"] = launcher.nodes
+            if config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.accelerator.is_available()):
+                extra["devices"] = launcher.on_this_node
+        try:
+            trainer = super().instantiate_trainer(**{**given, **extra})
+        except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
+            raise UsageError(f"There is no such trainer: {' '.join(str(error).split())} See --help.") from error
+        if launcher and (objection := launcher.objection(trainer.world_size)):
+            raise UsageError(objection)
+        return trainer
+
+    @contextmanager
+    def run(self) -> Iterator[RunLogger | None]:
+        """A tracked run around a subcommand, which ends with its true status."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if not self.tracked:
+            yield None
+            return
+        logger = self.trainer.logger
+        assert isinstance(logger, RunLogger)
+        config = self.recipe if self.trainer.is_global_zero else ""
+        if self.trainer.is_global_zero:
+            write_text(self.output / "config.yaml", config)
+        size = sum(p.numel() for p in self.model.parameters())
+        logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
+        try:
+            logger.log_config(config)
+            logger.log_environment()
+            yield logger
+        except BaseException as error:
+            cause = self.watch.error or error
+            fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+            logger.finish(fault or cause)
+            if isinstance(cause, KeyboardInterrupt | SIGTERMException):
+                sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
+            if fault:
+                raise fault from cause
+            raise
+        logger.finish()
+        if self.trainer.is_global_zero:
+            self.rows["run"] = logger.address()
+
+    @cached_property
+    def recipe(self) -> str:
+        """All settings of the command in YAML, without credentials."""
+        return redact_yaml(self._parser(self.subcommand).dump(self.options, skip_none=False))
+
+    def fit(self, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Trains, tests the best checkpoint, registers it."""
+        last, ckpt_path, trainer = self.output / "last.ckpt", self.options.ckpt_path, self.trainer
+        epochs, every = trainer.max_epochs or -1, trainer.check_val_every_n_epoch or 1
+        if self.options.register and (trainer.limit_val_batches == 0 or 0 < epochs < every):
+            raise UsageError(
+                f"--register {self.options.register} keeps the model of the best validation, and there is none with "
+                f"--trainer.max_epochs {epochs}, --trainer.check_val_every_n_epoch {every} and "
+                f"--trainer.limit_val_batches {trainer.limit_val_batches}: change these, or give --register null."
+            )
+        if ckpt_path is None and last.exists():
+            ckpt_path = str(last)
+        checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+        if checkpoint is not None:  # before the run is told of it
+            model.check_network(checkpoint["architecture"])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.recipe = self._begun(model, datamodule)
+                if checkpoint is not None:
+                    callback.goes_on = self._go_on(str(ckpt_path), checkpoint, callback.recipe)
+        with self.run() as logger:
+            if logger and self.trainer.is_global_zero:
+                logger.log_data(datamodule)
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            best = self.output / "best.ckpt"
+            if not best.exists():
+                if last.exists():
+                    self.rows["checkpoint"] = f"{last}; nothing was validated, so that there is no best one to test"
+                    if self.options.register:
+                        self.rows["registered"] = "no: nothing was validated, so that there is no best model"
+                return
+            if "test" in datamodule.sources:
+                self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            else:
+                self.trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            self._note_metrics()
+            size = sum(p.numel() for p in model.parameters())
+            self.rows["model"] = f"{self.options.model.backbone}, {size:,} parameters"
+            minutes, seconds = divmod(round(self.watch.train_seconds), 60)
+            self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
+            if logger and self.trainer.is_global_zero:
+                logger.log_file(best, "checkpoints")
+                self._film(logger, model)
+                if self.options.register:
+                    self._register(logger, model, datamodule)
+        self.rows["checkpoint"] = str(best)
+
+    def _begun(self, model: VisionModule, datamodule: VisionDataModule) -> dict[str, Any]:
+        """What a training is of: what must stay as it is to its end, the data, and all other settings."""
+        trainer: Any = self.trainer
+        settings = dict(flatten(yaml.safe_load(self.recipe)))
+        settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
+        unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
+        silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+        splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
+        accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+        return {
+            "fixed": {
+                "seed_everything": datamodule.seed,
+                "data.batch_size, times the processes,": datamodule.batch_size * trainer.world_size,
+                "trainer.accumulate_grad_batches": accumulated,
+                "trainer.limit_train_batches": trainer.limit_train_batches,
+                "trainer.overfit_batches": trainer.overfit_batches,
+                "model.transfer": str(model.transfer),
+                **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
+            },
+            "data": {name: split["digest"] for name, split in splits.items()},
+            "settings": {
+                key: value
+                for key, value in settings.items()
+                if key not in ("model.optimization", *silent) and not key.startswith(unsaid)
+            },
+        }
+
+    def _go_on(self, file: str, checkpoint: dict[str, Any], now: dict[str, Any]) -> bool:
+        """Says where a training goes on, and what is other than before.
+
+        Args:
+            file: its checkpoint.
+            checkpoint: what that holds.
+            now: what `_begun` says.
+
+        Returns:
+            Whether it is to go on also if it has ended early: its settings are not the same.
+
+        Raises:
+            UsageError: something is other than before that must not be.
+        """
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        step, trainer = checkpoint["global_step"], self.trainer
+        for name, limit, done in (("epochs", trainer.max_epochs or -1, epoch), ("steps", trainer.max_steps, step)):
+            if 0 <= limit < done:
+                raise UsageError(
+                    f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
+                    "begin a new training with another --output."
+                )
+        way_out = f"begin a new training with another --output, for which --model.backbone {file} is a start."
+        before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
+        for key, value in before["fixed"].items():
+            if key in now["fixed"] and now["fixed"][key] != value:
+                raise UsageError(
+                    f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
+                    f"within a training: give it as it was, or {way_out}"
+                )
+        for split in ("train", "val"):
+            if trainer.is_global_zero and before["data"].get(split, "") not in ("", now["data"].get(split)):
+                raise UsageError(
+                    f"{file} learned from other data: the {split} split of {self.options.data.class_path} is not what it "
+                    f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
+                    f"{way_out}"
+                )
+        keys = sorted(before["settings"].keys() | now["settings"].keys())
+        pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
+        other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
+        say(
+            f"Going on from {file}: {epoch} epochs and {step} steps are done."
+            + (f" Other than before: {'; '.join(other.values())}." if other else "")
+        )
+        goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
+        if checkpoint.get("stopped") and not goes_on:
+            say(
+                "It had ended early, and stays so: other --trainer.callbacks or more --trainer.max_epochs let it go on."
+            )
+        return goes_on
+
+    def _film(self, logger: RunLogger, model: VisionModule) -> None:
+        """Makes a GIF of each series of pictures, in the run's folder ``films``."""
+        for key in model.series:
+            name = key.replace("/", "_")
+            files = sorted(
+                (self.output / "pictures").glob(f"{name}-*.png"), key=lambda f: int(f.stem.rsplit("-", 1)[1])
+            )
+            frames = []
+            for picture in files:
+                with suppress(OSError, SyntaxError), Image.open(picture) as frame:  # one that is torn is left out
+                    frame.load()
+                    frames.append(frame)
+            if len(frames) > 1:
+                file = self.output / f"{name}.gif"
+                try:
+                    with whole(file) as part:
+                        frames[0].save(part, save_all=True, append_images=frames[1:], duration=300, loop=0)
+                except OSError as error:  # it is only for looking at
+                    say(f"There is no film of {key}: {error}")
+                else:
+                    logger.log_file(file, "films")
+
+    def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Registers the best weights. Without MLflow it does not, which must not cost the training."""
+        name, client = self.options.register, MlflowClient()
+        step = str(torch.load(self.output / "best.ckpt", "cpu", weights_only=True, mmap=True)["global_step"])
+        try:
+            if not logger.flush():
+                error = logger.journal.error
+                raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
+            known = [version for version in registry.versions_of(name) if version.run_id == logger.run_id]
+            there = [version for version in known if version.tags.get("step") == step]  # it was registered before
+            version = (
+                there[0]
+                if there
+                else registry.register(
+                    name,
+                    model,
+                    datamodule,
+                    self.options.data.as_dict(),
+                    self.task,
+                    str(logger.run_id),
+                    {key: float(value) for key, value in self.trainer.callback_metrics.items()},
+                )
+            )
+            client.set_model_version_tag(name, version.version, "step", step)  # last, so that all of it is there
+        except (MlflowException, OSError) as error:
+            logger.set_tag("registered", f"no: {error}")
+            self.rows["registered"] = (
+                f"no: {redact(str(error))[:300]} To register it, give the same command again with "
+                f"--output {self.output}: it does not train again what is trained."
+            )
+        else:
+            self.rows["registered"] = f"models:/{version.name}/{version.version}"
+            logger.set_tag("registered", self.rows["registered"])
+
+    def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
+        run = getattr(self.trainer, verb)
+        options = {} if verb == "predict" else {"verbose": False}
+        model.check_network(self.architecture)
+        with self.run() as logger:
+            if logger and self.trainer.is_global_zero:
+                logger.log_data(datamodule)
+            result = run(model, datamodule=datamodule, ckpt_path=self.weights, weights_only=True, **options)
+            self._note_metrics()
+        self.rows["folder"] = str(self.output)
+        return result
+
+    def validate(self, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Measures a checkpoint on the validation split."""
+        self._evaluate("validate", model, datamodule)
+
+    def test(self, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Measures a checkpoint on the test split."""
+        self._evaluate("test", model, datamodule)
+
+    def predict(self, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Answers for every picture of the test split, a line of JSON each in ``predictions.jsonl`` in the output folder.
+
+        Where the network is shown pieces of pictures, a detector's answers are those for whole pictures, and others say which
+        piece they are of: ``window``, its left and top edge, width and height.
+        """
+        batches = self._evaluate("predict", model, datamodule)
+        numbers = range(self.trainer.global_rank, sys.maxsize, self.trainer.world_size)
+        rows = list(zip(numbers, (row for batch in batches for row in batch), strict=False))
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, rows)
+            rows = sorted((each for share in shares for each in share), key=lambda each: each[0])
+        if not self.trainer.is_global_zero:
+            return
+        source = datamodule.predict_dataloader().dataset.source
+        answers = whole_pictures(rows, source, getattr(model, "across_classes", False))
+        file = self.output / "predictions.jsonl"
+        write_text(file, "".join(f"{json.dumps(answer)}\n" for answer in answers))
+        self.rows["predictions"] = f"{file} ({len(answers)} answers)"
+
+    def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
+        """See `VisionTrainer.preview`."""
+        with self.run():
+            self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))  # type: ignore[attr-defined]
+
+    def _note_metrics(self) -> None:
+        for key, value in self.trainer.callback_metrics.items():
+            stage, _, name = key.partition("/")
+            if stage in ("val", "test") and name and (stage == "test" or self.subcommand != "fit"):
+                self.rows[key] = f"{float(value):.4f}"
+
+
+def main(
+    task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str] | None = None
+) -> VisionCLI:
+    """Runs a task's command line; a mistake of the user's ends in one paragraph and exit code 2.
+
+    Args:
+        task: name of the task, of its configs and of its experiment.
+        module_class: what learns.
+        default_data: class path of the data that a run without arguments learns from.
+        args: the command line; None takes the process's own. Without any argument it is ``fit``.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    with mistakes(*MISTAKES):
+        return VisionCLI(task, module_class, default_data, launch.with_recipe(expand(given) or ["fit"]))
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Undoes what `mlflow run` does to arguments.
+
+    The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
+    counts as not given.
+    """
+    result: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--args" and rest:
+            result += shlex.split(rest.pop(0))
+        elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
+            rest.pop(0)
+        else:
+            result.append(arg)
+    return result
+
+
+def task_command(
+    train: Callable[[Sequence[str]], VisionCLI], uses: dict[str, Any], args: Sequence[str] | None = None
+) -> None:
+    """The whole command line of a task: the shared one, and what only this task does with a trained model.
+
+    Args:
+        train: the shared one, named as the task.
+        uses: further commands by name, which give the line to print; one that takes ``paths`` is given a list of them.
+        args: the command line; None takes the process's own.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] not in uses:
+        print_table(train.__name__, train(given).rows)
+        return
+    name, *rest = given
+    command = uses[name]
+    about = (inspect.getdoc(command) or "").split("\n\n")[0]
+    parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{train.__name__} {name}", description=about)
+    several = "paths" in inspect.signature(command).parameters
+    parser.add_function_arguments(command, as_positional=True, skip={"paths"} if several else None)
+    if several:
+        parser.add_argument("paths", nargs="+", help="files, folders, patterns")
+    with mistakes():
+        print(command(**parser.instantiate(parser.parse_args(rest))))

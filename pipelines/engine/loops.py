@@ -1,0 +1,83 @@
+"""Lightning's loops, which say when nothing is half done."""
+
+from typing import Any, Literal
+
+from lightning.pytorch.loops import fit_loop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from pipelines.engine.checkpoint import LastCheckpoint
+
+
+class _EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, which offers `LastCheckpoint` the moments at which nothing is half done:
+    between two batches with all that follows the first, and before a validation, which a resumed training then begins with.
+    """
+
+    settled: Literal["before validation", "after batch"] | None = (
+        None  # what a checkpoint is of; else one within a hook
+    )
+
+    @property
+    def done(self) -> bool:
+        """Whether the epoch's batches are over, and no validation is to come."""
+        return self.settled != "before validation" and super().done
+
+    def reset(self) -> None:
+        """Begins or goes on; from a settled checkpoint there is nothing to make up for."""
+        super().reset()
+        if self.settled:
+            self.restarting = self.trainer.fit_loop._restarting = False  # the latter would leave out ReduceLROnPlateau
+
+    def advance(self, data_fetcher: Any) -> None:
+        """Trains on a batch, unless only the validation is to come."""
+        outstanding, self.settled = self.settled == "before validation", None
+        if not outstanding:
+            super().advance(data_fetcher)
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """Validates when it is time."""
+        stops = self.trainer.should_stop  # it is not known to the loop that goes on: the end of the epoch is waited for
+        if not stops and not self._skip_next_val and self._should_check_val_fx(data_fetcher):
+            self._offer("before validation")
+        super().on_advance_end(data_fetcher)
+        if not (self.trainer.should_stop or self._is_training_done):
+            self._offer("after batch")
+
+    def _offer(self, settled: Literal["before validation", "after batch"]) -> None:
+        self.settled = settled
+        try:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LastCheckpoint):
+                    callback.offer(self.trainer)
+        finally:
+            self.settled = None
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Adds what the checkpoint is of."""
+        return super().on_save_checkpoint() | {"settled": self.settled}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where `on_save_checkpoint` was called."""
+        super().on_load_checkpoint(state_dict)
+        self.settled = state_dict.get("settled")
+
+
+class _FitLoop(fit_loop._FitLoop):
+    """Lightning's loop over epochs, which hands `LastCheckpoint` each epoch once all is over: validation, the judgement of
+    the other checkpoints, the schedules."""
+
+    epoch_loop: _EpochLoop
+
+    def _iteration_based_training(self) -> bool:
+        return False  # with max_steps, Lightning goes through an epoch that is over once more
+
+    def on_advance_end(self) -> None:
+        """Ends the epoch."""
+        super().on_advance_end()
+        self.epoch_loop.settled = "after batch"
+        try:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LastCheckpoint):
+                    callback.end_epoch(self.trainer)
+        finally:
+            self.epoch_loop.settled = None

@@ -1,0 +1,127 @@
+"""What a user sees on the terminal."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+NOISE = (  # true of what is done here, and meant so
+    "Checkpoint directory .* exists and is not empty",
+    "Using padding='same' with even kernel lengths",
+    "Found .* module.s. in eval mode at the start of training",
+    "It is recommended to use .self.log.*sync_dist=True",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
+    ".*isinstance.treespec, LeafSpec.",
+    "LightningCLI's args parameter is intended to run from within Python",
+    "The given NumPy array is not writable",  # nobody writes to it
+    "The number of training batches .* is smaller than the logging interval",
+    "`ModelCheckpoint.monitor=.* could not find the monitored key",  # there was no validation yet: the end tells of none
+)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tells the user something, beside what a command prints."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar with the figures that one watches."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The figures at the end of the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class Summary(L.Callback):
+    """Says at the start of a training or an evaluation what the data are, on what it runs, and how long it is."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is ahead of a training, also of one that goes on."""
+        steps, total = (
+            -(-trainer.num_training_batches // trainer.accumulate_grad_batches),
+            trainer.estimated_stepping_batches,
+        )
+        ahead = f"{steps:,} steps an epoch" + (f", {total:,} in all" if total != float("inf") else "")
+        self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What an evaluation on the validation split is of; one within a training or after it says nothing."""
+        if trainer.state.fn == TrainerFn.VALIDATING and not trainer.fit_loop.epoch_progress.current.ready:
+            self._say(trainer, f"{sum(trainer.num_val_batches):,} batches of the validation split")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What an evaluation on the test split is of; the one after a training says nothing."""
+        if not trainer.fit_loop.epoch_progress.current.ready:
+            self._say(trainer, f"{sum(trainer.num_test_batches):,} batches of the test split")
+
+    @staticmethod
+    def _say(trainer: L.Trainer, ahead: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
+        if len(names := [*getattr(data, "label_names", [])]) > 1:
+            shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            parts.append(f"{len(names)} classes ({shown})")
+        if data.bad_files:
+            parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
+        say(f"Data: {data.name}: {'; '.join(parts)}.")
+        device = trainer.strategy.root_device
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"
+        say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {data.batch_size * trainer.world_size} images a batch.")
+
+
+def quieten() -> None:
+    """Silences what libraries say that no user can act on."""
+    for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    # They are for those who write code.
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table for people: a row for each mapping, a column for each key."""
+    rows, shown = list(rows), Table()
+    for key in (columns := dict.fromkeys(key for row in rows for key in row)):
+        shown.add_column(key, overflow="fold")
+    for row in rows:
+        values = (row.get(key, "") for key in columns)
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    with (console := _wide()).capture() as captured:
+        console.print(shown)
+    return captured.get().strip("\n")
+
+
+@rank_zero_only
+def print_table(title: str, rows: dict[str, str]) -> None:
+    """Prints what a command came to."""
+    shown = Table(title=title, show_header=False, title_justify="left")
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
+    for key, value in rows.items():
+        shown.add_row(key, value)
+    _wide().print(shown)
+
+
+def _wide() -> Console:
+    """Prints tables; only on a terminal they are folded."""
+    return Console(width=None if sys.stdout.isatty() else 10_000, markup=False)

@@ -1,0 +1,89 @@
+"""The trainer of the command line."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from PIL import Image
+
+from datamodules import VisionDataModule
+from datamodules.base import collate
+from modules import VisionModule
+from pipelines.engine.checkpoint import WholeCheckpoints
+from pipelines.engine.disk import write_image
+from pipelines.engine.loops import _EpochLoop, _FitLoop
+from pipelines.engine.terminal import say
+from pipelines.tracking.logger import RunLogger
+
+
+class VisionTrainer(L.Trainer):
+    """Lightning's trainer, from whose checkpoints a training goes on exactly, and which can show what a network is given
+    to see."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        plain = self.fit_loop
+        self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
+        self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)
+        if (
+            type(self.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # not where a plugin of the user's writes checkpoints
+            self.strategy.checkpoint_io = WholeCheckpoints()
+
+    def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
+        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
+
+        Args:
+            model: draws the samples of its task.
+            datamodule: has them.
+            images: samples, a row each.
+            draws: augmentations of each.
+
+        Returns:
+            The file ``preview.png`` in the output folder.
+        """
+        source = datamodule.sources["train"]
+        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
+        plain, augmented = (datamodule.dataset("train", t) for t in (False, True))
+        samples = [sample for i in chosen for sample in (plain[i, 0], *(augmented[i, epoch] for epoch in range(draws)))]
+        sheet = model.draw_samples(collate(samples), columns=draws + 1)
+        for logger in self.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_image("train/preview", [sheet])
+        file = Path(self.default_root_dir, "preview.png")
+        write_image(file, Image.fromarray(sheet))
+        return file
+
+
+class RateFinder(LearningRateFinder):
+    """Lightning's learning-rate finder, which also looks at all its rates where a training has fewer steps, and says what it
+    found. Its arguments are those of Lightning's.
+    """
+
+    @classmethod
+    def like(cls, other: LearningRateFinder) -> "RateFinder":
+        """One with the settings of Lightning's."""
+        twin = cls()
+        vars(twin).update(vars(other))
+        return twin
+
+    def lr_find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Goes through the rates, in as many epochs as that takes, without validation."""
+        loop, epochs, every = trainer.fit_loop, trainer.fit_loop.max_epochs, trainer.check_val_every_n_epoch
+        loop.max_epochs, trainer.check_val_every_n_epoch = -1, every and sys.maxsize
+        try:
+            super().lr_find(trainer, pl_module)
+        finally:
+            loop.max_epochs, trainer.check_val_every_n_epoch = epochs, every
+        loop._combined_loader = None  # the data may plan by the number of epochs
+        loop.setup_data()
+        found = self.optimal_lr and self.optimal_lr.suggestion()
+        steps = len(self.optimal_lr.results["lr"]) if self.optimal_lr else 0
+        if found:
+            say(f"LearningRateFinder takes a rate of {found:.3g}, found in {steps} steps.")
+        else:
+            say(f"LearningRateFinder found no rate in {steps} steps: --model.optimization.lr stays as it is.")

@@ -1,0 +1,306 @@
+"""Who is on a picture: enrol, identify, verify and cluster with a registered model of faces, and align photographs."""
+
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from datamodules import DataError
+from datamodules.faces.alignment import SIDE, FaceDetector, aligned, foremost
+from datamodules.images import EXTENSIONS, WRITTEN, read_image
+from modules import FaceNetModule
+from modules.facenet.metrics import cluster as sort_by_person
+from modules.pictures.sheets import captioned_grid
+from pipelines.engine.disk import write_image, write_text
+from pipelines.engine.terminal import table
+from pipelines.serving.files import find
+from pipelines.serving.gallery import Floats, Gallery
+from pipelines.serving.registry import load, pinned
+
+SHEET = 60  # pictures on a contact sheet at most
+
+
+def _embed(answering: Any, files: Sequence[str]) -> tuple[list[str], Floats]:
+    """The files that can be read, and their embeddings; the others are named and passed over."""
+    read, rows = [], []
+    for file, answer in zip(files, answering.stream(map(Path, files)), strict=True):
+        if isinstance(answer, ValueError):
+            print(f"passed over: {answer}", file=sys.stderr)
+        else:
+            read.append(file)
+            rows.append(answer["embedding"])
+    if not read:
+        raise ValueError("None of the pictures can be read.")
+    return read, np.asarray(rows, np.float32)
+
+
+def _load(model: str, device: str) -> Any:
+    answering = load(model, device)
+    if not isinstance(answering.module, FaceNetModule):
+        raise ValueError(f"{model} is a {type(answering.module).__name__}, which embeds no faces.")
+    return answering
+
+
+def _threshold(given: float | None, answering: Any) -> float:
+    """The squared distance up to which two pictures are of one person."""
+    threshold = answering.module.threshold if given is None else given
+    if threshold is None:
+        raise ValueError(
+            "The model has no calibrated threshold, since it was never validated: give one with --threshold."
+        )
+    if not 0 <= threshold <= 4:
+        raise ValueError(f"--threshold is a squared distance between 0 and 4, not {threshold}.")
+    return float(threshold)
+
+
+def _found(paths: Sequence[str], without: str | None = None) -> list[str]:
+    files, missing, _ = find(list(paths), without)
+    if missing:
+        raise ValueError(f"There is no file or folder {missing[0]}.")
+    if not files:
+        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
+    return files
+
+
+def _matches(paths: Sequence[str]) -> list[str]:
+    """What patterns stand for; of files only those that may be pictures, and paths without a match as they are."""
+    result = []
+    for path in paths:
+        matches = [] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        kept = [match for match in matches if os.path.isdir(match) or match.lower().endswith(EXTENSIONS)]
+        result += kept or [path]
+    return result
+
+
+def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, device: str = "auto") -> str:
+    """Adds pictures of known people to a gallery, which is made if it is not there.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        gallery: the file, such as people.parquet.
+        paths: folders with a sub-folder for each person, or with pictures of the one that they are named after, also by
+            patterns such as "people/*"; with --name, any pictures.
+        name: who is on the pictures.
+        device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the model, the gallery or the pictures cannot be used.
+    """
+    model, answering = pinned(model), _load(model, device)
+    who: dict[str, str] = {}
+    for path in _matches(paths):
+        if os.path.isfile(path) and name is None:
+            raise ValueError(
+                f"Who is on {path}? Say it with --name, or give a folder with a sub-folder for each person."
+            )
+        for file in _found([path]):
+            inner = Path(os.path.relpath(file, path)).parts
+            who[file] = name or (inner[0] if len(inner) > 1 else Path(path).resolve().name)
+    files, embeddings = _embed(answering, list(who))
+    people = [who[file] for file in files]
+    files = [os.path.abspath(file) for file in files]
+    if os.path.exists(gallery):
+        old = Gallery.read(gallery)
+        if old.model != model:
+            raise ValueError(
+                f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
+                "that model, or make a new gallery."
+            )
+        fresh = set(zip(people, files, strict=True))
+        keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
+        people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
+        embeddings = np.concatenate([old.embeddings[keep], embeddings])
+    Gallery(model, people, files, embeddings).write(gallery)
+    return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
+
+
+def identify(
+    gallery: str, paths: list[str], threshold: float | None = None, json: bool = False, device: str = "auto"
+) -> str:
+    """Says who is on pictures; somebody who is not in the gallery is unknown.
+
+    Args:
+        gallery: what enrol made.
+        paths: files, folders, patterns.
+        threshold: squared distance up to which a face is that of the nearest person; None is the model's own.
+        json: a line of JSON for each picture instead of a table.
+        device: where the model runs.
+
+    Returns:
+        A table: picture, person, squared distance to the nearest picture, and whose that is.
+
+    Raises:
+        ValueError: the gallery or the pictures cannot be used.
+    """
+    known = Gallery.read(gallery)
+    answering = _load(known.model, device)
+    limit = _threshold(threshold, answering)
+    files, embeddings = _embed(answering, _found(paths))
+    rows = [
+        {
+            "path": file,
+            "person": known.people[place] if distance <= limit else "unknown",
+            "distance": round(float(distance), 4),
+            "nearest": known.people[place],
+        }
+        for file, distance, place in zip(files, *known.search(embeddings), strict=True)
+    ]
+    return "\n".join(map(dumps, rows)) if json else table(rows)
+
+
+def verify(model: str, first: str, second: str, threshold: float | None = None, device: str = "auto") -> str:
+    """Says whether two pictures show one person.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        first: a picture.
+        second: another one.
+        threshold: squared distance up to which they do; None is the model's own.
+        device: where the model runs.
+
+    Returns:
+        The answer, with the squared distance.
+
+    Raises:
+        ValueError: the model or a picture cannot be used.
+    """
+    answering = _load(model, device)
+    limit = _threshold(threshold, answering)
+    one, other = ([answer] for answer in answering.predict(None, [Path(first), Path(second)])["embedding"])
+    distance = float(np.square(np.subtract(one, other)).sum())
+    answer = "one person" if distance <= limit else "two people"
+    return f"{answer}: squared distance {distance:.4f}, threshold {limit:.4f}"
+
+
+def cluster(
+    model: str,
+    paths: list[str],
+    out: str = "people",
+    method: Literal["agglomerative", "dbscan"] = "agglomerative",
+    threshold: float | None = None,
+    device: str = "auto",
+) -> str:
+    """Sorts photographs by person: a folder of copies and a contact sheet for each, the most frequent first.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        paths: files, folders, patterns.
+        out: a new folder for the result; who is on one picture only is in its sub-folder ``single``.
+        method: ``agglomerative`` compares all with all; ``dbscan`` also suits many thousands of pictures.
+        threshold: squared distance up to which two pictures are of one person; None is the model's own.
+        device: where the model runs.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the model or the pictures cannot be used, or the folder is not empty.
+    """
+    _check_new(out)
+    answering = _load(model, device)
+    limit = _threshold(threshold, answering)
+    files, embeddings = _embed(answering, _found(paths, out))
+    if method == "agglomerative" and len(files) > 20_000:
+        raise ValueError(f"{len(files)} pictures are too many to compare all with all: --method dbscan.")
+    numbers = sort_by_person(embeddings, limit, method)
+    groups = [np.flatnonzero(numbers == n).tolist() for n in np.unique(numbers[numbers >= 0])]
+    several = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+    alone = sorted(set(range(len(files))) - {i for group in several for i in group})
+    width = len(str(len(several)))
+    named = [(f"person_{n:0{width}d}", group) for n, group in enumerate(several, 1)] + [("single", alone)] * bool(alone)
+    rows = []
+    for name, group in named:
+        folder = Path(out, name)
+        folder.mkdir(parents=True)
+        for i in group:
+            target = folder / Path(files[i]).name
+            copies = 1
+            while target.exists():  # two cameras number alike
+                copies += 1
+                target = folder / f"{Path(files[i]).stem}-{copies}{Path(files[i]).suffix}"
+            shutil.copy2(files[i], target)
+            rows.append({"person": name, "path": files[i], "copy": str(target)})
+        images = np.stack([answering.prepare(Path(files[i])).transpose(2, 0, 1) for i in group[:SHEET]])
+        sheet = captioned_grid(images, [Path(files[i]).name for i in group[:SHEET]])
+        write_image(Path(out, f"{name}.png"), Image.fromarray(sheet))
+    write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
+    return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
+
+
+def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "auto") -> str:
+    """Cuts the face out of each photograph and aligns it: eyes, nose and mouth come to the same places in all.
+
+    The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
+    most central one is taken. What came of each picture is in ``alignment.jsonl``. It takes the package facenet-pytorch.
+
+    Args:
+        folder: the photographs, in any sub-folders.
+        out: a new folder for the aligned ones.
+        size: side of the square pictures that are written, in pixels.
+        device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the package lacks, there are no pictures or no faces, or the new folder is not empty.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
+    _check_new(out)
+    if size < 16:
+        raise ValueError(f"--size must be at least 16 pixels, not {size}.")
+    detector = FaceDetector(device)
+    files = [file for file in _found([folder], out) if file.lower().endswith(EXTENSIONS)]
+    screen = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    for file in track(files, "align", console=screen, transient=True, disable=not screen.is_terminal):
+        rows.append({"path": file, "aligned": None})
+        try:
+            image = read_image(file)
+        except DataError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            rows[-1]["error"] = str(error)
+            continue
+        boxes, points = detector(image)
+        rows[-1]["faces"] = len(boxes)
+        if not len(boxes):
+            print(f"no face: {file}", file=sys.stderr)
+            continue
+        face = aligned(image, points[foremost(boxes, *image.shape[:2])], size)
+        target = Path(out, os.path.relpath(file, folder))
+        if target.suffix.lower() not in WRITTEN:
+            target = target.with_name(f"{target.name}.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        grey = (face == face[..., :1]).all()
+        write_image(target, Image.fromarray(face[..., 0] if grey else face), quality=95, subsampling=0)
+        rows[-1]["aligned"] = str(target)
+    faces = [row.get("faces") for row in rows]
+    if not any(faces):
+        raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
+    write_text(Path(out, "alignment.jsonl"), "\n".join(map(dumps, rows)) + "\n")
+    several = sum(count > 1 for count in faces if count)
+    return (
+        f"{len(files)} pictures: {sum(map(bool, faces))} faces are in {out}, {several} of them the foremost of several. "
+        f"Without a face: {faces.count(0)}. Not readable: {faces.count(None)}."
+    )
+
+
+def _check_new(folder: str) -> None:
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")
+
+
+COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align}

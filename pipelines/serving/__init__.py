@@ -1,0 +1,1 @@
+"""What a registered model is, and how it answers."""

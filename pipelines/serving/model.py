@@ -1,0 +1,229 @@
+"""What a registered model answers. MLflow stores this file with the model and runs it to load the model."""
+
+import base64
+import binascii
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.pyfunc import PythonModel
+from numpy.typing import NDArray
+from PIL import Image
+
+from datamodules.augmentations import evaluation
+from datamodules.base import DataError, collate
+from datamodules.images import as_seen, pieces, read_image
+from modules.detection.tiles import Place, joined
+from pipelines.serving.store import load_model
+
+BATCH = 64
+Sample = dict[str, NDArray[Any]]
+
+
+@dataclass
+class _Picture:
+    """A picture that was read, the places of the pieces that the module is shown, and its answers for them.
+
+    Args:
+        pixels: uint8 H×W×C; none where ``whole`` is the module's input.
+        places: left and top edge of each piece.
+        height: of the picture.
+        width: of the picture.
+        whole: the module's input, where the picture is one piece.
+    """
+
+    pixels: NDArray[np.uint8]
+    places: list[Place]
+    height: int
+    width: int
+    whole: Sample | None = None
+    parts: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
+
+
+class VisionModel(PythonModel):
+    """A trained module behind one call, `predict`."""
+
+    def load_context(self, context: Any) -> None:
+        """Rebuilds the module where MLflow serves it: on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it)."""
+        self.load(Path(context.artifacts["model"]))
+
+    def load(self, folder: Path, device: str = "auto") -> "VisionModel":
+        """Rebuilds the module from data; no code in the folder is run.
+
+        Args:
+            folder: what `pipelines.serving.store.save_model` wrote.
+            device: where the module runs, such as ``cpu`` or ``cuda:1``; ``auto`` is the GPU if there is one.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: the folder holds no such model, or there is no such device.
+        """
+        self.module, self.preprocessing = load_model(folder)
+        settings = {key: self.preprocessing[key] for key in ("crop_pct", "fit") if key in self.preprocessing}
+        self.transform = evaluation(self.preprocessing["image_size"], **settings)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.module.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        return self
+
+    def prepare(self, image: Any) -> NDArray[np.uint8]:
+        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+        return self.transform(image=self._pixels(image))["image"]
+
+    def _read(self, image: Any) -> "_Picture | ValueError":
+        """An image, or why it cannot be read."""
+        try:
+            pixels = self._pixels(image)
+        except ValueError as error:
+            return error
+        height, width = pixels.shape[:2]
+        places = pieces(height, width, self.preprocessing.get("tile") or max(height, width))
+        picture = _Picture(pixels, places, height, width)
+        if len(places) > 1:
+            return picture
+        # What is not cut is made ready at once, so that its pixels need not be kept.
+        return _Picture(pixels[:0], places, height, width, self._piece(picture, (0, 0)))
+
+    def _piece(self, picture: "_Picture", place: Place) -> Sample:
+        """A piece of an image as the module's input."""
+        if picture.whole is not None:
+            return picture.whole
+        left, top = place
+        side = self.preprocessing.get("tile") or max(picture.pixels.shape)
+        part = picture.pixels[top : top + side, left : left + side]
+        return {"image": self.transform(image=part)["image"], "size": np.array(part.shape[:2], np.int64)}
+
+    def _pixels(self, image: Any) -> NDArray[np.uint8]:
+        channels = self.preprocessing["in_chans"]
+        if isinstance(image, str) and not os.path.exists(image):
+            text = image.partition(",")[2] if image.startswith("data:") else image
+            try:
+                return read_image(base64.b64decode("".join(text.split()), validate=True), channels)
+            except (binascii.Error, ValueError) as error:
+                why = f": {error}" if isinstance(error, DataError) else "."
+                raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
+        if isinstance(image, str | os.PathLike | bytes):
+            return read_image(image, channels)
+        if isinstance(image, Image.Image):
+            return as_seen(image, channels)
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"An array of an image holds uint8, not {pixels.dtype}.")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or not (pixels.shape[2] in (1, 2, 3, 4, channels) and pixels.size):
+            raise ValueError(f"An array of an image is H×W or H×W×C, not {'×'.join(map(str, pixels.shape))}.")
+        if pixels.shape[2] == channels:
+            return pixels
+        return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
+
+    def stream(
+        self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
+    ) -> Iterator[dict[str, Any] | ValueError]:
+        """Answers one image after the other; threads read the next ones while the network computes.
+
+        Args:
+            images: as for `predict`; taken as they are needed.
+            batch_size: images, or pieces of images, that go through the network together; no more images than two such
+                batches are held. One, where the network takes images of any size.
+            progress: is told how many images are done, a large one piece by piece.
+
+        Yields:
+            For each image the answer, or why it cannot be read.
+        """
+        if self.preprocessing.get("fit") == "native":
+            batch_size = 1
+        ahead = min(2, batch_size) if "tile" in self.preprocessing else batch_size  # large ones would fill the memory
+        done, waiting, pool = 0, iter(images), ThreadPoolExecutor()
+        reading: deque[Future[_Picture | ValueError]] = deque()
+
+        def reads() -> bool:
+            reading.extend(pool.submit(self._read, image) for image in islice(waiting, ahead - len(reading)))
+            return bool(reading)
+
+        try:
+            while reads():
+                taken: list[_Picture | ValueError] = []
+                count = 0
+                while count < batch_size and reads():
+                    taken.append(reading.popleft().result())
+                    count += len(taken[-1].places) if isinstance(taken[-1], _Picture) else 1
+                reads()
+                good = [each for each in taken if isinstance(each, _Picture)]
+                for share in self._answer(good, batch_size, pool):
+                    if progress:
+                        progress(done + share)
+                done += len(taken)
+                yield from (self._joined(each) if isinstance(each, _Picture) else each for each in taken)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _answer(self, pictures: "list[_Picture]", size: int, pool: ThreadPoolExecutor) -> Iterator[float]:
+        """Answers for all pieces of some pictures, so many at a time; yields how many pictures are done."""
+        work = [(picture, place) for picture in pictures for place in picture.places]
+        chunks = [work[i : i + size] for i in range(0, len(work), size)]
+        coming: list[Future[Sample]] = []
+        for chunk, following in zip([[], *chunks], [*chunks, []], strict=True):
+            current, coming = coming, [pool.submit(self._piece, *each) for each in following]
+            if chunk:
+                answers = self._ask([future.result() for future in current])
+                for (picture, place), answer in zip(chunk, answers, strict=True):
+                    picture.parts.append((place, answer))
+                yield sum(len(picture.parts) / len(picture.places) for picture in pictures)
+
+    def _joined(self, picture: "_Picture") -> dict[str, Any]:
+        if len(picture.parts) == 1:
+            return picture.parts[0][1]
+        across = bool(getattr(self.module, "across_classes", False))
+        return joined(picture.parts, picture.height, picture.width, self.preprocessing["tile"], across)
+
+    def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
+        return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Answers for images.
+
+        Args:
+            context: MLflow's.
+            model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
+                pictures of Pillow, or uint8 arrays H×W or H×W×C. MLflow's wrapper around this, whose schema asks for
+                the name, takes a DataFrame, ``{"image": [...]}`` and ``[{"image": ...}, ...]``, but no bare list.
+            params: none are known.
+
+        Returns:
+            A row for each image; the columns are the task's, see the module's ``answers``.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        images: list[Any] = []
+        for cell in model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input:
+            # MLflow makes a single row of {"image": [texts]}.
+            images += cell if isinstance(cell, list | np.ndarray) and all(isinstance(i, str) for i in cell) else [cell]
+        rows = []
+        for answer in self.stream(images):
+            if isinstance(answer, ValueError):
+                raise answer
+            rows.append(answer)
+        return pd.DataFrame(rows)
+
+
+if __name__ != "pipelines.serving.model":  # MLflow runs this file as a script
+    mlflow.models.set_model(VisionModel())

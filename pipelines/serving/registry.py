@@ -1,0 +1,509 @@
+"""The model registry: register, promote, look up, compare."""
+
+import base64
+import hashlib
+import io
+import math
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from datamodules import VisionDataModule
+from datamodules.classes import adopt_classes
+from modules import VisionModule
+from modules.base import classes_of
+from pipelines.engine.disk import disk_error
+from pipelines.engine.terminal import table
+from pipelines.serving.model import VisionModel
+from pipelines.serving.store import learned_from, load_model, save_model
+from pipelines.tracking.client import TrackingError, needed, reach
+
+ROOT = Path(__file__).parents[2]
+NEEDED = (
+    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
+    "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
+    "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
+)  # fmt: skip
+
+
+def check_name(name: str) -> None:
+    """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
+
+    Raises:
+        TrackingError: it cannot; the message says why.
+    """
+    bad = [sign for sign in '/:@#?%"\\' if sign in name] + [repr(sign) for sign in name if not sign.isprintable()]
+    if bad or not name.strip() or name != name.strip() or name in (".", ".."):
+        why = f"it has {' and '.join(bad)}" if bad else "it is empty, or begins or ends with a space, or is . or .."
+        raise TrackingError(
+            f"--register {name!r}: MLflow cannot keep a model under this name, since {why}. Choose another."
+        )
+
+
+def register(
+    name: str,
+    module: VisionModule,
+    data: VisionDataModule,
+    data_config: dict[str, Any],
+    task: str,
+    run_id: str,
+    metrics: dict[str, float],
+) -> ModelVersion:
+    """Registers a trained module as a new version.
+
+    Args:
+        name: name of the registered model.
+        module: the module with the weights to keep.
+        data: the data module it learned from; says how pictures are prepared.
+        data_config: its class path and arguments.
+        task: name of the task.
+        run_id: the run that trained it.
+        metrics: its figures, kept as tags of the version.
+
+    Returns:
+        The new version.
+    """
+    client, measured = MlflowClient(), _measured(run_id, module, data)
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
+        folder = Path(temporary, "model")
+        save_model(folder, module, data.preprocessing, task, data_config)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(ROOT / "pipelines" / "serving" / "model.py"),
+            artifacts={"model": str(folder)},
+            code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
+            pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
+            input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
+            registered_model_name=name,
+            model_type=task,
+            step=min((metric.step for metric in measured), default=0),
+        )
+    # MLflow gives the model what the run logged at its step; this is the rest, for the page on which models are sorted.
+    there = {metric.key for metric in client.get_logged_model(info.model_id).metrics or []}
+    rest = [metric for metric in measured if metric.key not in there]
+    for metric in rest:
+        metric._model_id = info.model_id
+    client.log_batch(run_id, metrics=rest)
+    version = client.get_model_version(name, str(info.registered_model_version))
+    digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
+    tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
+    tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
+    if labels := module.architecture.get("label_names"):
+        tags["labels"] = ", ".join(labels)[:5000]
+    if module.pretrained:  # the licence of what it started from goes on
+        tags["weights_licence"] = str(module.backbone.pretrained_cfg.get("license") or "not stated")
+    for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
+        client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
+    client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
+    return version
+
+
+def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list[Metric]:
+    """What the run says of its best checkpoint, with the data it was measured on."""
+    client, identity = MlflowClient(), data.identity()
+    histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
+                 if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
+    # Where there was nothing to measure it on, the loss chose.
+    monitor, mode = (module.monitor, module.mode) if module.monitor in histories else ("val/loss", "min")
+    seen = sorted((m for m in histories.get(monitor, []) if m.value == m.value), key=lambda m: m.step)
+    if not seen:
+        return []
+    losses, sign = {m.step: m.value for m in histories.get("val/loss", [])}, 1 if mode == "max" else -1
+    best = max(seen, key=lambda m: (sign * m.value, -losses.get(m.step, 0.0), m.step))  # as `BestCheckpoint` judges
+    chosen = [
+        metric
+        for key, history in histories.items()
+        for metric in history
+        if metric.step == (best.step if key.startswith("val/") else max(m.step for m in history))
+    ]
+    return [  # of the same time: they are the run's own, which they must not double
+        Metric(m.key, m.value, m.timestamp, m.step, dataset_name=identity["name"],
+               dataset_digest=identity["splits"][m.key.partition("/")[0]]["digest"][:36])
+        for m in chosen
+    ]  # fmt: skip
+
+
+def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
+    """What a reader of the registry wants to know of a version, in Markdown."""
+    architecture = module.architecture
+    splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
+    lines = [
+        f"**{task}** with `{architecture['backbone']}`, learned from {data.name} ({splits} samples) in run `{run_id}`.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {key} | {value:.4f} |" for key, value in sorted(metrics.items()) if not key.startswith("train/")),
+        "",
+    ]
+    if labels := architecture.get("label_names"):
+        lines += [f"Labels: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}.", ""]
+    return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
+
+
+def _example(preprocessing: dict[str, Any]) -> str:
+    """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
+    of the data are of people, or somebody's."""
+    side = preprocessing["image_size"]
+    down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
+    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing["in_chans"], 4)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a registered model; none, where there is no such model."""
+    if '"' in name:  # which `check_name` lets nobody use
+        return []
+    quote = '"' if "'" in name else "'"
+    return list(mlflow.search_model_versions(filter_string=f"name={quote}{name}{quote}"))
+
+
+def _versions(name: str) -> dict[str, ModelVersion]:
+    with needed():
+        reach()
+        versions = {str(v.version): v for v in versions_of(name)}
+        if not versions:
+            known = ", ".join(model.name for model in mlflow.search_registered_models()) or "none"
+            raise ValueError(
+                f"No model {name!r} is registered in {mlflow.get_registry_uri()}; registered are: {known}."
+            )
+        return versions
+
+
+def _version(name: str, version: str | None) -> ModelVersion:
+    """A version by its number, or by an alias, which may begin with an @; the newest by default, or as ``latest``."""
+    versions = _versions(name)
+    aliases = {alias: str(number) for alias, number in MlflowClient().get_registered_model(name).aliases.items()}
+    given = str(version or "latest")
+    if given.lower().removeprefix("@") == "latest":
+        number = max(versions, key=int)
+    else:
+        number = given if given.isdigit() else aliases.get(given.removeprefix("@"), "")  # `@2` is an alias
+    if number not in versions:
+        known = ", ".join([*sorted(versions, key=int), *aliases])
+        raise ValueError(f"{name} has no version {given.removeprefix('@')}; it has {known}.")
+    return versions[number]
+
+
+def _figure(version: ModelVersion) -> tuple[str, float]:
+    """Name and value of the monitored metric on the test split, or on the validation split where there was no test."""
+    monitor = version.tags.get("monitor", "").replace("/", ".")
+    for key in (monitor.replace("val.", "test."), monitor):
+        if key in version.tags:
+            return key, float(version.tags[key])
+    return monitor, float("nan")
+
+
+def _measured_on(version: ModelVersion) -> tuple[str, str]:
+    """The figure that counts, and the digest of the split that it was measured on."""
+    key = _figure(version)[0]
+    return key, version.tags.get(f"digest.{key.partition('.')[0]}") or version.tags.get("data_digest", "")
+
+
+def _comparable(one: ModelVersion, other: ModelVersion) -> bool:
+    """Whether both have the same figure, measured on the same data, whatever else they learned from."""
+    same = _measured_on(one) == _measured_on(other)
+    return same or (
+        _figure(one)[0] == _figure(other)[0] and one.tags.get("data_digest", 1) == other.tags.get("data_digest", 2)
+    )
+
+
+def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
+    """Gives a version an alias, if it beats the version that has it now.
+
+    Compared is the monitored metric, which only means something where both were measured on the same split, whatever they
+    learned from; a version whose figure is not a number is beaten by any that has one. Of two who promote at the same time, the better one wins: each writes its claim before it takes the alias, and looks again after.
+
+    Args:
+        name: the registered model.
+        version: its version; the newest by default.
+        alias: the alias.
+        force: promote whatever the figures say.
+
+    Returns:
+        What was done, and why.
+
+    Raises:
+        ValueError: there is no such model, or MLflow keeps no such alias.
+    """
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"v?\d+|latest", alias, re.IGNORECASE):
+        raise ValueError(
+            f"--alias {alias!r} cannot be an alias: it has letters, digits, - and _, and is neither `latest` nor a number, "
+            "which is a version."
+        )
+    client, claim = MlflowClient(), f"claim.{alias}"
+    candidate = _version(name, version)
+    key, new = _figure(candidate)
+    holder = client.get_registered_model(name).aliases.get(alias)
+    why = "there was none before"
+    if holder is not None and str(holder) != str(candidate.version):
+        champion = _versions(name)[str(holder)]
+        old = _figure(champion)[1]
+        kept = f"Kept {name} version {champion.version} as {alias}: "
+        why = f"{key} {new} against {old} of version {champion.version}"
+        if force:
+            why = f"forced; {why}"
+            client.delete_model_version_tag(name, champion.version, claim)
+        elif not _comparable(candidate, champion):
+            return f"{kept}version {candidate.version} was measured on other data. To promote it all the same: --force true"
+        elif not _is_better(candidate, champion):
+            return f"{kept}{why} is not better."
+    client.set_model_version_tag(name, candidate.version, claim, why)
+    best = candidate
+    while True:  # until nobody else's claim is better than the holder's
+        client.set_registered_model_alias(name, alias, best.version)
+        claims = [v for v in _versions(name).values() if claim in v.tags]
+        better = [v for v in claims if _is_better(v, best)]
+        if not better or force:
+            break
+        best = max(better, key=_rank)
+    for loser in claims:
+        if loser.version != best.version:
+            client.delete_model_version_tag(name, loser.version, claim)
+    if best.version != candidate.version:
+        return f"Kept {name} version {best.version} as {alias}: it was promoted at the same time, and is better."
+    client.set_model_version_tag(name, candidate.version, f"promoted.{alias}", why)
+    return f"{name} version {candidate.version} is {alias}: {why}."
+
+
+def _rank(version: ModelVersion) -> float:
+    """The higher, the better."""
+    value = _figure(version)[1]
+    if math.isnan(value):
+        return -math.inf
+    return value if version.tags.get("mode") == "max" else -value
+
+
+def _is_better(one: ModelVersion, other: ModelVersion) -> bool:
+    return _rank(one) > _rank(other)
+
+
+def demote(name: str, alias: str = "champion") -> str:
+    """Takes an alias away.
+
+    Args:
+        name: the registered model.
+        alias: the alias.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: there is no such model, or no version has the alias.
+    """
+    client = MlflowClient()
+    _versions(name)
+    holder = client.get_registered_model(name).aliases.get(alias)
+    if holder is None:
+        raise ValueError(f"No version of {name} is {alias}.")
+    client.delete_registered_model_alias(name, alias)
+    client.delete_model_version_tag(name, str(holder), f"claim.{alias}")
+    return f"{name} version {holder} is {alias} no more."
+
+
+def overview() -> str:
+    """Lists the registered models.
+
+    Returns:
+        A table: name, task, versions, aliases, and the figure of the newest version.
+    """
+    rows, known = [], defaultdict[str, dict[str, ModelVersion]](dict)
+    with needed():
+        reach()
+        models = mlflow.search_registered_models()  # all of them; the client's own search gives a page
+        for version in mlflow.search_model_versions():
+            known[version.name][str(version.version)] = version
+    for model in models:
+        versions = known[model.name]
+        if not versions:
+            continue
+        newest = versions[max(versions, key=int)]
+        aliases = ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items())
+        row: dict[str, Any] = {
+            "name": model.name,
+            "task": newest.tags.get("task", ""),
+            "versions": len(versions),
+            "aliases": aliases,
+        }
+        rows.append(row | {"newest": "{} {:.4f}".format(*_figure(newest))})
+    return table(rows) or "No model is registered yet."
+
+
+def show(name: str) -> str:
+    """Shows the versions of a registered model.
+
+    Args:
+        name: the registered model.
+
+    Returns:
+        A table: version, aliases, data, run, figures.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    versions = _versions(name)
+    aliases = MlflowClient().get_registered_model(name).aliases
+    rows = []
+    for number in sorted(versions, key=int):
+        version = versions[number]
+        named = ", ".join(alias for alias, given in aliases.items() if str(given) == number)
+        figures = "  ".join(f"{key} {value}" for key, value in sorted(version.tags.items()) if key.startswith("test."))
+        row: dict[str, Any] = {"version": number, "aliases": named, "data": version.tags.get("data", "")}
+        rows.append(row | {"run": version.run_id, "figures": figures})
+    return table(rows)
+
+
+def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
+    """Measures a saved model on the test split of the data it learned from.
+
+    Args:
+        folder: what `save_model` wrote.
+        data: other data.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        ValueError: the model does not say what it learned from.
+    """
+    module, _ = load_model(folder)
+    data = data or learned_from(folder)
+    if names := classes_of(module.architecture):
+        adopt_classes(data, names)
+    trainer = L.Trainer(
+        logger=False, enable_progress_bar=False, use_distributed_sampler=False, enable_model_summary=False
+    )
+    (figures,) = trainer.test(module, datamodule=data, verbose=False)
+    return dict(figures)
+
+
+def compare(name: str, first: str, second: str) -> str:
+    """Measures two versions of a registered model on the test split of the data that the first learned from, prepared for
+    each as it takes them.
+
+    Args:
+        name: the registered model.
+        first: a version or an alias.
+        second: another one.
+
+    Returns:
+        A table: figure, first, second, difference.
+
+    Raises:
+        ValueError: there is no such version, or the second cannot be measured on the data of the first.
+    """
+    numbers = [_version(name, given).version for given in (first, second)]
+    folders = [model_folder(f"models:/{name}/{number}") for number in numbers]
+    one, two = evaluate(folders[0]), evaluate(folders[1], learned_from(*folders))
+    return table(
+        {"figure": key, first: one[key], second: two[key], "difference": f"{two[key] - one[key]:+.4f}"}
+        for key in one
+        if key in two
+    )
+
+
+def model_folder(address: str) -> Path:
+    """The local copy of what `save_model` wrote of a registered model.
+
+    Raises:
+        ValueError: there is no such model, or it was not registered by Fovea.
+    """
+    reach()
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(address))
+    except mlflow.MlflowException as error:
+        raise ValueError(f"{address} is not in the registry {mlflow.get_registry_uri()}: {error.message}") from None
+    for file in folder.rglob("architecture.yaml"):
+        return file.parent
+    raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
+
+
+def pinned(address: str) -> str:
+    """The version that an address with an alias or ``latest`` means now, as ``models:/name/version``; others as they are.
+
+    Raises:
+        ValueError: there is no such model or alias.
+    """
+    if address.lower().endswith("/latest"):
+        address = f"{address[: -len('/latest')]}@latest"
+    name, at, alias = address.removeprefix("models:/").rpartition("@")
+    return f"models:/{name}/{_version(name, f'@{alias}').version}" if at else address
+
+
+def download(address: str, folder: str) -> str:
+    """Copies what a registered model is to a folder: ``model.safetensors`` and ``architecture.yaml``.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        folder: where; it must not be there yet.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: there is no such model, or the folder is there.
+    """
+    if Path(folder).exists():
+        raise ValueError(f"{Path(folder).resolve()} is there already: name a new folder.")
+    source = model_folder(address)
+    try:
+        shutil.copytree(source, folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # rather none than a part
+        raise ValueError(str(disk_error(error, folder) or error)) from None
+    return f"{pinned(address)} is in {folder}; its backbone starts another training from {folder}/model.safetensors."
+
+
+def add_files(address: str, files: Sequence[Path], folder: str) -> str:
+    """Adds files to the run that trained a registered model.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        files: those that are there are added.
+        folder: of the run's artifacts.
+
+    Returns:
+        Where they are; or, since what was found must not be lost with the tracking server, why they could not be added.
+    """
+    try:
+        run_id = mlflow.models.get_model_info(address).run_id
+        for file in files:
+            if file.exists():
+                MlflowClient().log_artifact(run_id, str(file), folder)
+    except (MlflowException, OSError) as error:
+        return f"the files could not be added to the model's run: {error}"
+    return f"they are in run {run_id} too, folder {folder}"
+
+
+def load(address: str, device: str = "cpu") -> Any:
+    """Looks up a registered model, and rebuilds it from its data alone.
+
+    Unlike ``mlflow.pyfunc.load_model``, it runs none of the code that a registered model carries, and reads no pickle.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        device: where it shall run; ``auto`` is the GPU if there is one.
+
+    Returns:
+        Its `pipelines.serving.model.VisionModel`, whose ``predict(None, images)`` takes paths, bytes, arrays and pictures.
+
+    Raises:
+        ValueError: there is no such model or device.
+    """
+    return VisionModel().load(model_folder(address), device)

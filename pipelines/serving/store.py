@@ -1,0 +1,127 @@
+"""A trained module as a folder of data: what the registry keeps, and what is made of it again."""
+
+import importlib.util
+import sys
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import datamodules
+from datamodules import VisionDataModule
+from modules import VisionModule
+from modules.networks.parts import find_class, path_of, upgrade
+from pipelines.engine.disk import whole, write_text
+
+
+def save_model(
+    folder: Path, module: VisionModule, preprocessing: dict[str, Any], task: str, data: dict[str, Any] | None = None
+) -> None:
+    """Writes a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
+
+    Args:
+        folder: where; it is made.
+        module: the trained module.
+        preprocessing: what turns a picture into its input.
+        task: name of the task.
+        data: class path and arguments of the data module that it learned from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        key: value.contiguous()
+        for key, value in module.state_dict().items()
+        if not key.startswith(module.training_only)
+    }
+    with whole(folder / "model.safetensors") as part:
+        save_file(state, part)
+    description = {
+        "task": task,
+        "class_path": path_of(type(module)),
+        "module": module.architecture,
+        "preprocessing": preprocessing,
+        "data": data,
+    }
+    write_text(folder / "architecture.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+
+
+def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
+    """Rebuilds what `save_model` wrote.
+
+    Returns:
+        The module in evaluation mode, and its preprocessing.
+
+    Raises:
+        ValueError: it is not, or no more, what `save_model` wrote.
+    """
+    try:
+        description = yaml.safe_load((folder / "architecture.yaml").read_text())
+        _check_classes(folder, description["module"] | {"class_path": description.get("class_path", "")})
+        # Earlier versions wrote the bare name of one of Fovea's own classes, as ``class``.
+        kind: Any = find_class(description.get("class_path") or description["class"], VisionModule)
+        module: VisionModule = kind.from_architecture(upgrade(description["module"]))
+        learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
+        module.load_state_dict(learning | load_file(folder / "model.safetensors"))
+        return module.eval(), description["preprocessing"]
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
+        raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
+
+
+def _check_classes(folder: Path, description: Any) -> None:
+    """Looks, before anything is imported, where the classes that a model names are: code in its own folder is not run.
+
+    Raises:
+        ValueError: one is in there.
+    """
+    if isinstance(description, list):
+        description = dict(enumerate(description))
+    if not isinstance(description, dict):
+        return
+    for value in description.values():
+        _check_classes(folder, value)
+    root = next(
+        (place for place in reversed(folder.resolve().parents) if (place / "MLmodel").exists()), folder.resolve()
+    )
+    names = str(description.get("class_path", "")).split(".")[:-1]
+    for count in range(1, len(names) + 1):
+        name = ".".join(names[:count])
+        if name in sys.modules:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)  # which imports what is around it, that was looked at before
+        except ImportError:
+            spec = None
+        if spec is None:
+            return
+        places = [spec.origin, *(spec.submodule_search_locations or [])]
+        if any(Path(place).resolve().is_relative_to(root) for place in places if place):
+            raise ValueError(f"{name} is code in the model's own folder, which is not run")
+
+
+def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
+    """The data that a saved model learned from.
+
+    Args:
+        folder: what `save_model` wrote.
+        model: the data are prepared for this one instead, which `save_model` wrote too.
+
+    Raises:
+        ValueError: the model does not say, or the data cannot be prepared so.
+    """
+    saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
+    if not saved:
+        raise ValueError(f"{folder} does not say which data it learned from.")
+    _check_classes(folder, saved)
+    package, _, name = saved["class_path"].rpartition(".")
+    own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
+    kind: Any = own or find_class(saved["class_path"], VisionDataModule)
+    options = saved.get("init_args", {})
+    if model is None:
+        return kind(**options)
+    wanted = yaml.safe_load((model / "architecture.yaml").read_text())["preprocessing"]
+    data: VisionDataModule = kind(**options | {k: v for k, v in wanted.items() if k in signature(kind).parameters})
+    if data.preprocessing != wanted:
+        raise ValueError(f"{data.name} gives pictures as {data.preprocessing}, but the model takes them as {wanted}.")
+    return data

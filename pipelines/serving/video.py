@@ -1,0 +1,200 @@
+"""Videos for `pipelines.predict`: every frame answered, drawn, and its objects followed from frame to frame."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules import DataError
+from modules import DetectionModule, VisionModule
+from modules.detection.tiles import PER_OBJECT
+
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
+TICKS = 12_800  # of a second, in which times of drawn frames are told
+BATCH = 16  # frames that are held together: a film's are large
+Frame = NDArray[np.uint8]
+
+
+class Video:
+    """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
+
+    Args:
+        file: the video.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self._capture = file, cv2.VideoCapture(file)
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.seconds: list[float] = []
+        found, first = self._capture.read()
+        if not found:
+            raise DataError(f"{file} cannot be read as a video by OpenCV.")
+        self._first = first
+        self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+
+    def __iter__(self) -> Iterator[Frame]:
+        found, frame = True, self._first
+        while found:
+            # Frames need not be evenly spaced; but not all files say when they are.
+            time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._start
+            if self.seconds and not time > self.seconds[-1]:
+                time = self.seconds[-1] + 1 / self.rate
+            self.seconds.append(max(0.0, time))
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+            found, frame = self._capture.read()
+        self._capture.release()
+
+    @property
+    def cut_off(self) -> str:
+        """Whether the file ends before it says that it does, once it is read: what there is of it, or nothing."""
+        whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
+        if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
+            return ""  # frames are counted by the rate where they are not evenly spaced
+        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is cut off."
+
+
+class Drawing:
+    """A video of drawings, all as large as the first.
+
+    Args:
+        file: where; H.264 in an ``.mp4`` file, which browsers play, or MPEG-4 where PyAV was built without it.
+        rate: frames a second, where they are evenly spaced.
+    """
+
+    def __init__(self, file: str, rate: float) -> None:
+        self.file, self.rate = file, rate
+        self._file: Any = None
+        self._stream: Any = None
+        self._last = -1  # time of the last frame, in ticks
+
+    def write(self, drawing: Frame, seconds: float) -> None:
+        """Adds a frame.
+
+        Args:
+            drawing: uint8 H×W×3.
+            seconds: when it is to be seen, after the frame before.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        try:
+            if self._file is None:
+                os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
+                self._file = av.open(self.file, "w")
+                codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+                rate = Fraction(self.rate).limit_denominator(1001)
+                self._stream = self._file.add_stream(codec, rate=rate, pix_fmt="yuv420p")
+                self._stream.width, self._stream.height = (side // 2 * 2 or 2 for side in drawing.shape[1::-1])  # even
+                self._stream.codec_context.time_base = Fraction(1, TICKS)
+            canvas = np.full((self._stream.height, self._stream.width, 3), 255, np.uint8)
+            part = drawing[: canvas.shape[0], : canvas.shape[1]]
+            canvas[: part.shape[0], : part.shape[1]] = part
+            frame = av.VideoFrame.from_ndarray(canvas, format="rgb24")
+            self._last = max(self._last + 1, round(seconds * TICKS))
+            frame.pts, frame.time_base = self._last, Fraction(1, TICKS)
+            self._file.mux(self._stream.encode(frame))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.file} cannot be written as a video: {error}") from None
+
+    def close(self) -> None:
+        """Finishes the file."""
+        if self._file is not None:
+            self._file.mux(self._stream.encode(None))
+            self._file.close()
+
+
+class Tracker:
+    """Gives detections of the same object the same number from frame to frame (ByteTrack, Zhang et al. 2022,
+    arXiv:2110.06864).
+
+    Detections that are too uncertain to be told still carry on a track that is there; so the module is asked for those
+    down to a third of its threshold.
+
+    Args:
+        module: a detector.
+        rate: frames a second.
+
+    Raises:
+        ValueError: the module finds no boxes.
+    """
+
+    def __init__(self, module: VisionModule, rate: float) -> None:
+        from trackers import ByteTrackTracker  # it imports slowly
+
+        if not isinstance(module, DetectionModule):
+            raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
+        self.threshold: Any = module.threshold
+        self.sure = float(module.threshold)
+        self._tracker = ByteTrackTracker(
+            frame_rate=rate,
+            track_activation_threshold=self.sure,
+            high_conf_det_threshold=self.sure,
+            minimum_consecutive_frames=2,
+        )
+
+    def __enter__(self) -> "Tracker":
+        self.threshold.fill_(self.sure / 3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threshold.fill_(self.sure)
+
+    def follow(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer with ``ids``: a number for each object, or None for one that is not followed yet.
+
+        Where several labels are found at one place, there is one object: that of the most certain.
+        """
+        import supervision as sv
+
+        count = len(answer["boxes"])
+        given = sv.Detections(
+            np.asarray(answer["boxes"], np.float32).reshape(-1, 4),
+            confidence=np.asarray(answer["scores"], np.float32),
+            class_id=np.zeros(count, int),
+            data={"place": np.arange(count)},
+        ).with_nms(SAME_PLACE, class_agnostic=True)
+        found = self._tracker.update(given)
+        numbers = dict.fromkeys(range(count), -1)
+        if len(found):
+            ids: Any = found.tracker_id
+            numbers |= dict(zip(map(int, found.data["place"]), map(int, ids), strict=True))
+        places = sorted(map(int, given.data["place"])) if count else []
+        told = [k for k in places if numbers[k] >= 0 or answer["scores"][k] >= self.sure]
+        lists = {key: [answer[key][k] for k in told] for key in PER_OBJECT if key in answer}
+        return answer | lists | {"ids": [numbers[k] if numbers[k] >= 0 else None for k in told]}
+
+
+def answered(
+    model: Any, video: Video, batch_size: int, tracker: Tracker | None
+) -> Iterator[tuple[Frame, dict[str, Any]]]:
+    """Each frame with its answer.
+
+    Args:
+        model: a `pipelines.serving.model.VisionModel`.
+        video: the frames.
+        batch_size: frames that go through the network together, at most `BATCH`.
+        tracker: follows objects, or None.
+    """
+    held: deque[Frame] = deque()
+
+    def noted(frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            held.append(frame)
+            yield frame
+
+    for answer in model.stream(noted(video), min(batch_size, BATCH)):
+        frame = held.popleft()
+        if isinstance(answer, ValueError):
+            raise answer
+        yield frame, tracker.follow(answer) if tracker else answer

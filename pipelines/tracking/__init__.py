@@ -1,0 +1,1 @@
+"""A run in MLflow, in good and in bad days."""

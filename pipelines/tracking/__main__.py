@@ -1,0 +1,48 @@
+"""Sends what MLflow has not got yet: ``python -m pipelines.tracking send OUTPUT``."""
+
+import json
+from pathlib import Path
+
+import mlflow
+from jsonargparse import auto_cli
+from mlflow.tracking import MlflowClient
+
+from pipelines.engine.command import mistakes
+from pipelines.engine.disk import held
+from pipelines.tracking.client import TrackingError, reach
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.logger import RUN_FILE, run_id_of
+from pipelines.tracking.redaction import redact, without_login
+
+
+def send(output: Path) -> str:
+    """Sends what a training could not send to its MLflow run.
+
+    Args:
+        output: folder of the training.
+
+    Returns:
+        How it went.
+
+    Raises:
+        ValueError: it is no folder of a training, or the server still does not answer.
+    """
+    if not (output / RUN_FILE).exists():
+        raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")
+    run_id, uri = run_id_of(output), json.loads((output / RUN_FILE).read_text())["tracking_uri"]
+    if without_login(mlflow.get_tracking_uri()) == uri:
+        uri = mlflow.get_tracking_uri()  # which may have the login
+    try:
+        reach(uri)
+    except TrackingError:
+        raise ValueError(f"MLflow at {redact(uri)} still does not take it: it does not answer.") from None
+    with held(output):
+        journal = Journal(output, run_id, MlflowClient(uri))
+        if journal.close(patience=5):
+            raise ValueError(f"MLflow at {redact(uri)} still does not take it: {redact(str(journal.error))[:300]}")
+    return f"All of {output} is in run {journal.run_id}."
+
+
+if __name__ == "__main__":
+    with mistakes():
+        print(auto_cli(send, as_positional=True))

@@ -1,0 +1,102 @@
+"""MLflow's client: that it answers in time, and what it is asked."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.engine.disk import disk_error
+from pipelines.tracking.redaction import redact
+
+PATIENCE = 5  # seconds in which a server must say that it is there
+
+
+class TrackingError(ValueError):
+    """MLflow cannot be reached or does not take the run; the message says what to do."""
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Makes one paragraph of MLflow's errors, where a command cannot go on without it.
+
+    Raises:
+        TrackingError: MLflow raised an error.
+        DiskError: the disk, such as that of temporary files, is full.
+    """
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        uri = redact(mlflow.get_tracking_uri())
+        if isinstance(error, requests.RequestException) or isinstance(error.__context__, requests.RequestException):
+            raise TrackingError(
+                f"MLflow at {uri} does not answer: start it, or unset MLFLOW_TRACKING_URI to use the embedded store."
+            ) from error
+        if error.get_http_status_code() in (401, 403):
+            raise TrackingError(
+                f"MLflow at {uri} does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or MLFLOW_TRACKING_TOKEN."
+            ) from error
+        raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
+    except OSError as error:
+        raise disk_error(error, Path(tempfile.gettempdir(), "what is to be sent")) or error from None
+
+
+@needed()
+def reach(*uris: str) -> None:
+    """Makes sure in a few seconds that MLflow answers, where its own client would try for minutes.
+
+    Args:
+        uris: where; by default the run's store and the registry.
+
+    Raises:
+        TrackingError: it does not.
+    """
+    for uri in uris or {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
+        if uri.startswith("http"):
+            with suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
+                requests.get(f"{uri}/health", timeout=PATIENCE)
+
+
+@needed()
+def tracking_client() -> MlflowClient:
+    """A client of MLflow's for what may be the first command on an embedded store.
+
+    MLflow makes a new store's tables when it is first opened, and fails where two processes do so at the same moment: here
+    they take turns.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    reach()
+    file = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
+    if not mlflow.get_tracking_uri().startswith("sqlite:///") or not file.parent.is_dir():
+        return MlflowClient()
+    with FileLock(f"{file}.lock"):
+        return MlflowClient()
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The id of the experiment of this name; it is made by whoever of several processes comes first.
+
+    Raises:
+        TrackingError: it was deleted.
+    """
+    if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"The MLflow experiment {name} was deleted: restore it with `mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}`, or name another with --experiment."
+            )
+        return found.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException:
+        if found := client.get_experiment_by_name(name):
+            return found.experiment_id
+        raise

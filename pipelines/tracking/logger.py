@@ -1,0 +1,290 @@
+"""The logger of a tracked run: what MLflow is told, through the journal."""
+
+import json
+import os
+import platform
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
+from PIL import Image
+
+from pipelines.engine.disk import held, whole, write_text
+from pipelines.tracking.client import TrackingError, experiment_id, needed, tracking_client
+from pipelines.tracking.journal import Journal, MachineMonitor
+from pipelines.tracking.provenance import _git, _provenance, flatten
+from pipelines.tracking.redaction import redact, without_login
+
+RUN_FILE = "run.json"
+PARAM_LIMIT = 6000  # MLflow's, in characters
+
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the table at the end has it
+
+
+class RunLogger(Logger):
+    """Writes a training into one MLflow run, from the process of rank zero, without keeping the training waiting.
+
+    The run is the one named in the output folder's ``run.json`` (a training that goes on), else the one that
+    ``MLFLOW_RUN_ID`` names (made by ``mlflow run``), else a new one. Metrics, pictures and tables go through a `Journal`:
+    when a training goes on, what an earlier process had logged beyond the checkpoint is not logged again.
+
+    Args:
+        output: folder of the training.
+        experiment: name of the MLflow experiment.
+        run_name: name of a new run.
+        tags: tags of the run.
+    """
+
+    def __init__(self, output: Path, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
+        super().__init__()
+        self.output, self._experiment_name, self._run_name, self.tags = output, experiment, run_name, dict(tags)
+        self.run_id: str | None = None
+        self._hold = ExitStack()
+        self._told = False
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self._experiment_name
+
+    @property
+    def version(self) -> str | None:
+        """The run's id."""
+        return self.run_id
+
+    @property
+    def save_dir(self) -> str:
+        """The output folder."""
+        return str(self.output)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """The MLflow client; making it starts or continues the run."""
+        if self.run_id is None:
+            self._start()
+        return self._client
+
+    @needed()
+    def _start(self) -> None:
+        uri = mlflow.get_tracking_uri()
+        self._client = client = tracking_client()
+        self._hold.enter_context(held(self.output))
+        saved = self.output / RUN_FILE
+        given = os.environ.get("MLFLOW_RUN_ID")
+        run_name = redact(self._run_name)
+        continues = saved.exists()
+        if continues:
+            run_id = run_id_of(self.output)
+            try:
+                if client.get_run(run_id).info.lifecycle_stage != "active":
+                    raise TrackingError(
+                        f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
+                        f"{run_id}`, or choose another --output."
+                    )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                before = json.loads(saved.read_text())["tracking_uri"]
+                raise TrackingError(
+                    f"{self.output} belongs to run {run_id} in {before}, which {redact(uri)} does not have: set "
+                    "MLFLOW_TRACKING_URI to the former, or choose another --output."
+                ) from None
+            if given and given != run_id:
+                client.set_tag(given, "continues", run_id)
+        elif given:
+            run_id = given
+            client.set_tag(given, MLFLOW_RUN_NAME, run_name)
+        else:
+            run_id = client.create_run(experiment_id(client, self._experiment_name), run_name=run_name).info.run_id
+        tags = redact(self.tags | _provenance())
+        client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
+        self._experiment_id = client.get_run(run_id).info.experiment_id
+        if not continues:
+            write_text(saved, json.dumps({"run_id": run_id, "tracking_uri": without_login(uri)}))
+        self.journal = Journal(self.output, run_id, client)
+        if continues:  # in this order with what an earlier process could not send
+            self.journal.write({"kind": "status", "value": "RUNNING"})
+            self.journal.write({"kind": "tag", "key": "error", "value": None})
+        self._machine = MachineMonitor(self.journal)
+        self._machine.start()
+        self.run_id = run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes metrics of a step down, to be sent.
+
+        Raises:
+            DiskError: the disk is full, broken or read-only.
+        """
+        _ = self.experiment
+        if self.journal.fault:
+            raise self.journal.fault
+        for key, value in metrics.items():
+            if key != "epoch":
+                self.journal.write({"kind": "metric", "key": key, "value": float(value), "step": step or 0})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the command line logs its whole configuration with `log_config`."""
+
+    @contextmanager
+    def _only_shown(self, file: Path) -> Iterator[Path]:
+        """A place to write what is only for looking at: if the disk does not take it, the training goes on without."""
+        try:
+            (self.output / file.parent).mkdir(exist_ok=True)
+            with whole(self.output / file) as part:
+                yield part
+        except OSError as error:
+            if not self._told:
+                rank_zero_warn(f"Left out of the run, which goes on without: {error}")
+            self._told = True
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Writes pictures, uint8 H×W×3, as points of the series ``key``, to be sent."""
+        _ = self.experiment
+        for number, image in enumerate(images):
+            file = Path("pictures", f"{key.replace('/', '_')}-{step or 0}{f'-{number}' if number else ''}.png")
+            with self._only_shown(file) as part:
+                Image.fromarray(image).save(part)
+            if (self.output / file).exists():
+                self.journal.write({"kind": "picture", "key": key, "step": step or 0, "file": str(file)})
+
+    @rank_zero_only
+    def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
+        """Writes a table as a JSON artifact, to be sent; the last one of a key stands."""
+        _ = self.experiment
+        file = Path("tables", f"{key.replace('/', '_')}.json")
+        with self._only_shown(file) as part:
+            part.write_text(json.dumps({"columns": columns, "data": rows}))
+        if (self.output / file).exists():
+            self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
+
+    @rank_zero_only
+    def log_text(self, key: str, text: str) -> None:
+        """Writes a text in Markdown as an artifact, to be sent."""
+        _ = self.experiment
+        file = Path(f"{key}.md")
+        with self._only_shown(file) as part:
+            part.write_text(text)
+        if (self.output / file).exists():
+            self.log_file(self.output / file, "")
+
+    @rank_zero_only
+    def set_tag(self, key: str, value: str) -> None:
+        """Writes a tag of the run down, to be sent."""
+        _ = self.experiment
+        self.journal.write({"kind": "tag", "key": key, "value": redact(value)[:PARAM_LIMIT]})
+
+    @rank_zero_only
+    @needed()
+    def log_config(self, config: str) -> None:
+        """Logs a resolved configuration, in YAML: whole as an artifact, and flattened as parameters."""
+        client = self.experiment
+        client.log_text(self.run_id, config, "config.yaml")
+        params = [
+            Param(key, value if len(value) <= PARAM_LIMIT else f"(whole in config.yaml) {value[:5900]}")
+            for key, value in flatten(yaml.safe_load(config))
+        ]
+        known = client.get_run(self.run_id).data.params
+        params = [param for param in params if param.key not in known]  # of a run that goes on, or of `mlflow run`
+        for start in range(0, len(params), 100):
+            client.log_batch(self.run_id, params=params[start : start + 100])
+
+    @rank_zero_only
+    @needed()
+    def log_environment(self) -> None:
+        """Logs the installed packages, and what differs from the commit."""
+        client = self.experiment
+        packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
+        client.log_text(self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages]), "environment.txt")
+        if difference := _git("diff", "HEAD"):
+            client.log_text(self.run_id, redact(difference), "uncommitted.diff")
+
+    @rank_zero_only
+    @needed()
+    def log_data(self, data: Any) -> None:
+        """Logs what the data set is, and which files were left out of it."""
+        client, identity = self.experiment, data.identity()
+        inputs = [
+            DatasetInput(
+                Dataset(identity["name"], split["digest"][:36], "local", json.dumps({"class": type(data).__name__}),
+                        profile=json.dumps({"samples": split["samples"]})),
+                [InputTag(MLFLOW_DATASET_CONTEXT, name)],
+            )
+            for name, split in identity["splits"].items()
+        ]  # fmt: skip
+        client.log_inputs(self.run_id, inputs)
+        client.log_dict(self.run_id, identity, "data.json")
+        if data.bad_files:
+            client.log_dict(self.run_id, data.bad_files, "bad_files.json")
+
+    @rank_zero_only
+    def log_file(self, file: Path, folder: str) -> None:
+        """Writes down that a file of the output folder is to be sent."""
+        _ = self.experiment
+        self.journal.write({"kind": "file", "file": str(file.relative_to(self.output)), "folder": folder})
+
+    def flush(self) -> bool:
+        """Waits until all that was written down is sent, as far as the server answers; returns whether it is."""
+        _ = self.experiment
+        return not self.journal.wait()
+
+    @rank_zero_only
+    def finish(self, error: BaseException | None = None) -> None:
+        """Ends the run with what is true: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
+        if self.run_id is None:  # it never began
+            self._hold.close()
+            return
+        self._machine.finish()
+        if error is not None:
+            self.set_tag("error", f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # of which the error may be the cause
+                write_text(self.output / "error.txt", redact("".join(traceback.format_exception(error))))
+                self.log_file(self.output / "error.txt", "")
+        killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
+        status = "KILLED" if killed else "FAILED" if error else "FINISHED"
+        self.journal.write({"kind": "status", "value": status})
+        if self.journal.close():
+            why = redact(str(self.journal.error))[:300]
+            rank_zero_warn(
+                f"MLflow did not take all of the run ({why}). What is left is kept in {self.output}; "
+                f"once it answers, send it with: python -m pipelines.tracking {self.output}"
+            )
+        self._hold.close()
+
+    def address(self) -> str:
+        """Where the run is seen: its page on a server, or its id in the embedded store."""
+        uri = without_login(mlflow.get_tracking_uri())
+        if uri.startswith("http"):
+            return f"{uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
+        return f"{self.run_id} in {uri}"
+
+
+def run_id_of(output: str | Path) -> str:
+    """The run of the training in an output folder.
+
+    Raises:
+        TrackingError: the file that names it is torn.
+    """
+    file = Path(output, RUN_FILE)
+    try:
+        return str(json.loads(file.read_text())["run_id"])
+    except (ValueError, TypeError, KeyError):
+        raise TrackingError(
+            f'{file.resolve()} does not name the run of this training: write {{"run_id": …, "tracking_uri": …}} '
+            "into it, or choose another --output."
+        ) from None

@@ -1,0 +1,72 @@
+"""What a run tells of its training: progress, seconds, the error that ended it."""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import lightning as L
+
+
+class RunCallback(L.Callback):
+    """Watches a training for its run: the speed, the time, and how it ended."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.train_seconds = 0.0
+        self._times: dict[str, float] = defaultdict(float)
+        self._images = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._times["start"] = self._times["epoch"] = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the epoch's clock."""
+        self._times["epoch"], self._images = time.perf_counter(), 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the learning rate, or that of each part of the network where they differ."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rates = {
+                f"lr/{group.get('name', number)}": group["lr"]
+                for optimizer in trainer.optimizers
+                for number, group in enumerate(optimizer.param_groups)
+                if not str(group.get("name")).endswith(".no_decay")
+            }
+            if len(set(rates.values())) == 1:
+                rates = {"lr": next(iter(rates.values()))}
+            for logger in trainer.loggers:
+                logger.log_metrics(rates, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts images."""
+        self._images += len(batch["image"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation does not count as training time."""
+        self._times["validation"] = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation does not count as training time."""
+        self._times["epoch"] += time.perf_counter() - self._times["validation"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the speed over the epoch."""
+        seconds = time.perf_counter() - self._times["epoch"]
+        if (
+            self._images and 0 < seconds < time.perf_counter()
+        ):  # an epoch that was begun by another process has no start
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/images_per_second": self._images / seconds}, trainer.global_step - 1)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops the clock."""
+        self.train_seconds = time.perf_counter() - self._times["start"]
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remembers why the training ended."""
+        self.error = exception
