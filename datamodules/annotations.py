@@ -140,16 +140,24 @@ def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxForm
     return boxes
 
 
+def in_shares(values: Any) -> NDArray[np.bool_]:
+    """Which boxes, M×4 as written, lie in the first pixel, as those do that are shares of the image."""
+    boxes = np.array(values, np.float64).reshape(-1, 4)
+    with np.errstate(invalid="ignore"):
+        return ((boxes >= 0) & (boxes <= 1)).all(1) & (boxes % 1 > 0).any(1)
+
+
 def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
     """What is wrong with boxes, M texts; empty for good ones, which may reach a pixel over the edge by rounding."""
     left, top, right, bottom = boxes.T
     height, width = sizes.T
+    rounded = np.clip(boxes, -1e9, 1e9).astype(np.float32)  # as they will be kept
     result = np.full(len(boxes), "", object)
     with np.errstate(invalid="ignore"):
         cases = {
+            "is empty": (rounded[:, :2] == rounded[:, 2:]).any(1),
             "reaches outside": (left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1),
             "is outside": (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height),
-            "is empty": (right == left) | (bottom == top),
             "is inverted": (right < left) | (bottom < top),
             "is no number": ~np.isfinite(boxes).all(1),
         }
@@ -218,7 +226,8 @@ def compiled(
         remedy: what to do where all boxes are written in another way.
 
     Returns:
-        The arrays, and what was changed: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (a box).
+        The arrays, and what was changed: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (a box),
+        ``an outline apart`` (from its box).
 
     Raises:
         DataError: a box or an outline cannot be used; with ``drop``, more than one in ten, or they look mistaken
@@ -233,11 +242,14 @@ def compiled(
     labels = np.array([numbers.get(box.label, -1) for box in boxes], np.int64)
     wrong = faults(found, areas)
     mistaken = _mistaken(values, areas, form, wrong != "")
+    if form != "yolo":
+        wrong[(wrong == "") & in_shares(values)] = "lies in the first pixel, as a share of the image would"
     wrong[labels < 0] = [
         "has no class" if boxes[k].label is None else "is of an unknown class" for k in np.flatnonzero(labels < 0)
     ]
     outlines = np.full(len(boxes), None, object)
     boxed = np.zeros(len(boxes), bool)
+    apart = np.zeros(len(boxes), bool)
     if masks:
         boxed = np.array([box.outline is None for box in boxes], bool)
         wrong[boxed & (wrong == "") & (not boxes_as_masks)] = "has no outline"
@@ -246,6 +258,7 @@ def compiled(
             outline = [[x1, y1, x2, y1, x2, y2, x1, y2]] if boxed[k] else boxes[k].outline
             try:
                 outlines[k] = encoded(outline, *map(int, areas[k]))
+                apart[k] = not boxed[k] and _is_apart(outlines[k], found[k], *map(int, areas[k]))
             except ValueError as error:
                 wrong[k] = str(error)
     bad = np.flatnonzero(wrong != "")
@@ -263,7 +276,9 @@ def compiled(
     dropped = np.array([wrong[k] != "reaches outside" for k in bad], bool)
     if len(bad) and (on_bad_box == "error" or mistaken or dropped.sum() > max(1, 0.1 * len(boxes))):
         shown = "; ".join([*(place(k) for k in bad[:3]), *["…"] * (len(bad) > 3)])
-        known = f" The classes are {listed(label_names)}." if (labels < 0).any() else ""
+        known = ""
+        if (labels < 0).any():
+            known = f" The classes are {listed(label_names)}." if label_names else " The file names no classes."
         way = (
             "More than one in ten is too many to drop: look at the file."
             if on_bad_box == "drop"
@@ -288,6 +303,8 @@ def compiled(
             report[place(row).strip()] = "a copy"
         elif masks and boxed[row]:
             report[place(row).strip()] = "its own mask"
+        elif apart[row]:
+            report[place(row).strip()] = "an outline apart"
         seen.add(own)
     limits = np.tile(areas[:, ::-1], 2)[kept]
     counts = np.bincount(owners[kept], minlength=len(records))
@@ -302,7 +319,9 @@ def compiled(
         labels[kept],
         np.array(ignored, bool)[kept],
         outlines[kept] if masks else None,
-        np.where(given > 0, given, (clipped[:, 2:] - clipped[:, :2]).prod(1)).astype(np.float32)
+        np.where(
+            (given > 0) & (given <= sizes[owners[kept]].prod(1)), given, (clipped[:, 2:] - clipped[:, :2]).prod(1)
+        ).astype(np.float32)
         if (given > 0).any()
         else None,
     )
@@ -332,6 +351,22 @@ def encoded(outline: Any, height: int, width: int) -> bytes:
     return bytes(code["counts"])
 
 
+def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) -> bool:
+    """Whether an outline and a box that is not small agree in less than half of what they cover.
+
+    Raises:
+        ValueError: they have nothing in common; the message says so behind the words "this box".
+    """
+    box = np.clip(box, 0, (width, height, width, height))
+    left, top, across, down = np.ravel(rle.toBbox({"size": [height, width], "counts": code})).tolist()
+    shared = np.minimum(box[2:], (left + across, top + down)) - np.maximum(box[:2], (left, top))
+    if (shared < -1).any():
+        raise ValueError("has an outline that lies elsewhere")
+    both = np.clip(shared, 0, None).prod()
+    sides = box[2:] - box[:2]
+    return bool(sides.min() >= 8 and both < 0.5 * (sides.prod() + across * down - both))
+
+
 def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
     """Polygons in pixels, whose parts are flat lists or lists of points."""
     if isinstance(outline, np.ndarray):
@@ -355,6 +390,8 @@ def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
         if numbers.size < 6:
             raise ValueError("has an outline of fewer than three points")
         points = numbers.reshape(-1, 2)
+        if in_shares(np.hstack([points, points])).all():
+            raise ValueError("has an outline that lies in the first pixel, as shares of the image would")
         if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
             raise ValueError("has an outline that is far outside")
         polygons.append(numbers.tolist())

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,11 @@ TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yam
 def is_junk(name: str) -> bool:
     """Whether a file or folder of this name is what systems, archives and notebooks leave behind, or hidden."""
     return name.startswith(".") or name.casefold() in JUNK
+
+
+def folded(name: str) -> str:
+    """A name as names are compared: an umlaut is one letter, however a system writes it, and capitals do not matter."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_image(file: Path) -> bool:

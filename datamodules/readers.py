@@ -4,13 +4,13 @@ A reader ends in records or in a `DataError`, whatever a file holds. What is rea
 in `Notes`, to be told once.
 """
 
-import codecs
 import json
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,15 +25,10 @@ from numpy.typing import NDArray
 
 from datamodules.annotations import COLUMNS, Box, Record
 from datamodules.base import DataError
-from datamodules.images import EXTENSIONS, images_in
+from datamodules.images import EXTENSIONS, folded, images_in
+from datamodules.tables import decoded
 
 NAN = float("nan")
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 class Notes:
@@ -76,7 +71,7 @@ class Unknown:
 
 
 def read_text(file: Path, notes: Notes, declared: str | None = None) -> str:
-    """The text of a file: in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252.
+    """The text of a file, as `decoded` reads it.
 
     Args:
         file: the file.
@@ -90,16 +85,10 @@ def read_text(file: Path, notes: Notes, declared: str | None = None) -> str:
         data = file.read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}.") from None
-    for mark, encoding in MARKS:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
-    for name in ("utf-8", declared):
-        try:
-            return data.decode(name or "utf-8")
-        except (UnicodeError, LookupError):
-            continue
-    notes.add("A file is not in UTF-8 and was read as Windows-1252; look at the names in it", file)
-    return data.decode("cp1252", "replace")
+    text, guessed = decoded(data, declared)
+    if guessed:
+        notes.add("A file is not in UTF-8 and was read as Windows-1252; look at the names in it", file)
+    return text
 
 
 def _number(given: Any) -> float:
@@ -174,11 +163,20 @@ class Finder:
 
     @cached_property
     def _known(self) -> dict[str, list[Path]]:
-        """The images below the root by their names in lower case."""
+        """The images below the root by their names."""
         known: dict[str, list[Path]] = {}
         for file in images_in(self.root):
-            known.setdefault(file.name.casefold(), []).append(file)
+            known.setdefault(folded(file.name), []).append(file)
         return known
+
+    @cached_property
+    def _stems(self) -> dict[str, list[Path]]:
+        """The images below the root by their names without the extension."""
+        stems: dict[str, list[Path]] = {}
+        for files in self._known.values():
+            for file in files:
+                stems.setdefault(folded(file.stem), []).append(file)
+        return stems
 
     def at(self, name: str) -> Path | None:
         """The image of this name in one of the folders."""
@@ -210,10 +208,15 @@ class Finder:
         names = parts_of(written)
         if (found := next((path for name in names if (path := self.at(name)) is not None), None)) is not None:
             return found
-        for parts in ([part.casefold() for part in PurePosixPath(name).parts] for name in names):
+        spelled = [[folded(part) for part in PurePosixPath(name).parts] for name in names]
+        bare = [
+            [*parts[:-1], parts[-1].rpartition(".")[0]] for parts in spelled if parts and parts[-1].endswith(EXTENSIONS)
+        ]
+        for parts in (*spelled, *bare):
             unhashed = re.sub(r"^[0-9a-f]{8}-", "", parts[-1]) if parts else ""  # Label Studio's uploads
             for last in dict.fromkeys((*parts[-1:], unhashed)):
-                files = self._known.get(last, [])
+                whole = last.endswith(EXTENSIONS) and parts not in bare
+                files = (self._known if whole else self._stems).get(last, [])
                 ends = [shared_parts(file, [*parts[:-1], last]) for file in files]
                 best = [file for file, end in zip(files, ends, strict=True) if end == max(ends)]
                 here = [
@@ -221,9 +224,11 @@ class Finder:
                     for file in best
                     if len(file.parts) > len(parts) and file.parents[len(parts) - 1] in self.folders
                 ]
-                if here and max(ends) == len(parts):
-                    return here[0]  # only upper and lower case are different
-                if not best or max(ends) < self._least:
+                if len(here) == 1 and max(ends) == len(parts):
+                    if parts in bare:
+                        self.notes.add("An image is of another kind than is said", f"{by}: {written} is {here[0].name}")
+                    return here[0]  # only upper and lower case are different, or the extension
+                if not best or max(ends) < self._least or (parts in bare and len(here) < 2):
                     continue
                 if len(best) > 1:
                     raise DataError(
@@ -240,9 +245,11 @@ class Finder:
 
 
 def shared_parts(file: Path, parts: Sequence[str]) -> int:
-    """How many last parts of a file's path are these, in upper or lower case."""
-    own = [part.casefold() for part in file.parts]
-    pairs = enumerate(zip(own[::-1], (part.casefold() for part in parts[::-1]), strict=False))
+    """How many last parts of a file's path are these, in upper or lower case; the last one with its extension or without."""
+    own = [folded(part) for part in file.parts]
+    if parts and own and folded(parts[-1]) == folded(file.stem):
+        own[-1] = folded(file.stem)
+    pairs = enumerate(zip(own[::-1], map(folded, parts[::-1]), strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(own), len(parts)))
 
 
@@ -545,6 +552,9 @@ def read_names(given: Any, file: Path) -> dict[int, str]:
     Raises:
         DataError: it is none of these, or two classes have one name.
     """
+    if isinstance(given, str) and re.match(r"\s*[\[{]", given):  # a list that was quoted as a whole
+        with suppress(yaml.YAMLError):
+            given = yaml.load(given, yaml.BaseLoader)
     if isinstance(given, str):
         given = given.split(",")
     if isinstance(given, list):
@@ -609,14 +619,15 @@ def read_yolo(
         DataError: a line is no such one, two images share their labels, or no image to train on has any.
     """
     taken: dict[Path, Path] = {}
+    listings: dict[Path, dict[str, Path]] = {}
     result: dict[str, list[Record]] = {}
     lines: list[tuple[Record, int, Any, list[float]]] = []
     for split, images in splits.items():
-        records = [Record(str(image), str(_labels_of(image))) for image in images]
+        records = [Record(str(image), str(_labels_of(image, listings))) for image in images]
         result[split] = records = _merged(records, notes)
         for record in records:
             file = Path(record.file)
-            if file in taken:
+            if taken.get(file, Path(record.path)) != Path(record.path):  # an image may be in two splits
                 raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
             taken[file] = Path(record.path)
             for number, line in enumerate(read_text(file, notes).splitlines() if os.path.isfile(file) else [], 1):
@@ -645,16 +656,24 @@ def read_yolo(
     return result
 
 
-def _labels_of(image: Path) -> Path:
-    """The file with an image's labels, whether or not it is there."""
+def _labels_of(image: Path, listings: dict[Path, dict[str, Path]]) -> Path:
+    """The file with an image's labels, whether or not it is there; what folders hold is kept in the listings."""
     parts = list(image.parent.parts)
     lower = [part.casefold() for part in parts]
     beside = image.with_suffix(".txt")
-    if "images" not in lower:
-        return beside
-    place = len(parts) - 1 - lower[::-1].index("images")
-    files = [Path(*parts[:place], name, *parts[place + 1 :], beside.name) for name in ("labels", "Labels")]
-    return next((file for file in (*files, beside) if os.path.isfile(file)), files[0])
+    files = [beside]
+    if "images" in lower:
+        place = len(parts) - 1 - lower[::-1].index("images")
+        files[:0] = [Path(*parts[:place], name, *parts[place + 1 :], beside.name) for name in ("labels", "Labels")]
+    if (found := next((file for file in files if os.path.isfile(file)), None)) is not None:
+        return found
+    for file in files:
+        if file.parent not in listings:
+            there = sorted(file.parent.iterdir()) if file.parent.is_dir() else ()
+            listings[file.parent] = {folded(entry.name): entry for entry in there}
+        if (found := listings[file.parent].get(folded(file.name))) is not None:
+            return found
+    return files[0]
 
 
 OTHER_TEXTS = {"classes", "predefined_classes", "notes", "readme", "train", "val", "valid", "test"}
@@ -749,8 +768,12 @@ def _keypoints(lines: list[list[float]]) -> int:
 # Tables
 
 COLUMN_SPELLINGS = {
-    "path": ("image_path", "filename", "file_name", "image"),
-    "label": ("class", "class_name", "category"),
+    "path": ("image_path", "filename", "file_name", "image", "imageid"),
+    "label": ("class", "class_name", "category", "labelname"),
+    "xmin": ("x_min", "x1"),
+    "ymin": ("y_min", "y1"),
+    "xmax": ("x_max", "x2"),
+    "ymax": ("y_max", "y2"),
 }
 
 

@@ -1,8 +1,12 @@
 """Tables that list images, as CSV or Parquet."""
 
+import codecs
 import difflib
 import gzip
+import io
 import os
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +17,39 @@ from datamodules.base import DataError, listed
 from datamodules.images import EXTENSIONS
 from datamodules.splits import SPLITS, split_of
 
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
+    """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252.
+
+    Args:
+        data: the bytes of a file.
+        declared: what the file itself says.
+
+    Returns:
+        The text, and whether its encoding was guessed.
+    """
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, "replace"), False
+    for name in ("utf-8", declared):
+        try:
+            return data.decode(name or "utf-8"), False
+        except (UnicodeError, LookupError):
+            continue
+    return data.decode("cp1252", "replace"), True
+
 
 def read_table(file: Path, option: str) -> pd.DataFrame:
     """Reads a table; the cells of a CSV stay text, so that the label 007 stays what it is, and NA is a label.
+
+    Text is in any encoding that `decoded` knows; Excel's first line ``sep=;`` and rows of empty cells are left out.
 
     Args:
         file: the table.
@@ -27,19 +61,22 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
     if not file.is_file():
         raise DataError(f"There is no file {file.resolve()}: give the table of your images with {option}.")
     try:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             table = pd.read_parquet(file)
         else:
-            opened = gzip.open if file.suffix == ".gz" else open
-            with opened(file, "rt", encoding="utf-8-sig") as lines:
-                header = lines.readline()
-            separator = max(",;\t", key=header.count)  # programs write a semicolon where the comma is decimal
-            table = pd.read_csv(
-                file, sep=separator, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
-            )  # fmt: skip
-    except UnicodeDecodeError:
-        raise DataError(f"{file.resolve()} is not text in UTF-8: save it as CSV in UTF-8, or as Parquet.") from None
-    except (OSError, ValueError) as error:
+            data = file.read_bytes()
+            text, guessed = decoded(gzip.decompress(data) if file.suffix.lower() == ".gz" else data)
+            if "\0" in text or data.startswith(b"PK\3\4"):
+                raise ValueError("it is no text")
+            said = re.match(r"\s*\"?sep=(.)\"?[\r\n]+", text)
+            text = text[said.end() :] if said else text
+            # Programs write a semicolon where the comma is decimal.
+            separator = said[1] if said else max(",;\t", key=text.partition("\n")[0].count)
+            table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
+            table = table.dropna(how="all")
+            if guessed:
+                rank_zero_warn(f"{file} is not in UTF-8 and was read as Windows-1252; look at the names in it.")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(
             f"{file.resolve()} cannot be read as a table ({str(error)[:200]}): give one in CSV or Parquet."
         ) from None

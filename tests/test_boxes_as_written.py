@@ -211,6 +211,12 @@ case("coco, boxes as text", coco(each("annotations", bbox=lambda e: [str(v) for 
 case("coco, iscrowd as text", coco(each("annotations", iscrowd="0")))
 case("coco, a crowd", coco(first("annotations", iscrowd=1), only_train=True), crowds=1)
 case("coco, no iscrowd", coco(without("annotations", "iscrowd")))
+case("coco, boxes in shares", coco(each("annotations", bbox=lambda e: [v / (WIDTH, HEIGHT)[k % 2] for k, v in enumerate(e["bbox"])])), told="shares of the images, and read so")
+case("coco, names without extensions", coco(renamed(lambda n: n[0])))
+case("coco, names of another extension", coco(renamed(lambda n: f"{n[0]}.jpg")), told="of another kind than is said")
+case("coco, an umlaut in two letters", lambda: (coco(renamed(lambda n: f"u\u0308{n}"))(), [f.rename(f.with_name(f"ü{f.name}")) for f in list(Path().rglob("*.png"))])[0], truth={f"ü{n}": boxes for n, boxes in TRUTH.items()}, drawn=True)
+case("coco, JSON", coco(file="{}.JSON"))
+case("coco, no categories", coco(lambda m: m.update(categories=[])), "unknown class, 1.*The file names no classes")
 case("coco, back-slashes", coco(renamed(lambda n: f"images\\{n}"), images="images"))
 case("coco, a URL", coco(renamed(lambda n: f"https://host.org/sets/7/{n}?sig=x")), told="found by its name")
 case("coco, Label Studio's local files", coco(renamed(lambda n: f"/data/local-files/?d=sets/7/{n}"), images="images/{}"), told="found by its name")
@@ -285,7 +291,10 @@ case("outline, an empty polygon beside another", outline([[], [10, 5, 18, 5, 18,
 case("outline, uncompressed", outline({"size": [30, 40], "counts": [300, 6, 24, 6, 864]}), areas=[12, 120])
 case("outline, compressed", outline({"size": [30, 40], "counts": "\\95f0L:RS1".replace("\\9", "\\9")}), "annotation 1.*run-length code that is not whole")
 case("outline, compressed as COCO has it", outline({"size": [30, 40], "counts": "o25i0000000000ml0"}), areas=[30, 120])
-case("outline, size as text", outline({"size": ["30", "40"], "counts": [0, 120, 1080]}), areas=[120, 120])
+case("outline, elsewhere", outline([[25, 20, 30, 20, 30, 25]]), "annotation 1.*has an outline that lies elsewhere")
+case("outline, in shares", outline([[0.3, 0.2, 0.4, 0.2, 0.4, 0.3]]), "annotation 1.*outline that lies in the first pixel")
+case("outlines of half the size", coco(each("annotations", segmentation=lambda e: [[v / 2 for v in e["segmentation"][0]]], bbox=lambda e: [0, 0, *e["bbox"][2:]]), masks=True), told="agrees with less than half of their box", truth={n: [(label, [0, 0, x2 - x1, y2 - y1]) for label, (x1, y1, x2, y2) in boxes] for n, boxes in TRUTH.items()})
+case("outline, size as text", outline({"size": ["30", "40"], "counts": [300, 120, 780]}), areas=[120, 120])
 case("outline, of another size", outline({"size": [24, 24], "counts": [0, 576]}), r"annotation 1, image a.png.*run-length code of another size, \[24, 24\]")
 case("outline, compressed and of another size", outline({"size": [48, 48], "counts": "0`Q2"}), "annotation 1, image a.png.*of another size")
 case("outline, sides interchanged", outline({"size": [40, 30], "counts": [0, 120, 1080]}), "of another size")
@@ -373,6 +382,7 @@ ABSENT = "<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>18</xmax><ymax>11</ymax></b
 
 # fmt: off
 case("voc", voc())
+case("voc, XML", lambda: (voc()(), [f.rename(f.with_suffix(".XML")) for f in list(Path("Annotations").iterdir())])[0])
 case("voc, files side by side", voc(annotations="all", images="all", lists=None), drawn=True)
 case("voc, folders by split", voc(annotations="{}", images="{}", lists=None))
 case("voc, folders Train, Val", lambda: (voc(annotations="{}", images="{}", lists=None)(), [Path(s).rename(s.title()) for s in SPLITS])[0])
@@ -557,6 +567,9 @@ case("yolo, names that are numbers", yolo(settings=YAML + "names: [7, 8]\n"), tr
 case("yolo, names that are yes and no", yolo(settings=YAML + "names: [yes, no]\n"), truth=named("yes", "no"))
 case("yolo, names that are 1.0 and null", yolo(settings=YAML + "names: [1.0, null]\n"), truth=named("1.0", "null"))
 case("yolo, names as text", yolo(settings=YAML + "names: red, blue\n"), truth=TRUTH)
+case("yolo, names as the text of a list", yolo(settings=YAML + "names: \"['red', 'blue']\"\n"))
+case("yolo, labels in upper case", lambda: (yolo()(), [f.rename(f.with_name(f.name.upper())) for f in list(Path("labels").rglob("*.txt"))])[0])
+case("yolo, one folder to train on and to validate", yolo(settings="train: images\nval: images\n" + NAMES, images="images", labels="labels"), told="are also in another one", splits={"train": "abcde", "val": "abcde"})
 case("yolo, numbers by name", yolo(settings=YAML + "names: {red: 0, blue: 1}\n"))
 case("yolo, names in a list of lists", yolo(settings=YAML + "names: [[red], [blue]]\n"), r"data.yaml: in 'names', 0: \['red'\]")
 case("yolo, two classes of one name", yolo(settings=YAML + "names: [red, red]\n"), r"2 classes have the name 'red' \(the numbers 0, 1\)")
@@ -682,7 +695,34 @@ def with_empty(labels: tuple[Any, Any] = (0, 1)) -> pd.DataFrame:
 
 EMPTY_B: Truth = {**named("0", "1"), "b": []}
 
+
 # fmt: off
+def as_csv(edit: Callable[[str], str] = str, encoding: str = "utf-8", **options: Any) -> Callable[[], BoxFiles]:
+    """A table whose text is changed."""
+
+    def make() -> BoxFiles:
+        pictures(".")
+        write("boxes.csv", edit(rows(labels=("röt", "blue")).to_csv(index=False)).encode(encoding))
+        return CSVDetection("boxes.csv", image_size=32, num_workers=0, **options)
+
+    return make
+
+
+def shares(box: list[float]) -> list[float]:
+    return [box[0] / WIDTH, box[1] / HEIGHT, box[2] / WIDTH, box[3] / HEIGHT]
+
+
+IMAGES_OPEN = {"path": "ImageID", "label": "LabelName", "xmin": "XMin", "ymin": "YMin", "xmax": "XMax", "ymax": "YMax"}
+
+case("csv, Windows-1252", as_csv(encoding="cp1252"), truth=named("röt", "blue"), told="read as Windows-1252")
+case("csv, UTF-16", as_csv(lambda t: "\ufeff" + t, "utf-16-le"), truth=named("röt", "blue"))
+case("csv, Excel's first line", as_csv(lambda t: "sep=;\r\n" + t.replace(",", ";")), truth=named("röt", "blue"))
+case("csv, empty rows of Excel", as_csv(lambda t: t + ",,,,,,\n" * 3), truth=named("röt", "blue"))
+case("csv, a workbook", as_csv(lambda t: "PK\3\4"), r"cannot be read as a table \(it is no text\)")
+case("csv, Open Images", table(rows(shares, "{}").rename(columns=IMAGES_OPEN)), told="shares of the images, and read so; the first is .0.25, 0.166667")
+case("csv, x1", table(rows().rename(columns={"xmin": "x1", "ymin": "y1", "xmax": "x2", "ymax": "y2"})))
+case("csv, one box in shares", table(lambda: pd.concat([rows(), rows(shares).iloc[2:3]])), "row 7, image b.png.*lies in the first pixel")
+case("csv, no larger than a float tells", table(rows(lambda b: [b[0], b[1], b[0] + 1e-7, b[3]])), "row 1.*is empty")
 case("csv", table(rows()))
 case("csv, an image without objects", table(lambda: with_empty(("red", "blue"))), truth={**TRUTH, "b": []})
 case("csv, classes 0 and 1", table(rows(labels=(0, 1))), truth=named("0", "1"))

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,11 +14,11 @@ import PIL.Image
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.annotations import COLUMNS, Annotations, BoxFormat, Record, compiled
+from datamodules.annotations import COLUMNS, Annotations, BoxFormat, Record, compiled, in_shares
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.detection.base import DetectionDataModule, Mixing
-from datamodules.images import check_images, images_in, is_junk, pieces, read_image, sub_folders, warn_of_shared
+from datamodules.images import check_images, folded, images_in, is_junk, pieces, read_image, sub_folders, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.readers import (
     COLUMN_SPELLINGS,
@@ -237,6 +238,7 @@ class BoxFiles(DetectionDataModule):
                     f"{records[k].file} says that {records[k].path} has {said[1]}×{said[0]} pixels, but it has "
                     f"{seen[1]}×{seen[0]}.{turned} Its boxes are of another picture: bring the two together."
                 )
+        self._scale(records, sizes)
         parts: dict[str, Annotations] = {}
         reports: dict[str, str] = {}
         outlined = any(box.outline is not None for record in records for box in record.boxes)
@@ -264,6 +266,20 @@ class BoxFiles(DetectionDataModule):
         self._warn_of_rare(files["train"])
         return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
 
+    def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
+        """Boxes that are to be in pixels, but all are shares of their images, to pixels."""
+        if self.box_format == "yolo" or not in_shares([box.values for record in records for box in record.boxes]).all():
+            return
+        first = next(record for record in records if record.boxes)
+        rank_zero_warn(
+            f"All boxes of {Path(self.root).resolve()} lie in the first pixel, so that they are shares of the images, and read so; the "
+            f"first is [{', '.join(f'{value:g}' for value in first.boxes[0].values)}] in {first.file}."
+        )
+        self.box_format = "xyxy" if self.box_format == "voc" else self.box_format
+        for record, (height, width) in zip(records, sizes.tolist(), strict=True):
+            for box in record.boxes:
+                box.values = (np.array(box.values) * (width, height, width, height)).tolist()
+
     def _tell(self, report: dict[str, str]) -> None:
         """Warns of boxes that were not taken as they are written."""
         first = {what: place for place, what in reversed(report.items())}
@@ -276,6 +292,11 @@ class BoxFiles(DetectionDataModule):
             )
         if copies := counts["a copy"]:
             rank_zero_warn(f"{copies} boxes are there twice, and count once; the first: {first['a copy']}.")
+        if apart := counts["an outline apart"]:
+            rank_zero_warn(
+                f"{apart} objects have an outline that agrees with less than half of their box, as one for another size of the "
+                f"image would; the first: {first['an outline apart']}."
+            )
         if boxed := counts["its own mask"]:
             rank_zero_warn(
                 f"{boxed} objects have a box but no outline, while others have: the box is taken as their mask; the first: "
@@ -348,7 +369,7 @@ class COCODetection(BoxFiles):
         files = [
             file
             for place in (root, *sub_folders(root))
-            for file in sorted(place.glob("*.json"))
+            for file in sorted(place.glob("*.[jJ][sS][oO][nN]"))
             if not is_junk(file.name) and not _words(file) & {"captions", "keypoints", "stuff", "panoptic"}
         ]
         own = [file for file in files if file.parent == root or file.parent.name.casefold() == "annotations"]
@@ -394,7 +415,7 @@ def _inside(folder: Path, *names: str) -> Path | None:
         for part in Path(name).parts:
             if place is not None and not (place / part).exists():
                 known = place.iterdir() if place.is_dir() else ()
-                place = next((child for child in known if child.name.casefold() == part.casefold()), None)
+                place = next((child for child in known if folded(child.name) == folded(part)), None)
             elif place is not None:
                 place = place / part
         if place is not None:
@@ -405,7 +426,7 @@ def _inside(folder: Path, *names: str) -> Path | None:
 def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
     """The files, which are given by their stems, whose paths have the most last parts of a name."""
     parts = Path(name).parts
-    known = files.get(parts[-1], []) if parts else []
+    known = files.get(folded(parts[-1]), []) if parts else []
     ends = [shared_parts(file.with_suffix(""), parts) for file in known]
     return [file for file, end in zip(known, ends, strict=True) if end == max(ends)]
 
@@ -431,7 +452,7 @@ class VOCDetection(BoxFiles):
         found = {}
         for split, folder in folders.items():
             place = _inside(folder, "Annotations") or folder
-            found[split] = sorted(file for file in place.rglob("*.xml") if file.name[0] != ".")
+            found[split] = sorted(file for file in place.rglob("*.[xX][mM][lL]") if file.name[0] != ".")
             if not found[split]:
                 raise DataError(f"{place.resolve()} has no XML files: give a folder of Pascal VOC's with --data.root.")
         if "all" in found and (listed := self._listed(root, found["all"])):
@@ -444,7 +465,7 @@ class VOCDetection(BoxFiles):
         """The files of each split by the lists in ``ImageSets/Main``; none where there are no lists to train on."""
         files: dict[str, list[Path]] = {}
         for annotation in found:
-            files.setdefault(annotation.stem, []).append(annotation)
+            files.setdefault(folded(annotation.stem), []).append(annotation)
         result: dict[str, list[Path]] = {}
         place = _inside(root, "ImageSets/Main")
         whole = by_split_name(place.glob("*.[tT][xX][tT]")) if place else {}
@@ -484,7 +505,7 @@ class VOCDetection(BoxFiles):
             if min(box.values[:2]) < 2
         ]
         zeros = [(record, box) for record, box in starts if 0 <= min(box.values[:2]) < 1]
-        if not zeros or 2 * len(zeros) < len(starts):
+        if in_shares([box.values for _, box in zeros]).all() or not zeros or 2 * len(zeros) < len(starts):
             return "voc"
         record, box = zeros[0]
         rank_zero_warn(
@@ -608,10 +629,10 @@ class CSVDetection(BoxFiles):
     Args:
         root: the table. A column ``split`` with train, val and test, where there is one, says which is which; a column
             ``difficult`` marks boxes that are ignored. An image without objects has one row with empty cells.
-        path_column: column with the images' paths, relative to the table or absolute; ``image_path``, ``filename`` and
-            ``image`` are found too.
-        label_column: column with the classes; ``class`` is found too.
-        box_columns: four columns.
+        path_column: column with the images' paths, relative to the table or absolute; ``image_path``, ``filename``,
+            ``image`` and ``ImageID`` are found too.
+        label_column: column with the classes; ``class`` and ``LabelName`` are found too.
+        box_columns: four columns; ``x_min`` or ``x1`` and so on are found too.
         box_format: ``xyxy`` for corners in pixels; ``xywh`` for x, y, width, height.
         in_chans: 3 to read the images as RGB, 1 as grey.
         tile: cut larger images into squares of this side, in pixels, which overlap by a fifth. None leaves them whole.
@@ -658,16 +679,18 @@ class CSVDetection(BoxFiles):
         """See `BoxFiles.read`."""
         file = Path(self.root)
         table = read_table(file, "--data.root")
-        path_column, label_column = (
-            next((name for name in (column, *COLUMN_SPELLINGS.get(column, ())) if name in table), column)
-            for column in (self.path_column, self.label_column)
+        spelled = {folded(name): name for name in table.columns[::-1]} | {name: name for name in table.columns}
+        table = table.rename(columns={spelled[name]: name for name in ("split", "difficult") if name in spelled})
+        path_column, label_column, *box_columns = (
+            next((spelled[name] for name in (column, *COLUMN_SPELLINGS.get(column, ())) if name in spelled), column)
+            for column in (self.path_column, self.label_column, *self.box_columns)
         )
         columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
-        columns |= dict.fromkeys(self.box_columns, "--data.box_columns")
+        columns |= dict.fromkeys(box_columns, "--data.box_columns")
         check_table(table, file, columns, [path_column])
         table[label_column] = labels_of(table[label_column])
         splits = {
-            name: read_rows(part, file, path_column, label_column, self.box_columns, self.notes)
+            name: read_rows(part, file, path_column, label_column, box_columns, self.notes)
             for name, part in by_split(table).items()
         }
         return splits, _names(splits)

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError, listed
-from datamodules.images import images_in, sub_folders
+from datamodules.images import folded, images_in, sub_folders
 
 
 def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
@@ -27,7 +27,7 @@ def named(folder: Path, name: str) -> Path:
     """A folder in a folder, where there is none of this name one that is called so in other case."""
     place = folder / name
     if not place.is_dir() and folder.is_dir():
-        return next((other for other in sub_folders(folder) if other.name.casefold() == name.casefold()), place)
+        return next((other for other in sub_folders(folder) if folded(other.name) == folded(name)), place)
     return place
 
 
@@ -89,9 +89,9 @@ def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) 
     found: dict[Path, Path] = {}
     keys: tuple[Callable[[str], str], ...] = (
         str,
-        str.casefold,
+        folded,
         lambda name: Path(name).name,
-        lambda name: Path(name).name.casefold(),
+        lambda name: folded(Path(name).name),
     )
     for key in keys:
         table: dict[str, list[Path]] = {}
@@ -108,10 +108,10 @@ def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) 
 
 def _found_suffix(images: Sequence[str], masks: Sequence[str]) -> str:
     """What masks' names have after those of at least half of the images; empty where nothing is so."""
-    stems = {name.casefold() for name in images}
+    stems = {folded(name) for name in images}
     rests: Counter[str] = Counter()
     for mask in masks:
-        length = next((n for n in range(len(mask) - 1, 0, -1) if mask[:n].casefold() in stems), 0)
+        length = next((n for n in range(len(mask) - 1, 0, -1) if folded(mask[:n]) in stems), 0)
         if length and not mask[length].isalnum():
             rests[mask[length:]] += 1
     likely = [rest for rest, count in rests.most_common() if 2 * count >= len(stems)]
