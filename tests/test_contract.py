@@ -191,8 +191,7 @@ def test_two_processes_measure_what_one_does(task: Task) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert start(task.command, ["test", *args, *both, "--output", "a", "--ckpt_path", "two/best.ckpt"], 2) == [0, 0]
     assert len(mlflow.search_runs(search_all_experiments=True)) == count + 3
-    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]  # else as the training
-    cli = task.command(["test", *args, *alone, "--output", "b", "--ckpt_path", "two/best.ckpt"])
+    cli = task.command(["test", *args, "--output", "b", "--ckpt_path", "two/best.ckpt"])
     assert len(cli.datamodule.sources["test"]) % 2 == 1
     a, b = history("a"), history("b")
     assert a.keys() == b.keys()

@@ -169,7 +169,7 @@ SCENES = [
     "8",
 ]
 OTHERS = {
-    "instance_segmentation": ["--data", "DigitMasks", *SCENES, "--data.objects", "true", "--model.backbone", "test_resnet",
+    "instance_segmentation": ["--data", "DigitScenes", *SCENES, "--data.masks", "true", "--model.backbone", "test_resnet",
                               "--model.detector", "modules.instance_segmentation.MaskRCNN", "--model.detector.width", "16",
                               "--model.detector.hidden", "16", "--model.detector.mask_width", "16"],
     "masked_autoencoding": ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone_options",

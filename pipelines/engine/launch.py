@@ -11,6 +11,12 @@ import psutil
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 LOOKS = ("validate", "test", "predict", "preview")  # they change nothing of a training
+MACHINE = (  # settings of the machine that trained, which need not be the one that evaluates
+    "--trainer.accelerator=auto",
+    "--trainer.devices=auto",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def with_recipe(args: Sequence[str]) -> list[str]:
     training = next((f for f in folders if (f / "config.yaml").exists() and is_training(f)), None)
     if training is None:
         return [*args]
-    own = ["--config", str(training / "config.yaml"), "--run_name=null", "--register=null", "--output=null"]
+    own = ["--config", str(training / "config.yaml"), "--run_name=null", "--register=null", "--output=null", *MACHINE]
     best = training / "best.ckpt"
     return [verb, *own, f"--ckpt_path={best if verb != 'preview' and best.exists() else 'null'}", *rest]
 
