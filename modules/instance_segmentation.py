@@ -236,7 +236,10 @@ class InstanceSegmentationModule(DetectionModule):
 
     def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
         """As of `DetectionModule`, and ``masks``, COCO's run-length codes, in the pixels of the image as it was read."""
-        codes = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in pasted(found, *size).cpu().numpy()]
+        shapes = pasted(found, *size)
+        seen = shapes.any(2).any(1)  # an object without a pixel is none
+        found, shapes = {key: value[seen] for key, value in found.items()}, shapes[seen]
+        codes = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in shapes.cpu().numpy()]
         masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
         return super()._told(found, size) | {"masks": masks}
 

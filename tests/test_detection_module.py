@@ -26,6 +26,7 @@ from modules.detection.metrics import DetectionMetric, average_precision, best_t
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
+from modules.pictures.boxes import draw_boxes
 from pipelines.serving.store import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
@@ -459,6 +460,9 @@ def test_answers_are_in_pixels_of_the_image_as_it_was_read(yolo: Trained) -> Non
         expected = (np.array(answer["boxes"]).reshape(-1, 4) * 2).clip(0, [128, 96, 128, 96])
         assert np.array(twice["boxes"]).reshape(-1, 4) == pytest.approx(expected, abs=0.02)
         assert all(0 <= x <= 128 and 0 <= y <= 96 for box in twice["boxes"] for x, y in (box[:2], box[2:]))
+    strips = yolo.module.answers({**batch, "size": torch.tensor([[16, 128]] * 8)})  # all below was added
+    assert 0 < sum(len(answer["boxes"]) for answer in strips) < sum(len(answer["boxes"]) for answer in plain)
+    assert all(y1 < y2 <= 16 for answer in strips for _, y1, _, y2 in answer["boxes"])
 
 
 def test_a_module_is_made_again_from_its_architecture(yolo: Trained) -> None:
@@ -477,6 +481,11 @@ def test_pictures_show_boxes(yolo: Trained) -> None:
     assert drawn.shape == (256, 256, 3)
     assert (drawn != image.repeat(4, 0).repeat(4, 1)).any()
     assert (image == before).all()
+
+
+def test_letters_of_other_languages_are_drawn() -> None:
+    image, box = np.zeros((64, 64, 3), np.uint8), np.array([[8, 30, 40, 50]])
+    assert (draw_boxes(image, box, ["ü"]) != draw_boxes(image, box, ["ж"])).any()
 
 
 def test_head_and_backbone_learn_at_their_own_rates(yolo: Trained) -> None:

@@ -7,11 +7,11 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 from torch import Tensor
 
 from modules.pictures.charts import rasterize
-from modules.pictures.sheets import Image, image_grid
+from modules.pictures.sheets import Image, image_grid, typeface
 
 
 def to_uint8(image: Tensor) -> Image:
@@ -26,7 +26,7 @@ def named_rows(rows: Mapping[str, Image]) -> Image:
         rows: by name uint8 N×C×H×W, with N the same in all.
     """
     sheet = image_grid(np.concatenate(list(rows.values())), columns=len(next(iter(rows.values()))))
-    font = ImageFont.load_default(14)
+    font = typeface(14)
     margin = max(round(font.getlength(name)) for name in rows) + 12
     page = PIL.Image.new("RGB", (sheet.shape[1] + margin, sheet.shape[0]), "white")
     page.paste(PIL.Image.fromarray(sheet), (margin, 0))

@@ -25,6 +25,7 @@ from modules.pictures.sheets import picture, sheet
 
 SHOWN = 8  # validation images whose detections are shown
 WORST = 8  # images with most mistakes that are shown
+SMALLEST = 0.02  # pixels of a side that is told to two places
 
 
 class DetectionModule(VisionModule):
@@ -180,14 +181,19 @@ class DetectionModule(VisionModule):
         self._measure(batch, self.detector.detect(outputs), stage)
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
-        """Boxes in the pixels of the images as they were read."""
+        """Boxes in the pixels of the images as they were read; without those found beside the image, where it was filled up."""
         sizes = batch.get("size")
         result = []
         for i, detections in enumerate(found):
             height, width = sizes[i].tolist() if sizes is not None else (self.image_size, self.image_size)
             boxes = detections["boxes"].float() * (max(height, width) / self.image_size)
             limits = boxes.new_tensor([width, height, width, height])
-            result.append({**detections, "boxes": boxes.clamp(min=0).minimum(limits)})
+            detections = {**detections, "boxes": boxes.clamp(min=0).minimum(limits)}
+            if "scores" in detections:
+                sides = detections["boxes"][:, 2:] - detections["boxes"][:, :2]
+                kept = (sides >= SMALLEST).all(1)
+                detections = {key: value[kept] for key, value in detections.items()}
+            result.append(detections)
         return result
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:

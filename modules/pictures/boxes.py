@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
-from modules.pictures.sheets import Image
+from modules.pictures.sheets import Image, typeface
 
 
 def draw_boxes(
@@ -37,7 +37,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     width = max(1, round(min(picture.size) / 200))
     letters = max(11, min(picture.size) // 36)
-    font = ImageFont.load_default(letters)
+    font = typeface(letters)
     for i, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
         colour = (
             "white" if colours is None else tuple(int(255 * part) for part in colormaps["tab10"](colours[i] % 10)[:3])

@@ -78,7 +78,7 @@ def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6, sid
     rows = -(-len(images) // columns)
     width, height = side + 12, side + 36
     sheet = PIL.Image.new("RGB", (columns * width, rows * height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(sheet), typeface(11)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = (i % columns) * width + 6, (i // columns) * height
         picture = PIL.Image.fromarray(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0))
@@ -100,7 +100,7 @@ def captioned(image: Image, caption: str, side: int = 112) -> Image:
     scale = -(-side // min(image.shape[:2]))
     image = image.repeat(scale, 0).repeat(scale, 1)
     height, width = image.shape[:2]
-    font = ImageFont.load_default(max(14, min(height, width) // 20))
+    font = typeface(max(14, min(height, width) // 20))
     _, _, right, bottom = map(round, font.getbbox(caption := " ".join(caption.split())))
     sheet = PIL.Image.new("RGB", (max(width, right + 8), height + bottom + 8), "white")
     ImageDraw.Draw(sheet).text((4, 2), caption, "black", font)
@@ -114,7 +114,8 @@ def as_tile(image: Image, side: int) -> Image:
     return np.asarray(picture.resize((side, side), 0 if max(image.shape[:2]) <= side else PIL.Image.Resampling.LANCZOS))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """The letters that are drawn into pictures, of a size in pixels."""
     return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and knows more signs than Pillow's
 
 
@@ -125,7 +126,7 @@ def rows_of_tiles(rows: Sequence[tuple[str, Sequence[Image], Sequence[str]]], si
         rows: heading, pictures as `as_tile` takes them, and a caption for each or none at all.
         side: of a picture on the sheet, in pixels.
     """
-    head, font = _font(14), _font(11)
+    head, font = typeface(14), typeface(11)
     heights = [26 * bool(heading) + side + (20 if captions else 6) for heading, _, captions in rows]
     width = max(
         [6 + (side + 6) * len(tiles) for _, tiles, _ in rows] + [round(head.getlength(row[0])) + 12 for row in rows]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 from torch import Tensor
 
-from modules.pictures.sheets import Image, picture
+from modules.pictures.sheets import Image, picture, typeface
 
 IGNORED = (224, 224, 192)  # colour of pixels that do not count
 
@@ -106,7 +106,7 @@ def column(examples: Sequence[Example], num_classes: int, label_names: Sequence[
     """
     rows = [example.draw(num_classes) for example in examples]
     width = rows[0].shape[1]
-    colours, font = palette(num_classes), ImageFont.load_default(13)
+    colours, font = palette(num_classes), typeface(13)
     shown = list(label_names)[:40]
     cell = max([int(font.getlength(name)) for name in shown], default=0) + 34
     per_line = max(1, width // cell)
