@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test slow portable lint bench clean
+.PHONY: setup demo test slow portable lint bench docs clean
 setup: .venv/.installed
 
 .venv/.installed: requirements.txt
@@ -37,6 +37,12 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.overhead
+
+# The API reference, of the docstrings, in site/.
+docs: setup
+	$(BIN)/python -m pdoc -d google -o site datamodules modules modules.base modules.adversarial modules.autoencoding \
+		modules.detection modules.facenet modules.instance_segmentation modules.segmentation modules.super_resolution \
+		modules.translation modules.inspection modules.networks
 
 clean:
 	rm -rf .venv
