@@ -227,7 +227,7 @@ def compiled(
 
     Returns:
         The arrays, and what was changed: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (a box),
-        ``an outline apart`` (from its box).
+        ``an outline apart`` (from its box), ``in the first pixel`` (as a share of the image would be).
 
     Raises:
         DataError: a box or an outline cannot be used; with ``drop``, more than one in ten, or they look mistaken
@@ -242,8 +242,7 @@ def compiled(
     labels = np.array([numbers.get(box.label, -1) for box in boxes], np.int64)
     wrong = faults(found, areas)
     mistaken = _mistaken(values, areas, form, wrong != "")
-    if form != "yolo":
-        wrong[(wrong == "") & in_shares(values)] = "lies in the first pixel, as a share of the image would"
+    corner = in_shares(values) & (form != "yolo") & (areas > 1).any(1)
     wrong[labels < 0] = [
         "has no class" if boxes[k].label is None else "is of an unknown class" for k in np.flatnonzero(labels < 0)
     ]
@@ -303,6 +302,8 @@ def compiled(
             report[place(row).strip()] = "a copy"
         elif masks and boxed[row]:
             report[place(row).strip()] = "its own mask"
+        elif corner[row]:
+            report[place(row).strip()] = "in the first pixel"
         elif apart[row]:
             report[place(row).strip()] = "an outline apart"
         seen.add(own)

@@ -721,7 +721,7 @@ case("csv, empty rows of Excel", as_csv(lambda t: t + ",,,,,,\n" * 3), truth=nam
 case("csv, a workbook", as_csv(lambda t: "PK\3\4"), r"cannot be read as a table \(it is no text\)")
 case("csv, Open Images", table(rows(shares, "{}").rename(columns=IMAGES_OPEN)), told="shares of the images, and read so; the first is .0.25, 0.166667")
 case("csv, x1", table(rows().rename(columns={"xmin": "x1", "ymin": "y1", "xmax": "x2", "ymax": "y2"})))
-case("csv, one box in shares", table(lambda: pd.concat([rows(), rows(shares).iloc[2:3]])), "row 7, image b.png.*lies in the first pixel")
+case("csv, one box in shares", table(lambda: pd.concat([rows(), rows(shares).iloc[2:3]])), told="1 boxes lie in the first pixel.*row 7, image b.png", truth={**TRUTH, "b": [*TRUTH["b"], ("red", [0.5, 1 / 3, 0.75, 2 / 3])]})
 case("csv, no larger than a float tells", table(rows(lambda b: [b[0], b[1], b[0] + 1e-7, b[3]])), "row 1.*is empty")
 case("csv", table(rows()))
 case("csv, an image without objects", table(lambda: with_empty(("red", "blue"))), truth={**TRUTH, "b": []})

@@ -297,6 +297,11 @@ class BoxFiles(DetectionDataModule):
                 f"{apart} objects have an outline that agrees with less than half of their box, as one for another size of the "
                 f"image would; the first: {first['an outline apart']}."
             )
+        if shares := counts["in the first pixel"]:
+            rank_zero_warn(
+                f"{shares} boxes lie in the first pixel of their images: are they shares of the image? They are read as pixels; the "
+                f"first: {first['in the first pixel']}."
+            )
         if boxed := counts["its own mask"]:
             rank_zero_warn(
                 f"{boxed} objects have a box but no outline, while others have: the box is taken as their mask; the first: "
