@@ -36,9 +36,14 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in JUNK
 
 
+def composed(name: str) -> str:
+    """A name whose umlauts are one letter each, of which macOS makes two in the names of files and folders."""
+    return unicodedata.normalize("NFC", name)
+
+
 def folded(name: str) -> str:
-    """A name as names are compared: an umlaut is one letter, however a system writes it, and capitals do not matter."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A name as names of files are compared: `composed`, and capitals do not matter."""
+    return composed(name).casefold()
 
 
 def is_image(file: Path) -> bool:

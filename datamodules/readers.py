@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from datamodules.annotations import COLUMNS, Box, Record
 from datamodules.base import DataError
-from datamodules.images import EXTENSIONS, folded, images_in
+from datamodules.images import EXTENSIONS, composed, folded, images_in
 from datamodules.tables import decoded
 
 NAN = float("nan")
@@ -427,7 +427,7 @@ def _categories(
 
 
 def _name(given: Any) -> str:
-    return str(given).strip() if isinstance(given, str | int | float) else ""
+    return composed(str(given).strip()) if isinstance(given, str | int | float) else ""
 
 
 def _around(outline: Any) -> list[float] | None:
@@ -504,7 +504,7 @@ def read_voc(files: Iterable[Path], root: Path, notes: Notes) -> list[Record]:
                 notes.add(f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}")
                 # Pixels are counted from 1 in VOC, but a polygon's points are places.
                 values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
-            label = (entry.findtext("name") or "").strip() or None
+            label = composed(entry.findtext("name") or "").strip() or None
             record.boxes.append(Box(values, label, number, _flag(entry.findtext("difficult")), outline))
     return list(records.values())
 
@@ -569,7 +569,7 @@ def read_names(given: Any, file: Path) -> dict[int, str]:
                 "0: first, 1: second, …"
             )
         if str(name).strip():  # a line without a name is a number that no label has
-            numbered[int(number)] = str(name).strip()
+            numbered[int(number)] = composed(str(name).strip())
     ((twice, count),) = Counter(numbered.values()).most_common(1) or [("", 0)]
     if count > 1:
         those = ", ".join(str(number) for number, name in numbered.items() if name == twice)
@@ -721,7 +721,7 @@ def _fields(line: str) -> list[str]:
 
 def _line(fields: list[str], line: str, place: str, names: dict[int, str]) -> tuple[Any, list[float]]:
     """The class and the numbers of a line."""
-    label, values = fields[0], [_number(field) for field in fields[1:]]
+    label, values = composed(fields[0]), [_number(field) for field in fields[1:]]
     number = _number(label)
     if any(map(math.isnan, values)) or (math.isnan(number) and label not in names.values()):
         raise DataError(f"{place}: {line[:80]!r} is not a class and numbers.")
@@ -767,14 +767,15 @@ def _keypoints(lines: list[list[float]]) -> int:
 
 # Tables
 
-COLUMN_SPELLINGS = {
-    "path": ("image_path", "filename", "file_name", "image", "imageid"),
-    "label": ("class", "class_name", "category", "labelname"),
-    "xmin": ("x_min", "x1"),
-    "ymin": ("y_min", "y1"),
-    "xmax": ("x_max", "x2"),
-    "ymax": ("y_max", "y2"),
-}
+
+def paths_in(column: "pd.Series[Any]", file: Path) -> list[str]:
+    """The images that a column of a table names, relative to the table; see `Finder`."""
+    notes = Notes()
+    finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
+    rows = zip(column.index, column.astype(str), strict=True)
+    paths = [os.fspath(finder.find(path, f"{file}, row {row + 1}") or file.parent / path) for row, path in rows]
+    notes.tell()
+    return paths
 
 
 def read_rows(
@@ -823,7 +824,7 @@ def labels_of(column: "pd.Series[Any]") -> list[str | None]:
     Returns:
         The labels; None for an empty cell.
     """
-    labels = [None if pd.isna(cell) else str(cell).strip() for cell in column]
+    labels = [None if pd.isna(cell) else composed(str(cell).strip()) for cell in column]
     if None in labels and all(label is None or re.fullmatch(r"-?\d+\.0", label) for label in labels):
         return [label and label[:-2] for label in labels]
     return [label or None for label in labels]

@@ -4,7 +4,6 @@ import codecs
 import difflib
 import gzip
 import io
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError, listed
-from datamodules.images import EXTENSIONS
+from datamodules.images import EXTENSIONS, folded
 from datamodules.splits import SPLITS, split_of
 
 MARKS = (
@@ -44,6 +43,21 @@ def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
         except (UnicodeError, LookupError):
             continue
     return data.decode("cp1252", "replace"), True
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, as `decoded` reads it; a guess is told.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        text, guessed = decoded(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}.") from None
+    if guessed:
+        rank_zero_warn(f"{file} is not in UTF-8 and was read as Windows-1252; look at the names in it.")
+    return text
 
 
 def read_table(file: Path, option: str) -> pd.DataFrame:
@@ -83,11 +97,31 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
     return table.rename(columns=lambda name: str(name).strip())
 
 
-def beside(file: Path, path: str) -> str:
-    """The image that a cell of a table names, absolute or relative to the table; as Windows writes it too."""
-    place = file.parent / path
-    other = file.parent / path.replace("\\", "/")
-    return os.fspath(other if "\\" in path and not place.exists() and other.exists() else place)
+SPELLINGS = {
+    "path": ("image_path", "filename", "file_name", "image", "imageid"),
+    "label": ("class", "class_name", "category", "labelname"),
+    "identity": ("person",),
+    "xmin": ("x_min", "x1"),
+    "ymin": ("y_min", "y1"),
+    "xmax": ("x_max", "x2"),
+    "ymax": ("y_max", "y2"),
+}
+
+
+def spelled(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """The columns of a table that are meant by names which it lacks, in capitals or in another usual spelling.
+
+    Returns:
+        The table's name of each that was found, with the one that is meant.
+    """
+    own = {folded(name): name for name in table.columns[::-1]}
+    found = {}
+    for name in names:
+        if name not in table and (
+            known := next((own[s] for s in (folded(name), *SPELLINGS.get(name, ())) if s in own), None)
+        ):
+            found[known] = name
+    return found
 
 
 def warn_of_alike(names: Sequence[str]) -> None:

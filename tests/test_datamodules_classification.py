@@ -1,5 +1,6 @@
 """Images with one label each: what is read, how it is split and changed, and what is said of mistakes."""
 
+import gzip
 import io
 import os
 import time
@@ -516,7 +517,7 @@ TABLES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: make_table("t.csv", label=["a", "b"] * 5 + ["c"] * 2, split=["train"] * 10 + ["test"] * 2),
         ["t.csv", "'c'", "a, b"],
     ),
-    "not UTF-8": (lambda: written("t.csv", "path,label\na.png,café".encode("latin-1")), ["t.csv", "save it", "UTF-8"]),
+    "no text": (lambda: written("t.csv", b"path,label\na.png,\0"), ["t.csv", "it is no text"]),
     "no header": (lambda: written("t.csv", b"a.png,cat\nb.png,dog\n"), ["t.csv", "first line", "path, label"]),
     "no such image": (
         lambda: make_table("t.csv", path=["gone.png"] + [f"images/all/{i}.png" for i in range(1, 12)]),
@@ -670,3 +671,37 @@ def test_of_several_processes_one_downloads_and_the_others_find_it(monkeypatch: 
         names = list(pool.map(lambda _: CIFAR10(root="new").label_names, range(4)))
     assert names == [["a", "b"]] * 4
     assert len(downloads) == 1
+
+
+def test_tables_as_excel_and_people_write_them(tmp_path):
+    (tmp_path / "images").mkdir()
+    for n in range(24):
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "images" / f"ü{n}.png")
+    rows = [f"u\u0308{n};{('Käfer', 'Blüte')[n % 2]}" for n in range(24)]
+    text = "\r\n".join(["sep=;", "Filename;Class", *rows, ";", ""])
+    for file, data in (
+        ("utf8.csv", text.encode()),
+        ("utf16.csv", text.encode("utf-16")),
+        ("gz.csv.gz", gzip.compress(text.encode())),
+    ):
+        (tmp_path / file).write_bytes(data)
+        manifest = Manifest(str(tmp_path / file), image_size=8, num_workers=0)
+        assert manifest.label_names == ["Blüte", "Käfer"]
+        assert sum(map(len, manifest.sources.values())) == 24
+    (tmp_path / "ansi.csv").write_bytes(text.replace("u\u0308", "ü").encode("cp1252"))
+    with pytest.warns(UserWarning, match="read as Windows-1252"):
+        assert Manifest(str(tmp_path / "ansi.csv"), image_size=8, num_workers=0).label_names == ["Blüte", "Käfer"]
+
+
+def test_a_class_whose_umlaut_macos_has_taken_apart_is_the_same_class(tmp_path):
+    for split, name in (("train", "ü"), ("train", "u\u0308"), ("train", "b"), ("test", "u\u0308")):
+        folder = tmp_path / split / name
+        folder.mkdir(parents=True)
+        for n in range(4):
+            Image.fromarray(np.random.default_rng(len(name) + n).integers(0, 255, (8, 8, 3), np.uint8)).save(
+                folder / f"{len(name)}{n}.png"
+            )
+    data = ImageFolder(str(tmp_path), image_size=8, num_workers=0)
+    assert data.label_names == ["b", "ü"]
+    assert set(data.sources["test"].labels) == {1}
+    assert sum(len(data.sources[split]) for split in ("train", "val")) == 12

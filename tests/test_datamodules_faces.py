@@ -261,3 +261,12 @@ def test_a_table_says_who_is_on_each_picture(tmp_path):
     assert "Did you mean 'identity'" in complaint(
         lambda: PeopleTable(str(tmp_path / "people.csv"), person_column="identiy", **QUICK).sources
     )
+
+
+def test_lists_of_celeba_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "img_align_celeba").mkdir()
+    (tmp_path / "identity_CelebA.txt").write_text("1.jpg 7 x\n")
+    assert "'1.jpg 7 x' is not a picture and its number" in complaint(lambda: CelebA(str(tmp_path), **QUICK).sources)
+    (tmp_path / "identity_CelebA.txt").write_text("1.jpg 7\n2.jpg 8\n")
+    (tmp_path / "list_eval_partition.txt").write_text("1.jpg 0\n2.jpg 7\n")
+    assert "which split 2.jpg is of" in complaint(lambda: CelebA(str(tmp_path), **QUICK).sources)

@@ -340,6 +340,12 @@ def _() -> None:
     save("data/masks/p2.png", indexed(truth(2), COLOURS[[0, 2, 1]]))
 
 
+@case("a table of classes of Excel's", told="read as Windows-1252", classes=("Grün", "road", "sky"))
+def _() -> Masks:
+    note("data/classes.csv", "sep=;\r\nname;value\r\nGrün;0\r\nroad;1\r\nsky;2\r\n".encode("cp1252"))
+    return folder()
+
+
 @case("palettes that disagree, numbers meant", **NAMED)
 def _() -> Masks:
     masks = folder(indexed)
@@ -399,7 +405,7 @@ def _() -> Masks:
 
 for name, text, says in (
     ("empty", "", r"classes.csv is not a table of classes"),
-    ("bytes", b"\xff\xfe\x00name", r"classes.csv cannot be read as a table"),
+    ("bytes", b"\xff\xfe\x00name", r"classes.csv is not a table of classes"),
     ("no name", "value\n0\n1\n", r"classes.csv is not a table of classes: .*not 'value'"),
     ("a value twice", "name,value\na,1\nb,1\n", r"gives two classes the same value, 1"),
     ("a word for a value", "name,value\na,one\n", r"a row is 'a,one'"),

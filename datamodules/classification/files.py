@@ -15,6 +15,7 @@ from datamodules.classification.base import ClassificationDataModule, FileSource
 from datamodules.images import (
     KINDS,
     check_images,
+    composed,
     images_in,
     is_image,
     sub_folders,
@@ -23,8 +24,9 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
+from datamodules.readers import paths_in
 from datamodules.splits import SPLITS, split_folders, split_of
-from datamodules.tables import beside, by_split, check_table, read_table, warn_of_alike
+from datamodules.tables import by_split, check_table, read_table, spelled, warn_of_alike
 
 
 class _Files(ClassificationDataModule):
@@ -138,7 +140,10 @@ class ImageFolder(_Files):
         Raises:
             DataError: there are none, or another split has one that training lacks.
         """
-        found = {split: [entry.name for entry in sub_folders(folder)] for split, folder in self._folders.items()}
+        found = {
+            split: sorted({composed(entry.name) for entry in sub_folders(folder)})
+            for split, folder in self._folders.items()
+        }
         learned = next(split for split in ("all", "train", "test", "val") if split in found)
         names = found[learned]
         if not names:
@@ -157,7 +162,9 @@ class ImageFolder(_Files):
     def num_classes(self) -> int:
         """See `ClassificationDataModule.num_classes`."""
         for folder in self._folders.values():
-            inner = sub_folders(folder / self.label_names[0]) if len(self.label_names) == 1 else []
+            inner = (
+                [part for own in sub_folders(folder) for part in sub_folders(own)] if len(self.label_names) == 1 else []
+            )
             if len(inner) > 1:
                 raise DataError(
                     f"{folder.resolve()} has one folder only, {self.label_names[0]}, which would be the one class. Are the "
@@ -172,8 +179,11 @@ class ImageFolder(_Files):
         for split_name, folder in self._folders.items():
             paths: list[str] = []
             labels: list[int] = []
+            folders: dict[str, list[Path]] = {".": [folder]}  # of each class
+            for entry in sub_folders(folder):
+                folders.setdefault(composed(entry.name), []).append(entry)
             for label, name in enumerate(self.label_names):
-                files = [os.fspath(file) for file in images_in(folder / name, left_out)]
+                files = [os.fspath(file) for own in folders.get(name, ()) for file in images_in(own, left_out)]
                 paths += files
                 labels += [label] * len(files)
             if not paths:
@@ -248,9 +258,10 @@ class Manifest(_Files):
     def _table(self) -> pd.DataFrame:
         file = Path(self.file)
         table = read_table(file, "--data.file")
+        table = table.rename(columns=spelled(table, [self.path_column, self.label_column, "split"]))
         columns = {self.path_column: "--data.path_column", self.label_column: "--data.label_column"}
         check_table(table, file, columns, list(columns), must_train=False)
-        return table.assign(**{self.label_column: table[self.label_column].astype(str)})
+        return table.assign(**{self.label_column: table[self.label_column].astype(str).map(composed)})
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -271,7 +282,7 @@ class Manifest(_Files):
                     f"{self.file}: the {name} split has the label {unknown[0]!r}, which training does not have: "
                     f"the labels there are {listed(names)}."
                 )
-            paths = [beside(Path(self.file), path) for path in rows[self.path_column]]
+            paths = paths_in(rows[self.path_column], Path(self.file))
             labels = rows[self.label_column].map(names.index).to_numpy(np.int64)
             sources[name] = FileSource(paths, labels, self.in_chans)
         return self._check(sources)

@@ -21,7 +21,6 @@ from datamodules.detection.base import DetectionDataModule, Mixing
 from datamodules.images import check_images, folded, images_in, is_junk, pieces, read_image, sub_folders, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
 from datamodules.readers import (
-    COLUMN_SPELLINGS,
     Finder,
     Notes,
     coco_content,
@@ -38,7 +37,7 @@ from datamodules.readers import (
     within,
 )
 from datamodules.splits import SPELLINGS, SPLITS, by_split_name, split_of
-from datamodules.tables import by_split, check_table, read_table
+from datamodules.tables import by_split, check_table, read_table, spelled
 
 KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
 
@@ -684,12 +683,9 @@ class CSVDetection(BoxFiles):
         """See `BoxFiles.read`."""
         file = Path(self.root)
         table = read_table(file, "--data.root")
-        spelled = {folded(name): name for name in table.columns[::-1]} | {name: name for name in table.columns}
-        table = table.rename(columns={spelled[name]: name for name in ("split", "difficult") if name in spelled})
-        path_column, label_column, *box_columns = (
-            next((spelled[name] for name in (column, *COLUMN_SPELLINGS.get(column, ())) if name in spelled), column)
-            for column in (self.path_column, self.label_column, *self.box_columns)
-        )
+        names = [self.path_column, self.label_column, *self.box_columns]
+        table = table.rename(columns=spelled(table, [*names, "split", "difficult"]))
+        path_column, label_column, *box_columns = names
         columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
         columns |= dict.fromkeys(box_columns, "--data.box_columns")
         check_table(table, file, columns, [path_column])

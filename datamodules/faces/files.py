@@ -16,6 +16,7 @@ from datamodules.images import (
     EXTENSIONS,
     KINDS,
     check_images,
+    composed,
     images_in,
     sub_folders,
     warn_of_cut,
@@ -23,8 +24,9 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
-from datamodules.splits import split_folders, split_of
-from datamodules.tables import beside, check_table, read_table, warn_of_alike
+from datamodules.readers import paths_in
+from datamodules.splits import SPLITS, split_folders, split_of
+from datamodules.tables import check_table, read_table, spelled, text_of, warn_of_alike
 
 
 class _FaceFiles(FaceDataModule):
@@ -152,7 +154,9 @@ def people_in(root: Path) -> list[tuple[str, str]]:
     if not root.is_dir():
         raise DataError(f"There is no folder {root.resolve()}: give the folder of people with --data.root.")
     left_out: list[Path] = []
-    found = [(os.fspath(file), folder.name) for folder in sub_folders(root) for file in images_in(folder, left_out)]
+    found = [
+        (os.fspath(file), composed(folder.name)) for folder in sub_folders(root) for file in images_in(folder, left_out)
+    ]
     warn_of_left_out(left_out)
     if not found:
         raise DataError(
@@ -183,7 +187,7 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
     file, root = Path(file), Path(root)
     if not file.is_file():
         raise DataError(f"There is no file of pairs {file.resolve()}: give LFW's pairs.txt with --data.pairs.")
-    lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
+    lines = [line.split() for line in text_of(file).splitlines()]
     header = lines[0] if lines else []
     if len(header) not in (1, 2) or not all(map(str.isdigit, header)):
         raise DataError(
@@ -273,12 +277,31 @@ class CelebA(_FaceFiles):
         if listed is None or images is None:
             missing = "identity_CelebA.txt" if listed is None else "img_align_celeba/"
             raise DataError(f"{Path(self.root).resolve()} has no {missing}: give CelebA's folder with --data.root.")
-        rows = dict(line.split() for line in listed.read_text("utf-8-sig").splitlines() if line.strip())
+        rows = _pairs(listed)
         splits = None
         if partition := self._find("list_eval_partition.txt", "Eval/list_eval_partition.txt"):
-            numbers = dict(line.split() for line in partition.read_text("utf-8-sig").splitlines() if line.strip())
-            splits = [("train", "val", "test")[int(numbers[file])] for file in rows]
+            names = dict(zip("012", SPLITS, strict=True))
+            numbers = _pairs(partition)
+            if lacking := next((file for file in rows if numbers.get(file) not in names), None):
+                raise DataError(
+                    f"{partition} does not say which split {lacking} is of: write a line '{lacking} 0', or 1 or 2."
+                )
+            splits = [names[numbers[file]] for file in rows]
         return dict(self._read([str(images / file) for file in rows], list(rows.values()), splits))
+
+
+def _pairs(file: Path) -> dict[str, str]:
+    """The two words of each line of a list of CelebA's.
+
+    Raises:
+        DataError: a line has not two.
+    """
+    lines = [line.split() for line in text_of(file).splitlines() if line.strip()]
+    if wrong := next((line for line in lines if len(line) != 2), None):
+        raise DataError(
+            f"{file}: {' '.join(wrong)[:80]!r} is not a picture and its number, as CelebA's lists have them."
+        )
+    return dict(lines)
 
 
 class PeopleTable(_FaceFiles):
@@ -335,8 +358,9 @@ class PeopleTable(_FaceFiles):
         """See `VisionDataModule.load`."""
         file = Path(self.file)
         table = read_table(file, "--data.file")
+        table = table.rename(columns=spelled(table, [self.path_column, self.person_column, "split"]))
         columns = {self.path_column: "--data.path_column", self.person_column: "--data.person_column"}
         check_table(table, file, columns, list(columns), must_train=False)
         splits = table["split"].map(split_of).tolist() if "split" in table else None
-        paths = [beside(file, path) for path in table[self.path_column]]
-        return dict(self._read(paths, table[self.person_column].astype(str).tolist(), splits))
+        people = table[self.person_column].astype(str).map(composed).tolist()
+        return dict(self._read(paths_in(table[self.path_column], file), people, splits))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, listed
 from datamodules.detection import COCODetection
-from datamodules.images import EXTENSIONS, check_images, images_in, read_image, sub_folders, warn_of_shared
+from datamodules.images import EXTENSIONS, check_images, folded, images_in, read_image, sub_folders, warn_of_shared
 from datamodules.segmentation.base import IGNORE, Pictures, SegmentationDataModule, Weighting, drawn
 from datamodules.segmentation.masks import (
     BLURRED,
@@ -34,6 +34,7 @@ from datamodules.segmentation.masks import (
 )
 from datamodules.segmentation.pairing import by_stem, files_below, matched, named
 from datamodules.splits import SPLITS, by_split_name
+from datamodules.tables import text_of
 
 TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
 MASKED = ("masks", "mask", "annot", "labels")  # what a folder of masks beside one of images is called
@@ -407,9 +408,11 @@ class VOCSegmentation(_MaskFiles):
         found: dict[str, list[tuple[Path, Path | None]]] = {}
         for split, file in chosen.items():
             part = []
-            for line in file.read_text(encoding="utf-8-sig").splitlines():
+            for line in text_of(file).splitlines():
                 if name := line.strip().replace("\\", "/"):
-                    image, mask = (stems.get(name, stems.get(Path(name).stem)) for stems in places.values())
+                    image, mask = (
+                        stems.get(folded(name), stems.get(folded(Path(name).stem))) for stems in places.values()
+                    )
                     part.append((image or root / "JPEGImages" / f"{name}.jpg", mask))
             found |= {split: part} if part else {}
         return found

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import DataError
 from datamodules.segmentation.base import IGNORE, MOST
+from datamodules.tables import text_of
 
 BLURRED = 64  # different unknown values in a mask that speak of a lossy file
 TABLES = ("classes.csv", "_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")
@@ -113,6 +114,8 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
                 image.load()
                 pixels, palette = _pixels(image, data, kind)
                 lossy = image.format == "JPEG"
+    except PIL.UnidentifiedImageError:
+        raise DataError(f"{file} cannot be read as a mask: it is no image of a kind that is read.") from None
     except Exception as error:  # whatever a decoder makes of a broken file
         raise DataError(f"{file} cannot be read as a mask: {error or type(error).__name__}.") from None
     if frames > 1:
@@ -314,10 +317,7 @@ def read_classes(file: Path) -> Classes:
     Raises:
         DataError: it is no such table, or gives a value twice.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as a table of classes: {error}.") from None
+    text = text_of(file)
     rows, coloured = _colour_lines(file, text) if file.suffix == ".txt" else _class_rows(file, text)
     rows = [(" ".join(name.split()), value) for name, value in rows]
     if odd := next((name for name, _ in rows if not name.isprintable()), ""):
@@ -338,7 +338,7 @@ def read_classes(file: Path) -> Classes:
 
 
 def _class_rows(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in text.splitlines() if re.match(r"(?!#|\"?sep=.\"?$)\S", line.strip())]  # Excel's sep=;
     head = lines[0] if lines else ""
     mark = next((mark for mark in (",", ";", "\t") if mark in head), ",")
     table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]

@@ -132,10 +132,10 @@ def _cores(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their paths and names, with extension and without."""
+    """The files below a folder by their paths and names as `folded` has them, with extension and without."""
     result: dict[str, Path] = {}
     for file in images_in(folder):
         path = file.relative_to(folder)
         for name in (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem):
-            result.setdefault(name, file)
+            result.setdefault(folded(name), file)
     return result
