@@ -1,5 +1,6 @@
 """How a network is trained: the settings, the schedule of the rate, the average of the weights."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from modules.networks import BackboneError
 from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
 
 
@@ -75,12 +77,25 @@ class Optimization:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What cannot become another within a training, as plain data: the state of the old does not fit the new."""
-        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        """What cannot become another within a training, as plain data: the state of the old does not fit the new.
+
+        Raises:
+            BackboneError: the optimiser or the schedule cannot work with its settings.
+        """
+        part = "optimizer"
         try:
-            scheduler: Any = self.lr_scheduler(optimizer, total_steps=100)  # type: ignore[call-arg]
-        except TypeError:
-            scheduler = self.lr_scheduler(optimizer)
+            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            part = "lr_scheduler"
+            try:
+                scheduler: Any = self.lr_scheduler(optimizer, total_steps=100)  # type: ignore[call-arg]
+            except TypeError:
+                scheduler = self.lr_scheduler(optimizer)
+            if not isinstance(scheduler, ReduceLROnPlateau):  # which needs something measured
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of steps without the optimiser's
+                    scheduler.step()
+        except (ValueError, ZeroDivisionError) as error:
+            raise BackboneError(f"--model.optimization.{part} cannot work with its settings: {error}.") from None
         return {
             "optimizer": type(optimizer).__name__,
             "lr_scheduler": type(scheduler).__name__,

@@ -34,6 +34,12 @@ SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max
         ("--trainer.log_every_n_steps", "0"),
         ("--trainer.check_val_every_n_epoch", "0"),
         ("--trainer.max_epochs", "0"),
+        ("--trainer.max_steps", "0"),
+        ("--trainer.limit_train_batches", "0"),
+        ("--trainer.val_check_interval", "0"),
+        ("--trainer.val_check_interval", "100"),
+        ("--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.momentum", "-2"),
+        ("--model.optimization.lr_scheduler", "StepLR", "--model.optimization.lr_scheduler.step_size", "0"),
         ("--trainer.devices", "0"),
         ("--trainer.accelerator", "abacus"),
         ("--trainer.enable_checkpointing", "false"),
@@ -44,9 +50,33 @@ SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max
     ids=" ".join,
 )
 def test_a_setting_out_of_its_range_is_refused_by_name(
-    mistake: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    mistake: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mistake[0].split(".")[-1].strip("-") in said(lambda: classification([*SMALL, *mistake]), capsys)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("--data Digitss", "There is no Digitss for --data. Did you mean Digits?"),
+        ("--data ImageFolder", "--data also needs --data.root."),
+        ("--data.batchsize 3", "There is no --data.batchsize: Digits8x8 has no such setting."),
+        ("--data.image_size large", "--data.image_size must be a whole number, not large."),
+        ("--data.augmentation some", "--data.augmentation must be one of none, light, standard, strong, not some."),
+        ("--model.optimization.optimizer Adamm", "There is no Adamm for --model.optimization.optimizer. Did you mean Adam"),
+        ("--model.optimization.optimizer SGD --model.optimization.optimizer.lr high", "optimizer.lr must be a number, not high."),
+        ("--model.optimization.lr_scheduler StepLR", "also needs --model.optimization.lr_scheduler.step_size. See"),
+        ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks also needs --trainer.callbacks.monitor. See"),
+        ("--config model.safetensors", "no text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_as_a_setting_is_told_in_a_sentence(
+    mistake: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("model.safetensors").write_bytes(b"\x80\x02")
+    message = said(lambda: classification([*SMALL, *mistake.split()]), capsys)
+    assert told in " ".join(message.split())
+    assert "class_path" not in message
 
 
 def test_weights_that_are_no_checkpoint_are_told_from_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Weights from files, packages and the model registry, fitted to a network."""
 
 import pickle
+import re
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BackboneError(
-            f"{path} is no file of weights, or holds more than weights and is not opened, since that could run code: "
-            f"{_first_line(error)}"
+            f"{path} is no file of weights, or holds more than weights{f', {named[1]},' if named else ''} and is not "
+            "opened, since that could run code."
         ) from None
     except Exception as error:  # the reader of damaged files raises all kinds
         raise BackboneError(f"{path} is not a file of weights: {_first_line(error)}") from None

@@ -68,6 +68,12 @@ LEAST = {  # of numbers that Lightning or a constructor of data would take as so
     "data.init_args.batch_size": 1,
     "data.init_args.num_workers": 0,
 }
+LIMITS = {  # of which 0 leaves nothing to do
+    "fit": ("max_epochs", "max_steps", "limit_train_batches"),
+    "validate": ("limit_val_batches",),
+    "test": ("limit_test_batches",),
+    "predict": ("limit_predict_batches",),
+}
 FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
 
@@ -202,6 +208,19 @@ class VisionCLI(LightningCLI):
         known.__name__ = name
         return known
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the command line and its recipes.
+
+        Raises:
+            UsageError: a recipe is no text.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"A file given with --config is no text in UTF-8 ({error.reason}): give a recipe in YAML."
+            ) from None
+
     def _set_seed(self) -> None:
         """Seeds all generators.
 
@@ -247,8 +266,11 @@ class VisionCLI(LightningCLI):
         for name, least in LEAST.items():
             if (value := self.options.get(name)) is not None and not value >= least:
                 raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
-        if self.subcommand == "fit" and self.options.trainer.max_epochs == 0:
-            raise UsageError("--trainer.max_epochs must be at least 1, or -1 for no limit, not 0.")
+        for name in LIMITS.get(self.subcommand, ()):
+            if self.options.trainer[name] == 0:
+                raise UsageError(
+                    f"--trainer.{name} 0 leaves nothing to {self.subcommand}: leave it out, or give at least 1."
+                )
         if self.options.register:
             registry.check_name(self.options.register)
         tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
@@ -332,6 +354,8 @@ class VisionCLI(LightningCLI):
                 kind = self.model.backbone.recipe["backbone"]
                 say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
             extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
+        elif config.fast_dev_run:
+            extra["logger"] = False
         given = self._get(self.config_init, "trainer")
         if not self.model.automatic_optimization:  # Lightning leaves these to a module with several optimisers
             for name, plain in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):

@@ -5,14 +5,18 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import NoReturn
 
+import torch
 from jsonargparse import ArgumentError
+from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 from rich.console import Console
 
+import datamodules
 from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
 
@@ -61,20 +65,34 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         refuse(str(error.__cause__))
 
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping", "list": "a list"}
+
+
 def _plain(message: str) -> str:
-    """What jsonargparse says, without what it says about types that are not asked for."""
+    """What jsonargparse says of an option, in a sentence that names the option, the value and the way out."""
+    see = " See --help, or --data.help NAME."
+    option = "--" + ".".join(re.findall('Parser key "([^"]+)"', message))
     if out := re.search(r"Input should be ([\w ]*?-?[\d.]*)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
         bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
-        option = ".".join(re.findall('Parser key "([^"]+)"', message))
-        return f"--{option} must be {bound}, not {value}."
-    lines = [line.strip(" -") for line in message.splitlines()]
-    dull = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Given value type",
-        "Given value: N",
-        "Expected a <class 'NoneType'>",
-    )
-    return " ".join(line for line in lines if line and not line.startswith(dull)) + " See --help, or --data.help NAME."
+        return f"{option} must be {bound}, not {value}."
+    if lacking := re.search(r"the following arguments are required: ([\w, ]+)", message):
+        return f"{option} also needs {' and '.join(f'{option}.{name}' for name in lacking[1].split(', '))}.{see}"
+    if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
+        owner = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message[: surplus.start()])
+        return f"There is no {option}.{surplus[1]}{f': {owner[-1]} has no such setting' if owner else ''}.{see}"
+    given = re.search(r"(?:Given|Got) value: (?!N)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
+    kinds = [KINDS[kind] for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind in KINDS]
+    choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")
+    name = re.search(r"Expected a dot import path string: ([\w.]+)", message)
+    if name and kinds in ([], [KINDS["list"]]):
+        known = [
+            each for place in (datamodules, torch.optim, torch.optim.lr_scheduler, callbacks) for each in dir(place)
+        ]
+        near = get_close_matches(name[1], known, 1)
+        where = message.partition(":")[0] if option == "--" else option
+        return f"There is no {name[1]} for {where}.{f' Did you mean {near[0]}?' if near else ''}{see}"
+    if given and (kinds or choices):
+        wanted = " or ".join([*dict.fromkeys(kinds), *([f"one of {choices}"] if choices else [])])
+        return f"{option} must be {wanted}, not {given[1]}.{see}"
+    return " ".join(message.split()) + see

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipelines.engine.checkpoint import LastCheckpoint
 
@@ -67,6 +68,25 @@ class _FitLoop(fit_loop._FitLoop):
     the other checkpoints, the schedules."""
 
     epoch_loop: _EpochLoop
+
+    def setup_data(self) -> None:
+        """Makes the loaders.
+
+        Raises:
+            MisconfigurationException: there is never a validation between the steps at which it is asked for.
+        """
+        every = self.trainer.val_check_interval
+        try:
+            super().setup_data()
+        except ValueError as error:
+            if "val_check_interval" not in str(error):
+                raise
+            raise MisconfigurationException(
+                f"--trainer.val_check_interval {every} is more than the {self.max_batches} steps of an epoch: give at most "
+                "those, or a share of them below 1, or --trainer.check_val_every_n_epoch null to count over epochs."
+            ) from None
+        if self.trainer.val_check_batch == 0:
+            raise MisconfigurationException(f"--trainer.val_check_interval must be more than 0, not {every}.")
 
     def _iteration_based_training(self) -> bool:
         return False  # with max_steps, Lightning goes through an epoch that is over once more

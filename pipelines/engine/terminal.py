@@ -24,6 +24,7 @@ NOISE = (  # true of what is done here, and meant so
     ".*isinstance.treespec, LeafSpec.",
     "LightningCLI's args parameter is intended to run from within Python",
     "The given NumPy array is not writable",  # nobody writes to it
+    "The ``compute`` method of metric Mean was called before",  # one of what comes less often than every epoch
     "The number of training batches .* is smaller than the logging interval",
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # there was no validation yet: the end tells of none
 )
@@ -90,6 +91,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # where in the code is nobody's concern
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     # They are for those who write code.
@@ -113,7 +115,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 @rank_zero_only
 def print_table(title: str, rows: dict[str, str]) -> None:
-    """Prints what a command came to."""
+    """Prints what a command came to, if to anything."""
+    if not rows:
+        return
     shown = Table(title=title, show_header=False, title_justify="left")
     shown.add_column(style="bold")
     shown.add_column(overflow="fold")

@@ -250,12 +250,13 @@ class RunLogger(Logger):
             self._hold.close()
             return
         self._machine.finish()
+        killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
         if error is not None:
             self.set_tag("error", f"{type(error).__name__}: {error}")
+        if error is not None and not killed:
             with suppress(OSError):  # of which the error may be the cause
                 write_text(self.output / "error.txt", redact("".join(traceback.format_exception(error))))
                 self.log_file(self.output / "error.txt", "")
-        killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
         status = "KILLED" if killed else "FAILED" if error else "FINISHED"
         self.journal.write({"kind": "status", "value": status})
         if self.journal.close():
@@ -264,6 +265,8 @@ class RunLogger(Logger):
                 f"MLflow did not take all of the run ({why}). What is left is kept in {self.output}; "
                 f"once it answers, send it with: python -m pipelines.tracking {self.output}"
             )
+        elif error is None:
+            (self.output / "error.txt").unlink(missing_ok=True)  # of an attempt before
         self._hold.close()
 
     def address(self) -> str:
