@@ -144,7 +144,7 @@ def in_shares(values: Any) -> NDArray[np.bool_]:
     """Which boxes, M×4 as written, lie in the first pixel, as those do that are shares of the image."""
     boxes = np.array(values, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
-        return ((boxes >= 0) & (boxes <= 1)).all(1) & (boxes % 1 > 0).any(1)
+        return np.asarray(((boxes >= 0) & (boxes <= 1)).all(1) & (boxes % 1 > 0).any(1))
 
 
 def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
