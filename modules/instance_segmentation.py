@@ -217,7 +217,7 @@ class InstanceSegmentationModule(DetectionModule):
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
             self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))  # type: ignore[operator]
             if self.trainer.is_global_zero and len(self.tinted) < SHOWN:
-                with self.optional(f"{stage}/masks"):
+                with self.publisher.optional(f"{stage}/masks"):
                     sure = one["scores"] >= self.threshold
                     image = picture(batch["image"][i])
                     pair = [truth["masks"].bool(), masks[sure]]

@@ -1,8 +1,12 @@
-"""How a network is trained: the settings, the schedule of the rate, the average of the weights."""
+"""How a network is trained: the settings, optimisers and schedules of them, penalties, the average of the weights."""
 
+import inspect
+import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -11,12 +15,17 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from typing_extensions import override
 
+from modules.callbacks.freezing import layers
 from modules.networks import BackboneError
 from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
 
 
 class WarmupCosine(LambdaLR):
@@ -84,12 +93,9 @@ class Optimization:
         """
         part = "optimizer"
         try:
-            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
             part = "lr_scheduler"
-            try:
-                scheduler: Any = self.lr_scheduler(optimizer, total_steps=100)  # type: ignore[call-arg]
-            except TypeError:
-                scheduler = self.lr_scheduler(optimizer)
+            scheduler = self.schedule(optimizer, 100)[0]
             if not isinstance(scheduler, ReduceLROnPlateau):  # which needs something measured
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of steps without the optimiser's
@@ -102,6 +108,196 @@ class Optimization:
             "layer_decay": self.layer_decay,
             "ema_decay": "none" if self.ema_decay is None else "some",
         }
+
+    def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[Any, Literal["step", "epoch"]]:
+        """The schedule of an optimiser, and after what it is stepped.
+
+        Args:
+            optimizer: the optimiser.
+            total_steps: steps of the whole training; 0 where its length is not known.
+        """
+        make: Callable[..., Any] = self.lr_scheduler
+        # What jsonargparse makes of a class on the command line is a partial of its own function, given the class.
+        given = [one for one in make.args if isinstance(one, type)] if isinstance(make, partial) else []
+        parameters = inspect.signature(given[0] if given else make).parameters
+        if "total_steps" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return make(optimizer, total_steps=total_steps), "step"
+        return make(optimizer), "epoch"
+
+    def penalty(self, named: Iterable[tuple[str, Tensor]]) -> Tensor | float:
+        """The penalties on weight matrices and kernels, a scalar.
+
+        Args:
+            named: parameters by name.
+        """
+        penalty: Tensor | float = 0.0
+        if self.l1_penalty or self.l2_penalty:
+            weights = [p for _, p in named if p.ndim > 1 and p.requires_grad]
+            if self.l1_penalty:
+                penalty = penalty + self.l1_penalty * sum(w.abs().sum() for w in weights)
+            if self.l2_penalty:
+                penalty = penalty + self.l2_penalty * sum(w.square().sum() for w in weights)
+        return penalty
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Steps of the whole training; 0 where its length is not known, as with ``max_epochs -1`` and ``max_time``."""
+    steps = trainer.estimated_stepping_batches
+    return max(1, int(steps)) if math.isfinite(steps) else 0
+
+
+def parameter_groups(module: "VisionModule", parts: Sequence[str] = ("",), head: str = "head") -> list[dict[str, Any]]:
+    """Parameters of a module by learning rate and weight decay; ``lr_scale`` is the factor on the rate.
+
+    Biases, norms and other vectors are not decayed (Bello et al. 2021, arXiv:2103.07579).
+
+    Args:
+        module: has a backbone, and a ``plan`` for it.
+        parts: how the names of those begin that are meant, by default of all.
+        head: what those are called that are not the backbone's.
+    """
+    plan = module.plan
+    depth = layers(module.backbone) if plan.layer_decay != 1 else {}
+    last = max(depth.values(), default=0) + 1
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not name.startswith(tuple(parts)):
+            continue
+        inner = name.removeprefix("backbone.")
+        part, scale = head, 1.0
+        if inner != name:
+            layer = depth.get(inner, last)
+            part = f"backbone.{layer}" if depth else "backbone"
+            scale = plan.backbone_lr_scale * plan.layer_decay ** (last - layer)
+        plain = parameter.ndim <= 1
+        group = groups.setdefault((part, plain), {"params": [], "lr_scale": scale, "name": part})
+        if plain:
+            group |= {"weight_decay": 0.0, "name": f"{part}.no_decay"}
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    plan: Optimization, groups: list[dict[str, Any]], steps: int, lr: float | None, monitor: str
+) -> dict[str, Any]:
+    """An optimiser and its schedule, as `configure_optimizers` of Lightning's returns them.
+
+    Args:
+        plan: the settings.
+        groups: what `parameter_groups` gives.
+        steps: see `total_steps`.
+        lr: the learning rate, if it is to be another than the optimiser's own.
+        monitor: the metric that a plateau is looked for in, unless the schedule names one.
+
+    Raises:
+        BackboneError: the optimiser does not take its settings, or the schedule wants to know the training's length.
+    """
+    try:
+        optimizer = plan.optimizer(groups)
+    except ValueError as error:
+        raise BackboneError(f"--model.optimization.optimizer cannot be made: {error}") from None
+    for group in optimizer.param_groups:
+        group["lr"] = (lr or group["lr"]) * group.pop("lr_scale")
+    try:
+        scheduler, interval = plan.schedule(optimizer, steps)
+    except ValueError:
+        if steps:
+            raise
+        raise BackboneError(
+            "The schedule of the learning rate needs to know how long the training is: give --trainer.max_epochs or "
+            "--trainer.max_steps, or another --model.optimization.lr_scheduler."
+        ) from None
+    config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = getattr(scheduler, "monitor", monitor)
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+class ChangedSettings(L.Callback):
+    """Lets a training take up other settings of its optimisers and schedules than it was begun with: those of the command
+    that goes on with it, since the checkpoint brings the old ones back, and the rate that a learning-rate finder found."""
+
+    def __init__(self) -> None:
+        self.lr: float | None = None  # with which the optimisers were made
+        self.settings: list[dict[str, Any]] = []  # of each optimiser and its schedule
+        self.before: list[dict[str, Any]] = []  # the same of the checkpoint that is gone on from
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.lr, self.settings, self.before = cast("VisionModule", pl_module).lr, [], []
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settings = [_settings(config.scheduler) for config in trainer.lr_scheduler_configs]
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        lr = cast("VisionModule", pl_module).lr
+        if lr != self.lr and trainer.global_step == 0:  # found; that knows neither the schedule nor the groups' rates
+            trainer.strategy.setup_optimizers(trainer)
+            self.lr, self.before = lr, []
+            self.on_fit_start(trainer, pl_module)
+        before, self.before = self.before, []
+        for config, old, new in zip(trainer.lr_scheduler_configs, before, self.settings, strict=False):
+            if old != new:
+                pl_module.print(self._take_up(config.scheduler, old, new, trainer.global_step))
+
+    @staticmethod
+    def _take_up(scheduler: Any, old: dict[str, Any], new: dict[str, Any], step: int) -> str:
+        """Sets a schedule and its optimiser to the new settings; returns what is to be told of it."""
+        for group, was, now in zip(scheduler.optimizer.param_groups, old["groups"], new["groups"], strict=True):
+            group["lr"] *= now["lr"] / was["lr"] if was["lr"] else 1.0
+            group |= {key: value for key, value in now.items() if key not in ("lr", "name") and value != was.get(key)}
+            if "initial_lr" in group:
+                group["initial_lr"] = now["lr"]
+        if "base_lrs" in vars(scheduler):
+            scheduler.base_lrs = [group["lr"] for group in new["groups"]]
+        for key, value in new["schedule"].items():
+            if value != old["schedule"].get(key):
+                setattr(scheduler, key, value)
+        if "total_steps" in vars(scheduler):  # its rate is a function of the step
+            scheduler.last_epoch -= 1
+            scheduler.step()
+        rates = sorted({group["lr"] for group in scheduler.optimizer.param_groups})
+        length = new["schedule"].get("total_steps")
+        return (
+            "The learning rate is laid out anew"
+            + (f" over {length} steps instead of {old['schedule'].get('total_steps')}" if length else "")
+            + f": from step {step} on it is {' to '.join(f'{rate:.4g}' for rate in {*rates[:1], *rates[-1:]})}."
+        )
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["planned"] = self.settings
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.before = checkpoint.get("planned", [])
+
+
+def _settings(scheduler: Any) -> dict[str, Any]:
+    """The settings of a schedule and its optimiser, without their state."""
+    return {
+        "groups": [
+            {**_plain(group), "lr": float(group.get("initial_lr", group["lr"]))}
+            for group in scheduler.optimizer.param_groups
+        ],
+        "schedule": {
+            key: value
+            for key, value in _plain(scheduler.state_dict()).items()
+            if key not in ("last_epoch", "base_lrs") and not key.startswith(("_last", "_step", "_is", "_get"))
+        },
+    }
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of an optimiser's or a schedule's settings that are plain data, not state."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in settings.items()
+        if key not in ("params", "initial_lr") and isinstance(value, bool | int | float | str | list | tuple)
+    }
 
 
 class WeightAverage(WeightAveraging):

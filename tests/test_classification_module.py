@@ -324,7 +324,7 @@ def test_a_frozen_backbone_stays_as_it_is(frozen_epochs):
     assert changed[0] == set()
     assert changed[1] == (set(backbone) if frozen_epochs == 1 else set())
     assert all(not torch.equal(before["head.weight"], epoch["head.weight"]) for epoch in watch.epochs)
-    assert module.train().backbone.training == (frozen_epochs == 1)
+    assert module.backbone.training == (frozen_epochs == 1)
 
 
 def test_a_module_and_its_data_need_nothing_else():

@@ -26,6 +26,7 @@ from modules.detection.metrics import DetectionMetric, average_precision, best_t
 from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
+from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
 from pipelines.serving.store import save_model
 
@@ -489,7 +490,7 @@ def test_letters_of_other_languages_are_drawn() -> None:
 
 
 def test_head_and_backbone_learn_at_their_own_rates(yolo: Trained) -> None:
-    names = {group["name"] for group in yolo.module.parameter_groups()}
+    names = {group["name"] for group in parameter_groups(yolo.module)}
     assert names == {"head", "head.no_decay", "backbone", "backbone.no_decay"}
     assert isinstance(yolo.module.detector, nn.Module)
 

@@ -31,7 +31,7 @@ from modules import (
     create_backbone,
 )
 from modules.adversarial import AdversarialModule
-from modules.callbacks.freezing import layers, unfreezing
+from modules.callbacks.freezing import Freezing, layers, unfreezing
 from modules.callbacks.linear_head import Scaler, machine, solve
 from modules.callbacks.transfer import LARGE, Evidence, choose, probe
 from modules.instance_segmentation import MaskRCNN
@@ -167,23 +167,22 @@ def test_unfreezing_moves_what_it_should_when_it_should():
 
 
 def test_frozen_stages_are_in_evaluation_mode_and_the_others_are_not():
-    module = small("freeze_unfreeze")
-    module._freeze(3)
-    module.train()
+    module, freezing = small("freeze_unfreeze"), Freezing()
+    freezing.freeze(module.backbone, 3)
     modes = {name: part.training for name, part in module.backbone.named_modules() if isinstance(part, nn.BatchNorm2d)}
     assert {name for name, training in modes.items() if training} == {
         n for n in modes if n.startswith(("layer3", "layer4"))
     }
-    module._freeze(0)
+    freezing.freeze(module.backbone, 0)
     assert all(part.training for part in module.backbone.modules())
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_what_never_learned_stays_so():
-    module = small("freeze_unfreeze")
+    module, freezing = small("freeze_unfreeze"), Freezing()
     module.backbone.bn1.weight.requires_grad_(False)
-    module._freeze(5)
-    module._freeze(0)
+    freezing.freeze(module.backbone, 5)
+    freezing.freeze(module.backbone, 0)
     assert not module.backbone.bn1.weight.requires_grad
     assert module.backbone.bn1.bias.requires_grad
 

@@ -25,7 +25,7 @@ from modules.base import VisionModule
 from modules.measures.extractors import CHUNK, Seen
 from modules.measures.judge import Judge
 from modules.measures.sets import effective_classes, neighbourhoods, spread
-from modules.optimization import Optimization
+from modules.optimization import Optimization, WeightAverage, build_optimizer, parameter_groups, total_steps
 from modules.ranges import Positive, PositiveInt, ShareBelowOne
 
 WATCHED = 256  # samples for the watch on the training's health
@@ -213,14 +213,15 @@ class AdversarialModule(VisionModule):
         if wanted is not None and given is not None:
             figures["classes"] = effective_classes(given) / effective_classes(wanted)
         figures = self.health.check(step, figures, made[:CHUNK], spread(real.flatten(1).float() / 127.5))
-        self._log_now({f"health/{name}": value for name, value in figures.items()}, step - 1)
+        self.publisher.figures(self.trainer, {f"health/{name}": value for name, value in figures.items()}, step - 1)
         failing = self.health.failing()
         for name in failing:
             if name not in self.health.found:
                 self.health.found[name] = step
                 seen = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
                 rank_zero_warn(f"{name.capitalize()} at the generator's step {step} ({seen}): {CAUSES[name]}.")
-        self.set_tag("health", ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well")
+        state = ", ".join(f"{name} since step {self.health.found[name]}" for name in failing) or "well"
+        self.publisher.tags(self.trainer, {"health": state})
         if failing and self.stop_on_failure:
             self.trainer.should_stop = True
 
@@ -231,12 +232,6 @@ class AdversarialModule(VisionModule):
         parts = gather_all_tensors(mine.contiguous())
         rows = torch.cat([torch.arange(len(part)) for part in parts])
         return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
-
-    def set_tag(self, key: str, value: str) -> None:
-        """Tags the run."""
-        for logger in self.loggers:
-            if hasattr(logger, "set_tag"):
-                logger.set_tag(key, value)
 
     def as_input(self, image: Tensor) -> Tensor:
         """What a generator makes, float B×C×H×W in [-1, 1], as the discriminator sees it: as `normalize` would do."""
@@ -294,7 +289,10 @@ class AdversarialModule(VisionModule):
             config.scheduler.step()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             means = {name: torch.stack(values).mean() for name, values in self._terms.items()}
-            self._log_step(means, step, batch, figures | {"gradient_norm": self.gradient_norm})
+            further = {f"train/{name}": float(value) for name, value in figures.items()}
+            further["train/gradient_norm"] = float(self.gradient_norm)
+            self.publisher.figures(self.trainer, further, step)
+            self.log_step(means, batch, step)
 
     def _set_clock(self) -> None:
         """Lets Lightning log an evaluation at the generator's last step, where it would at the number of batches."""
@@ -312,7 +310,8 @@ class AdversarialModule(VisionModule):
 
     def _pay(self, losses: dict[str, Tensor], names: tuple[str, ...], size: int, parts: int) -> None:
         """Adds the gradients of a batch, one of so many of a step, and logs its losses."""
-        self.manual_backward((torch.stack([*losses.values()]).sum() + self.weight_penalty(names)) / parts)
+        penalty = self.adversarial.penalty((key, p) for key, p in self.named_parameters() if key.startswith(names))
+        self.manual_backward((torch.stack([*losses.values()]).sum() + penalty) / parts)
         for name, value in losses.items():
             self.log_mean(f"train/{name}", value.detach(), size)
             self._terms.setdefault(name, []).append(value.detach())
@@ -342,23 +341,20 @@ class AdversarialModule(VisionModule):
 
     def configure_optimizers(self) -> Any:
         """An optimiser and a schedule for each player, the generator's first."""
-        self._planned_lr, self._planned = self.lr, []
-        total = self._total_steps
+        total = total_steps(self.trainer)
         if total != self.trainer.max_steps:  # counted in batches
             each = self.accumulate_grad_batches * self.adversarial.discriminator_steps
             total = total and max(1, total // each)
-        generator = self.parameter_groups(("generator.",))
-        for group in generator:
-            group["name"] = str(group["name"]).replace("head", "generator")
-        discriminator = self.parameter_groups(self._names())
+        generator = parameter_groups(self, ("generator.",), "generator")
+        discriminator = parameter_groups(self, self._names(), "discriminator")
         for group in discriminator:
             group["lr_scale"] *= self.adversarial.discriminator_lr_scale
-            group["name"] = str(group["name"]).replace("head", "discriminator")
-        return [self._optimizer(generator, total), self._optimizer(discriminator, total)]
+        players = (generator, discriminator)
+        return [build_optimizer(self.adversarial, groups, total, self.lr, self.monitor) for groups in players]
 
     def configure_callbacks(self) -> list[Callback]:
-        """None: the generator's average is kept here."""
-        return []
+        """Without an average of all weights: the generator's is kept here."""
+        return [callback for callback in super().configure_callbacks() if not isinstance(callback, WeightAverage)]
 
     def setup(self, stage: str) -> None:
         """Compiles; tells DDP that in one player's turn the other has no gradients."""

@@ -21,7 +21,7 @@ from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, TransposedConvolutions
 from modules.networks.parts import Draws, build, describe
-from modules.optimization import Optimization
+from modules.optimization import Optimization, total_steps
 from modules.pictures.sheets import captioned, image_grid
 
 PICTURED = 12  # images in the pictures
@@ -225,7 +225,7 @@ class AutoencodingModule(VisionModule):
     def on_train_start(self) -> None:
         """Notes how long the training is."""
         super().on_train_start()
-        self._steps = self._total_steps
+        self._steps = total_steps(self.trainer)
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """See `VisionModule.step`."""

@@ -1,9 +1,17 @@
 """Which layers of a backbone learn, and from when on."""
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any, cast
 
+import lightning as L
 from timm.models._manipulate import flatten_modules, group_parameters
 from torch import nn
+from typing_extensions import override
+
+from modules.networks import BackboneError
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
 
 FIRST_LAYER = 0.1  # rate of the layer nearest to the image, as a share of the head's, where a strategy sets the decay
 
@@ -40,3 +48,97 @@ def unfreezing(count: int, head_epochs: int, epochs: int) -> list[int]:
     """
     span = max(0, -(-epochs // 2) - head_epochs) if epochs else count
     return [head_epochs + span * (count - 1 - layer) // count for layer in range(count)]
+
+
+class Freezing(L.Callback):
+    """Lets each layer of a module's backbone learn from the epoch on that its ``plan`` and ``strategy`` say, also where a
+    training goes on in mid-epoch. What does not learn is in evaluation mode: it keeps its batch-norm statistics."""
+
+    def __init__(self) -> None:
+        self.frozen = 0  # layers that do not learn, from the image on
+        self._fixed: set[str] | None = None  # parameters that never learn
+
+    @staticmethod
+    def opens(module: "VisionModule", epochs: int | None) -> list[float]:
+        """The epoch in which each layer of the backbone, from the image on, starts to learn; none where all do at once.
+
+        Args:
+            module: the module.
+            epochs: of the whole training; None or -1 where they are not known.
+        """
+        head = module.plan.frozen_epochs
+        if head == 0 and module.strategy != "freeze_unfreeze":
+            return []
+        count = max(layers(module.backbone, coarse=True).values(), default=-1) + 1
+        if module.strategy == "freeze_unfreeze":
+            whole = max(0, epochs or 0)
+            return [*map(float, unfreezing(count, head or max(1, round(whole / 5)), whole))]
+        return [math.inf if head < 0 else head] * count
+
+    def freeze(self, backbone: nn.Module, count: int, training: bool = True) -> None:
+        """Stops the first layers of a backbone, seen from the image, from learning, and lets the others learn.
+
+        Args:
+            backbone: the backbone.
+            count: how many.
+            training: whether those that learn are to be in training mode.
+        """
+        self.frozen, depth = count, layers(backbone, coarse=True)
+        if self._fixed is None:
+            self._fixed = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(depth.get(name, 0) >= count and name not in self._fixed)
+        backbone.train(training)
+        if count:
+            self._rest(backbone)
+
+    @staticmethod
+    def _rest(backbone: nn.Module) -> None:
+        """Puts what does not learn into evaluation mode."""
+        for part in backbone.modules():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        module = cast("VisionModule", pl_module)
+        opens = self.opens(module, trainer.max_epochs)
+        if trainer.world_size == 1:  # also for what tries rates or batch sizes, without callbacks
+            self._follow(trainer, module)
+        elif min(opens, default=0) == math.inf:  # else DDP has to know of what is frozen at first
+            self.freeze(module.backbone, len(opens), module.training)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Checks that the plan fits the trainer.
+
+        Raises:
+            BackboneError: several processes do not expect layers without gradients.
+        """
+        later = [
+            epoch for epoch in self.opens(cast("VisionModule", pl_module), trainer.max_epochs) if 0 < epoch < math.inf
+        ]
+        settings = getattr(trainer.strategy, "_ddp_kwargs", {})  # of DDP
+        if later and trainer.world_size > 1 and not settings.get("find_unused_parameters"):
+            raise BackboneError(
+                "Unfreezing during training on several processes needs "
+                "--trainer.strategy ddp_find_unused_parameters_true, or --model.optimization.frozen_epochs -1 or 0."
+            )
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._follow(trainer, cast("VisionModule", pl_module))
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._follow(trainer, cast("VisionModule", pl_module))
+
+    def _follow(self, trainer: L.Trainer, module: "VisionModule") -> None:
+        frozen = sum(epoch > trainer.current_epoch for epoch in self.opens(module, trainer.max_epochs))
+        if frozen != self.frozen:
+            self.freeze(module.backbone, frozen, module.training)
+        elif frozen:  # it may be in training mode again, as after an evaluation of one's own
+            self._rest(module.backbone)

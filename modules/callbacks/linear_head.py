@@ -1,9 +1,11 @@
 """Linear heads that are solved for: a support vector machine on fixed features."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -11,6 +13,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from typing_extensions import override
+
+from modules.networks.features import extract
+from modules.training_data import training_data
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the support vector machine
 UNTESTED = 1e-2  # C where a class has a single image, so that nothing can be held out
@@ -113,3 +122,51 @@ def solve(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes:
     whole, offset = np.zeros((num_classes, weight.shape[1])), np.full(num_classes, -1e4)
     whole[present], offset[present] = weight / temperature, bias / temperature
     return Solution(whole, offset, float(penalty), accuracy, len(labels))
+
+
+@runtime_checkable
+class LinearTask(Protocol):
+    """A task whose head is one linear layer on the backbone's features."""
+
+    strategy: str | None
+
+    def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
+        """Sets the head to what suits fixed features best.
+
+        Args:
+            features: float32 N×D.
+            labels: int64 N.
+        """
+
+
+def solved(module: Any) -> bool:
+    """Whether a module's head is solved for, and not trained."""
+    return isinstance(module, LinearTask) and module.strategy == "features"
+
+
+class LinearHead(L.Callback):
+    """Where a backbone's features stay as they are and the task has a linear head, solves for the head before the first
+    step. The training then has one step, which changes nothing."""
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and solved(pl_module):
+            trainer.fit_loop.max_epochs = trainer.limit_train_batches = 1
+            trainer.check_val_every_n_epoch, trainer.val_check_interval = 1, 1.0
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not solved(pl_module):
+            return
+        module = cast("VisionModule", pl_module)
+        loader = training_data(trainer).plain_loader("train")  # each process has its share
+        features, labels = extract(module.backbone, loader, module.normalize)
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, (features, labels))
+            places = np.concatenate([np.arange(len(own)) * len(parts) + rank for rank, (_, own) in enumerate(parts)])
+            features, labels = (np.concatenate(each)[places.argsort()] for each in zip(*parts, strict=True))
+        assert labels is not None
+        solution = cast(LinearTask, module).solve_head(features, labels)
+        module.print(solution)
+        module.publisher.text(trainer, "head", f"# Head\n\n{solution}\n")

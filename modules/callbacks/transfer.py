@@ -1,17 +1,29 @@
 """How a backbone is put to its new use: measured, chosen, with the evidence."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
+from typing_extensions import override
 
+from modules.callbacks.freezing import FIRST_LAYER, layers
 from modules.callbacks.linear_head import Scaler
+from modules.networks import BackboneError
+from modules.networks.backbones import untrained
 from modules.networks.features import Grid, extract
+from modules.optimization import Optimization
+from modules.training_data import training_data
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
 
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
 Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
@@ -140,3 +152,85 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
     if classes is None:
         classes = 1 if labels is None else len(np.unique(labels))
     return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1]))
+
+
+def check_wishes(transfer: Transfer | None, plan: Optimization) -> None:
+    """Refuses a transfer that the settings of the training contradict.
+
+    Raises:
+        BackboneError: they do.
+    """
+    if plan.frozen_epochs < 0 and transfer in ("finetune", "freeze_unfreeze", "auto"):
+        raise BackboneError(
+            f"--model.transfer {transfer} lets the backbone learn, which --model.optimization.frozen_epochs "
+            f"{plan.frozen_epochs} forbids: leave one of them out."
+        )
+
+
+def begin(
+    transfer: Transfer | None, backbone: Any, name: str, pretrained: bool, in_chans: int, image_size: int
+) -> None:
+    """Sees to it that a new backbone has learned what a transfer starts from: something, or for ``scratch`` nothing.
+
+    Args:
+        transfer: how the backbone is put to its new use.
+        backbone: what `create_backbone` made.
+        name: of what.
+        pretrained: whether with published weights.
+        in_chans: channels of the images.
+        image_size: their side, in pixels.
+
+    Raises:
+        BackboneError: it has learned nothing.
+    """
+    learned = pretrained or name != backbone.recipe["backbone"]  # a file, a registered model
+    if transfer == "scratch" and learned:
+        twin = untrained(backbone, in_chans, image_size).state_dict()
+        backbone.load_state_dict({key: twin.get(key, value) for key, value in backbone.state_dict().items()})
+    elif transfer and not learned and transfer != "scratch":
+        raise BackboneError(
+            f"--model.transfer {transfer} starts from what the backbone has learned, and {name} has random weights: "
+            "give --model.pretrained true, or a file of weights or a registered model as --model.backbone."
+        )
+
+
+def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) -> Optimization:
+    """The settings of a training with what a strategy adds: a user's own stay, where the strategy has room for them."""
+    if strategy == "scratch":
+        return replace(plan, backbone_lr_scale=1.0, layer_decay=1.0, frozen_epochs=0)
+    if strategy == "features":
+        return replace(plan, frozen_epochs=-1)
+    if strategy in ("finetune", "freeze_unfreeze") and plan.layer_decay == 1:
+        last = max(layers(backbone).values(), default=0) + 1
+        return replace(plan, layer_decay=FIRST_LAYER ** (1 / last))
+    return plan
+
+
+class TransferChoice(L.Callback):
+    """Where a module's ``transfer`` is ``auto``, takes the strategy that the checkpoint to go on from was begun with, or
+    else the one that suits the data."""
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        module = cast("VisionModule", pl_module)
+        if stage != "fit" or module.transfer != "auto":
+            return
+        path = trainer.ckpt_path
+        if path is not None and os.path.isfile(path):
+            module.strategy = torch.load(path, "cpu", weights_only=True, mmap=True).get("transfer")
+        if module.strategy is not None:
+            return
+        module.to(trainer.strategy.root_device)
+        choice, data = None, training_data(trainer)
+        if trainer.is_global_zero:
+            choice = measure(module.backbone, data, module.normalize, getattr(module, "num_classes", None))
+        choice = trainer.strategy.broadcast(choice)
+        assert choice is not None
+        module.strategy = choice.strategy
+        module.print(choice)
+        tags = {"transfer": choice.strategy, "quadrant": choice.quadrant}
+        module.publisher.text(trainer, "transfer", choice.report(), tags)
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["transfer"] = cast("VisionModule", pl_module).strategy

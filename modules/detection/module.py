@@ -209,7 +209,7 @@ class DetectionModule(VisionModule):
         metric.rank, metric.world_size = self.global_rank, self.trainer.world_size
         metric.update(found, truth)
         if self.trainer.is_global_zero:
-            with self.optional(f"{stage}/detections"):
+            with self.publisher.optional(f"{stage}/detections"):
                 self._keep_pictures(batch, found, truth)
 
     def _keep_pictures(self, batch: dict[str, Any], found: list[Detections], truth: list[Detections]) -> None:

@@ -228,14 +228,13 @@ class FaceNetModule(VisionModule):
 
     def on_train_epoch_end(self) -> None:
         """Looks whether all embeddings move together."""
-        spread = self._mean("train_stranger_distance").compute()
+        spread = self.trainer.callback_metrics["train/stranger_distance"]
         if self.current_epoch and spread < COLLAPSE:
             rank_zero_warn(
                 f"The embeddings collapse: in epoch {self.current_epoch} strangers are only {float(spread):.4f} apart, in "
                 "squared distance. What often helps: semi-hard triplets only (--model.miner modules.facenet.SemiHardMiner), "
                 "a lower --model.optimization.lr, more people in a batch."
             )
-        super().on_train_epoch_end()
 
     def evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
         """Gathers the split's embeddings."""

@@ -362,7 +362,8 @@ class GANModule(AdversarialModule):
             self.log(
                 f"{stage}/{name}_{extractor.name}", value, prog_bar=f"{stage}/{name}_{extractor.name}" == self.monitor
             )
-        self.set_tag("samples", f"{len(fakes)} of the generator's average, {len(images)} real ({stage})")
+        counted = f"{len(fakes)} of the generator's average, {len(images)} real ({stage})"
+        self.publisher.tags(self.trainer, {"samples": counted})
         if self.trainer.is_global_zero:
             self._show_all(stage, fakes, fake.features, training, known.features)
             if self._encoder is not None:

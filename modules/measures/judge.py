@@ -51,7 +51,9 @@ class Judge:
         """The extractor; its name and digest become a tag of the run."""
         if self._extractor is None:
             self._extractor = self._made()
-            self.module.set_tag("extractor", f"{self._extractor.name} {self._extractor.digest}")
+            self.module.publisher.tags(
+                self.module.trainer, {"extractor": f"{self._extractor.name} {self._extractor.digest}"}
+            )
         return self._extractor
 
     def _made(self) -> Extractor:

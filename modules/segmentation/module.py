@@ -138,7 +138,7 @@ class SegmentationModule(VisionModule):
         found = logits.argmax(1)
         self.figures[stage].update(found, mask)  # type: ignore[operator]
         if self.trainer.is_global_zero:
-            with self.optional(f"{stage}/segmentations"):
+            with self.publisher.optional(f"{stage}/segmentations"):
                 self._keep_pictures(batch["image"], found, batch["mask"])
         losses = [self.loss(one[None], true[None], self.class_weights) for one, true in zip(logits, mask, strict=True)]
         return torch.stack(losses).mean()

@@ -33,7 +33,8 @@ from PIL import Image
 from datamodules import DataError, VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import BackboneError, VisionModule
-from modules.base import DivergenceError, classes_of, read_checkpoint
+from modules.callbacks.divergence import DivergenceError
+from modules.checkpoints import check_network, classes_of, read_checkpoint
 from modules.ranges import NonNegative
 from pipelines.engine import launch
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
@@ -434,7 +435,7 @@ class VisionCLI(LightningCLI):
             ckpt_path = str(last)
         checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
         if checkpoint is not None:  # before the run is told of it
-            model.check_network(checkpoint["architecture"])
+            check_network(checkpoint["architecture"], model.architecture)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):
                 callback.recipe = self._begun(model, datamodule)
@@ -604,7 +605,7 @@ class VisionCLI(LightningCLI):
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
-        model.check_network(self.architecture)
+        check_network(self.architecture, model.architecture)
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
                 logger.log_data(datamodule)

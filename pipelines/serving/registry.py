@@ -26,7 +26,7 @@ from PIL import Image
 from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import VisionModule
-from modules.base import classes_of
+from modules.checkpoints import classes_of
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel

@@ -1,0 +1,129 @@
+"""Exact means over epochs."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
+
+
+class Mean(Metric):
+    """A weighted mean over samples and processes. (torchmetrics' own drops NaN, or else the weights.)"""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), "sum")
+        self.add_state("weight", torch.tensor(0.0), "sum")
+
+    def update(self, value: Tensor, weight: float) -> None:
+        """Adds the mean of some samples, a scalar, and how many they are."""
+        self.total = self.total + value * weight
+        self.weight = self.weight + weight
+
+    def compute(self) -> Tensor:
+        """The mean of all."""
+        return self.total / self.weight
+
+
+class EpochMeans(L.Callback):
+    """Logs the exact weighted means of what is given to `update` over each epoch and evaluation, whatever the number of
+    processes, also of a training that was cut off within the epoch."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, Mean] = {}  # by key, such as ``train/loss``
+        self._begun: dict[str, list[float]] = {}  # total and weight of those of a checkpoint
+
+    def update(self, key: str, value: Tensor, weight: float) -> None:
+        """Adds the mean of a batch.
+
+        Args:
+            key: name, such as ``train/loss``; begins with the stage.
+            value: a scalar.
+            weight: samples in the batch, or whatever the mean is over.
+        """
+        self._mean(key, value.device).update(value.detach(), weight)
+
+    def _mean(self, key: str, device: torch.device) -> Mean:
+        mean = self._means.setdefault(key, Mean())
+        return mean if mean.total.device == device else mean.to(device)
+
+    def _reset(self, stage: str) -> None:
+        for key, mean in self._means.items():
+            if key.startswith(stage):
+                mean.reset()
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Tensor]:
+        """Logs the means of a stage, but for those of nothing, and begins them anew."""
+        module, figures = cast("VisionModule", pl_module), {}
+        for key in self._means:
+            if key.startswith(stage):
+                mean = self._mean(key, module.device)
+                with mean.sync_context():
+                    if mean.weight:
+                        figures[key] = mean.total / mean.weight
+        self._reset(stage)
+        for key, value in figures.items():
+            module.log(key, value, prog_bar=key in ("train/loss", module.monitor), logger=stage != "train/")
+        return figures
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._means.clear()
+            self._begun.clear()
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins with what the checkpoint has; what was tried before, as learning rates, does not count."""
+        self._reset("train/")
+        begun, self._begun = self._begun, {}
+        for key, (total, weight) in begun.items():
+            if "/" not in key:  # of an earlier version
+                key = key.replace("_", "/", 1)
+            mean = self._mean(key, pl_module.device)  # in all processes, as they add theirs up by name
+            if trainer.is_global_zero:  # the values are those of all together
+                mean.total, mean.weight = mean.total + total, mean.weight + weight
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hands them to the loggers before a checkpoint says that the epoch is over; Lightning would do it later."""
+        module, figures = cast("VisionModule", pl_module), self._log(trainer, pl_module, "train/")
+        module.publisher.figures(trainer, {key: float(value) for key, value in figures.items()}, module.clock)
+
+    @override
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._reset("val/")
+
+    @override
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._reset("test/")
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer, pl_module, "val/")
+
+    @override
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer, pl_module, "test/")
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        checkpoint["means"] = means = {}
+        for key in self._means:
+            if key.startswith("train/") and epoch.processed == epoch.completed:  # else the epoch is over
+                mean = self._mean(key, pl_module.device)
+                with mean.sync_context():
+                    means[key] = [float(mean.total), float(mean.weight)]
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._begun = checkpoint.get("means", {})

@@ -1,0 +1,118 @@
+"""What a training shows of itself: figures, pictures, tables, texts, tags."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
+
+Image = NDArray[np.uint8]
+
+
+@runtime_checkable
+class PictureLogger(Protocol):
+    """A logger that takes pictures and tables."""
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Takes pictures, uint8 H×W×3."""
+
+    def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
+        """Takes a table."""
+
+
+@runtime_checkable
+class NoteLogger(Protocol):
+    """A logger that takes texts and tags."""
+
+    def log_text(self, key: str, text: str) -> None:
+        """Takes a text in Markdown."""
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Takes a tag of the run."""
+
+
+class Publisher(L.Callback):
+    """Hands the loggers of a trainer what each of them takes. What is only for looking at never ends a training: an error
+    in it is told once for each picture."""
+
+    def __init__(self) -> None:
+        self._undrawn: set[str] = set()  # pictures that could not be made
+
+    @contextmanager
+    def optional(self, key: str) -> Iterator[None]:
+        """Lets an error pass.
+
+        Args:
+            key: the name of the picture that it concerns.
+        """
+        try:
+            yield
+        except Exception as error:
+            if key not in self._undrawn:
+                self._undrawn.add(key)
+                why = f"{type(error).__name__}: {error}"
+                rank_zero_warn(f"The picture {key} could not be made ({why}). The training goes on without it.")
+
+    def figures(self, trainer: L.Trainer, figures: Mapping[str, float], step: int) -> None:
+        """Hands figures over at once; Lightning would do it only after the checkpoint of the same step."""
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(figures), step)
+
+    def picture(self, trainer: L.Trainer, key: str, draw: Callable[[], Image], step: int) -> None:
+        """Hands over a picture.
+
+        Args:
+            trainer: has the loggers.
+            key: its fixed name.
+            draw: makes it, uint8 H×W×3; only called where a logger wants it.
+            step: the point of its series.
+        """
+        takers = [logger for logger in trainer.loggers if isinstance(logger, PictureLogger)]
+        if takers and trainer.is_global_zero and not trainer.sanity_checking:
+            with self.optional(key):
+                image = draw()
+                for logger in takers:
+                    logger.log_image(key, [image], step=step)
+
+    def table(self, trainer: L.Trainer, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Hands over a table."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            for logger in trainer.loggers:
+                if isinstance(logger, PictureLogger):
+                    logger.log_table(key, columns, rows, step=step)
+
+    def text(self, trainer: L.Trainer, key: str, text: str, tags: Mapping[str, str] | None = None) -> None:
+        """Hands over a text in Markdown, and tags of the run."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, NoteLogger):
+                    logger.log_text(key, text)
+        self.tags(trainer, tags or {})
+
+    def tags(self, trainer: L.Trainer, tags: Mapping[str, str]) -> None:
+        """Tags the run."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, NoteLogger):
+                    for key, value in tags.items():
+                        logger.set_tag(key, value)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Shows once what the network sees."""
+        if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
+            module = cast("VisionModule", pl_module)
+            with self.optional("train/samples"):
+                few = move_data_to_device({key: value[:32] for key, value in batch.items()}, torch.device("cpu"))
+                self.picture(trainer, "train/samples", lambda: module.draw_samples(few), 0)

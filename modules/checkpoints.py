@@ -1,0 +1,103 @@
+"""Checkpoints of a training: read, checked against a network, made a network again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from modules.networks import BackboneError
+from modules.networks.parts import upgrade
+from modules.networks.weights import read_weights
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
+
+M = TypeVar("M", bound="VisionModule")
+# What two descriptions of one network may differ in.
+CHANGEABLE = ("pretrained", "label_names", "threshold", "max_detections", "nms", "across_classes")
+
+
+def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes that a network has learned, in the order of their numbers.
+
+    Args:
+        architecture: `VisionModule.architecture`.
+
+    Returns:
+        None where it has learned none, as a generator that is not conditional.
+    """
+    names = architecture.get("label_names")
+    return list(names) if names and architecture.get("conditional", True) else None
+
+
+def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint of a training, without running any code that the file may hold.
+
+    Args:
+        path: ``last.ckpt``, ``best.ckpt``, or another that Lightning's trainer saved of a `VisionModule`.
+        device: where the tensors shall be.
+
+    Raises:
+        BackboneError: there is no such file, or it is something else.
+    """
+    read_weights(path)
+    found = None if Path(path).suffix == ".safetensors" else torch.load(path, device, weights_only=True)
+    if not isinstance(found, dict) or not {"architecture", "state_dict"} <= found.keys():
+        raise BackboneError(
+            f"{path} holds weights alone and is no checkpoint of a training. To start another training from them, name the "
+            "file as --model.backbone; a registered model is asked with python -m pipelines.predict."
+        )
+    return found
+
+
+def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuses the weights of another network, or of one that has learned other classes.
+
+    Args:
+        saved: the `VisionModule.architecture` of the weights.
+        own: that of the network that shall have them.
+
+    Raises:
+        BackboneError: they are.
+    """
+    saved = upgrade(saved)
+    learned, names = classes_of(saved), classes_of(own)
+    if learned is not None and names is not None and learned != names:
+        raise BackboneError(
+            f"The checkpoint is of a network that has learned other classes, or in another order: "
+            f"{_shortened(learned)}; here they are {_shortened(names)}. Give it the data with its own classes, or train anew "
+            "in another --output; to keep what its backbone has learned, name the file as --model.backbone."
+        )
+    for key, value in saved.items():
+        if key not in CHANGEABLE and own.get(key) != value:
+            raise BackboneError(
+                f"The checkpoint is of another network: its {key} is {value!r}, this one's is {own.get(key)!r}. "
+                f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
+            )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+
+
+def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:
+    """The network of a checkpoint; see `VisionModule.load_from_checkpoint`.
+
+    Args:
+        kind: the task's module.
+        path: the file.
+        device: where the network shall be.
+    """
+    checkpoint = read_checkpoint(path, device)
+    name = checkpoint.get("module", kind.__name__)
+    if name != kind.__name__:
+        raise BackboneError(
+            f"{path} is the checkpoint of a {name}: load it with {name}.load_from_checkpoint, not with {kind.__name__}'s."
+        )
+    module = kind.from_architecture(checkpoint["architecture"])
+    own, saved = module.state_dict(), checkpoint["state_dict"]
+    training = {key for key in {*own, *saved} if key.startswith(kind.training_only)}  # as of a miner or a loss
+    state = {key: value for key, value in own.items() if key in training}
+    module.load_state_dict(state | {key: value for key, value in saved.items() if key in own or key not in training})
+    return module.to(device).eval()

@@ -1,0 +1,43 @@
+"""The data of a training, as far as a module may look at them."""
+
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+from torch import Tensor
+
+from modules.networks import BackboneError
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What a module may ask a data module of `datamodules`."""
+
+    name: str
+    sources: Mapping[str, Sized]
+
+    def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:
+        """Each sample of a split once, in order and without augmentation, in batches.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            most: how many samples at most, evenly spread.
+            shared: whether each process has its share, or all.
+        """
+
+    def samples(self, split: str, count: int) -> dict[str, Tensor]:
+        """A batch of samples, evenly spread and without augmentation."""
+
+
+def training_data(trainer: L.Trainer) -> TrainingData:
+    """The data module of a trainer.
+
+    Raises:
+        BackboneError: it has none of `datamodules`.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, TrainingData):
+        raise BackboneError(
+            "This looks at the data itself: give the trainer a data module of `datamodules` instead of loaders."
+        )
+    return data
