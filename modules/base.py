@@ -108,7 +108,12 @@ class VisionModule(L.LightningModule):
         """A copy without the trainer, and so without its data and loggers: what averaging of weights needs."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        shared: dict[str, Any] = {"_trainer": None, "optimization": self.optimization, "_compiled": None, "_callbacks": []}
+        shared: dict[str, Any] = {
+            "_trainer": None,
+            "optimization": self.optimization,
+            "_compiled": None,
+            "_callbacks": [],
+        }
         for key, value in self.__dict__.items():
             twin.__dict__[key] = shared[key] if key in shared else deepcopy(value, memo)
         return twin

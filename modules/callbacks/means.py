@@ -71,7 +71,8 @@ class EpochMeans(L.Callback):
                         figures[key] = mean.total / mean.weight
         self._reset(stage)
         for key, value in figures.items():
-            module.log(key, value, prog_bar=key in ("train/loss", module.monitor), logger=stage != "train/")
+            logger = False if stage == "train/" else None
+            module.log(key, value, prog_bar=key in ("train/loss", module.monitor), logger=logger)
         return figures
 
     @override
