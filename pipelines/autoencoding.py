@@ -4,9 +4,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,13 @@ from modules.autoencoding.pictures import to_uint8
 from modules.autoencoding.points import draw_points
 from modules.pictures.sheets import captioned_grid
 from modules.ranges import Positive, PositiveInt
-from pipelines.engine.cli import VisionCLI, main, task_command
 from pipelines.engine.disk import whole, write_image
+from pipelines.engine.task import Task
 from pipelines.engine.terminal import table
 from pipelines.serving import registry
 from pipelines.serving.files import find
 from pipelines.serving.model import VisionModel
 from pipelines.tracking.logger import RunLogger
-
-
-def autoencoding(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of autoencoding; see `pipelines.engine.cli.main`."""
-    return main("autoencoding", AutoencodingModule, "datamodules.Digits", args)
 
 
 def _load(model: str, device: str) -> tuple[VisionModel, AutoencodingModule]:
@@ -219,10 +212,12 @@ def points(
     return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {sheet} shows them; run {logger.address()}."
 
 
-command = partial(
-    task_command, autoencoding, {"encode": encode, "decode": decode, "nearest": nearest, "points": points}
+autoencoding = Task(
+    "autoencoding",
+    AutoencodingModule,
+    "datamodules.Digits",
+    {"encode": encode, "decode": decode, "nearest": nearest, "points": points},
 )
 
-
 if __name__ == "__main__":
-    command()
+    autoencoding.main()

@@ -1,16 +1,13 @@
 """Writes data with boxes in another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
 
-from collections.abc import Sequence
 from pathlib import Path
-
-from jsonargparse import ArgumentParser
 
 from datamodules import DetectionDataModule
 from datamodules.writers import FileFormat
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 
 
-def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -> str:
+def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco") -> str:
     """Writes all splits of data with boxes to a folder, so that other tools can be run on them.
 
     Args:
@@ -29,21 +26,5 @@ def convert(folder: str, data: DetectionDataModule, form: FileFormat = "coco") -
     return f"{data.name} is in {Path(folder).resolve()} in the format {form}: {sizes} images."
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    parser = ArgumentParser(
-        exit_on_error=False, prog="python -m pipelines.convert", description="Writes data with boxes in another format."
-    )
-    parser.add_argument("folder", help="where; it must not be there yet")
-    parser.add_function_arguments(convert, skip={"folder"})
-    with mistakes():
-        given = parser.instantiate(parser.parse_args(args))
-        print(convert(given.folder, given.data, given.form))
-
-
 if __name__ == "__main__":
-    main()
+    command(convert)

@@ -15,14 +15,13 @@ import onnx
 import onnxruntime
 import torch
 import yaml
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
 from modules.detection.detector import OneStageDetector
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
 
@@ -415,5 +414,4 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
 
 
 if __name__ == "__main__":
-    with mistakes():
-        print(auto_cli(export, as_positional=True))
+    command(export)

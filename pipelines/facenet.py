@@ -5,21 +5,16 @@
 ``python -m pipelines.facenet align`` cuts faces out of photographs for both.
 """
 
-from collections.abc import Sequence
-from functools import partial
-
 from modules import FaceNetModule
-from pipelines import faces as recognition
-from pipelines.engine.cli import VisionCLI, main, task_command
+from pipelines.engine.task import Task
+from pipelines.faces import align, cluster, enrol, identify, verify
 
-
-def facenet(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of FaceNet's training; see `pipelines.engine.cli.main`."""
-    return main("facenet", FaceNetModule, "datamodules.ORL", args)
-
-
-command = partial(task_command, facenet, recognition.COMMANDS)
-
+facenet = Task(
+    "facenet",
+    FaceNetModule,
+    "datamodules.ORL",
+    {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align},
+)
 
 if __name__ == "__main__":
-    command()
+    facenet.main()

@@ -301,6 +301,3 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
 def _check_new(folder: str) -> None:
     if os.path.isdir(folder) and os.listdir(folder):
         raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")
-
-
-COMMANDS = {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align}

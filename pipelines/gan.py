@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,15 +19,10 @@ from modules import ClassificationModule, GANModule, SegmentationModule
 from modules.adversarial.base import to_uint8
 from modules.inspection import dissection
 from modules.pictures.sheets import image_grid, rows_of_tiles
-from pipelines.engine.cli import VisionCLI, main, task_command
 from pipelines.engine.disk import write_image, write_text
+from pipelines.engine.task import Task
 from pipelines.serving import registry
 from pipelines.serving import store as storage
-
-
-def gan(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of GANs; see `pipelines.engine.cli.main`."""
-    return main("gan", GANModule, "datamodules.Digits", args)
 
 
 def _generator(model: str, device: str) -> GANModule:
@@ -250,8 +244,7 @@ def _accuracy(data: ClassificationDataModule, backbone: str, steps: int, seed: i
     return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
 
 
-command = partial(task_command, gan, {"sample": sample, "dissect": dissect, "enrich": enrich})
-
+gan = Task("gan", GANModule, "datamodules.Digits", {"sample": sample, "dissect": dissect, "enrich": enrich})
 
 if __name__ == "__main__":
-    command()
+    gan.main()

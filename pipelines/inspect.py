@@ -1,7 +1,6 @@
 """Looks inside a registered model: ``python -m pipelines.inspect models:/NAME@ALIAS [IMAGE…]``."""
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from modules import inspection as see
 from modules.pictures.charts import heat, nested_squares, overlays, scatter
 from modules.pictures.sheets import Image as Picture
 from modules.pictures.sheets import rows_of_tiles
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import table
 from pipelines.serving.files import find
@@ -217,7 +215,7 @@ def default_unit(
 
 def inspect(
     model: str,
-    paths: list[str],
+    paths: Sequence[str] = (),
     out: str | None = None,
     layer: str | None = None,
     channel: int | None = None,
@@ -251,7 +249,7 @@ def inspect(
     """
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     folder = Path(out or Path("outputs", "inspect", re.sub(r"[^\w.-]+", "-", model.removeprefix("models:/"))))
-    files, missing, _ = find(paths, str(folder))
+    files, missing, _ = find(list(paths), str(folder))
     for path in missing:
         screen.print(f"{path}: there is no such file or folder.", markup=False)
     if paths and not files:
@@ -344,21 +342,5 @@ def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
     return nested_squares(_hwc(image), squares, "what a unit in the middle sees")
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    parser = ArgumentParser(
-        exit_on_error=False, prog="python -m pipelines.inspect", description="Draws what a registered model looks at."
-    )
-    parser.add_function_arguments(inspect, as_positional=True, skip={"paths"})
-    parser.add_argument("paths", nargs="*", help="files, folders, patterns; without any, four images of the data")
-    with mistakes():
-        given = parser.instantiate(parser.parse_args(args))
-        sys.exit(inspect(**vars(given)))
-
-
 if __name__ == "__main__":
-    main()
+    command(inspect)

@@ -3,14 +3,13 @@
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from json import dumps
 from pathlib import Path
 from typing import Any, TextIO
 
-from jsonargparse import ArgumentParser
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +18,7 @@ from datamodules import DataError
 from datamodules.images import WRITTEN, read_image
 from datamodules.writers import AnswerFormat, AnswerWriter
 from modules import DetectionModule, VisionModule
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.engine.terminal import table
 from pipelines.serving import video
 from pipelines.serving.files import find
@@ -254,22 +253,5 @@ class COCOFile:
             found.append({"id": len(found) + 1, "image_id": len(images), **one})
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    parser = ArgumentParser(
-        exit_on_error=False,
-        prog="python -m pipelines.predict",
-        description="Prints what a registered model says about images and videos.",
-    )
-    parser.add_function_arguments(predict, as_positional=True, skip={"paths"})
-    parser.add_argument("paths", nargs="+", help="files, folders, patterns")
-    with mistakes():
-        sys.exit(predict(**vars(parser.parse_args(args))))
-
-
 if __name__ == "__main__":
-    main()
+    command(predict)

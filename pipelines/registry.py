@@ -1,14 +1,13 @@
 """The model registry's commands: ``python -m pipelines.registry list|show|promote|demote|compare|load``."""
 
-from typing import Any
+from collections.abc import Callable
 
-from jsonargparse import auto_cli
-
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.serving.registry import compare, demote, download, overview, promote, show
 
+COMMANDS: dict[str, Callable[..., str]] = {
+    "list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare, "load": download
+}  # fmt: skip
+
 if __name__ == "__main__":
-    commands: Any = {"list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare}
-    commands["load"] = download
-    with mistakes():
-        print(auto_cli(commands, as_positional=True))
+    command(COMMANDS, name="registry")

@@ -1,27 +1,23 @@
 """Searches for the best settings with Optuna: ``python -m pipelines.sweep RECIPE.yaml SPACE.yaml --trials 20``."""
 
 import contextlib
-import importlib
 import io
 import json
 import math
 import os
 import shlex
-import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import lightning as L
 import mlflow
 import optuna
 import yaml
-from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -33,9 +29,10 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
+from typing_extensions import override
 
-from pipelines.engine.cli import VisionCLI
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
+from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving import registry
 from pipelines.tracking.client import experiment_id, tracking_client
@@ -48,33 +45,40 @@ class _JudgedError(Exception):
     """Says by which metric a training would be judged."""
 
 
-class Report(L.Callback):
-    """Tells the trial that is under way what each validation came to, and ends the training if it is hopeless.
+class _Judged(L.Callback):
+    """Ends a training before it begins, with what would judge it."""
 
-    Outside of a sweep, as where a trial's ``config.yaml`` is used again, it does nothing.
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        raise _JudgedError(pl_module.monitor, pl_module.mode)
+
+
+class Report(L.Callback):
+    """Tells a trial what each validation came to, and ends the training if it is hopeless.
+
+    Args:
+        trial: the one that is trained.
+        parent: the sweep's run.
     """
 
-    trial: optuna.Trial | None = None
-    parent: str | None = None
-    asked = False  # only by which metric a training would be judged
-
-    def __init__(self) -> None:
+    def __init__(self, trial: optuna.Trial, parent: str) -> None:
+        self.trial, self.parent = trial, parent
         self.validations, self.pruned = 0, False
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the run a child of the sweep's, before anything can go wrong in it."""
-        if self.asked:
-            raise _JudgedError(pl_module.monitor, pl_module.mode)
-        if self.trial and stage == "fit" and trainer.logger:
+        if stage == "fit" and trainer.logger:
             client, run_id = trainer.logger.experiment, trainer.logger.version  # type: ignore[attr-defined]
             client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.parent)
             client.set_tag(run_id, "trial", str(self.trial.number))
             self.trial.set_user_attr("run_id", run_id)
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reports the monitored metric; the training ends in good order, with its checkpoint, if it is to be pruned."""
         value = trainer.callback_metrics.get(str(pl_module.monitor))
-        if self.trial is None or trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
             return
         if math.isfinite(float(value)):
             self.trial.report(float(value), self.validations)
@@ -82,12 +86,13 @@ class Report(L.Callback):
         if self.trial.should_prune():
             self.pruned = trainer.should_stop = True
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The number of validations so far, for a trial that is cut off and goes on."""
         return {"validations": self.validations}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `state_dict`."""
         self.validations = state_dict["validations"]
 
 
@@ -136,7 +141,7 @@ class Sweep:
     Args:
         study: Optuna's.
         space: settings and their values.
-        command: the task's command line.
+        task: what is trained.
         args: what all trials have in common.
         folder: each trial has a folder in it.
         parent: the run that has those of the trials as children.
@@ -146,7 +151,7 @@ class Sweep:
 
     study: optuna.Study
     space: dict[str, BaseDistribution]
-    command: Callable[[list[str]], VisionCLI]
+    task: Task
     args: list[str]
     folder: Path
     parent: str
@@ -160,12 +165,11 @@ class Sweep:
     def objective(self, trial: optuna.Trial) -> float:
         """Trains a trial; its value is the best of the monitored metric."""
         chosen = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
-        Report.trial, Report.parent = trial, self.parent
+        report = Report(trial, self.parent)
         try:
-            cli = self.command([*self.args, *_options(chosen), "--output", str(self.output(trial))])
+            cli = self.task([*self.args, *_options(chosen), "--output", str(self.output(trial))], [report])
             if (cli.model.monitor, cli.model.mode) != (self.monitor, self.mode):
                 raise ValueError(f"with these settings {cli.model.monitor} judges, in the sweep {self.monitor}")
-            watch = next(c for c in cli.trainer.callbacks if isinstance(c, Report))  # type: ignore[attr-defined]
             scores = [
                 c.best_model_score
                 for c in cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -184,10 +188,8 @@ class Sweep:
         except Exception as fault:
             trial.set_user_attr("error", f"{type(fault).__name__}: {fault}"[:2000])
             raise
-        finally:
-            Report.trial = Report.parent = None
         trial.set_user_attr("best", float(scores[0]))
-        if watch.pruned:
+        if report.pruned:
             raise optuna.TrialPruned
         return float(scores[0])
 
@@ -214,7 +216,7 @@ class Sweep:
             output, run_id = self.output(best), best.user_attrs["run_id"]
             tested = any(key.startswith("test/") for key in MlflowClient().get_run(run_id).data.metrics)
             verb = "test" if tested else "validate"
-            cli = self.command(
+            cli = self.task(
                 [verb, "--config", str(output / "config.yaml"), "--output", str(output), "--trainer.logger=false"]
             )
             figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
@@ -248,14 +250,14 @@ def _options(chosen: dict[str, Any]) -> list[str]:
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in chosen.items()]
 
 
-def _check(command: Callable[[list[str]], VisionCLI], args: list[str], space: dict[str, BaseDistribution]) -> None:
+def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> None:
     """Lets the command line read every setting before the first training."""
 
     def complaint(more: list[str]) -> str | None:
         heard = io.StringIO()
         try:
             with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
-                command([*args, *more, "--print_config"])
+                task([*args, *more, "--print_config"])
         except SystemExit as end:
             return heard.getvalue().strip().removeprefix("error: ") if end.code else None
         return None
@@ -269,20 +271,18 @@ def _check(command: Callable[[list[str]], VisionCLI], args: list[str], space: di
                 raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
 
 
-def _judged(command: Callable[[list[str]], VisionCLI], args: list[str]) -> tuple[str, str]:
+def _judged(task: Task, args: list[str]) -> tuple[str, str]:
     """The metric that judges a training of the recipe, and ``min`` or ``max``: a module may choose them by its settings."""
-    Report.asked = True
+    quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            command([*args, "--output", folder, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"])
+            task([*args, "--output", folder, *quiet], [_Judged()])
     except _JudgedError as said:
         return said.args[0], said.args[1]
     except SystemExit as end:
         if end.code in (130, 143):
             raise
         raise ValueError("The recipe or --args cannot be used; see above.") from None
-    finally:
-        Report.asked = False
     raise AssertionError("the trainer did not set up its callbacks")
 
 
@@ -372,29 +372,21 @@ def sweep(
         raise ValueError(f"--trials must be at least 1, not {trials}.")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        pipeline = importlib.import_module(f"pipelines.{task}")
-        command = getattr(pipeline, task)
-        known = get_type_hints(command).get("return") is VisionCLI
-    except (ImportError, AttributeError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"There is no task {task!r}.")
+    trained = find_task(task)
     found = read_space(space)
     if register:
         registry.check_name(register)
     tracking_client()  # soon says if MLflow does not answer
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
-    common += ["--trainer.callbacks+=pipelines.sweep.Report"]
-    _check(command, common, found)
+    _check(trained, common, found)
     name = study or f"{recipe.stem}-{space.stem}"
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
-    monitor, mode = _judged(command, common)
+    monitor, mode = _judged(trained, common)
     shared = _study(name, storage, f"{mode}imize", plan, experiment)
     parent = shared.user_attrs["parent"]
     os.environ.pop("MLFLOW_RUN_ID", None)  # it is the sweep's, not the trials'
-    work = Sweep(shared, found, command, common, Path("outputs", "sweeps", name), parent, monitor, mode)
+    work = Sweep(shared, found, trained, common, Path("outputs", "sweeps", name), parent, monitor, mode)
     client = MlflowClient()
     client.update_run(parent, "RUNNING")
     try:
@@ -433,11 +425,5 @@ def _report(work: Sweep, register: str | None) -> dict[str, str]:
     return rows
 
 
-def main() -> None:
-    """The command; a mistake of the user's ends in one paragraph and exit code 2."""
-    with mistakes():
-        sys.exit(auto_cli(sweep, as_positional=True))
-
-
 if __name__ == "__main__":
-    importlib.import_module("pipelines.sweep").main()  # so that `Report` is the class that the trainer makes one of
+    command(sweep)

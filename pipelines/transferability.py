@@ -1,13 +1,11 @@
 """How far what a backbone learned carries over, stage by stage: ``python -m pipelines.transferability --backbone NAME --data NAME``."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import mlflow
 import numpy as np
-from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,13 +15,14 @@ from modules.callbacks.transfer import probe
 from modules.networks.backbones import untrained
 from modules.networks.features import Stages, extract
 from modules.pictures.charts import rasterize
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import print_table
 from pipelines.tracking.client import experiment_id, needed, tracking_client
 
 
 def transferability(
+    *,
     backbone: str,
     data: ClassificationDataModule,
     pretrained: bool = True,
@@ -103,20 +102,5 @@ def _draw(scores: dict[str, dict[str, float]], title: str) -> Any:
     return rasterize(figure)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        args: the command line; None takes the process's own.
-    """
-    parser = ArgumentParser(
-        exit_on_error=False, prog="python -m pipelines.transferability", description="Probes each stage of a backbone."
-    )
-    parser.add_function_arguments(transferability, sub_configs=True)
-    with mistakes():
-        given = parser.instantiate(parser.parse_args(args))
-        transferability(**vars(given))
-
-
 if __name__ == "__main__":
-    main()
+    command(transferability)

@@ -1,8 +1,6 @@
 """Train image translation, ``python -m pipelines.translation fit|validate|test|predict|preview``, and ``translate`` with it."""
 
 import os
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +8,12 @@ import torch
 from PIL import Image
 
 from modules import TranslationModule
-from pipelines.engine.cli import VisionCLI, main, task_command
 from pipelines.engine.disk import write_image
+from pipelines.engine.task import Task
 from pipelines.serving import registry, video
 from pipelines.serving.files import find
 
 BATCH = 64
-
-
-def translation(args: Sequence[str] | None = None) -> VisionCLI:
-    """Runs the command line of image translation; see `pipelines.engine.cli.main`."""
-    return main("translation", TranslationModule, "datamodules.DigitTextures", args)
 
 
 def translate(model: str, pictures: str, to: str, out: str = "translations", device: str = "auto") -> str:
@@ -63,8 +56,7 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
     return f"{len(files)} pictures, translated to {' and '.join(names)} by {registry.pinned(model)}, are in {out}."
 
 
-command = partial(task_command, translation, {"translate": translate})
-
+translation = Task("translation", TranslationModule, "datamodules.DigitTextures", {"translate": translate})
 
 if __name__ == "__main__":
-    command()
+    translation.main()

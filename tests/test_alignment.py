@@ -10,8 +10,8 @@ from PIL import Image
 
 from datamodules.faces.alignment import TEMPLATE, aligned, foremost, similarity
 from datamodules.images import read_image
-from pipelines import facenet
 from pipelines import faces as recognition
+from pipelines.facenet import facenet
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]  # of the five points of a drawn face
 
@@ -77,7 +77,7 @@ def test_the_large_and_central_one_of_several_faces_is_taken():
 
 
 def ask(*args: str) -> None:
-    facenet.command(["align", *args])
+    facenet.main(["align", *args])
 
 
 class DotDetector:

@@ -44,7 +44,7 @@ from modules.autoencoding.module import UnitStatistics
 from modules.base import VisionModule
 from modules.measures.images import ssim
 from modules.networks.parts import Draws, build, describe
-from pipelines.autoencoding import autoencoding, command
+from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
@@ -400,11 +400,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_encoded_images_decode_to_the_reconstructions(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trained / "digits" / "bad.png").write_text("no image")
-    command(["encode", "models:/codes/1", str(trained / "digits"), "--out", "all.npz"])
+    autoencoding.main(["encode", "models:/codes/1", str(trained / "digits"), "--out", "all.npz"])
     said = capsys.readouterr().out
     assert "bad.png is not an image" in said
     assert "20 images" in said
-    command(["decode", "all.npz", "made"])
+    autoencoding.main(["decode", "all.npz", "made"])
     loaded = registry.load("models:/codes/1")
     paths = sorted((trained / "digits").rglob("[0-9]*.png"))
     batch = torch.from_numpy(np.stack([loaded.prepare(path) for path in paths])).permute(0, 3, 1, 2)
@@ -419,8 +419,8 @@ def test_encoded_images_decode_to_the_reconstructions(trained: Path, capsys: pyt
 
 
 def test_nearest_finds_the_image_itself_first(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command(["encode", "models:/codes/1", str(trained / "digits" / "odd"), "--out", "odd.npz"])
-    command(["nearest", "odd.npz", str(trained / "digits" / "odd" / "7.png"), "--count", "3"])
+    autoencoding.main(["encode", "models:/codes/1", str(trained / "digits" / "odd"), "--out", "odd.npz"])
+    autoencoding.main(["nearest", "odd.npz", str(trained / "digits" / "odd" / "7.png"), "--count", "3"])
     rows = [line for line in capsys.readouterr().out.splitlines() if "odd/" in line]
     assert len(rows) == 3
     assert "odd/7.png" in rows[0]
@@ -448,7 +448,7 @@ def test_commands_say_what_is_wrong(trained: Path, capsys: pytest.CaptureFixture
         (["points", "--shape", "cube"], "neither a file nor one of the shapes"),
     ]:
         with pytest.raises(SystemExit) as end:
-            command(args)
+            autoencoding.main(args)
         assert end.value.code == 2
         message = capsys.readouterr().err
         assert wanted in " ".join(message.split())

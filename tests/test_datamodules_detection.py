@@ -15,8 +15,9 @@ from datamodules.augmentations import evaluation
 from datamodules.detection import BoxFiles, Mixing
 from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
-from pipelines import convert
+from pipelines.convert import convert
 from pipelines.detection import detection
+from pipelines.engine.command import command
 from pipelines.serving import store as storage
 from pipelines.serving.model import VisionModel
 
@@ -526,10 +527,10 @@ def test_a_mistake_on_the_command_line_is_one_paragraph(capsys: pytest.CaptureFi
 
 def test_scenes_are_converted_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data.scene_size", "32", "--data.train", "3", "--data.val", "1", "--data.test", "0"]
-    convert.main(["out", "--data", "DigitScenes", *small, "--form", "yolo"])
+    command(convert, ["out", "--data", "DigitScenes", *small, "--form", "yolo"])
     assert "3 train, 1 val" in capsys.readouterr().out
     assert len(YOLODetection("out").sources["train"]) == 3
     with pytest.raises(SystemExit) as end:
-        convert.main(["out", "--data", "DigitScenes", *small])
+        command(convert, ["out", "--data", "DigitScenes", *small])
     assert end.value.code == 2
     assert "is there already" in capsys.readouterr().err

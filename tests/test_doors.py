@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import ROOT
 
 from pipelines import __main__ as door
+from pipelines.engine.task import find_task
 
 
 def test_every_task_and_command_has_its_line_at_the_door() -> None:
@@ -16,6 +18,13 @@ def test_every_task_and_command_has_its_line_at_the_door() -> None:
     assert {*door.TASKS, *door.COMMANDS} == started - {"cli", "__main__"}
     for name in started & {*door.TASKS}:
         assert name in door.overview()
+
+
+def test_every_task_is_found_by_its_name() -> None:
+    assert {name: find_task(name).name for name in door.TASKS} == {name: name for name in door.TASKS}
+    for name in (*door.COMMANDS, "clasification", "engine.task", ""):
+        with pytest.raises(ValueError, match="There is no task"):
+            find_task(name)
 
 
 def test_a_name_is_started_as_its_module_is() -> None:

@@ -44,7 +44,7 @@ from modules.measures.sets import effective_classes, frechet_distance, kernel_di
 from modules.networks.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
 from modules.networks.weights import read_weights
 from pipelines.classification import classification
-from pipelines.gan import command, gan
+from pipelines.gan import gan
 from pipelines.segmentation import segmentation
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
@@ -594,13 +594,13 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert pictures == {"films/val_samples.gif"}
     assert Image.open("out/val_samples.gif").n_frames == 2
 
-    command(["sample", "models:/maker/1", "--out", "one", "--count", "3", "--seed", "5", "--label", "7"])
-    command(["sample", "models:/maker/1", "--out", "two", "--count", "3", "--seed", "5", "--label", "7"])
+    gan.main(["sample", "models:/maker/1", "--out", "one", "--count", "3", "--seed", "5", "--label", "7"])
+    gan.main(["sample", "models:/maker/1", "--out", "two", "--count", "3", "--seed", "5", "--label", "7"])
     files = sorted(Path("one/7").glob("*.png"))
     assert len(files) == 3
     assert all(file.read_bytes() == Path("two/7", file.name).read_bytes() for file in files)
     with pytest.raises(SystemExit) as end:
-        command(["sample", "models:/maker/1", "--label", "x"])
+        gan.main(["sample", "models:/maker/1", "--label", "x"])
     assert end.value.code == 2
     assert "knows no class 'x'; it knows 0, 1" in capsys.readouterr().err
 
@@ -608,19 +608,19 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *QUIET, "--trainer.max_epochs", "1",
                     "--model.backbone", "models:/maker@champion", "--output", "next", "--register", "judge"])  # fmt: skip
     with pytest.raises(SystemExit):
-        command(["sample", "models:/judge/1"])
+        gan.main(["sample", "models:/judge/1"])
     assert "is a ClassificationModule" in capsys.readouterr().err
 
     segmentation(["fit", "--data", "DigitMasks", "--data.scene_size", "32", "--data.in_chans", "1", "--data.train", "16",
                   "--data.val", "4", "--data.test", "4", "--model.backbone", "resnet10t", "--trainer.max_epochs", "1",
                   "--output", "seen", "--register", "seer", *QUIET])  # fmt: skip
-    command(["dissect", "models:/maker/1", "models:/seer/1", "--count", "16", "--units", "2"])
+    gan.main(["dissect", "models:/maker/1", "models:/seer/1", "--count", "16", "--units", "2"])
     effects = pd.read_csv("dissection/effects.csv", index_col="class")
     assert len(effects) == 11
     assert np.allclose(effects["causal"], effects["on"] - effects["off"], atol=2e-4)
     assert len(pd.read_csv("dissection/units.csv")) == 8
     assert Image.open("dissection/dissection.png").width > 8 * 84
-    command(["enrich", "models:/maker/1", "--real", "[2, 5000]", "--generated", "3",
+    gan.main(["enrich", "models:/maker/1", "--real", "[2, 5000]", "--generated", "3",
              "--steps", "2", "--seeds", "2"])  # fmt: skip
     rows = pd.read_csv("enriched.csv").groupby(["real", "images"]).size()
     most = int(np.bincount(Digits8x8().sources["train"].labels).min())
@@ -633,10 +633,10 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     }
     assert added >= {"dissection/effects.csv", "dissection/dissection.png", "enriched/enriched.csv"}
     with pytest.raises(SystemExit):
-        command(["enrich", "models:/maker/1", "--data", "FashionMNIST"])
+        gan.main(["enrich", "models:/maker/1", "--data", "FashionMNIST"])
     assert "must make images of the classes T-shirt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command(["dissect", "models:/maker/1", "models:/judge/1"])
+        gan.main(["dissect", "models:/maker/1", "models:/judge/1"])
     assert "a segmentation model says what is in the images" in capsys.readouterr().err
 
     named = gan(["test", *SMALL, "--model.conditional", "true", "--output", "again", "--ckpt_path", "out/best.ckpt",

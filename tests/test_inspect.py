@@ -14,6 +14,7 @@ from modules import ClassificationModule
 from modules import inspection as see
 from pipelines import inspect
 from pipelines.classification import classification
+from pipelines.engine import command as engine
 from pipelines.tracking.logger import run_id_of
 
 VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "small_stem": False}
@@ -258,7 +259,7 @@ def run_id(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def command(*args: str) -> int:
     with pytest.raises(SystemExit) as end:
-        inspect.main([*args])
+        engine.command(inspect.inspect, [*args])
     return int(end.value.code or 0)
 
 

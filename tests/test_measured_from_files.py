@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipelines import convert, predict
+from pipelines.convert import convert
 from pipelines.detection import detection
+from pipelines.engine.command import command
+from pipelines.predict import predict
 from pipelines.segmentation import segmentation
 
 SIDE = 64
@@ -56,7 +58,7 @@ def draw(folder: Path) -> None:
 
 def ask(*args: str) -> None:
     with pytest.raises(SystemExit) as end:
-        predict.main(list(args))
+        command(predict, list(args))
     assert not end.value.code
 
 
@@ -103,7 +105,7 @@ def precision_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> lis
 
 def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> None:
     draw(Path("drawn"))
-    convert.main(["truth", "--data", "YOLODetection", "--data.root", "drawn", "--form", "coco"])
+    command(convert, ["truth", "--data", "YOLODetection", "--data.root", "drawn", "--form", "coco"])
     detection(
         ["fit", "--data", "COCODetection", "--data.root", "truth", "--data.image_size", str(SIDE), *QUICK,
          "--model.backbone", "resnet18", "--model.backbone_options", "{channels: [16, 24, 32, 48]}",

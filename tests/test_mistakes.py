@@ -122,7 +122,7 @@ def test_a_monitor_that_nothing_measures_is_told(kind: str, capsys: pytest.Captu
         ["predict", "models:/nobody/1", "a.png"],
         ["convert", "there", "--data", "COCODetection", "--data.root", "nothing"],
         ["inspect", "models:/nobody/1"],
-        ["transfer", "--backbone", "resnt18"],
+        ["transferability", "--backbone", "resnt18", "--data", "Digits8x8"],
         ["autoencoding", "encode", "models:/nobody/1", "pictures", "--batch_size", "0"],
         ["autoencoding", "points", "--lr", "-1"],
         ["predict"],

@@ -29,6 +29,7 @@ from modules.base import VisionModule
 from pipelines import predict
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
+from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
 from pipelines.serving.model import VisionModel
@@ -53,7 +54,7 @@ def write_digits(trained: VisionCLI, *files: str) -> None:
 
 def ask(*args: str) -> int:
     with pytest.raises(SystemExit) as end:
-        predict.main([MODEL, *args])
+        command(predict.predict, [MODEL, *args])
     return int(end.value.code or 0)
 
 
@@ -203,11 +204,11 @@ def test_a_served_model_answers_as_the_local_one(trained: VisionCLI) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
-    command = [sys.executable, "-P", "-m", "mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local",
+    serve = [sys.executable, "-P", "-m", "mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local",
                "--port", str(port), "--host", "127.0.0.1"]  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     with open("log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(serve, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(600):
             try:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
-from pipelines import facenet
+from pipelines.facenet import facenet
 from pipelines.serving import gallery as galleries
 from pipelines.serving import registry
 from pipelines.serving.gallery import Gallery
@@ -44,7 +44,7 @@ def save(data: Glyphs, folder: str, people: list[str], pictures: slice, flat: bo
 
 
 def ask(*args: str) -> None:
-    facenet.command(args)
+    facenet.main(args)
 
 
 def test_people_are_enrolled_identified_and_unknown(trained, capsys):

@@ -21,10 +21,13 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import autoencoding, export, facenet, inspect, predict, sweep, tracking
+from pipelines import export, inspect, predict, sweep, tracking
 from pipelines import transferability as transfer
+from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
-from pipelines.engine.cli import expand
+from pipelines.engine.command import command
+from pipelines.engine.launch import expand
+from pipelines.facenet import facenet
 from pipelines.serving import registry
 from pipelines.tracking import journal
 from pipelines.tracking.client import experiment_id, tracking_client
@@ -197,13 +200,13 @@ COMMANDS = {
     "registry demote": lambda: registry.demote("x"),
     "registry compare": lambda: registry.compare("x", "1", "2"),
     "registry load": lambda: registry.download("models:/x/1", "copy"),
-    "predict": lambda: predict.main(["models:/x@y", "a.png"]),
-    "inspect": lambda: inspect.main(["models:/x/1", "a.png"]),
+    "predict": lambda: command(predict.predict, ["models:/x@y", "a.png"]),
+    "inspect": lambda: command(inspect.inspect, ["models:/x/1", "a.png"]),
     "export": lambda: export.export("models:/x/1", Path("x.onnx")),
     "sweep": lambda: sweep.sweep(Path("recipe.yaml"), Path("space.yaml"), storage="sqlite:///studies.db"),
-    "transfer": lambda: transfer.main(["--backbone", "lenet5", "--data", "datamodules.Digits8x8"]),
-    "verify": lambda: facenet.command(["verify", "models:/x/1", "a.png", "a.png"]),
-    "encode": lambda: autoencoding.command(["encode", "models:/x/1", "a.png"]),
+    "transfer": lambda: command(transfer.transferability, ["--backbone", "lenet5", "--data", "datamodules.Digits8x8"]),
+    "verify": lambda: facenet.main(["verify", "models:/x/1", "a.png", "a.png"]),
+    "encode": lambda: autoencoding.main(["encode", "models:/x/1", "a.png"]),
     "fit": lambda: classification(["fit", *SMALL]),
     "fit from a model": lambda: classification(
         ["fit", *SMALL, "--trainer.logger", "false", "--model.backbone", "models:/x@y"]
@@ -225,10 +228,10 @@ def test_no_command_waits_for_a_server_that_is_not_there(
         if silent:
             mute.listen(100)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
-        for name, command in COMMANDS.items():
+        for name, ask in COMMANDS.items():
             start = time.monotonic()
             with pytest.raises((SystemExit, ValueError)) as end:
-                command()
+                ask()
             assert time.monotonic() - start < 10, name
             said = capsys.readouterr().err if isinstance(end.value, SystemExit) else str(end.value)
             assert "does not answer: start it, or unset MLFLOW_TRACKING_URI" in said, name

@@ -37,10 +37,11 @@ from modules.callbacks.transfer import LARGE, Evidence, choose, probe
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.backbones import untrained
 from modules.networks.features import Stages, extract
-from pipelines import transferability as command
 from pipelines.classification import classification
+from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
+from pipelines.transferability import transferability
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
          "enable_model_summary": False, "accelerator": "cpu", "use_distributed_sampler": False}  # fmt: skip
@@ -501,7 +502,7 @@ def test_stages_are_those_of_timms_own_maps(name):
 
 def test_the_command_draws_accuracy_against_depth(capsys):
     file = weights_file("lenet5", 12)
-    command.main(["--backbone", file, "--backbone_options", json.dumps({"architecture": "lenet5"}), "--data", "Digits8x8",
+    command(transferability, ["--backbone", file, "--backbone_options", json.dumps({"architecture": "lenet5"}), "--data", "Digits8x8",
                   "--data.image_size", "12", "--images", "300", "--output", "drawn"])  # fmt: skip
     assert Path("drawn/transferability.png").stat().st_size > 5000
     said = capsys.readouterr().out
@@ -517,7 +518,7 @@ def test_the_command_draws_accuracy_against_depth(capsys):
     ]
     assert steps[-1].value == pytest.approx(probe(*parts))
     with pytest.raises(SystemExit) as end:
-        command.main(["--backbone", "lenet6", "--data", "Digits8x8"])
+        command(transferability, ["--backbone", "lenet6", "--data", "Digits8x8"])
     assert end.value.code == 2
 
 

@@ -22,9 +22,10 @@ from modules.adversarial import R1, AdversarialOptimization, EnergyBased, Gradie
 from modules.adversarial.base import to_uint8
 from modules.translation import ResidualTranslator
 from modules.translation.translators import ImagePool, domain_of, values_of
-from pipelines.predict import main as predict
+from pipelines.engine.command import command
+from pipelines.predict import predict
 from pipelines.tracking.logger import run_id_of
-from pipelines.translation import command, translation
+from pipelines.translation import translation
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = ["--data.augmentation", "none", "--data.image_size", "12", "--data.batch_size", "16", "--model.judge_steps", "5",
@@ -420,7 +421,7 @@ def test_a_registered_one_translates_pictures(
     for k in (3, 4):
         Image.fromarray(source[k]).save(f"in/sub/{k}.png")
     with pytest.raises(SystemExit) as end:
-        predict(["models:/painter/1", "in", "--out", "told", "--json", "true"])
+        command(predict, ["models:/painter/1", "in", "--out", "told", "--json", "true"])
     assert end.value.code == 0
     answer = json.loads(Path("told/predictions.jsonl").read_text().splitlines()[0])
     assert answer["colour"] in ("red", "green", "blue", "yellow")
@@ -429,9 +430,9 @@ def test_a_registered_one_translates_pictures(
     assert np.array_equal(np.asarray(Image.open("told/sub/3.blue.png")), blue)
     assert Image.open("told/sub/3.png").size[0] > 6 * 96
 
-    command(["translate", "models:/painter/1", "in", "blue, thick", "--out", "made"])
+    translation.main(["translate", "models:/painter/1", "in", "blue, thick", "--out", "made"])
     made = np.stack([np.asarray(Image.open(f"made/sub/{k}.png")) for k in (3, 4)])
-    command(["translate", "models:/painter/1", "in/sub/3.png", "blue", "--out", "one"])
+    translation.main(["translate", "models:/painter/1", "in/sub/3.png", "blue", "--out", "one"])
     assert np.array_equal(np.asarray(Image.open("one/3.png")), blue)
     model = cli.model.eval()
     image = torch.from_numpy(np.stack([cli.datamodule.transform(False)(image=source[k])["image"] for k in (3, 4)]))
@@ -444,7 +445,7 @@ def test_a_registered_one_translates_pictures(
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            command(["translate", *args])
+            translation.main(["translate", *args])
         assert end.value.code == 2
         assert words in capsys.readouterr().err
 

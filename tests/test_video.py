@@ -15,6 +15,7 @@ from datamodules import DigitScenes
 from datamodules.detection import Sprites
 from modules import ClassificationModule, DetectionModule
 from pipelines import predict
+from pipelines.engine.command import command
 from pipelines.serving import registry, video
 from pipelines.serving import store as storage
 
@@ -132,7 +133,7 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
 
     def answers(*more: str) -> list[dict[str, Any]]:
         with pytest.raises(SystemExit) as end:
-            predict.main(["model", "in/still.png", "--json", "true", *more])
+            command(predict.predict, ["model", "in/still.png", "--json", "true", *more])
         assert end.value.code == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -158,7 +159,7 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
     capsys.readouterr()
     arguments: list[Any] = ["model", "film.avi", "--track", "true"]
     with pytest.raises(SystemExit) as end:
-        predict.main(arguments)
+        command(predict.predict, arguments)
     assert end.value.code == 2
     assert "follows boxes" in capsys.readouterr().err
 

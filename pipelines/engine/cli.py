@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -19,7 +18,6 @@ import lightning as L
 import psutil
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -38,9 +36,8 @@ from modules.checkpoints import check_network, classes_of, read_checkpoint
 from modules.ranges import NonNegative
 from pipelines.engine import launch
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
-from pipelines.engine.command import mistakes
 from pipelines.engine.disk import DiskError, LockError, disk_error, held, whole, write_text
-from pipelines.engine.terminal import ProgressBar, Summary, print_table, say
+from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
 from pipelines.serving.answers import whole_pictures
@@ -50,8 +47,6 @@ from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
 from pipelines.tracking.provenance import flatten, surroundings
 from pipelines.tracking.redaction import redact, redact_yaml
 from pipelines.tracking.watch import RunCallback
-
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are for Lightning's authors, not for users
 
 SUBCOMMANDS = {
     "fit": "Train, test the best checkpoint, and register it if --register names a model.",
@@ -117,8 +112,15 @@ class VisionCLI(LightningCLI):
     of a training that was cut off, it goes on where that one stopped, in the same run.
     """
 
-    def __init__(self, task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str]) -> None:
-        self.task, self.default_data = task, default_data
+    def __init__(
+        self,
+        task: str,
+        module_class: type[VisionModule],
+        default_data: str,
+        args: Sequence[str],
+        callbacks: Sequence[L.Callback] = (),
+    ) -> None:
+        self.task, self.default_data, self.callbacks = task, default_data, callbacks
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
         self.weights: Path | None = None
@@ -366,7 +368,7 @@ class VisionCLI(LightningCLI):
         if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
             given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
         given_callbacks = [RateFinder.like(c) if type(c) is LearningRateFinder else c for c in given_callbacks]
-        extra["callbacks"] = [*callbacks, *given_callbacks, *last]
+        extra["callbacks"] = [*callbacks, *given_callbacks, *self.callbacks, *last]
         if self.subcommand == "fit" and config.enable_checkpointing is False and not config.fast_dev_run:
             raise UsageError(
                 "--trainer.enable_checkpointing false: a training keeps its checkpoints, from which it goes on and the best of "
@@ -419,7 +421,7 @@ class VisionCLI(LightningCLI):
     @cached_property
     def recipe(self) -> str:
         """All settings of the command in YAML, without credentials."""
-        return redact_yaml(self._parser(self.subcommand).dump(self.options, skip_none=False))
+        return redact_yaml(self._parser(self.subcommand).dump(self.options, skip_unset=False))
 
     def fit(self, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Trains, tests the best checkpoint, registers it."""
@@ -653,64 +655,3 @@ class VisionCLI(LightningCLI):
             stage, _, name = key.partition("/")
             if stage in ("val", "test") and name and (stage == "test" or self.subcommand != "fit"):
                 self.rows[key] = f"{float(value):.4f}"
-
-
-def main(
-    task: str, module_class: type[VisionModule], default_data: str, args: Sequence[str] | None = None
-) -> VisionCLI:
-    """Runs a task's command line; a mistake of the user's ends in one paragraph and exit code 2.
-
-    Args:
-        task: name of the task, of its configs and of its experiment.
-        module_class: what learns.
-        default_data: class path of the data that a run without arguments learns from.
-        args: the command line; None takes the process's own. Without any argument it is ``fit``.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    with mistakes(*MISTAKES):
-        return VisionCLI(task, module_class, default_data, launch.with_recipe(expand(given) or ["fit"]))
-
-
-def expand(args: Sequence[str]) -> list[str]:
-    """Undoes what `mlflow run` does to arguments.
-
-    The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
-    counts as not given.
-    """
-    result: list[str] = []
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
-        if arg == "--args" and rest:
-            result += shlex.split(rest.pop(0))
-        elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
-            rest.pop(0)
-        else:
-            result.append(arg)
-    return result
-
-
-def task_command(
-    train: Callable[[Sequence[str]], VisionCLI], uses: dict[str, Any], args: Sequence[str] | None = None
-) -> None:
-    """The whole command line of a task: the shared one, and what only this task does with a trained model.
-
-    Args:
-        train: the shared one, named as the task.
-        uses: further commands by name, which give the line to print; one that takes ``paths`` is given a list of them.
-        args: the command line; None takes the process's own.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    if not given or given[0] not in uses:
-        print_table(train.__name__, train(given).rows)
-        return
-    name, *rest = given
-    command = uses[name]
-    about = (inspect.getdoc(command) or "").split("\n\n")[0]
-    parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{train.__name__} {name}", description=about)
-    several = "paths" in inspect.signature(command).parameters
-    parser.add_function_arguments(command, as_positional=True, skip={"paths"} if several else None)
-    if several:
-        parser.add_argument("paths", nargs="+", help="files, folders, patterns")
-    with mistakes():
-        print(command(**parser.instantiate(parser.parse_args(rest))))

@@ -1,15 +1,16 @@
-"""How commands end: a mistake is one paragraph and exit code 2."""
+"""One command line for every command beside training, and how all commands end: a mistake is one paragraph and exit code 2."""
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
@@ -19,6 +20,58 @@ from rich.console import Console
 import datamodules
 from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
+
+
+def command(
+    function: Callable[..., Any] | dict[str, Callable[..., Any]],
+    args: Sequence[str] | None = None,
+    name: str | None = None,
+) -> None:
+    """Runs a function as a command whose options, their types and help are those of its signature and docstring.
+
+    A parameter without a default is a positional argument, ``paths`` one that takes several; a keyword-only one is an
+    option. A text that the function gives is printed, a whole number is the exit code.
+
+    Args:
+        function: what to run; or several by their subcommands' names.
+        args: the command line; None takes the process's own.
+        name: what is started, after ``python -m pipelines.``; by default the function's name.
+    """
+    with mistakes():
+        if callable(function):
+            parser = _parser(function, name or function.__name__)
+            given = parser.instantiate(parser.parse_args(args))
+        else:
+            parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}")
+            subcommands = parser.add_subcommands()
+            for key, one in function.items():
+                subcommands.add_subcommand(key, _parser(one, f"{name} {key}"), help=_about(one))
+            chosen = parser.instantiate(parser.parse_args(args))
+            function, given = function[chosen.subcommand], chosen[chosen.subcommand]
+        result = function(**given)
+        if isinstance(result, str):
+            print(result)
+        elif isinstance(result, int):
+            sys.exit(result)
+
+
+def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
+    parameters = inspect.signature(function).parameters
+    options: set[str | int] = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"paths", *options})
+    if "paths" in parameters:
+        some = "+" if parameters["paths"].default is inspect.Parameter.empty else "*"
+        told = re.search(r"^    paths: (.*(?:\n {8}.*)*)", inspect.getdoc(function) or "", re.M)
+        parser.add_argument("paths", nargs=some, help=" ".join(told[1].split()) if told else None)
+    if options:
+        others: set[str | int] = {*parameters} - options
+        parser.add_function_arguments(function, as_group=False, as_positional=False, skip=others, sub_configs=True)
+    return parser
+
+
+def _about(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").split("\n\n")[0]
 
 
 def refuse(message: str) -> NoReturn:

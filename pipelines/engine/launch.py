@@ -1,7 +1,8 @@
-"""What started a command, and where an evaluation finds its recipe and its weights, and writes to."""
+"""What started a command and with which arguments, and where an evaluation finds its recipe and its weights, and writes to."""
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,25 @@ def launcher() -> Launcher | None:
 def is_child() -> bool:
     """Whether another process of this very command started this one, for a further device."""
     return "LOCAL_RANK" in os.environ and launcher() is None
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Undoes what `mlflow run` does to arguments.
+
+    The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
+    counts as not given.
+    """
+    result: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--args" and rest:
+            result += shlex.split(rest.pop(0))
+        elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
+            rest.pop(0)
+        else:
+            result.append(arg)
+    return result
 
 
 def with_recipe(args: Sequence[str]) -> list[str]:

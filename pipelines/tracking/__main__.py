@@ -1,13 +1,12 @@
-"""Sends what MLflow has not got yet: ``python -m pipelines.tracking send OUTPUT``."""
+"""Sends what MLflow has not got yet: ``python -m pipelines.tracking OUTPUT``."""
 
 import json
 from pathlib import Path
 
 import mlflow
-from jsonargparse import auto_cli
 from mlflow.tracking import MlflowClient
 
-from pipelines.engine.command import mistakes
+from pipelines.engine.command import command
 from pipelines.engine.disk import held
 from pipelines.tracking.client import TrackingError, reach
 from pipelines.tracking.journal import Journal
@@ -44,5 +43,4 @@ def send(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    with mistakes():
-        print(auto_cli(send, as_positional=True))
+    command(send, name="tracking")

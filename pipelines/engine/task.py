@@ -1,0 +1,72 @@
+"""A task: what one trains, on which data by default, and what only this task does with a trained model."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import lightning as L
+
+from modules import VisionModule
+from pipelines.engine import launch
+from pipelines.engine.cli import MISTAKES, VisionCLI
+from pipelines.engine.command import command, mistakes
+from pipelines.engine.terminal import print_table
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A task and its command line. It stands under its name in ``pipelines/NAME.py``.
+
+    Args:
+        name: of the file, of the recipes' folder and of the MLflow experiment.
+        module_class: what learns.
+        default_data: class path of the data that a run without arguments learns from.
+        commands: what only this task does with a trained model, by name.
+    """
+
+    name: str
+    module_class: type[VisionModule]
+    default_data: str
+    commands: dict[str, Callable[..., str]] = field(default_factory=dict)
+
+    def __call__(self, args: Sequence[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> VisionCLI:
+        """Trains or evaluates; a mistake of the user's ends in one paragraph and exit code 2.
+
+        Args:
+            args: the command line; None takes the process's own. Without any argument it is ``fit``.
+            callbacks: of the trainer, beside those that the command line names.
+        """
+        given = launch.expand(sys.argv[1:] if args is None else args) or ["fit"]
+        with mistakes(*MISTAKES):
+            return VisionCLI(
+                self.name, self.module_class, self.default_data, launch.with_recipe(given), callbacks=callbacks
+            )
+
+    def main(self, args: Sequence[str] | None = None) -> None:
+        """The whole command line: training and evaluation, which end with a table, and the task's own commands.
+
+        Args:
+            args: the command line; None takes the process's own.
+        """
+        given = list(sys.argv[1:] if args is None else args)
+        if not given or given[0] not in self.commands:
+            print_table(self.name.replace("_", " "), self(given).rows)
+            return
+        name, *rest = given
+        command(self.commands[name], rest, f"{self.name} {name}")
+
+
+def find_task(name: str) -> Task:
+    """The task of a name; its file is imported only now.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        task = getattr(import_module(f"pipelines.{name}"), name)
+    except (ImportError, AttributeError, TypeError):
+        task = None
+    if not isinstance(task, Task):
+        raise ValueError(f"There is no task {name!r}.")
+    return task
