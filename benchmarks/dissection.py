@@ -1,7 +1,7 @@
 """Which units of a generator of digits make which digit: ``python -m benchmarks.dissection models:/NAME@ALIAS``.
 
 A segmentation model learns the pixels of the embedded digits, each pixel with the class of its digit, and is registered as
-``digits-strokes``; then `pipelines.gan.dissect` looks at the generator with it.
+``digits-strokes``; then `pipelines.samples.dissect` looks at the generator with it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules import Digits
 from datamodules.detection.scenes import INK
-from pipelines.gan import dissect
+from pipelines.samples import dissect
 from pipelines.segmentation import segmentation
 
 

@@ -9,12 +9,7 @@ from modules import FaceNetModule
 from pipelines.engine.task import Task
 from pipelines.faces import align, cluster, enrol, identify, verify
 
-facenet = Task(
-    "facenet",
-    FaceNetModule,
-    "datamodules.ORL",
-    {"enrol": enrol, "identify": identify, "verify": verify, "cluster": cluster, "align": align},
-)
+facenet = Task("facenet", FaceNetModule, "datamodules.ORL", (enrol, identify, verify, cluster, align))
 
 if __name__ == "__main__":
     facenet.main()

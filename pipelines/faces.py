@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -22,37 +23,30 @@ from modules.facenet.metrics import cluster as sort_by_person
 from modules.pictures.sheets import captioned_grid
 from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import table
+from pipelines.serving.answers import readable
 from pipelines.serving.files import find
 from pipelines.serving.gallery import Floats, Gallery
-from pipelines.serving.registry import load, pinned
+from pipelines.serving.model import VisionModel
+from pipelines.serving.registry import load_as, pinned
 
 SHEET = 60  # pictures on a contact sheet at most
 
 
-def _embed(answering: Any, files: Sequence[str]) -> tuple[list[str], Floats]:
+def _embed(answering: VisionModel, files: Sequence[str]) -> tuple[list[str], Floats]:
     """The files that can be read, and their embeddings; the others are named and passed over."""
-    read, rows = [], []
-    for file, answer in zip(files, answering.stream(map(Path, files)), strict=True):
-        if isinstance(answer, ValueError):
-            print(f"passed over: {answer}", file=sys.stderr)
-        else:
-            read.append(file)
-            rows.append(answer["embedding"])
-    if not read:
+    answers = dict(readable(files, answering.stream(map(Path, files)), partial(print, file=sys.stderr)))
+    if not answers:
         raise ValueError("None of the pictures can be read.")
-    return read, np.asarray(rows, np.float32)
+    return [*answers], np.asarray([answer["embedding"] for answer in answers.values()], np.float32)
 
 
-def _load(model: str, device: str) -> Any:
-    answering = load(model, device)
-    if not isinstance(answering.module, FaceNetModule):
-        raise ValueError(f"{model} is a {type(answering.module).__name__}, which embeds no faces.")
-    return answering
+def _load(model: str, device: str) -> tuple[VisionModel, FaceNetModule]:
+    return load_as(FaceNetModule, model, ", which embeds no faces.", device)
 
 
-def _threshold(given: float | None, answering: Any) -> float:
+def _threshold(given: float | None, module: FaceNetModule) -> float:
     """The squared distance up to which two pictures are of one person."""
-    threshold = answering.module.threshold if given is None else given
+    threshold = module.threshold if given is None else given
     if threshold is None:
         raise ValueError(
             "The model has no calibrated threshold, since it was never validated: give one with --threshold."
@@ -98,7 +92,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
     Raises:
         ValueError: the model, the gallery or the pictures cannot be used.
     """
-    model, answering = pinned(model), _load(model, device)
+    model, (answering, _) = pinned(model), _load(model, device)
     who: dict[str, str] = {}
     for path in _matches(paths):
         if os.path.isfile(path) and name is None:
@@ -145,8 +139,8 @@ def identify(
         ValueError: the gallery or the pictures cannot be used.
     """
     known = Gallery.read(gallery)
-    answering = _load(known.model, device)
-    limit = _threshold(threshold, answering)
+    answering, module = _load(known.model, device)
+    limit = _threshold(threshold, module)
     files, embeddings = _embed(answering, _found(paths))
     rows = [
         {
@@ -176,9 +170,10 @@ def verify(model: str, first: str, second: str, threshold: float | None = None, 
     Raises:
         ValueError: the model or a picture cannot be used.
     """
-    answering = _load(model, device)
-    limit = _threshold(threshold, answering)
-    one, other = ([answer] for answer in answering.predict(None, [Path(first), Path(second)])["embedding"])
+    answering, module = _load(model, device)
+    limit = _threshold(threshold, module)
+    pictures: Any = [Path(first), Path(second)]
+    one, other = answering.predict(None, pictures)["embedding"]
     distance = float(np.square(np.subtract(one, other)).sum())
     answer = "one person" if distance <= limit else "two people"
     return f"{answer}: squared distance {distance:.4f}, threshold {limit:.4f}"
@@ -209,8 +204,8 @@ def cluster(
         ValueError: the model or the pictures cannot be used, or the folder is not empty.
     """
     _check_new(out)
-    answering = _load(model, device)
-    limit = _threshold(threshold, answering)
+    answering, module = _load(model, device)
+    limit = _threshold(threshold, module)
     files, embeddings = _embed(answering, _found(paths, out))
     if method == "agglomerative" and len(files) > 20_000:
         raise ValueError(f"{len(files)} pictures are too many to compare all with all: --method dbscan.")

@@ -34,7 +34,7 @@ from modules.translation import ResidualTranslator
 from pipelines import export
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
-from pipelines.serving import registry
+from pipelines.serving import exporting, registry
 from pipelines.serving import store as storage
 
 
@@ -193,7 +193,7 @@ def test_a_detector_of_two_stages_says_that_it_is_not_exported(tmp_path: Path) -
 
 def test_a_file_that_answers_differently_is_not_kept(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("net.pt").write_text("what was here before")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     with pytest.raises(ValueError, match="differently"):
         export.export(str(resnet), Path("net.pt"))
     assert [file.read_text() for file in Path().iterdir()] == ["what was here before"]

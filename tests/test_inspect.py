@@ -12,9 +12,10 @@ from torch import nn
 
 from modules import ClassificationModule
 from modules import inspection as see
-from pipelines import inspect
+from modules.inspection import pictures
 from pipelines.classification import classification
 from pipelines.engine import command as engine
+from pipelines.inspect import inspect
 from pipelines.tracking.logger import run_id_of
 
 VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "small_stem": False}
@@ -188,13 +189,13 @@ def test_filters_are_drawn_with_zero_as_grey() -> None:
     module = edge_detector()
     name, kernels = see.filters(module)
     assert (name, kernels.shape) == ("conv1", (6, 1, 5, 5))
-    sheet = inspect.draw_filters(module)
+    sheet = pictures.draw_filters(module)
     tile = sheet[-70:-6, 6:70]
     assert tile.shape == (64, 64, 3)
     assert tile[32, [4, 16, 32, 48, 60], 0].tolist() == [0, 0, 128, 255, 255]
     assert see.filters(network("resnet10t"), "layer1.0.conv1")[1].ndim == 4
     assert see.filters(network("mlp", 8, 1, hidden=[5]))[1].shape == (5, 1, 8, 8), "an MLP's weights as pictures"
-    deep = inspect.draw_filters(network("resnet10t", in_chans=5))
+    deep = pictures.draw_filters(network("resnet10t", in_chans=5))
     assert deep.shape[1] >= 5 * 70, "each of five channels for itself"
     with pytest.raises(see.NotApplicableError, match="not to the pixels"):
         see.filters(module, "neck.1")
@@ -211,7 +212,7 @@ def test_patches_are_cut_where_the_unit_is_excited_most() -> None:
     assert patches[0].x in (14, 15)
     left, _, right, _ = see.receptive_fields(module, ["conv1"])["conv1"].box(patches[0].y, patches[0].x, 28)
     assert left < 15 < right == left + 5
-    assert inspect.default_unit(module, images[3:4], None, "head") == ("head", int(module(images[3:4]).argmax()))
+    assert pictures.default_unit(module, images[3:4], None, "head") == ("head", int(module(images[3:4]).argmax()))
 
 
 @pytest.mark.parametrize(("name", "options", "layer", "factor"), [
@@ -259,7 +260,7 @@ def run_id(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def command(*args: str) -> int:
     with pytest.raises(SystemExit) as end:
-        engine.command(inspect.inspect, [*args])
+        engine.command(inspect, [*args])
     return int(end.value.code or 0)
 
 
@@ -321,11 +322,11 @@ def test_what_has_no_meaning_is_said(run_id: str) -> None:
     module = network("mlp", 8, 1)
     image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     with pytest.raises(see.NotApplicableError, match="has no feature maps"):
-        inspect.draw_feature_maps(module, image)
+        pictures.draw_feature_maps(module, image)
     with pytest.raises(see.NotApplicableError, match="no stages"):
-        inspect.draw_fields(image[0], see.receptive_fields(module, see.stages(module)))
-    assert inspect.draw_explanation(module, image).shape[2] == 3, "occlusion alone"
-    assert inspect.default_unit(module, image)[0] == "neck.3"
+        pictures.draw_fields(image[0], see.receptive_fields(module, see.stages(module)))
+    assert pictures.draw_explanation(module, image).shape[2] == 3, "occlusion alone"
+    assert pictures.default_unit(module, image)[0] == "neck.3"
     swin = network(NETWORKS["swin"][0], **SWIN)
     with pytest.raises(ValueError, match="cut into windows"):
         see.feature_maps(swin, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["layers.0.blocks.0.attn"])

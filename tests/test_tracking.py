@@ -21,7 +21,7 @@ from conftest import ROOT, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines import export, inspect, predict, sweep, tracking
+from pipelines import export, inspect, predict, sweep
 from pipelines import transferability as transfer
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
@@ -29,7 +29,8 @@ from pipelines.engine.command import command
 from pipelines.engine.launch import expand
 from pipelines.facenet import facenet
 from pipelines.serving import registry
-from pipelines.tracking import journal
+from pipelines.tracking import client, journal
+from pipelines.tracking.__main__ import send
 from pipelines.tracking.client import experiment_id, tracking_client
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import run_id_of
@@ -222,7 +223,7 @@ def test_no_command_waits_for_a_server_that_is_not_there(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
     Path("recipe.yaml").write_text("data: Digits8x8")
     Path("space.yaml").write_text("data.batch_size: [16, 32]")
-    monkeypatch.setattr(tracking, "PATIENCE", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         if silent:
@@ -239,7 +240,7 @@ def test_no_command_waits_for_a_server_that_is_not_there(
         Path("out").mkdir(exist_ok=True)
         Path("out/run.json").write_text(json.dumps({"run_id": "x", "tracking_uri": os.environ["MLFLOW_TRACKING_URI"]}))
         with pytest.raises(ValueError, match="still does not take it: it does not answer"):
-            tracking.send(Path("out"))
+            send(Path("out"))
 
 
 def test_a_deleted_experiment_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +263,7 @@ def test_a_run_that_is_deleted_in_mid_training_is_all_there_once_it_is_restored(
         classification(["fit", *SMALL])
     assert "was deleted: restore it with" in capsys.readouterr().err
     MlflowClient().restore_run(run_id_of("out"))
-    tracking.send(Path("out"))
+    send(Path("out"))
     written, there = journal_and_server()
     assert there == written
     assert run().info.status == "FINISHED"

@@ -58,15 +58,15 @@ def command(
 def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
     parameters = inspect.signature(function).parameters
-    options: set[str | int] = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    options = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"paths", *options})
     if "paths" in parameters:
         some = "+" if parameters["paths"].default is inspect.Parameter.empty else "*"
         told = re.search(r"^    paths: (.*(?:\n {8}.*)*)", inspect.getdoc(function) or "", re.M)
         parser.add_argument("paths", nargs=some, help=" ".join(told[1].split()) if told else None)
     if options:
-        others: set[str | int] = {*parameters} - options
-        parser.add_function_arguments(function, as_group=False, as_positional=False, skip=others, sub_configs=True)
+        others = {*parameters} - options
+        parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*others}, sub_configs=True)
     return parser
 
 

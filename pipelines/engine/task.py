@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 
 import lightning as L
@@ -22,13 +22,13 @@ class Task:
         name: of the file, of the recipes' folder and of the MLflow experiment.
         module_class: what learns.
         default_data: class path of the data that a run without arguments learns from.
-        commands: what only this task does with a trained model, by name.
+        commands: what only this task does with a trained model, each named as its function.
     """
 
     name: str
     module_class: type[VisionModule]
     default_data: str
-    commands: dict[str, Callable[..., str]] = field(default_factory=dict)
+    commands: tuple[Callable[..., str], ...] = ()
 
     def __call__(self, args: Sequence[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> VisionCLI:
         """Trains or evaluates; a mistake of the user's ends in one paragraph and exit code 2.
@@ -50,11 +50,11 @@ class Task:
             args: the command line; None takes the process's own.
         """
         given = list(sys.argv[1:] if args is None else args)
-        if not given or given[0] not in self.commands:
+        own = {function.__name__: function for function in self.commands}
+        if given and given[0] in own:
+            command(own[given[0]], given[1:], f"{self.name} {given[0]}")
+        else:
             print_table(self.name.replace("_", " "), self(given).rows)
-            return
-        name, *rest = given
-        command(self.commands[name], rest, f"{self.name} {name}")
 
 
 def find_task(name: str) -> Task:

@@ -1,10 +1,232 @@
-"""What a checkpoint answers for the pieces of a data set's pictures, told of the pictures."""
+"""What becomes of answers: told on the screen, kept in a folder, drawn, written for other tools, joined for whole pictures."""
 
-from collections.abc import Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import groupby
-from typing import Any
+from json import dumps
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+from PIL import Image
+from typing_extensions import override
+
+from datamodules.images import WRITTEN, read_image
+from datamodules.writers import AnswerFormat, AnswerWriter
+from modules import VisionModule
 from modules.detection.tiles import joined
+from pipelines.engine.terminal import table
+from pipelines.serving import video
+
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+
+def readable(
+    files: Sequence[str], answers: Iterable[T | ValueError], tell: Callable[[str], object]
+) -> Iterator[tuple[str, T]]:
+    """The files with their answers; one that cannot be read is told of and passed over.
+
+    Args:
+        files: what was asked about.
+        answers: for each of them the answer, or why it cannot be read.
+        tell: takes what is to be told.
+    """
+    for file, answer in zip(files, answers, strict=True):
+        if isinstance(answer, ValueError):
+            tell(f"passed over: {answer}")
+        else:
+            yield file, answer
+
+
+class Sink(Protocol):
+    """Takes the answers for images, and for the frames of videos."""
+
+    def add(self, where: Answer, answer: Answer) -> None:
+        """Takes an answer.
+
+        Args:
+            where: ``path``; of a video also ``frame``, its number, and ``seconds``.
+            answer: as the module gives it.
+        """
+
+
+class Told:
+    """Tells answers on the standard output: a line of JSON each at once, or all in a table at the end.
+
+    Args:
+        json: the former.
+    """
+
+    def __init__(self, json: bool) -> None:
+        self.json = json
+        self._rows: list[dict[str, str]] = []
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._rows:
+            print(table(self._rows))
+
+    def add(self, where: Answer, answer: Answer) -> None:
+        """Takes an answer; see `Sink.add`."""
+        if self.json:
+            print(dumps(where | answer))
+        else:
+            self._rows.append(_shown(where | answer))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """What a table shows of an answer: its numbers and texts, and how many there are of each name in a list."""
+    cells = {}
+    for key, value in row.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            cells[key] = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in Counter(value).items())
+        elif not isinstance(value, dict | list):
+            cells[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return cells
+
+
+class Folder(ExitStack):
+    """Keeps answers in a folder: ``predictions.jsonl``, a drawing of each image, ``coco.json`` where there are masks.
+
+    Args:
+        out: the folder.
+        module: whose answers they are.
+        places: where drawings go; see `places`.
+        root: the folder that all files have in common.
+        form: a format of another tool in which the answers are written too.
+        truth: see `AnswerWriter`.
+        ahead: answers that may wait to be drawn.
+        tell: takes what is to be told of drawings that fail.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        module: VisionModule,
+        places: dict[str, tuple[str, Path]],
+        root: str,
+        form: AnswerFormat | None,
+        truth: str | None,
+        ahead: int,
+        tell: Callable[[str], object],
+    ) -> None:
+        super().__init__()
+        self.out, self.module, self.places, self.root = out, module, places, root
+        self.form, self.truth, self.ahead, self.tell = form, truth, ahead, tell
+        self._coco = COCOFile(module)
+        self._drawn: deque[tuple[str, Future[None]]] = deque()
+
+    @override
+    def __enter__(self) -> "Folder":
+        os.makedirs(self.out, exist_ok=True)
+        self._lines = self.enter_context(open(os.path.join(self.out, "predictions.jsonl"), "w"))
+        self._writer: AnswerWriter | None = None
+        if self.form:
+            names: Any = self.module.label_names
+            self._writer = self.enter_context(AnswerWriter(self.out, self.form, names, self.truth))
+        self._pool = ThreadPoolExecutor()
+        self.callback(self._pool.shutdown, cancel_futures=True)
+        return self
+
+    @override
+    def __exit__(self, kind: type[BaseException] | None, *more: Any) -> None:
+        try:
+            while self._drawn and kind is None:
+                self._see()
+            content = self._coco.content
+            if kind is None and content["categories"] and content["images"]:
+                Path(self.out, "coco.json").write_text(dumps(content))
+        finally:
+            super().__exit__(kind, *more)
+
+    def add(self, where: Answer, answer: Answer) -> None:
+        """Takes an answer; see `Sink.add`."""
+        file, row = where["path"], where | answer
+        if self._writer:
+            self._writer.add(os.path.relpath(os.path.abspath(file), self.root), row, where.get("frame"))
+        self._lines.write(dumps(row) + "\n")
+        if "frame" not in where:
+            self._coco.add(os.path.relpath(os.path.abspath(file), os.path.realpath(self.out)), answer)
+            self._drawn.append((file, self._pool.submit(_draw, self.module, file, answer, *self.places[file])))
+            if len(self._drawn) > self.ahead:
+                self._see()
+
+    def _see(self) -> None:
+        """Waits for the oldest drawing."""
+        file, drawing = self._drawn.popleft()
+        try:
+            drawing.result()
+        except OSError:  # nothing more can be written
+            raise
+        except Exception as error:
+            self.tell(f"{file} was answered, but could not be drawn: {error!r}")
+
+
+def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Path]]:
+    """Where the drawing of each file goes, which is never where an image of the user's is, and what stands for the file's
+    name where something is written beside it: its stem, or if others have that too, all of it.
+
+    Raises:
+        ValueError: a drawing would replace one of the files.
+    """
+    names = [os.path.join(out, os.path.relpath(os.path.abspath(file), root)) for file in files]
+    taken = Counter(start for name in names for start in _starts(name))
+    found = {}
+    for file, name in zip(files, names, strict=True):
+        stem, end = os.path.splitext(name)
+        stem = name if taken[stem.casefold()] > 1 else stem
+        if video.is_video(file):
+            place = f"{stem}.mp4" if stem == name and end.lower() != ".mp4" else f"{os.path.splitext(name)[0]}.mp4"
+        else:
+            place = name if end.lower() in WRITTEN else f"{name}.png"
+        found[file] = place, Path(f"{stem}.png")
+    originals = {os.path.realpath(file) for file in files}
+    if replaced := {os.path.realpath(place) for place, _ in found.values()} & originals:
+        raise ValueError(f"The drawing would replace {min(replaced)}: choose another folder with --out.")
+    return found
+
+
+def _starts(name: str) -> Iterable[str]:
+    """What a file's name begins with, up to each of its dots, in small letters."""
+    folder, base = os.path.split(name.casefold())
+    parts = base.split(".")
+    return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
+
+
+def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, beside: Path) -> None:
+    # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
+    drawing = Image.fromarray(module.draw_answer(read_image(file), answer))
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    drawing.save(place, quality=90)
+    module.write_answer(answer, beside)
+
+
+class COCOFile:
+    """Answers as a file in COCO's format, where the module has such annotations.
+
+    Args:
+        module: whose answers they are.
+    """
+
+    def __init__(self, module: VisionModule) -> None:
+        self.module = module
+        categories = [{"id": k, "name": name} for k, name in module.categories().items()]
+        self.content: dict[str, Any] = {
+            "info": {}, "licenses": [], "images": [], "annotations": [], "categories": categories
+        }  # fmt: skip
+
+    def add(self, file: str, answer: dict[str, Any]) -> None:
+        """Adds the answer for an image, whose file is named as it is found from where the annotations are."""
+        images, found = self.content["images"], self.content["annotations"]
+        size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))
+        images.append({"id": len(images) + 1, "file_name": file, **size})
+        for one in self.module.annotations(answer):
+            found.append({"id": len(found) + 1, "image_id": len(images), **one})
 
 
 def whole_pictures(

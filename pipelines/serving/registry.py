@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import mlflow
@@ -39,6 +39,8 @@ NEEDED = (
     "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
     "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
+
+M = TypeVar("M", bound=VisionModule)
 
 
 def check_name(name: str) -> None:
@@ -507,3 +509,24 @@ def load(address: str, device: str = "cpu") -> Any:
         ValueError: there is no such model or device.
     """
     return VisionModel().load(model_folder(address), device)
+
+
+def load_as(kind: type[M], address: str, otherwise: str, device: str = "cpu") -> tuple[VisionModel, M]:
+    """Looks up a registered model of a kind; see `load`.
+
+    Args:
+        kind: class of its module.
+        address: ``models:/name@alias`` or ``models:/name/version``.
+        otherwise: ends the sentence that names another kind, such as ``, which embeds no faces.``
+        device: where it shall run; ``auto`` is the GPU if there is one.
+
+    Returns:
+        The model and its module.
+
+    Raises:
+        ValueError: there is no such model or device, or it is of another kind.
+    """
+    answering = load(address, device)
+    if not isinstance(answering.module, kind):
+        raise ValueError(f"{address} is a {type(answering.module).__name__}{otherwise}")
+    return answering, answering.module

@@ -22,6 +22,11 @@ BATCH = 16  # frames that are held together: a film's are large
 Frame = NDArray[np.uint8]
 
 
+def is_video(file: str) -> bool:
+    """Whether a file is a video, by the ending of its name."""
+    return file.lower().endswith(EXTENSIONS)
+
+
 class Video:
     """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
 

@@ -1,0 +1,168 @@
+"""What a network looks at, drawn: filters, feature maps, explanations, units, receptive fields, embeddings."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modules import inspection as see
+from modules.base import VisionModule
+from modules.pictures.charts import heat, nested_squares, overlays, scatter
+from modules.pictures.sheets import Image as Picture
+from modules.pictures.sheets import rows_of_tiles
+
+
+def draw_filters(module: VisionModule, most: int = 64) -> Picture:
+    """The first layer's kernels; grey is zero, and each filter has its own scale.
+
+    Raises:
+        NotApplicableError: it has none.
+    """
+    name, kernels = see.filters(module)
+    count, channels, height, width = kernels.shape
+    heading = f"{name}: {count} filters of {height}×{width} on {channels} channel{'s' * (channels > 1)}"
+    kernels = kernels[:most] / np.abs(kernels[:most]).max((1, 2, 3), keepdims=True)
+    pixels = (127.5 + 127.5 * kernels).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    if channels in (1, 3):
+        rows = [pixels[i : i + 8] for i in range(0, len(pixels), 8)]
+        return rows_of_tiles([(heading if i == 0 else "", row, ()) for i, row in enumerate(rows)], side=64)
+    shown = f"{heading}; a row is a filter, a picture one of its channels"
+    return rows_of_tiles(
+        [(shown if i == 0 else "", list(row.transpose(2, 0, 1)[:12]), ()) for i, row in enumerate(pixels[:12])], 64
+    )
+
+
+def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, most: int = 8) -> Picture:
+    """What the blocks give out for an image, uint8 1×C×S×S: of each block the channels that differ most over the image.
+
+    Raises:
+        NotApplicableError: the network has no maps.
+    """
+    layers = see.stages(module)
+    if not layers:
+        raise see.NotApplicableError(f"The {type(module.backbone).__name__} has no feature maps.")
+    layers = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, most).round().astype(int))]
+    rows: list[tuple[str, Sequence[Picture], Sequence[str]]] = [("the picture", [_hwc(image[0])], ())]
+    for name, (maps,) in see.feature_maps(module, image, layers).items():
+        channels = maps.flatten(1).std(1, correction=0).topk(min(columns, len(maps))).indices.sort().values.tolist()
+        tiles = [heat(maps[channel].float().cpu().numpy()) for channel in channels]
+        heading = f"{name}: {len(maps)} maps of {maps.shape[1]}×{maps.shape[2]}"
+        rows.append((heading, tiles, [f"channel {channel}" for channel in channels]))
+    return rows_of_tiles(rows)
+
+
+def draw_explanation(
+    module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
+) -> Picture:
+    """Grad-CAM and occlusion of an image, uint8 1×C×S×S, for its predicted class or one that is named.
+
+    Raises:
+        NotApplicableError: the module does not tell classes apart.
+        ValueError: there is no such class or layer.
+    """
+    names, target = see.class_names(module), see.chosen_class(module, image, label)
+    with torch.no_grad(), see.tapped(module, []):
+        probability = float(module(image.to(module.device)).float().softmax(1)[0, target])
+    maps = []
+    try:
+        layer = layer or see.speaking_layer(module, image, target)
+        cam = see.grad_cam(module, image, target, layer)
+        if cam.shape[-1] > 1:
+            maps = [(f"Grad-CAM at {layer}", _smooth(cam, image.shape[-1]), "inferno")]
+    except see.NotApplicableError:
+        pass  # an MLP can only be covered
+    covered = see.occlusion(module, image, target)[0, 0].cpu().numpy()
+    maps.append(("occlusion: score lost when covered", covered, "RdBu_r"))
+    return overlays(_hwc(image[0]), f"{names[int(target)]} {probability:.2f}", maps)
+
+
+def draw_unit(
+    module: VisionModule, images: Tensor, layer: str, channel: int, captions: Sequence[str] = (), steps: int = 150
+) -> Picture:
+    """What excites a unit: the image that gradient ascent makes, and the patches of images, uint8 N×C×S×S.
+
+    Of units that see all of an image, the rest of it is darkened where the map is below half its highest value.
+
+    Raises:
+        ValueError: there is no such unit.
+    """
+    patches = see.top_patches(module, images, layer, channel)
+    made, before, after = see.gradient_ascent(module, layer, channel, steps)
+    inner = layer in dict(module.backbone.named_modules())
+    field = see.receptive_fields(module, [layer])[layer] if inner else see.Field(None, 1, 0)
+    tiles, texts = [], []
+    for patch in patches:
+        pixels = _hwc(images[patch.image])
+        left, top, right, bottom = field.box(patch.y, patch.x, len(pixels))
+        if right - left == len(pixels):
+            maps = see.feature_maps(module, images[patch.image][None], [layer])[layer][:, channel : channel + 1]
+            mask = _smooth(maps, len(pixels)) if maps.shape[-1] > 1 else np.ones(pixels.shape[:2])
+            pixels = (pixels * np.where(mask >= mask.max() / 2, 1, 0.3)[..., None]).astype(np.uint8)
+        tiles.append(pixels[top:bottom, left:right])
+        texts.append(" ".join([f"{patch.value:.3g}", *captions[patch.image : patch.image + 1]]))
+    size = "all of the image" if field.size is None else f"{field.size} pixels"
+    heading = f"{layer}, channel {channel}: what excites it most of {len(images)} images (it sees {size})"
+    ascent = f"the image found by gradient ascent: its mean goes from {before:.3g} to {after:.3g}"
+    half = -(-len(tiles) // 2)
+    rows = [(heading, tiles[:half], texts[:half]), ("", tiles[half:], texts[half:]), (ascent, [made], [])]
+    return rows_of_tiles([row for row in rows if row[1]], side=144)
+
+
+def draw_embedding(
+    module: VisionModule,
+    images: Tensor,
+    labels: Any,
+    names: Sequence[str],
+    method: Literal["pca", "tsne"] = "tsne",
+) -> Picture:
+    """The backbone's features of images, uint8 N×C×S×S, in the plane, coloured by class."""
+    points = see.project(see.pooled_features(module, images), method)
+    title = f"{len(images)} images as the network sees them ({'t-SNE' if method == 'tsne' else 'PCA'})"
+    return scatter(points, labels, names, title)
+
+
+def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
+    """Receptive fields over an image, uint8 C×S×S.
+
+    Raises:
+        NotApplicableError: there are none.
+    """
+    if not fields:
+        raise see.NotApplicableError("It has no stages with maps: every unit sees all of the image.")
+    squares = [
+        (
+            f"{name}: {'all of the image' if field.size is None else f'{field.size} px'}, stride {field.stride}",
+            field.size,
+        )
+        for name, field in fields.items()
+    ]
+    return nested_squares(_hwc(image), squares, "what a unit in the middle sees")
+
+
+def default_unit(
+    module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
+) -> tuple[str, int]:
+    """Layer and channel that speak most for the class of an image, uint8 1×C×S×S; without classes, that answer most.
+
+    Raises:
+        ValueError: there is no such class or layer.
+    """
+    try:
+        target = see.chosen_class(module, image, label)
+        layer = layer or see.speaking_layer(module, image, target)
+        shares = see.grad_cam(module, image, target, layer, whole=False)
+    except see.NotApplicableError:
+        dense = [name for name, part in module.backbone.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        layer = layer or (see.stages(module) or dense)[-1]
+        shares = see.feature_maps(module, image, [layer])[layer]
+    return layer, int(shares[0].flatten(1).sum(1).argmax())
+
+
+def _smooth(maps: Tensor, side: int) -> Any:
+    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear")[0, 0].float().cpu().numpy()
+
+
+def _hwc(image: Tensor) -> Picture:
+    return image.permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,67 @@
+"""Looking inside a network on images of its data, also during its training."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules import VisionDataModule
+from datamodules.base import collate
+from modules import VisionModule
+from modules.inspection import NotApplicableError
+from modules.inspection.pictures import draw_embedding, draw_explanation, draw_feature_maps, draw_filters
+from modules.pictures.sheets import Image as Picture
+
+
+def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | None = None) -> tuple[Tensor, Any]:
+    """Images spread evenly over the test split, or else the validation split, and their labels where they have one.
+
+    Args:
+        data: the data.
+        count: how many at most.
+        prepare: turns a picture into the network's input; None leaves it to the data.
+
+    Returns:
+        uint8 N×C×S×S, and int64 N or None.
+    """
+    dataset = data.dataset("test" if "test" in data.sources else "val", augmented=False)
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
+    taken = [dataset.source[i] if prepare else dataset[i, 0] for i in places]
+    labels = np.array([s["label"] for s in taken]) if all("label" in s for s in taken) else None
+    return collate([{"image": prepare(s["image"]) if prepare else s["image"]} for s in taken])["image"], labels
+
+
+class InspectionCallback(L.Callback):
+    """Shows during a training what the network has come to: filters, feature maps, Grad-CAM and occlusion, embedding.
+
+    Args:
+        every_n_epochs: epochs from one showing to the next.
+        images: pictures that are explained.
+        points: images in the embedding, by PCA.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, images: int = 2, points: int = 500) -> None:
+        self.every_n_epochs, self.images, self.points = every_n_epochs, images, points
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, where a logger takes pictures."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs or not isinstance(pl_module, VisionModule):
+            return
+        images, labels = take(trainer.datamodule, self.points)  # type: ignore[attr-defined]
+        names = getattr(trainer.datamodule, "label_names", [])  # type: ignore[attr-defined]
+        pictures: dict[str, Callable[[], Picture]] = {
+            "filters": partial(draw_filters, pl_module),
+            "feature_maps": partial(draw_feature_maps, pl_module, images[:1]),
+            "embedding": partial(draw_embedding, pl_module, images, labels, names, "pca"),
+        }
+        for i in range(self.images):
+            pictures[f"explanation_{i}"] = partial(draw_explanation, pl_module, images[i : i + 1])
+        for key, draw in pictures.items():
+            with suppress(NotApplicableError):
+                pl_module.show(f"inspect/{key}", draw)
