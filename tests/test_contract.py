@@ -1,7 +1,6 @@
-"""What every task promises, through its own command line. A new task adds a line to TASKS."""
+"""What every task promises, through its own command line. A new task adds a line to CASES."""
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mlflow
@@ -15,6 +14,7 @@ from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.detection import detection
 from pipelines.engine.cli import VisionCLI
+from pipelines.engine.task import Task
 from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.segmentation import segmentation
@@ -24,21 +24,21 @@ from pipelines.tracking.logger import run_id_of
 
 
 @dataclass
-class Task:
-    command: Callable[[list[str]], VisionCLI]
+class Case:
+    command: Task
     small: list[str]  # embedded data and a small network
     random: list[str]  # the same with augmentation and randomness inside the network
     overfit: list[str] | None = field(default_factory=list)  # what it takes to learn eight samples by heart
     descent: str = "0.02"  # a rate at which plain gradient descent does not diverge
 
 
-TASKS = {
-    "classification": Task(
+CASES = (
+    Case(
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
     ),
-    "detection": Task(
+    Case(
         detection,
         ["--data", "DigitScenes", "--data.scene_size", "48", "--data.train", "128", "--data.val", "33", "--data.test", "33",
          "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5", "--model.detector", "YOLO",
@@ -49,20 +49,20 @@ TASKS = {
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.backbone", "test_resnet",
          "--model.optimization.lr", "0.01"],
     ),
-    "autoencoding": Task(
+    Case(
         autoencoding,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.bottleneck", "Variational", "--model.noise", "GaussianNoise"],
         descent="0.0005",  # its loss is a sum over pixels
     ),
-    "facenet": Task(
+    Case(
         facenet,
         # All triplets: which of two nearly equal ones is mined would hang on the last bit.
         ["--data", "Glyphs", "--data.people", "296", "--data.batch_size", "64",
          "--model.loss", "modules.facenet.TripletLoss"],
         ["--data.augmentation", "strong", "--model.miner", "modules.facenet.ProgressiveMiner"],
     ),
-    "segmentation": Task(
+    Case(
         segmentation,
         ["--data", "DigitMasks", "--data.scene_size", "48", "--data.train", "128", "--data.val", "33", "--data.test", "33",
          "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "test_convnext",
@@ -70,7 +70,7 @@ TASKS = {
         ["--data.augmentation", "strong", "--data.class_weighting", "sqrt", "--data.batch_size", "8",
          "--model.decoder.dropout", "0.3", "--model.backbone_options.drop_path_rate", "0.3"],
     ),
-    "gan": Task(
+    Case(
         gan,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.num_samples", "200",
          "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.generator.norm", "pixel",
@@ -79,7 +79,7 @@ TASKS = {
          "--model.spectral_norm", "true", "--model.optimization.discriminator_steps", "2"],
         overfit=None,
     ),
-    "super_resolution": Task(
+    Case(
         super_resolution,
         ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.generator.width", "8",
          "--model.generator.blocks", "1", "--model.backbone_options.width", "4"],
@@ -87,12 +87,13 @@ TASKS = {
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
          "--model.optimization.lr", "0.005"],
     ),
-}  # fmt: skip
+)  # fmt: skip
+TASKS = {case.command.name: case for case in CASES}
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
 
-def fit(task: Task, *args: str) -> VisionCLI:
+def fit(task: Case, *args: str) -> VisionCLI:
     return task.command(["fit", *task.small, *QUIET, "--output", "out", *args])
 
 
@@ -120,7 +121,7 @@ def weights(file: str) -> dict[str, torch.Tensor]:
 
 
 @EVERY
-def test_trains_registers_loads_back_and_predicts_the_same(task: Task) -> None:
+def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
     cli = fit(task, "--trainer.max_epochs", "2", "--register", "small")
     run = run_of("out")
     assert run.info.status == "FINISHED"
@@ -146,7 +147,7 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Task) -> None:
 
 
 @EVERY
-def test_overfits_a_handful_of_samples(task: Task) -> None:
+def test_overfits_a_handful_of_samples(task: Case) -> None:
     if task.overfit is None:
         pytest.skip("its loss says how two networks stand to each other")
     fit(task, "--trainer.overfit_batches", "1", "--data.batch_size", "8", "--trainer.max_epochs", "60",
@@ -179,7 +180,7 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: st
 
 
 @EVERY
-def test_two_processes_measure_what_one_does(task: Task) -> None:
+def test_two_processes_measure_what_one_does(task: Case) -> None:
     both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0"]
     # Adam's steps hang on the sign of gradients near zero, and hide a factor on all of them; these do neither.
     plain = ["--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", task.descent]
@@ -200,7 +201,7 @@ def test_two_processes_measure_what_one_does(task: Task) -> None:
 
 
 @EVERY
-def test_a_mistake_ends_in_one_paragraph(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_in_one_paragraph(task: Case, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         fit(task, "--model.backbone", "resnt18")
     message = capsys.readouterr().err

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from pipelines.classification import classification
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
+from pipelines.engine.films import make_films
 from pipelines.serving import registry
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import RunLogger, run_id_of
@@ -177,14 +178,13 @@ def test_a_model_that_the_disk_has_no_room_for_is_not_registered(
 @pytest.mark.filterwarnings("ignore:MLflow does not take film")
 def test_torn_pictures_fail_no_training() -> None:
     command = ["fit", *SMALL, "--trainer.max_epochs", "1", "--output", "out"]
-    cli = classification(command)
+    classification(command)
     for number in (1, 2, 3):
         Image.fromarray(NOISE[number : number + 16, :16]).save(f"out/pictures/film-{number}.png")
     whole_picture = Path("out/pictures/film-2.png").read_bytes()
     Path("out/pictures/film-2.png").write_bytes(whole_picture[:300])
-    cli.model.series = ("film",)
     logger = RunLogger(Path("out"), "classification", "x", {})
-    cli._film(logger, cli.model)
+    make_films(Path("out"), ["film"], logger)
     logger.log_image("film", [NOISE[:8, :8]], 9)
     Path("out/pictures/film-9.png").write_bytes(whole_picture[:300])
     logger.log_metrics({"after": 1.0}, 1)
@@ -253,7 +253,7 @@ def test_two_trainings_that_start_within_a_second_have_folders_of_their_own() ->
                "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]  # fmt: skip
     at = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.engine.cli.time.time", lambda: at)
+        patch.setattr("pipelines.engine.launch.time.time", lambda: at)
         first, second, third = (classification(command) for _ in range(3))
     folders = [cli.output for cli in (first, second, third)]
     assert len(set(folders)) == len(list(Path("outputs/classification").iterdir())) == 3

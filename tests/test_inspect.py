@@ -13,6 +13,7 @@ from torch import nn
 from modules import ClassificationModule
 from modules import inspection as see
 from modules.inspection import pictures
+from modules.inspection.taps import Tap
 from pipelines.classification import classification
 from pipelines.engine import command as engine
 from pipelines.inspect import inspect
@@ -331,7 +332,7 @@ def test_what_has_no_meaning_is_said(run_id: str) -> None:
     with pytest.raises(ValueError, match="cut into windows"):
         see.feature_maps(swin, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["layers.0.blocks.0.attn"])
     with pytest.raises(ValueError, match=r"\(1×7×3\) cannot be laid out as maps"):
-        see.Tap("odd", False, 0, True).hook(swin, None, torch.zeros(1, 7, 3))
+        Tap("odd", False, 0, True).hook(swin, None, torch.zeros(1, 7, 3))
 
 
 def test_classes_that_are_apart_stay_apart_in_the_plane() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import start
 from mlflow.tracking import MlflowClient
-from test_contract import QUIET, TASKS, Task
+from test_contract import QUIET, TASKS, Case
 
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
@@ -106,7 +106,7 @@ def same(output: str) -> bool:
     return True
 
 
-def killed(task: Task, args: list[str], every: bool) -> int:
+def killed(task: Case, args: list[str], every: bool) -> int:
     """Trains, and goes on from what a kill at each moment would have left: from all that differs in anything, or else from
     the last of the moments that left the same checkpoints. Returns the number of moments."""
     names: list[str] = []
@@ -133,7 +133,7 @@ def killed(task: Task, args: list[str], every: bool) -> int:
     return len(names)
 
 
-def stopped(task: Task, args: list[str], output: str, at: int, name: str = "SIGTERM") -> bool:
+def stopped(task: Case, args: list[str], output: str, at: int, name: str = "SIGTERM") -> bool:
     """Trains until a signal comes at a moment; returns whether it did."""
     before = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(SystemExit):
@@ -162,7 +162,7 @@ def test_a_stop_in_each_step_and_validation_of_one_training_changes_nothing() ->
     assert all(torch.equal(one[key], two[key]) for key in one | two)
 
 
-def random(name: str) -> tuple[Task, list[str]]:
+def random(name: str) -> tuple[Case, list[str]]:
     """A small training of a task with all its randomness."""
     task = TASKS[name]
     return task, ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", "0", "--trainer.max_epochs", "2",

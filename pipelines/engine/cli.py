@@ -1,51 +1,42 @@
 """The command line that all tasks share."""
 
 import inspect
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import psutil
 import torch
-import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from PIL import Image
 
-from datamodules import DataError, VisionDataModule
+from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
-from modules import BackboneError, VisionModule
-from modules.callbacks.divergence import DivergenceError
-from modules.checkpoints import check_network, classes_of, read_checkpoint
+from modules import VisionModule
+from modules.checkpoints import check_network, read_checkpoint
 from modules.ranges import NonNegative
-from pipelines.engine import launch
+from pipelines.engine import launch, resume
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
-from pipelines.engine.disk import DiskError, LockError, disk_error, held, whole, write_text
+from pipelines.engine.command import UsageError
+from pipelines.engine.disk import disk_error, held, write_text
+from pipelines.engine.evaluation import Weights, take_whole, write_predictions
+from pipelines.engine.films import make_films
+from pipelines.engine.registration import register_best
 from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
-from pipelines.serving.answers import whole_pictures
-from pipelines.tracking.client import TrackingError, reach
-from pipelines.tracking.journal import RunGoneError
+from pipelines.tracking.client import reach
 from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
-from pipelines.tracking.provenance import flatten, surroundings
-from pipelines.tracking.redaction import redact, redact_yaml
+from pipelines.tracking.provenance import surroundings
+from pipelines.tracking.redaction import redact_yaml
 from pipelines.tracking.watch import RunCallback
 
 SUBCOMMANDS = {
@@ -73,38 +64,6 @@ LIMITS = {  # of which 0 leaves nothing to do
 FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
 
-class UsageError(ValueError):
-    """The command cannot be carried out as given; the message says what to give."""
-
-
-MISTAKES = (BackboneError, DataError, DiskError, DivergenceError, LockError, TrackingError, UsageError)
-
-
-def _stamp() -> str:
-    """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
-    if SLURMEnvironment.detect():
-        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
-    start, parent = time.time(), ""
-    if TorchElasticEnvironment.detect():  # torchrun is their parent
-        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-            raise UsageError("Give --output a folder that all nodes see: their processes must agree on one.")
-        start, parent = psutil.Process(os.getppid()).create_time(), f"-{os.getppid()}"
-    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S") + parent
-
-
-def _new_folder(folder: Path) -> Path:
-    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
-    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
-        return folder
-    for number in count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
-    return folder
-
-
 class VisionCLI(LightningCLI):
     """``fit | validate | test | predict | preview`` with YAML recipes, typed overrides and a tracked run.
 
@@ -123,11 +82,9 @@ class VisionCLI(LightningCLI):
         self.task, self.default_data, self.callbacks = task, default_data, callbacks
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
-        self.weights: Path | None = None
+        self.weights: Weights | None = None  # that are evaluated
+        self._tried_whole = False  # whether the data may be the test as a whole
         self.training: Path | None = None  # of the weights, where they have a run
-        self.architecture: dict[str, Any] = {}  # of the weights
-        self.classes: list[str] | None = None  # that the weights know
-        self.learned: dict[str, Any] = {}  # what the weights' training was of; see `_begun`
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
@@ -202,10 +159,11 @@ class VisionCLI(LightningCLI):
         def known(data: VisionDataModule) -> Any:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.name} is no data for {self.task}: it has no {name}. See --data.help.")
-            if self.learned and self.subcommand in ("test", "predict"):
-                self._take_whole(data)
-            if self.classes:
-                adopt_classes(data, self.classes)
+            if self.weights and self.subcommand in ("test", "predict") and not self._tried_whole:
+                self._tried_whole = True
+                take_whole(data, self.weights)
+            if self.weights and self.weights.classes:
+                adopt_classes(data, self.weights.classes)
             return getattr(data, name)
 
         known.__name__ = name
@@ -235,20 +193,6 @@ class VisionCLI(LightningCLI):
             raise UsageError(f"--seed_everything must be a number from 0 to {2**32 - 1}, not {seed}.")
         super()._set_seed()
 
-    def _take_whole(self, data: VisionDataModule) -> None:
-        """Lets data without splits be the test as a whole, where the network has not learned from them."""
-        learned, self.learned = self.learned, {}  # once
-        if not (data.sources and data.drawn):
-            return
-        digests = {split["digest"] for split in data.identity()["splits"].values()}
-        places = [
-            (learned["settings"].get(f"data.init_args.{key}"), getattr(data, key, None)) for key in ("root", "file")
-        ]
-        same = any(a and b and os.path.realpath(a) == os.path.realpath(b) for a, b in places)
-        if not same and digests.isdisjoint(learned["data"].values()):
-            data.take_whole()
-            say(f"{data.name} has no splits, and the network has not learned from it: all of it is the test.")
-
     def _parse_ckpt_path(self) -> None:
         """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
         subcommand = self.config.get("subcommand")
@@ -261,11 +205,22 @@ class VisionCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the output folder, and makes sure that it can be written to, and that MLflow answers and takes the names.
+        """Makes sure that the numbers are in their ranges, that MLflow answers and takes the names, and chooses the folder.
 
         Raises:
-            UsageError: that is not so, or a number is out of its range.
+            UsageError: that is not so.
         """
+        self._check_numbers()
+        if self.options.register:
+            registry.check_name(self.options.register)
+        self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
+        if self.tracked or "models:/" in str(self.options.model):
+            reach()
+        self._choose_folder()
+        if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
+            self._hold.enter_context(held(self.output))  # for all processes of the job
+
+    def _check_numbers(self) -> None:
         for name, least in LEAST.items():
             if (value := self.options.get(name)) is not None and not value >= least:
                 raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
@@ -274,23 +229,27 @@ class VisionCLI(LightningCLI):
                 raise UsageError(
                     f"--trainer.{name} 0 leaves nothing to {self.subcommand}: leave it out, or give at least 1."
                 )
-        if self.options.register:
-            registry.check_name(self.options.register)
-        tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
-        if tracked or "models:/" in str(self.options.model):
-            reach()
-        stamp, verb = _stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
+
+    def _choose_folder(self) -> None:
+        """Chooses the output folder and the run's name, and makes sure that it can be written to.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        stamp, verb = launch.stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
         name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
         name = f"{verb}{name}"
         self.output = Path(self.options.output or Path("outputs", self.task, name))
         if self.subcommand in launch.LOOKS:
-            self._look(stamp)
+            self._find_weights()
+            self.output = launch.own_folder(self.output, str(self.subcommand), stamp)
+            sys.argv += ["--output", str(self.output)]
         place = self.output
         try:
             if self.subcommand in launch.LOOKS:  # the folder is made when all is well; until then its parents are tried
                 place = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
             elif not self.options.output:
-                place = self.output = _new_folder(self.output)
+                place = self.output = launch.new_folder(self.output)
                 name = self.output.name
                 sys.argv += ["--output", str(self.output)]
             self.run_name = self.options.run_name or name
@@ -303,14 +262,12 @@ class VisionCLI(LightningCLI):
                 f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
                 "choose another with --output."
             ) from None
-        if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
-            self._hold.enter_context(held(self.output))  # for all processes of the job
 
-    def _look(self, stamp: str) -> None:
-        """Finds the weights that are evaluated and the classes that they know, and a folder where nothing is written over.
+    def _find_weights(self) -> None:
+        """Finds the weights that are evaluated, and their training.
 
         Raises:
-            UsageError: there are no weights.
+            UsageError: there are none.
         """
         given = Path(self.options.ckpt_path or self.output / "best.ckpt")
         if self.subcommand != "preview":
@@ -318,57 +275,24 @@ class VisionCLI(LightningCLI):
                 raise UsageError(
                     f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {given} is none."
                 )
-            self.weights = given
-            checkpoint = read_checkpoint(given)
-            self.architecture, self.learned = checkpoint["architecture"], checkpoint.get("recipe") or {}
-            self.classes = classes_of(self.architecture)
+            self.weights = Weights.read(given)
             sys.argv += ["--ckpt_path", str(given)]
         if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():
             self.training = given.parent
-        self.output = launch.own_folder(self.output, str(self.subcommand), stamp)
-        sys.argv += ["--output", str(self.output)]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
         config = self.options.trainer
-        self.watch = RunCallback()
-        callbacks: list[L.Callback] = [self.watch, Summary()]
-        last: list[LastCheckpoint] = []
-        if config.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
-        if self.subcommand == "fit" and not config.fast_dev_run:
-            if config.enable_checkpointing is not False:
-                callbacks.append(BestCheckpoint(self.output, self.model.monitor, self.model.mode))
-            last.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
-        extra: dict[str, Any] = {"default_root_dir": str(self.output)}
-        self.tracked = config.logger is not False and not config.fast_dev_run
+        given = self._get(self.config_init, "trainer")
+        extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
         if self.tracked:
-            data = self.options.data.class_path.split(".")[-1]
-            recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
-            backbone = self.options.model.backbone
-            tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
-            if self.training:
-                tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
-            if self.weights:
-                tags["weights"] = str(self.weights)
-            if backbone.startswith("models:/"):
-                tags["source_model"] = registry.pinned(backbone)
-                size = sum(p.numel() for p in self.model.backbone.parameters())
-                kind = self.model.backbone.recipe["backbone"]
-                say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
-            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, tags)
+            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, self._tags())
         elif config.fast_dev_run:
             extra["logger"] = False
-        given = self._get(self.config_init, "trainer")
         if not self.model.automatic_optimization:  # Lightning leaves these to a module with several optimisers
             for name, plain in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
                 setattr(self.model, name, given[name])
                 extra[name] = plain
-        given_callbacks = given.callbacks or []
-        if self.options.ckpt_path or (self.output / "last.ckpt").exists():  # the rate was found before
-            given_callbacks = [c for c in given_callbacks if not isinstance(c, LearningRateFinder)]
-        given_callbacks = [RateFinder.like(c) if type(c) is LearningRateFinder else c for c in given_callbacks]
-        extra["callbacks"] = [*callbacks, *given_callbacks, *self.callbacks, *last]
         if self.subcommand == "fit" and config.enable_checkpointing is False and not config.fast_dev_run:
             raise UsageError(
                 "--trainer.enable_checkpointing false: a training keeps its checkpoints, from which it goes on and the best of "
@@ -386,6 +310,40 @@ class VisionCLI(LightningCLI):
         if launcher and (objection := launcher.objection(trainer.world_size)):
             raise UsageError(objection)
         return trainer
+
+    def _callbacks(self, given: Sequence[L.Callback] | None) -> list[L.Callback]:
+        """The trainer's callbacks, with those that are given; what writes the last checkpoint sees all others' state."""
+        config, fits = self.options.trainer, self.subcommand == "fit" and not self.options.trainer.fast_dev_run
+        self.watch = RunCallback()
+        callbacks: list[L.Callback] = [self.watch, Summary()]
+        if config.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
+        if fits and config.enable_checkpointing is not False:
+            callbacks.append(BestCheckpoint(self.output, self.model.monitor, self.model.mode))
+        found_before = self.options.ckpt_path or (self.output / "last.ckpt").exists()  # the learning rate
+        for callback in given or []:
+            if not (found_before and isinstance(callback, LearningRateFinder)):
+                callbacks.append(RateFinder.like(callback) if type(callback) is LearningRateFinder else callback)
+        callbacks += self.callbacks
+        if fits:
+            callbacks.append(LastCheckpoint(self.output / "last.ckpt", self.options.checkpoint_seconds))
+        return callbacks
+
+    def _tags(self) -> dict[str, str]:
+        """What the run is of, for whoever looks for it in MLflow."""
+        data, backbone = self.options.data.class_path.split(".")[-1], self.options.model.backbone
+        recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
+        tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
+        if self.training:
+            tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
+        if self.weights:
+            tags["weights"] = str(self.weights.file)
+        if backbone.startswith("models:/"):
+            tags["source_model"] = registry.pinned(backbone)
+            size = sum(p.numel() for p in self.model.backbone.parameters())
+            kind = self.model.backbone.recipe["backbone"]
+            say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
+        return tags
 
     @contextmanager
     def run(self) -> Iterator[RunLogger | None]:
@@ -440,9 +398,10 @@ class VisionCLI(LightningCLI):
             check_network(checkpoint["architecture"], model.architecture)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):
-                callback.recipe = self._begun(model, datamodule)
+                callback.recipe = resume.identity(trainer, model, datamodule, self.recipe)
                 if checkpoint is not None:
-                    callback.goes_on = self._go_on(str(ckpt_path), checkpoint, callback.recipe)
+                    data = self.options.data.class_path
+                    callback.goes_on = resume.go_on(str(ckpt_path), checkpoint, callback.recipe, trainer, data)
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
                 logger.log_data(datamodule)
@@ -465,153 +424,24 @@ class VisionCLI(LightningCLI):
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:
                 logger.log_file(best, "checkpoints")
-                self._film(logger, model)
-                if self.options.register:
-                    self._register(logger, model, datamodule)
+                make_films(self.output, model.series, logger)
+                if name := self.options.register:
+                    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
+                    data = self.options.data.as_dict()
+                    self.rows["registered"] = register_best(
+                        name, self.output, model, datamodule, data, self.task, logger, figures
+                    )
         self.rows["checkpoint"] = str(best)
 
-    def _begun(self, model: VisionModule, datamodule: VisionDataModule) -> dict[str, Any]:
-        """What a training is of: what must stay as it is to its end, the data, and all other settings."""
-        trainer: Any = self.trainer
-        settings = dict(flatten(yaml.safe_load(self.recipe)))
-        settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
-        unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
-        silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
-        splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
-        accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
-        return {
-            "fixed": {
-                "seed_everything": datamodule.seed,
-                "data.batch_size, times the processes,": datamodule.batch_size * trainer.world_size,
-                "trainer.accumulate_grad_batches": accumulated,
-                "trainer.limit_train_batches": trainer.limit_train_batches,
-                "trainer.overfit_batches": trainer.overfit_batches,
-                "model.transfer": str(model.transfer),
-                **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
-            },
-            "data": {name: split["digest"] for name, split in splits.items()},
-            "settings": {
-                key: value
-                for key, value in settings.items()
-                if key not in ("model.optimization", *silent) and not key.startswith(unsaid)
-            },
-        }
-
-    def _go_on(self, file: str, checkpoint: dict[str, Any], now: dict[str, Any]) -> bool:
-        """Says where a training goes on, and what is other than before.
-
-        Args:
-            file: its checkpoint.
-            checkpoint: what that holds.
-            now: what `_begun` says.
-
-        Returns:
-            Whether it is to go on also if it has ended early: its settings are not the same.
-
-        Raises:
-            UsageError: something is other than before that must not be.
-        """
-        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        step, trainer = checkpoint["global_step"], self.trainer
-        for name, limit, done in (("epochs", trainer.max_epochs or -1, epoch), ("steps", trainer.max_steps, step)):
-            if 0 <= limit < done:
-                raise UsageError(
-                    f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
-                    "begin a new training with another --output."
-                )
-        way_out = f"begin a new training with another --output, for which --model.backbone {file} is a start."
-        before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
-        for key, value in before["fixed"].items():
-            if key in now["fixed"] and now["fixed"][key] != value:
-                raise UsageError(
-                    f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
-                    f"within a training: give it as it was, or {way_out}"
-                )
-        for split in ("train", "val"):
-            if trainer.is_global_zero and before["data"].get(split, "") not in ("", now["data"].get(split)):
-                raise UsageError(
-                    f"{file} learned from other data: the {split} split of {self.options.data.class_path} is not what it "
-                    f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
-                    f"{way_out}"
-                )
-        keys = sorted(before["settings"].keys() | now["settings"].keys())
-        pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
-        other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
-        say(
-            f"Going on from {file}: {epoch} epochs and {step} steps are done."
-            + (f" Other than before: {'; '.join(other.values())}." if other else "")
-        )
-        goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
-        if checkpoint.get("stopped") and not goes_on:
-            say(
-                "It had ended early, and stays so: other --trainer.callbacks or more --trainer.max_epochs let it go on."
-            )
-        return goes_on
-
-    def _film(self, logger: RunLogger, model: VisionModule) -> None:
-        """Makes a GIF of each series of pictures, in the run's folder ``films``."""
-        for key in model.series:
-            name = key.replace("/", "_")
-            files = sorted(
-                (self.output / "pictures").glob(f"{name}-*.png"), key=lambda f: int(f.stem.rsplit("-", 1)[1])
-            )
-            frames = []
-            for picture in files:
-                with suppress(OSError, SyntaxError), Image.open(picture) as frame:  # one that is torn is left out
-                    frame.load()
-                    frames.append(frame)
-            if len(frames) > 1:
-                file = self.output / f"{name}.gif"
-                try:
-                    with whole(file) as part:
-                        frames[0].save(part, save_all=True, append_images=frames[1:], duration=300, loop=0)
-                except OSError as error:  # it is only for looking at
-                    say(f"There is no film of {key}: {error}")
-                else:
-                    logger.log_file(file, "films")
-
-    def _register(self, logger: RunLogger, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Registers the best weights. Without MLflow it does not, which must not cost the training."""
-        name, client = self.options.register, MlflowClient()
-        step = str(torch.load(self.output / "best.ckpt", "cpu", weights_only=True, mmap=True)["global_step"])
-        try:
-            if not logger.flush():
-                error = logger.journal.error
-                raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
-            known = [version for version in registry.versions_of(name) if version.run_id == logger.run_id]
-            there = [version for version in known if version.tags.get("step") == step]  # it was registered before
-            version = (
-                there[0]
-                if there
-                else registry.register(
-                    name,
-                    model,
-                    datamodule,
-                    self.options.data.as_dict(),
-                    self.task,
-                    str(logger.run_id),
-                    {key: float(value) for key, value in self.trainer.callback_metrics.items()},
-                )
-            )
-            client.set_model_version_tag(name, version.version, "step", step)  # last, so that all of it is there
-        except (MlflowException, OSError) as error:
-            logger.set_tag("registered", f"no: {error}")
-            self.rows["registered"] = (
-                f"no: {redact(str(error))[:300]} To register it, give the same command again with "
-                f"--output {self.output}: it does not train again what is trained."
-            )
-        else:
-            self.rows["registered"] = f"models:/{version.name}/{version.version}"
-            logger.set_tag("registered", self.rows["registered"])
-
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
+        assert self.weights
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
-        check_network(self.architecture, model.architecture)
+        check_network(self.weights.architecture, model.architecture)
         with self.run() as logger:
             if logger and self.trainer.is_global_zero:
                 logger.log_data(datamodule)
-            result = run(model, datamodule=datamodule, ckpt_path=self.weights, weights_only=True, **options)
+            result = run(model, datamodule=datamodule, ckpt_path=self.weights.file, weights_only=True, **options)
             self._note_metrics()
         self.rows["folder"] = str(self.output)
         return result
@@ -631,22 +461,12 @@ class VisionCLI(LightningCLI):
         piece they are of: ``window``, its left and top edge, width and height.
         """
         batches = self._evaluate("predict", model, datamodule)
-        numbers = range(self.trainer.global_rank, sys.maxsize, self.trainer.world_size)
-        rows = list(zip(numbers, (row for batch in batches for row in batch), strict=False))
-        if self.trainer.world_size > 1:
-            shares: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, rows)
-            rows = sorted((each for share in shares for each in share), key=lambda each: each[0])
-        if not self.trainer.is_global_zero:
-            return
-        source = datamodule.predict_dataloader().dataset.source
-        answers = whole_pictures(rows, source, getattr(model, "across_classes", False))
         file = self.output / "predictions.jsonl"
-        write_text(file, "".join(f"{json.dumps(answer)}\n" for answer in answers))
-        self.rows["predictions"] = f"{file} ({len(answers)} answers)"
+        count = write_predictions(batches, self.trainer, model, datamodule, file)
+        self.rows["predictions"] = f"{file} ({count} answers)"
 
     def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
-        """See `VisionTrainer.preview`."""
+        """Draws a sheet of training samples; see `VisionTrainer.preview`."""
         with self.run():
             self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))  # type: ignore[attr-defined]
 

@@ -22,6 +22,10 @@ from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
 
 
+class UsageError(ValueError):
+    """The command cannot be carried out as given; the message says what to give."""
+
+
 def command(
     function: Callable[..., Any] | dict[str, Callable[..., Any]],
     args: Sequence[str] | None = None,

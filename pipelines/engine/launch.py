@@ -6,10 +6,14 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import psutil
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from pipelines.engine.command import UsageError
 
 LOOKS = ("validate", "test", "predict", "preview")  # they change nothing of a training
 MACHINE = (  # settings of the machine that trained, which need not be the one that evaluates
@@ -143,3 +147,28 @@ def own_folder(folder: Path, verb: str, stamp: str) -> Path:
         number += 1
         place = folder / f"{verb}-{stamp}+{number}"
     return place
+
+
+def stamp() -> str:
+    """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
+    if SLURMEnvironment.detect():
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
+    start, parent = time.time(), ""
+    if TorchElasticEnvironment.detect():  # torchrun is their parent
+        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+            raise UsageError("Give --output a folder that all nodes see: their processes must agree on one.")
+        start, parent = psutil.Process(os.getppid()).create_time(), f"-{os.getppid()}"
+    return datetime.fromtimestamp(start).strftime("%Y%m%d-%H%M%S") + parent
+
+
+def new_folder(folder: Path) -> Path:
+    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
+    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder

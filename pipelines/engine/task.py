@@ -7,11 +7,17 @@ from importlib import import_module
 
 import lightning as L
 
-from modules import VisionModule
+from datamodules import DataError
+from modules import BackboneError, VisionModule
+from modules.callbacks.divergence import DivergenceError
 from pipelines.engine import launch
-from pipelines.engine.cli import MISTAKES, VisionCLI
-from pipelines.engine.command import command, mistakes
+from pipelines.engine.cli import VisionCLI
+from pipelines.engine.command import UsageError, command, mistakes
+from pipelines.engine.disk import DiskError, LockError
 from pipelines.engine.terminal import print_table
+from pipelines.tracking.client import TrackingError
+
+MISTAKES = (BackboneError, DataError, DiskError, DivergenceError, LockError, TrackingError, UsageError)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,87 @@
+"""What an evaluation is of: weights, the classes that they know, and the data that they learned from."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules import VisionDataModule
+from modules import VisionModule
+from modules.checkpoints import classes_of, read_checkpoint
+from pipelines.engine.disk import write_text
+from pipelines.engine.terminal import say
+from pipelines.serving.answers import whole_pictures
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint that is evaluated.
+
+    Args:
+        file: it.
+        architecture: the network that it is of.
+        learned: what its training was of, see `pipelines.engine.resume.identity`; nothing where it does not say.
+    """
+
+    file: Path
+    architecture: dict[str, Any]
+    learned: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> "Weights":
+        """Reads a checkpoint's description."""
+        checkpoint = read_checkpoint(file)
+        return cls(file, checkpoint["architecture"], checkpoint.get("recipe") or {})
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The classes that they know."""
+        return classes_of(self.architecture)
+
+    def new_to(self, data: VisionDataModule) -> bool:
+        """Whether they have not learned from the data, as far as the checkpoint says."""
+        digests = {split["digest"] for split in data.identity()["splits"].values()}
+        places = [
+            (self.learned["settings"].get(f"data.init_args.{key}"), getattr(data, key, None))
+            for key in ("root", "file")
+        ]
+        same = any(a and b and os.path.realpath(a) == os.path.realpath(b) for a, b in places)
+        return not same and digests.isdisjoint(self.learned["data"].values())
+
+
+def take_whole(data: VisionDataModule, weights: Weights) -> None:
+    """Lets data without splits be the test as a whole, where the network has not learned from them."""
+    if weights.learned and data.sources and data.drawn and weights.new_to(data):
+        data.take_whole()
+        say(f"{data.name} has no splits, and the network has not learned from it: all of it is the test.")
+
+
+def write_predictions(batches: Any, trainer: Any, model: VisionModule, datamodule: VisionDataModule, file: Path) -> int:
+    """Writes what all processes of a job answered for the test split, a line of JSON for each picture, in their order.
+
+    Args:
+        batches: what this process answered.
+        trainer: Lightning's.
+        model: what answered.
+        datamodule: what it was asked about.
+        file: where; the first process writes it.
+
+    Returns:
+        How many answers there are.
+    """
+    numbers = range(trainer.global_rank, sys.maxsize, trainer.world_size)
+    rows = list(zip(numbers, (row for batch in batches for row in batch), strict=False))
+    if trainer.world_size > 1:
+        shares: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(shares, rows)
+        rows = sorted((each for share in shares for each in share), key=lambda each: each[0])
+    if not trainer.is_global_zero:
+        return len(rows)
+    source = datamodule.predict_dataloader().dataset.source
+    answers = whole_pictures(rows, source, getattr(model, "across_classes", False))
+    write_text(file, "".join(f"{json.dumps(answer)}\n" for answer in answers))
+    return len(answers)

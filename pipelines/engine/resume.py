@@ -1,0 +1,97 @@
+"""Going on with a training that was cut off: what it is of, and what may not be other than before."""
+
+from typing import Any
+
+import yaml
+
+from datamodules import VisionDataModule
+from modules import VisionModule
+from pipelines.engine.command import UsageError
+from pipelines.engine.terminal import say
+from pipelines.tracking.provenance import flatten
+
+
+def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
+    """What a training is of: what must stay as it is to its end, the data, and all other settings.
+
+    Args:
+        trainer: Lightning's.
+        model: what learns.
+        datamodule: what it learns from.
+        recipe: all settings of the command, YAML.
+    """
+    settings = dict(flatten(yaml.safe_load(recipe)))
+    settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
+    unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
+    silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+    splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
+    accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+    return {
+        "fixed": {
+            "seed_everything": datamodule.seed,
+            "data.batch_size, times the processes,": datamodule.batch_size * trainer.world_size,
+            "trainer.accumulate_grad_batches": accumulated,
+            "trainer.limit_train_batches": trainer.limit_train_batches,
+            "trainer.overfit_batches": trainer.overfit_batches,
+            "model.transfer": str(model.transfer),
+            **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
+        },
+        "data": {name: split["digest"] for name, split in splits.items()},
+        "settings": {
+            key: value
+            for key, value in settings.items()
+            if key not in ("model.optimization", *silent) and not key.startswith(unsaid)
+        },
+    }
+
+
+def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: Any, data: str) -> bool:
+    """Says where a training goes on, and what is other than before.
+
+    Args:
+        file: its checkpoint.
+        checkpoint: what that holds.
+        now: what `identity` says.
+        trainer: Lightning's.
+        data: class path of the data.
+
+    Returns:
+        Whether it is to go on also if it has ended early: its settings are not the same.
+
+    Raises:
+        UsageError: something is other than before that must not be.
+    """
+    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    step = checkpoint["global_step"]
+    for name, limit, done in (("epochs", trainer.max_epochs or -1, epoch), ("steps", trainer.max_steps, step)):
+        if 0 <= limit < done:
+            raise UsageError(
+                f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
+                "begin a new training with another --output."
+            )
+    way_out = f"begin a new training with another --output, for which --model.backbone {file} is a start."
+    before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
+    for key, value in before["fixed"].items():
+        if key in now["fixed"] and now["fixed"][key] != value:
+            raise UsageError(
+                f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
+                f"within a training: give it as it was, or {way_out}"
+            )
+    for split in ("train", "val"):
+        if trainer.is_global_zero and before["data"].get(split, "") not in ("", now["data"].get(split)):
+            raise UsageError(
+                f"{file} learned from other data: the {split} split of {data} is not what it "
+                f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
+                f"{way_out}"
+            )
+    keys = sorted(before["settings"].keys() | now["settings"].keys())
+    pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
+    other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
+    say(
+        f"Going on from {file}: {epoch} epochs and {step} steps are done."
+        + (f" Other than before: {'; '.join(other.values())}." if other else "")
+    )
+    goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
+    if checkpoint.get("stopped") and not goes_on:
+        say("It had ended early, and stays so: other --trainer.callbacks or more --trainer.max_epochs let it go on.")
+    return goes_on
