@@ -224,7 +224,7 @@ class VisionCLI(LightningCLI):
         for name, least in LEAST.items():
             if (value := self.options.get(name)) is not None and not value >= least:
                 raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
-        for name in LIMITS.get(self.subcommand, ()):
+        for name in LIMITS.get(str(self.subcommand), ()):
             if self.options.trainer[name] == 0:
                 raise UsageError(
                     f"--trainer.{name} 0 leaves nothing to {self.subcommand}: leave it out, or give at least 1."

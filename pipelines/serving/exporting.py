@@ -31,7 +31,8 @@ TOLERANCE = 1e-4
 
 
 class Exported(nn.Module):
-    """A trained module without all that only training needs. A subclass says what a task's networks answer.
+    """A trained module without all that only training needs. By itself it answers with probabilities of preprocessed
+    images, else with logits.
 
     Args:
         module: the trained module; it stays as it is.
@@ -54,16 +55,20 @@ class Exported(nn.Module):
         self.eval().requires_grad_(False)
 
     def take(self, module: Any) -> None:
-        """Takes over what comes after the backbone."""
+        """Takes over what comes after the backbone, and says what the answers are."""
         raise NotImplementedError
 
     def answer(self, features: Any) -> tuple[Tensor, ...]:
         """What the network says, from what the backbone gives; the first dimension is that of the images."""
-        raise NotImplementedError
+        head: Any = self.head
+        return self._told(head(features))
 
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
         """What `forward` should say of uint8 images, from the module itself."""
-        raise NotImplementedError
+        return self._told(module(image))
+
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (logits.softmax(1) if self.preprocessing else logits,)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Images, B×C×S×S, to `outputs`."""
@@ -81,15 +86,6 @@ class ExportedClassifier(Exported):
         self.head = deepcopy(module.head)
         self.outputs = ("probabilities" if self.preprocessing else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
-
-    @override
-    def answer(self, features: Any) -> tuple[Tensor, ...]:
-        logits = self.head(features)
-        return (logits.softmax(1) if self.preprocessing else logits,)
-
-    @override
-    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        return (module(image).softmax(1) if self.preprocessing else module(image),)
 
 
 class ExportedDetector(Exported):
@@ -125,18 +121,9 @@ class ExportedSegmenter(Exported):
     def take(self, module: Any) -> None:
         if module.image_size % module.multiple:
             raise ValueError(f"images of {module.image_size} pixels are no multiple of the network's {module.multiple}")
-        self.decoder = deepcopy(module.decoder).to(memory_format=torch.contiguous_format)
+        self.head = deepcopy(module.decoder).to(memory_format=torch.contiguous_format)
         self.outputs = ("probabilities" if self.preprocessing else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{module.image_size}×{module.image_size}"
-
-    @override
-    def answer(self, features: Any) -> tuple[Tensor, ...]:
-        logits = self.decoder(features)
-        return (logits.softmax(1) if self.preprocessing else logits,)
-
-    @override
-    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        return (module(image).softmax(1) if self.preprocessing else module(image),)
 
 
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
