@@ -17,7 +17,7 @@ from modules.callbacks.divergence import DivergenceGuard
 from modules.callbacks.freezing import Freezing
 from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans
-from modules.callbacks.publish import Publisher
+from modules.callbacks.publish import Publisher, Report
 from modules.callbacks.transfer import Strategy, Transfer, TransferChoice, begin, check_wishes, planned
 from modules.checkpoints import check_network, load_checkpoint
 from modules.networks.backbones import create_backbone
@@ -138,8 +138,10 @@ class VisionModule(L.LightningModule):
         """What is done with a batch of the validation or test split: by default, its loss is logged."""
         self.log_mean(f"{stage}/loss", self.step(batch, stage), len(batch["image"]))
 
-    def report(self, stage: Stage) -> None:
-        """Logs the figures and pictures of an evaluation at its end, and resets what they were gathered in."""
+    def report(self, stage: Stage) -> Report:
+        """What an evaluation came to, beside its means; resets what it was gathered in. All processes are asked, also at the
+        end of Lightning's sanity check."""
+        return Report()
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
@@ -246,14 +248,6 @@ class VisionModule(L.LightningModule):
         self.evaluate(batch, "test")
 
     @override
-    def on_validation_epoch_end(self) -> None:
-        self.report("val")
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self.report("test")
-
-    @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
         return self.answers(batch)
 
@@ -311,11 +305,3 @@ class VisionModule(L.LightningModule):
             BackboneError: it is no checkpoint of this kind of module.
         """
         return load_checkpoint(cls, checkpoint_path, map_location)
-
-    def show(self, key: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
-        """Hands a picture to the loggers; see `Publisher.picture`."""
-        self.publisher.picture(self.trainer, key, draw, self.clock)
-
-    def show_table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Hands a table to the loggers that take tables."""
-        self.publisher.table(self.trainer, key, columns, rows, self.clock)

@@ -15,9 +15,11 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from modules.base import Stage, VisionModule
 from modules.callbacks.linear_head import Solution, solve
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
@@ -172,19 +174,18 @@ class ClassificationModule(VisionModule):
             self.mistakes.append((float(confidence[i]), int(label[i]), int(guess[i]), image[i].cpu()))
         self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:WORST]
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         values = self.figures[stage].compute()  # type: ignore[operator]
         self.figures[stage].reset()  # type: ignore[operator]
         counts = values.pop(f"{stage}/confusion").cpu().numpy()
-        for key, value in values.items():
-            self.log(key, value, prog_bar=key == self.monitor)
-        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, self.label_names))
+        report = Report({key.removeprefix(f"{stage}/"): value for key, value in values.items()})
+        report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, self.label_names)
         mistakes, self.mistakes = self.mistakes, []
         if mistakes:
             captions = [f"{self.label_names[g]} {c:.2f}\nis {self.label_names[t]}" for c, t, g, _ in mistakes]
             images = torch.stack([image for *_, image in mistakes]).numpy()
-            self.show(f"{stage}/mistakes", lambda: captioned_grid(images, captions))
+            report.pictures["mistakes"] = lambda: captioned_grid(images, captions)
         rows = [
             [
                 name,
@@ -194,7 +195,8 @@ class ClassificationModule(VisionModule):
             ]
             for k, (name, row, column) in enumerate(zip(self.label_names, counts, counts.T, strict=True))
         ]
-        self.show_table(f"{stage}/per_class", ["class", "images", "accuracy", "precision"], rows)
+        report.tables["per_class"] = ["class", "images", "accuracy", "precision"], rows
+        return report
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
+from typing_extensions import override
 
 from modules.base import Stage
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.detector import Detections
@@ -223,16 +225,16 @@ class InstanceSegmentationModule(DetectionModule):
                     pair = [truth["masks"].bool(), masks[sure]]
                     self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
-        super().report(stage)
+    @override
+    def report(self, stage: Stage) -> Report:
+        report = super().report(stage)
         metric: Any = self.mask_figures[stage]
-        for key, value in metric.compute().items():
-            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        report.figures |= metric.compute()
         metric.reset()
         tinted, self.tinted = self.tinted, []
         if tinted:
-            self.show(f"{stage}/masks", lambda: sheet(tinted, 2))
+            report.pictures["masks"] = lambda: sheet(tinted, 2)
+        return report
 
     def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
         """As of `DetectionModule`, and ``masks``, COCO's run-length codes, in the pixels of the image as it was read."""

@@ -17,6 +17,7 @@ from modules.adversarial.base import AdversarialModule, AdversarialOptimization,
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
 from modules.adversarial.players import Score
 from modules.base import Stage
+from modules.callbacks.publish import Report
 from modules.measures.extractors import extractor_name
 from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, ssim
 from modules.networks import BackboneError
@@ -304,10 +305,10 @@ class SuperResolutionModule(AdversarialModule):
             self._pictured.append([image.permute(1, 2, 0).cpu().numpy() for image in images])
         return self._far(output, truth)
 
-    def report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> Report:
         """See `VisionModule.report`: a detail of some images, small, enlarged in two ways, and true."""
         rows, self._pictured = self._pictured, []
-        self.show(f"{stage}/enlarged", lambda: self._details(rows))
+        return Report(pictures={"enlarged": lambda: self._details(rows)})
 
     def _details(self, rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
         drawn = []

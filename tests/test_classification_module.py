@@ -23,6 +23,7 @@ from torchmetrics import MetricCollection
 
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
+from modules.callbacks.publish import Report
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.tracking.logger import run_id_of
@@ -409,9 +410,10 @@ def test_a_found_learning_rate_trains_as_a_given_one():
 
 def test_a_picture_that_fails_is_told_once_and_ends_nothing() -> None:
     class Clumsy(ClassificationModule):
-        def report(self, stage: str) -> None:  # type: ignore[override]
-            super().report(stage)  # type: ignore[arg-type]
-            self.show(f"{stage}/broken", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        def report(self, stage: str) -> Report:  # type: ignore[override]
+            report = super().report(stage)  # type: ignore[arg-type]
+            report.pictures["broken"] = lambda: 1 / 0  # type: ignore[assignment, return-value]
+            return report
 
     album = Tables()
     run = trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=1, logger=album)

@@ -303,10 +303,9 @@ class AdversarialModule(VisionModule):
         self._set_clock()
 
     def on_validation_epoch_end(self) -> None:
-        """See `VisionModule.report`; also of a training that goes on in front of its validation."""
+        """Sets the clock also for a training that goes on in front of its validation."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._set_clock()
-        super().on_validation_epoch_end()
 
     def _pay(self, losses: dict[str, Tensor], names: tuple[str, ...], size: int, parts: int) -> None:
         """Adds the gradients of a batch, one of so many of a step, and logs its losses."""

@@ -5,9 +5,11 @@ from typing import Any, ClassVar, cast
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.autoencoding.pictures import named_rows, to_uint8
 from modules.base import Stage, VisionModule
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.networks import BackboneError
 from modules.networks.parts import Draws
@@ -172,11 +174,11 @@ class MaskedAutoencodingModule(VisionModule):
                                   "output": drawn.where(hidden, target)}  # fmt: skip
         return loss
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         pictured, self._pictured = self._pictured, {}
         rows = {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
-        self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
+        return Report(pictures={"reconstructions": lambda: named_rows(rows)})
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

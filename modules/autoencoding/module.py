@@ -1,6 +1,7 @@
 """Images to codes and back."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -10,12 +11,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from typing_extensions import override
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
 from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
 from modules.autoencoding.pictures import named_rows, plane, signed_tiles, to_uint8
 from modules.base import Stage, VisionModule
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.networks import BackboneError
@@ -325,32 +328,32 @@ class AutoencodingModule(VisionModule):
                 self._components = PrincipalComponents(np.concatenate(pieces), size)
         return self._components
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}  # type: ignore[operator]
         self.statistics[stage].reset()  # type: ignore[operator]
-        self.log(f"{stage}/bits_per_pixel", self.bottleneck.bits / self.image_size**2)
+        report = Report({"bits_per_pixel": self.bottleneck.bits / self.image_size**2})
         if self.bottleneck.entries:
-            self.log(f"{stage}/perplexity", values["perplexity"].float())
+            report.figures["perplexity"] = values["perplexity"].float()
         if isinstance(self.bottleneck, Variational):
             active = values["variance"] > ACTIVE
-            self.log(f"{stage}/active_units", active.sum().float())
+            report.figures["active_units"] = active.sum().float()
             columns = zip(values["kl"].tolist(), values["variance"].tolist(), active.tolist(), strict=True)
             rows = [[k, kl, variance, "yes" if on else "no"] for k, (kl, variance, on) in enumerate(columns)]
-            self.show_table(f"{stage}/units", ["unit", "kl", "variance of its mean", "active"], rows)
+            report.tables["units"] = ["unit", "kl", "variance of its mean", "active"], rows
         pictured, plotted = self._pictured, self._plotted
         self._kept, self._pictured, self._plotted = 0, [], []
         if self.trainer.is_global_zero and pictured:
             with torch.inference_mode():
-                self._show_all(stage, pictured, plotted, values)
+                report.pictures = self._pictures(pictured, plotted, values)
+        return report
 
-    def _show_all(
+    def _pictures(
         self,
-        stage: Stage,
         pictured: list[tuple[Tensor, Tensor]],
         plotted: list[tuple[Tensor, Tensor | None]],
         values: dict[str, Tensor],
-    ) -> None:
+    ) -> dict[str, Callable[[], NDArray[np.uint8]]]:
         target, seen = (torch.cat(parts) for parts in zip(*pictured, strict=True))
         draws = Draws((target * 255).round().byte(), False)
         code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
@@ -359,24 +362,25 @@ class AutoencodingModule(VisionModule):
         rows["output"] = to_uint8(self.decode(means))
         if self._components is not None:
             rows["PCA"] = to_uint8(self._components(seen))
-        self.show(f"{stage}/reconstructions", lambda: named_rows(rows))
+        drawn: dict[str, Callable[[], NDArray[np.uint8]]] = {"reconstructions": lambda: named_rows(rows)}
         if len(means) >= 2:
-            self.show(f"{stage}/interpolation", lambda: self._interpolation(means))
+            drawn["interpolation"] = lambda: self._interpolation(means)
         codes = torch.cat([codes for codes, _ in plotted]).numpy()
         labels = [label for _, label in plotted if label is not None]
         named = torch.cat(labels).numpy() if labels and len(self.label_names or []) > 1 else None
-        self.show(f"{stage}/codes", lambda: plane(codes, named, self.label_names or []))
+        drawn["codes"] = lambda: plane(codes, named, self.label_names or [])
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
-            self.show(f"{stage}/filters", lambda: signed_tiles(first.weight[:64]))
+            drawn["filters"] = lambda: signed_tiles(first.weight[:64])
         if len(self.bottleneck.shape) == 1:
-            self.show(f"{stage}/units", lambda: self._unit_pictures(values))
+            drawn["units"] = lambda: self._unit_pictures(values)
         if isinstance(self.bottleneck, Variational):
             generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(64, *self.bottleneck.shape, generator=generator).to(self.device)
-            self.show(f"{stage}/samples", lambda: image_grid(to_uint8(self.decode(drawn))))
+            noise = torch.randn(64, *self.bottleneck.shape, generator=generator).to(self.device)
+            drawn["samples"] = lambda: image_grid(to_uint8(self.decode(noise)))
             if len(self.bottleneck.shape) == 1:
-                self.show(f"{stage}/traversals", lambda: self._traversals(means[0], values["kl"]))
+                drawn["traversals"] = lambda: self._traversals(means[0], values["kl"])
+        return drawn
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """New images of a variational autoencoder: decoded draws from N(0, 1), float count×C×S×S in [0, 1]."""

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modules.callbacks.publish import PictureLogger
 from modules.pictures.charts import rasterize
 from modules.pictures.sheets import Image
 
@@ -75,7 +76,7 @@ class PointAutoencoder(L.LightningModule):
         error = float(F.mse_loss(made, point, reduction="sum") / len(point))
         self.frames.append((done, point.cpu().numpy(), made.cpu().numpy(), code[:, 0].cpu().numpy(), error))
         for logger in self.loggers:
-            if hasattr(logger, "log_image"):
+            if isinstance(logger, PictureLogger):
                 logger.log_image("train/points", [draw_points(self.frames[-1:])], step=done)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

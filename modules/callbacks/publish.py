@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import lightning as L
@@ -10,10 +11,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
+from torch import Tensor
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from modules.base import VisionModule
+    from modules.base import Stage, VisionModule
 
 Image = NDArray[np.uint8]
 
@@ -38,6 +40,21 @@ class NoteLogger(Protocol):
 
     def set_tag(self, key: str, value: str) -> None:
         """Takes a tag of the run."""
+
+
+@dataclass
+class Report:
+    """What an evaluation came to, by name.
+
+    Args:
+        figures: scalars, the same in all processes.
+        pictures: what draws them, uint8 H×W×3; only called where a logger wants it.
+        tables: names of columns, and rows.
+    """
+
+    figures: dict[str, Tensor | float] = field(default_factory=dict)
+    pictures: dict[str, Callable[[], Image]] = field(default_factory=dict)
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
 
 
 class Publisher(L.Callback):
@@ -105,6 +122,24 @@ class Publisher(L.Callback):
                 if isinstance(logger, NoteLogger):
                     for key, value in tags.items():
                         logger.set_tag(key, value)
+
+    def _publish(self, trainer: L.Trainer, module: "VisionModule", stage: "Stage") -> None:
+        """Hands over a module's report of a stage."""
+        report = module.report(stage)
+        for name, value in report.figures.items():
+            module.log(f"{stage}/{name}", value, prog_bar=f"{stage}/{name}" == module.monitor)
+        for name, draw in report.pictures.items():
+            self.picture(trainer, f"{stage}/{name}", draw, module.clock)
+        for name, (columns, rows) in report.tables.items():
+            self.table(trainer, f"{stage}/{name}", columns, rows, module.clock)
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._publish(trainer, cast("VisionModule", pl_module), "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._publish(trainer, cast("VisionModule", pl_module), "test")
 
     @override
     def on_train_batch_start(

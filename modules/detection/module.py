@@ -9,8 +9,10 @@ from faster_coco_eval.core import mask as rle
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.base import Stage, VisionModule
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.detection import pictures
 from modules.detection.detector import Detections, Detector
@@ -225,14 +227,13 @@ class DetectionModule(VisionModule):
             if errors and (len(self.worst) < WORST or errors > self.worst[-1][0]):
                 self.worst = sorted([*self.worst, (errors, example.cpu())], key=lambda pair: -pair[0])[:WORST]
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         metric: Any = self.figures[stage]
         values = metric.compute()
         metric.reset()
         per_class, counts, curves = (values.pop(key) for key in ("per_class", "confusion", "curves"))
-        for key, value in values.items():
-            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        report = Report(values)
         if stage == "val" and "threshold" in values:
             self.best = float(values["threshold"])
             self.threshold.fill_(self.best)
@@ -244,17 +245,18 @@ class DetectionModule(VisionModule):
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
         if shown:
-            self.show(f"{stage}/detections", lambda: sheet([e.draw(names) for e in shown], 2))
+            report.pictures["detections"] = lambda: sheet([e.draw(names) for e in shown], 2)
         if worst:
-            self.show(f"{stage}/mistakes", lambda: sheet([e.draw(names) for _, e in worst], 2))
-        self.show(f"{stage}/precision_recall", lambda: pictures.curves(curves, per_class, names))
-        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, [*names, "background"]))
+            report.pictures["mistakes"] = lambda: sheet([e.draw(names) for _, e in worst], 2)
+        report.pictures["precision_recall"] = lambda: pictures.curves(curves, per_class, names)
+        report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, [*names, "background"])
         rows = [
             [name, int(row.sum()), *(None if value != value else float(value) for value in figures),
              *(float(row[k] / part.sum()) if part.any() else None for part in (row, column))]
             for k, (name, figures, row, column) in enumerate(zip(names, per_class, counts, counts.T, strict=False))
         ]  # fmt: skip
-        self.show_table(f"{stage}/per_class", ["class", "objects", "ap", "ap50", "recall", "precision"], rows)
+        report.tables["per_class"] = ["class", "objects", "ap", "ap50", "recall", "precision"], rows
+        return report
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_save_checkpoint`. The threshold is a measurement: where weights are averaged, it is not."""

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from modules.base import Stage, VisionModule
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.facenet import pictures as drawing
 from modules.facenet.metrics import Pairs, report
@@ -240,13 +241,11 @@ class FaceNetModule(VisionModule):
         """Gathers the split's embeddings."""
         self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
 
-    def report(self, stage: Stage) -> None:
+    def report(self, stage: Stage) -> Report:
         """Measures the split; the threshold is calibrated on validation data."""
         embedding, identity, index = self.gathered[stage].compute()  # type: ignore[operator]
         self.gathered[stage].reset()  # type: ignore[operator]
         loss, active = triplet_hinge(embedding, identity, self.margin)
-        self.log(f"{stage}/loss", loss)
-        self.log(f"{stage}/active_triplets", active)
         vectors, people, places = (value.cpu().numpy() for value in (embedding, identity, index))
         trainer = self.trainer
         loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
@@ -257,20 +256,20 @@ class FaceNetModule(VisionModule):
         found = report(vectors, people, self.false_accept_rate, self.threshold if stage == "test" else None, given)
         if stage == "val" and found.roc is not None and not trainer.sanity_checking:
             self.threshold = found.threshold
-        for key, value in found.figures.items():
-            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        told = Report({"loss": loss, "active_triplets": active, **found.figures})
         if found.roc is None or dataset is None:
-            return
+            return told
 
         def picture(i: int) -> np.ndarray:
             return dataset[int(places[i]), 0]["image"].transpose(2, 0, 1)
 
         roc, threshold = found.roc, self.threshold if self.threshold is not None else found.threshold
-        self.show(f"{stage}/roc", lambda: drawing.roc_curve(roc, found.figures))
-        self.show(f"{stage}/distances", lambda: drawing.distance_histogram(found, threshold))
+        told.pictures["roc"] = lambda: drawing.roc_curve(roc, found.figures)
+        told.pictures["distances"] = lambda: drawing.distance_histogram(found, threshold)
         if wrong := drawing.most_wrong(found, threshold):
-            self.show(f"{stage}/wrong_pairs", lambda: drawing.pair_sheet(found, wrong, picture))
-        self.show(f"{stage}/map", lambda: drawing.embedding_map(vectors, people, picture, stage == "test"))
+            told.pictures["wrong_pairs"] = lambda: drawing.pair_sheet(found, wrong, picture)
+        told.pictures["map"] = lambda: drawing.embedding_map(vectors, people, picture, stage == "test")
+        return told
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `VisionModule.on_load_checkpoint`; takes over the threshold."""

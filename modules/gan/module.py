@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
 from modules.base import Stage
+from modules.callbacks.publish import Report
 from modules.measures.extractors import CHUNK, extractor_name
 from modules.measures.judge import Judge
 from modules.measures.sets import compare, frechet_distance
@@ -341,12 +343,12 @@ class GANModule(AdversarialModule):
         return self.gathered(torch.stack(mine)).flatten(0, 1)[:count]
 
     @torch.no_grad()
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         images, labels = torch.cat(self._images), torch.cat(self._image_labels)
         self._images, self._image_labels, self._kept = [], [], 0
         if self.trainer.sanity_checking:
-            return
+            return Report()
         images, labels = self.gathered(images)[: self.num_samples], self.gathered(labels)[: self.num_samples]
         extractor, real = self.judge.extractor, self.judge.seen(stage, images)
         fakes = self._fixed_samples(self.num_samples, labels)
@@ -358,32 +360,30 @@ class GANModule(AdversarialModule):
         figures["fd_floor"] = frechet_distance(real.features, known.features[even.to(self.device)])
         reach = [nearest_distances(seen.features, known.features).median() for seen in (fake, real)]
         figures["novelty"] = float(reach[0] / reach[1].clamp_min(1e-12))
-        for name, value in figures.items():
-            self.log(
-                f"{stage}/{name}_{extractor.name}", value, prog_bar=f"{stage}/{name}_{extractor.name}" == self.monitor
-            )
+        report = Report({f"{name}_{extractor.name}": value for name, value in figures.items()})
         counted = f"{len(fakes)} of the generator's average, {len(images)} real ({stage})"
         self.publisher.tags(self.trainer, {"samples": counted})
-        if self.trainer.is_global_zero:
-            self._show_all(stage, fakes, fake.features, training, known.features)
-            if self._encoder is not None:
-                pair = torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))])
-                self.show(f"{stage}/reconstructions", lambda: image_grid(pair.cpu().numpy(), 8))
 
-    def _show_all(self, stage: Stage, fakes: Tensor, features: Tensor, training: Tensor, known: Tensor) -> None:
-        if self.conditional:
-            shown = to_uint8(self._by_class())
-            self.show(f"{stage}/samples", lambda: image_grid(shown.cpu().numpy(), 8))
-        else:
-            self.show(f"{stage}/samples", lambda: image_grid(fakes[:PICTURED].cpu().numpy(), 8))
-        self.show(f"{stage}/interpolation", lambda: image_grid(to_uint8(self._interpolation()).cpu().numpy(), 9))
+        def samples() -> NDArray[np.uint8]:
+            return image_grid(
+                to_uint8(self._by_class()).cpu().numpy() if self.conditional else fakes[:PICTURED].cpu().numpy(), 8
+            )
+
+        def interpolation() -> NDArray[np.uint8]:
+            return image_grid(to_uint8(self._interpolation()).cpu().numpy(), 9)
 
         def neighbours() -> NDArray[np.uint8]:
-            order = torch.cdist(features[:8], known).topk(min(7, len(known)), largest=False).indices
+            order = torch.cdist(fake.features[:8], known.features).topk(min(7, len(training)), largest=False).indices
             rows = torch.cat([fakes[:8, None], training[order]], 1).flatten(0, 1)
             return captioned(image_grid(rows.cpu().numpy(), rows.shape[0] // 8), "sample, and nearest in training")
 
-        self.show(f"{stage}/neighbours", neighbours)
+        def reconstructions() -> NDArray[np.uint8]:
+            return image_grid(torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))]).cpu().numpy(), 8)
+
+        report.pictures = {"samples": samples, "interpolation": interpolation, "neighbours": neighbours}
+        if self._encoder is not None:
+            report.pictures["reconstructions"] = reconstructions
+        return report
 
     def _by_class(self, columns: int = 8) -> Tensor:
         """A row for each class, of at most 32, with the same noise in a column."""

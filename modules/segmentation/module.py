@@ -1,6 +1,7 @@
 """A class for each pixel."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.base import Stage, VisionModule
+from modules.callbacks.publish import Report
 from modules.callbacks.transfer import Transfer
 from modules.networks.dense_decoders import Decoder, UNet
 from modules.networks.parts import build, describe
@@ -152,25 +155,25 @@ class SegmentationModule(VisionModule):
             if errors and (len(self.worst) < WORST or errors > self.worst[-1].errors()):
                 self.worst = sorted([*self.worst, one.cpu()], key=lambda example: -example.errors())[:WORST]
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
+    @override
+    def report(self, stage: Stage) -> Report:
         values = self.figures[stage].compute()  # type: ignore[operator]
         self.figures[stage].reset()  # type: ignore[operator]
         counts = values.pop("confusion").cpu().numpy()
         columns = [values.pop(f"{key}_per_class").tolist() for key in ("iou", "dice", "boundary_f1")]
-        for key, value in values.items():
-            self.log(f"{stage}/{key}", value, prog_bar=f"{stage}/{key}" == self.monitor)
+        report = Report(values)
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         classes, names = self.num_classes, self.label_names
         for key, examples in (("segmentations", shown), ("mistakes", worst)):
             if examples:
-                self.show(f"{stage}/{key}", lambda examples=examples: pictures.column(examples, classes, names))  # type: ignore[misc]
-        self.show(f"{stage}/confusion_matrix", lambda: confusion_matrix(counts, names))
+                report.pictures[key] = partial(pictures.column, examples, classes, names)
+        report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, names)
         rows = [
             [name, int(row.sum()), *(None if value != value else value for value in figures)]
             for name, row, *figures in zip(names, counts, *columns, strict=True)
         ]
-        self.show_table(f"{stage}/per_class", ["class", "pixels", "iou", "dice", "boundary_f1"], rows)
+        report.tables["per_class"] = ["class", "pixels", "iou", "dice", "boundary_f1"], rows
+        return report
 
     @torch.inference_mode()
     def class_map(self, image: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import LeastSquares, Objective, Regularizer, Verdict
 from modules.adversarial.players import at_rest
 from modules.base import Stage
+from modules.callbacks.publish import Report
 from modules.measures.extractors import JUDGE, Seen
 from modules.measures.judge import Judge
 from modules.measures.sets import frechet_distance
@@ -24,6 +26,7 @@ from modules.networks.backbones import untrained
 from modules.networks.parts import Draws, build, describe, within
 from modules.pictures.sheets import Image, as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
+from modules.training_data import TrainingData
 from modules.translation.translators import (
     ImagePool,
     ResidualTranslator,
@@ -350,8 +353,9 @@ class TranslationModule(AdversarialModule):
         self._seen.append(torch.cat([seen.features, made.features, numbers], 1))
         return torch.stack(list(terms.values())).sum()
 
-    def _measure_distance(self, stage: Stage) -> None:
-        """Logs the Fréchet distance, over all processes."""
+    def _distances(self) -> dict[str, Tensor | float]:
+        """The Fréchet distances, over all processes."""
+        figures: dict[str, Tensor | float] = {}
         rows, self._seen = self.gathered(torch.cat(self._seen)), []
         size = (rows.shape[1] - 2) // 2
         real, fake = rows[:, :size], rows[:, size:-2]
@@ -365,16 +369,18 @@ class TranslationModule(AdversarialModule):
                     if there.any() and made.any():
                         distances.append(frechet_distance(real[there], those[made]))
             distances = distances or [frechet_distance(real, those)]  # where only a few images are looked at
-            name = f"{stage}/fd{kind}_{self.judge.extractor.name}"
-            self.log(name, sum(distances) / len(distances), prog_bar=name == self.monitor)
+            figures[f"fd{kind}_{self.judge.extractor.name}"] = sum(distances) / len(distances)
+        return figures
 
-    def report(self, stage: Stage) -> None:
-        """See `VisionModule.report`."""
-        self._measure_distance(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.trainer.is_global_zero and hasattr(data, "samples"):
-            batch = data.samples(stage, PICTURED)
-            self.show(f"{stage}/translations", lambda: self.sheet(batch["image"], batch["label"]))
+    @override
+    def report(self, stage: Stage) -> Report:
+        report, data = Report(self._distances()), getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TrainingData):
+            report.pictures["translations"] = lambda: self._translations(data.samples(stage, PICTURED))
+        return report
+
+    def _translations(self, batch: dict[str, Tensor]) -> Image:
+        return self.sheet(batch["image"], batch["label"])
 
     @torch.no_grad()
     def sheet(self, image: Tensor, domain: Tensor) -> Image:

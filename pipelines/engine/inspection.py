@@ -64,4 +64,4 @@ class InspectionCallback(L.Callback):
             pictures[f"explanation_{i}"] = partial(draw_explanation, pl_module, images[i : i + 1])
         for key, draw in pictures.items():
             with suppress(NotApplicableError):
-                pl_module.show(f"inspect/{key}", draw)
+                pl_module.publisher.picture(trainer, f"inspect/{key}", draw, pl_module.clock)
