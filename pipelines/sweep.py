@@ -45,7 +45,7 @@ class _JudgedError(Exception):
     """Says by which metric a training would be judged."""
 
 
-class _Judged(L.Callback):
+class _Ask(L.Callback):
     """Ends a training before it begins, with what would judge it."""
 
     @override
@@ -276,7 +276,7 @@ def _judged(task: Task, args: list[str]) -> tuple[str, str]:
     quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            task([*args, "--output", folder, *quiet], [_Judged()])
+            task([*args, "--output", folder, *quiet], [_Ask()])
     except _JudgedError as said:
         return said.args[0], said.args[1]
     except SystemExit as end:
