@@ -1,6 +1,6 @@
 """What every module shares: the hooks that a task writes, the backbone, normalisation on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -18,7 +18,7 @@ from modules.callbacks.freezing import Freezing
 from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans
 from modules.callbacks.publish import Publisher, Report
-from modules.callbacks.transfer import Strategy, Transfer, TransferChoice, begin, check_wishes, planned
+from modules.callbacks.transfer import Strategy, Transfer, TransferChoice, check_wishes, forget, planned
 from modules.checkpoints import check_network, load_checkpoint
 from modules.networks.backbones import create_backbone
 from modules.optimization import (
@@ -30,6 +30,7 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import image_grid
+from modules.warm_start import ClassRows
 
 Stage = Literal["train", "val", "test"]
 
@@ -59,6 +60,7 @@ class VisionModule(L.LightningModule):
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
+    averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     backbone: Any  # what `create_backbone` makes
@@ -90,7 +92,13 @@ class VisionModule(L.LightningModule):
         self.backbone = create_backbone(
             backbone, self.pretrained, in_chans, image_size, num_classes, features_only, **options
         )
-        begin(transfer, self.backbone, backbone, self.pretrained, in_chans, image_size)
+        self.learned = self.pretrained or backbone != self.backbone.recipe["backbone"]  # a file, a registered model
+        self.licence: str | None = getattr(self.backbone, "licence", None)  # of the weights that it starts from
+        if self.pretrained:
+            self.licence = str(self.backbone.pretrained_cfg.get("license") or "not stated")
+        if transfer == "scratch" and self.learned:
+            forget(self.backbone, in_chans, image_size)
+            self.learned, self.licence = False, None
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         config = self.backbone.pretrained_cfg
@@ -129,6 +137,11 @@ class VisionModule(L.LightningModule):
     def from_architecture(cls, architecture: dict[str, Any]) -> Self:
         """The network that `architecture` describes."""
         return cls(**architecture)
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """The layers that have rows for each class, by name; by itself, none."""
+        return {}
 
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
         """The loss of a batch, a scalar; updates the metrics of the stage."""
@@ -284,10 +297,12 @@ class VisionModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check_weights(self)
         checkpoint["architecture"], checkpoint["module"] = self.architecture, type(self).__name__
+        checkpoint["licence"] = self.licence
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_network(checkpoint.get("architecture", {}), self.architecture)
+        self.licence = checkpoint.get("licence", self.licence)
 
     @classmethod
     @override

@@ -66,8 +66,8 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     if learned is not None and names is not None and learned != names:
         raise BackboneError(
             f"The checkpoint is of a network that has learned other classes, or in another order: "
-            f"{_shortened(learned)}; here they are {_shortened(names)}. Give it the data with its own classes, or train anew "
-            "in another --output; to keep what its backbone has learned, name the file as --model.backbone."
+            f"{shortened(learned)}; here they are {shortened(names)}. Give it the data with its own classes, or train anew "
+            "in another --output; to keep what it has learned, give the file as --start."
         )
     for key, value in saved.items():
         if key not in CHANGEABLE and own.get(key) != value:
@@ -77,7 +77,8 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """Names in a sentence, of many the first."""
     return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
 
 
@@ -100,4 +101,5 @@ def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:
     training = {key for key in {*own, *saved} if key.startswith(kind.training_only)}  # as of a miner or a loss
     state = {key: value for key, value in own.items() if key in training}
     module.load_state_dict(state | {key: value for key, value in saved.items() if key in own or key not in training})
+    module.licence = checkpoint.get("licence")
     return module.to(device).eval()

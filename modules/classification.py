@@ -25,6 +25,7 @@ from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import captioned, captioned_grid
 from modules.ranges import NonNegative, ShareBelowOne
+from modules.warm_start import ClassRows
 
 WORST = 18  # mistakes shown
 
@@ -138,6 +139,11 @@ class ClassificationModule(VisionModule):
             "image_size": self.image_size,
             **self.backbone.recipe,
         }
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """See `VisionModule.class_layers`."""
+        return {"head": ClassRows()}
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; the labels stand above."""

@@ -24,6 +24,7 @@ from modules.optimization import Optimization
 from modules.pictures.sheets import picture, sheet
 from modules.ranges import Positive, PositiveInt
 from modules.segmentation.pictures import palette
+from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose masks are shown
 VISIBLE = 0.5  # share of an object that must not lie behind others for it to be in a panoptic map
@@ -45,6 +46,11 @@ class MaskRCNN(FasterRCNN):
         samples: see there.
         mask_width: channels of the four 3×3 convolutions of the mask branch.
     """
+
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {
+        **FasterRCNN.class_layers,
+        "heads.mask_predictor.mask_fcn_logits": ClassRows(background=1),
+    }
 
     def __init__(
         self,

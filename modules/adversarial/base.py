@@ -1,7 +1,7 @@
 """What all trainings of two players share: whose turn it is, and what happens in it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -115,6 +115,7 @@ class AdversarialModule(VisionModule):
         channels_last: memory order of images and kernels.
     """
 
+    averages: ClassVar[Mapping[str, str]] = {"generator.": "average."}
     discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "head")
     generator: nn.Module
     average: nn.Module

@@ -1,13 +1,11 @@
 """How a backbone is put to its new use: measured, chosen, with the evidence."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
@@ -167,31 +165,42 @@ def check_wishes(transfer: Transfer | None, plan: Optimization) -> None:
         )
 
 
-def begin(
-    transfer: Transfer | None, backbone: Any, name: str, pretrained: bool, in_chans: int, image_size: int
-) -> None:
-    """Sees to it that a new backbone has learned what a transfer starts from: something, or for ``scratch`` nothing.
+def forget(backbone: Any, in_chans: int, image_size: int) -> None:
+    """Gives a backbone random weights.
 
     Args:
-        transfer: how the backbone is put to its new use.
         backbone: what `create_backbone` made.
-        name: of what.
-        pretrained: whether with published weights.
         in_chans: channels of the images.
         image_size: their side, in pixels.
+    """
+    twin = untrained(backbone, in_chans, image_size).state_dict()
+    backbone.load_state_dict({key: twin.get(key, value) for key, value in backbone.state_dict().items()})
+
+
+def check_learned(module: "VisionModule") -> None:
+    """Makes sure that there is something to transfer.
 
     Raises:
-        BackboneError: it has learned nothing.
+        BackboneError: the strategy needs learned weights, and these are random.
     """
-    learned = pretrained or name != backbone.recipe["backbone"]  # a file, a registered model
-    if transfer == "scratch" and learned:
-        twin = untrained(backbone, in_chans, image_size).state_dict()
-        backbone.load_state_dict({key: twin.get(key, value) for key, value in backbone.state_dict().items()})
-    elif transfer and not learned and transfer != "scratch":
+    if module.transfer not in (None, "scratch") and not module.learned:
         raise BackboneError(
-            f"--model.transfer {transfer} starts from what the backbone has learned, and {name} has random weights: "
-            "give --model.pretrained true, or a file of weights or a registered model as --model.backbone."
+            f"--model.transfer {module.transfer} starts from what the network has learned, and "
+            f"{module.backbone.recipe['backbone']} has random weights: give --start with a trained network, "
+            "--model.pretrained true, or a file of weights or a registered model as --model.backbone."
         )
+
+
+def continue_from(module: "VisionModule", checkpoint: dict[str, Any]) -> None:
+    """Makes ready for a training that goes on: what it started from has been learned, and its strategy chosen.
+
+    Args:
+        module: whose weights are loaded later, by the trainer.
+        checkpoint: of `read_checkpoint`.
+    """
+    module.learned = True
+    if module.transfer == "auto":
+        module.strategy = checkpoint.get("transfer")
 
 
 def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) -> Optimization:
@@ -207,18 +216,16 @@ def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) 
 
 
 class TransferChoice(L.Callback):
-    """Where a module's ``transfer`` is ``auto``, takes the strategy that the checkpoint to go on from was begun with, or
-    else the one that suits the data."""
+    """Where a module's ``transfer`` is ``auto``, takes the strategy that suits the data, if the training does not go on with
+    one; see `continue_from`."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         module = cast("VisionModule", pl_module)
-        if stage != "fit" or module.transfer != "auto":
+        if stage != "fit":
             return
-        path = trainer.ckpt_path
-        if path is not None and os.path.isfile(path):
-            module.strategy = torch.load(path, "cpu", weights_only=True, mmap=True).get("transfer")
-        if module.strategy is not None:
+        check_learned(module)
+        if module.transfer != "auto" or module.strategy is not None:
             return
         module.to(trainer.strategy.root_device)
         choice, data = None, training_data(trainer)

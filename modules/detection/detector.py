@@ -1,13 +1,14 @@
 """What every detector does: from a feature pyramid to boxes, labels and scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, nms
 
 from modules.networks.pyramid import Pyramid
+from modules.warm_start import ClassRows
 
 Detections = dict[
     str, Tensor
@@ -18,7 +19,8 @@ MIN_SCORE = 0.01  # below it, boxes count for nothing in a precision-recall curv
 
 
 class Detector(nn.Module):
-    """Turns the maps of a backbone into boxes. A subclass has the layers, the loss and the decoding.
+    """Turns the maps of a backbone into boxes. A subclass has the layers, the loss and the decoding, and names in
+    ``class_layers`` those layers that have rows for each class.
 
     Args:
         backbone: made with ``features_only``; only its ``feature_info`` is read.
@@ -28,6 +30,7 @@ class Detector(nn.Module):
         options: the subclass's own arguments, with which it is made again.
     """
 
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {}
     max_detections = 100  # as COCO counts them
     nms_iou = 0.6
     across_classes = False

@@ -24,6 +24,7 @@ from modules.optimization import Optimization
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import picture, sheet
+from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose detections are shown
 WORST = 8  # images with most mistakes that are shown
@@ -158,6 +159,11 @@ class DetectionModule(VisionModule):
         rest = dict(architecture)
         detector = rest.pop("detector")
         return cls(**rest, detector=lambda *given: build(detector, *given, base=Detector))
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """See `VisionModule.class_layers`."""
+        return {f"detector.{name}": rows for name, rows in self.detector.class_layers.items()}
 
     def forward(self, image: Tensor) -> Any:
         """uint8 B×C×S×S to the raw outputs of the detector."""

@@ -5,7 +5,7 @@ torchvision's own resizing and normalisation are left out: images come normalise
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from modules.detection.detector import (
     smallest_stride,
 )
 from modules.ranges import Positive, PositiveInt
+from modules.warm_start import ClassRows
 
 UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
 
@@ -80,6 +81,8 @@ class FCOS(OneStageDetector):
         width: channels of neck and branches.
         depth: 3×3 convolutions in each branch.
     """
+
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
 
     def __init__(
         self,
@@ -156,6 +159,8 @@ class RetinaNet(OneStageDetector):
         width: channels of neck and branches.
         anchor_scale: side of the smallest anchor of a map, in strides.
     """
+
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
 
     def __init__(
         self,
@@ -261,6 +266,10 @@ class FasterRCNN(Detector):
     """
 
     nms_iou = 0.5
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {
+        "heads.box_predictor.cls_score": ClassRows(background=1),
+        "heads.box_predictor.bbox_pred": ClassRows(background=1, inner=4),
+    }
 
     def __init__(
         self,

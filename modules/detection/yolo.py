@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 
 from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
 from modules.ranges import PositiveInt
+from modules.warm_start import ClassRows
 
 PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)
 NEAREST = -1.0  # least distance of a side, in strides: below 0, so that a place beside a thin object can name its box
@@ -38,6 +39,8 @@ class YOLO(OneStageDetector):
         bins: distances that a side's distribution is over, in strides, from -1 on.
         norm: ``batch`` normalisation, or ``group``, which does not depend on the batch.
     """
+
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {"class_branch.last": ClassRows()}
 
     def __init__(
         self,

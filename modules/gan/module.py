@@ -22,6 +22,7 @@ from modules.networks.decoders import Decoder, Progressive, UpsampledConvolution
 from modules.networks.parts import Draws, build, describe, within
 from modules.pictures.sheets import captioned, image_grid
 from modules.ranges import NonNegativeInt, PositiveInt
+from modules.warm_start import ClassRows
 
 PICTURED = 64
 PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
@@ -168,6 +169,12 @@ class GANModule(AdversarialModule):
         self._images: list[Tensor] = []
         self._image_labels: list[Tensor] = []
         self._kept = 0
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """See `VisionModule.class_layers`."""
+        names = ("generator.embedding", "average.embedding", "head.embedding") if self.conditional else ()
+        return {name: ClassRows() for name in names}
 
     @property
     def architecture(self) -> dict[str, Any]:

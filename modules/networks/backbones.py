@@ -46,15 +46,16 @@ def create_backbone(
     Returns:
         A timm model: ``feature_info``, ``num_features``, ``pretrained_cfg`` (with ``mean`` and ``std``), and a forward
         from float B×C×H×W to features. Its ``recipe`` is what makes the same network again without weights: the timm
-        name as ``backbone``, and ``backbone_options``.
+        name as ``backbone``, and ``backbone_options``. Its ``licence`` is that of the weights that a registered model began
+        with, as far as is known.
 
     Raises:
         BackboneError: unknown name, missing file, or weights that do not fit.
     """
     weights: dict[str, Tensor] | None = None
-    source = name
+    source, licence = name, None
     if name.startswith("models:/"):
-        name, weights, saved = _registered(name)
+        name, weights, saved, licence = _registered(name)
         kept = saved.pop("small_stem", None)
         small_stem, options = kept if small_stem is None else small_stem, saved | options
     elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
@@ -120,7 +121,7 @@ def create_backbone(
         if _shrink_stem(model, keep_kernel, fresh=not learned) and keep_kernel:
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
-    model.recipe = recipe
+    model.recipe, model.licence = recipe, licence
     if image_size <= 64:
         try:
             with torch.no_grad():

@@ -118,11 +118,11 @@ def registered_files(address: str) -> tuple[dict[str, Any], Path]:
     return yaml.safe_load(files["architecture.yaml"].read_text()), files["model.safetensors"]
 
 
-def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """Architecture name, weights and options of the backbone of a registered model."""
+def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any], str | None]:
+    """Architecture name, weights and options of the backbone of a registered model, and the licence that they began with."""
     description, file = registered_files(address)
     saved = description["module"]
-    return saved["backbone"], read_weights(file), saved.get("backbone_options") or {}
+    return saved["backbone"], read_weights(file), saved.get("backbone_options") or {}, description.get("licence")
 
 
 def _first_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from modules.segmentation import pictures
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.windows import strips
+from modules.warm_start import ClassRows
 
 SHOWN = 6  # validation images whose class maps are shown
 WORST = 6  # images with most wrong pixels that are shown
@@ -121,6 +122,11 @@ class SegmentationModule(VisionModule):
         rest = dict(architecture)
         decoder = rest.pop("decoder")
         return cls(**rest, decoder=lambda *given: build(decoder, *given, base=Decoder))
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """See `VisionModule.class_layers`."""
+        return {"decoder.last": ClassRows()}
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×H×W of any size to logits, float B×K×H×W."""

@@ -20,9 +20,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
-from modules import VisionModule
+from modules import BackboneError, VisionModule
+from modules.callbacks.transfer import check_learned, continue_from
 from modules.checkpoints import check_network, read_checkpoint
 from modules.ranges import NonNegative
+from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
 from pipelines.engine.command import UsageError
@@ -30,6 +32,7 @@ from pipelines.engine.disk import disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
 from pipelines.engine.films import make_films
 from pipelines.engine.registration import register_best
+from pipelines.engine.start import FROM_DATA, Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
@@ -61,7 +64,6 @@ LIMITS = {  # of which 0 leaves nothing to do
     "test": ("limit_test_batches",),
     "predict": ("limit_predict_batches",),
 }
-FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
 
 class VisionCLI(LightningCLI):
@@ -78,8 +80,9 @@ class VisionCLI(LightningCLI):
         default_data: str,
         args: Sequence[str],
         callbacks: Sequence[L.Callback] = (),
+        start: Start | None = None,
     ) -> None:
-        self.task, self.default_data, self.callbacks = task, default_data, callbacks
+        self.task, self.default_data, self.callbacks, self.start = task, default_data, callbacks, start
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
         self.weights: Weights | None = None  # that are evaluated
@@ -142,6 +145,9 @@ class VisionCLI(LightningCLI):
         parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
         parser.add_argument("--register", type=str | None, default=None,
                             help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
+        parser.add_argument("--start", type=str | None, default=None,
+                            help="fit: start from a whole trained network, of which it takes the architecture and all weights "
+                            "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
@@ -285,8 +291,9 @@ class VisionCLI(LightningCLI):
         config = self.options.trainer
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
+        start = self._begin()
         if self.tracked:
-            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, self._tags())
+            extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, self._tags() | start)
         elif config.fast_dev_run:
             extra["logger"] = False
         if not self.model.automatic_optimization:  # Lightning leaves these to a module with several optimisers
@@ -332,7 +339,7 @@ class VisionCLI(LightningCLI):
     def _tags(self) -> dict[str, str]:
         """What the run is of, for whoever looks for it in MLflow."""
         data, backbone = self.options.data.class_path.split(".")[-1], self.options.model.backbone
-        recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [])
+        recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [] if file)
         tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
         if self.training:
             tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
@@ -344,6 +351,30 @@ class VisionCLI(LightningCLI):
             kind = self.model.backbone.recipe["backbone"]
             say(f"Starting from the backbone of {tags['source_model']}: {kind}, {size:,} parameters.")
         return tags
+
+    def _begin(self) -> dict[str, str]:
+        """Takes over the weights of the network that a new training starts from.
+
+        Returns:
+            What the run is to say of it.
+
+        Raises:
+            UsageError: it does not fit, or is to be forgotten.
+        """
+        if self.start is None:
+            return {}
+        address = self.start.address
+        if self.model.transfer == "scratch":
+            raise UsageError(
+                f"--model.transfer scratch forgets what was learned, from which --start {address} starts: leave one out."
+            )
+        try:
+            said = warm_start(self.model, self.start.load())
+        except BackboneError as error:
+            raise UsageError(f"--start {address}: {error}") from None
+        say(f"Starting from {address}: {said}")
+        licence = {"weights_licence": self.model.licence} if self.model.licence else {}
+        return {"source_model": address, **licence}
 
     @contextmanager
     def run(self) -> Iterator[RunLogger | None]:
@@ -396,6 +427,9 @@ class VisionCLI(LightningCLI):
         checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
         if checkpoint is not None:  # before the run is told of it
             check_network(checkpoint["architecture"], model.architecture)
+            continue_from(model, checkpoint)
+        else:
+            check_learned(model)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):
                 callback.recipe = resume.identity(trainer, model, datamodule, self.recipe)

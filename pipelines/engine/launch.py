@@ -117,7 +117,8 @@ def with_recipe(args: Sequence[str]) -> list[str]:
     training = next((f for f in folders if (f / "config.yaml").exists() and is_training(f)), None)
     if training is None:
         return [*args]
-    own = ["--config", str(training / "config.yaml"), "--run_name=null", "--register=null", "--output=null", *MACHINE]
+    unset = [f"--{name}=null" for name in ("run_name", "register", "output", "start")]
+    own = ["--config", str(training / "config.yaml"), *unset, *MACHINE]
     best = training / "best.ckpt"
     return [verb, *own, f"--ckpt_path={best if verb != 'preview' and best.exists() else 'null'}", *rest]
 

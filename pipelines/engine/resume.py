@@ -23,7 +23,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
     settings = dict(flatten(yaml.safe_load(recipe)))
     settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
     unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
-    silent = ("output", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+    silent = ("output", "start", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
     splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
     accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
     return {
@@ -69,7 +69,7 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
                 f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
                 "begin a new training with another --output."
             )
-    way_out = f"begin a new training with another --output, for which --model.backbone {file} is a start."
+    way_out = f"begin a new training with another --output, for which --start {file} is a start."
     before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
     for key, value in before["fixed"].items():
         if key in now["fixed"] and now["fixed"][key] != value:

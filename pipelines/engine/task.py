@@ -14,6 +14,7 @@ from pipelines.engine import launch
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import UsageError, command, mistakes
 from pipelines.engine.disk import DiskError, LockError
+from pipelines.engine.start import with_start
 from pipelines.engine.terminal import print_table
 from pipelines.tracking.client import TrackingError
 
@@ -45,9 +46,8 @@ class Task:
         """
         given = launch.expand(sys.argv[1:] if args is None else args) or ["fit"]
         with mistakes(*MISTAKES):
-            return VisionCLI(
-                self.name, self.module_class, self.default_data, launch.with_recipe(given), callbacks=callbacks
-            )
+            whole, start = with_start(launch.with_recipe(given), self.module_class)
+            return VisionCLI(self.name, self.module_class, self.default_data, whole, callbacks, start)
 
     def main(self, args: Sequence[str] | None = None) -> None:
         """The whole command line: training and evaluation, which end with a table, and the task's own commands.

@@ -107,8 +107,8 @@ def register(
     tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
     if labels := module.architecture.get("label_names"):
         tags["labels"] = ", ".join(labels)[:5000]
-    if module.pretrained:  # the licence of what it started from goes on
-        tags["weights_licence"] = str(module.backbone.pretrained_cfg.get("license") or "not stated")
+    if module.licence:  # that of what it started from goes on
+        tags["weights_licence"] = module.licence
     for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
         client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
     client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
@@ -469,7 +469,7 @@ def download(address: str, folder: str) -> str:
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)  # rather none than a part
         raise ValueError(str(disk_error(error, folder) or error)) from None
-    return f"{pinned(address)} is in {folder}; its backbone starts another training from {folder}/model.safetensors."
+    return f"{pinned(address)} is in {folder}; --start {folder} starts another training from it."
 
 
 def add_files(address: str, files: Sequence[Path], folder: str) -> str:

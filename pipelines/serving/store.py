@@ -43,8 +43,25 @@ def save_model(
         "module": module.architecture,
         "preprocessing": preprocessing,
         "data": data,
+        "licence": module.licence,
     }
     write_text(folder / "architecture.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `save_model` says of a model, as this version writes it; its classes are not code in its own folder.
+
+    Raises:
+        ValueError: it is not, or no more, what `save_model` wrote.
+    """
+    try:
+        description = yaml.safe_load((folder / "architecture.yaml").read_text())
+        _check_classes(folder, description["module"] | {"class_path": description.get("class_path", "")})
+        # Earlier versions wrote the bare name of one of Fovea's own classes, as ``class``.
+        path = description.get("class_path") or description["class"]
+        return description | {"class_path": path, "module": upgrade(description["module"])}
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 
 def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
@@ -56,16 +73,15 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
     Raises:
         ValueError: it is not, or no more, what `save_model` wrote.
     """
+    description = read_description(folder)
     try:
-        description = yaml.safe_load((folder / "architecture.yaml").read_text())
-        _check_classes(folder, description["module"] | {"class_path": description.get("class_path", "")})
-        # Earlier versions wrote the bare name of one of Fovea's own classes, as ``class``.
-        kind: Any = find_class(description.get("class_path") or description["class"], VisionModule)
-        module: VisionModule = kind.from_architecture(upgrade(description["module"]))
+        kind: Any = find_class(description["class_path"], VisionModule)
+        module: VisionModule = kind.from_architecture(description["module"])
         learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
         module.load_state_dict(learning | load_file(folder / "model.safetensors"))
+        module.licence = description.get("licence")
         return module.eval(), description["preprocessing"]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 

@@ -1,0 +1,145 @@
+"""A training that starts from a whole trained network, of which it takes the architecture and the weights."""
+
+import argparse
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.exceptions import MlflowException
+
+from modules import BackboneError, VisionModule
+from modules.checkpoints import read_checkpoint
+from modules.networks.parts import upgrade
+from pipelines.serving import registry
+from pipelines.serving.store import load_model, read_description
+
+FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to start from.
+
+    Args:
+        address: its version in the registry, its folder or its file.
+        place: the folder that `save_model` wrote, or a checkpoint.
+        kind: what it is.
+        architecture: see `VisionModule.architecture`.
+    """
+
+    address: str
+    place: Path
+    kind: type[VisionModule]
+    architecture: dict[str, Any]
+
+    def load(self) -> VisionModule:
+        """The network with its weights.
+
+        Raises:
+            BackboneError: they are not what they were.
+        """
+        if self.place.is_file():
+            return self.kind.load_from_checkpoint(self.place)
+        try:
+            return load_model(self.place)[0]
+        except ValueError as error:
+            raise BackboneError(str(error)) from error
+
+
+def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str], Start | None]:
+    """The arguments of a training, with the architecture of the network that ``--start`` names before all other settings.
+
+    Args:
+        args: the command line; those of other commands stay as they are.
+        kind: what is to learn.
+
+    Returns:
+        The arguments, and the network; None where there is none, or where a training goes on, which has its own weights.
+
+    Raises:
+        BackboneError: it is no network of this kind.
+    """
+    verb, *rest = args
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    for name in ("--start", "--output", "--ckpt_path"):
+        parser.add_argument(name)
+    given, _ = parser.parse_known_args(rest)
+    settings: dict[str, Any] = {}
+    for file in given.config:
+        settings |= _recipe(file)
+    address, output, file = (
+        value if (value := getattr(given, name)) is not None else settings.get(name)
+        for name in ("start", "output", "ckpt_path")
+    )
+    if verb != "fit" or address in (None, "", "null"):
+        return [*args], None
+    last = Path(output, "last.ckpt") if output else None
+    goes_on = file if file not in (None, "", "null") else last if last and last.exists() else None
+    start = None
+    if goes_on:
+        architecture = upgrade(read_checkpoint(goes_on)["architecture"])
+    else:
+        start = _read(str(address), kind)
+        architecture = start.architecture
+    taken = inspect.signature(kind).parameters
+    own = {key: value for key, value in architecture.items() if key in taken and key not in FROM_DATA}
+    # No published weights are to be had: all are taken over.
+    return [verb, "--config", json.dumps({"model": own}), *rest, "--model.pretrained=false"], start
+
+
+def _recipe(file: str) -> dict[str, Any]:
+    """The settings of a recipe; none, where it cannot be read, of which the command line says more."""
+    try:
+        settings = yaml.safe_load(Path(file).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _read(address: str, kind: type[VisionModule]) -> Start:
+    """The network that a user names.
+
+    Args:
+        address: a registered model; a folder with ``architecture.yaml`` and ``model.safetensors``, or one of these; a
+            checkpoint, or the folder of a training, whose best one is taken.
+        kind: what it has to be.
+
+    Raises:
+        BackboneError: it is none.
+    """
+    try:
+        if address.startswith("models:/"):
+            address = registry.pinned(address)
+            place = registry.model_folder(address)
+        else:
+            place = Path(address)
+            if (place / "best.ckpt").is_file():
+                place = place / "best.ckpt"
+            elif place.suffix == ".safetensors" or place.name == "architecture.yaml":
+                place = place.parent
+        if place.is_file():
+            saved = read_checkpoint(place)
+            name, architecture = saved.get("module", kind.__name__), upgrade(saved["architecture"])
+        elif (place / "architecture.yaml").is_file():
+            saved = read_description(place)
+            name, architecture = saved["class_path"].rpartition(".")[2], saved["module"]
+        else:
+            raise BackboneError(
+                f"--start {address} is no trained network: give a registered model (models:/NAME@ALIAS), the folder that "
+                "`registry load` wrote, with architecture.yaml and model.safetensors, or a best.ckpt."
+            )
+    except BackboneError:
+        raise
+    except (ValueError, MlflowException) as error:
+        raise BackboneError(f"--start {address}: {error}") from error
+    if name != kind.__name__:
+        raise BackboneError(
+            f"--start {address} is a whole {name}, and this task trains a {kind.__name__}: start from its backbone alone, "
+            f"with --model.backbone {address}, or choose a model of the same task."
+        )
+    return Start(address if address.startswith("models:/") else str(place), place, kind, architecture)

@@ -1,0 +1,290 @@
+"""A training that starts from a whole trained network: weights, classes, command line, resume."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from torch import Tensor
+
+from modules import (
+    BackboneError,
+    ClassificationModule,
+    DetectionModule,
+    InstanceSegmentationModule,
+    SegmentationModule,
+    VisionModule,
+)
+from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.instance_segmentation import MaskRCNN
+from modules.networks.dense_decoders import UNet
+from modules.warm_start import warm_start
+from pipelines.classification import classification
+from pipelines.detection import detection
+from pipelines.facenet import facenet
+from pipelines.gan import gan
+from pipelines.instance_segmentation import instance_segmentation
+from pipelines.segmentation import segmentation
+from pipelines.serving.store import save_model
+from pipelines.tracking.logger import run_id_of
+
+SIDE = 64
+SMALL = {"backbone": "test_resnet", "image_size": SIDE, "backbone_options": {"small_stem": False}}
+RCNN = {"width": 16, "hidden": 16, "strides": [8, 16], "proposals": 20}
+DETECTORS = {
+    "yolo": partial(YOLO, width=16, strides=[8, 16]),
+    "fcos": partial(FCOS, width=32, depth=1, strides=[8, 16]),
+    "retinanet": partial(RetinaNet, width=32, strides=[8, 16]),
+    "faster_rcnn": partial(FasterRCNN, **RCNN),
+    "mask_rcnn": partial(MaskRCNN, mask_width=16, **RCNN),
+}
+KINDS = [*DETECTORS, "unet", "classifier"]
+FAST = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1",
+        "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--data.batch_size", "4",
+        "--data.num_workers", "0"]  # fmt: skip
+
+
+def network(kind: str, names: list[str], seed: int = 0, **given) -> VisionModule:
+    """One whose every number was drawn, as if it had learned."""
+    torch.manual_seed(seed)
+    given = SMALL | given
+    module: VisionModule
+    if kind == "unet":
+        module = SegmentationModule(len(names), names, decoder=UNet, **given)
+    elif kind == "classifier":
+        module = ClassificationModule(len(names), names, **given)
+    else:
+        made = InstanceSegmentationModule if kind == "mask_rcnn" else DetectionModule
+        module = made(len(names), names, **{"detector": DETECTORS[kind]} | given)
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and value.ndim:
+            value.normal_(0, 0.2)
+            if key.endswith("running_var"):
+                value.abs_().add_(0.5)
+    return module.eval()
+
+
+@torch.no_grad()
+def by_class(kind: str, module: VisionModule) -> list[Tensor]:
+    """What the last layers say of each class, the class last but for the values of a box or a mask."""
+    image = torch.randint(256, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    if kind in ("unet", "classifier"):
+        return [module(image).movedim(1, 0)]
+    if kind == "yolo":
+        return [module(image)[0].movedim(2, 0)]
+    if kind in ("fcos", "retinanet"):
+        return [module(image)["cls_logits"].movedim(2, 0)]
+    heads = module.detector.heads
+    maps = module(image)
+    where = [torch.tensor([[8.0, 8, 40, 48]])]
+    scores, boxes = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, where, [(SIDE, SIDE)])))
+    found = [scores[:, 1:].T, boxes.view(-1, module.num_classes + 1, 4)[:, 1:].movedim(1, 0)]
+    if kind == "mask_rcnn":
+        masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, where, [(SIDE, SIDE)])))
+        found.append(masks[:, 1:].movedim(1, 0))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_taken_over_and_classes_go_by_their_names(kind: str) -> None:
+    source = network(kind, ["ant", "bee", "cat"])
+    same, other = network(kind, ["ant", "bee", "cat"], 1), network(kind, ["cat", "dog", "eel", "ant"], 2)
+    said = warm_start(same, source)
+    assert said == f"all {sum(v.numel() for v in source.state_dict().values()):,} weights are taken over."
+    for key, value in source.state_dict().items():
+        assert torch.equal(same.state_dict()[key], value), key
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    said = warm_start(other, source)
+    assert "kept by name: cat, ant; new: dog, eel; left out: bee" in said
+    layers = tuple(other.class_layers)
+    for key, value in source.state_dict().items():
+        if not key.startswith(layers):
+            assert torch.equal(other.state_dict()[key], value), key
+        else:
+            assert not torch.equal(other.state_dict()[key], before[key]), key
+    old, new = by_class(kind, source), by_class(kind, other)
+    for one, two in zip(old, new, strict=True):
+        torch.testing.assert_close(two[[0, 3]], one[[2, 0]])
+        assert not two[1].isclose(one[1]).all()
+    unknown = network(kind, ["x", "y"], 3)
+    before = {key: value.clone() for key, value in unknown.state_dict().items()}
+    assert "Classes new: x, y; left out: ant, bee, cat" in warm_start(unknown, source)
+    background = ("cls_score", "bbox_pred", "mask_fcn_logits")
+    for key, value in unknown.state_dict().items():
+        if key.startswith(layers) and not any(name in key for name in background):
+            assert torch.equal(value, before[key]), key
+
+
+def test_the_same_classes_in_another_order_give_the_same_answers() -> None:
+    source, other = network("faster_rcnn", ["ant", "bee", "cat"]), network("faster_rcnn", ["cat", "ant", "bee"], 1)
+    assert "all" in warm_start(other, source)
+    image = torch.randint(256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    with torch.no_grad():
+        one, two = (module.detector.detect(module(image)) for module in (source, other))
+    assert sum(len(found["labels"]) for found in one) > 0
+    for a, b in zip(one, two, strict=True):
+        assert [source.label_names[k] for k in a["labels"]] == [other.label_names[k] for k in b["labels"]]
+        torch.testing.assert_close(a["boxes"], b["boxes"])
+
+
+def test_grey_images_start_from_colour_and_what_does_not_fit_is_refused() -> None:
+    source = network("yolo", ["ant", "bee"])
+    grey = network("yolo", ["ant", "bee"], 1, in_chans=1)
+    warm_start(grey, source)
+    key = next(key for key, value in source.backbone.state_dict().items() if value.ndim == 4)
+    kernel = source.backbone.state_dict()[key]
+    torch.testing.assert_close(grey.backbone.state_dict()[key], kernel.sum(1, keepdim=True))
+    wide = network("yolo", ["ant", "bee"], detector=partial(YOLO, width=32, strides=[8, 16]))
+    with pytest.raises(BackboneError, match=r"detector.width is 32 \(was 16\)"):
+        warm_start(wide, source)
+    with pytest.raises(BackboneError, match=r"detector is modules.detection.FCOS \(was modules.detection.YOLO\)"):
+        warm_start(network("fcos", ["ant", "bee"]), source)
+
+
+def coco(folder: Path, names: list[str]) -> list[str]:
+    """Grey squares of a size for each class, with outlines; the arguments that read them."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    draws = np.random.default_rng(0)
+    for number in range(12):
+        picture = draws.integers(0, 90, (SIDE, SIDE, 3), np.uint8)
+        kind = number % len(names)
+        side, left, top = 20 + 6 * kind, *draws.integers(2, 24, 2).tolist()
+        picture[top : top + side, left : left + side] = 150 + 30 * kind
+        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"images/{number}.png", "width": SIDE, "height": SIDE})
+        outline = [left, top, left + side, top, left + side, top + side, left, top + side]
+        annotations.append({"id": number + 1, "image_id": number, "category_id": kind + 1, "iscrowd": 0,
+                            "bbox": [left, top, side, side], "area": side * side, "segmentation": [outline]})  # fmt: skip
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    said = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(said))
+    return ["--data.root", str(folder / "boxes.json"), "--data.image_size", str(SIDE), "--data.augmentation", "none"]
+
+
+def saved(module: VisionModule, task: str, folder: str = "source") -> str:
+    save_model(Path(folder), module, {"image_size": SIDE}, task)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["yolo", "retinanet", "faster_rcnn", "mask_rcnn", "unet"])
+def test_a_training_with_other_classes_needs_no_more_than_where_it_starts(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, data = {
+        "mask_rcnn": (instance_segmentation, "COCODetection"),
+        "unet": (segmentation, "COCOSegmentation"),
+    }.get(kind, (detection, "COCODetection"))
+    names = ["background", "ant", "bee"] if kind == "unet" else ["ant", "bee"]
+    source = network(kind, names)
+    masks = ["--data.masks", "true"] if kind == "mask_rcnn" else []
+    cli = command(["fit", "--start", saved(source, command.__name__), "--data", data, *coco(Path("new"), ["bee", "cat"]), *masks,
+                   *FAST, "--model.transfer", "features", "--output", "out"])  # fmt: skip
+    message = capsys.readouterr().err
+    assert "Starting from source: " in message
+    assert f"kept by name: {'background, ' if kind == 'unet' else ''}bee; new: cat; left out: ant" in message
+    made, expected = cli.model.architecture, source.architecture
+    for key in ("backbone", "backbone_options", "decoder" if kind == "unet" else "detector"):
+        assert made[key] == expected[key]
+    learned = type(source).load_from_checkpoint("out/best.ckpt")
+    for key, value in source.backbone.state_dict().items():
+        assert torch.equal(learned.backbone.state_dict()[key], value), key
+    last = next(iter(cli.model.class_layers))
+    assert not torch.equal(learned.get_submodule(last).weight, source.get_submodule(last).weight)
+    assert cli.trainer.logger.tags["source_model"] == "source"
+
+
+DIGITS = ["--data", "Digits8x8", "--data.image_size", "12", *FAST]
+
+
+def test_from_the_registry_with_licence_strategy_and_exact_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    source = network("classifier", [str(k) for k in range(10)], image_size=12, in_chans=1)
+    source.licence = "apache-2.0"
+    torch.manual_seed(0)
+    first = ["fit", *DIGITS, "--register", "started", "--start", saved(source, "classification"), "--output", "first"]
+    classification(first)
+    address = "models:/started@latest"
+    long = ["fit", *DIGITS, "--trainer.max_epochs", "2", "--start", address, "--register", "again"]
+    whole = classification([*long, "--output", "whole", "--model.transfer", "auto"])
+    tags = MlflowClient().get_run(run_id_of("whole")).data.tags
+    assert tags["source_model"] == "models:/started/1"
+    assert tags["weights_licence"] == "apache-2.0"
+    assert MlflowClient().get_model_version("again", "1").tags["weights_licence"] == "apache-2.0"
+    assert "models:/started/1: all" in capsys.readouterr().err
+
+    part = [*long, "--output", "part", "--model.transfer", "auto"]
+    with pytest.raises(ZeroDivisionError):
+        classification([*part, "--trainer.callbacks+=faults.Crash", "--trainer.callbacks.step", "1"])
+    classification(first)  # a second version, which `latest` now means
+    capsys.readouterr()
+    MlflowClient().delete_model_version("started", "1")
+    resumed = classification(part)
+    assert "Starting from" not in capsys.readouterr().err
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+    assert resumed.model.licence == "apache-2.0"
+    assert MlflowClient().get_run(run_id_of("part")).data.tags["source_model"] == "models:/started/1"
+    figures = classification(["test", "--output", "whole"])
+    assert figures.rows["test/accuracy"] == whole.rows["test/accuracy"]
+
+
+def test_a_recipe_and_a_folder_of_a_training_name_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    source = network("classifier", [str(k) for k in range(10)], image_size=12, in_chans=1)
+    saved(source, "classification")
+    Path("recipe.yaml").write_text(
+        "start: source/model.safetensors\nmodel:\n  label_smoothing: 0.1\n  pretrained: true\n"
+    )
+    quick = [*DIGITS, "--trainer.logger", "false"]
+    one = classification(["fit", "--config", "recipe.yaml", *quick, "--output", "one"])
+    assert one.model.label_smoothing == 0.1
+    assert one.model.architecture == source.architecture
+    two = classification(["fit", "--start", "one", *quick, "--output", "two", "--model.transfer", "freeze_unfreeze"])
+    assert "Starting from one/best.ckpt: all" in capsys.readouterr().err
+    best = ClassificationModule.load_from_checkpoint("one/best.ckpt")
+    for key, value in best.backbone.state_dict().items():  # in the first of its epochs only the head learns
+        assert torch.equal(two.model.backbone.state_dict()[key], value), key
+
+
+def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    source = network("classifier", ["a", "b"], image_size=12, in_chans=1)
+    saved(source, "classification")
+    Path("empty").mkdir()
+    for given, words in {
+        ("empty",): "is no trained network",
+        ("missing.ckpt",): "is no trained network",
+        ("models:/nobody@champion",): "nobody",
+        ("source", "--model.transfer", "scratch"): "leave one out",
+        ("source", "--model.backbone", "lenet5"): "backbone is lenet5 (was test_resnet)",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            classification(["fit", "--start", *given, *DIGITS, "--output", "none"])
+        message = capsys.readouterr().err
+        assert end.value.code == 2
+        assert words in message, message
+        assert "Traceback" not in message
+    with pytest.raises(SystemExit):
+        segmentation(["fit", "--start", "source", "--output", "none"])
+    assert "--model.backbone source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "more"), [
+    (facenet, ["--data", "Glyphs", "--data.people", "296", "--data.image_size", "32", "--model.embedding_size", "16"]),
+    (gan, ["--data", "Digits8x8", "--data.image_size", "12", "--model.num_samples", "16", "--model.conditional", "true",
+           "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.backbone_options.width", "8"]),
+])  # fmt: skip
+def test_every_task_starts_so(command: object, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fast = [*more, *FAST, "--trainer.logger", "false", "--data.batch_size", "16"]
+    one = command(["fit", *fast, "--output", "one"])
+    command(["fit", *FAST, *more[:6], "--data.batch_size", "16", "--trainer.logger", "false", "--start", "one", "--output", "two",
+             "--model.optimization.lr", "1e-9"])  # fmt: skip
+    assert "Starting from one/best.ckpt: all" in capsys.readouterr().err
+    kind = type(one.model)
+    start, two = (kind.load_from_checkpoint(f"{name}/best.ckpt") for name in ("one", "two"))
+    assert start.architecture["backbone_options"] == two.architecture["backbone_options"]
+    for key, value in start.named_parameters():
+        if not key.startswith((*kind.training_only, "average.")):  # which goes after the generator
+            torch.testing.assert_close(two.get_parameter(key), value, atol=1e-5, rtol=0)
