@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
@@ -176,13 +177,16 @@ class VisionModule(L.LightningModule):
         """
         return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
 
-    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
-        """Writes what of an answer is a file of its own; by itself, nothing.
+    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
+        """What of an answer is a picture of its own, to be kept without losses; by itself, nothing.
 
         Args:
             answer: one of `answers`.
-            place: a file in the folder of the answer's drawing; what is written has its name, but for the suffix.
+
+        Returns:
+            Pictures by what the names of their files end with, such as ``.mask.png``.
         """
+        return {}
 
     def categories(self) -> dict[int, str]:
         """Names of the categories of `annotations` by their ids; by itself, none."""

@@ -169,7 +169,8 @@ class ClassificationModule(VisionModule):
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, label)
         self.figures[stage].update(logits, label)  # type: ignore[operator]
-        self._collect_mistakes(batch["image"], logits, label)
+        with self.publisher.optional(f"{stage}/mistakes"):
+            self._collect_mistakes(batch["image"], logits, label)
         return loss
 
     def _collect_mistakes(self, image: Tensor, logits: Tensor, label: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -300,9 +299,10 @@ class SuperResolutionModule(AdversarialModule):
                 figures[name] = perceptual_distance(maps, wanted)
         for name, value in figures.items():
             self.log_mean(f"{stage}/{name}", value.mean(), len(truth))
-        left = PICTURED - len(self._pictured)
-        for images in list(zip(low, plain, made, truth, strict=True))[:left]:
-            self._pictured.append([image.permute(1, 2, 0).cpu().numpy() for image in images])
+        with self.publisher.optional(f"{stage}/enlarged"):
+            left = PICTURED - len(self._pictured)
+            for images in list(zip(low, plain, made, truth, strict=True))[:left]:
+                self._pictured.append([image.permute(1, 2, 0).cpu().numpy() for image in images])
         return self._far(output, truth)
 
     def report(self, stage: Stage) -> Report:
@@ -354,10 +354,10 @@ class SuperResolutionModule(AdversarialModule):
         """See `VisionModule.draw_answer`; the enlarged image."""
         return super().draw_answer(from_address(answer["pictures"]["enlarged"]), answer)
 
-    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
-        """See `VisionModule.write_answer`: the enlarged image without losses, as ``….enlarged.png``."""
+    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
+        """See `VisionModule.answer_pictures`: the enlarged image."""
         made = from_address(answer["pictures"]["enlarged"])
-        Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(place.with_suffix(".enlarged.png"))
+        return {".enlarged.png": Image.fromarray(made[..., 0] if made.shape[2] == 1 else made)}
 
 
 def _load(net: SRResNet, address: str) -> None:

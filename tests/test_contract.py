@@ -209,3 +209,26 @@ def test_a_mistake_ends_in_one_paragraph(task: Case, capsys: pytest.CaptureFixtu
     assert "resnet18" in message
     assert "Traceback" not in message
     assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("classification", "modules.classification.ClassificationModule._collect_mistakes"),
+        ("autoencoding", "modules.autoencoding.module.AutoencodingModule._keep"),
+        ("autoencoding", "modules.autoencoding.module.AutoencodingModule._pictures"),
+        ("facenet", "modules.facenet.pictures.most_wrong"),
+        ("gan", "modules.gan.module.GANModule._by_class"),
+    ],
+)
+def test_what_is_gathered_for_pictures_ends_no_training(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise ArithmeticError("on purpose")
+
+    monkeypatch.setattr(part, broken)
+    few = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
+    more = ["--model.conditional", "true"] if name == "gan" else []
+    with pytest.warns(UserWarning, match="could not be made .ArithmeticError: on purpose"):
+        cli = fit(TASKS[name], "--trainer.max_epochs", "1", *few, *more)
+    assert run_of("out").info.status == "FINISHED"
+    assert any(key.startswith("test/") for key in cli.rows)

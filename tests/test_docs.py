@@ -108,6 +108,7 @@ def parsed(name: str, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(jsonargparse.ArgumentParser, "parse_args", stop)
+        patch.setattr("pipelines.engine.task.with_start", lambda args, kind: (args, None))  # there is no such model
         patch.setattr(sys, "argv", [name, *given])
         runpy.run_module(name, run_name="__main__", alter_sys=True)
 

@@ -20,11 +20,13 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
 
+from modules import SegmentationModule
 from pipelines.classification import classification
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
 from pipelines.engine.films import make_films
 from pipelines.serving import registry
+from pipelines.serving.answers import _draw
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import RunLogger, run_id_of
 
@@ -94,6 +96,18 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_former_one(disk: 
         WholeCheckpoints().save_checkpoint({"step": 2, "weights": LARGE}, file)
     assert torch.load(file, weights_only=True) == {"step": 1}
     assert list(disk.iterdir()) == [file]
+
+
+def test_pictures_of_answers_are_whole_or_absent_on_a_full_disk(disk: Path) -> None:
+    """The drawing and what goes beside it, such as a mask."""
+    Image.fromarray(NOISE).save("a.png")
+    module = SegmentationModule(2, backbone="test_resnet", image_size=64).eval()
+    (answer,) = module.answers({"image": torch.from_numpy(NOISE).permute(2, 0, 1)[None]})
+    _draw(module, "a.png", answer, "free/a.png", Path("free/a.png"))
+    assert {file.name for file in Path("free").iterdir()} == {"a.png", "a.mask.png"}
+    with pytest.raises(DiskError, match=r"a\.png could not be written: No space left on device"):
+        _draw(module, "a.png", answer, str(disk / "a.png"), disk / "a.png")
+    assert list(disk.iterdir()) == []
 
 
 class Fill(L.Callback):

@@ -2,7 +2,9 @@
 
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import override
@@ -169,16 +171,22 @@ class MaskedAutoencodingModule(VisionModule):
             self.log_mean(f"{stage}/mse", error.mean(), len(image))
             self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
             if not self._pictured:
-                hidden = masked[:, :, None]
-                self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
-                                  "output": drawn.where(hidden, target)}  # fmt: skip
+                with self.publisher.optional(f"{stage}/reconstructions"):
+                    hidden = masked[:, :, None]
+                    self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
+                                      "output": drawn.where(hidden, target)}  # fmt: skip
         return loss
 
     @override
     def report(self, stage: Stage) -> Report:
         pictured, self._pictured = self._pictured, {}
-        rows = {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
-        return Report(pictures={"reconstructions": lambda: named_rows(rows)})
+
+        def reconstructions() -> NDArray[np.uint8]:
+            return named_rows(
+                {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
+            )
+
+        return Report(pictures={"reconstructions": reconstructions})
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

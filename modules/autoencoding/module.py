@@ -251,7 +251,8 @@ class AutoencodingModule(VisionModule):
                 loss = loss + penalty
             return loss
         self._measure(stage, seen, target, code, output, reconstruction)
-        self._keep(stage, seen, target, code, batch.get("label"))
+        with self.publisher.optional(f"{stage}/reconstructions"):
+            self._keep(stage, seen, target, code, batch.get("label"))
         return loss
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
@@ -344,7 +345,7 @@ class AutoencodingModule(VisionModule):
         pictured, plotted = self._pictured, self._plotted
         self._kept, self._pictured, self._plotted = 0, [], []
         if self.trainer.is_global_zero and pictured:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.publisher.optional(f"{stage}/reconstructions"):
                 report.pictures = self._pictures(pictured, plotted, values)
         return report
 

@@ -266,8 +266,9 @@ class FaceNetModule(VisionModule):
         roc, threshold = found.roc, self.threshold if self.threshold is not None else found.threshold
         told.pictures["roc"] = lambda: drawing.roc_curve(roc, found.figures)
         told.pictures["distances"] = lambda: drawing.distance_histogram(found, threshold)
-        if wrong := drawing.most_wrong(found, threshold):
-            told.pictures["wrong_pairs"] = lambda: drawing.pair_sheet(found, wrong, picture)
+        with self.publisher.optional(f"{stage}/wrong_pairs"):
+            if wrong := drawing.most_wrong(found, threshold):
+                told.pictures["wrong_pairs"] = lambda: drawing.pair_sheet(found, wrong, picture)
         told.pictures["map"] = lambda: drawing.embedding_map(vectors, people, picture, stage == "test")
         return told
 

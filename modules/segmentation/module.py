@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -238,12 +237,12 @@ class SegmentationModule(VisionModule):
         """See `VisionModule.draw_answer`; with the classes as a tint."""
         return pictures.overlay(super().draw_answer(image, answer), self.mask_of(answer), self.num_classes)
 
-    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
-        """See `VisionModule.write_answer`: the class map as ``….mask.png``, whose pixels are the classes' numbers and whose
+    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
+        """See `VisionModule.answer_pictures`: the class map, whose pixels are the classes' numbers and whose
         palette are their colours."""
         mask = PIL.Image.fromarray(self.mask_of(answer), "P")
         mask.putpalette(pictures.palette(self.num_classes).tobytes())
-        mask.save(place.with_suffix(".mask.png"))
+        return {".mask.png": mask}
 
     def categories(self) -> dict[int, str]:
         """See `VisionModule.categories`: all classes but the first, by their numbers."""

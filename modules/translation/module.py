@@ -2,7 +2,6 @@
 
 import math
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -477,12 +476,13 @@ class TranslationModule(AdversarialModule):
         made = {name: from_address(text) for name, text in answer["pictures"].items()}
         return rows_of_tiles([("", [image, *made.values()], ["image", *made])], side=max(96, self.image_size))
 
-    def write_answer(self, answer: dict[str, Any], place: Path) -> None:
-        """See `VisionModule.write_answer`: each translation without losses, as ``….DOMAIN.png``."""
-        for name, text in answer["pictures"].items():
-            made = from_address(text)
-            file = place.with_suffix(f".{name.replace('/', '-')}.png")
-            PIL.Image.fromarray(made[..., 0] if made.shape[2] == 1 else made).save(file)
+    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
+        """See `VisionModule.answer_pictures`: each translation, by its domain."""
+        made = {name.replace("/", "-"): from_address(text) for name, text in answer["pictures"].items()}
+        return {
+            f".{name}.png": PIL.Image.fromarray(each[..., 0] if each.shape[2] == 1 else each)
+            for name, each in made.items()
+        }
 
 
 def tiles(image: Tensor) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from datamodules.images import WRITTEN, read_image
 from datamodules.writers import AnswerFormat, AnswerWriter
 from modules import VisionModule
 from modules.detection.tiles import joined
+from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import table
 from pipelines.serving import video
 
@@ -140,7 +141,7 @@ class Folder(ExitStack):
                 self._see()
             content = self._coco.content
             if kind is None and content["categories"] and content["images"]:
-                Path(self.out, "coco.json").write_text(dumps(content))
+                write_text(Path(self.out, "coco.json"), dumps(content))
         finally:
             super().__exit__(kind, *more)
 
@@ -202,8 +203,9 @@ def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, b
     # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
     drawing = Image.fromarray(module.draw_answer(read_image(file), answer))
     os.makedirs(os.path.dirname(place), exist_ok=True)
-    drawing.save(place, quality=90)
-    module.write_answer(answer, beside)
+    write_image(place, drawing, quality=90)
+    for suffix, picture in module.answer_pictures(answer).items():
+        write_image(beside.with_suffix(suffix), picture)
 
 
 class COCOFile:
