@@ -182,7 +182,7 @@ def test_a_training_with_other_classes_needs_no_more_than_where_it_starts(
     names = ["background", "ant", "bee"] if kind == "unet" else ["ant", "bee"]
     source = network(kind, names)
     masks = ["--data.masks", "true"] if kind == "mask_rcnn" else []
-    cli = command(["fit", "--start", saved(source, command.__name__), "--data", data, *coco(Path("new"), ["bee", "cat"]), *masks,
+    cli = command(["fit", "--start", saved(source, command.name), "--data", data, *coco(Path("new"), ["bee", "cat"]), *masks,
                    *FAST, "--model.transfer", "features", "--output", "out"])  # fmt: skip
     message = capsys.readouterr().err
     assert "Starting from source: " in message

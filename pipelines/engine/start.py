@@ -87,7 +87,8 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
         start = _read(str(address), kind)
         architecture = start.architecture
     taken = inspect.signature(kind).parameters
-    own = {key: value for key, value in architecture.items() if key in taken and key not in FROM_DATA}
+    found = (*FROM_DATA, "threshold")  # by the data, and by each validation
+    own = {key: value for key, value in architecture.items() if key in taken and key not in found}
     # No published weights are to be had: all are taken over.
     return [verb, "--config", json.dumps({"model": own}), *rest, "--model.pretrained=false"], start
 
