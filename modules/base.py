@@ -68,6 +68,8 @@ class VisionModule(L.LightningModule):
     scale: Tensor
     shift: Tensor
 
+    needs: tuple[str, ...] = ()  # what a sample of its data has beside ``image``
+
     def __init__(
         self,
         backbone: str,

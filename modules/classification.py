@@ -61,6 +61,8 @@ class ClassificationModule(VisionModule):
     monitor: ClassVar[str] = "val/accuracy"
     mode = "max"
 
+    needs = ("label",)
+
     def __init__(
         self,
         num_classes: int,

@@ -179,6 +179,8 @@ class InstanceSegmentationModule(DetectionModule):
 
     monitor: ClassVar[str] = "val/mask_ap"
 
+    needs = ("boxes", "masks")
+
     def __init__(
         self,
         num_classes: int,

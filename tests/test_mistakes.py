@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from pipelines.classification import classification
 from pipelines.gan import gan
+from pipelines.instance_segmentation import instance_segmentation
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", "--trainer.limit_train_batches",
          "2", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--output", "out"]  # fmt: skip
@@ -137,3 +139,14 @@ def test_every_command_ends_alike(
     monkeypatch.setattr(sys, "argv", [name, *rest])
     monkeypatch.delitem(sys.modules, f"pipelines.{name}", raising=False)
     said(lambda: runpy.run_module(f"pipelines.{name}", run_name="__main__"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("train", "lacking"), [(classification, "label"), (instance_segmentation, "masks")], ids=["label", "masks"]
+)
+def test_data_of_another_task_are_refused_by_what_they_lack(
+    train: Callable[..., object], lacking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = "fit --data DigitScenes --data.scene_size 32 --data.train 8 --data.val 8 --data.test 8 --model.backbone resnet18"
+    message = said(lambda: train([*scenes.split(), "--trainer.fast_dev_run", "true"]), capsys)
+    assert f"its samples have no {lacking}" in message

@@ -63,6 +63,8 @@ class DetectionModule(VisionModule):
     mode = "max"
     threshold: Tensor
 
+    needs = ("boxes",)
+
     def __init__(
         self,
         num_classes: int,

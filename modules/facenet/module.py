@@ -95,6 +95,8 @@ class FaceNetModule(VisionModule):
     mode = "max"
     training_only = ("loss.", "miner.")
 
+    needs = ("identity",)
+
     def __init__(
         self,
         num_classes: int = 0,

@@ -288,7 +288,12 @@ class VisionCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
-        config = self.options.trainer
+        config, data = self.options.trainer, self.datamodule
+        sample = data.samples(next(iter(data.sources)), 1) if self.model.needs else {}
+        if lacking := [name for name in self.model.needs if name not in sample]:
+            raise UsageError(
+                f"{data.name} is no data for {self.task}: its samples have no {lacking[0]}. See --data.help."
+            )
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
         start = self._begin()
