@@ -9,6 +9,7 @@ import torch
 from conftest import start
 from mlflow.tracking import MlflowClient
 
+from examples.keypoints import keypoints
 from modules import BackboneError, VisionModule
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
@@ -78,6 +79,12 @@ CASES = (
         ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.regularizer", "R1",
          "--model.spectral_norm", "true", "--model.optimization.discriminator_steps", "2"],
         overfit=None,
+    ),
+    Case(
+        keypoints,  # the example of docs/new_task.md
+        ["--data.train", "260", "--data.batch_size", "64", "--model.backbone", "lenet5"],
+        ["--data.batch_size", "16", "--model.optimization.l2_penalty", "0.001"],
+        ["--trainer.max_epochs", "400", "--trainer.check_val_every_n_epoch", "400"],
     ),
     Case(
         super_resolution,

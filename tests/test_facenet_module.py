@@ -224,7 +224,7 @@ def test_losses_are_named_on_the_command_line_and_told_the_number_of_people(name
     parser.add_class_arguments(FaceNetModule, "model")
     small = ["--model.num_classes", "7", "--model.in_chans", "1", "--model.image_size", "32"]
     given = parser.parse_args([*small, "--model.loss", name, "--model.loss.margin", "0.2", "--model.loss.scale", "30"])
-    loss = parser.instantiate_classes(given).model.loss
+    loss = parser.instantiate(given).model.loss
     embedding, identity = batch(size=128)
     embedding = embedding.float()
     cosine = (embedding @ F.normalize(loss.W, dim=0)).detach()

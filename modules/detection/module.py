@@ -63,7 +63,7 @@ class DetectionModule(VisionModule):
     mode = "max"
     threshold: Tensor
 
-    needs = ("boxes",)
+    needs: tuple[str, ...] = ("boxes",)
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class VisionCLI(LightningCLI):
         self.training: Path | None = None  # of the weights, where they have a run
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
-        started = getattr(sys.modules["__main__"].__spec__, "name", "") == f"pipelines.{task}"
+        started = getattr(sys.modules["__main__"].__spec__, "name", "").rpartition(".")[2] == task
         usage = (
             "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
         )

@@ -1,0 +1,1 @@
+"""Complete tasks to read and to start from."""

@@ -1,0 +1,141 @@
+"""A complete task in one file: key points. Each image shows a red and a green cross, and the network says where they are.
+
+``python -m examples.keypoints fit`` trains it; docs/new_task.md goes through it line by line.
+"""
+
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from datamodules.base import Source, VisionDataModule
+from modules.base import Stage, VisionModule
+from modules.optimization import Optimization
+from pipelines.engine.task import Task
+
+POINTS = 2
+
+
+class CrossSource:
+    """Made images of crosses on noise, each a function of (seed, index)."""
+
+    def __init__(self, count: int, image_size: int, seed: int) -> None:
+        self.count, self.image_size, self.seed = count, image_size, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = np.random.default_rng((self.seed, index))
+        image = generator.integers(0, 80, (self.image_size, self.image_size, 3), np.uint8)
+        points = generator.integers(2, self.image_size - 2, (POINTS, 2))
+        for channel, (x, y) in enumerate(points):
+            image[y, x - 2 : x + 3, channel] = image[y - 2 : y + 3, x, channel] = 255
+        return {"image": image, "points": points.astype(np.float32) / self.image_size}
+
+    @property
+    def digest(self) -> str:
+        """What tells these images from others."""
+        return f"crosses-{self.count}-{self.image_size}-{self.seed}"
+
+
+class Crosses(VisionDataModule):
+    """Images of a red and a green cross.
+
+    Batches: ``image`` uint8 B×3×S×S, ``points`` float32 B×2×2, x and y as shares of the side.
+
+    Args:
+        image_size: side of the images, in pixels.
+        train: number of training images; validation and test have a quarter each.
+        batch_size: samples in a batch, for each process.
+        num_workers: processes that read; None chooses by the cores at hand.
+        seed: seed of the order.
+    """
+
+    in_chans = 3
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        train: int = 2000,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.image_size, self.train = image_size, train
+
+    def load(self) -> dict[str, Source]:
+        """The splits."""
+        sizes = {"train": self.train, "val": self.train // 4, "test": self.train // 4}
+        return {name: CrossSource(size, self.image_size, seed) for seed, (name, size) in enumerate(sizes.items())}
+
+    def transform(self, training: bool) -> None:
+        """Nothing is augmented."""
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns a picture into the network's input."""
+        return {"image_size": self.image_size, "crop_pct": 1.0, "in_chans": self.in_chans}
+
+
+class KeypointModule(VisionModule):
+    """A backbone and a linear regression of points, trained by the L1 distance (Sun et al. 2018, arXiv:1711.08229).
+
+    Args:
+        in_chans: channels of the images; come from the data.
+        image_size: side of the images, in pixels; comes from the data.
+        backbone: what `create_backbone` takes.
+        optimization: how it is trained.
+    """
+
+    monitor: ClassVar[str] = "val/distance"
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        image_size: int = 32,
+        backbone: str = "lenet5",
+        optimization: Optimization | None = None,
+    ) -> None:
+        super().__init__(backbone, in_chans=in_chans, image_size=image_size, optimization=optimization)
+        self.head = nn.Linear(self.backbone.head_hidden_size, 2 * POINTS)
+        self.in_chans, self.image_size = in_chans, image_size
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that rebuild this network."""
+        return {"in_chans": self.in_chans, "image_size": self.image_size, "backbone": self.backbone.recipe["backbone"]}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to points, float B×2×2 as shares of the side."""
+        return self.head(self.backbone(self.normalize(image))).view(-1, POINTS, 2)
+
+    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+        """The mean L1 distance; logs the mean Euclidean distance in pixels."""
+        error = self(batch["image"]) - batch["points"]
+        distance = error.detach().norm(dim=2).mean() * self.image_size
+        self.log_mean(f"{stage}/distance", distance, len(error))
+        return error.abs().mean()
+
+    @torch.inference_mode()
+    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``points`` in pixels of the network's input."""
+        return [{"points": points} for points in (self(batch["image"]) * self.image_size).round(decimals=2).tolist()]
+
+    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+        """Marks the points in white."""
+        drawn = super().draw_answer(image, answer)
+        for x, y in np.array(answer["points"]) * np.array(image.shape[1::-1]) / self.image_size:
+            drawn[round(min(max(y, 0), len(drawn) - 1)), round(min(max(x, 0), drawn.shape[1] - 1))] = 255
+        return drawn
+
+
+keypoints = Task("keypoints", KeypointModule, "examples.keypoints.Crosses")
+
+
+if __name__ == "__main__":  # under its own name, by which a registered model finds its class
+    import_module("examples.keypoints").keypoints.main()
