@@ -329,10 +329,11 @@ def test_a_frozen_backbone_stays_as_it_is(frozen_epochs):
 
 
 def test_a_module_and_its_data_need_nothing_else():
+    torch.manual_seed(0)
     module = ClassificationModule(10, in_chans=1, image_size=12)
-    run = trainer(max_epochs=1)
+    run = trainer(max_epochs=8)
     run.fit(module, Digits8x8(image_size=12))
-    assert {"train/loss", "val/accuracy"} <= run.callback_metrics.keys()
+    assert run.callback_metrics["val/accuracy"] > 0.3
 
 
 @pytest.fixture
