@@ -153,4 +153,4 @@ def copy_paste(sample: Sample, other: Sample, generator: np.random.Generator) ->
         areas = np.append(areas, front.sum())
     new = selected(other, taken)
     joined = _joined([sample, new], image)
-    return sample | joined | {"masks": masks, "mask": classes, "boxes": boxes_of(masks), "size": sample["size"]}
+    return joined | {"masks": masks, "mask": classes, "boxes": boxes_of(masks), "size": sample["size"]}

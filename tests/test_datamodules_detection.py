@@ -450,6 +450,17 @@ def test_masks_class_map_and_boxes_agree_after_mixing(mixing: Mixing) -> None:
     assert more > 0
 
 
+def test_objects_whose_areas_are_in_the_file_can_be_pasted() -> None:
+    scenes(masks=True).write("out", "coco")
+    dataset = COCODetection("out", masks=True, image_size=64, mixing=Mixing(copy_paste=1)).dataset("train", True)
+    more = 0
+    for i in range(8):
+        sample = dataset[i, 0]
+        assert len(sample["area"]) == len(sample["boxes"])
+        more += len(sample["boxes"]) - len(dataset.source[i]["boxes"])
+    assert more > 0
+
+
 def test_mixup_shows_two_pictures_with_the_objects_of_both() -> None:
     plain = scenes(augmentation="none").dataset("train", True)
     mixed = scenes(augmentation="none", mixing={"mixup": 1}).dataset("train", True)
