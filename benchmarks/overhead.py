@@ -38,16 +38,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from datamodules import Digits
+from datamodules.options import Own, PositiveInt
 from modules import WarmupCosine, create_backbone
 from pipelines.classification import classification
 
 BATCH_SIZE = 64
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Digits64(Digits):
     """Digits whose arrays are enlarged to 64 pixels beforehand, so that neither side resizes while it trains."""
 
-    native_size = 64
+    image_size: Own[PositiveInt] = 64
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         images, labels = super()._arrays()

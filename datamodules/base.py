@@ -1,18 +1,23 @@
 """What every data module shares: exact, resumable loading, splits, and the policy for bad input."""
 
+import operator
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import albumentations as A
 import cv2
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import GroupedMetadata
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
+
+from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 Key = tuple[int, int]  # (index of the sample, epoch)
 
@@ -26,6 +31,33 @@ def listed(given: Iterable[str]) -> str:
     names = list(given)
     shown = ", ".join(map(str, names[:8]))
     return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown
+
+
+def settle(settings: Any, option: str = "--data") -> None:
+    """Puts a class's own value where a setting is None, and looks whether the numbers are in their ranges.
+
+    Args:
+        settings: a dataclass.
+        option: what it is called where it is given.
+
+    Raises:
+        DataError: a number is not.
+    """
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    for each in fields(settings):
+        if getattr(settings, each.name) is None:
+            made = each.default if each.default_factory is MISSING else each.default_factory()
+            setattr(settings, each.name, made)
+        kinds = (each.type, *get_args(each.type))
+        for limit in (one for kind in kinds for many in getattr(kind, "__metadata__", ()) for one in _limits(many)):
+            word, value = type(limit).__name__.lower(), getattr(settings, each.name)
+            bound = getattr(limit, word)
+            if value is not None and not getattr(operator, word)(value, bound):
+                raise DataError(f"{option}.{each.name} must be {words[word]} {bound}, not {value}.")
+
+
+def _limits(metadata: Any) -> Iterable[Any]:
+    return metadata if isinstance(metadata, GroupedMetadata) else [metadata]
 
 
 class Source(Protocol):
@@ -136,7 +168,7 @@ class KeyedLoader:
         same_order: keep the order of epoch 0 in all epochs, as overfitting a few batches needs.
 
     Raises:
-        DataError: there are fewer samples than processes, or a number is out of its range.
+        DataError: there are fewer samples than processes.
     """
 
     def __init__(
@@ -150,10 +182,6 @@ class KeyedLoader:
         num_workers: int = 0,
         same_order: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"--data.batch_size must be at least 1, not {batch_size}.")
-        if num_workers < 0:
-            raise DataError(f"--data.num_workers must be at least 0, not {num_workers}.")
         if len(dataset) < world_size:
             raise DataError(f"{len(dataset)} samples cannot be shared by {world_size} processes: use fewer.")
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
@@ -237,6 +265,7 @@ class _Batches:
         return len(self.sampler)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class VisionDataModule(L.LightningDataModule):
     """Base of all data modules: a subclass says what the splits are and how samples are augmented.
 
@@ -250,14 +279,17 @@ class VisionDataModule(L.LightningDataModule):
         seed: seed of order and augmentation. The command line sets it to ``seed_everything``.
     """
 
-    def __init__(self, batch_size: int = 64, num_workers: int | None = None, seed: int = 0) -> None:
+    batch_size: PositiveInt = 64
+    num_workers: Own[NonNegativeInt] = OWN
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.batch_size, self.seed = batch_size, seed
-        if num_workers is None:
+        settle(self)
+        if self.num_workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            num_workers = 0 if cores <= 2 else min(cores - 1, 8)
-        self.num_workers = num_workers
+            self.num_workers = 0 if cores <= 2 else min(cores - 1, 8)
         self.bad_files: dict[str, str] = {}
         self.drawn = False  # whether the splits were drawn from one set, which says nothing of splits
         self.undivided = False  # whether such a set is the test split as a whole
@@ -265,7 +297,7 @@ class VisionDataModule(L.LightningDataModule):
         self._position: dict[str, int] = {}
 
     def __str__(self) -> str:
-        return self.name  # Lightning's own makes loaders
+        return self.title  # Lightning's own makes loaders
 
     def load(self) -> dict[str, Source]:
         """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
@@ -276,14 +308,19 @@ class VisionDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data."""
+    def preprocessing(self) -> Preprocessing:
+        """What turns a picture into the network's input."""
         raise NotImplementedError
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """What the data set is called in a tracked run."""
         return type(self).__name__
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images, 3 for RGB or 1 for grey."""
+        return 3
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -293,7 +330,7 @@ class VisionDataModule(L.LightningDataModule):
     def identity(self) -> dict[str, Any]:
         """What the data set is: its name, and the size and content digest of each split."""
         splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
-        return {"name": self.name, "splits": splits}
+        return {"name": self.title, "splits": splits}
 
     def take_whole(self) -> None:
         """Makes a set whose splits were drawn the test split as a whole, for a network that has learned from other data."""
@@ -334,7 +371,7 @@ class VisionDataModule(L.LightningDataModule):
         """
         if split not in self.sources:
             remedy = "what is to be learned from is missing" if split == "train" else "bring one, or measure on another"
-            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
+            raise DataError(f"{self.title} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
         training, trainer = split == "train", self.trainer
         overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return KeyedLoader(

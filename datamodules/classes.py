@@ -75,7 +75,7 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
         return
     if unknown := sorted(set(own) - set(names)):
         raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which the network has not learned. The data have {listed(own)}; "
+            f"{data.title} has the class {unknown[0]!r}, which the network has not learned. The data have {listed(own)}; "
             f"the network knows {listed(names)}. Name the classes as the network does, or choose other weights."
         )
     numbers = np.asarray([list(names).index(name) for name in own], np.int64)

@@ -1,5 +1,6 @@
 """Photographs at their own resolution, for super-resolution: crops to learn from, squares to be measured on."""
 
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.augmentations import Strength
 from datamodules.base import DataError, Key, KeyedDataset, Source
 from datamodules.classification import FileSource, UnlabelledFolder
+from datamodules.options import Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
@@ -44,6 +47,7 @@ class Crops(KeyedDataset):
         return self.augment(self.source[index % len(self)], np.random.default_rng((self.seed, epoch, index)))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PhotographFolder(UnlabelledFolder):
     """All photographs in a folder and in those below; or below ``train``, ``val`` and ``test`` in it.
 
@@ -53,39 +57,26 @@ class PhotographFolder(UnlabelledFolder):
     Batches: ``image`` uint8 B×C×S×S, S being ``image_size`` in training and ``evaluation_size`` else.
 
     Args:
-        root: the folder.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
         image_size: side of the squares in training, in pixels.
         evaluation_size: side of the squares in evaluation.
         crops: squares of each picture in an epoch.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and crops.
     """
 
-    def __init__(
-        self,
-        root: str,
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        image_size: int = 96,
-        evaluation_size: int = 256,
-        crops: int = 32,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(root, in_chans, on_bad_file, "none", image_size, 1.0, False, batch_size, num_workers, seed)
-        self.evaluation_size, self.crops = evaluation_size, crops
-        for name, value in (("image_size", image_size), ("evaluation_size", evaluation_size), ("crops", crops)):
-            if value < 1:
-                raise DataError(f"--data.{name} must be at least 1, not {value}.")
+    image_size: Own[PositiveInt] = 96
+    evaluation_size: PositiveInt = 256
+    crops: PositiveInt = 32
+    batch_size: PositiveInt = 16
+    # What changes pictures otherwise is no setting here.
+    augmentation: Strength = field(default="none", init=False)
+    crop_pct: float = field(default=1.0, init=False)
+    flip: bool = field(default=False, init=False)
+    train_per_class: None = field(default=None, init=False)
+    fit: Literal["crop", "extend"] = field(default="crop", init=False)
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data: nothing."""
-        return {"image_size": self.image_size, "in_chans": self.in_chans, "fit": "native"}
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`; nothing does."""
+        return Preprocessing(self.image_size, self.in_chans, "native")
 
     def _cut(self, side: int, middle: bool) -> A.Compose:
         kind: Any = A.CenterCrop if middle else A.RandomCrop
@@ -100,34 +91,20 @@ class PhotographFolder(UnlabelledFolder):
         return KeyedDataset(self.sources[split], self._cut(side, True), self.seed)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Photographs(PhotographFolder):
     """27 real photographs that come with packages: no download. The 20 of foolbox are for training (16) and validation
     (4); five of scikit-image and two of scikit-learn are the test: astronaut, cat, coffee, motorcycle, rocket, palace and
     flower.
-
-    Args:
-        image_size: side of the squares in training, in pixels.
-        evaluation_size: side of the squares in evaluation.
-        crops: squares of each picture in an epoch.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and crops.
     """
 
-    def __init__(
-        self,
-        image_size: int = 96,
-        evaluation_size: int = 256,
-        crops: int = 32,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(".", 3, "error", image_size, evaluation_size, crops, batch_size, num_workers, seed)
+    root: str = field(default=".", init=False)
+    in_chans: Literal[1, 3] = field(default=3, init=False)
+    on_bad_file: Literal["error", "skip"] = field(default="error", init=False)
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """What the data set is called in a tracked run."""
+    def title(self) -> str:
+        """See `VisionDataModule.title`."""
         return "Photographs"
 
     def load(self) -> dict[str, Source]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import KeyedDataset, Source
 from datamodules.classification import ArraySource, ClassificationDataModule, Digits, ImageFolder
+from datamodules.options import Own, PositiveInt
 
 FINE = 4  # strokes are measured on pixels of a quarter of the side
 STROKES = {"thin": 1.6, "thick": 4.2}  # width in pixels of 28
@@ -97,12 +99,12 @@ class DomainSource(ArraySource):
         return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class _DigitDomains(ClassificationDataModule):
     """Base of the sets with a known answer: digits (see `Digits`), each drawn in one domain alone."""
 
-    native_size = 28
-    native_flip = False
-    in_chans = 3
+    image_size: Own[PositiveInt] = 28
+    flip: Own[bool] = False
 
     def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A picture of a domain, uint8 28×28×3, with a digit, uint8 28×28."""

@@ -3,6 +3,7 @@
 ``python -m examples.keypoints fit`` trains it; docs/new_task.md goes through it line by line.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodules.base import Source, VisionDataModule
+from datamodules.options import PositiveInt, Preprocessing
 from modules.base import Stage, VisionModule
 from modules.optimization import Optimization
 from pipelines.engine.task import Task
@@ -42,6 +44,7 @@ class CrossSource:
         return f"crosses-{self.count}-{self.image_size}-{self.seed}"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Crosses(VisionDataModule):
     """Images of a red and a green cross.
 
@@ -50,23 +53,10 @@ class Crosses(VisionDataModule):
     Args:
         image_size: side of the images, in pixels.
         train: number of training images; validation and test have a quarter each.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read; None chooses by the cores at hand.
-        seed: seed of the order.
     """
 
-    in_chans = 3
-
-    def __init__(
-        self,
-        image_size: int = 32,
-        train: int = 2000,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.image_size, self.train = image_size, train
+    image_size: PositiveInt = 32
+    train: PositiveInt = 2000
 
     def load(self) -> dict[str, Source]:
         """The splits."""
@@ -77,9 +67,9 @@ class Crosses(VisionDataModule):
         """Nothing is augmented."""
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input."""
-        return {"image_size": self.image_size, "crop_pct": 1.0, "in_chans": self.in_chans}
+    def preprocessing(self) -> Preprocessing:
+        """How a picture becomes the network's input."""
+        return Preprocessing(self.image_size, self.in_chans, crop_pct=1.0)
 
 
 class KeypointModule(VisionModule):

@@ -13,7 +13,7 @@ from modules.networks import BackboneError
 class TrainingData(Protocol):
     """What a module may ask a data module of `datamodules`."""
 
-    name: str
+    title: str
     sources: Mapping[str, Sized]
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:

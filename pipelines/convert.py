@@ -23,7 +23,7 @@ def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco"
     """
     data.write(folder, form)
     sizes = ", ".join(f"{len(source):,} {name}" for name, source in data.sources.items())
-    return f"{data.name} is in {Path(folder).resolve()} in the format {form}: {sizes} images."
+    return f"{data.title} is in {Path(folder).resolve()} in the format {form}: {sizes} images."
 
 
 if __name__ == "__main__":

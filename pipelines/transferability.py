@@ -67,12 +67,12 @@ def transferability(
         scores[name] = {
             stage: probe((fit, labels), (test, truth)) for stage, (fit, test) in zip(stages.widths, parts, strict=True)
         }
-    sheet = _draw(scores, f"{backbone} on {data.name}, {len(loaders[0].dataset):,} images")
+    sheet = _draw(scores, f"{backbone} on {data.title}, {len(loaders[0].dataset):,} images")
     output.mkdir(parents=True, exist_ok=True)
     write_image(output / "transferability.png", Image.fromarray(sheet))
-    run_name = f"{Path(backbone).name}-{data.name}".lower()
+    run_name = f"{Path(backbone).name}-{data.title}".lower()
     with needed(), mlflow.start_run(experiment_id=place, run_name=run_name) as run:
-        mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.name})
+        mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.title})
         mlflow.log_params({"backbone": backbone, "pretrained": pretrained, "image_size": data.image_size,
                            "images": len(loaders[0].dataset)})  # fmt: skip
         for name, values in scores.items():

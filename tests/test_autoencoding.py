@@ -504,7 +504,7 @@ def test_values_out_of_range_are_refused_before_training(capsys: pytest.CaptureF
     for args, wanted in [
         (
             ["--model.noise", "Masking", "--model.noise.patch", "0"],
-            "--model.noise.patch must be greater than or equal to 1, not 0",
+            "--model.noise.patch must be at least 1, not 0",
         ),
         (["--data.image_size", "8", "--model.loss", "SSIM"], "needs images of at least 11 pixels"),
         (["--model.bottleneck", "VectorQuantized", "--model.bottleneck.entries", "70000"], "from 2 to 65536"),

@@ -308,7 +308,7 @@ def test_what_is_strange_about_images_and_names_is_told() -> None:
     with pytest.warns(UserWarning, match="names differ") as told:
         sources = data.sources
     assert "wide" not in "".join(str(warning.message) for warning in told)
-    assert data.preprocessing["fit"] == "extend"
+    assert data.preprocessing.fit == "extend"
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, :3] = 255  # what a square in the middle does not show
     assert data.transform(False)(image=image)["image"].max() == 255
@@ -364,7 +364,7 @@ def test_a_table_gives_paths_labels_and_splits(file: str) -> None:
     splits = ["train"] * 6 + ["val"] * 4 + ["test"] * 2
     make_table(file, label=["007", "NA"] * 6, split=splits)
     data = Manifest(file)
-    assert data.name == "pets"
+    assert data.title == "pets"
     assert data.label_names == ["007", "NA"]
     found = paths(data)
     assert {split: len(files) for split, files in found.items()} == {"train": 6, "val": 4, "test": 2}
@@ -572,7 +572,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(capsys: pytes
         (["--trainer.max_epochs", "many"], ["trainer.max_epochs", "whole number", "many"]),
         (["--data.batch_size", "0"], ["--data.batch_size", "at least 1"]),
         (["--data.num_workers", "-1"], ["--data.num_workers", "at least 0"]),
-        (["--data.crop_pct", "2"], ["--data.crop_pct", "up to 1"]),
+        (["--data.crop_pct", "2"], ["--data.crop_pct", "at most 1"]),
     ],
     ids=[
         "backbone",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SIZES = {"train": 24, "val": 4, "test": 4}
 
 
 def scenes(size: int = 64, **options: Any) -> DigitScenes:
-    return DigitScenes(size, **{**SIZES, "num_workers": 0, "batch_size": 4, **options})
+    return DigitScenes(**{"scene_size": size, **SIZES, "num_workers": 0, "batch_size": 4, **options})
 
 
 def assert_same(sample: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -352,7 +353,7 @@ def test_a_model_that_learned_from_pieces_is_shown_pieces() -> None:
     (answer,) = model.stream([image])
     assert answer["boxes"] == [[70, 40, 90, 60], [5, 5, 15, 15]]
     assert answer["labels"] == ["a", "b"]
-    assert "tile" not in scenes().preprocessing
+    assert scenes().preprocessing.tile is None
 
 
 def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() -> None:
@@ -373,12 +374,12 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
     assert seen.nonzero().min(0).values.tolist() == pytest.approx([40, 120], abs=1)
     assert seen.nonzero().max(0).values.tolist() == pytest.approx([79, 139], abs=1)
     sample = evaluation(160, fit="pad")(image=np.asarray(Image.open("data/a.png")))["image"]
-    assert data.preprocessing == {"image_size": 160, "in_chans": 3, "fit": "pad"}
+    assert data.preprocessing.as_data() == {"image_size": 160, "in_chans": 3, "fit": "pad"}
     assert sample.shape == (160, 160, 3)
 
     module = DetectionModule(2, image_size=64, backbone="resnet10t")
     module.threshold.fill_(0)
-    storage.save_model(Path("model"), module, data.preprocessing | {"image_size": 64}, "detection")
+    storage.save_model(Path("model"), module, replace(data.preprocessing, image_size=64), "detection")
     model = VisionModel().load(Path("model"), "cpu")
     given: dict[str, Any] = {}
     model.module.answers = lambda batch: given.update(batch) or [{}]  # type: ignore[method-assign,func-returns-value]
@@ -525,7 +526,7 @@ def test_a_sheet_of_samples_is_drawn() -> None:
 def test_a_mistake_on_the_command_line_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
     for args, message in [
         (["--data", "COCODetection", "--data.root", "nowhere"], "There is no"),
-        (["--data", "DigitScenes", "--data.mixing.mosaic", "2"], "is a probability"),
+        (["--data", "DigitScenes", "--data.mixing.mosaic", "2"], "at most 1, not 2"),
         (["--data", "DigitScenes", "--data.masks", "true", "--data.mixing.mixup", "1"], "mixup has no masks"),
     ]:
         with pytest.raises(SystemExit) as end:

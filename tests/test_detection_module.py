@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 
 from benchmarks.rcnn import RegionClassifier, propose
 from datamodules import DigitScenes
+from datamodules.options import Preprocessing
 from modules import DetectionModule, Optimization, create_backbone
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
@@ -394,7 +395,7 @@ def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> 
     """Through the registry's own files, though made for feature maps its parts have other names, and the last are missing."""
     torch.manual_seed(0)
     module = DetectionModule(2, image_size=160, backbone=name, detector=partial(YOLO, strides=[16, 32], width=16))
-    save_model(tmp_path / "model", module, {"image_size": 160, "fit": "pad"}, "detection")
+    save_model(tmp_path / "model", module, Preprocessing(160, 3, "pad"), "detection")
     log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "serving" / "model.py"), pip_requirements=[],
                                   artifacts={"model": str(tmp_path / "model")}, registered_model_name=f"boxes-{name}")  # fmt: skip
     address = f"models:/boxes-{name}/{log.registered_model_version}"

@@ -15,6 +15,7 @@ from conftest import ROOT
 from safetensors import safe_open
 from torch import Tensor
 
+from datamodules.options import Preprocessing
 from modules import (
     AutoencodingModule,
     ClassificationModule,
@@ -58,7 +59,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(3):
             module(torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8))
     folder = tmp_path_factory.mktemp("resnet")
-    storage.save_model(folder, module, {"image_size": 32}, "classification")
+    storage.save_model(folder, module, Preprocessing(32, 1), "classification")
     return folder
 
 
@@ -90,7 +91,7 @@ def test_pixels_in_probabilities_out(trained: VisionCLI, suffix: str) -> None:
     assert [names[k] for k in probabilities.argmax(1)] == expected["label"].tolist()
     assert probabilities.max(1).values.numpy() == pytest.approx(expected["probability"].to_numpy(), abs=1e-4)
     assert metadata["model"] == "models:/sent/1"
-    assert json.loads(metadata["preprocessing"]) == trained.datamodule.preprocessing
+    assert json.loads(metadata["preprocessing"]) == trained.datamodule.preprocessing.as_data()
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
@@ -142,7 +143,7 @@ def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
     with torch.no_grad():
         found = module.detector.detect(module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)))
     module.threshold.fill_(float(torch.stack([one["scores"][20] for one in found]).max()))
-    storage.save_model(folder, module, {"image_size": 64, "fit": "pad"}, "detection")
+    storage.save_model(folder, module, Preprocessing(64, 3, "pad"), "detection")
     return folder, module
 
 
@@ -246,7 +247,7 @@ EXPORTED = ("classification", "detection", "segmentation")
 def test_every_task_is_exported_in_every_format_or_says_which_are(task: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = EVERY[task]().eval()
-    storage.save_model(tmp_path, module, {"image_size": module.image_size, "in_chans": module.in_chans}, task)
+    storage.save_model(tmp_path, module, Preprocessing(module.image_size, module.in_chans), task)
     export.export(str(tmp_path), Path("net.safetensors"))
     with safe_open("net.safetensors", "pt") as file:
         assert json.loads(file.metadata()["label_names"]) == list(getattr(module, "label_names", None) or [])

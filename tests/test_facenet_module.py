@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from datamodules import Glyphs
+from datamodules.options import Preprocessing
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import metrics as p
@@ -198,7 +199,7 @@ def test_losses_with_weights_of_the_people_train_in_float32_and_stay_out_of_the_
         module.step(rows, "train").backward()
     assert module.loss.W.dtype == torch.float32
     assert module.loss.W.grad.abs().sum() > 0
-    save_model(tmp_path / "model", module, {"image_size": 32, "crop_pct": 1.0, "in_chans": 1}, "facenet")
+    save_model(tmp_path / "model", module, Preprocessing(32, 1, crop_pct=1.0), "facenet")
     loaded, _ = load_model(tmp_path / "model")
     assert loaded.threshold == 0.5
     module.eval()

@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import nn
 
+from datamodules.options import Preprocessing
 from modules import (
     AutoencodingModule,
     BackboneError,
@@ -99,7 +100,7 @@ def models(own) -> dict[str, VisionModule]:
 
 def test_parts_and_tasks_of_the_users_own_are_loaded_again(own) -> None:
     for name, module in models(own).items():
-        storage.save_model(Path(name), module, {}, "mine")
+        storage.save_model(Path(name), module, Preprocessing(12, 1), "mine")
         twin, _ = storage.load_model(Path(name))
         assert type(twin) is type(module)
         assert twin.architecture == module.architecture
@@ -114,7 +115,7 @@ def test_parts_and_tasks_of_the_users_own_are_loaded_again(own) -> None:
 
 def test_a_class_that_is_not_there_is_named_with_the_way_out(own, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in models(own).items():
-        storage.save_model(Path(name), module, {}, "mine")
+        storage.save_model(Path(name), module, Preprocessing(12, 1), "mine")
     monkeypatch.delitem(sys.modules, "own_parts")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != "mine"])
     for name in ("detector", "decoder", "part", "task"):
@@ -193,7 +194,7 @@ def test_models_and_checkpoints_of_earlier_versions_are_read(kind: type[VisionMo
     for key in ("detector", "decoder"):
         if f"{key}_options" in saved:  # those that are not given were written down too
             saved = saved | {f"{key}_options": getattr(module, key).options}
-    storage.save_model(tmp_path, module, {"image_size": module.image_size}, "task")
+    storage.save_model(tmp_path, module, Preprocessing(module.image_size, 1), "task")
     file = tmp_path / "architecture.yaml"
     description = yaml.safe_load(file.read_text())
     assert description["class_path"] == f"modules.{kind.__name__}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from datamodules import COCOSegmentation
+from datamodules.options import Preprocessing
 from modules import InstanceSegmentationModule, SegmentationModule
 from modules.instance_segmentation import MaskMetric, MaskRCNN, panoptic_map
 from modules.networks import BackboneError
@@ -268,7 +269,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(3):
             module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
     folder = tmp_path_factory.mktemp("segmentation") / "saved"
-    storage.save_model(folder, module, {"image_size": 64, "in_chans": 3, "fit": "native"}, "segmentation")
+    storage.save_model(folder, module, Preprocessing(64, 3, "native"), "segmentation")
     return folder
 
 

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from torch import Tensor
 
+from datamodules.options import Preprocessing
 from modules import (
     BackboneError,
     ClassificationModule,
@@ -167,7 +168,7 @@ def coco(folder: Path, names: list[str]) -> list[str]:
 
 
 def saved(module: VisionModule, task: str, folder: str = "source") -> str:
-    save_model(Path(folder), module, {"image_size": SIDE}, task)
+    save_model(Path(folder), module, Preprocessing(SIDE, 1), task)
     return folder
 
 

@@ -13,6 +13,7 @@ from faster_coco_eval.core import mask as rle
 from pycocotools.coco import COCO
 
 from datamodules.images import pieces
+from datamodules.options import Preprocessing
 from modules import InstanceSegmentationModule
 from modules.detection.masks import pixels, placed, union
 from modules.detection.metrics import overlaps
@@ -129,7 +130,7 @@ def masker(tmp_path: Path) -> str:
     detector = partial(MaskRCNN, width=16, hidden=16, mask_width=16, strides=[8, 16], proposals=40)
     module = InstanceSegmentationModule(2, ["a", "b"], image_size=64, backbone="test_resnet", detector=detector)
     module.threshold.fill_(0.3)
-    storage.save_model(tmp_path / "model", module, {"image_size": 64, "in_chans": 3, "fit": "pad", "tile": 64}, "x")
+    storage.save_model(tmp_path / "model", module, Preprocessing(64, 3, "pad", tile=64), "x")
     return str(tmp_path / "model")
 
 

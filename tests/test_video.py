@@ -13,6 +13,7 @@ from PIL import Image
 
 from datamodules import DigitScenes
 from datamodules.detection import Sprites
+from datamodules.options import Preprocessing
 from modules import ClassificationModule, DetectionModule
 from pipelines import predict
 from pipelines.engine.command import command
@@ -81,7 +82,7 @@ def test_objects_keep_their_numbers_while_they_move_pass_fade_and_hide() -> None
 
 
 def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: pytest.CaptureFixture[str]) -> None:
-    preprocessing = {"image_size": 64, "in_chans": 3, "fit": "pad"}
+    preprocessing = Preprocessing(64, 3, "pad")
     module = detector()
     torch.nn.init.zeros_(module.detector.class_branch.last.bias)  # it has not learned, but it is not shy
     module.threshold.fill_(0.5)
@@ -126,7 +127,7 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
 def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.CaptureFixture[str]) -> None:
     module = detector()
     torch.nn.init.zeros_(module.detector.class_branch.last.bias)
-    storage.save_model(Path("model"), module, {"image_size": 64, "in_chans": 3, "fit": "pad"}, "detection")
+    storage.save_model(Path("model"), module, Preprocessing(64, 3, "pad"), "detection")
     Path("in").mkdir()
     frames = film(sprites, "in/film.avi")
     Image.fromarray(frames[3]).save("in/still.png")
@@ -143,7 +144,7 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
     assert len(answers("--across_classes", "true", "--nms", "0.3")[0]["boxes"]) < len(plain["boxes"])
 
     storage.save_model(Path("faces"), ClassificationModule(2, image_size=32, backbone="lenet5"),
-                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+                        Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     with pytest.raises(ValueError, match="--nms is about boxes, which a ClassificationModule does not find"):
         predict.predict("faces", ["in/still.png"], nms=0.5)
 
@@ -152,7 +153,7 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
-                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+                        Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     film(sprites, "film.avi")
     assert predict.predict("model", ["film.avi"], "out") == 0
     assert len(list(video.Video("out/film.mp4"))) == FRAMES
@@ -168,7 +169,7 @@ def test_frames_are_told_and_drawn_when_they_are_seen_and_a_film_that_is_cut_off
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
-                        {"image_size": 32, "crop_pct": 1.0, "in_chans": 3}, "classification")  # fmt: skip
+                        Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     Path("in").mkdir()
     times = [0, 0.1, 0.2, 1.0, 3.0, 3.1]
     frames = film(sprites, "in/b.avi")

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import albumentations as A
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from datamodules.augmentations import Strength, evaluation, training
 from datamodules.base import DataError, Source, VisionDataModule
 from datamodules.images import inspect_images, read_image
+from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
 
 
 class ArraySource:
@@ -163,8 +165,6 @@ def few(
     Raises:
         DataError: a class has fewer.
     """
-    if number < 1:
-        raise DataError(f"{option} must be at least 1, not {number}.")
     generator, chosen = np.random.default_rng(seed), []
     for label, name in enumerate(label_names):
         own = np.flatnonzero(source.labels == label)
@@ -176,6 +176,7 @@ def few(
     return source.subset(np.sort(np.concatenate(chosen)))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ClassificationDataModule(VisionDataModule):
     """Images with one label each.
 
@@ -183,41 +184,28 @@ class ClassificationDataModule(VisionDataModule):
 
     Args:
         augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels; None takes the set's own size.
-        crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it square.
-        flip: mirror training images; None says yes but for digits and letters.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
+        image_size: side of the square images that the network sees, in pixels.
+        crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it
+            square. None takes 0.875, or 1 for images of up to 64 pixels.
+        flip: mirror training images, where that does not change the label.
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
         fit: what becomes of images that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
             colours of their border.
     """
 
-    native_size: ClassVar[int] = 224
-    one_size: ClassVar[bool] = True  # all images have the native size
-    native_flip: ClassVar[bool] = True
-    in_chans: int = 3
+    one_size = True  # all images have the size that is the default
 
-    def __init__(
-        self,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        train_per_class: int | None = None,
-        fit: Literal["crop", "extend"] = "crop",
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.train_per_class, self.fit = train_per_class, fit
-        self.augmentation = augmentation
-        self.image_size = image_size or self.native_size
-        self.crop_pct = crop_pct or (0.875 if self.image_size > 64 else 1.0)
-        self.flip = self.native_flip if flip is None else flip
+    augmentation: Strength = "standard"
+    image_size: Own[PositiveInt] = 224
+    crop_pct: Own[Share] = OWN
+    flip: Own[bool] = True
+    train_per_class: PositiveInt | None = None
+    fit: Literal["crop", "extend"] = "crop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.crop_pct = self.crop_pct or (0.875 if self.image_size > 64 else 1.0)
 
     @property
     def label_names(self) -> list[str]:
@@ -233,7 +221,7 @@ class ClassificationDataModule(VisionDataModule):
         """
         if len(self.label_names) < 2:
             raise DataError(
-                f"{self.name} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: "
+                f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: "
                 "add images of another."
             )
         return len(self.label_names)
@@ -245,16 +233,13 @@ class ClassificationDataModule(VisionDataModule):
         return {"domain": list(self.label_names)}
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data."""
-        sizes = {"image_size": self.image_size, "crop_pct": self.crop_pct, "in_chans": self.in_chans}
-        return sizes | ({} if self.fit == "crop" else {"fit": self.fit})
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`."""
+        return Preprocessing(self.image_size, self.in_chans, self.fit, self.crop_pct)
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where arrays already have the size and nothing is to change."""
-        if not 0 < self.crop_pct <= 1:
-            raise DataError(f"--data.crop_pct is a share above 0 and up to 1, not {self.crop_pct}.")
-        fits = self.one_size and self.image_size == self.native_size and self.crop_pct == 1
+        fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
         if training_split and self.augmentation != "none":
             return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
         return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)

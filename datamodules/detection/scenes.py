@@ -7,20 +7,22 @@ class map all come from it, so that they agree to the pixel.
 
 import hashlib
 from copy import copy
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import albumentations as A
 import cv2
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source, VisionDataModule
 from datamodules.classification import Digits
-from datamodules.detection.base import DetectionDataModule, DetectionDataset, Mixing
+from datamodules.detection.base import DetectionDataModule, DetectionDataset
 from datamodules.mixing import VISIBLE, boxes_of
+from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 
 VERSION = 2  # a change of what is drawn is a change of the data
 INK = 64  # what is brighter belongs to the object
@@ -206,8 +208,9 @@ def _painted(
     return np.where(inside[..., None], np.rint(colour).astype(np.uint8), ground)
 
 
-class DigitScenes(DetectionDataModule):
-    """Scenes composed from real digits (see `Digits`), on the fly: nothing to download, and the boxes are exact.
+@dataclass(kw_only=True, eq=False, repr=False)
+class Scenes:
+    """Settings of all data that show scenes composed from real digits, on the fly: nothing to download.
 
     Training scenes show training digits, test scenes test digits. The same numbers make the same scenes everywhere.
 
@@ -219,65 +222,62 @@ class DigitScenes(DetectionDataModule):
         objects: least and greatest number of digits in a scene.
         scene_seed: seed of the scenes; unlike ``seed`` it changes the data set.
         in_chans: 3 for colour, 1 for grey.
-        masks: give masks too.
-        augmentation: strength of the changes made to training images.
-        mixing: how often training samples are made of several pictures.
-        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
-        flip: mirror training images; None says no, since that changes digits.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    native_flip = False
+    scene_size: Annotated[int, Ge(32)] = 128
+    train: NonNegativeInt = 2000
+    val: NonNegativeInt = 300
+    test: NonNegativeInt = 500
+    objects: tuple[int, int] = (1, 6)
+    scene_seed: int = 0
+    in_chans: Literal[1, 3] = 3
     items: ClassVar[type[VisionDataModule]] = Digits
-    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
-    def __init__(
-        self,
-        scene_size: int = 128,
-        train: int = 2000,
-        val: int = 300,
-        test: int = 500,
-        objects: tuple[int, int] = (1, 6),
-        scene_seed: int = 0,
-        in_chans: Literal[1, 3] = 3,
-        masks: bool = False,
-        augmentation: Strength = "standard",
-        mixing: Mixing | None = None,
-        image_size: int | None = None,
-        flip: bool | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.in_chans, self.masks = in_chans, masks
-        super().__init__(augmentation, mixing, image_size or scene_size, flip, batch_size, num_workers, seed)
-        self.scene_size, self.objects, self.scene_seed = scene_size, objects, scene_seed
-        self.counts = {"train": train, "val": val, "test": test}
+    def scenes(self, masks: bool) -> dict[str, SceneSource]:
+        """The splits, which have scenes.
 
-    def load(self) -> dict[str, Source]:
-        """See `VisionDataModule.load`."""
+        Args:
+            masks: whether samples have masks.
+
+        Raises:
+            DataError: there cannot be so many objects.
+        """
         least, most = self.objects
         if not 0 <= least <= most <= 250:
             raise DataError(f"--data.objects is a least and a greatest number up to 250, not {least} and {most}.")
-        if self.scene_size < 32:
-            raise DataError(f"--data.scene_size is at least 32 pixels, not {self.scene_size}.")
-        items = self.items().sources
-        return {
-            name: SceneSource(
-                Sprites(items[name]),
-                name,
-                self.counts[name],
-                self.scene_size,
-                self.objects,
-                seed=self.scene_seed,
-                in_chans=self.in_chans,
-                masks=self.masks,
-            )
-            for name in SPLITS
-            if self.counts[name]
-        }
+        items, counts = self.items().sources, {"train": self.train, "val": self.val, "test": self.test}
+        make = partial(
+            SceneSource,
+            size=self.scene_size,
+            objects=self.objects,
+            seed=self.scene_seed,
+            in_chans=self.in_chans,
+            masks=masks,
+        )
+        return {name: make(Sprites(items[name]), name, count) for name, count in counts.items() if count}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitScenes(Scenes, DetectionDataModule):
+    """Scenes composed from real digits (see `Digits`), whose boxes are exact; see `Scenes`.
+
+    Args:
+        masks: give masks too.
+        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
+    """
+
+    masks: bool = False
+    image_size: Own[PositiveInt] = OWN
+    flip: Own[bool] = False  # it would change digits
+    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_size = self.image_size or self.scene_size
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        return dict(self.scenes(self.masks))
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where there is nothing to do."""

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import albumentations as A
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from datamodules.augmentations import Strength, evaluation, training
 from datamodules.base import DataError, KeyedDataset, VisionDataModule
 from datamodules.images import read_image
+from datamodules.options import Own, PositiveInt, Preprocessing, Share
 
 SHARE = 0.15  # of the people, for the test, and of the rest, for validation
 
@@ -108,6 +110,7 @@ class PeopleDataset(KeyedDataset):
         return np.concatenate([drawn[generator.permutation(len(own)), r].ravel() for r in range(self.rounds)])
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FaceDataModule(VisionDataModule):
     """Pictures of people, split by person: nobody who is tested was seen in training.
 
@@ -117,37 +120,19 @@ class FaceDataModule(VisionDataModule):
     Args:
         pictures_per_person: K; P is ``batch_size`` divided by it.
         augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels; None takes the set's own size.
+        image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps, in (0, 1].
         fit: what becomes of pictures that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
             colours of their border.
-        flip: mirror training images; None says yes for faces.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
+        flip: mirror training images, as faces may be.
     """
 
-    native_size: ClassVar[int] = 112
-    native_flip: ClassVar[bool] = True
-    in_chans: int = 3
-
-    def __init__(
-        self,
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "crop",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.pictures_per_person = pictures_per_person
-        self.augmentation, self.crop_pct, self.fit = augmentation, crop_pct, fit
-        self.image_size = image_size or self.native_size
-        self.flip = self.native_flip if flip is None else flip
+    pictures_per_person: int = 4
+    augmentation: Strength = "standard"
+    image_size: Own[PositiveInt] = 112
+    crop_pct: Share = 1.0
+    fit: Literal["crop", "extend"] = "crop"
+    flip: Own[bool] = True
 
     @property
     def num_classes(self) -> int:
@@ -155,19 +140,12 @@ class FaceDataModule(VisionDataModule):
         return len(self.sources["train"].names)  # type: ignore[attr-defined]
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data."""
-        return {
-            "image_size": self.image_size,
-            "crop_pct": self.crop_pct,
-            "in_chans": self.in_chans,
-            "fit": self.fit,
-        }
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`."""
+        return Preprocessing(self.image_size, self.in_chans, self.fit, self.crop_pct)
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`."""
-        if not 0 < self.crop_pct <= 1:
-            raise DataError(f"--data.crop_pct is a share above 0 and up to 1, not {self.crop_pct}.")
         if training_split and self.augmentation != "none":
             return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
         return evaluation(self.image_size, self.crop_pct, self.fit)
@@ -193,7 +171,7 @@ class FaceDataModule(VisionDataModule):
             raise DataError(f"--data.pictures_per_person must be at least 2, not {pictures}: a person needs a mate.")
         if lone := source.names[source.counts < 2].tolist():
             raise DataError(
-                f"{self.name}: {lone[0]} has one picture only, and training compares two of a person "
+                f"{self.title}: {lone[0]} has one picture only, and training compares two of a person "
                 f"({len(lone)} of {len(source.names)} people are so). Add pictures, or leave these people out: "
                 "--data.on_lone_picture skip."
             )
@@ -207,7 +185,7 @@ class FaceDataModule(VisionDataModule):
             raise DataError(f"A batch of {whole} has {people} people with {pictures} pictures: it takes two people.")
         if len(source.names) < people:
             raise DataError(
-                f"{self.name} has {len(source.names)} people to train on, fewer than the {people} of a batch: choose a "
+                f"{self.title} has {len(source.names)} people to train on, fewer than the {people} of a batch: choose a "
                 f"--data.batch_size of {len(source.names) * pictures} at most, or more --data.pictures_per_person."
             )
         return PeopleDataset(source, self.transform(augmented), self.seed, pictures)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,6 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.faces.base import FaceDataModule, FaceSource, split_by_person
 from datamodules.images import (
@@ -24,15 +24,20 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
+from datamodules.options import Files
 from datamodules.readers import paths_in
 from datamodules.splits import SPLITS, split_folders, split_of
 from datamodules.tables import check_table, read_table, spelled, text_of, warn_of_alike
 
 
-class _FaceFiles(FaceDataModule):
-    """Shared by the modules that read files of people."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class _FaceFiles(Files, FaceDataModule):
+    """Shared by the modules that read files of people.
 
-    on_bad_file: Literal["error", "skip"] = "error"
+    Args:
+        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
+    """
+
     on_lone_picture: Literal["error", "skip"] = "error"
 
     def _read(self, paths: Sequence[str], people: Sequence[str], splits: Sequence[str] | None) -> dict[str, FaceSource]:
@@ -49,7 +54,7 @@ class _FaceFiles(FaceDataModule):
         if splits is None and self.undivided:
             return {"test": source.subset(good)}
         parts = split_by_person(
-            source.subset(good), self.name, None if splits is None else np.asarray(splits, np.str_)[good]
+            source.subset(good), self.title, None if splits is None else np.asarray(splits, np.str_)[good]
         )
         warn_of_shared({name: (part.paths, part.digests) for name, part in parts.items()})  # type: ignore[misc]
         if self.on_lone_picture == "skip" and "train" in parts:
@@ -61,6 +66,7 @@ class _FaceFiles(FaceDataModule):
         return parts
 
 
+@dataclass(eq=False, repr=False)
 class PeopleFolder(_FaceFiles):
     """Any folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
 
@@ -73,46 +79,15 @@ class PeopleFolder(_FaceFiles):
         root: the folder.
         test_root: another folder of people for the test, such as LFW's.
         pairs: a file of pairs in LFW's format (``pairs.txt``), of pictures in ``test_root`` or else in ``root``.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
-        pictures_per_person: pictures of each person in a training batch.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels.
-        crop_pct: share of the shorter side that evaluation keeps.
-        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    def __init__(
-        self,
-        root: str,
-        test_root: str | None = None,
-        pairs: str | None = None,
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_lone_picture: Literal["error", "skip"] = "error",
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "crop",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
-        )
-        self.in_chans, self.on_bad_file, self.on_lone_picture = in_chans, on_bad_file, on_lone_picture
-        self.root, self.test_root, self.pairs = root, test_root, pairs
+    root: str
+    _: KW_ONLY
+    test_root: str | None = None
+    pairs: str | None = None
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The folder's name."""
         return Path(self.root).resolve().name
 
@@ -225,47 +200,18 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
     return list(places), people, np.array(rows, np.int64)
 
 
+@dataclass(eq=False, repr=False)
 class CelebA(_FaceFiles):
     """CelebA's 202,599 pictures of 10,177 people (Liu et al. 2015, arXiv:1411.7766), by its own identity file.
 
     Args:
         root: folder with ``identity_CelebA.txt``, ``img_align_celeba/`` and, for the published splits,
             ``list_eval_partition.txt``; also in the sub-folders ``Anno``, ``Img`` and ``Eval`` that they come in.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
-        pictures_per_person: pictures of each person in a training batch.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels.
-        crop_pct: share of the shorter side that evaluation keeps.
-        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    def __init__(
-        self,
-        root: str = "data/celeba",
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_lone_picture: Literal["error", "skip"] = "skip",
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "crop",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
-        )
-        self.in_chans, self.on_bad_file, self.on_lone_picture = in_chans, on_bad_file, on_lone_picture
-        self.root = root
+    root: str = "data/celeba"
+    _: KW_ONLY
+    on_lone_picture: Literal["error", "skip"] = "skip"
 
     def _find(self, *places: str) -> Path | None:
         return next((path for place in places if (path := Path(self.root, place)).exists()), None)
@@ -304,6 +250,7 @@ def _pairs(file: Path) -> dict[str, str]:
     return dict(lines)
 
 
+@dataclass(eq=False, repr=False)
 class PeopleTable(_FaceFiles):
     """A CSV or Parquet table with a row for each picture.
 
@@ -311,46 +258,15 @@ class PeopleTable(_FaceFiles):
         file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
         path_column: column with the pictures' paths, relative to the table or absolute.
         person_column: column that says who is on it.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
-        pictures_per_person: pictures of each person in a training batch.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels.
-        crop_pct: share of the shorter side that evaluation keeps.
-        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    def __init__(
-        self,
-        file: str,
-        path_column: str = "path",
-        person_column: str = "identity",
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_lone_picture: Literal["error", "skip"] = "error",
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "crop",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
-        )
-        self.in_chans, self.on_bad_file, self.on_lone_picture = in_chans, on_bad_file, on_lone_picture
-        self.file, self.path_column, self.person_column = file, path_column, person_column
+    file: str
+    _: KW_ONLY
+    path_column: str = "path"
+    person_column: str = "identity"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The table's name."""
         return Path(self.file).stem
 

@@ -1,6 +1,7 @@
 """Two sets that come with packages: the ORL faces, and characters as people."""
 
 import re
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,12 +10,13 @@ import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, Source
 from datamodules.faces.base import FaceDataModule, FaceSource, split_by_person
 from datamodules.images import read_image
+from datamodules.options import Own, PositiveInt
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ORL(FaceDataModule):
     """400 real faces, 92×112 grey: ten pictures of each of 40 people, by AT&T Laboratories Cambridge.
 
@@ -23,37 +25,12 @@ class ORL(FaceDataModule):
 
     Args:
         draw: which ten people are held out: 0 for the last ten, or the number of a random draw.
-        pictures_per_person: pictures of each person in a training batch.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels; None is 92.
-        crop_pct: share of the shorter side that evaluation keeps.
-        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    native_size = 92
+    draw: int = 0
+    image_size: Own[PositiveInt] = 92
+    fit: Literal["crop", "extend"] = "extend"
     in_chans = 1
-
-    def __init__(
-        self,
-        draw: int = 0,
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "extend",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
-        )
-        self.draw = draw
 
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`.
@@ -70,13 +47,14 @@ class ORL(FaceDataModule):
         order = np.random.default_rng(self.draw).permutation(40) if self.draw else np.arange(40)
         held, spare = source.names[order[30:]], source.names[order[26:30]]
         splits = np.where(np.isin(people, held), "test", np.where(np.isin(people, spare), "val", "train"))
-        return dict(split_by_person(source, self.name, splits))
+        return dict(split_by_person(source, self.title, splits))
 
 
 def _number(file: Path) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", f"{file.parent.name}/{file.name}")]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Glyphs(FaceDataModule):
     """Characters as people and fonts as their pictures: some 1,900 "people" with 4 to 12 pictures each, 32×32 grey.
 
@@ -85,42 +63,17 @@ class Glyphs(FaceDataModule):
 
     Args:
         people: take only that many characters; None takes all.
-        pictures_per_person: pictures of each character in a training batch.
-        augmentation: strength of the changes made to training images.
-        image_size: side of the square images that the network sees, in pixels; None is 32.
-        crop_pct: share of the shorter side that evaluation keeps.
-        fit: ``crop`` cuts the ends off pictures that are not square, ``extend`` fills them up by their border.
-        flip: mirror training images; None says no, since that makes other characters.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    native_size = 32
-    native_flip = False
-    in_chans = 1
     fonts: ClassVar[list[str]] = [
         *(f"DejaVu{family}{style}.ttf" for family in ("Sans", "SansMono") for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
         *(f"DejaVuSerif{style}.ttf" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     ]  # fmt: skip
 
-    def __init__(
-        self,
-        people: int | None = None,
-        pictures_per_person: int = 4,
-        augmentation: Strength = "standard",
-        image_size: int | None = None,
-        crop_pct: float = 1.0,
-        fit: Literal["crop", "extend"] = "crop",
-        flip: bool | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            pictures_per_person, augmentation, image_size, crop_pct, fit, flip, batch_size, num_workers, seed
-        )
-        self.people = people
+    people: PositiveInt | None = None
+    image_size: Own[PositiveInt] = 32
+    flip: Own[bool] = False  # it would make other characters
+    in_chans = 1
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where nothing is to change."""
@@ -137,7 +90,7 @@ class Glyphs(FaceDataModule):
         splits[np.isin(people, names[:test])] = "test"
         splits[np.isin(people, names[test : test + val])] = "val"
         kept = np.isin(people, names)
-        return dict(split_by_person(source.subset(kept), self.name, splits[kept]))
+        return dict(split_by_person(source.subset(kept), self.title, splits[kept]))
 
     def _draw(self) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
         import unicodedata

@@ -2,19 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import albumentations as A
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from datamodules.augmentations import Strength, padding, training_with_masks
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
+from datamodules.options import Own, PositiveInt, Preprocessing
 
 IGNORE = 255  # id of pixels that count for nothing
 MOST = 255  # classes, since ids are bytes
 KEPT = 256 << 20  # bytes of decoded pictures that are kept, for each process
+WindowSide = Annotated[int, Ge(16)]
 Weighting = Literal["none", "median", "sqrt"]
 
 
@@ -138,6 +142,7 @@ class SegmentationDataset(KeyedDataset):
         return samples
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SegmentationDataModule(VisionDataModule):
     """Images with a class for each pixel.
 
@@ -153,32 +158,16 @@ class SegmentationDataModule(VisionDataModule):
         class_weighting: what the classes' pixels weigh in the loss: all the same; ``median``, the median of the classes'
             shares by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the root of that.
         image_size: side of the square windows that the network sees, in pixels.
-        flip: mirror training images; None says yes but for digits.
+        flip: mirror training images, where that does not change the class.
         turn: turn training images by quarters too, where pictures have no upper side.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    native_flip: ClassVar[bool] = True
-    in_chans: int = 3
-
-    def __init__(
-        self,
-        augmentation: Strength = "standard",
-        class_weighting: Weighting = "none",
-        image_size: int = 256,
-        flip: bool | None = None,
-        turn: bool = False,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.augmentation, self.class_weighting, self.image_size = augmentation, class_weighting, image_size
-        self.flip, self.turn = self.native_flip if flip is None else flip, turn
-        if image_size < 16:
-            raise DataError(f"--data.image_size is at least 16 pixels, not {image_size}.")
+    augmentation: Strength = "standard"
+    class_weighting: Weighting = "none"
+    image_size: Own[WindowSide] = 256
+    flip: Own[bool] = True
+    turn: bool = False
+    batch_size: PositiveInt = 16
 
     @property
     def label_names(self) -> list[str]:
@@ -198,7 +187,7 @@ class SegmentationDataModule(VisionDataModule):
         """
         count = len(self.label_names)
         if not 2 <= count <= MOST:
-            raise DataError(f"{self.name} has {count} classes; it takes from two to {MOST}.")
+            raise DataError(f"{self.title} has {count} classes; it takes from two to {MOST}.")
         return count
 
     @property
@@ -213,9 +202,9 @@ class SegmentationDataModule(VisionDataModule):
         return (weights**0.5 if self.class_weighting == "sqrt" else weights).tolist()
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What turns a picture into the network's input, as data."""
-        return {"image_size": self.image_size, "in_chans": self.in_chans, "fit": "native"}
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`."""
+        return Preprocessing(self.image_size, self.in_chans, "native")
 
     def load(self) -> dict[str, Source]:
         """See `VisionDataModule.load`."""

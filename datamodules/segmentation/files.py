@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,11 +13,11 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.augmentations import Strength
 from datamodules.base import DataError, listed
 from datamodules.detection import COCODetection
 from datamodules.images import EXTENSIONS, check_images, folded, images_in, read_image, sub_folders, warn_of_shared
-from datamodules.segmentation.base import IGNORE, Pictures, SegmentationDataModule, Weighting, drawn
+from datamodules.options import Files, Own
+from datamodules.segmentation.base import IGNORE, Pictures, SegmentationDataModule, WindowSide, drawn
 from datamodules.segmentation.masks import (
     BLURRED,
     TABLES,
@@ -77,11 +78,11 @@ class MaskPictures:
         return {"image": image, "mask": mask}
 
 
-class _MaskFiles(SegmentationDataModule):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _MaskFiles(Files, SegmentationDataModule):
     """Shared by the modules that read masks from files: they are looked at once, before training."""
 
-    on_bad_file: Literal["error", "skip"] = "error"
-    binary: bool = False
+    binary = False
     wanted = "{mask}"  # where a mask is looked for
 
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
@@ -115,7 +116,7 @@ class _MaskFiles(SegmentationDataModule):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             looks = list(pool.map(lambda file: look(file, given.kind if given else "numbers"), masks.tolist()))
         self._check_files(paths, masks, sizes, looks)
-        classes = given or guessed(self.name, masks.tolist(), looks)
+        classes = given or guessed(self.title, masks.tolist(), looks)
         self._check_values(masks, looks, classes)
         parts: dict[str, Sequence[int]] = {
             split: np.flatnonzero(groups == split).tolist() for split in pairs if split != "all"
@@ -195,7 +196,7 @@ class _MaskFiles(SegmentationDataModule):
         _refuse(faults)
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """The folder's name."""
         return Path(self.root).resolve().name  # type: ignore[attr-defined]
 
@@ -224,6 +225,7 @@ def _spared(rows: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(order[share:].tolist()), sorted(order[:share].tolist())
 
 
+@dataclass(eq=False, repr=False)
 class MaskFolder(_MaskFiles):
     """A folder of images and a folder of masks of the same names.
 
@@ -242,40 +244,19 @@ class MaskFolder(_MaskFiles):
         masks: name of the folders of masks.
         mask_suffix: what a mask's name has after that of its image, such as ``_mask``; found by itself where it is not given.
         binary: all values but 0 are one class, foreground.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        augmentation: strength of the changes made to training images.
-        class_weighting: what the classes' pixels weigh in the loss; see `SegmentationDataModule`.
-        image_size: side of the square windows that the network sees, in pixels.
-        flip: mirror training images.
-        turn: turn training images by quarters too, where pictures have no upper side.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    def __init__(
-        self,
-        root: str,
-        images: str = "images",
-        masks: str = "masks",
-        mask_suffix: str = "",
-        binary: bool = False,
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        augmentation: Strength = "standard",
-        class_weighting: Weighting = "none",
-        image_size: int = 256,
-        flip: bool | None = None,
-        turn: bool = False,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(augmentation, class_weighting, image_size, flip, turn, batch_size, num_workers, seed)
-        self.root, self.images, self.masks, self.mask_suffix = root, images, masks, mask_suffix
-        self.binary, self.in_chans, self.on_bad_file = binary, in_chans, on_bad_file
-        self.wanted = f"of the same name{f' and {mask_suffix}' * bool(mask_suffix)} in {masks}/"
+    root: str
+    _: KW_ONLY
+    images: str = "images"
+    masks: str = "masks"
+    mask_suffix: str = ""
+    binary: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        also = f" and {self.mask_suffix}" if self.mask_suffix else ""
+        self.wanted = f"of the same name{also} in {self.masks}/"
 
     def given(self) -> Classes | None:
         """See `_MaskFiles.given`; from a table of classes in the folder or beside the masks."""
@@ -342,6 +323,7 @@ class MaskFolder(_MaskFiles):
         return found
 
 
+@dataclass(eq=False, repr=False)
 class VOCSegmentation(_MaskFiles):
     """Pascal VOC's segmentation (Everingham et al. 2010): ``JPEGImages/``, PNG files in ``SegmentationClass/``, indexed or in
     VOC's colours, and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and, where there is one, ``test.txt``; without
@@ -349,14 +331,6 @@ class VOCSegmentation(_MaskFiles):
 
     Args:
         root: the folder, as ``VOCdevkit/VOC2012``.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
-        augmentation: strength of the changes made to training images.
-        class_weighting: what the classes' pixels weigh in the loss; see `SegmentationDataModule`.
-        image_size: side of the square windows that the network sees, in pixels.
-        flip: mirror training images.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
     names: ClassVar[list[str]] = [
@@ -365,20 +339,9 @@ class VOCSegmentation(_MaskFiles):
     ]  # fmt: skip
     wanted = "in SegmentationClass/"
 
-    def __init__(
-        self,
-        root: str,
-        on_bad_file: Literal["error", "skip"] = "error",
-        augmentation: Strength = "standard",
-        class_weighting: Weighting = "none",
-        image_size: int = 384,
-        flip: bool | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(augmentation, class_weighting, image_size, flip, False, batch_size, num_workers, seed)
-        self.root, self.on_bad_file = root, on_bad_file
+    root: str
+    _: KW_ONLY
+    image_size: Own[WindowSide] = 384
 
     def given(self) -> Classes:
         """See `_MaskFiles.given`; of ``labelmap.txt``, or the 20 classes, with the background first."""
@@ -440,7 +403,8 @@ class _BoxPictures:
         return self.source[index]
 
 
-class COCOSegmentation(SegmentationDataModule):
+@dataclass(eq=False, repr=False)
+class COCOSegmentation(Files, SegmentationDataModule):
     """Objects with outlines in COCO's JSON, polygons or run-length codes, as a class map; class 0 is the background.
 
     Where objects overlap, the pixel is of the one that comes first in the file; crowds do not count. ``root`` is as for
@@ -448,42 +412,24 @@ class COCOSegmentation(SegmentationDataModule):
 
     Args:
         root: a JSON file, whose images are split, or a folder with one for each split.
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
         on_bad_box: what an object that cannot be used means: stop and name it, or drop it, counted and listed.
-        augmentation: strength of the changes made to training images.
-        class_weighting: what the classes' pixels weigh in the loss; see `SegmentationDataModule`.
-        image_size: side of the square windows that the network sees, in pixels.
-        flip: mirror training images.
-        turn: turn training images by quarters too, where pictures have no upper side.
-        batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None chooses by the cores at hand.
-        seed: seed of order and augmentation.
     """
 
-    def __init__(
-        self,
-        root: str,
-        in_chans: Literal[1, 3] = 3,
-        on_bad_file: Literal["error", "skip"] = "error",
-        on_bad_box: Literal["error", "drop"] = "error",
-        augmentation: Strength = "standard",
-        class_weighting: Weighting = "none",
-        image_size: int = 384,
-        flip: bool | None = None,
-        turn: bool = False,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(augmentation, class_weighting, image_size, flip, turn, batch_size, num_workers, seed)
-        self.root, self.in_chans = root, in_chans
-        self._boxes = COCODetection(root, in_chans, True, on_bad_file=on_bad_file, on_bad_box=on_bad_box)
+    root: str
+    _: KW_ONLY
+    on_bad_box: Literal["error", "drop"] = "error"
+    image_size: Own[WindowSide] = 384
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._boxes = COCODetection(
+            self.root, in_chans=self.in_chans, masks=True, on_bad_file=self.on_bad_file, on_bad_box=self.on_bad_box
+        )
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         """See `COCODetection.name`."""
-        return self._boxes.name
+        return self._boxes.title
 
     @cached_property
     def label_names(self) -> list[str]:

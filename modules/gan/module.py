@@ -230,7 +230,7 @@ class GANModule(AdversarialModule):
             return
         if "label" not in data.samples("train", 1):
             raise BackboneError(
-                f"The images of {data.name} have no label each, from which a classifier could learn to judge samples, and "
+                f"The images of {data.title} have no label each, from which a classifier could learn to judge samples, and "
                 "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
             )
 

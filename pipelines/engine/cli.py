@@ -49,14 +49,11 @@ SUBCOMMANDS = {
     "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
     "preview": "Draw a sheet of training samples with and without augmentation.",
 }
-LEAST = {  # of numbers that Lightning or a constructor of data would take as something else, or fall over later
+LEAST = {  # of numbers that Lightning would take as something else, or fall over later
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.gradient_clip_val": 0,
-    "data.init_args.image_size": 1,
-    "data.init_args.batch_size": 1,
-    "data.init_args.num_workers": 0,
 }
 LIMITS = {  # of which 0 leaves nothing to do
     "fit": ("max_epochs", "max_steps", "limit_train_batches"),
@@ -164,7 +161,7 @@ class VisionCLI(LightningCLI):
 
         def known(data: VisionDataModule) -> Any:
             if name not in dir(data):  # not `hasattr`, which would try it
-                raise UsageError(f"{data.name} is no data for {self.task}: it has no {name}. See --data.help.")
+                raise UsageError(f"{data.title} is no data for {self.task}: it has no {name}. See --data.help.")
             if self.weights and self.subcommand in ("test", "predict") and not self._tried_whole:
                 self._tried_whole = True
                 take_whole(data, self.weights)
@@ -292,7 +289,7 @@ class VisionCLI(LightningCLI):
         sample = data.samples(next(iter(data.sources)), 1) if self.model.needs else {}
         if lacking := [name for name in self.model.needs if name not in sample]:
             raise UsageError(
-                f"{data.name} is no data for {self.task}: its samples have no {lacking[0]}. See --data.help."
+                f"{data.title} is no data for {self.task}: its samples have no {lacking[0]}. See --data.help."
             )
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}

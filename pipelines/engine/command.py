@@ -132,6 +132,8 @@ def _plain(message: str) -> str:
     if out := re.search(r"Input should be ([\w ]*?-?[\d.]*)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
         bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
+        for sign, word in {"greater": "at least", "less": "at most"}.items():
+            bound = bound.replace(f"{sign} than or equal to", word)
         return f"{option} must be {bound}, not {value}."
     if lacking := re.search(r"the following arguments are required: ([\w, ]+)", message):
         return f"{option} also needs {' and '.join(f'{option}.{name}' for name in lacking[1].split(', '))}.{see}"

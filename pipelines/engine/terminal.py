@@ -77,7 +77,7 @@ class Summary(L.Callback):
             parts.append(f"{len(names)} classes ({shown})")
         if data.bad_files:
             parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
-        say(f"Data: {data.name}: {'; '.join(parts)}.")
+        say(f"Data: {data.title}: {'; '.join(parts)}.")
         device = trainer.strategy.root_device
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"

@@ -19,7 +19,6 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.augmentations import evaluation
 from datamodules.base import DataError, collate
 from datamodules.images import as_seen, pieces, read_image
 from modules.detection.tiles import Place, joined
@@ -70,8 +69,7 @@ class VisionModel(PythonModel):
             ValueError: the folder holds no such model, or there is no such device.
         """
         self.module, self.preprocessing = load_model(folder)
-        settings = {key: self.preprocessing[key] for key in ("crop_pct", "fit") if key in self.preprocessing}
-        self.transform = evaluation(self.preprocessing["image_size"], **settings)
+        self.transform = self.preprocessing.transform()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -95,7 +93,7 @@ class VisionModel(PythonModel):
         except ValueError as error:
             return error
         height, width = pixels.shape[:2]
-        places = pieces(height, width, self.preprocessing.get("tile") or max(height, width))
+        places = pieces(height, width, self.preprocessing.tile or max(height, width))
         picture = _Picture(pixels, places, height, width)
         if len(places) > 1:
             return picture
@@ -107,12 +105,12 @@ class VisionModel(PythonModel):
         if picture.whole is not None:
             return picture.whole
         left, top = place
-        side = self.preprocessing.get("tile") or max(picture.pixels.shape)
+        side = self.preprocessing.tile or max(picture.pixels.shape)
         part = picture.pixels[top : top + side, left : left + side]
         return {"image": self.transform(image=part)["image"], "size": np.array(part.shape[:2], np.int64)}
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
-        channels = self.preprocessing["in_chans"]
+        channels = self.preprocessing.in_chans
         if isinstance(image, str) and not os.path.exists(image):
             text = image.partition(",")[2] if image.startswith("data:") else image
             try:
@@ -148,9 +146,9 @@ class VisionModel(PythonModel):
         Yields:
             For each image the answer, or why it cannot be read.
         """
-        if self.preprocessing.get("fit") == "native":
+        if self.preprocessing.fit == "native":
             batch_size = 1
-        ahead = min(2, batch_size) if "tile" in self.preprocessing else batch_size  # large ones would fill the memory
+        ahead = min(2, batch_size) if self.preprocessing.tile else batch_size  # large ones would fill the memory
         done, waiting, pool = 0, iter(images), ThreadPoolExecutor()
         reading: deque[Future[_Picture | ValueError]] = deque()
 
@@ -192,7 +190,7 @@ class VisionModel(PythonModel):
         if len(picture.parts) == 1:
             return picture.parts[0][1]
         across = bool(getattr(self.module, "across_classes", False))
-        return joined(picture.parts, picture.height, picture.width, self.preprocessing["tile"], across)
+        return joined(picture.parts, picture.height, picture.width, self.preprocessing.tile or 0, across)
 
     def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
         return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})

@@ -25,6 +25,7 @@ from PIL import Image
 
 from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
+from datamodules.options import Preprocessing
 from modules import VisionModule
 from modules.checkpoints import classes_of
 from pipelines.engine.disk import disk_error
@@ -103,7 +104,7 @@ def register(
     client.log_batch(run_id, metrics=rest)
     version = client.get_model_version(name, str(info.registered_model_version))
     digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
-    tags = {"task": task, "data": data.name, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
+    tags = {"task": task, "data": data.title, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
     tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
     if labels := module.architecture.get("label_names"):
         tags["labels"] = ", ".join(labels)[:5000]
@@ -145,7 +146,7 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
     architecture = module.architecture
     splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
     lines = [
-        f"**{task}** with `{architecture['backbone']}`, learned from {data.name} ({splits} samples) in run `{run_id}`.",
+        f"**{task}** with `{architecture['backbone']}`, learned from {data.title} ({splits} samples) in run `{run_id}`.",
         "",
         "| figure | value |",
         "|---|---|",
@@ -157,12 +158,12 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
     return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
 
 
-def _example(preprocessing: dict[str, Any]) -> str:
+def _example(preprocessing: Preprocessing) -> str:
     """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
     of the data are of people, or somebody's."""
-    side = preprocessing["image_size"]
+    side = preprocessing.image_size
     down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
-    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing["in_chans"], 4)]
+    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
     buffer = io.BytesIO()
     Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

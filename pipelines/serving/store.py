@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import datamodules
 from datamodules import VisionDataModule
+from datamodules.options import Preprocessing
 from modules import VisionModule
 from modules.networks.parts import find_class, path_of, upgrade
 from pipelines.engine.disk import whole, write_text
 
 
 def save_model(
-    folder: Path, module: VisionModule, preprocessing: dict[str, Any], task: str, data: dict[str, Any] | None = None
+    folder: Path, module: VisionModule, preprocessing: Preprocessing, task: str, data: dict[str, Any] | None = None
 ) -> None:
     """Writes a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
 
@@ -41,7 +42,7 @@ def save_model(
         "task": task,
         "class_path": path_of(type(module)),
         "module": module.architecture,
-        "preprocessing": preprocessing,
+        "preprocessing": preprocessing.as_data(),
         "data": data,
         "licence": module.licence,
     }
@@ -64,7 +65,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 
-def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
     """Rebuilds what `save_model` wrote.
 
     Returns:
@@ -80,7 +81,7 @@ def load_model(folder: Path) -> tuple[VisionModule, dict[str, Any]]:
         learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
         module.load_state_dict(learning | load_file(folder / "model.safetensors"))
         module.licence = description.get("licence")
-        return module.eval(), description["preprocessing"]
+        return module.eval(), Preprocessing(**description["preprocessing"])
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
@@ -138,6 +139,8 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
         return kind(**options)
     wanted = yaml.safe_load((model / "architecture.yaml").read_text())["preprocessing"]
     data: VisionDataModule = kind(**options | {k: v for k, v in wanted.items() if k in signature(kind).parameters})
-    if data.preprocessing != wanted:
-        raise ValueError(f"{data.name} gives pictures as {data.preprocessing}, but the model takes them as {wanted}.")
+    if data.preprocessing != Preprocessing(**wanted):
+        raise ValueError(
+            f"{data.title} gives pictures as {data.preprocessing.as_data()}, but the model takes them as {wanted}."
+        )
     return data

@@ -1,0 +1,64 @@
+"""Settings as types: ranges of numbers, what is left to the class, and how a picture becomes the network's input."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
+
+import albumentations as A
+from annotated_types import Ge, Interval
+
+from datamodules.augmentations import Fit, evaluation
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Share = Annotated[float, Interval(gt=0, le=1)]  # one that leaves something
+Probability = Annotated[float, Interval(ge=0, le=1)]
+
+if TYPE_CHECKING:
+    T = TypeVar("T")
+    Own = Annotated[T, "or None"]
+else:
+    Own = Optional  # `VisionDataModule` puts the class's own value where None (in a recipe null) is given
+OWN: Any = None  # the default of a setting that follows from others
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Files:
+    """Settings of all data that are image files.
+
+    Args:
+        in_chans: 3 to read the images as RGB, 1 as grey.
+        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
+    """
+
+    in_chans: Literal[1, 3] = 3
+    on_bad_file: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input. Data modules say it, and a registered model carries it along as plain data.
+
+    Args:
+        image_size: side of the square input, in pixels.
+        in_chans: 3 to read pictures as RGB, 1 as grey.
+        fit: how a picture is made such a square; see `augmentations.evaluation`.
+        crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
+        tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
+    """
+
+    image_size: int
+    in_chans: int
+    fit: Fit = "crop"
+    crop_pct: float = 0.875
+    tile: int | None = None
+
+    def transform(self) -> A.Compose:
+        """The albumentations pipeline."""
+        return evaluation(self.image_size, self.crop_pct, self.fit)
+
+    def as_data(self) -> dict[str, Any]:
+        """The arguments that make an equal one, without those that say nothing."""
+        silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"}) | (
+            {"tile"} if self.tile is None else set()
+        )
+        return {key: value for key, value in asdict(self).items() if key not in silent}
