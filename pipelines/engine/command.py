@@ -122,6 +122,12 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
         refuse(str(error.__cause__))
 
 
+WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer.*": "a whole number",
+    "a valid number.*": "a number",
+}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping", "list": "a list"}
 
 
@@ -129,11 +135,11 @@ def _plain(message: str) -> str:
     """What jsonargparse says of an option, in a sentence that names the option, the value and the way out."""
     see = " See --help, or --data.help NAME."
     option = "--" + ".".join(re.findall('Parser key "([^"]+)"', message))
-    if out := re.search(r"Input should be ([\w ]*?-?[\d.]*)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
+    if out := re.search(r"Input should be ([^\[]*?)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
         bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
-        for sign, word in {"greater": "at least", "less": "at most"}.items():
-            bound = bound.replace(f"{sign} than or equal to", word)
+        for said, word in WORDS.items():
+            bound = re.sub(said, word, bound)
         return f"{option} must be {bound}, not {value}."
     if lacking := re.search(r"the following arguments are required: ([\w, ]+)", message):
         return f"{option} also needs {' and '.join(f'{option}.{name}' for name in lacking[1].split(', '))}.{see}"
