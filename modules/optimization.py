@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from modules.base import VisionModule
 
 
+TRIED = 100  # steps that a schedule is tried for
+
+
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to zero, stepped at every optimiser step (Loshchilov & Hutter 2017,
     arXiv:1608.03983).
@@ -94,14 +97,18 @@ class Optimization:
         part = "optimizer"
         try:
             optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
+            _check_rates(optimizer, zero=False)
             part = "lr_scheduler"
-            scheduler = self.schedule(optimizer, 100)[0]
-            if not isinstance(scheduler, ReduceLROnPlateau):  # which needs something measured
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of steps without the optimiser's
-                    scheduler.step()
-        except (ValueError, ZeroDivisionError) as error:
-            raise BackboneError(f"--model.optimization.{part} cannot work with its settings: {error}.") from None
+            scheduler = self.schedule(optimizer, TRIED)[0]
+            plateau = isinstance(scheduler, ReduceLROnPlateau)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of steps without the optimiser's
+                for _ in range(TRIED - 1):
+                    scheduler.step(*([1.0] if plateau else []))  # a figure that never gets better
+                    _check_rates(optimizer, zero=not plateau)
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            said = str(error).removesuffix(".")
+            raise BackboneError(f"--model.optimization.{part} cannot work with its settings: {said}.") from None
         return {
             "optimizer": type(optimizer).__name__,
             "lr_scheduler": type(scheduler).__name__,
@@ -120,7 +127,8 @@ class Optimization:
         # What jsonargparse makes of a class on the command line is a partial of its own function, given the class.
         given = [one for one in make.args if isinstance(one, type)] if isinstance(make, partial) else []
         parameters = inspect.signature(given[0] if given else make).parameters
-        if "total_steps" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if "total_steps" in parameters or (takes_all and not (given and issubclass(given[0], ReduceLROnPlateau))):
             return make(optimizer, total_steps=total_steps), "step"
         return make(optimizer), "epoch"
 
@@ -138,6 +146,21 @@ class Optimization:
             if self.l2_penalty:
                 penalty = penalty + self.l2_penalty * sum(w.square().sum() for w in weights)
         return penalty
+
+
+def _check_rates(optimizer: Optimizer, zero: bool) -> None:
+    """Makes sure that an optimiser's learning rates are numbers to learn with; one may have none, and find its own.
+
+    Args:
+        optimizer: the optimiser.
+        zero: whether 0 is one of them, as at a schedule's end.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for rate in (group["lr"] for group in optimizer.param_groups if group["lr"] is not None):
+        if not (zero if rate == 0 else 0 < rate < math.inf):
+            raise ValueError(f"the learning rate becomes {float(rate):g}")
 
 
 def total_steps(trainer: L.Trainer) -> int:

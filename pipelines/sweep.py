@@ -31,7 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 from typing_extensions import override
 
-from pipelines.engine.command import command
+from pipelines.engine.command import UsageError, command
+from pipelines.engine.ranges import check_ranges
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving import registry
@@ -254,19 +255,25 @@ def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> N
     """Lets the command line read every setting before the first training."""
 
     def complaint(more: list[str]) -> str | None:
-        heard = io.StringIO()
+        heard, printed = io.StringIO(), io.StringIO()
         try:
-            with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(printed):
                 task([*args, *more, "--print_config"])
         except SystemExit as end:
-            return heard.getvalue().strip().removeprefix("error: ") if end.code else None
+            if end.code:
+                return heard.getvalue().strip().removeprefix("error: ")
+        try:
+            check_ranges("fit", yaml.safe_load(printed.getvalue()))
+        except UsageError as error:
+            return str(error)
         return None
 
     if said := complaint([]):
         raise ValueError(f"The recipe or --args cannot be used: {said}")
     for name, distribution in space.items():
-        ends = distribution.choices if isinstance(distribution, CategoricalDistribution) else (distribution.low,)  # type: ignore[attr-defined]
-        for value in ends:
+        bounds: Any = distribution
+        choices = isinstance(distribution, CategoricalDistribution)
+        for value in bounds.choices if choices else (bounds.low, bounds.high):
             if said := complaint(_options({name: value})):
                 raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
 

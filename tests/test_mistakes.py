@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from pipelines.instance_segmentation import instance_segmentation
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", "--trainer.limit_train_batches",
          "2", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--output", "out"]  # fmt: skip
 
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+
 
 @pytest.mark.parametrize(
     "mistake",
@@ -27,6 +30,8 @@ SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max
         ("--model.optimization.l2_penalty", "-0.1"),
         ("--model.optimization.lr_scheduler.warmup", "2"),
         ("--model.optimization.frozen_epochs", "-2"),
+        ("--model.optimization.lr", "inf"),
+        ("--model.optimization.l1_penalty", "inf"),
         ("--model.label_smoothing", "-0.1"),
         ("--model.mixup", "-1"),
         ("--data.image_size", "0"),
@@ -42,6 +47,14 @@ SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max
         ("--trainer.val_check_interval", "100"),
         ("--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.momentum", "-2"),
         ("--model.optimization.lr_scheduler", "StepLR", "--model.optimization.lr_scheduler.step_size", "0"),
+        ("--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", "0"),
+        ("--model.optimization.lr_scheduler", "OneCycleLR", "--model.optimization.lr_scheduler.max_lr", "-1"),
+        ("--model.optimization.lr_scheduler", "ExponentialLR", "--model.optimization.lr_scheduler.gamma", "-1"),
+        ("--model.optimization.lr_scheduler", "StepLR", "--model.optimization.lr_scheduler.step_size", "-2"),
+        ("--model.optimization.lr_scheduler", PLATEAU, "--model.optimization.lr_scheduler.factor", "-1"),
+        ("--trainer.max_time", "00:00:00:00"),
+        ("--trainer.min_epochs", "-1"),
+        ("--trainer.num_sanity_val_steps", "-2"),
         ("--trainer.devices", "0"),
         ("--trainer.accelerator", "abacus"),
         ("--trainer.enable_checkpointing", "false"),
@@ -70,6 +83,11 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
         ("--model.optimization.lr_scheduler StepLR", "also needs --model.optimization.lr_scheduler.step_size. See"),
         ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks also needs --trainer.callbacks.monitor. See"),
         ("--config model.safetensors", "no text"),
+        ("--model.optimization.lr_scheduler ReduceLROnPlateau", f"write one of {PLATEAU}, lightning.pytorch.cli."),
+        ("--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss --trainer.callbacks.patience -1",
+         "--trainer.callbacks.patience must be at least 0, not -1."),
+        ("--trainer.callbacks+=Timer --trainer.callbacks.duration 00:00:00:00", "Timer leaves nothing to fit"),
+        ("--trainer.callbacks+=LearningRateFinder --trainer.callbacks.min_lr -1", "give a min_lr above 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_as_a_setting_is_told_in_a_sentence(
@@ -107,10 +125,48 @@ def test_parts_in_a_recipe_are_checked_too(capsys: pytest.CaptureFixture[str]) -
     )
 
 
-@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
-def test_a_monitor_that_nothing_measures_is_told(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = [f"--trainer.callbacks+={kind}", "--trainer.callbacks.monitor=val/nothing"]
-    assert "val/accuracy" in said(lambda: classification([*SMALL, *monitor]), capsys)
+@pytest.mark.parametrize(
+    "monitors",
+    [
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/nothing",
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val_loss",
+        "--model.optimization.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau "
+        "--model.optimization.lr_scheduler.monitor val/nothing",
+    ],
+    ids=["stopping", "checkpoint", "schedule"],
+)
+def test_a_monitor_that_nothing_measures_is_told_before_the_training(
+    monitors: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps()
+    assert "val/accuracy" in said(lambda: classification([*SMALL, *monitors.split()], [steps]), capsys)
+    assert not steps.taken
+    without = said(lambda: classification([*SMALL, *monitors.split(), "--trainer.limit_val_batches", "0"]), capsys)
+    assert "there is no validation" in without
+
+
+class Steps(L.Callback):
+    """Counts the steps of a training."""
+
+    taken = 0
+
+    def on_train_batch_start(self, *args: object) -> None:
+        self.taken += 1
+
+
+class Late(L.Callback):
+    """Measures something in the last batch of the validation."""
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if batch_idx == trainer.num_val_batches[0] - 1:
+            pl_module.log("val/late", 1.0)
+
+
+def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
+    stops = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/late"
+    assert classification([*SMALL, *stops.split()], [Late()]).trainer.global_step == 2
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,8 @@ def test_two_processes_share_a_sweep() -> None:
     [
         ("model.optimization.lrr: [0.1]", r"model\.optimization\.lrr cannot be set to 0\.1"),
         ("data.augmentation: [none, lite]", r"data\.augmentation cannot be set to lite"),
+        ("model.label_smoothing: {low: 0.1, high: 1.5}", r"model\.label_smoothing cannot be set to 1\.5"),
+        ("data.batch_size: {low: 0, high: 8}", r"data\.batch_size cannot be set to 0: .* at least 1"),
         ("data.batch_size: {low: 4, hi: 8}", r"data\.batch_size: give a list"),
         ("data.batch_size: {low: 8, high: 4}", r"data\.batch_size.*low=8"),
         ("output: [a, b]", "output: a sweep sets this itself"),

@@ -6,14 +6,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -31,6 +33,8 @@ from pipelines.engine.command import UsageError
 from pipelines.engine.disk import disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
 from pipelines.engine.films import make_films
+from pipelines.engine.monitors import MonitorCheck
+from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.registration import register_best
 from pipelines.engine.start import FROM_DATA, Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
@@ -49,18 +53,9 @@ SUBCOMMANDS = {
     "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
     "preview": "Draw a sheet of training samples with and without augmentation.",
 }
-LEAST = {  # of numbers that Lightning would take as something else, or fall over later
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.gradient_clip_val": 0,
-}
-LIMITS = {  # of which 0 leaves nothing to do
-    "fit": ("max_epochs", "max_steps", "limit_train_batches"),
-    "validate": ("limit_val_batches",),
-    "test": ("limit_test_batches",),
-    "predict": ("limit_predict_batches",),
-}
+
+# jsonargparse writes settings as YAML, also defaults such as the interval of Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class VisionCLI(LightningCLI):
@@ -213,7 +208,7 @@ class VisionCLI(LightningCLI):
         Raises:
             UsageError: that is not so.
         """
-        self._check_numbers()
+        check_ranges(str(self.subcommand), self.options.as_dict())
         if self.options.register:
             registry.check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
@@ -222,16 +217,6 @@ class VisionCLI(LightningCLI):
         self._choose_folder()
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
             self._hold.enter_context(held(self.output))  # for all processes of the job
-
-    def _check_numbers(self) -> None:
-        for name, least in LEAST.items():
-            if (value := self.options.get(name)) is not None and not value >= least:
-                raise UsageError(f"--{name.replace('init_args.', '')} must be at least {least}, not {value}.")
-        for name in LIMITS.get(str(self.subcommand), ()):
-            if self.options.trainer[name] == 0:
-                raise UsageError(
-                    f"--trainer.{name} 0 leaves nothing to {self.subcommand}: leave it out, or give at least 1."
-                )
 
     def _choose_folder(self) -> None:
         """Chooses the output folder and the run's name, and makes sure that it can be written to.
@@ -318,13 +303,16 @@ class VisionCLI(LightningCLI):
             raise UsageError(f"There is no such trainer: {' '.join(str(error).split())} See --help.") from error
         if launcher and (objection := launcher.objection(trainer.world_size)):
             raise UsageError(objection)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and self.subcommand == "fit":
+                check_time(callback, "The callback Timer")
         return trainer
 
     def _callbacks(self, given: Sequence[L.Callback] | None) -> list[L.Callback]:
         """The trainer's callbacks, with those that are given; what writes the last checkpoint sees all others' state."""
         config, fits = self.options.trainer, self.subcommand == "fit" and not self.options.trainer.fast_dev_run
         self.watch = RunCallback()
-        callbacks: list[L.Callback] = [self.watch, Summary()]
+        callbacks: list[L.Callback] = [self.watch, Summary(), MonitorCheck()]
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if fits and config.enable_checkpointing is not False:

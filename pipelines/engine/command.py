@@ -137,6 +137,8 @@ def _plain(message: str) -> str:
     option = "--" + ".".join(re.findall('Parser key "([^"]+)"', message))
     if out := re.search(r"Input should be ([^\[]*?)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
         bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
+        if bound.strip() == "less than inf" or (bound.strip() == "less than" and value == "inf"):
+            return f"{option} must be a finite number, not {value}."
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
         for said, word in WORDS.items():
             bound = re.sub(said, word, bound)
@@ -146,6 +148,8 @@ def _plain(message: str) -> str:
     if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message[: surplus.start()])
         return f"There is no {option}.{surplus[1]}{f': {owner[-1]} has no such setting' if owner else ''}.{see}"
+    if several := re.search(r"Multiple subclasses with name (\w+)\. .*?: ([\w., ]+?)\.(?:\s|$)", message):
+        return f"There are several {several[1]} for {option}: write one of {several[2]}."
     given = re.search(r"(?:Given|Got) value: (?!N)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     kinds = [KINDS[kind] for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind in KINDS]
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")

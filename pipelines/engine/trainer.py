@@ -14,6 +14,7 @@ from datamodules import VisionDataModule
 from datamodules.base import collate
 from modules import VisionModule
 from pipelines.engine.checkpoint import WholeCheckpoints
+from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
 from pipelines.engine.loops import _EpochLoop, _FitLoop
 from pipelines.engine.terminal import say
@@ -66,9 +67,18 @@ class RateFinder(LearningRateFinder):
 
     @classmethod
     def like(cls, other: LearningRateFinder) -> "RateFinder":
-        """One with the settings of Lightning's."""
+        """One with the settings of Lightning's.
+
+        Raises:
+            UsageError: there are no rates to try.
+        """
         twin = cls()
         vars(twin).update(vars(other))
+        if not 0 < twin._min_lr < twin._max_lr or twin._num_training_steps < 1:
+            raise UsageError(
+                f"LearningRateFinder tries rates from min_lr {twin._min_lr} to max_lr {twin._max_lr} in num_training_steps "
+                f"{twin._num_training_steps}: give a min_lr above 0, a greater max_lr, and at least one step."
+            )
         return twin
 
     def lr_find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
