@@ -30,7 +30,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from datamodules import ORL, Glyphs
-from datamodules.faces import FaceDataModule, FaceSource
+from datamodules.labelled import FaceDataModule, PeopleSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.metrics import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
@@ -101,7 +101,7 @@ class ORL30(ORL):
         images, people = (
             np.concatenate([getattr(parts[p], key) for p in ("train", "val")]) for key in ("images", "people")
         )
-        return parts | {"train": FaceSource(images, people, 1)}
+        return parts | {"train": PeopleSource(images, people)}
 
 
 def orl(method: str, draw: int) -> Row:
@@ -110,7 +110,7 @@ def orl(method: str, draw: int) -> Row:
     size = 64 if method == "from scratch" else 96
     data = ORL30(draw=draw, image_size=size, augmentation="light", num_workers=0)
     parts: Any = data.sources
-    identity, seconds = parts["test"].identities, 0.0
+    identity, seconds = parts["test"].labels, 0.0
     if method == "raw pixels":
         vectors = parts["test"].images.reshape(len(identity), -1) / np.float32(255)
     elif method == "eigenfaces":
@@ -153,7 +153,7 @@ def glyphs(method: str, seed: int, epochs: int) -> Row:
     test = data.sources["test"]
     state = getattr(module.miner, "state", None)
     return {
-        **figures(embed(module.eval(), data, "test"), test.identities),  # type: ignore[attr-defined]
+        **figures(embed(module.eval(), data, "test"), test.labels),  # type: ignore[attr-defined]
         "seconds": seconds,
         "hard at the end": None if state is None else bool(state),
     }

@@ -5,19 +5,6 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 
 from datamodules.base import DataError, VisionDataModule
-from datamodules.classification import (
-    CIFAR10,
-    CIFAR100,
-    EMNIST,
-    MNIST,
-    ClassificationDataModule,
-    Digits,
-    Digits8x8,
-    FashionMNIST,
-    ImageFolder,
-    Manifest,
-    UnlabelledFolder,
-)
 from datamodules.detection import (
     COCODetection,
     CSVDetection,
@@ -26,11 +13,29 @@ from datamodules.detection import (
     VOCDetection,
     YOLODetection,
 )
-from datamodules.faces import ORL, CelebA, FaceDataModule, Glyphs, PeopleFolder, PeopleTable
+from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
+from datamodules.labelled import (
+    CIFAR10,
+    CIFAR100,
+    EMNIST,
+    MNIST,
+    ORL,
+    CelebA,
+    ClassificationDataModule,
+    Digits,
+    Digits8x8,
+    FaceDataModule,
+    FashionMNIST,
+    Glyphs,
+    ImageFolder,
+    Manifest,
+    PeopleFolder,
+    PeopleTable,
+    UnlabelledFolder,
+)
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
 from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
-from datamodules.translation import DigitAttributes, DigitTextures, DomainFolder
 
 __all__ = [
     "CIFAR10",

@@ -3,10 +3,10 @@
 import operator
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import albumentations as A
 import cv2
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
+P = TypeVar("P")
 Key = tuple[int, int]  # (index of the sample, epoch)
 
 
@@ -111,8 +112,9 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
-        if self.transform is None and hasattr(self.source, "batch"):
-            return collate(self.source.batch([index for index, _ in keys]))
+        batch = getattr(self.source, "batch", None) if self.transform is None else None
+        if batch is not None:
+            return collate(batch([index for index, _ in keys]))
         return [self[key] for key in keys]
 
 
@@ -299,7 +301,7 @@ class VisionDataModule(L.LightningDataModule):
     def __str__(self) -> str:
         return self.title  # Lightning's own makes loaders
 
-    def load(self) -> dict[str, Source]:
+    def load(self) -> Mapping[str, Source]:
         """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
         raise NotImplementedError
 
@@ -323,7 +325,7 @@ class VisionDataModule(L.LightningDataModule):
         return 3
 
     @cached_property
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """The splits by name."""
         return self.load()
 
@@ -343,6 +345,28 @@ class VisionDataModule(L.LightningDataModule):
         }
         for name in found & vars(self).keys():
             del vars(self)[name]
+
+    def divide(
+        self,
+        parts: Mapping[str, P],
+        test: Callable[[P], tuple[P, P] | None],
+        val: Callable[[P], tuple[P, P] | None],
+    ) -> dict[str, P]:
+        """The splits, of which those that are missing are drawn; a set that is only for the test stays so.
+
+        Args:
+            parts: ``train``, ``val`` and ``test`` as far as they are there; or ``all``, where nothing is split.
+            test: draws the rest and the test split, or cannot.
+            val: draws the rest and the validation split from those to train on, or cannot.
+        """
+        if "all" in parts and self.undivided:
+            return {"test": parts["all"]}
+        self.drawn = "all" in parts
+        found = {"train" if name == "all" else name: part for name, part in parts.items()}
+        for name, missing, draw in (("test", self.drawn, test), ("val", "val" not in found and "train" in found, val)):
+            if missing and (two := draw(found["train"])):
+                found["train"], found[name] = two
+        return {name: found[name] for name in ("train", "val", "test") if name in found}
 
     def prepare_data(self) -> None:
         """Downloads and checks on one process, so that the others find the result."""

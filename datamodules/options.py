@@ -1,6 +1,7 @@
 """Settings as types: ranges of numbers, what is left to the class, and how a picture becomes the network's input."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import albumentations as A
@@ -32,6 +33,23 @@ class Files:
 
     in_chans: Literal[1, 3] = 3
     on_bad_file: Literal["error", "skip"] = "error"
+
+
+@dataclass(eq=False, repr=False)
+class Folder(Files):
+    """Settings of data that are below a folder, or that a file there describes.
+
+    Args:
+        root: the folder.
+    """
+
+    root: str
+
+    @property
+    def title(self) -> str:
+        """See `VisionDataModule.title`; the folder's or the file's name."""
+        place = Path(self.root).resolve()
+        return place.stem if place.is_file() else place.name
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Key, KeyedDataset, Source
-from datamodules.classification import FileSource, UnlabelledFolder
+from datamodules.labelled import LabelledSource, UnlabelledFolder
 from datamodules.options import Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -107,7 +108,8 @@ class Photographs(PhotographFolder):
         """See `VisionDataModule.title`."""
         return "Photographs"
 
-    def load(self) -> dict[str, Source]:
+    @override
+    def load(self) -> dict[str, LabelledSource]:
         """See `VisionDataModule.load`.
 
         Raises:
@@ -122,9 +124,7 @@ class Photographs(PhotographFolder):
                 "--data PhotographFolder --data.root FOLDER."
             )
         parts = {"train": known[:16], "val": known[16:], "test": sorted(unseen, key=lambda file: file.name)}
-        return self._check(
-            {name: FileSource([str(f) for f in files], np.zeros(len(files), np.int64)) for name, files in parts.items()}
-        )
+        return self._read([(str(file), ".", name) for name, files in parts.items() for file in files])
 
 
 def _packaged(package: str, folder: str) -> Path:

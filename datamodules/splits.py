@@ -1,10 +1,13 @@
-"""The names that people give the splits, known here for all tasks and formats."""
+"""Splits: the names that people give them, known here for all tasks and formats, and how missing ones are drawn."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
 
 from datamodules.base import DataError, listed
 from datamodules.images import images_in, sub_folders
@@ -120,3 +123,37 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
             f"{listed(f.name for f in found.values())} of {root.resolve()}."
         )
     return found
+
+
+def stratified(
+    labels: NDArray[np.int64], share: float, label_names: Sequence[str], purpose: str, least: int = 2
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Draws a part with a fixed seed, so that every run of a data set has the same parts. Every class is in both, also a rare
+    one.
+
+    Args:
+        labels: of all samples.
+        share: share of the second part, in (0, 1).
+        label_names: names for the message.
+        purpose: what the second part is for, for the message.
+        least: images that a class must have.
+
+    Returns:
+        The places of the rest and of the part, ascending.
+
+    Raises:
+        DataError: there are too few images of a class to be in both.
+    """
+    counts = np.bincount(labels, minlength=len(label_names))
+    for name, count in zip(label_names, counts, strict=True):
+        if count < least:
+            raise DataError(
+                f"Class {name!r} has {count} image{'' if count == 1 else 's'}, too few to spare one for {purpose}: "
+                f"it takes {least}. Add images, leave the class out, or bring splits of your own."
+            )
+    size = max(round(share * len(labels)), len(label_names))
+    rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
+    for label in np.setdiff1d(labels, labels[part]):
+        moved = rest[labels[rest] == label][0]
+        rest, part = rest[rest != moved], np.append(part, moved)
+    return np.sort(rest), np.sort(part)

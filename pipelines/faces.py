@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules import DataError
-from datamodules.faces.alignment import SIDE, FaceDetector, aligned, foremost
 from datamodules.images import EXTENSIONS, WRITTEN, read_image
+from datamodules.labelled.alignment import SIDE, FaceDetector, aligned, foremost
 from modules import FaceNetModule
 from modules.facenet.metrics import cluster as sort_by_person
 from modules.pictures.sheets import captioned_grid

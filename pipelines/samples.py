@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datamodules.classification import ArraySource, ClassificationDataModule, JoinedSource, few
+from datamodules.labelled import ClassificationDataModule, JoinedSource, LabelledSource, few
 from modules import ClassificationModule, GANModule, SegmentationModule, TranslationModule
 from modules.adversarial.base import to_uint8
 from modules.inspection import dissection
@@ -211,8 +211,8 @@ def enrich(
         known = ", ".join(module.label_names or []) if module.conditional else "none: it is not conditional"
         raise ValueError(f"{model} must make images of the classes {', '.join(data.label_names)}; its own are {known}.")
     images = module.sample(generated * data.num_classes).permute(0, 2, 3, 1).cpu().numpy()
-    made = ArraySource(images, np.arange(len(images)) % data.num_classes)
-    rows, train = [], cast(ArraySource, data.sources["train"])
+    made = LabelledSource(images, np.arange(len(images)) % data.num_classes)
+    rows, train = [], data.sources["train"]
     numbers = np.unique(np.minimum(real, np.bincount(train.labels, minlength=data.num_classes).min())).tolist()
     for seed in range(seeds):
         sets: list[tuple[int, str, Any]] = [(0, "generated", made)]
@@ -221,7 +221,7 @@ def enrich(
             sets += [(number, "real", own), (number, "both", JoinedSource(own, made))]
         for number, kind, source in sets:
             twin = copy(data)
-            twin.seed, twin.sources = seed, data.sources | {"train": source}
+            twin.seed, twin.sources = seed, {**data.sources, "train": source}
             rows.append((number, kind, seed, _accuracy(twin, backbone, steps, seed)))
     table = pd.DataFrame(rows, columns=["real", "images", "seed", "accuracy"])
     write_text(out, table.to_csv(index=False, float_format="%.4f"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.faces.alignment import TEMPLATE, aligned, foremost, similarity
 from datamodules.images import read_image
+from datamodules.labelled.alignment import TEMPLATE, aligned, foremost, similarity
 from pipelines import faces as recognition
 from pipelines.facenet import facenet
 

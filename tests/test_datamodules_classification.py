@@ -18,8 +18,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import training
-from datamodules.classification.published import DEBIAN_DATASETS
 from datamodules.images import check_images, inspect_images, read_image
+from datamodules.labelled.published import DEBIAN_DATASETS
 from pipelines.classification import classification
 
 CORNERS = np.array([[[220, 30, 40], [30, 200, 60]], [[40, 60, 210], [240, 230, 220]]], np.uint8)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from datamodules import ORL, CelebA, DataError, Glyphs, PeopleFolder, PeopleTable
 from datamodules.base import KeyedLoader
-from datamodules.faces import FaceSource, PeopleDataset, read_pairs
+from datamodules.labelled import PeopleDataset, PeopleSource, read_pairs
 
 QUICK = {"image_size": 8, "batch_size": 8, "pictures_per_person": 2, "num_workers": 0}
 
@@ -34,9 +34,9 @@ def complaint(make) -> str:
     return str(error.value)
 
 
-def source(counts: list[int]) -> FaceSource:
+def source(counts: list[int]) -> PeopleSource:
     names = np.repeat([f"p{i:02d}" for i in range(len(counts))], counts)
-    return FaceSource(np.zeros((len(names), 4, 4, 1), np.uint8), names, 1)
+    return PeopleSource(np.zeros((len(names), 4, 4, 1), np.uint8), names)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -52,7 +52,7 @@ def test_batches_hold_p_people_with_k_pictures_over_all_processes_together(world
             np.concatenate(parts) for parts in zip(*([b["index"].numpy() for b in it] for it in loaders), strict=True)
         ]
         for piece in pieces:
-            counts = np.unique(dataset.source.identities[piece], return_counts=True)[1]
+            counts = np.unique(dataset.source.labels[piece], return_counts=True)[1]
             assert counts.tolist() == [4] * 4
         first.append(pieces[0].tolist())
     assert first[0] != first[1]
@@ -71,10 +71,10 @@ def test_everybody_weighs_the_same_and_few_pictures_are_repeated():
     dataset = PeopleDataset(source([30, 3, 3, 4]), None, 0, 4)
     order = dataset.order(np.random.default_rng(0))
     assert len(order) == dataset.epoch_size == dataset.rounds * 4 * 4
-    assert np.bincount(dataset.source.identities[order]).tolist() == [dataset.rounds * 4] * 4
-    rare = order[dataset.source.identities[order] == 1][:4]
-    assert set(rare) == set(np.flatnonzero(dataset.source.identities == 1))
-    often = order[dataset.source.identities == 0] if len(order) == 40 else order[dataset.source.identities[order] == 0]
+    assert np.bincount(dataset.source.labels[order]).tolist() == [dataset.rounds * 4] * 4
+    rare = order[dataset.source.labels[order] == 1][:4]
+    assert set(rare) == set(np.flatnonzero(dataset.source.labels == 1))
+    often = order[dataset.source.labels == 0] if len(order) == 40 else order[dataset.source.labels[order] == 0]
     assert len(set(often)) == len(often)
 
 
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_the_people_is_said_before_training(tmp_path):
     assert "fewer than the 32 of a batch" in message
     odd = QUICK | {"batch_size": 7}
     assert "no multiple of" in complaint(PeopleFolder(str(root), on_lone_picture="skip", **odd).train_dataloader)
-    assert "at least 2" in complaint(PeopleFolder(str(root), **QUICK | {"pictures_per_person": 1}).train_dataloader)
+    assert "at least 2" in complaint(lambda: PeopleFolder(str(root), **QUICK | {"pictures_per_person": 1}))
     assert "too few for splits by person" in complaint(
         lambda: PeopleFolder(str(people(tmp_path / "two", [3, 3])), **QUICK).sources
     )

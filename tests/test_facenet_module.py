@@ -182,9 +182,9 @@ def test_a_training_can_start_whitened():
     source, module = data.sources["train"], module.eval()
     image = torch.from_numpy(source.images[:200].transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        whitened = triplet_hinge(module(image), torch.from_numpy(source.identities[:200]))[1]
+        whitened = triplet_hinge(module(image), torch.from_numpy(source.labels[:200]))[1]
         module.head.weight.copy_(before)
-        untouched = triplet_hinge(module(image), torch.from_numpy(source.identities[:200]))[1]
+        untouched = triplet_hinge(module(image), torch.from_numpy(source.labels[:200]))[1]
     assert whitened < 0.5 * untouched
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules import DigitAttributes, Digits, DigitTextures, DomainFolder
-from datamodules.translation import DomainDataset, DomainSource, with_stroke
+from datamodules.domains import DomainDataset, DomainSource, with_stroke
 from modules import BackboneError, TranslationModule, create_backbone
 from modules.adversarial import R1, AdversarialOptimization, EnergyBased, GradientPenalty, NonSaturating, Wasserstein
 from modules.adversarial.base import to_uint8

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from datamodules.base import DataError, Source, VisionDataModule
-from datamodules.classification import Digits
 from datamodules.detection.base import DetectionDataModule, DetectionDataset
+from datamodules.labelled import Digits
 from datamodules.mixing import VISIBLE, boxes_of
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 

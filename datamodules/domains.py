@@ -10,9 +10,10 @@ import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from datamodules.base import KeyedDataset, Source
-from datamodules.classification import ArraySource, ClassificationDataModule, Digits, ImageFolder
+from datamodules.base import KeyedDataset
+from datamodules.labelled import ClassificationDataModule, Digits, ImageFolder, LabelledSource
 from datamodules.options import Own, PositiveInt
 
 FINE = 4  # strokes are measured on pixels of a quarter of the side
@@ -25,23 +26,23 @@ class DomainDataset(KeyedDataset):
     """Orders an epoch so that each domain has an equal part of each batch, however many images it has; a smaller one is
     gone through more than once."""
 
-    def __init__(self, source: Any, transform: A.Compose | None, seed: int) -> None:
+    source: LabelledSource
+
+    def __init__(self, source: LabelledSource, transform: A.Compose | None, seed: int) -> None:
         super().__init__(source, transform, seed)
         counts = np.bincount(source.labels)
         self.domains, self.longest = np.flatnonzero(counts), int(counts.max())
 
     @property
+    @override
     def epoch_size(self) -> int:
-        """See `KeyedDataset.epoch_size`."""
         return self.longest * len(self.domains)
 
+    @override
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """See `KeyedDataset.order`.
-
-        The domains take turns. Each of several processes takes every so-manieth index, so that the turns of one round
-        begin at another domain than those of the last: at the sum of the digits of the round's number.
-        """
-        own = [np.flatnonzero(self.source.labels == domain) for domain in self.domains]  # type: ignore[attr-defined]
+        # The domains take turns. Of W processes each takes every W-th index: so that each sees all domains, the rounds do not
+        # all begin with the same one, but with the one whose number is the sum of the digits of the round's.
+        own = [np.flatnonzero(self.source.labels == domain) for domain in self.domains]
         rounds = -(-self.longest // min(map(len, own)))
         drawn = [np.concatenate([generator.permutation(mine) for _ in range(rounds)])[: self.longest] for mine in own]
         table = np.stack(drawn, 1)
@@ -53,22 +54,22 @@ class DomainDataset(KeyedDataset):
         return np.take_along_axis(table, places, 1).ravel()
 
 
-class DomainFolder(ImageFolder):
+class _Domains(ClassificationDataModule):
+    """Data whose classes are domains."""
+
+    @override
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        kind = DomainDataset if split == "train" else KeyedDataset
+        return kind(self.sources[split], self.transform(augmented), self.seed)
+
+
+class DomainFolder(_Domains, ImageFolder):
     """Any folder with one sub-folder of images for each domain, such as ``A`` and ``B``; or below ``train``, ``val`` and
     ``test`` in it. What is lacking is drawn as `ImageFolder` does; training batches hold equal parts of all domains.
     """
 
-    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
-        """See `VisionDataModule.dataset`."""
-        return _dataset(self, split, augmented)
 
-
-def _dataset(data: ClassificationDataModule, split: str, augmented: bool) -> KeyedDataset:
-    kind = DomainDataset if split == "train" else KeyedDataset
-    return kind(data.sources[split], data.transform(augmented), data.seed)
-
-
-class DomainSource(ArraySource):
+class DomainSource(LabelledSource):
     """Images in memory with a domain each, and with what must stay the same when they are translated.
 
     Args:
@@ -81,15 +82,16 @@ class DomainSource(ArraySource):
         super().__init__(images, labels)
         self.contents = contents
 
+    @override
     def __getitem__(self, index: int) -> dict[str, Any]:
         return super().__getitem__(index) | {"content": self.contents[index]}
 
+    @override
     def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Several samples at once, stacked."""
         return super().batch(indices) | {"content": self.contents[indices]}
 
-    def subset(self, indices: NDArray[np.intp]) -> "DomainSource":
-        """The samples at these positions."""
+    @override
+    def subset(self, indices: NDArray[Any]) -> "DomainSource":
         return DomainSource(self.images[indices], self.labels[indices], self.contents[indices])
 
     @cached_property
@@ -100,7 +102,7 @@ class DomainSource(ArraySource):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _DigitDomains(ClassificationDataModule):
+class _DigitDomains(_Domains):
     """Base of the sets with a known answer: digits (see `Digits`), each drawn in one domain alone."""
 
     image_size: Own[PositiveInt] = 28
@@ -110,12 +112,12 @@ class _DigitDomains(ClassificationDataModule):
         """A picture of a domain, uint8 28×28×3, with a digit, uint8 28×28."""
         raise NotImplementedError
 
-    def load(self) -> dict[str, Source]:
+    @override
+    def load(self) -> dict[str, LabelledSource]:
         """See `VisionDataModule.load`: the splits of `Digits`; the digits of each class are shared out evenly among the
         domains."""
-        sources: dict[str, Source] = {}
+        sources: dict[str, LabelledSource] = {}
         for number, (name, source) in enumerate(Digits().sources.items()):
-            assert isinstance(source, ArraySource)
             place = np.zeros_like(source.labels)  # among those of its class
             for digit in range(10):
                 place[source.labels == digit] = np.arange((source.labels == digit).sum())
@@ -126,10 +128,6 @@ class _DigitDomains(ClassificationDataModule):
             ]
             sources[name] = DomainSource(np.stack(pictures), domains, source.labels)
         return sources
-
-    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
-        """See `VisionDataModule.dataset`."""
-        return _dataset(self, split, augmented)
 
 
 class DigitTextures(_DigitDomains):

@@ -1,0 +1,117 @@
+"""What all data with one label an image share: how images are prepared and augmented; and images of classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import albumentations as A
+import numpy as np
+from typing_extensions import override
+
+from datamodules.augmentations import Strength, evaluation, training
+from datamodules.base import DataError, VisionDataModule
+from datamodules.labelled.sources import LabelledSource, few
+from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class LabelledDataModule(VisionDataModule):
+    """Base of data with one label an image, be it a class, a domain or a person.
+
+    Args:
+        augmentation: strength of the changes made to training images.
+        image_size: side of the square images that the network sees, in pixels.
+        crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it square. None
+            takes 0.875, or 1 for images of up to 64 pixels.
+        flip: mirror training images, where that does not change the label.
+        fit: what becomes of images that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
+            colours of their border.
+    """
+
+    augmentation: Strength = "standard"
+    image_size: Own[PositiveInt] = 224
+    crop_pct: Own[Share] = OWN
+    flip: Own[bool] = True
+    fit: Literal["crop", "extend"] = "crop"
+    one_size = True  # all images have the size that is the default
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.crop_pct = self.crop_pct or (0.875 if self.image_size > 64 else 1.0)
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.image_size, self.in_chans, self.fit, self.crop_pct)
+
+    @override
+    def transform(self, training_split: bool) -> A.Compose | None:
+        if training_split and self.augmentation != "none":
+            return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
+        fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
+        return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ClassificationDataModule(LabelledDataModule):
+    """Images of classes.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
+
+    Args:
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
+    """
+
+    train_per_class: PositiveInt | None = None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes' names, in the order of their numbers."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes.
+
+        Raises:
+            DataError: fewer than two.
+        """
+        if len(self.label_names) < 2:
+            raise DataError(
+                f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: "
+                "add images of another."
+            )
+        return len(self.label_names)
+
+    @property
+    def attributes(self) -> dict[str, list[str]]:
+        """What the classes differ in, and the values that it can have; classes are all combinations, the last attribute
+        changing fastest. By itself it is one: the class."""
+        return {"domain": list(self.label_names)}
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        raise NotImplementedError
+
+    @cached_property
+    def sources(self) -> Mapping[str, LabelledSource]:
+        """See `VisionDataModule.sources`.
+
+        Raises:
+            DataError: a class has fewer images than ``train_per_class``.
+        """
+        sources = self.load()
+        if self.train_per_class is not None and "train" in sources:
+            sources["train"] = few(sources["train"], self.train_per_class, self.label_names, self.seed)
+        return sources
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        """Name, label names, and per split the size, the images of each class and the content digest."""
+        identity = super().identity() | {"label_names": list(self.label_names)}
+        for name, source in self.sources.items():
+            counts = np.bincount(source.labels, minlength=len(self.label_names))
+            identity["splits"][name]["classes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
+        return identity

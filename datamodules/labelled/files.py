@@ -1,0 +1,476 @@
+"""Labelled image files that one has oneself: a folder for each class or person, a folder without classes, tables of paths."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, listed
+from datamodules.images import (
+    EXTENSIONS,
+    KINDS,
+    check_images,
+    composed,
+    images_in,
+    is_image,
+    sub_folders,
+    warn_of_cut,
+    warn_of_left_out,
+    warn_of_shared,
+    warn_of_two_names,
+)
+from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule
+from datamodules.labelled.people import FaceDataModule
+from datamodules.labelled.sources import LabelledSource, PeopleSource
+from datamodules.options import Files, Folder
+from datamodules.readers import paths_in
+from datamodules.splits import SPLITS, split_folders, stratified
+from datamodules.tables import by_split, check_table, read_table, spelled, text_of, warn_of_alike
+
+Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
+
+
+def inspected(
+    data: LabelledDataModule, on_bad_file: Literal["error", "skip"], paths: NDArray[np.str_], names: NDArray[np.str_]
+) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """Looks at image files once, before training, and warns of what is strange about them.
+
+    Args:
+        data: what they are of; it is told of the bad ones.
+        on_bad_file: see `Files`.
+        paths: the files.
+        names: of the class or the person of each.
+
+    Returns:
+        Their content digests, and whether they can be used.
+    """
+    table, data.bad_files = check_images(paths, on_bad_file)
+    digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
+    if data.preprocessing.fit == "crop":
+        warn_of_cut(paths[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
+    warn_of_two_names(paths[good], digests[good], names[good])
+    warn_of_alike(np.unique(names).tolist())
+    return digests, good
+
+
+def _warn_of_shared(parts: Mapping[str, LabelledSource]) -> None:
+    warn_of_shared({name: (part.images, part.digests) for name, part in parts.items()})
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _ClassFiles(Files, ClassificationDataModule):
+    """Shared by the modules that read files of classes."""
+
+    one_size = False
+
+    def _read(self, rows: Sequence[Row]) -> dict[str, LabelledSource]:
+        """Looks at the files, and shares them out."""
+        paths, names, splits = map(np.asarray, zip(*rows, strict=True))
+        digests, good = inspected(self, self.on_bad_file, paths, names)
+        numbers = {name: k for k, name in enumerate(self.label_names)}
+        whole = LabelledSource(paths, np.array([numbers[name] for name in names.tolist()]), self.in_chans, digests)
+        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
+        learned = parts.get("train", parts.get("all"))
+        empty = [] if learned is None else sorted(set(numbers.values()) - set(learned.labels.tolist()))
+        if empty:
+            raise DataError(
+                f"No image to train on in class {self.label_names[empty[0]]!r} of {self.title} ({len(empty)} of "
+                f"{len(numbers)} classes are empty): add images, or remove the class."
+            )
+        divided = self.divide(
+            parts,
+            lambda whole: self._drawn(whole, "validation and test", 3),
+            lambda train: self._drawn(train, "validation", 2),
+        )
+        _warn_of_shared(divided)
+        return divided
+
+    def _drawn(self, source: LabelledSource, purpose: str, least: int) -> tuple[LabelledSource, LabelledSource]:
+        rest, part = stratified(source.labels, 0.15, self.label_names, purpose, least)
+        return source.subset(rest), source.subset(part)
+
+
+@dataclass(eq=False, repr=False)
+class ImageFolder(Folder, _ClassFiles):
+    """Any folder with one sub-folder of images for each class, its name being the label.
+
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, in any usual spelling, these are the splits;
+    without ``val/``, 15 % of the training images are drawn for validation. Without splits, 15 % of all are drawn for the
+    test and 15 % of the rest for validation. What is drawn is stratified and always the same. A folder with ``test/``
+    alone is for measuring only. Hidden files are left out, and so is what systems and archives leave behind.
+    """
+
+    of_folders: ClassVar[bool] = True  # a split has a folder for each class
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
+        return split_folders(root, self.of_folders) or {"all": root}
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The names of the class folders, sorted.
+
+        Raises:
+            DataError: there are none, or another split has one that training lacks.
+        """
+        found = {
+            split: sorted({composed(entry.name) for entry in sub_folders(folder)})
+            for split, folder in self._folders.items()
+        }
+        learned = next(split for split in ("all", "train", "test", "val") if split in found)
+        names = found[learned]
+        if not names:
+            raise DataError(
+                f"{self._folders[learned].resolve()} has no sub-folders: make one for each class, with its images."
+            )
+        for name, given in found.items():
+            if unknown := sorted(set(given) - set(names)):
+                raise DataError(
+                    f"{self._folders[name]} has the class {unknown[0]!r}, which training does not have: "
+                    f"the classes there are {listed(names)}."
+                )
+        return names
+
+    @property
+    @override
+    def num_classes(self) -> int:
+        for folder in self._folders.values():
+            inner = (
+                [part for own in sub_folders(folder) for part in sub_folders(own)] if len(self.label_names) == 1 else []
+            )
+            if len(inner) > 1:
+                raise DataError(
+                    f"{folder.resolve()} has one folder only, {self.label_names[0]}, which would be the one class. Are the "
+                    f"classes {listed(f.name for f in inner)} in it? Then put these one level higher."
+                )
+        return super().num_classes
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        rows: list[Row] = []
+        left_out: list[Path] = []
+        for split, folder in self._folders.items():
+            found = self._files(folder, left_out)
+            if not found:
+                warn_of_left_out(left_out)
+                raise DataError(f"{folder.resolve()} has no images; those read are {KINDS}.")
+            rows += [(path, name, split) for path, name in found]
+        warn_of_left_out(left_out)
+        return self._read(rows)
+
+    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+        """The images of a split and their classes, class by class."""
+        if beside := [file for file in sorted(folder.iterdir()) if is_image(file)]:
+            rank_zero_warn(f"Left out: {len(beside)} images that are in no class's folder; the first: {beside[0]}.")
+        return sorted(named_files(folder, left_out), key=lambda row: row[1])
+
+
+class UnlabelledFolder(ImageFolder):
+    """All images in a folder and in those below, without labels; or below ``train``, ``val`` and ``test`` in it.
+
+    For tasks that need none, such as autoencoding. Batches are as those of `ImageFolder`, with label 0.
+    """
+
+    label_names: ClassVar[list[str]] = ["."]  # the one class is the folder itself
+    of_folders = False
+
+    @override
+    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+        return [(os.fspath(file), ".") for file in images_in(folder, left_out)]
+
+
+def named_files(root: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+    """The images in a folder with a sub-folder for each class or person, and the sub-folders' names; see `images_in`."""
+    return [
+        (os.fspath(file), composed(folder.name)) for folder in sub_folders(root) for file in images_in(folder, left_out)
+    ]
+
+
+@dataclass(eq=False, repr=False)
+class Table(Files):
+    """Settings of data that a CSV or Parquet table lists, with a row for each image.
+
+    Args:
+        file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
+        path_column: column with the images' paths, relative to the table or absolute.
+    """
+
+    file: str
+    _: KW_ONLY
+    path_column: str = "path"
+
+    @property
+    def title(self) -> str:
+        """See `VisionDataModule.title`; the table's name."""
+        return Path(self.file).stem
+
+    def rows(self, column: str, option: str) -> list[Row]:
+        """The rows.
+
+        Args:
+            column: that of the names.
+            option: the setting that says which it is.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        file = Path(self.file)
+        table = read_table(file, "--data.file")
+        table = table.rename(columns=spelled(table, [self.path_column, column, "split"]))
+        columns = {self.path_column: "--data.path_column", column: option}
+        check_table(table, file, columns, list(columns), must_train=False)
+        return [
+            (path, composed(name), split)
+            for split, part in by_split(table).items()
+            for path, name in zip(paths_in(part[self.path_column], file), part[column].astype(str), strict=True)
+        ]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Manifest(Table, _ClassFiles):
+    """A CSV or Parquet table with a row for each image.
+
+    Args:
+        label_column: column with the labels.
+    """
+
+    label_column: str = "label"
+
+    @cached_property
+    def _rows(self) -> list[Row]:
+        return self.rows(self.label_column, "--data.label_column")
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The labels that occur in training, sorted."""
+        return sorted(
+            {name for _, name, split in self._rows if split == "train"} or {name for _, name, _ in self._rows}
+        )
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        names = self.label_names
+        if unknown := next((row for row in self._rows if row[1] not in names), None):
+            raise DataError(
+                f"{self.file}: the {unknown[2]} split has the label {unknown[1]!r}, which training does not have: "
+                f"the labels there are {listed(names)}."
+            )
+        return self._read(self._rows)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _FaceFiles(Files, FaceDataModule):
+    """Shared by the modules that read files of people.
+
+    Args:
+        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
+    """
+
+    on_lone_picture: Literal["error", "skip"] = "error"
+    one_size = False
+
+    def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
+        """Looks at the files, and shares them out."""
+        paths, people, splits = map(np.asarray, zip(*rows, strict=True))
+        digests, good = inspected(self, self.on_bad_file, paths, people)
+        whole = PeopleSource(paths, people, self.in_chans, digests)
+        parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
+        divided = self.divide_people(parts)
+        _warn_of_shared(divided)
+        train = divided.get("train")
+        if train is not None and self.on_lone_picture == "skip" and (lone := train.counts < 2).any():
+            rank_zero_warn(f"Left out of training: {int(lone.sum())} people with a single picture.")
+            divided["train"] = train.subset(~lone[train.labels])
+        return divided
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PeopleFolder(Folder, _FaceFiles):
+    """Any folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
+
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, in any usual spelling, these are the splits. What is missing is
+    drawn, by person: 15 % of the people for the test, 15 % of the rest for validation. With a file of pairs, as LFW
+    has them, the pictures that it names are the test split, and verification is measured on these pairs; nobody in them
+    is trained on.
+
+    Args:
+        test_root: another folder of people for the test, such as LFW's.
+        pairs: a file of pairs in LFW's format (``pairs.txt``), of pictures in ``test_root`` or else in ``root``.
+    """
+
+    test_root: str | None = None
+    pairs: str | None = None
+
+    @override
+    def load(self) -> dict[str, PeopleSource]:
+        root = Path(self.root)
+        folders = (split_folders(root) if root.is_dir() else {}) or {"all": root}
+        rows = [(path, person, split) for split, folder in folders.items() for path, person in people_in(folder)]
+        named: list[str] = []
+        if self.test_root or self.pairs:
+            rows = [
+                (path, person, "train" if split == "all" else split) for path, person, split in rows if split != "test"
+            ]
+        if self.pairs:
+            named, people, protocol = read_pairs(self.pairs, self.test_root or root)
+            rows = [row for row in rows if row[1] not in set(people)]
+            rows += [(path, person, "test") for path, person in zip(named, people, strict=True)]
+        elif self.test_root:
+            rows += [(path, person, "test") for path, person in people_in(Path(self.test_root))]
+        parts = self._read(rows)
+        if self.pairs:
+            if len(parts["test"]) != len(named):
+                raise DataError(f"{self.pairs} names pictures that cannot be read: the protocol needs all of them.")
+            parts["test"].pairs = protocol
+        return parts
+
+
+def people_in(root: Path) -> list[tuple[str, str]]:
+    """See `named_files`; sorted by the pictures.
+
+    Raises:
+        DataError: there is no such folder, or there are no pictures in sub-folders.
+    """
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root.resolve()}: give the folder of people with --data.root.")
+    left_out: list[Path] = []
+    found = named_files(root, left_out)
+    warn_of_left_out(left_out)
+    if not found:
+        raise DataError(
+            f"{root.resolve()} has no pictures in sub-folders: make one for each person, with pictures of the kinds "
+            f"{KINDS}."
+        )
+    return sorted(found)
+
+
+def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """Reads a verification protocol in the format of Labeled Faces in the Wild.
+
+    The first line gives the number of folds and of pairs of each kind in a fold (one number: a single fold). A line
+    ``name 1 2`` is a pair of one person, ``name 1 other 2`` one of two people; picture 1 of ``name`` is
+    ``name/name_0001.jpg``.
+
+    Args:
+        file: the list of pairs.
+        root: folder with a sub-folder for each person.
+
+    Returns:
+        Paths of the pictures that are named, N; their people, N; the pairs, int64 M×4: two places among the N, whether
+        they are of one person, and the fold.
+
+    Raises:
+        DataError: a line cannot be read, or names a picture that is not there.
+    """
+    file, root = Path(file), Path(root)
+    if not file.is_file():
+        raise DataError(f"There is no file of pairs {file.resolve()}: give LFW's pairs.txt with --data.pairs.")
+    lines = [line.split() for line in text_of(file).splitlines()]
+    header = lines[0] if lines else []
+    if len(header) not in (1, 2) or not all(map(str.isdigit, header)):
+        raise DataError(
+            f"{file.resolve()} does not begin as LFW's pairs.txt does, with the number of folds and of pairs in each, "
+            f"such as '10 300', but with {' '.join(header)[:80]!r}."
+        )
+    size = 2 * int(header[-1])
+    places: dict[str, int] = {}
+    people: list[str] = []
+    rows: list[tuple[int, int, bool, int]] = []
+
+    def place(person: str, number: str, line: int) -> int:
+        stem = root / person / f"{person}_{int(number):04d}"
+        path = next((p for e in EXTENSIONS if (p := stem.with_name(stem.name + e)).is_file()), None)
+        if path is None:
+            raise DataError(
+                f"{file.resolve()}, line {line}, names picture {number} of {person}, but there is no {stem.resolve()}.jpg: "
+                "give the folder that the list was made for."
+            )
+        if str(path) not in places:
+            places[str(path)] = len(people)
+            people.append(person)
+        return places[str(path)]
+
+    for line, fields in enumerate(lines[1:], 2):
+        if not fields:
+            continue
+        mates = len(fields) == 3
+        if not (mates or len(fields) == 4) or not (fields[1].isdigit() and fields[-1].isdigit()):
+            raise DataError(f"{file.resolve()}, line {line}: {' '.join(fields)!r} is no pair such as 'name 1 2' or 'name 1 other 2'.")  # fmt: skip
+        other = fields[0] if mates else fields[2]
+        rows.append((place(fields[0], fields[1], line), place(other, fields[-1], line), mates, len(rows) // size))
+    if len(rows) != size * (int(header[0]) if len(header) == 2 else 1):
+        raise DataError(f"{file.resolve()} announces {' × 2 × '.join(header)} pairs and has {len(rows)}.")
+    return list(places), people, np.array(rows, np.int64)
+
+
+@dataclass(eq=False, repr=False)
+class CelebA(_FaceFiles):
+    """CelebA's 202,599 pictures of 10,177 people (Liu et al. 2015, arXiv:1411.7766), by its own identity file.
+
+    Args:
+        root: folder with ``identity_CelebA.txt``, ``img_align_celeba/`` and, for the published splits,
+            ``list_eval_partition.txt``; also in the sub-folders ``Anno``, ``Img`` and ``Eval`` that they come in.
+    """
+
+    root: str = "data/celeba"
+    _: KW_ONLY
+    on_lone_picture: Literal["error", "skip"] = "skip"
+
+    def _find(self, *places: str) -> Path | None:
+        return next((path for place in places if (path := Path(self.root, place)).exists()), None)
+
+    @override
+    def load(self) -> dict[str, PeopleSource]:
+        listed = self._find("identity_CelebA.txt", "Anno/identity_CelebA.txt")
+        images = self._find("img_align_celeba", "Img/img_align_celeba")
+        if listed is None or images is None:
+            missing = "identity_CelebA.txt" if listed is None else "img_align_celeba/"
+            raise DataError(f"{Path(self.root).resolve()} has no {missing}: give CelebA's folder with --data.root.")
+        people, splits = _pairs(listed), {}
+        if partition := self._find("list_eval_partition.txt", "Eval/list_eval_partition.txt"):
+            names = dict(zip("012", SPLITS, strict=True))
+            splits = {file: names.get(number) for file, number in _pairs(partition).items()}
+            if lacking := next((file for file in people if not splits.get(file)), None):
+                raise DataError(
+                    f"{partition} does not say which split {lacking} is of: write a line '{lacking} 0', or 1 or 2."
+                )
+        return self._read([(str(images / file), who, splits.get(file) or "all") for file, who in people.items()])
+
+
+def _pairs(file: Path) -> dict[str, str]:
+    """The two words of each line of a list of CelebA's.
+
+    Raises:
+        DataError: a line has not two.
+    """
+    lines = [line.split() for line in text_of(file).splitlines() if line.strip()]
+    if wrong := next((line for line in lines if len(line) != 2), None):
+        raise DataError(
+            f"{file}: {' '.join(wrong)[:80]!r} is not a picture and its number, as CelebA's lists have them."
+        )
+    return dict(lines)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PeopleTable(Table, _FaceFiles):
+    """A CSV or Parquet table with a row for each picture.
+
+    Args:
+        person_column: column that says who is on it.
+    """
+
+    person_column: str = "identity"
+
+    @override
+    def load(self) -> dict[str, PeopleSource]:
+        return self._read(self.rows(self.person_column, "--data.person_column"))

@@ -1,0 +1,169 @@
+"""Pictures of people: labels that are split by group. Batches hold several pictures of each, and nobody is in two splits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import albumentations as A
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, KeyedDataset
+from datamodules.labelled.base import LabelledDataModule
+from datamodules.labelled.sources import PeopleSource
+from datamodules.options import Own, PositiveInt, Share
+
+SHARE = 0.15  # of the people, for the test, and of the rest, for validation
+
+
+class PeopleDataset(KeyedDataset):
+    """Orders an epoch so that its pieces hold P people with K pictures each.
+
+    An epoch is as many rounds as make its pictures as many as the split has. In each round every person comes once, in
+    random order, with the next K of his pictures in a random order; who has few is seen several times, each time
+    augmented anew. So all people weigh the same, however many pictures they have.
+
+    Args:
+        source: the pictures.
+        transform: see `KeyedDataset`.
+        seed: seed of the run.
+        pictures: K.
+    """
+
+    source: PeopleSource
+
+    def __init__(self, source: PeopleSource, transform: A.Compose | None, seed: int, pictures: int) -> None:
+        super().__init__(source, transform, seed)
+        self.pictures = pictures
+        self.rounds = max(1, round(len(source) / (len(source.names) * pictures)))
+
+    @property
+    @override
+    def epoch_size(self) -> int:
+        return self.rounds * len(self.source.names) * self.pictures
+
+    @override
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        ends = self.source.counts.cumsum()[:-1]
+        own = np.split(np.argsort(self.source.labels, kind="stable"), ends)
+        drawn = np.stack([np.resize(generator.permutation(mine), self.rounds * self.pictures) for mine in own]).reshape(
+            len(own), self.rounds, self.pictures
+        )
+        return np.concatenate([drawn[generator.permutation(len(own)), r].ravel() for r in range(self.rounds)])
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FaceDataModule(LabelledDataModule):
+    """Pictures of people, split by person: nobody who is tested was seen in training.
+
+    Training batches hold P people with K pictures each, over all processes together. Batches: ``image`` uint8 B×C×S×S
+    with S = ``image_size``, ``identity`` int64 B, ``index`` int64 B (the place in the split).
+
+    Args:
+        pictures_per_person: K, the pictures of each person in a training batch; P is ``batch_size`` divided by it.
+    """
+
+    pictures_per_person: Annotated[int, Ge(2)] = 4
+    image_size: Own[PositiveInt] = 112
+    crop_pct: Own[Share] = 1.0
+
+    @property
+    def num_classes(self) -> int:
+        """People to train on."""
+        return len(self.sources["train"].names)
+
+    @override
+    def load(self) -> Mapping[str, PeopleSource]:
+        raise NotImplementedError
+
+    @cached_property
+    @override
+    def sources(self) -> Mapping[str, PeopleSource]:
+        return self.load()
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        """Name, and per split the size, the number of people and the content digest."""
+        identity = super().identity()
+        for name, source in self.sources.items():
+            identity["splits"][name]["people"] = len(source.names)
+        return identity
+
+    @override
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        """See `VisionDataModule.dataset`; training's is ordered in groups of K pictures of a person.
+
+        Raises:
+            DataError: the people and pictures do not suffice for the batches that are asked for.
+        """
+        if split != "train":
+            return super().dataset(split, augmented)
+        source, pictures = self.sources["train"], self.pictures_per_person
+        if lone := source.names[source.counts < 2].tolist():
+            raise DataError(
+                f"{self.title}: {lone[0]} has one picture only, and training compares two of a person "
+                f"({len(lone)} of {len(source.names)} people are so). Add pictures, or leave these people out: "
+                "--data.on_lone_picture skip."
+            )
+        whole = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        if self.batch_size % pictures and whole % pictures:
+            raise DataError(
+                f"--data.batch_size {self.batch_size} is no multiple of --data.pictures_per_person {pictures}."
+            )
+        people = whole // pictures
+        if people < 2:
+            raise DataError(f"A batch of {whole} has {people} people with {pictures} pictures: it takes two people.")
+        if len(source.names) < people:
+            raise DataError(
+                f"{self.title} has {len(source.names)} people to train on, fewer than the {people} of a batch: choose a "
+                f"--data.batch_size of {len(source.names) * pictures} at most, or more --data.pictures_per_person."
+            )
+        return PeopleDataset(source, self.transform(augmented), self.seed, pictures)
+
+    def divide_people(self, parts: Mapping[str, PeopleSource]) -> dict[str, PeopleSource]:
+        """Splits in which nobody is twice; those that are missing are drawn, always the same.
+
+        Args:
+            parts: see `VisionDataModule.divide`. Where there is none for validation, it is drawn from four people or more.
+
+        Raises:
+            DataError: there are too few people, or somebody is in two splits.
+        """
+        if "train" in parts or "all" in parts:
+            self._check_owners(parts)
+        divided = self.divide(parts, by_person, lambda train: by_person(train) if len(train.names) > 3 else None)
+        if "train" not in divided:  # a set that is only for the test
+            return divided
+        for name in ("train", "val"):
+            if name not in divided or len(divided[name].names) < 2:
+                people = np.unique(np.concatenate([part.names for part in parts.values()]))
+                raise DataError(
+                    f"{self.title} has {len(people)} people, too few for splits by person: it takes two to train on, two "
+                    "for validation and, without a test set, two for the test."
+                )
+        if not (divided["val"].counts > 1).any():
+            raise DataError(
+                f"{self.title}: nobody in the validation split has two pictures, so that nothing can be measured."
+            )
+        return divided
+
+    def _check_owners(self, parts: Mapping[str, PeopleSource]) -> None:
+        owners: dict[str, str] = {}
+        for part in sorted(parts):
+            for person in parts[part].names.tolist():
+                if owners.setdefault(person, part) != part:
+                    raise DataError(
+                        f"{self.title}: {person} is in the split {owners[person]} and in {part}. People are tested who were "
+                        "not seen in training: keep all pictures of a person in one split."
+                    )
+
+
+def by_person(source: PeopleSource) -> tuple[PeopleSource, PeopleSource]:
+    """The rest, and the pictures of 15 % of the people, two at least, always the same."""
+    count = len(source.names)
+    chosen = np.random.default_rng(0).permutation(count)[: max(2, round(SHARE * count))]
+    drawn = np.isin(source.labels, chosen)
+    return source.subset(~drawn), source.subset(drawn)

@@ -1,0 +1,183 @@
+"""Images with a label each, in memory or in files: of a class, a domain or a person."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, Source
+from datamodules.images import inspect_images, read_image
+
+
+class Labelled(Source, Protocol):
+    """A source whose samples have a ``label``."""
+
+    labels: NDArray[np.int64]
+
+
+class LabelledSource:
+    """Labelled images.
+
+    Args:
+        images: uint8 N×H×W×C; or the paths of N files, as one array, since a list of Python strings grows in every worker
+            process.
+        labels: int64 N.
+        channels: 3 to read files as RGB, 1 as grey.
+        digests: content digest of each file, once `inspect_images` has found them.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        labels: NDArray[np.int64],
+        channels: int = 3,
+        digests: NDArray[np.str_] | None = None,
+    ) -> None:
+        self.images, self.labels, self.channels, self._digests = images, labels, channels, digests
+        self.paths: NDArray[np.str_] | None = images if images.dtype.kind == "U" else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """An image, uint8 H×W×C."""
+        return self.images[index] if self.paths is None else read_image(str(self.paths[index]), self.channels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.image(index), "label": self.labels[index]}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Several samples at once, stacked; their images have one size."""
+        images = self.images[indices] if self.paths is None else np.stack([self.image(i) for i in indices])
+        return {"image": images, "label": self.labels[indices]}
+
+    def _parts(self, indices: NDArray[Any]) -> tuple[Any, ...]:
+        digests = None if self._digests is None else self._digests[indices]
+        return self.images[indices], self.labels[indices], self.channels, digests
+
+    def subset(self, indices: NDArray[Any]) -> Self:
+        """The samples at these positions."""
+        return type(self)(*self._parts(indices))
+
+    @property
+    def digests(self) -> NDArray[np.str_]:
+        """Content digest of each file."""
+        assert self.paths is not None
+        return inspect_images(self.paths)["digest"].to_numpy(np.str_) if self._digests is None else self._digests
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        if self.paths is None:
+            content = self.images.tobytes() + self.labels.tobytes()
+        else:
+            lines = [f"{digest} {label}" for digest, label in zip(self.digests, self.labels, strict=True)]
+            content = "\n".join(lines).encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class PeopleSource(LabelledSource):
+    """Pictures with the people on them. Samples have ``image``, ``identity`` (the label) and ``index`` (the place).
+
+    Args:
+        images: see `LabelledSource`.
+        people: the name of the person on each, str N.
+        channels: see `LabelledSource`.
+        digests: see `LabelledSource`.
+        pairs: a verification protocol on them, int64 M×4: the places of two pictures, whether they are of one person, and
+            the fold.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        people: NDArray[np.str_],
+        channels: int = 3,
+        digests: NDArray[np.str_] | None = None,
+        pairs: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.people, self.pairs = people, pairs
+        self.names, labels = np.unique(people, return_inverse=True)
+        super().__init__(images, labels, channels, digests)
+
+    @override
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.image(index), "identity": self.labels[index], "index": np.int64(index)}
+
+    @override
+    def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        batch = super().batch(indices)
+        return {"image": batch["image"], "identity": batch["label"], "index": np.asarray(indices)}
+
+    @override
+    def subset(self, indices: NDArray[Any]) -> "PeopleSource":  # without the protocol, whose places they were
+        images, _, *rest = self._parts(indices)
+        return PeopleSource(images, self.people[indices], *rest)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each of ``names``."""
+        return np.bincount(self.labels, minlength=len(self.names))
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        content = self.images.tobytes() if self.paths is None else "\n".join(self.digests).encode()
+        return hashlib.blake2b(content + "\n".join(self.people).encode(), digest_size=16).hexdigest()
+
+
+class JoinedSource:
+    """Labelled images of one source after those of another.
+
+    Args:
+        sources: they number their classes alike.
+    """
+
+    def __init__(self, *sources: LabelledSource) -> None:
+        self.sources = sources
+        self.labels = np.concatenate([source.labels for source in sources])
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[which][index - int(self._ends[which]) + len(self.sources[which])]
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        return hashlib.blake2b("".join(s.digest for s in self.sources).encode(), digest_size=16).hexdigest()
+
+
+def few(
+    source: LabelledSource, number: int, label_names: Sequence[str], seed: int, option: str = "--data.train_per_class"
+) -> LabelledSource:
+    """So many images of each class.
+
+    Args:
+        source: what they are drawn from.
+        number: of each class.
+        label_names: names of the classes.
+        seed: the same one draws the same images, and a smaller number a part of what a larger one does.
+        option: what the number is called where it was given.
+
+    Raises:
+        DataError: a class has fewer, or the number is under 1.
+    """
+    if number < 1:
+        raise DataError(f"{option} must be at least 1, not {number}.")
+    generator, chosen = np.random.default_rng(seed), []
+    for label, name in enumerate(label_names):
+        own = np.flatnonzero(source.labels == label)
+        if len(own) < number:
+            raise DataError(
+                f"Class {name!r} has {len(own)} images to train on, fewer than {option} {number}: give a smaller number."
+            )
+        chosen.append(generator.permutation(own)[:number])
+    return source.subset(np.sort(np.concatenate(chosen)))
