@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 from conftest import ROOT
 
 from pipelines import __main__ as door
+from pipelines.engine.cli import SUBCOMMANDS
 from pipelines.engine.task import find_task
+from pipelines.engine.terminal import ProgressBar
 
 
 def test_every_task_and_command_has_its_line_at_the_door() -> None:
@@ -37,6 +40,23 @@ def test_a_name_is_started_as_its_module_is() -> None:
         for way in (("pipelines", "convert"), ("pipelines.convert",))
     ]
     assert help_text[0].stdout == help_text[1].stdout != ""
+
+
+def test_the_help_of_a_task_is_about_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        find_task("facenet").main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: python -m pipelines.facenet" in text
+    assert "enrol, identify, verify, cluster, align" in text
+    for name, about in SUBCOMMANDS.items():
+        assert f"{name} {about}" in text
+
+
+def test_the_progress_bar_counts_epochs_from_one() -> None:
+    bar = ProgressBar()
+    for epochs, shown in ((2, "Epoch 2 of 2"), (-1, "Epoch 2")):
+        bar.setup(L.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False), L.LightningModule(), "fit")
+        assert bar._get_train_description(1).strip() == shown
 
 
 def test_mlflow_run_has_an_entry_for_each_task() -> None:

@@ -19,9 +19,10 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from datamodules import ImageFolder
-from modules import ClassificationModule
+from modules import BackboneError, ClassificationModule
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
+from pipelines.engine.start import with_start
 from pipelines.serving import registry
 from pipelines.serving import store as storage
 
@@ -51,6 +52,25 @@ def test_only_a_better_version_becomes_champion(trained: VisionCLI) -> None:
     assert "forced" in registry.promote("two", "2", alias="challenger", force=True)
     assert "two version 1 is challenger: test.accuracy" in registry.promote("two", "1", alias="challenger")
     assert float(client.get_model_version("two", "1").tags["test.accuracy"]) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("two", "give models:/two/2, or models:/two@ALIAS"),
+        ("two/1", "give models:/two/1, or"),
+        ("models:/two", "give models:/two/2, or"),
+        ("models:/two/7", "two has no version 7; it has 1, 2"),
+        ("models:/two@nobody", "two has no version nobody; it has 1, 2"),
+        ("models:/deux/1", "No model 'deux' is registered in .*; registered are: .*two"),
+    ],
+)
+def test_an_address_that_is_none_is_put_right(trained: VisionCLI, address: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        registry.load(address)
+    if address == "two":
+        with pytest.raises(BackboneError, match="Registered is models:/two"):
+            with_start(["fit", "--start", address], ClassificationModule)
 
 
 def test_a_saved_model_measures_what_it_did_in_training(trained: VisionCLI) -> None:
@@ -185,7 +205,7 @@ def test_unknown_names_are_told(trained: VisionCLI) -> None:
         registry.promote("tow")
     with pytest.raises(ValueError, match="no version 9; it has 1, 2"):
         registry.promote("two", "9")
-    with pytest.raises(ValueError, match="models:/tow@champion is not in the registry"):
+    with pytest.raises(ValueError, match="No model 'tow' is registered"):
         registry.load("models:/tow@champion")
 
 

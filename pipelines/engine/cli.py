@@ -73,6 +73,7 @@ class VisionCLI(LightningCLI):
         args: Sequence[str],
         callbacks: Sequence[L.Callback] = (),
         start: Start | None = None,
+        commands: Sequence[str] = (),
     ) -> None:
         self.task, self.default_data, self.callbacks, self.start = task, default_data, callbacks, start
         self.rows: dict[str, str] = {}
@@ -86,6 +87,11 @@ class VisionCLI(LightningCLI):
         usage = (
             "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
         )
+        about = (
+            f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data.split('.')[-1]}."
+        )
+        if commands:
+            about += f" Of a trained model, each with its own --help: {', '.join(commands)}."
         try:
             super().__init__(
                 module_class,
@@ -104,7 +110,8 @@ class VisionCLI(LightningCLI):
                 },
                 parser_kwargs={
                     "exit_on_error": False,
-                    "description": f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data}.",
+                    "prog": f"python -m pipelines.{task}",
+                    "description": about,
                     **{
                         name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
                         for name, text in SUBCOMMANDS.items()
@@ -121,6 +128,13 @@ class VisionCLI(LightningCLI):
         """The subcommands, and the arguments of the trainer's methods that are not for users."""
         ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for (
+            choice
+        ) in parser._subcommands_action._choices_actions:  # Lightning's have the words of the trainer's methods
+            choice.help = SUBCOMMANDS[choice.dest]
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lets the help begin with what users set most."""
@@ -166,19 +180,6 @@ class VisionCLI(LightningCLI):
 
         known.__name__ = name
         return known
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reads the command line and its recipes.
-
-        Raises:
-            UsageError: a recipe is no text.
-        """
-        try:
-            super().parse_arguments(parser, args)
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"A file given with --config is no text in UTF-8 ({error.reason}): give a recipe in YAML."
-            ) from None
 
     def _set_seed(self) -> None:
         """Seeds all generators.
@@ -300,7 +301,9 @@ class VisionCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**{**given, **extra})
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
-            raise UsageError(f"There is no such trainer: {' '.join(str(error).split())} See --help.") from error
+            raise UsageError(
+                f"There is no such trainer: {' '.join(str(error).split())} See python -m pipelines.{self.task} fit --help."
+            ) from error
         if launcher and (objection := launcher.objection(trainer.world_size)):
             raise UsageError(objection)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -41,9 +41,10 @@ def command(
         args: the command line; None takes the process's own.
         name: what is started, after ``python -m pipelines.``; by default the function's name.
     """
-    with mistakes():
+    name = name or str(getattr(function, "__name__", ""))
+    with mistakes(name):
         if callable(function):
-            parser = _parser(function, name or function.__name__)
+            parser = _parser(function, name)
             given = parser.instantiate(parser.parse_args(args))
         else:
             parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}")
@@ -85,10 +86,11 @@ def refuse(message: str) -> NoReturn:
 
 
 @contextmanager
-def mistakes(*kinds: type[Exception]) -> Iterator[None]:
+def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
     """What every command runs in: a mistake of the user's is told as `refuse` does; what is none stays an error.
 
     Args:
+        name: what is started, after ``python -m pipelines.``
         kinds: errors that are mistakes; by default those that a command which trains nothing raises of itself.
     """
     quieten()
@@ -105,7 +107,7 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except ArgumentError as error:
-        refuse(_plain(str(error)))
+        refuse(_plain(str(error), name))
     except (MlflowException, RequestException) as error:
         if not isinstance(error, kinds):
             raise
@@ -131,10 +133,10 @@ WORDS = {
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping", "list": "a list"}
 
 
-def _plain(message: str) -> str:
+def _plain(message: str, command: str) -> str:
     """What jsonargparse says of an option, in a sentence that names the option, the value and the way out."""
-    see = " See --help, or --data.help NAME."
     option = "--" + ".".join(re.findall('Parser key "([^"]+)"', message))
+    see = f" See python -m pipelines.{command} --help{', or --data.help NAME' if option.startswith('--data') else ''}."
     if out := re.search(r"Input should be ([^\[]*?)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):
         bound, value = out.groups()  # jsonargparse takes a bound out of the text that is the value itself
         if bound.strip() == "less than inf" or (bound.strip() == "less than" and value == "inf"):
@@ -143,8 +145,21 @@ def _plain(message: str) -> str:
         for said, word in WORDS.items():
             bound = re.sub(said, word, bound)
         return f"{option} must be {bound}, not {value}."
-    if lacking := re.search(r"the following arguments are required: ([\w, ]+)", message):
-        return f"{option} also needs {' and '.join(f'{option}.{name}' for name in lacking[1].split(', '))}.{see}"
+    if lacking := re.search(r"the following arguments are required: ([\w.]+\w(?:, [\w.]+\w)*)", message):
+        names = lacking[1].split(", ")
+        if option != "--":
+            return f"{option} also needs {' and '.join(f'{option}.{name}' for name in names)}.{see}"
+        verb = f"{command} {names[0].rpartition('.')[0]}".strip()
+        needed = " and ".join(name.rpartition(".")[2] for name in names)
+        return f"{verb} also needs {needed}. See python -m pipelines.{verb} --help."
+    if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        choices = wrong[2].replace("'", "")
+        near = get_close_matches(wrong[1], choices.split(", "), 1)
+        return f"{command} has no {wrong[1]}, but {choices}.{f' Did you mean {near[0]}?' if near else ''}"
+    if "was not provided" in message:
+        return f"What shall {command} do?{see}"
+    if strange := re.search(r"unrecognized arguments: (.*)", message):
+        return f"{command} does not know what to do with {strange[1]}.{see}"
     if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message[: surplus.start()])
         return f"There is no {option}.{surplus[1]}{f': {owner[-1]} has no such setting' if owner else ''}.{see}"
@@ -160,8 +175,10 @@ def _plain(message: str) -> str:
         ]
         near = get_close_matches(name[1], known, 1)
         where = message.partition(":")[0] if option == "--" else option
+        if name[1] in near:
+            return f"{name[1]} is none of what {command} takes for {where}.{see}"
         return f"There is no {name[1]} for {where}.{f' Did you mean {near[0]}?' if near else ''}{see}"
     if given and (kinds or choices):
         wanted = " or ".join([*dict.fromkeys(kinds), *([f"one of {choices}"] if choices else [])])
         return f"{option} must be {wanted}, not {given[1]}.{see}"
-    return " ".join(message.split()) + see
+    return " ".join(re.sub('Parser key "([^"]+)"', r"--\1", message).split()) + see

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import psutil
+import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from pipelines.engine.command import UsageError
@@ -97,6 +98,35 @@ def expand(args: Sequence[str]) -> list[str]:
         else:
             result.append(arg)
     return result
+
+
+def recipes(args: Sequence[str]) -> list[str]:
+    """What is given with ``--config``, which need not be a file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    return list(parser.parse_known_args(args)[0].config)
+
+
+def check_recipes(args: Sequence[str]) -> None:
+    """Makes sure that the files given with ``--config`` are recipes.
+
+    Raises:
+        UsageError: one is none.
+    """
+    for file in filter(os.path.isfile, recipes(args)):
+        try:
+            settings = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from None
+        except UnicodeDecodeError:
+            weights = (
+                " Weights go with --ckpt_path, or with --start." if file.endswith((".ckpt", ".safetensors")) else ""
+            )
+            raise UsageError(f"--config {file} is no text in UTF-8: give a recipe in YAML.{weights}") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(settings, dict):
+            raise UsageError(f"--config {file} is no recipe: it has no settings such as model: and trainer: in it.")
 
 
 def with_recipe(args: Sequence[str]) -> list[str]:

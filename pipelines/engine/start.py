@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
+from pipelines.engine.launch import recipes
 from pipelines.serving import registry
 from pipelines.serving.store import load_model, read_description
 
@@ -65,13 +66,12 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
     """
     verb, *rest = args
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
     for name in ("--start", "--output", "--ckpt_path"):
         parser.add_argument(name)
     given, _ = parser.parse_known_args(rest)
     settings: dict[str, Any] = {}
-    for file in given.config:
-        settings |= _recipe(file)
+    for recipe in recipes(rest):
+        settings |= _recipe(recipe)
     address, output, file = (
         value if (value := getattr(given, name)) is not None else settings.get(name)
         for name in ("start", "output", "ckpt_path")
@@ -130,9 +130,10 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
             saved = read_description(place)
             name, architecture = saved["class_path"].rpartition(".")[2], saved["module"]
         else:
+            hint = f" Registered is models:/{address}." if registry.versions_of(address) else ""
             raise BackboneError(
                 f"--start {address} is no trained network: give a registered model (models:/NAME@ALIAS), the folder that "
-                "`registry load` wrote, with architecture.yaml and model.safetensors, or a best.ckpt."
+                f"`registry load` wrote, with architecture.yaml and model.safetensors, or a best.ckpt.{hint}"
             )
     except BackboneError:
         raise

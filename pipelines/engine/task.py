@@ -45,9 +45,12 @@ class Task:
             callbacks: of the trainer, beside those that the command line names.
         """
         given = launch.expand(sys.argv[1:] if args is None else args) or ["fit"]
-        with mistakes(*MISTAKES):
+        with mistakes(self.name, *MISTAKES):
+            launch.check_recipes(given)
             whole, start = with_start(launch.with_recipe(given), self.module_class)
-            return VisionCLI(self.name, self.module_class, self.default_data, whole, callbacks, start)
+            return VisionCLI(
+                self.name, self.module_class, self.default_data, whole, callbacks, start, [*self._commands]
+            )
 
     def main(self, args: Sequence[str] | None = None) -> None:
         """The whole command line: training and evaluation, which end with a table, and the task's own commands.
@@ -56,11 +59,14 @@ class Task:
             args: the command line; None takes the process's own.
         """
         given = list(sys.argv[1:] if args is None else args)
-        own = {function.__name__: function for function in self.commands}
-        if given and given[0] in own:
-            command(own[given[0]], given[1:], f"{self.name} {given[0]}")
+        if given and given[0] in self._commands:
+            command(self._commands[given[0]], given[1:], f"{self.name} {given[0]}")
         else:
             print_table(self.name.replace("_", " "), self(given).rows)
+
+    @property
+    def _commands(self) -> dict[str, Callable[..., str]]:
+        return {function.__name__: function for function in self.commands}
 
 
 def find_task(name: str) -> Task:

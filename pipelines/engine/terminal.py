@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import override
 
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
@@ -44,6 +45,12 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+    @override
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs or -1
+        text = f"Epoch {current_epoch + 1}{f' of {epochs}' if epochs > 0 else ''}"  # Lightning counts from zero
+        return f"{text:{len(self.validation_description)}}"
 
 
 class Summary(L.Callback):

@@ -431,10 +431,25 @@ def model_folder(address: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(address))
     except mlflow.MlflowException as error:
+        _find(address)
         raise ValueError(f"{address} is not in the registry {mlflow.get_registry_uri()}: {error.message}") from None
     for file in folder.rglob("architecture.yaml"):
         return file.parent
     raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
+
+
+def _find(address: str) -> None:
+    """Says what is wrong with an address.
+
+    Raises:
+        ValueError: there is no such model, alias or version, or it is written in another way.
+    """
+    name, sign, version = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", address).groups()  # type: ignore[union-attr]
+    found = _version(name, f"{sign.strip('/')}{version}" or None)
+    if not (address.startswith("models:/") and version):
+        raise ValueError(
+            f"{address} is no address of a registered model: give models:/{name}/{found.version}, or models:/{name}@ALIAS."
+        )
 
 
 def pinned(address: str) -> str:
