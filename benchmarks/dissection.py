@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from datamodules import Digits
-from datamodules.detection.scenes import INK
+from datamodules.annotated.scenes import INK
 from pipelines.samples import dissect
 from pipelines.segmentation import segmentation
 

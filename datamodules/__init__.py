@@ -4,15 +4,20 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 
-from datamodules.base import DataError, VisionDataModule
-from datamodules.detection import (
+from datamodules.annotated import (
     COCODetection,
+    COCOSegmentation,
     CSVDetection,
     DetectionDataModule,
+    DigitMasks,
     DigitScenes,
+    MaskFolder,
+    SegmentationDataModule,
     VOCDetection,
+    VOCSegmentation,
     YOLODetection,
 )
+from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
 from datamodules.labelled import (
     CIFAR10,
@@ -35,7 +40,6 @@ from datamodules.labelled import (
 )
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
-from datamodules.segmentation import COCOSegmentation, DigitMasks, MaskFolder, SegmentationDataModule, VOCSegmentation
 
 __all__ = [
     "CIFAR10",

@@ -101,6 +101,12 @@ def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
     return sorted(found)
 
 
+def turned(file: str) -> bool:
+    """Whether an image's EXIF tag lays it on its side."""
+    with Image.open(file) as image:
+        return image.getexif().get(0x0112, 1) > 4
+
+
 def warn_of_left_out(files: Sequence[Path]) -> None:
     """Warns of files that are not read, with their number, kinds and the first one's name."""
     if files:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodules import DataError
-from datamodules.writers import AnswerFormat
+from datamodules.annotated.writers import AnswerFormat
 from modules import DetectionModule
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from datamodules import COCODetection, CSVDetection, DataError, DigitScenes, VOCDetection, YOLODetection
+from datamodules.annotated import BoxFiles, Mixing
+from datamodules.annotated.mixing import boxes_of, mosaic
 from datamodules.augmentations import evaluation
-from datamodules.detection import BoxFiles, Mixing
-from datamodules.mixing import boxes_of, mosaic
 from modules import DetectionModule
 from pipelines.convert import convert
 from pipelines.detection import detection

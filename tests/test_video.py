@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules import DigitScenes
-from datamodules.detection import Sprites
+from datamodules.annotated import Sprites
 from datamodules.options import Preprocessing
 from modules import ClassificationModule, DetectionModule
 from pipelines import predict

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import DataError, listed
+from datamodules.finding import paths_in
 from datamodules.images import (
     EXTENSIONS,
     KINDS,
@@ -30,7 +31,6 @@ from datamodules.labelled.base import ClassificationDataModule, LabelledDataModu
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
 from datamodules.options import Files, Folder
-from datamodules.readers import paths_in
 from datamodules.splits import SPLITS, split_folders, stratified
 from datamodules.tables import by_split, check_table, read_table, spelled, text_of, warn_of_alike
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 from typing_extensions import override
 
+from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
-from datamodules.writers import AnswerFormat, AnswerWriter
 from modules import VisionModule
 from modules.detection.tiles import joined
 from pipelines.engine.disk import write_image, write_text

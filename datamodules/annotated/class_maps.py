@@ -13,12 +13,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.base import DataError, listed
-from datamodules.detection import COCODetection
-from datamodules.images import EXTENSIONS, check_images, folded, images_in, read_image, sub_folders, warn_of_shared
-from datamodules.options import Files, Own
-from datamodules.segmentation.base import IGNORE, Pictures, SegmentationDataModule, WindowSide, drawn
-from datamodules.segmentation.masks import (
+from datamodules.annotated.readers.coco import COCODetection
+from datamodules.annotated.readers.masks import (
     BLURRED,
     TABLES,
     Classes,
@@ -30,14 +26,29 @@ from datamodules.segmentation.masks import (
     look,
     read_classes,
     read_values,
-    turned,
     voc_classes,
 )
-from datamodules.segmentation.pairing import by_stem, files_below, matched, named
-from datamodules.splits import SPLITS, by_split_name
+from datamodules.annotated.readers.pairing import by_stem, files_below, matched, named
+from datamodules.annotated.sample import IGNORE
+from datamodules.annotated.segmentation import Pictures, SegmentationDataModule, WindowSide
+from datamodules.base import DataError, listed
+from datamodules.images import (
+    EXTENSIONS,
+    check_images,
+    folded,
+    images_in,
+    read_image,
+    sub_folders,
+    turned,
+    warn_of_shared,
+)
+from datamodules.options import Files, Own
+from datamodules.splits import SPLITS, by_split_name, drawn
 from datamodules.tables import text_of
 
 TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
+
+
 MASKED = ("masks", "mask", "annot", "labels")  # what a folder of masks beside one of images is called
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.base import DataError
-from datamodules.segmentation.base import IGNORE, MOST
 from datamodules.tables import text_of
 
 BLURRED = 64  # different unknown values in a mask that speak of a lossy file
 TABLES = ("classes.csv", "_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")
 UNCOUNTED = ("ignore", "void")
 Kind = Literal["numbers", "colours", "binary"]
-COLUMNS = {
+SYNONYMS = {
     "class": "name",
     "label": "name",
     "pixel value": "value",
@@ -342,7 +342,7 @@ def _class_rows(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
     head = lines[0] if lines else ""
     mark = next((mark for mark in (",", ";", "\t") if mark in head), ",")
     table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
-    columns = [COLUMNS.get(cell.lower(), cell.lower()) for cell in (table[0] if table else [])]
+    columns = [SYNONYMS.get(cell.lower(), cell.lower()) for cell in (table[0] if table else [])]
     wrong = f"{file} is not a table of classes: its columns are name, or name and value, or name, r, g, b"
     if "name" not in columns:
         raise DataError(f"{wrong}, not {head[:80]!r}.")
@@ -414,9 +414,3 @@ def by_order(classes: Classes, files: Sequence[str]) -> Classes:
     if classes.kind != "colours" or grey or not are_numbers(files):
         return classes
     return Classes(classes.names, dict(enumerate(classes.numbers.values())))
-
-
-def turned(file: str) -> bool:
-    """Whether an image's EXIF tag lays it on its side."""
-    with PIL.Image.open(file) as image:
-        return image.getexif().get(0x0112, 1) > 4

@@ -1,7 +1,6 @@
-"""Boxes and outlines: what a file says of an image, the checks, and the arrays that training reads."""
+"""Checks of boxes and outlines: what is wrong with them, and what they become."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,114 +8,8 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
+from datamodules.annotated.sample import DESCRIBED, Annotations, BoxFormat, Record
 from datamodules.base import DataError, listed
-
-BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
-DESCRIBED = {
-    "xyxy": "xmin, ymin, xmax, ymax",
-    "xywh": "x, y, width, height",
-    "voc": "xmin, ymin, xmax, ymax",
-    "yolo": "centre x, centre y, width, height as shares of the image",
-}
-COLUMNS = ("xmin", "ymin", "xmax", "ymax")
-
-
-@dataclass
-class Box:
-    """One object as a file has it.
-
-    Attributes:
-        values: the four numbers as written.
-        label: what the file calls its class; None where it does not.
-        number: where it stands in the file.
-        ignore: a crowd, or difficult.
-        outline: as the file has it, unchecked: polygons, each [x, y, x, y, …] in pixels, or a run-length code of COCO's; an
-            array N×2 in shares of the image, as YOLO has it.
-        area: of the object in pixels, as the file has it; NaN where it does not.
-    """
-
-    values: Sequence[float]
-    label: Any
-    number: int | str
-    ignore: bool = False
-    outline: Any = None
-    area: float = float("nan")
-
-
-@dataclass
-class Record:
-    """One image with its objects, as a file has them.
-
-    Attributes:
-        path: the image.
-        file: where its boxes are written.
-        size: height and width that the file says the image has.
-        boxes: its objects.
-    """
-
-    path: str
-    file: str
-    size: tuple[int, int] | None = None
-    boxes: list[Box] = field(default_factory=list)
-
-
-@dataclass
-class Annotations:
-    """The boxes of a split in flat arrays: lists of Python objects would grow in every worker process.
-
-    Attributes:
-        paths: N images.
-        sizes: int64 N×2, height and width.
-        digests: N content digests of the images.
-        starts: int64 N+1; the boxes of image i are those from starts[i] to starts[i + 1].
-        boxes: float32 M×4, xyxy in pixels.
-        labels: int64 M, from 0.
-        ignore: bool M.
-        outlines: M run-length codes of COCO's, or None where masks are not asked for.
-        areas: float32 M, of the objects in pixels, where the files have them; by them objects are small, medium or large.
-    """
-
-    paths: NDArray[np.str_]
-    sizes: NDArray[np.int64]
-    digests: NDArray[np.str_]
-    starts: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignore: NDArray[np.bool_]
-    outlines: NDArray[np.bytes_] | None = None
-    areas: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def subset(self, indices: NDArray[np.intp]) -> "Annotations":
-        """The images at these positions, with their boxes."""
-        kept = [np.arange(self.starts[i], self.starts[i + 1]) for i in indices]
-        rows = np.concatenate([np.zeros(0, np.int64), *kept])
-        return replace(
-            self,
-            paths=self.paths[indices],
-            sizes=self.sizes[indices],
-            digests=self.digests[indices],
-            starts=np.cumsum([0, *map(len, kept)]),
-            boxes=self.boxes[rows],
-            labels=self.labels[rows],
-            ignore=self.ignore[rows],
-            outlines=None if self.outlines is None else self.outlines[rows],
-            areas=None if self.areas is None else self.areas[rows],
-        )
-
-    def masks(self, index: int) -> NDArray[np.uint8]:
-        """The masks of an image's objects, uint8 N×H×W of 0 and 1."""
-        assert self.outlines is not None
-        height, width = map(int, self.sizes[index])
-        rows = range(self.starts[index], self.starts[index + 1])
-        codes = [{"size": [height, width], "counts": self.outlines[row]} for row in rows]
-        return (
-            np.ascontiguousarray(rle.decode(codes).transpose(2, 0, 1))
-            if codes
-            else np.zeros((0, height, width), np.uint8)
-        )
 
 
 def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat) -> NDArray[np.float64]:

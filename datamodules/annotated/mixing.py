@@ -1,6 +1,7 @@
 """Samples made of several others: mosaic, mixup, copy-paste. Boxes, masks and class maps stay exact."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -8,10 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.augmentations import GREY
+from datamodules.base import settle
+from datamodules.options import NonNegativeInt, Probability
 
 Sample = dict[str, Any]
 VISIBLE = 0.4  # least share of an object that must remain
 SIDE = 2  # least side of a box that remains, in pixels
+
+
+@dataclass
+class Mixing:
+    """How often training samples are made of several pictures.
+
+    Args:
+        mosaic: probability of four pictures around a random centre, in [0, 1].
+        mixup: probability of another picture shining through, in [0, 1].
+        copy_paste: probability of objects of another picture in front, in [0, 1]; it takes masks.
+        plain_epochs: last epochs of a training in which none of these is done, so that it ends on pictures as they are
+            (Ge et al. 2021, arXiv:2107.08430).
+    """
+
+    mosaic: Probability = 0.0
+    mixup: Probability = 0.0
+    copy_paste: Probability = 0.0
+    plain_epochs: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        settle(self, "--data.mixing")
 
 
 def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -11,14 +11,17 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
+from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import Strength, padding, training_with_masks
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
 from datamodules.options import Own, PositiveInt, Preprocessing
 
-IGNORE = 255  # id of pixels that count for nothing
-MOST = 255  # classes, since ids are bytes
 KEPT = 256 << 20  # bytes of decoded pictures that are kept, for each process
+
+
 WindowSide = Annotated[int, Ge(16)]
+
+
 Weighting = Literal["none", "median", "sqrt"]
 
 
@@ -239,16 +242,3 @@ class SegmentationDataModule(VisionDataModule):
                 counts = source.counts[: len(self.label_names)].tolist()  # type: ignore[attr-defined]
                 part["pixels"] = dict(zip(self.label_names, counts, strict=True))
         return identity
-
-
-def drawn(count: int) -> dict[str, Sequence[int]]:
-    """Splits of pictures that come without any: 15 % for the test and 15 % for validation, always the same.
-
-    Raises:
-        DataError: there are too few.
-    """
-    if count < 3:
-        raise DataError(f"{count} pictures are too few to draw some for validation and test: add more, or name splits.")
-    order, share = np.random.default_rng(0).permutation(count), max(1, round(0.15 * count))
-    parts = {"train": order[2 * share :], "val": order[share : 2 * share], "test": order[:share]}
-    return {name: np.sort(part).tolist() for name, part in parts.items()}

@@ -18,17 +18,24 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
+from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
+from datamodules.annotated.mixing import VISIBLE, boxes_of
+from datamodules.annotated.segmentation import Pictures, SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule
-from datamodules.detection.base import DetectionDataModule, DetectionDataset
 from datamodules.labelled import Digits
-from datamodules.mixing import VISIBLE, boxes_of
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
+from datamodules.splits import SPLITS
 
 VERSION = 2  # a change of what is drawn is a change of the data
+
+
 INK = 64  # what is brighter belongs to the object
+
+
 COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
+
+
 KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
-SPLITS = ("train", "val", "test")
 
 
 class Sprites:
@@ -290,3 +297,42 @@ class DigitScenes(Scenes, DetectionDataModule):
         if augmented and self.mixing.copy_paste:
             dataset.source = self.sources[split].with_masks()  # type: ignore[attr-defined]
         return dataset
+
+
+class _ScenePictures:
+    """The scenes of a split; each is of the same size.
+
+    Args:
+        scenes: with masks.
+    """
+
+    def __init__(self, scenes: Any) -> None:
+        self.scenes, self.digest = scenes, scenes.digest
+        self.sizes = np.full((len(scenes), 2), scenes.size, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.scenes[index]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitMasks(Scenes, SegmentationDataModule):
+    """Scenes composed from real digits with a class map, background and ten digits, exact to the pixel; see `Scenes`.
+
+    Args:
+        image_size: side of the square windows that the network sees, in pixels; None takes ``scene_size``.
+    """
+
+    image_size: Own[WindowSide] = OWN
+    flip: Own[bool] = False  # it would change digits
+    label_names: ClassVar[list[str]] = ["background", *(str(digit) for digit in range(10))]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_size = self.image_size or self.scene_size
+
+    def pictures(self) -> dict[str, Pictures]:
+        """See `SegmentationDataModule.pictures`."""
+        return {name: _ScenePictures(source) for name, source in self.scenes(masks=True).items()}

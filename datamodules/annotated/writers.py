@@ -17,7 +17,7 @@ import yaml
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from datamodules.annotations import COLUMNS
+from datamodules.annotated.sample import COLUMNS
 from datamodules.base import DataError, Source
 from datamodules.splits import SPLITS
 

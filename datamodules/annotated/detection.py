@@ -12,32 +12,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
+from datamodules.annotated.writers import FileFormat, Writer
 from datamodules.augmentations import Strength, evaluation, training_with_boxes
-from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule, settle
-from datamodules.mixing import VISIBLE, Sample, boxes_of, copy_paste, mixup, mosaic
-from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing, Probability
-from datamodules.writers import FileFormat, Writer
-
-
-@dataclass
-class Mixing:
-    """How often training samples are made of several pictures.
-
-    Args:
-        mosaic: probability of four pictures around a random centre, in [0, 1].
-        mixup: probability of another picture shining through, in [0, 1].
-        copy_paste: probability of objects of another picture in front, in [0, 1]; it takes masks.
-        plain_epochs: last epochs of a training in which none of these is done, so that it ends on pictures as they are
-            (Ge et al. 2021, arXiv:2107.08430).
-    """
-
-    mosaic: Probability = 0.0
-    mixup: Probability = 0.0
-    copy_paste: Probability = 0.0
-    plain_epochs: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        settle(self, "--data.mixing")
+from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
+from datamodules.options import OWN, Own, PositiveInt, Preprocessing
 
 
 class DetectionDataset(KeyedDataset):

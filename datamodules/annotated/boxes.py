@@ -1,0 +1,307 @@
+"""Image files with boxes: checked once, cut into pieces where they are large."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+
+from datamodules.annotated.checks import compiled, in_shares
+from datamodules.annotated.detection import DetectionDataModule
+from datamodules.annotated.mixing import VISIBLE, Sample, selected
+from datamodules.annotated.sample import Annotations, BoxFormat, Record
+from datamodules.base import DataError, Source
+from datamodules.finding import Notes
+from datamodules.images import check_images, pieces, read_image, turned, warn_of_shared
+from datamodules.options import OWN, Files, Own, PositiveInt, Preprocessing
+from datamodules.splits import SPLITS
+
+KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
+
+
+class BoxSource:
+    """Image files with boxes, or pieces of them.
+
+    Args:
+        annotations: images, boxes and, where there are to be masks, outlines.
+        channels: 3 to read RGB, 1 to read grey.
+        tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
+    """
+
+    def __init__(self, annotations: Annotations, channels: int = 3, tile: int | None = None) -> None:
+        self.annotations, self.channels, self.tile = annotations, channels, tile
+        windows = [
+            (i, x, y)
+            for i, (height, width) in enumerate(annotations.sizes.tolist())
+            for x, y in pieces(height, width, tile or max(height, width))
+        ]
+        self.windows = np.array(windows, np.int64).reshape(-1, 3)
+        self._kept: dict[int, Sample] = {}  # images of which further pieces will be asked for
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def paths(self) -> NDArray[np.str_]:
+        """The image of each sample."""
+        return self.annotations.paths[self.windows[:, 0]]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each box."""
+        return self.annotations.labels
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        a = self.annotations
+        digest = hashlib.blake2b("\n".join(a.digests).encode(), digest_size=16)
+        for values in (a.starts, a.boxes, a.labels, a.ignore, self.windows):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for outline in () if a.outlines is None else a.outlines:
+            digest.update(outline)
+        return digest.hexdigest()
+
+    def _read(self, index: int) -> Sample:
+        """A whole image."""
+        if index in self._kept:
+            return self._kept[index]
+        a, rows = self.annotations, slice(self.annotations.starts[index], self.annotations.starts[index + 1])
+        image = read_image(str(a.paths[index]), self.channels)
+        if image.shape[:2] != tuple(a.sizes[index]):
+            raise DataError(f"{a.paths[index]} changed its size since it was checked: start again.")
+        sample: Sample = {"image": image, "boxes": a.boxes[rows], "labels": a.labels[rows], "ignore": a.ignore[rows]}
+        if a.areas is not None:
+            sample["area"] = a.areas[rows]
+        if a.outlines is not None:
+            sample["masks"] = masks = a.masks(index)
+            classes = np.zeros(image.shape[:2], np.uint8)
+            for mask, label, ignore in zip(masks, sample["labels"], sample["ignore"], strict=True):
+                classes[mask.view(bool) & (classes == 0)] = 255 if ignore else label + 1
+            sample["mask"] = classes
+        if self.tile:
+            self._kept[index] = sample
+            while len(self._kept) > 1 and sum(kept["image"].nbytes for kept in self._kept.values()) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        return sample
+
+    def __getitem__(self, index: int) -> Sample:
+        which, x, y = self.windows[index].tolist()
+        sample = self._read(which)
+        if self.tile:
+            part = slice(y, y + self.tile), slice(x, x + self.tile)
+            sample = sample | {"image": np.ascontiguousarray(sample["image"][part])}
+            height, width = sample["image"].shape[:2]
+            boxes = np.clip(
+                sample["boxes"] - np.array([x, y] * 2, np.float32), 0, np.array([width, height] * 2, np.float32)
+            )
+            before, after = ((b[:, 2:] - b[:, :2]).prod(1) for b in (sample["boxes"], boxes))
+            kept = (after >= VISIBLE * before) & (after > 0)
+            if "area" in sample:
+                sample["area"] = sample["area"] * (after / before)
+            if "masks" in sample:
+                masks = np.ascontiguousarray(sample["masks"][:, *part])
+                kept &= masks.any((1, 2))
+                sample |= {"masks": masks, "mask": sample["mask"][part]}
+            sample = selected(sample | {"boxes": boxes}, kept)
+        return sample | {"size": np.array(sample["image"].shape[:2], np.int64)}
+
+
+@dataclass(eq=False, repr=False)
+class BoxFiles(Files, DetectionDataModule):
+    """Base of the formats: images and boxes are checked once, before training.
+
+    Splits that are not there are drawn, always the same ones: 15 % of the images for the test and 15 % of the rest for
+    validation where nothing is split, 15 % for validation where only that lacks. The images of a class are not all drawn.
+
+    Args:
+        root: the folder or file.
+        masks: give masks too; every object needs an outline.
+        tile: cut larger images into squares of this side, in pixels, which overlap by a fifth; for photographs from the
+            air, whose objects are small. None leaves images whole.
+        on_bad_box: what a box that cannot be used means: stop and name it, or cut it off where it reaches outside and
+            drop it else, counted and listed.
+        image_size: side of the square images that the network sees, in pixels; None takes ``tile``, or 640.
+    """
+
+    noun: ClassVar[str] = "object"
+    remedy: ClassVar[str] = ""
+    box_format: BoxFormat = field(default="xyxy", init=False)
+
+    root: str
+    _: KW_ONLY
+    masks: bool = False
+    tile: PositiveInt | None = None
+    on_bad_box: Literal["error", "drop"] = "error"
+    image_size: Own[PositiveInt] = OWN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_size = self.image_size or self.tile or 640
+        if self.mixing.copy_paste and not self.masks:
+            raise DataError("--data.mixing.copy_paste takes masks: --data.masks true, with outlines in the files.")
+        self.notes = Notes()
+
+    @property
+    def title(self) -> str:
+        """The folder's or file's name."""
+        return Path(self.root).resolve().stem
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See `VisionDataModule.preprocessing`; a model that learned from pieces is shown pieces."""
+        return replace(super().preprocessing, tile=self.tile)
+
+    def read(self) -> tuple[dict[str, list[Record]], list[str]]:
+        """The images of each split (``all`` where nothing is split) and the names of the classes."""
+        raise NotImplementedError
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, list[Record]], list[str]]:
+        if not Path(self.root).exists():
+            raise DataError(f"There is no {Path(self.root).resolve()}: say where your images are with --data.root.")
+        splits, names = self.read()
+        self.notes.tell()
+        for what, groups in (("", [*splits.values()]), (" to train on", [splits.get("train", splits.get("all", []))])):
+            if not any(box for records in groups for record in records for box in record.boxes):
+                raise DataError(f"{Path(self.root).resolve()} has no boxes{what}, in {sum(map(len, groups))} images.")
+        return splits, names
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The classes' names, in the order of their numbers."""
+        return self._read[1]
+
+    def load(self) -> dict[str, Source]:
+        """See `VisionDataModule.load`."""
+        splits, names = self._read
+        records = [record for group in splits.values() for record in group]
+        paths = np.array([record.path for record in records], np.str_)
+        if not any(map(os.path.isfile, paths)):
+            raise DataError(
+                f"None of the {len(paths)} images is there; the first is {paths[0]}, named by {records[0].file}."
+            )
+        table, self.bad_files = check_images(paths, self.on_bad_file)
+        sizes = table[["height", "width"]].to_numpy(np.int64)
+        digests, good = table["digest"].to_numpy(dtype=np.str_), (table["error"] == "").to_numpy()
+        for k in np.flatnonzero(good):
+            said, seen = records[k].size, (int(sizes[k][0]), int(sizes[k][1]))
+            if said is not None and said != seen:
+                why = ""
+                if said[::-1] == seen:
+                    why = (
+                        " It is turned by its EXIF tag, which the boxes leave out."
+                        if turned(records[k].path)
+                        else " Width and height look interchanged."
+                    )
+                raise DataError(
+                    f"{records[k].file} says that {records[k].path} has {said[1]}×{said[0]} pixels, but it has "
+                    f"{seen[1]}×{seen[0]}.{why} Its boxes are of another picture: bring the two together."
+                )
+        self._scale(records, sizes)
+        parts: dict[str, Annotations] = {}
+        reports: dict[str, str] = {}
+        outlined = any(box.outline is not None for record in records for box in record.boxes)
+        start = 0
+        for name, group in splits.items():
+            rows = np.flatnonzero(good[start : start + len(group)]) + start
+            start += len(group)
+            kept = [records[k] for k in rows]
+            parts[name], report = compiled(kept, names, self.box_format, self.on_bad_box, sizes[rows], digests[rows],
+                                           self.noun, self.masks, outlined, self.remedy)  # fmt: skip
+            reports |= report
+        self._tell(reports)
+        self.bad_files |= reports
+        if "all" in parts and self.undivided:
+            return {"test": BoxSource(parts["all"], self.in_chans, self.tile)}
+        self.drawn = "all" in parts
+        if "all" in parts:
+            parts["train"] = parts.pop("all")
+            if len(parts["train"]) > 2:
+                parts["train"], parts["test"] = _drawn(parts["train"])
+        if "val" not in parts:
+            parts["train"], parts["val"] = _drawn(parts["train"])
+        files = {name: parts[name] for name in SPLITS if name in parts}
+        warn_of_shared({name: (part.paths, part.digests) for name, part in files.items()})
+        self._warn_of_rare(files["train"])
+        return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
+
+    def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
+        """Boxes that are to be in pixels, but all are shares of their images, to pixels."""
+        if self.box_format == "yolo" or not in_shares([box.values for record in records for box in record.boxes]).all():
+            return
+        first = next(record for record in records if record.boxes)
+        rank_zero_warn(
+            f"All boxes of {Path(self.root).resolve()} lie in the first pixel, so that they are shares of the images, and read so; the "
+            f"first is [{', '.join(f'{value:g}' for value in first.boxes[0].values)}] in {first.file}."
+        )
+        self.box_format = "xyxy" if self.box_format == "voc" else self.box_format
+        for record, (height, width) in zip(records, sizes.tolist(), strict=True):
+            for box in record.boxes:
+                box.values = (np.array(box.values) * (width, height, width, height)).tolist()
+
+    def _tell(self, report: dict[str, str]) -> None:
+        """Warns of boxes that were not taken as they are written."""
+        first = {what: place for place, what in reversed(report.items())}
+        counts = Counter(report.values())
+        if gone := counts["dropped"] + counts["cut off"]:
+            place = next(place for place, what in report.items() if what in ("dropped", "cut off"))
+            rank_zero_warn(
+                f"{counts['dropped']} boxes that cannot be used were dropped, {gone - counts['dropped']} were cut off at the "
+                f"edge; the first: {place}."
+            )
+        if copies := counts["a copy"]:
+            rank_zero_warn(f"{copies} boxes are there twice, and count once; the first: {first['a copy']}.")
+        if apart := counts["an outline apart"]:
+            rank_zero_warn(
+                f"{apart} objects have an outline that agrees with less than half of their box, as one for another size of the "
+                f"image would; the first: {first['an outline apart']}."
+            )
+        if shares := counts["in the first pixel"]:
+            rank_zero_warn(
+                f"{shares} boxes lie in the first pixel of their images: are they shares of the image? They are read as pixels; the "
+                f"first: {first['in the first pixel']}."
+            )
+        if boxed := counts["its own mask"]:
+            rank_zero_warn(
+                f"{boxed} objects have a box but no outline, while others have: the box is taken as their mask; the first: "
+                f"{first['its own mask']}."
+            )
+
+    def _warn_of_rare(self, train: Annotations) -> None:
+        counts = np.bincount(train.labels[~train.ignore], minlength=len(self.label_names))
+        empty = [name for name, count in zip(self.label_names, counts, strict=True) if not count]
+        if empty:
+            rank_zero_warn(
+                f"No box to train on in class {empty[0]!r} ({len(empty)} of {len(counts)} classes are empty)."
+            )
+
+
+def _drawn(annotations: Annotations) -> tuple[Annotations, Annotations]:
+    """The rest and 15 % of the images, drawn with a fixed seed; the rest keeps every class.
+
+    Raises:
+        DataError: there is but one image.
+    """
+    size = len(annotations)
+    if size < 2:
+        raise DataError("One image is too few to keep some for validation: add images, or bring splits of your own.")
+    counts = np.bincount(annotations.labels, minlength=1)
+    starts = annotations.starts
+    part: list[int] = []
+    order = np.random.default_rng(0).permutation(size)
+    for i in order:
+        own = np.bincount(annotations.labels[starts[i] : starts[i + 1]], minlength=len(counts))
+        if ((own == 0) | (counts > own)).all():
+            counts, part = counts - own, [*part, int(i)]
+        if len(part) >= max(1, round(0.15 * size)):
+            break
+    chosen = np.sort(np.array(part or order[:1], np.intp))
+    return annotations.subset(np.setdiff1d(np.arange(size), chosen)), annotations.subset(chosen)

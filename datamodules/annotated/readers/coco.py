@@ -1,0 +1,259 @@
+"""Boxes and outlines in COCO's JSON (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data)."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.annotated.boxes import BoxFiles
+from datamodules.annotated.sample import (
+    Box,
+    Record,
+    Unknown,
+    as_flag,
+    as_number,
+    as_size,
+    four_numbers,
+    merged,
+)
+from datamodules.base import DataError
+from datamodules.finding import Finder, Notes, quoted, read_text, words_of
+from datamodules.images import composed, is_junk, sub_folders
+from datamodules.splits import SPLITS, split_of
+
+
+class COCODetection(BoxFiles):
+    """Annotations in COCO's JSON.
+
+    ``root`` is a JSON file, whose images are split, or a folder with such a file alone, or with one for each split:
+    ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and
+    ``test``. Boxes are x, y, width, height; ``iscrowd`` is respected; outlines are polygons or run-length codes.
+    """
+
+    noun = "annotation"
+    remedy = "Write 'bbox' as COCO does."
+    box_format = "xywh"
+
+    def read(self) -> tuple[dict[str, list[Record]], list[str]]:
+        """See `BoxFiles.read`."""
+        root = Path(self.root)
+        found = {"all": root} if root.is_file() else self._files(root)
+        splits: dict[str, list[Record]] = {}
+        label_names: list[str] = []
+        for split, file in found.items():
+            splits[split], names = read_coco(file, None if root.is_file() else root, label_names, notes=self.notes)
+            label_names = label_names or names
+        return splits, label_names
+
+    def _files(self, root: Path) -> dict[str, Path]:
+        """The file of each split, or of ``all``, in a folder."""
+        files = [
+            file
+            for place in (root, *sub_folders(root))
+            for file in sorted(place.glob("*.[jJ][sS][oO][nN]"))
+            if not is_junk(file.name) and not words_of(file) & {"captions", "keypoints", "stuff", "panoptic"}
+        ]
+        own = [file for file in files if file.parent == root or file.parent.name.casefold() == "annotations"]
+        own.sort(key=lambda file: (file.parent != root, "instances" not in words_of(file)))
+        inner = [file for file in files if file not in own and "annotations" in words_of(file)]
+        named = [(split_of(file.stem) or _hint(file), file) for file in own]
+        named += [(split_of(file.parent.name), file) for file in inner]  # as Roboflow's
+        found = {split: next(file for name, file in named if name == split) for split in SPLITS if split in dict(named)}
+        if not found and len(own) == 1:
+            return {"all": own[0]}
+        if "train" not in found:
+            if own and not found:
+                coco_content(own[0], self.notes)  # a folder of another format says so
+            several = f" Which of {own[0].name}, {own[1].name}, … is it?" if len(own) > 1 else ""
+            raise DataError(
+                f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
+                f"a JSON file, with --data.root.{several}"
+            )
+        return found
+
+
+def _hint(file: Path) -> str | None:
+    """The split in a longer name, as in ``train_v2``."""
+    meant = {split_of(word) for word in words_of(file) & {"train", "val", "valid", "validation", "test"}}
+    return meant.pop() if len(meant) == 1 else None
+
+
+def coco_content(file: Path, notes: Notes) -> dict[str, Any]:
+    """What is in a file of COCO's, with its lists ``images`` and ``categories``.
+
+    Args:
+        file: the JSON.
+        notes: where it is noted what was read in another way than written.
+
+    Raises:
+        DataError: it is not such a file; the message says which tool's it is, where that can be seen.
+    """
+    text = read_text(file, notes)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format.") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+        raise DataError(f"{file} has no lists 'images' and 'categories'. {_tool(content)}")
+    return content
+
+
+def _tool(content: Any) -> str:
+    """What a JSON file is that is not COCO's, and the way out, as a sentence."""
+    first = content[0] if isinstance(content, list) and content and isinstance(content[0], dict) else {}
+    keys = set(content) if isinstance(content, dict) else set()
+    if {"shapes", "imagePath"} <= keys:
+        return "It is LabelMe's own format: turn its files into one with LabelMe's script labelme2coco.py."
+    if keys & {"_via_img_metadata", "_via_settings"} or any("regions" in v for v in _values(content)[:1]):
+        return "It is a project of VIA's: export it with Annotation → Export Annotations (COCO format)."
+    if "vottVersion" in keys or {"assets", "tags"} <= keys or {"asset", "regions"} <= keys:
+        return "It is a project of VoTT's: export it as Pascal VOC or as CSV."
+    if {"data", "annotations"} <= set(first) or "completions" in first:
+        return "It is Label Studio's own format: export as COCO."
+    if {"image_id", "score"} <= set(first):
+        return "It holds what a model found, not annotations."
+    return "It is not in COCO's format."
+
+
+def _values(content: Any) -> list[dict[str, Any]]:
+    return [value for value in content.values() if isinstance(value, dict)] if isinstance(content, dict) else []
+
+
+def read_coco(
+    file: Path, root: Path | None = None, known: Sequence[str] = (), *, notes: Notes
+) -> tuple[list[Record], list[str]]:
+    """Reads COCO's instances (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data).
+
+    Args:
+        file: the JSON. Images are looked for beside it, in ``images/`` there, in the folder that COCO's naming gives
+            (``../train2017`` or ``../images/train2017`` for ``annotations/instances_train2017.json``), and by their names
+            below ``root``.
+        root: the folder of the data; None takes that of the file, or the one above ``annotations/``.
+        known: the categories of another split.
+        notes: where it is noted what was read in another way than written.
+
+    Returns:
+        The images, and the names of the categories, in the order of their ids.
+
+    Raises:
+        DataError: it is not such a file, or ids are twice or nowhere.
+    """
+    content = coco_content(file, notes)
+    groups = {key: content.get(key) or [] for key in ("images", "annotations", "categories")}
+    keyed: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for group, entries in groups.items():
+        if not isinstance(entries, list):
+            raise DataError(f"{file}: {group!r} is no list, but {quoted(entries)}.")
+        keyed[group] = []
+        for place, entry in enumerate(entries, 1):
+            key = _key(entry.get("id")) if isinstance(entry, dict) else None
+            if key is None and isinstance(entry, dict) and group == "annotations" and entry.get("id") is None:
+                key = f"(the {place}th, without an id)"  # nothing refers to it
+            if key is None:
+                raise DataError(f"{file}: an entry of {group!r} has no id: {quoted(entry)}.")
+            keyed[group].append((key, entry))
+        ((twice, count),) = Counter(key for key, _ in keyed[group]).most_common(1) or [("", 0)]
+        if count > 1:
+            raise DataError(f"{file}: the id {twice} is there {count} times among {group!r}; ids must be unique.")
+    categories = _categories(file, keyed["categories"], keyed["annotations"], known, notes)
+    parent = file.parent.parent if file.parent.name.casefold() == "annotations" else file.parent
+    split = file.stem.rpartition("_")[2]
+    folders = [file.parent, file.parent / "images", file.parent / file.stem, file.parent / split,
+               file.parent.parent / split, file.parent.parent / "images" / split, file.parent / "images" / split,
+               file.parent.parent / "images"]  # fmt: skip
+    finder = Finder(root or parent, folders, notes)
+    looked = ", ".join(map(str, folders))
+    records: dict[str, Record] = {}
+    for key, entry in keyed["images"]:
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{file}: image {key} has no 'file_name', but {quoted(name)}: write the name of its file.")
+        path = finder.find(name, f"{file}, image {key}")
+        size = as_size(entry.get("height"), entry.get("width"))
+        records[key] = Record(str(path or finder.folders[0] / name), str(file), size)
+    if records and not any(os.path.isfile(record.path) for record in records.values()):
+        first = next(iter(keyed["images"]))[1]["file_name"]
+        raise DataError(
+            f"{file} names the image {first}, which is in none of {looked}, nor anywhere below "
+            f"{finder.root.resolve()}: put the images into one of them."
+        )
+    for key, entry in keyed["annotations"]:
+        owner = _key(entry.get("image_id"))
+        record = records.get(owner) if owner is not None else None
+        if record is None:
+            raise DataError(
+                f"{file}: annotation {key} is of image {quoted(entry.get('image_id'))}, which is not there."
+            )
+        category = _key(entry.get("category_id"))
+        label = categories.get(category or "", Unknown(quoted(entry.get("category_id"))))
+        outline = entry.get("segmentation") or None
+        values = four_numbers(entry.get("bbox"))
+        if not entry.get("bbox") and (around := _around(outline)):
+            notes.add("An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}")
+            values = around
+        record.boxes.append(
+            Box(values, label, key, as_flag(entry.get("iscrowd")), outline, as_number(entry.get("area")))
+        )
+    return merged(records.values(), notes), list(categories.values())
+
+
+def _key(given: Any) -> str | None:
+    """An id, whether written as a number or as text."""
+    if isinstance(given, float) and math.isfinite(given) and given == int(given):
+        given = int(given)
+    return str(given).strip() if isinstance(given, int | str) and not isinstance(given, bool) and given != "" else None
+
+
+def _in_order(key: str) -> tuple[bool, int, str]:
+    """Ids in the order of numbers, and behind them those that are none."""
+    return (False, int(key), "") if re.fullmatch(r"-?\d{1,18}", key) else (True, 0, key)
+
+
+def _categories(
+    file: Path,
+    entries: list[tuple[str, dict[str, Any]]],
+    annotations: list[tuple[str, dict[str, Any]]],
+    known: Sequence[str],
+    notes: Notes,
+) -> dict[str, str]:
+    """The categories' names by their ids; without those that only head others or stand for the background."""
+    used = {_key(entry.get("category_id")) for _, entry in annotations}
+    heads = {str(entry.get("supercategory")) for _, entry in entries}
+    names = {key: _name(entry.get("name")) or key for key, entry in entries}
+    counts = Counter(names.values())
+    found: dict[str, str] = {}
+    for key, entry in sorted(entries, key=lambda pair: _in_order(pair[0])):
+        name = names[key]
+        root = str(entry.get("supercategory")).lower() == "none" and name in heads and len(entries) > 1
+        empty = key not in used and (name not in known or counts[name] > 1)
+        if empty and (root or name in ("_background_", "__ignore__")):
+            notes.add(
+                f"The category {name!r} has no objects and only heads the others or stands for none: it is no class",
+                file,
+            )
+            continue
+        found[key] = name
+    ((twice, count),) = Counter(found.values()).most_common(1) or [("", 0)]
+    if count > 1:
+        raise DataError(f"{file}: {count} categories have the name {twice!r}; names must be unique.")
+    return found
+
+
+def _name(given: Any) -> str:
+    return composed(str(given).strip()) if isinstance(given, str | int | float) else ""
+
+
+def _around(outline: Any) -> list[float] | None:
+    """The box around polygons, x, y, width, height; None where there are none."""
+    try:
+        points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
+    except (TypeError, ValueError, OverflowError):
+        return None
+    low, high = points.min(0), points.max(0)
+    return [*low.tolist(), *(high - low).tolist()]

@@ -1,0 +1,109 @@
+"""Boxes in CSV and Parquet tables."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from datamodules.annotated.boxes import BoxFiles
+from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, as_number, merged, occurring
+from datamodules.finding import Finder, Notes
+from datamodules.images import composed
+from datamodules.tables import by_split, check_table, read_table, spelled
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CSVDetection(BoxFiles):
+    """A CSV or Parquet table with a row for each box.
+
+    Args:
+        root: the table. A column ``split`` with train, val and test, where there is one, says which is which; a column
+            ``difficult`` marks boxes that are ignored. An image without objects has one row with empty cells.
+        path_column: column with the images' paths, relative to the table or absolute; ``image_path``, ``filename``,
+            ``image`` and ``ImageID`` are found too.
+        label_column: column with the classes; ``class`` and ``LabelName`` are found too.
+        box_columns: four columns; ``x_min`` or ``x1`` and so on are found too.
+        box_format: ``xyxy`` for corners in pixels; ``xywh`` for x, y, width, height.
+    """
+
+    noun = "row"
+    remedy = "Say so: --data.box_format xywh, or xyxy."
+
+    path_column: str = "path"
+    label_column: str = "label"
+    box_columns: tuple[str, str, str, str] = COLUMNS
+    box_format: Literal["xyxy", "xywh"] = "xyxy"
+    masks: bool = field(default=False, init=False)  # a table has no outlines
+
+    def read(self) -> tuple[dict[str, list[Record]], list[str]]:
+        """See `BoxFiles.read`."""
+        file = Path(self.root)
+        table = read_table(file, "--data.root")
+        names = [self.path_column, self.label_column, *self.box_columns]
+        table = table.rename(columns=spelled(table, [*names, "split", "difficult"]))
+        path_column, label_column, *box_columns = names
+        columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
+        columns |= dict.fromkeys(box_columns, "--data.box_columns")
+        check_table(table, file, columns, [path_column])
+        table[label_column] = labels_of(table[label_column])
+        splits = {
+            name: read_rows(part, file, path_column, label_column, box_columns, self.notes)
+            for name, part in by_split(table).items()
+        }
+        return splits, occurring(splits)
+
+
+def read_rows(
+    table: pd.DataFrame,
+    file: Path,
+    path_column: str,
+    label_column: str,
+    box_columns: Sequence[str],
+    notes: Notes,
+) -> list[Record]:
+    """Reads a table with a row for each box; an image without objects has one row with empty cells.
+
+    Args:
+        table: its cells as text, labels as of `labels_of`.
+        file: where it comes from; images are relative to it.
+        path_column: column with the images' paths.
+        label_column: column with the classes.
+        box_columns: four columns. ``difficult``, where there is one, marks what is ignored.
+        notes: where it is noted what was read in another way than written.
+
+    Raises:
+        DataError: a path may be that of one of several images, or is none.
+    """
+    records: dict[str, Record] = {}
+    finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
+    cells = table[list(box_columns)].astype(object)
+    numbers = [[as_number(str(v).replace(",", ".")) for v in row] for row in cells.itertuples(index=False)]
+    empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
+    difficult = table["difficult"].map(as_flag).to_numpy() if "difficult" in table else np.zeros(len(table), bool)
+    rows = zip(table[path_column].astype(str), table[label_column], numbers, empty, difficult, strict=True)
+    for row, (path, label, values, without, hard) in zip(table.index, rows, strict=True):
+        if path not in records:
+            found = finder.find(path, f"{file}, row {int(row) + 1}")
+            records[path] = Record(str(found or file.parent / path), str(file))
+        if not without:
+            records[path].boxes.append(Box(values, None if pd.isna(label) else label, int(row) + 1, bool(hard)))
+    return merged(records.values(), notes)
+
+
+def labels_of(column: "pd.Series[Any]") -> list[str | None]:
+    """A table's classes as text: a column of whole numbers with an empty cell is one of whole numbers all the same.
+
+    Args:
+        column: the cells.
+
+    Returns:
+        The labels; None for an empty cell.
+    """
+    labels = [None if pd.isna(cell) else composed(str(cell).strip()) for cell in column]
+    if None in labels and all(label is None or re.fullmatch(r"-?\d+\.0", label) for label in labels):
+        return [label and label[:-2] for label in labels]
+    return [label or None for label in labels]

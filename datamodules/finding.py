@@ -1,0 +1,228 @@
+"""Finds images by the names that files give them, and tells what was read in another way than it is written."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.base import DataError
+from datamodules.images import EXTENSIONS, folded, images_in
+from datamodules.tables import decoded
+
+
+class Notes:
+    """What was read in another way than it is written, by kind."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, what: str, place: object) -> None:
+        """Notes a place.
+
+        Args:
+            what: the kind, as a sentence without its full stop.
+            place: file and, where there is one, entry.
+        """
+        self._places.setdefault(what, []).append(str(place))
+
+    def tell(self) -> None:
+        """Warns once for each kind, with how often and where first."""
+        for what, places in self._places.items():
+            rank_zero_warn(f"{what} ({len(places)} times; the first: {places[0]}).")
+        self._places.clear()
+
+
+def read_text(file: Path, notes: Notes, declared: str | None = None) -> str:
+    """The text of a file, as `decoded` reads it.
+
+    Args:
+        file: the file.
+        notes: where a guessed encoding is noted.
+        declared: what the file itself says.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}.") from None
+    text, guessed = decoded(data, declared)
+    if guessed:
+        notes.add("A file is not in UTF-8 and was read as Windows-1252; look at the names in it", file)
+    return text
+
+
+def parts_of(written: str) -> list[str]:
+    """A path as a file has it, in the ways in which it may be meant: with back-slashes, as a URL, as Label Studio writes it."""
+    plain = written.strip().replace("\\", "/")
+    found = [written, plain]
+    if "://" in plain or plain.startswith("/data/"):
+        try:
+            address = urlsplit(plain)
+        except ValueError:
+            return [written]
+        found = [written, unquote(address.path), *parse_qs(address.query).get("d", [])[::-1]]
+    elif "%" in plain:
+        found.append(unquote(plain))
+    return list(dict.fromkeys(found))
+
+
+def within(folder: Path, written: str) -> Path | None:
+    """A file or folder below another one, given as another machine's or another folder's path: its longest end that is there."""
+    for name in parts_of(written):
+        if name and os.path.exists(folder / name):
+            return folder / name
+        parts = PurePosixPath(name).parts
+        for start in range(len(parts)):
+            place = Path(folder, *(part for part in parts[start:] if part not in ("/", "..", ".")))
+            if place != folder and os.path.exists(place):
+                return place
+    return None
+
+
+def shared_parts(file: Path, parts: Sequence[str]) -> int:
+    """How many last parts of a file's path are these, in upper or lower case; the last one with its extension or without."""
+    own = [folded(part) for part in file.parts]
+    if parts and own and folded(parts[-1]) == folded(file.stem):
+        own[-1] = folded(file.stem)
+    pairs = enumerate(zip(own[::-1], map(folded, parts[::-1]), strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(own), len(parts)))
+
+
+class Finder:
+    """Finds images by the names that annotation files give them.
+
+    Args:
+        root: the folder below which an image is looked for that is in none of the folders.
+        folders: where images are looked for first.
+        notes: where it is noted that an image was found elsewhere.
+    """
+
+    def __init__(self, root: Path, folders: Iterable[Path], notes: Notes) -> None:
+        self.root, self.notes = root, notes
+        self.folders = list(dict.fromkeys(folders))
+        self._least = 1  # last parts of a path that must agree
+
+    @cached_property
+    def _known(self) -> dict[str, list[Path]]:
+        """The images below the root by their names."""
+        known: dict[str, list[Path]] = {}
+        for file in images_in(self.root):
+            known.setdefault(folded(file.name), []).append(file)
+        return known
+
+    @cached_property
+    def _stems(self) -> dict[str, list[Path]]:
+        """The images below the root by their names without the extension."""
+        stems: dict[str, list[Path]] = {}
+        for files in self._known.values():
+            for file in files:
+                stems.setdefault(folded(file.stem), []).append(file)
+        return stems
+
+    def at(self, name: str) -> Path | None:
+        """The image of this name in one of the folders."""
+        for folder in self.folders:
+            if os.path.isfile(folder / name):
+                if folder != self.folders[0]:  # most probably the others are there too
+                    self.folders.remove(folder)
+                    self.folders.insert(0, folder)
+                self._least = 1000  # paths are as they are written: what is not there is missing
+                return folder / name
+        return None
+
+    def find(self, written: str, by: object) -> Path | None:
+        """The image of this name: relative to one of the folders; or below the root, if its name is there but once.
+
+        The latter holds for all images of a file or for none: one that alone is not where the others are is missing.
+
+        Args:
+            written: its name or path, as a file has it.
+            by: the file and entry that names it, for messages.
+
+        Raises:
+            DataError: it may be one of several.
+        """
+        if not written or "\0" in written:
+            raise DataError(
+                f"{by} names the image {quoted(written)}, which is no file's name: write where the image is."
+            )
+        names = parts_of(written)
+        if (found := next((path for name in names if (path := self.at(name)) is not None), None)) is not None:
+            return found
+        spelled = [[folded(part) for part in PurePosixPath(name).parts] for name in names]
+        bare = [
+            [*parts[:-1], parts[-1].rpartition(".")[0]] for parts in spelled if parts and parts[-1].endswith(EXTENSIONS)
+        ]
+        for parts in (*spelled, *bare):
+            unhashed = re.sub(r"^[0-9a-f]{8}-", "", parts[-1]) if parts else ""  # Label Studio's uploads
+            for last in dict.fromkeys((*parts[-1:], unhashed)):
+                whole = last.endswith(EXTENSIONS) and parts not in bare
+                files = (self._known if whole else self._stems).get(last, [])
+                ends = [shared_parts(file, [*parts[:-1], last]) for file in files]
+                best = [file for file, end in zip(files, ends, strict=True) if end == max(ends)]
+                here = [
+                    file
+                    for file in best
+                    if len(file.parts) > len(parts) and file.parents[len(parts) - 1] in self.folders
+                ]
+                if len(here) == 1 and max(ends) == len(parts):
+                    if parts in bare:
+                        self.notes.add("An image is of another kind than is said", f"{by}: {written} is {here[0].name}")
+                    return here[0]  # only upper and lower case are different, or the extension
+                if not best or max(ends) < self._least or (parts in bare and len(here) < 2):
+                    continue
+                if len(best) > 1:
+                    raise DataError(
+                        f"{by} names the image {written}, which may be {best[0]} or {best[1]}: write its path relative to "
+                        f"{self.root.resolve()}."
+                    )
+                self._least = max(ends)
+                if max(ends) < len(parts):
+                    self.notes.add(
+                        "An image is not where it is said to be, and was found by its name", f"{by}: {written}"
+                    )
+                return best[0]
+        return None
+
+
+def paths_in(column: "pd.Series[Any]", file: Path) -> list[str]:
+    """The images that a column of a table names, relative to the table; see `Finder`."""
+    notes = Notes()
+    finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
+    rows = zip(column.index, column.astype(str), strict=True)
+    paths = [os.fspath(finder.find(path, f"{file}, row {row + 1}") or file.parent / path) for row, path in rows]
+    notes.tell()
+    return paths
+
+
+def quoted(value: Any) -> str:
+    """A value for a message, cut off where it is long."""
+    return repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """The first of these that a folder has, in upper or lower case."""
+    for name in names:
+        place: Path | None = folder
+        for part in Path(name).parts:
+            if place is not None and not (place / part).exists():
+                known = place.iterdir() if place.is_dir() else ()
+                place = next((child for child in known if folded(child.name) == folded(part)), None)
+            elif place is not None:
+                place = place / part
+        if place is not None:
+            return place
+    return None
+
+
+def words_of(file: Path) -> set[str]:
+    """What a file's name is made of, in lower case, without numbers."""
+    return set(re.findall("[a-z]+", file.stem.casefold()))
