@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from datamodules import FashionMNIST
 from modules import AutoencodingModule, ClassificationModule, Optimization
 from modules.networks.parts import Draws
+from modules.spec import Backbone, DataSpec
 from pipelines.engine.terminal import quieten
 from pipelines.serving import registry
 
@@ -118,7 +119,9 @@ def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seed
         )
         plan = Optimization(lr=lr, backbone_lr_scale=scale)
         options = kind["backbone_options"] if start == kind["backbone"] else None
-        module = ClassificationModule(10, None, 1, 28, start, backbone_options=options, optimization=plan)
+        module = ClassificationModule(
+            DataSpec(num_classes=10, in_chans=1, image_size=28), Backbone(start, options=options), optimization=plan
+        )
         trainer = L.Trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, **QUIET)
         trainer.fit(module, few)
         measured = L.Trainer(limit_val_batches=20, **QUIET)  # 1,000 images

@@ -85,7 +85,7 @@ def main() -> None:
             for start, pretrained in (("ImageNet", "true"), ("scratch", "false")):
                 began = time.process_time()
                 output = out / f"{start}{seed}"
-                model = ["--model.backbone", "tf_efficientnet_lite0", "--model.pretrained", pretrained,
+                model = ["--model.backbone", "tf_efficientnet_lite0", "--model.backbone.pretrained", pretrained,
                          "--model.detector", "YOLO", "--model.detector.width", "64",
                          "--model.detector.strides", "[8, 16, 32]"]  # fmt: skip
                 tests = {}

@@ -39,6 +39,7 @@ from benchmarks.rcnn import RegionClassifier
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.spec import DataSpec
 
 BATCH_SIZE, BATCHES = 8, 12
 SIDE = 128
@@ -47,8 +48,8 @@ STRIDES = [8, 16, 32]
 
 def module(detector: Any, optimizer: Any = torch.optim.SGD) -> DetectionModule:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"backbone": "resnet18", "detector": detector}
-    return DetectionModule(10, image_size=SIDE, optimization=Optimization(optimizer=optimizer, lr=1e-4), **options)
+    plan = Optimization(optimizer=optimizer, lr=1e-4)
+    return DetectionModule(DataSpec(image_size=SIDE, num_classes=10), optimization=plan, detector=detector)
 
 
 def order(images: int) -> None:

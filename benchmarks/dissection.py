@@ -47,7 +47,7 @@ def main() -> None:
             cli = segmentation(
                 ["fit", "--data", "MaskFolder", "--data.root", str(root), "--data.in_chans", "1", "--data.image_size", "28",
                  "--data.flip", "false", "--data.augmentation", "none", "--model.backbone", "resnet18",
-                 "--model.backbone_options", "{channels: [24, 48, 96, 192], out_indices: [0, 1, 2, 3], small_stem: false}",
+                 "--model.backbone.options", "{channels: [24, 48, 96, 192], out_indices: [0, 1, 2, 3], small_stem: false}",
                  "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0",
                  "--model.optimization.lr", "0.003", "--trainer.max_epochs", "8", "--trainer.enable_progress_bar", "false",
                  "--output", f"{temporary}/out", "--register", "digits-strokes"]

@@ -27,7 +27,7 @@ from pipelines.tracking.logger import run_id_of
 NETWORK = [
     "--model.backbone",
     "resnet18",
-    "--model.backbone_options",
+    "--model.backbone.options",
     "{channels: [32, 64, 128, 256], small_stem: false}",
 ]
 QUIET = ["--trainer.enable_progress_bar", "false"]

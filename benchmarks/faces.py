@@ -34,6 +34,7 @@ from datamodules.labelled import FaceDataModule, PeopleSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.metrics import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
+from modules.spec import Backbone, DataSpec
 from pipelines.serving.gallery import Gallery
 
 Row = dict[str, Any]
@@ -117,20 +118,20 @@ def orl(method: str, draw: int) -> Row:
         flat = {name: parts[name].images.reshape(len(parts[name]), -1) / np.float32(255) for name in parts}
         vectors = PCA(EMBEDDING, random_state=0).fit(flat["train"]).transform(flat["test"])
     elif method == "frozen features":
-        module = FaceNetModule(0, 1, size, BACKBONE, True).eval()
+        module = FaceNetModule(
+            DataSpec(num_classes=0, in_chans=1, image_size=size), Backbone(BACKBONE, pretrained=True)
+        ).eval()
         vectors = embed(lambda image: F.normalize(module.features(image)), data, "test")
     elif method == "from scratch":
         plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.001, weight_decay=0.05), ema_decay=0.95)
-        module = FaceNetModule(0, 1, size, "resnet18", backbone_options={"channels": [16, 32, 64, 128], "small_stem": False},
-                               optimization=plan, mirror=True)  # fmt: skip
+        module = FaceNetModule(DataSpec(num_classes=0, in_chans=1, image_size=size), Backbone("resnet18", options={"channels": [16, 32, 64, 128], "small_stem": False}), optimization=plan, mirror=True)  # fmt: skip
         seconds = train(module, data, 25)
         vectors = embed(module.eval(), data, "test")
     else:
         if method == "whitened features":  # whose triplets are all satisfied: nothing is left to learn
             data.augmentation = "none"
         plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.01), frozen_epochs=-1)
-        module = FaceNetModule(0, 1, size, BACKBONE, True, embedding_size=EMBEDDING, levels=2, mirror=True, whiten=True,
-                               optimization=plan)  # fmt: skip
+        module = FaceNetModule(DataSpec(num_classes=0, in_chans=1, image_size=size), Backbone(BACKBONE, pretrained=True), embedding_size=EMBEDDING, levels=2, mirror=True, whiten=True, optimization=plan)  # fmt: skip
         seconds = train(module, data, 1 if method == "whitened features" else 5)
         vectors = embed(module.eval(), data, "test")
     return {**figures(vectors, identity), "seconds": seconds}
@@ -148,7 +149,7 @@ def glyphs(method: str, seed: int, epochs: int) -> Row:
     L.seed_everything(seed, verbose=False)
     data = Glyphs(augmentation="light", batch_size=128, num_workers=0, seed=seed)
     plan = Optimization(optimizer=partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01))
-    module = FaceNetModule(data.num_classes, 1, 32, "lenet5", optimization=plan, **MINING[method]())
+    module = FaceNetModule(DataSpec(1, 32, data.num_classes), optimization=plan, **MINING[method]())
     seconds = train(module, data, epochs)
     test = data.sources["test"]
     state = getattr(module.miner, "state", None)

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from modules import ClassificationModule, create_backbone
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.tracking.logger import run_id_of
 
@@ -83,11 +84,13 @@ def line(only: list[str] | None, rounds: int) -> None:
             continue
         output = Path("outputs", "historical_line", name)
         args = ["--config", str(RECIPE), "--model.backbone", backbone, "--run_name", name, "--output", str(output),
-                "--model.backbone_options", json.dumps(options), "--experiment", "historical_line"]  # fmt: skip
+                "--model.backbone.options", json.dumps(options), "--experiment", "historical_line"]  # fmt: skip
         if not (output / "best.ckpt").exists() or "test/accuracy" not in mlflow.get_run(run_id_of(output)).data.metrics:
             classification(["fit", *args, "--trainer.enable_progress_bar", "false"])
         metrics = mlflow.get_run(run_id_of(output)).data.metrics
-        module = ClassificationModule(10, in_chans=1, image_size=32, backbone=backbone, backbone_options=options)
+        module = ClassificationModule(
+            DataSpec(num_classes=10, in_chans=1, image_size=32), Backbone(backbone, options=options)
+        )
         images = torch.randint(256, (128, 1, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         speeds = [images_per_second(module, images, rounds, training) for training in (True, False)]
         size = sum(p.numel() for p in module.parameters())

@@ -68,7 +68,7 @@ def main() -> None:
                 cli = segmentation(
                     ["fit", "--data", "MaskFolder", "--data.root", f"{temporary}/nuclei", "--data.image_size", "128",
                      "--data.turn", "true", "--data.batch_size", "6", "--model.backbone", BACKBONE,
-                     "--model.pretrained", pretrained, "--model.decoder", "UNet",
+                     "--model.backbone.pretrained", pretrained, "--model.decoder", "UNet",
                      "--model.decoder.widths", "[96, 64, 32, 24, 16]", "--model.loss", "Mixture",
                      "--model.loss.parts", "[{class_path: CrossEntropy}, {class_path: Dice}]",
                      "--model.optimization.lr", "0.001", "--trainer.max_epochs", str(given.steps),

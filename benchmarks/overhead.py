@@ -162,7 +162,7 @@ def train_fovea(case: Case, output: Path, *further: str) -> tuple[list[NDArray[n
         "--data.batch_size": BATCH_SIZE,
         "--data.num_workers": 0,
         "--model.backbone": case.backbone,
-        **{f"--model.backbone_options.{key}": str(value).lower() for key, value in case.options.items()},
+        **{f"--model.backbone.options.{key}": str(value).lower() for key, value in case.options.items()},
         "--trainer.max_epochs": case.epochs + 1,
         "--trainer.limit_train_batches": case.batches,
         "--trainer.limit_val_batches": 1,

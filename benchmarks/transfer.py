@@ -14,7 +14,7 @@ import logging
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from datamodules import Digits, FashionMNIST, Manifest
 from modules import ClassificationModule
 from modules.callbacks.transfer import Choice, Evidence, choose, measure
+from modules.spec import Backbone, DataSpec, Transfer
 
 STRATEGIES = ("scratch", "features", "finetune", "freeze_unfreeze")
-LITE0: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "pretrained": True}
+LITE0 = Backbone("tf_efficientnet_lite0", pretrained=True)
 SMALL = {"architecture": "resnet18", "channels": [16, 32, 64, 128]}
 
 
@@ -88,7 +89,9 @@ def pretrain(source: str, file: Path) -> None:
     data: Any = FashionMNIST if source == "fashion" else Digits
     options = {key: value for key, value in SMALL.items() if key != "architecture"}
     torch.manual_seed(0)
-    module = ClassificationModule(10, in_chans=1, image_size=28, backbone="resnet18", backbone_options=options)
+    module = ClassificationModule(
+        DataSpec(num_classes=10, in_chans=1, image_size=28), Backbone("resnet18", options=options)
+    )
     trainer(1 if source == "fashion" else 8).fit(module, data(augmentation="light", batch_size=64, num_workers=0))
     state = module.backbone.state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, file)
@@ -102,17 +105,15 @@ def trainer(epochs: int) -> L.Trainer:
     )  # fmt: skip
 
 
-def module_of(case: Case, data: Any, seed: int, folder: Path, **options: Any) -> ClassificationModule:
+def module_of(case: Case, data: Any, seed: int, folder: Path, transfer: Transfer | None = None) -> ClassificationModule:
     torch.manual_seed(seed)
-    network = LITE0 | {"backbone_options": {"small_stem": False} if case.data == "orl" else None}
+    network = replace(LITE0, options={"small_stem": False} if case.data == "orl" else {})
     if case.source != "imagenet":
         file = folder / f"{case.source}.safetensors"
         if not file.exists():
             pretrain(case.source, file)
-        network = {"backbone": str(file), "backbone_options": SMALL}
-    return ClassificationModule(
-        data.num_classes, in_chans=data.in_chans, image_size=data.image_size, **network, **options
-    )
+        network = Backbone(str(file), options=SMALL)
+    return ClassificationModule(DataSpec.of(data, ClassificationModule.takes), replace(network, transfer=transfer))
 
 
 def run(name: str, strategy: str, seed: int, folder: Path) -> dict[str, Any]:

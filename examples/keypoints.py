@@ -16,6 +16,7 @@ from datamodules.base import Source, VisionDataModule
 from datamodules.options import PositiveInt, Preprocessing
 from modules.base import Stage, VisionModule
 from modules.optimization import Optimization
+from modules.spec import Backbone, DataSpec
 from pipelines.engine.task import Task
 
 POINTS = 2
@@ -76,9 +77,8 @@ class KeypointModule(VisionModule):
     """A backbone and a linear regression of points, trained by the L1 distance (Sun et al. 2018, arXiv:1711.08229).
 
     Args:
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: what `create_backbone` takes.
+        data: what its data are like.
+        backbone: what it is built on.
         optimization: how it is trained.
     """
 
@@ -86,19 +86,12 @@ class KeypointModule(VisionModule):
 
     def __init__(
         self,
-        in_chans: int = 3,
-        image_size: int = 32,
-        backbone: str = "lenet5",
+        data: DataSpec,
+        backbone: Backbone = Backbone("lenet5"),
         optimization: Optimization | None = None,
     ) -> None:
-        super().__init__(backbone, in_chans=in_chans, image_size=image_size, optimization=optimization)
+        super().__init__(data, backbone, optimization)
         self.head = nn.Linear(self.backbone.head_hidden_size, 2 * POINTS)
-        self.in_chans, self.image_size = in_chans, image_size
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The arguments that rebuild this network."""
-        return {"in_chans": self.in_chans, "image_size": self.image_size, "backbone": self.backbone.recipe["backbone"]}
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to points, float B×2×2 as shares of the side."""

@@ -11,13 +11,16 @@ from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
 from modules.segmentation import SegmentationModule
+from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SuperResolutionModule
 from modules.translation import TranslationModule
 
 __all__ = [
     "AutoencodingModule",
+    "Backbone",
     "BackboneError",
     "ClassificationModule",
+    "DataSpec",
     "DetectionModule",
     "FaceNetModule",
     "GANModule",

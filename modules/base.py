@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -19,9 +20,10 @@ from modules.callbacks.freezing import Freezing
 from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans
 from modules.callbacks.publish import Publisher, Report
-from modules.callbacks.transfer import Strategy, Transfer, TransferChoice, check_wishes, forget, planned
+from modules.callbacks.transfer import TransferChoice, check_wishes, forget, planned
 from modules.checkpoints import check_network, load_checkpoint
 from modules.networks.backbones import create_backbone
+from modules.networks.parts import build, is_description, upgrade
 from modules.optimization import (
     ChangedSettings,
     Optimization,
@@ -31,6 +33,7 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import image_grid
+from modules.spec import Backbone, DataSpec, Strategy, Transfer
 from modules.warm_start import ClassRows
 
 Stage = Literal["train", "val", "test"]
@@ -41,21 +44,11 @@ class VisionModule(L.LightningModule):
     hooks those that it needs. What happens around a training is the affair of `configure_callbacks`.
 
     Args:
-        backbone: what `create_backbone` takes.
-        pretrained: start from published weights.
-        in_chans: channels of the images.
-        image_size: side of the images, in pixels.
-        num_classes: size of the backbone's own classifier; 0 for features.
-        backbone_options: further arguments of the backbone, such as ``drop_rate``.
+        data: what its data are like.
+        backbone: what it is built on.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels; the faster one on most devices.
-        features_only: the backbone gives its feature maps, a list of float B×C×H×W, instead of one vector.
-        transfer: how the backbone is put to its new use; None as ``optimization`` says. ``scratch``: without what it
-            learned before. ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all
-            layers learn, the first at a tenth of the head's rate, unless ``layer_decay`` says otherwise.
-            ``freeze_unfreeze``: first the head, for ``frozen_epochs`` or else a fifth of the training, then, one after the
-            other down to the first, the layers, with the rates of ``finetune``. ``auto``: measures and chooses.
+        output: what the backbone gives: one ``vector`` an image, feature ``maps``, a list of float B×C×H×W, or ``logits``
+            of the classes.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -68,41 +61,46 @@ class VisionModule(L.LightningModule):
     scale: Tensor
     shift: Tensor
 
+    takes: ClassVar[tuple[str, ...]] = ("in_chans", "image_size")  # of `DataSpec`; goes with the weights
+    takes_for_training: ClassVar[tuple[str, ...]] = ()  # of `DataSpec` too, but forgotten with the training
     needs: tuple[str, ...] = ()  # what a sample of its data has beside ``image``
+    late_parts: ClassVar[Mapping[str, type]] = {}  # arguments that make a part once the backbone is there, and its base
 
     def __init__(
         self,
-        backbone: str,
-        pretrained: bool = False,
-        in_chans: int = 3,
-        image_size: int = 224,
-        num_classes: int = 0,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone,
         optimization: Optimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        features_only: bool = False,
-        transfer: Transfer | None = None,
+        output: Literal["vector", "maps", "logits"] = "vector",
     ) -> None:
         super().__init__()
+        self.num_classes, self.label_names = data.num_classes, data.names
+        self.in_chans, self.image_size = in_chans, image_size = data.in_chans, data.image_size
         self.optimization = optimization or Optimization()
-        check_wishes(transfer, self.optimization)
-        self.transfer, self.pretrained = transfer, pretrained and transfer != "scratch"
-        self.strategy: Strategy | None = None if transfer == "auto" else transfer
+        self.transfer: Transfer | None = backbone.transfer
+        check_wishes(self.transfer, self.optimization)
+        self.pretrained = backbone.pretrained and self.transfer != "scratch"
+        self.strategy: Strategy | None = None if self.transfer == "auto" else self.transfer
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
-        self.channels_last, self.compile_backbone = channels_last, compile
-        options = backbone_options or {}
+        self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile
         self.backbone = create_backbone(
-            backbone, self.pretrained, in_chans, image_size, num_classes, features_only, **options
+            backbone.name,
+            self.pretrained,
+            in_chans,
+            image_size,
+            data.num_classes if output == "logits" else 0,
+            features_only=output == "maps",
+            **backbone.options,
         )
-        self.learned = self.pretrained or backbone != self.backbone.recipe["backbone"]  # a file, a registered model
+        # from a file or a registered model
+        self.learned = self.pretrained or backbone.name != self.backbone.recipe["backbone"]
         self.licence: str | None = getattr(self.backbone, "licence", None)  # of the weights that it starts from
         if self.pretrained:
             self.licence = str(self.backbone.pretrained_cfg.get("license") or "not stated")
-        if transfer == "scratch" and self.learned:
+        if self.transfer == "scratch" and self.learned:
             forget(self.backbone, in_chans, image_size)
             self.learned, self.licence = False, None
-        if channels_last:
+        if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         config = self.backbone.pretrained_cfg
         mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
@@ -131,15 +129,32 @@ class VisionModule(L.LightningModule):
 
     # What a task writes
 
+    def parts(self) -> dict[str, Any]:
+        """The arguments of its own that rebuild this network, as plain data; exchangeable parts as `describe` gives them."""
+        return {}
+
     @property
     def architecture(self) -> dict[str, Any]:
-        """The arguments that rebuild this network, without its training, as plain data."""
-        raise NotImplementedError
+        """What rebuilds this network, without its training, as plain data: what it `takes` of the data, the backbone as
+        ``backbone`` and ``backbone_options``, and its `parts`."""
+        data = {name: deepcopy(getattr(self, name)) or None for name in self.takes}
+        return {**data, **self.backbone.recipe, **self.parts()}
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> Self:
-        """The network that `architecture` describes."""
-        return cls(**architecture)
+        """The network that `architecture` describes, also one of an earlier version."""
+        rest = upgrade(architecture)
+        rest.pop("pretrained", None)  # of a training
+        data = DataSpec(**{key: rest.pop(key) for key in [*rest] if key in DataSpec.__dataclass_fields__})
+        backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", {}))
+        parts = {
+            key: build(value) if is_description(value) else value
+            for key, value in rest.items()
+            if key not in cls.late_parts
+        }
+        for key in rest.keys() & cls.late_parts.keys():
+            parts[key] = partial(build, rest[key], base=cls.late_parts[key])
+        return cls(data, backbone, **parts)
 
     @property
     def class_layers(self) -> dict[str, ClassRows]:

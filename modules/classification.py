@@ -20,11 +20,11 @@ from typing_extensions import override
 from modules.base import Stage, VisionModule
 from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import captioned, captioned_grid
 from modules.ranges import NonNegative, ShareBelowOne
+from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 WORST = 18  # mistakes shown
@@ -38,63 +38,34 @@ class ClassificationModule(VisionModule):
     confident mistakes.
 
     Args:
-        num_classes: number of classes; comes from the data.
-        label_names: their names; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: any timm name, ``lenet5``, a file of weights, or a registered model (``models:/name@alias``).
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``drop_rate``, ``drop_path_rate``,
-            ``architecture`` (of a file of weights) or ``small_stem``.
+        data: what its data are like.
+        backbone: what it is built on.
         optimization: how it is trained.
         label_smoothing: share of the target that is spread over all classes, in [0, 1) (Szegedy et al. 2016,
             arXiv:1512.00567).
         mixup: parameter α of mixup's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
         cutmix: parameter α of cutmix's (Yun et al. 2019, arXiv:1905.04899); 0 for none. With both, each batch draws
             one of them.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: ``scratch``, ``features`` (a linear support vector machine on fixed features, in seconds),
-            ``finetune``, ``freeze_unfreeze``, or ``auto``, which measures and chooses; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
     mode = "max"
 
+    takes = ("num_classes", "label_names", "in_chans", "image_size")
     needs = ("label",)
 
     def __init__(
         self,
-        num_classes: int,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "lenet5",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("lenet5"),
         optimization: Optimization | None = None,
         label_smoothing: ShareBelowOne = 0.0,
         mixup: NonNegative = 0.0,
         cutmix: NonNegative = 0.0,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            num_classes,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last,
-            transfer=transfer,
-        )
+        super().__init__(data, backbone, optimization, "logits")
+        num_classes = data.num_classes
         self.head = self._take_head(num_classes)
-        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
-        self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = label_smoothing
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
@@ -132,19 +103,8 @@ class ClassificationModule(VisionModule):
         return solution
 
     @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
-        return {
-            "num_classes": self.num_classes,
-            "label_names": list(self.label_names),
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
-        }
-
-    @property
+    @override
     def class_layers(self) -> dict[str, ClassRows]:
-        """See `VisionModule.class_layers`."""
         return {"head": ClassRows()}
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
@@ -155,8 +115,8 @@ class ClassificationModule(VisionModule):
         """uint8 B×C×S×S to logits, float B×K."""
         return self.head(self.backbone(self.normalize(image)))
 
+    @override
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """See `VisionModule.step`."""
         label = batch["label"]
         if stage == "train":
             image, target = self.normalize(batch["image"]), label

@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from modules.base import Stage
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.detector import Detections
 from modules.detection.masks import pixels
@@ -24,6 +23,7 @@ from modules.optimization import Optimization
 from modules.pictures.sheets import picture, sheet
 from modules.ranges import Positive, PositiveInt
 from modules.segmentation.pictures import palette
+from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose masks are shown
@@ -159,19 +159,10 @@ class InstanceSegmentationModule(DetectionModule):
     and panoptic quality; shows masks beside the truth.
 
     Args:
-        num_classes: number of classes; comes from the data, which must give masks.
-        label_names: their names; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``architecture``
-            (of a file of weights) or ``small_stem``.
+        data: what its data, which have masks, are like.
+        backbone: what it is built on.
         detector: what finds objects in the maps: MaskRCNN.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
         max_detections: objects of an image that are told, and count; COCO's figures are those of 100.
         nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.5.
         across_classes: drop it where they are of different classes too.
@@ -183,40 +174,18 @@ class InstanceSegmentationModule(DetectionModule):
 
     def __init__(
         self,
-        num_classes: int,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 640,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
-        detector: Callable[[nn.Module, int, int], Detector] = MaskRCNN,
+        data: DataSpec,
+        backbone: Backbone = Backbone("resnet18"),
         optimization: Optimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
+        detector: Callable[[nn.Module, int, int], Detector] = MaskRCNN,
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
     ) -> None:
-        super().__init__(
-            num_classes,
-            label_names,
-            in_chans,
-            image_size,
-            backbone,
-            pretrained,
-            backbone_options,
-            detector,
-            optimization,
-            compile,
-            channels_last,
-            transfer,
-            max_detections=max_detections,
-            nms=nms,
-            across_classes=across_classes,
+        super().__init__(data, backbone, optimization, detector, max_detections, nms, across_classes)
+        self.mask_figures = nn.ModuleDict(
+            {stage: MaskMetric(self.num_classes, max_detections) for stage in ("val", "test")}
         )
-        self.mask_figures = nn.ModuleDict({stage: MaskMetric(num_classes, max_detections) for stage in ("val", "test")})
         self.tinted: list[NDArray[np.uint8]] = []
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:

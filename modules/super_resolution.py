@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
@@ -21,11 +22,12 @@ from modules.measures.extractors import extractor_name
 from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, ssim
 from modules.networks import BackboneError
 from modules.networks.decoders import Norm, normalization
-from modules.networks.parts import Part, build, describe, upgrade, within
+from modules.networks.parts import Part, describe, upgrade, within
 from modules.networks.weights import read_weights, registered_files
 from modules.optimization import WarmupCosine
 from modules.pictures.sheets import as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, PositiveInt
+from modules.spec import Backbone, DataSpec
 
 PICTURED = 4  # images in the pictures
 DETAIL = 96  # side of what is shown of an image, in pixels
@@ -166,11 +168,8 @@ class SuperResolutionModule(AdversarialModule):
     with such a network, the lowest distance.
 
     Args:
-        in_chans: channels of the images; come from the data.
-        image_size: side of the large images in training, in pixels; comes from the data.
-        backbone: the discriminator: ``dcgan``, any timm name, a file of weights, or a registered model.
-        pretrained: start the discriminator from published weights.
-        backbone_options: further arguments of the backbone, such as ``width`` of ``dcgan``.
+        data: what its data are like; ``image_size`` is the side of the large images.
+        backbone: the discriminator; ``compile`` compiles both players.
         generator: the network that makes images larger.
         content: how far an enlarged image is from the large one; divided by the number of values.
         adversarial: weight of the generator's adversarial loss; 0 for none.
@@ -179,8 +178,6 @@ class SuperResolutionModule(AdversarialModule):
         similarity: what compares images for the perceptual figure: a timm name with its published weights, or a registered
             model.
         optimization: how the players are trained.
-        compile: compile both players with ``torch.compile``.
-        channels_last: memory order of images and kernels.
 
     Raises:
         BackboneError: the backbone cannot be made, or parts do not fit each other.
@@ -190,25 +187,20 @@ class SuperResolutionModule(AdversarialModule):
 
     def __init__(
         self,
-        in_chans: int = 3,
-        image_size: int = 96,
-        backbone: str = "dcgan",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("dcgan"),
+        optimization: SuperResolutionOptimization | None = None,
         generator: SRResNet | None = None,
         content: ReconstructionLoss | None = None,
         adversarial: NonNegative = 0.0,
         objective: Objective | None = None,
         start: str | None = None,
         similarity: str | None = None,
-        optimization: SuperResolutionOptimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
     ) -> None:
-        plan = optimization or SuperResolutionOptimization()
-        super().__init__(backbone, pretrained, in_chans, image_size, backbone_options, plan, compile, channels_last)
+        super().__init__(data, backbone, optimization or SuperResolutionOptimization())
+        in_chans, image_size = data.in_chans, data.image_size
         within("adversarial", adversarial, 0)
-        self.in_chans, self.image_size, self.weight = in_chans, image_size, adversarial
+        self.weight = adversarial
         self.content, self.objective = content or MSE(), objective or NonSaturating()
         if self.content.nats:
             raise BackboneError(
@@ -237,20 +229,9 @@ class SuperResolutionModule(AdversarialModule):
         self.mode = "min" if gan else "max"  # type: ignore[misc]
         self._pictured: list[list[NDArray[np.uint8]]] = []
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
-        return {
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
-            "generator": describe(self.generator),
-        }
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "SuperResolutionModule":
-        """See `VisionModule.from_architecture`."""
-        return cls(**architecture | {"generator": build(architecture["generator"])})
+    @override
+    def parts(self) -> dict[str, Any]:
+        return {"generator": describe(self.generator)}
 
     # The players
 
@@ -284,8 +265,8 @@ class SuperResolutionModule(AdversarialModule):
 
     # What it is worth
 
+    @override
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """See `VisionModule.step`."""
         height, width = (length // self.factor * self.factor for length in batch["image"].shape[-2:])
         truth = batch["image"][..., :height, :width]
         low = resized(truth, 1 / self.factor)

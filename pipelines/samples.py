@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.labelled import ClassificationDataModule, JoinedSource, LabelledSource, few
-from modules import ClassificationModule, GANModule, SegmentationModule, TranslationModule
+from modules import Backbone, ClassificationModule, DataSpec, GANModule, SegmentationModule, TranslationModule
 from modules.adversarial.base import to_uint8
 from modules.inspection import dissection
 from modules.pictures.sheets import image_grid, rows_of_tiles
@@ -233,7 +233,7 @@ def enrich(
 def _accuracy(data: ClassificationDataModule, backbone: str, steps: int, seed: int) -> float:
     """On the test split, after a training."""
     L.seed_everything(seed, verbose=False)
-    module = ClassificationModule(data.num_classes, data.label_names, data.in_chans, data.image_size, backbone)
+    module = ClassificationModule(DataSpec.of(data, ClassificationModule.takes), Backbone(backbone))
     trainer = L.Trainer(
         max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,

@@ -15,6 +15,7 @@ from modules.callbacks.transfer import probe
 from modules.networks.backbones import untrained
 from modules.networks.features import Stages, extract
 from modules.pictures.charts import rasterize
+from modules.spec import Backbone, DataSpec
 from pipelines.engine.command import command
 from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import print_table
@@ -52,7 +53,8 @@ def transferability(
     L.seed_everything(data.seed, verbose=False)
     place = experiment_id(tracking_client(), experiment)
     module = ClassificationModule(
-        data.num_classes, None, data.in_chans, data.image_size, backbone, pretrained, backbone_options
+        DataSpec(num_classes=data.num_classes, in_chans=data.in_chans, image_size=data.image_size),
+        Backbone(backbone, pretrained=pretrained, options=backbone_options or {}),
     )
     loaders = [data.plain_loader(split, images) for split in ("train", "val")]
     scores: dict[str, dict[str, float]] = {}

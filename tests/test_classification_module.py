@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Steps
+from conftest import Steps, built
 from lightning.pytorch.loggers.logger import Logger
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -24,6 +24,7 @@ from torchmetrics import MetricCollection
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
 from modules.callbacks.publish import Report
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.tracking.logger import run_id_of
@@ -82,13 +83,15 @@ def trainer(**options) -> L.Trainer:
 def small(backbone: str = "lenet5", **plan) -> tuple[ClassificationModule, Digits8x8]:
     torch.manual_seed(0)
     side = 12 if backbone == "lenet5" else 16
-    module = ClassificationModule(10, None, 1, side, backbone, optimization=Optimization(**plan))
+    module = ClassificationModule(
+        DataSpec(num_classes=10, in_chans=1, image_size=side), Backbone(backbone), optimization=Optimization(**plan)
+    )
     return module, Digits8x8(image_size=side, batch_size=32, num_workers=0)
 
 
 def saying(logits: torch.Tensor) -> tuple[ClassificationModule, torch.Tensor]:
     """A module whose answers are given, and the images that carry them."""
-    module = ClassificationModule(logits.shape[1], in_chans=1, image_size=12)
+    module = ClassificationModule(DataSpec(num_classes=logits.shape[1], in_chans=1, image_size=12))
     module.backbone, module.head = nn.Flatten(), nn.Identity()
     return module, (logits[:, None, None] - module.shift) / module.scale
 
@@ -141,7 +144,9 @@ def test_figures_of_a_collection_are_not_joined_by_what_the_first_batch_looks_li
     found, _ = measure(torch.cat([right, wrong]), torch.arange(20) % 10, [10, 10])
     assert found["val/accuracy"] == 0.5
     assert found["val/accuracy_top5"] == 1
-    figures = [part for part in ClassificationModule(10).modules() if isinstance(part, MetricCollection)]
+    figures = [
+        part for part in ClassificationModule(DataSpec(num_classes=10)).modules() if isinstance(part, MetricCollection)
+    ]
     assert len(figures) == 2
     for part in figures:
         part.update(right, torch.arange(10))
@@ -191,7 +196,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
 
 def mixed(**options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """Images before and after mixing, logits, and the loss of a training step."""
-    module = ClassificationModule(10, in_chans=1, image_size=12, **options)
+    module = built(ClassificationModule, num_classes=10, in_chans=1, image_size=12, **options)
     seen, said = [], []
     module.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     module.head.register_forward_hook(lambda *all: said.append(all[-1]))
@@ -330,7 +335,7 @@ def test_a_frozen_backbone_stays_as_it_is(frozen_epochs):
 
 def test_a_module_and_its_data_need_nothing_else():
     torch.manual_seed(0)
-    module = ClassificationModule(10, in_chans=1, image_size=12)
+    module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=12))
     run = trainer(max_epochs=8)
     run.fit(module, Digits8x8(image_size=12))
     assert run.callback_metrics["val/accuracy"] > 0.3
@@ -369,7 +374,7 @@ OPTIONS = {
         lambda cli: {g["weight_decay"] for g in cli.trainer.optimizers[0].param_groups} == {0, 0.1},
     ),
     "contiguous": (
-        ["--model.channels_last", "false"],
+        ["--model.backbone.channels_last", "false"],
         lambda cli: not cli.model.backbone.conv2.weight.is_contiguous(memory_format=torch.channels_last),
     ),
 }  # fmt: skip
@@ -387,7 +392,7 @@ def test_options_of_the_command_line_reach_the_training(args, took_effect):
 @pytest.mark.usefixtures("_plain_torch")
 def test_a_compiled_backbone_learns_the_same():
     _, plain = command("plain")
-    cli, compiled = command("compiled", "--model.compile", "true")
+    cli, compiled = command("compiled", "--model.backbone.compile", "true")
     assert cli.model.backbone._compiled_call_impl is not None
     assert compiled == pytest.approx(plain, rel=1e-2)
 
@@ -419,7 +424,7 @@ def test_a_picture_that_fails_is_told_once_and_ends_nothing() -> None:
     album = Tables()
     run = trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=1, logger=album)
     with pytest.warns(UserWarning, match="The picture val/broken could not be made .ZeroDivisionError") as told:
-        run.fit(Clumsy(10, in_chans=1, image_size=8, backbone="mlp"), Digits8x8(num_workers=0))
+        run.fit(built(Clumsy, num_classes=10, in_chans=1, image_size=8, backbone="mlp"), Digits8x8(num_workers=0))
     assert run.current_epoch == 2
     assert sum("val/broken" in str(warning.message) for warning in told) == 1
     assert "val/confusion_matrix" in album.pictures

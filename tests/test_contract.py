@@ -37,7 +37,7 @@ CASES = (
     Case(
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
-        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.mixup", "0.2"],
+        ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.mixup", "0.2"],
     ),
     Case(
         detection,
@@ -46,7 +46,7 @@ CASES = (
          "--model.detector.strides", "[4, 8]", "--model.detector.width", "16", "--model.detector.depth", "1",
          "--model.detector.norm", "group"],  # of each image alone, so that two processes see what one does
         ["--data.batch_size", "8", "--data.augmentation", "strong", "--data.mixing.mosaic", "0.5", "--data.mixing.mixup", "0.3",
-         "--model.backbone", "test_resnet", "--model.backbone_options.drop_path_rate", "0.3"],
+         "--model.backbone", "test_resnet", "--model.backbone.options.drop_path_rate", "0.3"],
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.backbone", "test_resnet",
          "--model.optimization.lr", "0.01"],
     ),
@@ -69,14 +69,14 @@ CASES = (
          "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "test_convnext",
          "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0"],
         ["--data.augmentation", "strong", "--data.class_weighting", "sqrt", "--data.batch_size", "8",
-         "--model.decoder.dropout", "0.3", "--model.backbone_options.drop_path_rate", "0.3"],
+         "--model.decoder.dropout", "0.3", "--model.backbone.options.drop_path_rate", "0.3"],
     ),
     Case(
         gan,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.num_samples", "200",
          "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.generator.norm", "pixel",
-         "--model.backbone_options.width", "8", "--model.health_every", "5"],
-        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.regularizer", "R1",
+         "--model.backbone.options.width", "8", "--model.health_every", "5"],
+        ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.regularizer", "R1",
          "--model.spectral_norm", "true", "--model.optimization.discriminator_steps", "2"],
         overfit=None,
     ),
@@ -89,8 +89,8 @@ CASES = (
     Case(
         super_resolution,
         ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.generator.width", "8",
-         "--model.generator.blocks", "1", "--model.backbone_options.width", "4"],
-        ["--data.augmentation", "strong", "--model.backbone_options.drop_rate", "0.3", "--model.adversarial", "0.1"],
+         "--model.generator.blocks", "1", "--model.backbone.options.width", "4"],
+        ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.adversarial", "0.1"],
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
          "--model.optimization.lr", "0.005"],
     ),

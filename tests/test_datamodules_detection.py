@@ -16,6 +16,7 @@ from datamodules.annotated import BoxFiles, Mixing
 from datamodules.annotated.mixing import boxes_of, mosaic
 from datamodules.augmentations import evaluation
 from modules import DetectionModule
+from modules.spec import Backbone, DataSpec
 from pipelines.convert import convert
 from pipelines.detection import detection
 from pipelines.engine.command import command
@@ -331,7 +332,7 @@ def test_tiles_cover_an_image_and_keep_what_can_be_seen_in_them() -> None:
 
 
 def test_a_model_that_learned_from_pieces_is_shown_pieces() -> None:
-    module = DetectionModule(2, ["a", "b"], image_size=64, backbone="resnet10t")
+    module = DetectionModule(DataSpec(num_classes=2, label_names=["a", "b"], image_size=64), Backbone("resnet10t"))
     data = CSVDetection("boxes.csv", tile=64)
     storage.save_model(Path("model"), module, data.preprocessing, "detection")
     model = VisionModel().load(Path("model"), "cpu")
@@ -377,7 +378,7 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
     assert data.preprocessing.as_data() == {"image_size": 160, "in_chans": 3, "fit": "pad"}
     assert sample.shape == (160, 160, 3)
 
-    module = DetectionModule(2, image_size=64, backbone="resnet10t")
+    module = DetectionModule(DataSpec(num_classes=2, image_size=64), Backbone("resnet10t"))
     module.threshold.fill_(0)
     storage.save_model(Path("model"), module, replace(data.preprocessing, image_size=64), "detection")
     model = VisionModel().load(Path("model"), "cpu")

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, built
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
 from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
+from modules.spec import Backbone, DataSpec
 from pipelines.serving.store import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
@@ -42,7 +43,15 @@ DETECTORS = {
 
 def small(detector: Any, **options: Any) -> DetectionModule:
     torch.manual_seed(0)
-    return DetectionModule(10, image_size=64, backbone="resnet18", backbone_options=SLIM, detector=detector, **options)
+    return built(
+        DetectionModule,
+        num_classes=10,
+        image_size=64,
+        backbone="resnet18",
+        backbone_options=SLIM,
+        detector=detector,
+        **options,
+    )
 
 
 def boxes_like(count: int, generator: torch.Generator, side: float = 64) -> Tensor:
@@ -394,14 +403,18 @@ def test_strides_that_make_no_sense_are_refused() -> None:
 def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> None:
     """Through the registry's own files, though made for feature maps its parts have other names, and the last are missing."""
     torch.manual_seed(0)
-    module = DetectionModule(2, image_size=160, backbone=name, detector=partial(YOLO, strides=[16, 32], width=16))
+    module = DetectionModule(
+        DataSpec(num_classes=2, image_size=160), Backbone(name), detector=partial(YOLO, strides=[16, 32], width=16)
+    )
     save_model(tmp_path / "model", module, Preprocessing(160, 3, "pad"), "detection")
     log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "serving" / "model.py"), pip_requirements=[],
                                   artifacts={"model": str(tmp_path / "model")}, registered_model_name=f"boxes-{name}")  # fmt: skip
     address = f"models:/boxes-{name}/{log.registered_model_version}"
     whole = create_backbone(address, image_size=160)
     assert whole(torch.zeros(1, 3, 160, 160)).ndim == 2
-    again = DetectionModule(5, image_size=160, backbone=address, detector=partial(YOLO, strides=[16, 32], width=16))
+    again = DetectionModule(
+        DataSpec(num_classes=5, image_size=160), Backbone(address), detector=partial(YOLO, strides=[16, 32], width=16)
+    )
     image = torch.randint(256, (2, 3, 160, 160), dtype=torch.uint8)
     with torch.no_grad():
         mine, its = (m.eval().backbone(m.normalize(image)) for m in (module, again))
@@ -517,7 +530,9 @@ def test_regions_are_classified_and_corrected(shared: bool) -> None:
     """With features that nothing was learned for, the scenes that it saw are still told from noise."""
     source = DigitScenes(train=8, val=8, test=8).sources["train"]
     scenes = [source[i] for i in range(8)]
-    module = DetectionModule(10, image_size=128, backbone="resnet18", backbone_options={"channels": [16, 32, 64, 128]})
+    module = DetectionModule(
+        DataSpec(num_classes=10, image_size=128), Backbone("resnet18", options={"channels": [16, 32, 64, 128]})
+    )
     classifier = RegionClassifier(module, 10, shared, crop=48, count=100).fit([s["image"] for s in scenes], scenes)
     metric = DetectionMetric(10)
     for scene in scenes:

@@ -171,7 +171,7 @@ def test_the_commands_of_the_front_page_do_what_they_say(capfd: pytest.CaptureFi
             Image.new("RGB", (32, 32), (200 * k, 20 * i, 90)).save(f"FOLDER/{name}/{i}.png")
     Path("PICTURES").symlink_to("FOLDER")
     Path("configs").symlink_to(ROOT / "configs")
-    small = "--model.backbone lenet5 --model.pretrained false --data.image_size 32 --trainer.max_epochs 1"
+    small = "--model.backbone lenet5 --model.backbone.pretrained false --data.image_size 32 --trainer.max_epochs 1"
     for line in page.splitlines():
         command = line.replace(".venv/bin/python", sys.executable)
         command += f" {small}" if " fit " in line else ""

@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from conftest import built
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
@@ -27,6 +28,7 @@ from modules import (
     TranslationModule,
 )
 from modules.checkpoints import check_network
+from modules.spec import DataSpec
 from pipelines.classification import classification
 from pipelines.tracking.logger import run_id_of
 
@@ -211,9 +213,9 @@ def test_classes_of_boxes_and_masks_are_numbered_as_the_network_does() -> None:
 
 NAMED = {
     "classification": partial(ClassificationModule, num_classes=2, image_size=16),
-    "detection": partial(DetectionModule, num_classes=2, image_size=64, backbone="lenet5"),
-    "instances": partial(InstanceSegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
-    "segmentation": partial(SegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
+    "detection": partial(built, DetectionModule, num_classes=2, image_size=64, backbone="lenet5"),
+    "instances": partial(built, InstanceSegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
+    "segmentation": partial(built, SegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
     "conditional GAN": partial(GANModule, image_size=16, conditional=True),
     "translation": partial(TranslationModule, image_size=16),
 }
@@ -228,5 +230,5 @@ def test_weights_that_know_other_classes_are_refused(make: Any) -> None:
 
 
 def test_labels_that_a_network_does_not_learn_may_differ() -> None:
-    one, other = (GANModule(image_size=16, label_names=[*names]) for names in (("a", "b"), ("a", "c", "d")))
+    one, other = (GANModule(DataSpec(label_names=[*names], image_size=16)) for names in (("a", "b"), ("a", "c", "d")))
     check_network(one.architecture, other.architecture)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, built
 from safetensors import safe_open
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from modules import (
 )
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.instance_segmentation import MaskRCNN
+from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
 from modules.translation import ResidualTranslator
 from pipelines import export
@@ -54,7 +55,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VisionCLI:
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved net with batch norm, whose statistics are of images."""
     torch.manual_seed(0)
-    module = ClassificationModule(4, ["ä", "b", "c", "d"], image_size=32, backbone="test_resnet")
+    module = ClassificationModule(
+        DataSpec(num_classes=4, label_names=["ä", "b", "c", "d"], image_size=32), Backbone("test_resnet")
+    )
     with torch.no_grad():
         for _ in range(3):
             module(torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8))
@@ -132,7 +135,7 @@ def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
     """A saved detector that finds much in noise."""
     torch.manual_seed(0)
     options = {"backbone": "test_resnet", "detector": partial(kind, width=32, strides=[8, 16])}  # type: ignore[call-overload]
-    module = DetectionModule(3, ["a", "b", "c"], image_size=64, **options)
+    module = built(DetectionModule, num_classes=3, label_names=["a", "b", "c"], image_size=64, **options)
     with torch.no_grad():
         for _ in range(3):
             module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
@@ -223,21 +226,37 @@ def test_mistakes_are_told_in_one_paragraph(
 
 SMALL_SCENES = {"image_size": 32, "backbone": "test_resnet"}
 EVERY = {
-    "classification": lambda: ClassificationModule(3, in_chans=1, image_size=12),
-    "detection": lambda: DetectionModule(2, detector=partial(YOLO, width=16, depth=1, strides=[4, 8]), **SMALL_SCENES),
-    "segmentation": lambda: SegmentationModule(2, **SMALL_SCENES),
-    "instance_segmentation": lambda: InstanceSegmentationModule(
-        2, detector=partial(MaskRCNN, width=8, hidden=8, mask_width=8, strides=[4, 8]), **SMALL_SCENES
+    "classification": lambda: ClassificationModule(DataSpec(num_classes=3, in_chans=1, image_size=12)),
+    "detection": lambda: built(
+        DetectionModule,
+        num_classes=2,
+        detector=partial(YOLO, width=16, depth=1, strides=[4, 8]),
+        **SMALL_SCENES,
     ),
-    "autoencoding": lambda: AutoencodingModule(None, 1, 12),
+    "segmentation": lambda: built(SegmentationModule, num_classes=2, **SMALL_SCENES),
+    "instance_segmentation": lambda: built(
+        InstanceSegmentationModule,
+        num_classes=2,
+        detector=partial(MaskRCNN, width=8, hidden=8, mask_width=8, strides=[4, 8]),
+        **SMALL_SCENES,
+    ),
+    "autoencoding": lambda: AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=12)),
     "masked_autoencoding": lambda: MaskedAutoencodingModule(
-        1, 16, backbone_options={"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}, decoder_dim=16
+        DataSpec(in_chans=1, image_size=16),
+        Backbone("vit_tiny_patch16_224", options={"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}),
+        decoder_dim=16,
     ),
-    "facenet": lambda: FaceNetModule(in_chans=1, image_size=12),
-    "gan": lambda: GANModule(None, 1, 12, backbone_options={"width": 4}),
-    "super_resolution": lambda: SuperResolutionModule(1, 16, generator=SRResNet(4, 1), backbone_options={"width": 4}),
+    "facenet": lambda: FaceNetModule(DataSpec(in_chans=1, image_size=12)),
+    "gan": lambda: GANModule(
+        DataSpec(label_names=None, in_chans=1, image_size=12), Backbone("dcgan", options={"width": 4})
+    ),
+    "super_resolution": lambda: SuperResolutionModule(
+        DataSpec(in_chans=1, image_size=16), Backbone("dcgan", options={"width": 4}), generator=SRResNet(4, 1)
+    ),
     "translation": lambda: TranslationModule(
-        ["a", "b"], None, 3, 12, translator=ResidualTranslator(4, 1), backbone_options={"width": 4}
+        DataSpec(label_names=["a", "b"], image_size=12, attributes=None),
+        Backbone("patchgan", options={"width": 4}),
+        translator=ResidualTranslator(4, 1),
     ),
 }
 EXPORTED = ("classification", "detection", "segmentation")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import processes
+from conftest import built, processes
 from jsonargparse import ArgumentParser
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
@@ -21,6 +21,7 @@ from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import metrics as p
 from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge, within_class_whitening
+from modules.spec import Backbone, DataSpec
 
 
 def circle(*degrees: float) -> Tensor:
@@ -117,7 +118,7 @@ def test_mining_turns_hard_when_few_triplets_are_active_and_strangers_lie_apart_
 
 def faces(**options) -> FaceNetModule:
     torch.manual_seed(0)
-    return FaceNetModule(in_chans=1, image_size=32, embedding_size=16, **options)
+    return built(FaceNetModule, in_chans=1, image_size=32, embedding_size=16, **options)
 
 
 def test_embeddings_have_length_one_and_stay_float32_under_autocast():
@@ -131,15 +132,14 @@ def test_embeddings_have_length_one_and_stay_float32_under_autocast():
 
 def test_features_of_deeper_levels_are_pooled_and_of_length_one_each():
     image = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
-    module = FaceNetModule(in_chans=1, image_size=32, backbone="resnet18", levels=2,
-                           backbone_options={"channels": [8, 16, 24, 32]}).eval()  # fmt: skip
+    module = FaceNetModule(DataSpec(in_chans=1, image_size=32), Backbone("resnet18", options={"channels": [8, 16, 24, 32]}), levels=2).eval()  # fmt: skip
     with torch.no_grad():
         features = module.features(image)
         maps = module.backbone(module.normalize(image))
     assert features.shape == (2, 24 + 32)
     assert torch.allclose(features[:, :24], F.normalize(maps[-2].mean((2, 3))), atol=1e-6)
     assert torch.allclose(features[:, 24:].norm(dim=1), torch.ones(2), atol=1e-6)
-    again = FaceNetModule(**module.architecture).eval()
+    again = FaceNetModule.from_architecture(module.architecture).eval()
     again.load_state_dict(module.state_dict())
     assert again.answers({"image": image}) == module.answers({"image": image})
 
@@ -173,7 +173,7 @@ def test_whitening_makes_people_vary_alike_in_all_directions():
 def test_a_training_can_start_whitened():
     data = Glyphs(people=60, batch_size=16, num_workers=0, augmentation="none")
     torch.manual_seed(0)
-    module = FaceNetModule(in_chans=1, image_size=32, whiten=True, optimization=Optimization(lr=1e-9))
+    module = FaceNetModule(DataSpec(in_chans=1, image_size=32), whiten=True, optimization=Optimization(lr=1e-9))
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
                         limit_train_batches=1, enable_progress_bar=False, use_distributed_sampler=False)  # fmt: skip
     before = module.head.weight.clone()
@@ -223,7 +223,7 @@ def test_triplets_are_active_by_the_margin_of_the_loss():
 def test_losses_are_named_on_the_command_line_and_told_the_number_of_people(name):
     parser = ArgumentParser()
     parser.add_class_arguments(FaceNetModule, "model")
-    small = ["--model.num_classes", "7", "--model.in_chans", "1", "--model.image_size", "32"]
+    small = ["--model.data.num_classes", "7", "--model.data.in_chans", "1", "--model.data.image_size", "32"]
     given = parser.parse_args([*small, "--model.loss", name, "--model.loss.margin", "0.2", "--model.loss.scale", "30"])
     loss = parser.instantiate(given).model.loss
     embedding, identity = batch(size=128)
@@ -402,7 +402,7 @@ def test_collapse_is_said(recwarn):
     torch.manual_seed(0)
     trainer = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
                         limit_train_batches=2, limit_val_batches=0, enable_progress_bar=False, use_distributed_sampler=False)  # fmt: skip
-    trainer.fit(Stuck(in_chans=1, image_size=32, embedding_size=8), Glyphs(people=60, batch_size=16, num_workers=0))
+    trainer.fit(Stuck(DataSpec(1, 32), embedding_size=8), Glyphs(people=60, batch_size=16, num_workers=0))
     assert any("embeddings collapse" in str(warning.message) for warning in recwarn)
     assert trainer.callback_metrics["train/active_triplets"] == 1
     assert float(trainer.callback_metrics["train/stranger_distance"]) < 0.05

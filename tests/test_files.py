@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from modules import SegmentationModule
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
@@ -101,7 +102,7 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_former_one(disk: 
 def test_pictures_of_answers_are_whole_or_absent_on_a_full_disk(disk: Path) -> None:
     """The drawing and what goes beside it, such as a mask."""
     Image.fromarray(NOISE).save("a.png")
-    module = SegmentationModule(2, backbone="test_resnet", image_size=64).eval()
+    module = SegmentationModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet")).eval()
     (answer,) = module.answers({"image": torch.from_numpy(NOISE).permute(2, 0, 1)[None]})
     _draw(module, "a.png", answer, "free/a.png", Path("free/a.png"))
     assert {file.name for file in Path("free").iterdir()} == {"a.png", "a.mask.png"}

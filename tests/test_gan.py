@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Steps
+from conftest import Steps, built
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.linalg import sqrtm
@@ -43,6 +43,7 @@ from modules.inspection.dissection import agreement, dissect, effect, layers
 from modules.measures.sets import effective_classes, frechet_distance, kernel_distance, neighbourhoods
 from modules.networks.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
 from modules.networks.weights import read_weights
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.gan import gan
 from pipelines.segmentation import segmentation
@@ -51,7 +52,7 @@ from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.num_samples", "100",
-         "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.backbone_options.width", "8",
+         "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.backbone.options.width", "8",
          *QUIET]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def verdict(*scores: float, features: list[list[float]] | None = None) -> Verdic
 def module(**options) -> GANModule:
     torch.manual_seed(0)
     small = {"generator": UpsampledConvolutions(8, "batch"), "backbone_options": {"width": 8}, "num_samples": 100}
-    return GANModule([str(k) for k in range(10)], 1, 12, **small | options)
+    return built(GANModule, label_names=[str(k) for k in range(10)], in_chans=1, image_size=12, **small | options)
 
 
 def train(gan_module: GANModule, batches: int = 4, data: Digits8x8 | None = None, **options) -> L.Trainer:
@@ -372,14 +373,27 @@ def test_health_goes_on_where_it_was_saved() -> None:
 @pytest.mark.parametrize("side", [8, 28, 32, 64, 128])
 def test_networks_grow_with_the_images(side: int) -> None:
     for decoder in (TransposedConvolutions(4, "batch"), UpsampledConvolutions(4, "pixel"), Dense([8])):
-        made = GANModule(None, 3, side, generator=decoder, backbone_options={"width": 4}, latent_size=8)
+        made = GANModule(
+            DataSpec(label_names=None, image_size=side),
+            Backbone("dcgan", options={"width": 4}),
+            generator=decoder,
+            latent_size=8,
+        )
         image = made.generator(torch.randn(2, 8))
         assert image.shape == (2, 3, side, side)
         assert made.discriminate(made.as_input(image), None).score.shape == (2,)
 
 
 def watched(stop: bool = False, **options) -> tuple[GANModule, L.Trainer]:
-    made = GANModule([str(k) for k in range(10)], 1, 12, num_samples=100, stop_on_failure=stop, **options)
+    made = built(
+        GANModule,
+        label_names=[str(k) for k in range(10)],
+        in_chans=1,
+        image_size=12,
+        num_samples=100,
+        stop_on_failure=stop,
+        **options,
+    )
     data = Digits8x8(augmentation="none", image_size=12, batch_size=64)
     return made, train(made, 600, data=data, max_epochs=-1, max_steps=600)
 
@@ -432,8 +446,7 @@ def test_compiled_players_train_as_plain_ones() -> None:
 
 
 def test_growing_networks_fade_in_without_a_jump() -> None:
-    made = GANModule(None, 1, 28, backbone="progressive", backbone_options={"width": 8}, generator=Progressive(8),
-                     growth=10, latent_size=16)  # fmt: skip
+    made = GANModule(DataSpec(label_names=None, in_chans=1, image_size=28), Backbone("progressive", options={"width": 8}), generator=Progressive(8), growth=10, latent_size=16)  # fmt: skip
     phases = [grown(step, 10) for step in range(61)]
     assert phases[:12] == pytest.approx([0] * 11 + [0.1])
     assert phases[20] == 1
@@ -472,7 +485,7 @@ def test_a_progressive_pair_grows_with_the_generators_steps() -> None:
 
 
 def test_the_discriminator_sees_generated_images_as_it_sees_real_ones() -> None:
-    made = GANModule(None, 3, 32, backbone="resnet18")
+    made = GANModule(DataSpec(label_names=None, image_size=32), Backbone("resnet18"))
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.allclose(made.as_input(image.float() / 127.5 - 1), made.normalize(image), atol=1e-5)
 
@@ -496,7 +509,7 @@ def test_a_conditional_discriminator_projects_on_the_class() -> None:
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):
-        GANModule(**{"label_names": ["a", "b"], "in_chans": 1, "image_size": 12} | options)
+        built(GANModule, **{"label_names": ["a", "b"], "in_chans": 1, "image_size": 12} | options)
 
 
 def test_rebuilt_from_its_description_it_makes_the_same_images() -> None:

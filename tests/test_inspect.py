@@ -14,6 +14,7 @@ from modules import ClassificationModule
 from modules import inspection as see
 from modules.inspection import pictures
 from modules.inspection.taps import Tap
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine import command as engine
 from pipelines.inspect import inspect
@@ -32,7 +33,8 @@ NETWORKS = {
 def network(name: str, image_size: int = 32, in_chans: int = 3, **options: Any) -> ClassificationModule:
     torch.manual_seed(0)
     return ClassificationModule(
-        2, ["left", "right"], in_chans, image_size, backbone=name, backbone_options=options
+        DataSpec(num_classes=2, label_names=["left", "right"], in_chans=in_chans, image_size=image_size),
+        Backbone(name, options=options),
     ).eval()
 
 
@@ -146,7 +148,7 @@ class LeftModule(ClassificationModule):
 @pytest.mark.parametrize(("name", "options"), NETWORKS.values(), ids=NETWORKS)
 def test_covering_what_does_not_count_changes_nothing(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    module = LeftModule(2, None, 3, 32, backbone=name, backbone_options=options).eval()
+    module = LeftModule(DataSpec(3, 32, 2), Backbone(name, options=options)).eval()
     found = see.occlusion(module, squares(2, 0)[0], torch.tensor([0, 1]))
     assert found.shape == (2, 1, 32, 32)
     assert found[..., 22:].abs().max() < 1e-5, "a window is six pixels wide"

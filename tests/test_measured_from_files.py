@@ -108,7 +108,7 @@ def test_average_precision_of_files_is_the_same_by_hand_and_by_pycocotools() -> 
     command(convert, ["truth", "--data", "YOLODetection", "--data.root", "drawn", "--form", "coco"])
     detection(
         ["fit", "--data", "COCODetection", "--data.root", "truth", "--data.image_size", str(SIDE), *QUICK,
-         "--model.backbone", "resnet18", "--model.backbone_options", "{channels: [16, 24, 32, 48]}",
+         "--model.backbone", "resnet18", "--model.backbone.options", "{channels: [16, 24, 32, 48]}",
          "--model.detector", "YOLO", "--model.detector.strides", "[8, 16]", "--model.detector.width", "24",
          "--model.detector.depth", "1", "--model.optimization.lr", "0.004", "--model.optimization.ema_decay", "0.9",
          "--data.batch_size", "4", "--trainer.max_epochs", "14", "--trainer.check_val_every_n_epoch", "14", "--register", "boxes", "--output", "run"]
@@ -146,7 +146,7 @@ def test_the_miou_that_a_training_tells_is_that_of_the_masks_that_predict_writes
     draw(Path("drawn"))
     segmentation(
         ["fit", "--data", "MaskFolder", "--data.root", "drawn", "--data.image_size", str(SIDE), *QUICK,
-         "--model.backbone", "resnet18", "--model.backbone_options", "{channels: [16, 24, 32, 48], out_indices: [0, 1, 2]}",
+         "--model.backbone", "resnet18", "--model.backbone.options", "{channels: [16, 24, 32, 48], out_indices: [0, 1, 2]}",
          "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0",
          "--model.optimization.lr", "0.003", "--trainer.max_epochs", "3", "--register", "areas", "--output", "run"]
     )  # fmt: skip

@@ -60,7 +60,7 @@ PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
         ("--trainer.enable_checkpointing", "false"),
         ("--seed_everything", "-1"),
         ("--checkpoint_seconds", "-1"),
-        ("--model.backbone_options.nonsense", "3"),
+        ("--model.backbone.options.nonsense", "3"),
     ],
     ids=" ".join,
 )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules import ClassificationModule, create_backbone
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 
 # Parameters: LeCun et al. 1989 and 1998, Krizhevsky et al. 2012 (60 million), Simonyan & Zisserman 2015 table 2 (133,
@@ -75,7 +76,9 @@ def test_each_map_of_lenet_1989_sees_eight_of_twelve() -> None:
 
 
 def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
-    module = ClassificationModule(10, in_chans=1, image_size=28, backbone="googlenet", channels_last=False)
+    module = ClassificationModule(
+        DataSpec(num_classes=10, in_chans=1, image_size=28), Backbone("googlenet", channels_last=False)
+    )
     batch = {"image": torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8), "label": torch.tensor([1, 2, 3, 4])}
     module.log_mean = lambda *_: None  # type: ignore[method-assign]  # there is no trainer
     module.train()
@@ -94,7 +97,7 @@ def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "lenet1989", "alexnet", "googlenet"])
 def test_a_lecture_network_is_trained_by_name(name: str) -> None:
-    options = {"alexnet": ["--model.backbone_options.width", "0.1"], "googlenet": ["--data.batch_size", "8"]}
+    options = {"alexnet": ["--model.backbone.options.width", "0.1"], "googlenet": ["--data.batch_size", "8"]}
     side = {"lenet1989": "16", "mlp": "8"}.get(name, "28")
     cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", side, "--model.backbone", name,
                           "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4", "--trainer.logger", "false",

@@ -23,6 +23,7 @@ from modules import (
 )
 from modules.autoencoding import GaussianNoise, Plain
 from modules.networks.parts import build, describe, upgrade
+from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
 from pipelines.serving import store as storage
 
@@ -89,12 +90,10 @@ def own(monkeypatch: pytest.MonkeyPatch):
 
 def models(own) -> dict[str, VisionModule]:
     return {
-        "detector": DetectionModule(2, image_size=64, backbone="test_resnet",
-                                    detector=lambda *given: own.Detector(*given, strides=[8, 16], width=32)),
-        "decoder": SegmentationModule(2, image_size=64, backbone="test_resnet",
-                                      decoder=lambda *given: own.Decoder(*given, widths=[16, 16, 8, 8, 8])),
-        "part": AutoencodingModule(None, 1, 12, bottleneck=Plain(4, activation=own.Swish(1.5)), noise=own.Salt(0.25)),
-        "task": own.Task(3, in_chans=1, image_size=12),
+        "detector": DetectionModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet"), detector=lambda *given: own.Detector(*given, strides=[8, 16], width=32)),
+        "decoder": SegmentationModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet"), decoder=lambda *given: own.Decoder(*given, widths=[16, 16, 8, 8, 8])),
+        "part": AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=12), bottleneck=Plain(4, activation=own.Swish(1.5)), noise=own.Salt(0.25)),
+        "task": own.Task(DataSpec(1, 12, 3)),
     }  # fmt: skip
 
 
@@ -124,7 +123,7 @@ def test_a_class_that_is_not_there_is_named_with_the_way_out(own, monkeypatch: p
 
 
 def test_a_part_that_forgets_its_arguments_is_named_before_the_training(own) -> None:
-    module = AutoencodingModule(None, 1, 12, noise=own.Forgetful(0.5))
+    module = AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=12), noise=own.Forgetful(0.5))
     with pytest.raises(
         BackboneError, match=r"own_parts\.Forgetful.*let its __init__ keep the argument 'much' as self\.much"
     ):

@@ -26,6 +26,7 @@ from PIL import Image
 from datamodules import DataError, ImageFolder
 from modules import ClassificationModule
 from modules.base import VisionModule
+from modules.spec import DataSpec
 from pipelines import predict
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
@@ -154,7 +155,12 @@ def test_every_form_of_an_image_is_seen_as_in_training() -> None:
     data = ImageFolder("in", image_size=12, num_workers=0, batch_size=16)
     data.prepare_data()
     data.setup("test")
-    storage.save_model(Path("model"), ClassificationModule(2, image_size=12), data.preprocessing, "classification")
+    storage.save_model(
+        Path("model"),
+        ClassificationModule(DataSpec(num_classes=2, image_size=12)),
+        data.preprocessing,
+        "classification",
+    )
     model = VisionModel().load(Path("model"))
     split, transform = data.sources["train"], data.transform(False)
     for i, path in enumerate(split.paths):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
+from modules.spec import DataSpec
 from pipelines.facenet import facenet
 from pipelines.serving import gallery as galleries
 from pipelines.serving import registry
@@ -21,7 +22,7 @@ def trained() -> tuple[str, Glyphs]:
     """A registered model of characters that were seen in training, so that it is sure of them."""
     torch.manual_seed(0)
     data = Glyphs(people=60, augmentation="light", num_workers=0)
-    module = FaceNetModule(in_chans=1, image_size=32, optimization=Optimization(lr=2e-3))
+    module = FaceNetModule(DataSpec(in_chans=1, image_size=32), optimization=Optimization(lr=2e-3))
     trainer = L.Trainer(max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                         use_distributed_sampler=False, num_sanity_val_steps=0, check_val_every_n_epoch=12)  # fmt: skip
     trainer.fit(module, data)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from datamodules import ImageFolder
 from modules import BackboneError, ClassificationModule
+from modules.spec import DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.start import with_start
@@ -182,7 +183,9 @@ def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> 
             Image.fromarray(generator.integers(0, 255, (32, 32), np.uint8)).save(file)
         options = {"root": str(tmp_path / f"data{number}"), "in_chans": 1, "image_size": side, "num_workers": 0}
         data = ImageFolder(**options)
-        module = ClassificationModule(2, data.label_names, 1, side)
+        module = ClassificationModule(
+            DataSpec(num_classes=2, label_names=data.label_names, in_chans=1, image_size=side)
+        )
         with mlflow.start_run() as run:
             pass
         registry.register("measured", module, data, {"class_path": "ImageFolder", "init_args": options},

@@ -192,7 +192,7 @@ def test_a_stop_at_every_moment_of_every_task_changes_nothing(name: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_kill_in_every_kind_of_training_changes_nothing(variant: list[str]) -> None:
-    args = [*SMALL, "--checkpoint_seconds", "0", "--model.backbone_options.drop_rate", "0.3", *variant]
+    args = [*SMALL, "--checkpoint_seconds", "0", "--model.backbone.options.drop_rate", "0.3", *variant]
     assert killed(TASKS["classification"], args, every=False) > 10
 
 

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import start
+from conftest import built, start
 from faster_coco_eval.core import mask as rle
 from scipy.ndimage import distance_transform_cdt
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
@@ -26,6 +26,7 @@ from modules.networks import BackboneError
 from modules.segmentation import FPN, CrossEntropy, DeepLabV3Plus, Dice, Focal, Lovasz, Mixture, SegFormer, UNet
 from modules.segmentation.metrics import SegmentationMetric, boundary_counts, edges
 from modules.segmentation.windows import starts, strips
+from modules.spec import Backbone, DataSpec
 from pipelines import export
 from pipelines.classification import classification
 from pipelines.predict import predict
@@ -219,7 +220,12 @@ def test_a_picture_of_10000_pixels_square_needs_little_more_than_itself() -> Non
 
 def small(classes: int = K, **options: object) -> SegmentationModule:
     given = {"image_size": 64, "backbone": "test_resnet", "backbone_options": {"small_stem": False}, **options}
-    return SegmentationModule(classes, ["background", *"abcdefg"[: classes - 1]], **given)  # type: ignore[arg-type]
+    return built(
+        SegmentationModule,
+        num_classes=classes,
+        label_names=["background", *"abcdefg"[: classes - 1]],
+        **given,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("decoder", [UNet, partial(FPN, width=64), partial(DeepLabV3Plus, width=32), partial(SegFormer, width=32)])  # fmt: skip
@@ -250,7 +256,7 @@ def test_an_encoder_from_the_registry_keeps_its_weights() -> None:
     cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", "32", "--model.backbone", "test_resnet",
                           "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--register", "encoder",
                           "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1", "--output", "out",
-                          "--model.backbone_options.small_stem", "false", "--trainer.enable_progress_bar", "false"])  # fmt: skip
+                          "--model.backbone.options.small_stem", "false", "--trainer.enable_progress_bar", "false"])  # fmt: skip
     module = small(backbone="models:/encoder/1", in_chans=1, backbone_options={})
     assert cli.rows["registered"] == "models:/encoder/1"
     learned = dict(cli.model.backbone.named_parameters())
@@ -370,7 +376,9 @@ def test_masks_are_measured_as_pycocotools_does_and_quality_by_hand() -> None:
 def test_mask_rcnn_learns_rebuilds_and_answers_in_the_pictures_pixels() -> None:
     torch.manual_seed(0)
     detector = partial(MaskRCNN, width=32, hidden=32, mask_width=32, strides=[4, 8])
-    module = InstanceSegmentationModule(2, ["a", "b"], image_size=64, backbone="test_resnet", detector=detector)
+    module = InstanceSegmentationModule(
+        DataSpec(num_classes=2, label_names=["a", "b"], image_size=64), Backbone("test_resnet"), detector=detector
+    )
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
     masks[0, 10:30, 8:24], masks[1, 36:60, 30:58] = 1, 1
     image = torch.full((3, 64, 64), 200, dtype=torch.uint8)

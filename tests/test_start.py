@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import built
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from torch import Tensor
@@ -55,12 +56,12 @@ def network(kind: str, names: list[str], seed: int = 0, **given) -> VisionModule
     given = SMALL | given
     module: VisionModule
     if kind == "unet":
-        module = SegmentationModule(len(names), names, decoder=UNet, **given)
+        module = built(SegmentationModule, label_names=names, decoder=UNet, **given)
     elif kind == "classifier":
-        module = ClassificationModule(len(names), names, **given)
+        module = built(ClassificationModule, num_classes=len(names), label_names=names, **given)
     else:
         made = InstanceSegmentationModule if kind == "mask_rcnn" else DetectionModule
-        module = made(len(names), names, **{"detector": DETECTORS[kind]} | given)
+        module = built(made, label_names=names, **{"detector": DETECTORS[kind]} | given)
     for key, value in module.state_dict().items():
         if value.is_floating_point() and value.ndim:
             value.normal_(0, 0.2)
@@ -184,7 +185,7 @@ def test_a_training_with_other_classes_needs_no_more_than_where_it_starts(
     source = network(kind, names)
     masks = ["--data.masks", "true"] if kind == "mask_rcnn" else []
     cli = command(["fit", "--start", saved(source, command.name), "--data", data, *coco(Path("new"), ["bee", "cat"]), *masks,
-                   *FAST, "--model.transfer", "features", "--output", "out"])  # fmt: skip
+                   *FAST, "--model.backbone.transfer", "features", "--output", "out"])  # fmt: skip
     message = capsys.readouterr().err
     assert "Starting from source: " in message
     assert f"kept by name: {'background, ' if kind == 'unet' else ''}bee; new: cat; left out: ant" in message
@@ -210,14 +211,14 @@ def test_from_the_registry_with_licence_strategy_and_exact_resume(capsys: pytest
     classification(first)
     address = "models:/started@latest"
     long = ["fit", *DIGITS, "--trainer.max_epochs", "2", "--start", address, "--register", "again"]
-    whole = classification([*long, "--output", "whole", "--model.transfer", "auto"])
+    whole = classification([*long, "--output", "whole", "--model.backbone.transfer", "auto"])
     tags = MlflowClient().get_run(run_id_of("whole")).data.tags
     assert tags["source_model"] == "models:/started/1"
     assert tags["weights_licence"] == "apache-2.0"
     assert MlflowClient().get_model_version("again", "1").tags["weights_licence"] == "apache-2.0"
     assert "models:/started/1: all" in capsys.readouterr().err
 
-    part = [*long, "--output", "part", "--model.transfer", "auto"]
+    part = [*long, "--output", "part", "--model.backbone.transfer", "auto"]
     with pytest.raises(ZeroDivisionError):
         classification([*part, "--trainer.callbacks+=faults.Crash", "--trainer.callbacks.step", "1"])
     classification(first)  # a second version, which `latest` now means
@@ -243,7 +244,9 @@ def test_a_recipe_and_a_folder_of_a_training_name_it_too(capsys: pytest.CaptureF
     one = classification(["fit", "--config", "recipe.yaml", *quick, "--output", "one"])
     assert one.model.label_smoothing == 0.1
     assert one.model.architecture == source.architecture
-    two = classification(["fit", "--start", "one", *quick, "--output", "two", "--model.transfer", "freeze_unfreeze"])
+    two = classification(
+        ["fit", "--start", "one", *quick, "--output", "two", "--model.backbone.transfer", "freeze_unfreeze"]
+    )
     assert "Starting from one/best.ckpt: all" in capsys.readouterr().err
     best = ClassificationModule.load_from_checkpoint("one/best.ckpt")
     for key, value in best.backbone.state_dict().items():  # in the first of its epochs only the head learns
@@ -258,7 +261,7 @@ def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixtur
         ("empty",): "is no trained network",
         ("missing.ckpt",): "is no trained network",
         ("models:/nobody@champion",): "nobody",
-        ("source", "--model.transfer", "scratch"): "leave one out",
+        ("source", "--model.backbone.transfer", "scratch"): "leave one out",
         ("source", "--model.backbone", "lenet5"): "backbone is lenet5 (was test_resnet)",
     }.items():
         with pytest.raises(SystemExit) as end:
@@ -275,7 +278,7 @@ def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("command", "more"), [
     (facenet, ["--data", "Glyphs", "--data.people", "296", "--data.image_size", "32", "--model.embedding_size", "16"]),
     (gan, ["--data", "Digits8x8", "--data.image_size", "12", "--model.num_samples", "16", "--model.conditional", "true",
-           "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.backbone_options.width", "8"]),
+           "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.backbone.options.width", "8"]),
 ])  # fmt: skip
 def test_every_task_starts_so(command: object, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     fast = [*more, *FAST, "--trainer.logger", "false", "--data.batch_size", "16"]

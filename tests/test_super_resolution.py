@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import built
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -20,13 +21,13 @@ from pipelines.predict import predict
 from pipelines.super_resolution import super_resolution
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
-SMALL = ["--model.generator.width", "4", "--model.generator.blocks", "1", "--model.backbone_options.width", "4"]
+SMALL = ["--model.generator.width", "4", "--model.generator.blocks", "1", "--model.backbone.options.width", "4"]
 
 
 def module(**options) -> SuperResolutionModule:
     torch.manual_seed(0)
     small = {"in_chans": 1, "image_size": 16, "generator": SRResNet(4, 1), "backbone_options": {"width": 4}}
-    return SuperResolutionModule(**small | options)
+    return built(SuperResolutionModule, **small | options)
 
 
 def photograph(height: int = 90, width: int = 121) -> np.ndarray:

@@ -174,12 +174,12 @@ OTHERS = {
     "instance_segmentation": ["--data", "DigitScenes", *SCENES, "--data.masks", "true", "--model.backbone", "test_resnet",
                               "--model.detector", "modules.instance_segmentation.MaskRCNN", "--model.detector.width", "16",
                               "--model.detector.hidden", "16", "--model.detector.mask_width", "16"],
-    "masked_autoencoding": ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone_options",
+    "masked_autoencoding": ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone.options",
                             "{patch_size: 4, embed_dim: 24, depth: 1, num_heads: 2}", "--model.decoder_dim", "16",
                             "--model.decoder_depth", "1"],
     "translation": ["--data.image_size", "12", "--data.batch_size", "16", "--model.judge_steps", "5",
                     "--model.translator", "ResidualTranslator", "--model.translator.width", "4", "--model.translator.blocks", "1",
-                    "--model.backbone_options.width", "4"],
+                    "--model.backbone.options.width", "4"],
 }  # fmt: skip
 JUDGED = {"autoencoding": "min", "gan": "min", "masked_autoencoding": "min", "translation": "min"}
 SMALL = {name: task.small for name, task in TASKS.items()} | OTHERS

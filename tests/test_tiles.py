@@ -19,6 +19,7 @@ from modules.detection.masks import pixels, placed, union
 from modules.detection.metrics import overlaps
 from modules.detection.tiles import joined
 from modules.instance_segmentation import MaskRCNN
+from modules.spec import Backbone, DataSpec
 from pipelines.detection import detection
 from pipelines.predict import predict
 from pipelines.serving import registry
@@ -128,7 +129,9 @@ def masker(tmp_path: Path) -> str:
     """Mask R-CNN that has learned nothing, but from pieces."""
     torch.manual_seed(0)
     detector = partial(MaskRCNN, width=16, hidden=16, mask_width=16, strides=[8, 16], proposals=40)
-    module = InstanceSegmentationModule(2, ["a", "b"], image_size=64, backbone="test_resnet", detector=detector)
+    module = InstanceSegmentationModule(
+        DataSpec(num_classes=2, label_names=["a", "b"], image_size=64), Backbone("test_resnet"), detector=detector
+    )
     module.threshold.fill_(0.3)
     storage.save_model(tmp_path / "model", module, Preprocessing(64, 3, "pad", tile=64), "x")
     return str(tmp_path / "model")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import start
+from conftest import built, start
 from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -37,6 +37,7 @@ from modules.callbacks.transfer import LARGE, Evidence, choose, probe
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.backbones import untrained
 from modules.networks.features import Stages, extract
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine.command import command
 from pipelines.serving import registry
@@ -67,8 +68,7 @@ def small(
     torch.manual_seed(0)
     options = {"architecture": backbone} if pretrained else None
     plan = {"optimizer": partial(torch.optim.AdamW, lr=0.01)} | plan
-    return ClassificationModule(10, None, 1, 16, pretrained or backbone, backbone_options=options,
-                                optimization=Optimization(**plan), transfer=transfer)  # fmt: skip
+    return ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=16), Backbone(pretrained or backbone, options=options, transfer=transfer), optimization=Optimization(**plan))  # fmt: skip
 
 
 def data(**options) -> Digits8x8:
@@ -246,16 +246,16 @@ def test_wishes_that_contradict_each_other_are_refused(capsys):
     with pytest.raises(BackboneError, match="frozen_epochs"):
         small("finetune", frozen_epochs=-1)
     with pytest.raises(SystemExit) as end:
-        classification([*FIT, "--model.transfer", "fine_tune"])
+        classification([*FIT, "--model.backbone.transfer", "fine_tune"])
     message = capsys.readouterr().err
     assert end.value.code == 2
     assert "freeze_unfreeze" in message
     assert "Traceback" not in message
     with pytest.raises(SystemExit):
-        classification([*FIT, "--model.transfer", "finetune"])
+        classification([*FIT, "--model.backbone.transfer", "finetune"])
     message = capsys.readouterr().err
     assert "random weights" in message
-    assert "--model.pretrained true" in message
+    assert "--model.backbone.pretrained true" in message
     loader = data().plain_loader("train")
     with pytest.raises(BackboneError, match="data module"):
         L.Trainer(**QUIET, max_epochs=1).fit(small("auto"), loader, loader)
@@ -288,13 +288,13 @@ def test_the_border_of_the_sizes():
 
 
 def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(capsys):
-    module = ClassificationModule(10, None, 1, 12, "lenet5")
+    module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=12), Backbone("lenet5"))
     L.Trainer(**QUIET, max_epochs=12).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))
     save_file({key: value.contiguous() for key, value in module.backbone.state_dict().items()}, "lenet5.safetensors")
     capsys.readouterr()
     few = [*FIT, "--data.train_per_class", "5"]
-    cli = classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
-                          "--model.transfer", "auto", "--output", "out", "--register", "auto"])  # fmt: skip
+    cli = classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone.options.architecture", "lenet5",
+                          "--model.backbone.transfer", "auto", "--output", "out", "--register", "auto"])  # fmt: skip
     said = capsys.readouterr().out
     assert "Transfer: features (small, similar)." in said
     assert "A linear SVM on the fixed features of 50 images" in said
@@ -312,12 +312,12 @@ def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(caps
     for key, value in module.backbone.state_dict().items():
         assert torch.equal(loaded.module.backbone.state_dict()[key], value), key
     before = Path("out/best.ckpt").stat().st_mtime_ns
-    classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone_options.architecture", "lenet5",
-                    "--model.transfer", "auto", "--output", "out"])  # fmt: skip
+    classification([*few, "--model.backbone", "lenet5.safetensors", "--model.backbone.options.architecture", "lenet5",
+                    "--model.backbone.transfer", "auto", "--output", "out"])  # fmt: skip
     assert Path("out/best.ckpt").stat().st_mtime_ns == before, "what is done is not done again"
     # a registered model is a backbone as any other
     again = classification(
-        [*few, "--model.backbone", "models:/auto/1", "--model.transfer", "features", "--output", "two"]
+        [*few, "--model.backbone", "models:/auto/1", "--model.backbone.transfer", "features", "--output", "two"]
     )
     assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.05)
     assert again.rows["training"].endswith("1 epochs")
@@ -334,7 +334,7 @@ def test_auto_lets_a_network_that_knows_nothing_learn():
 def test_a_killed_unfreezing_goes_on_and_ends_bit_identical(transfer, backbone):
     file = str(Path(weights_file(backbone, 12)).resolve())
     args = [*FIT, "--data.num_workers", "0", "--data.train_per_class", "9", "--data.batch_size", "30", "--model.backbone",
-            file, "--data.augmentation", "light", "--model.backbone_options.architecture", backbone, "--model.transfer",
+            file, "--data.augmentation", "light", "--model.backbone.options.architecture", backbone, "--model.backbone.transfer",
             transfer, "--trainer.max_epochs", "6", "--trainer.limit_val_batches", "1"]  # fmt: skip
     assert start(classification, [*args, "--output", "whole"]) == [0]
     kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", "8"]  # in the third epoch, with layers open
@@ -348,7 +348,7 @@ def test_a_killed_unfreezing_goes_on_and_ends_bit_identical(transfer, backbone):
 
 def test_two_processes_unfreeze_only_where_ddp_allows_it_and_find_the_same_head():
     file = str(Path(weights_file("lenet5", 12)).resolve())
-    known = ["--model.backbone", file, "--model.backbone_options.architecture", "lenet5"]
+    known = ["--model.backbone", file, "--model.backbone.options.architecture", "lenet5"]
     both = [
         *known,
         "--trainer.devices",
@@ -359,13 +359,21 @@ def test_two_processes_unfreeze_only_where_ddp_allows_it_and_find_the_same_head(
         "2",
         "--trainer.strategy",
     ]
-    refused = [*FIT, *both, "ddp", "--model.transfer", "freeze_unfreeze", "--output", "refused"]
+    refused = [*FIT, *both, "ddp", "--model.backbone.transfer", "freeze_unfreeze", "--output", "refused"]
     assert start(classification, refused, 2) == [2, 2]
-    free = [*FIT, *both, "ddp_find_unused_parameters_true", "--model.transfer", "freeze_unfreeze", "--output", "free"]
+    free = [
+        *FIT,
+        *both,
+        "ddp_find_unused_parameters_true",
+        "--model.backbone.transfer",
+        "freeze_unfreeze",
+        "--output",
+        "free",
+    ]
     assert start(classification, free, 2) == [0, 0]
-    two = [*FIT, *both, "ddp", "--model.transfer", "features", "--output", "two"]
+    two = [*FIT, *both, "ddp", "--model.backbone.transfer", "features", "--output", "two"]
     assert start(classification, two, 2) == [0, 0]
-    classification([*FIT, *known, "--model.transfer", "features", "--output", "one"])
+    classification([*FIT, *known, "--model.backbone.transfer", "features", "--output", "one"])
     one, other = (
         torch.load(f"{name}/best.ckpt", weights_only=True)["state_dict"]["head.weight"] for name in ("one", "two")
     )
@@ -378,7 +386,12 @@ def test_a_detector_freezes_unfreezes_and_chooses_too():
 
     def trained(transfer, epochs):
         torch.manual_seed(0)
-        module, watch = DetectionModule(10, None, 3, 64, file, backbone_options=options, transfer=transfer), Moved()
+        module, watch = (
+            DetectionModule(
+                DataSpec(num_classes=10, image_size=64), Backbone(file, options=options, transfer=transfer)
+            ),
+            Moved(),
+        )
         L.Trainer(**QUIET, max_epochs=epochs, limit_val_batches=1, callbacks=[watch]).fit(module, scenes)
         return module, [{key for key in epoch if key.startswith("backbone.")} for epoch in watch.epochs]
 
@@ -416,12 +429,16 @@ def test_other_tasks_take_every_strategy_too(task):
         weights_file("resnet10t", 64)
         data = DigitMasks(**scenes) if task == "segmentation" else DigitScenes(**scenes, masks=True)
     makers = {
-        "segmentation": lambda **given: SegmentationModule(11, image_size=64, **given),
-        "instance_segmentation": lambda **given: InstanceSegmentationModule(
-            10, image_size=64, detector=partial(MaskRCNN, width=16, hidden=16, mask_width=16), **given
+        "segmentation": lambda **given: built(SegmentationModule, num_classes=11, image_size=64, **given),
+        "instance_segmentation": lambda **given: built(
+            InstanceSegmentationModule,
+            num_classes=10,
+            image_size=64,
+            detector=partial(MaskRCNN, width=16, hidden=16, mask_width=16),
+            **given,
         ),
-        "masked_autoencoding": lambda **given: MaskedAutoencodingModule(
-            1, 16, decoder_dim=16, decoder_depth=1, **given
+        "masked_autoencoding": lambda **given: built(
+            MaskedAutoencodingModule, in_chans=1, image_size=16, decoder_dim=16, decoder_depth=1, **given
         ),
     }
 
@@ -512,7 +529,9 @@ def test_the_command_draws_accuracy_against_depth(capsys):
     assert run.info.run_id in said
     assert f"{steps[0].value:.3f}" in said
     source = data(image_size=12)
-    network = ClassificationModule(10, None, 1, 12, file, backbone_options={"architecture": "lenet5"})
+    network = ClassificationModule(
+        DataSpec(num_classes=10, in_chans=1, image_size=12), Backbone(file, options={"architecture": "lenet5"})
+    )
     parts = [
         extract(network.backbone, source.plain_loader(split, 300), network.normalize) for split in ("train", "val")
     ]

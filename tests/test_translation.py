@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import start
+from conftest import built, start
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from datamodules.domains import DomainDataset, DomainSource, with_stroke
 from modules import BackboneError, TranslationModule, create_backbone
 from modules.adversarial import R1, AdversarialOptimization, EnergyBased, GradientPenalty, NonSaturating, Wasserstein
 from modules.adversarial.base import to_uint8
+from modules.spec import DataSpec
 from modules.translation import ResidualTranslator
 from modules.translation.translators import ImagePool, domain_of, values_of
 from pipelines.engine.command import command
@@ -30,7 +31,7 @@ from pipelines.translation import translation
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = ["--data.augmentation", "none", "--data.image_size", "12", "--data.batch_size", "16", "--model.judge_steps", "5",
          "--model.translator", "ResidualTranslator", "--model.translator.width", "4", "--model.translator.blocks", "1",
-         "--model.backbone_options.width", "4", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "2",
+         "--model.backbone.options.width", "4", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "2",
          "--trainer.limit_test_batches", "2", "--trainer.max_epochs", "1", *QUIET]  # fmt: skip
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "stroke": ["thin", "thick"]}
 
@@ -38,14 +39,13 @@ ATTRIBUTES = {"colour": ["red", "green", "blue"], "stroke": ["thin", "thick"]}
 def module(**options) -> TranslationModule:
     torch.manual_seed(0)
     small = {"translator": ResidualTranslator(4, 1), "backbone_options": {"width": 4}, "judge_steps": 5}
-    return TranslationModule(["a", "b"], None, 3, 12, **small | options)
+    return built(TranslationModule, label_names=["a", "b"], in_chans=3, image_size=12, **small | options)
 
 
 def shared(**options) -> TranslationModule:
     torch.manual_seed(0)
     small = {"translator": ResidualTranslator(4, 1), "backbone_options": {"width": 4}, "judge_steps": 5}
-    return TranslationModule([f"{c} {s}" for c in ATTRIBUTES["colour"] for s in ATTRIBUTES["stroke"]], ATTRIBUTES, 3, 12,
-                             shared=True, **small | options)  # fmt: skip
+    return built(TranslationModule, label_names=[f"{c} {s}" for c in ATTRIBUTES["colour"] for s in ATTRIBUTES["stroke"]], attributes=ATTRIBUTES, in_chans=3, image_size=12, shared=True, **small | options)  # fmt: skip
 
 
 def train(made: TranslationModule, batches: int, data: DigitTextures | None = None, **options) -> L.Trainer:
@@ -147,7 +147,7 @@ def test_translators_follow_the_size_of_images(side: int) -> None:
 @pytest.mark.parametrize(("side", "patch"), [(28, 16), (64, 34), (128, 70)])
 def test_a_patch_has_the_published_width(side: int, patch: int) -> None:
     options = {"backbone_options": {"width": 2, "norm": False}, "translator": ResidualTranslator(1, 0)}
-    made = TranslationModule(["a", "b"], None, 1, side, **options)
+    made = built(TranslationModule, label_names=["a", "b"], in_chans=1, image_size=side, **options)
     image = torch.rand(1, 1, side, side, requires_grad=True)
     score, _ = made.discriminate(image, torch.tensor([0]))
     count = int(score.score.shape[1] ** 0.5)
@@ -265,7 +265,9 @@ def test_losses_of_stargan_equal_values_worked_out_by_hand() -> None:
 def test_wanted_domains_are_others_or_any() -> None:
     domain, uniform = torch.arange(2).repeat(50), torch.rand(100, 1)
     assert torch.equal(module().wanted(domain, uniform), 1 - domain)
-    three = TranslationModule(["a", "b", "c"], None, 3, 12, translator=ResidualTranslator(1, 0))
+    three = TranslationModule(
+        DataSpec(label_names=["a", "b", "c"], image_size=12, attributes=None), translator=ResidualTranslator(1, 0)
+    )
     wanted = three.wanted(torch.arange(3).repeat(40), torch.rand(120, 1))
     assert not (wanted == torch.arange(3).repeat(40)).any()
     assert sorted(wanted.unique().tolist()) == [0, 1, 2]
@@ -341,7 +343,7 @@ def test_two_processes_go_on_each_with_its_own_pool() -> None:
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):
-        TranslationModule(**{"label_names": ["a", "b"], "in_chans": 3, "image_size": 16} | options)
+        built(TranslationModule, **{"label_names": ["a", "b"], "in_chans": 3, "image_size": 16} | options)
 
 
 def test_other_parts_train_both_players(coloured: DigitAttributes) -> None:
@@ -352,7 +354,15 @@ def test_other_parts_train_both_players(coloured: DigitAttributes) -> None:
         {"backbone": "resnet18", "backbone_options": {}},
     ):
         torch.manual_seed(0)
-        made = TranslationModule(coloured.label_names, coloured.attributes, 3, 28, shared=True, **small | options)
+        made = built(
+            TranslationModule,
+            label_names=coloured.label_names,
+            attributes=coloured.attributes,
+            in_chans=3,
+            image_size=28,
+            shared=True,
+            **small | options,
+        )
         before = state(made.generator)
         train(made, 2, DigitAttributes(augmentation="none", batch_size=8), precision="bf16-mixed")
         assert not same(before, state(made.generator))

@@ -15,6 +15,7 @@ from datamodules import DigitScenes
 from datamodules.annotated import Sprites
 from datamodules.options import Preprocessing
 from modules import ClassificationModule, DetectionModule
+from modules.spec import Backbone, DataSpec
 from pipelines import predict
 from pipelines.engine.command import command
 from pipelines.serving import registry, video
@@ -51,7 +52,9 @@ def film(sprites: Sprites, file: str) -> list[np.ndarray]:
 
 def detector() -> DetectionModule:
     torch.manual_seed(0)
-    module = DetectionModule(3, ["one", "two", "three"], image_size=64, backbone="resnet10t")
+    module = DetectionModule(
+        DataSpec(num_classes=3, label_names=["one", "two", "three"], image_size=64), Backbone("resnet10t")
+    )
     module.threshold.fill_(0.5)
     return module
 
@@ -143,7 +146,7 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
     assert answers("--threshold", "0.999")[0]["boxes"] == []
     assert len(answers("--across_classes", "true", "--nms", "0.3")[0]["boxes"]) < len(plain["boxes"])
 
-    storage.save_model(Path("faces"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+    storage.save_model(Path("faces"), ClassificationModule(DataSpec(num_classes=2, image_size=32), Backbone("lenet5")),
                         Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     with pytest.raises(ValueError, match="--nms is about boxes, which a ClassificationModule does not find"):
         predict.predict("faces", ["in/still.png"], nms=0.5)
@@ -152,7 +155,7 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
 def test_a_classifier_answers_videos_too_but_follows_nothing(
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+    storage.save_model(Path("model"), ClassificationModule(DataSpec(num_classes=2, image_size=32), Backbone("lenet5")),
                         Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     film(sprites, "film.avi")
     assert predict.predict("model", ["film.avi"], "out") == 0
@@ -168,7 +171,7 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
 def test_frames_are_told_and_drawn_when_they_are_seen_and_a_film_that_is_cut_off_is_named(
     sprites: Sprites, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    storage.save_model(Path("model"), ClassificationModule(2, image_size=32, backbone="lenet5"),
+    storage.save_model(Path("model"), ClassificationModule(DataSpec(num_classes=2, image_size=32), Backbone("lenet5")),
                         Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     Path("in").mkdir()
     times = [0, 0.1, 0.2, 1.0, 3.0, 3.1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import override
 
 from modules.adversarial.health import CAUSES, Health
 from modules.adversarial.objectives import Objective
@@ -25,8 +26,10 @@ from modules.base import VisionModule
 from modules.measures.extractors import CHUNK, Seen
 from modules.measures.judge import Judge
 from modules.measures.sets import effective_classes, neighbourhoods, spread
+from modules.networks import BackboneError
 from modules.optimization import Optimization, WeightAverage, build_optimizer, parameter_groups, total_steps
 from modules.ranges import Positive, PositiveInt, ShareBelowOne
+from modules.spec import Backbone, DataSpec
 
 WATCHED = 256  # samples for the watch on the training's health
 
@@ -105,14 +108,9 @@ class AdversarialModule(VisionModule):
     the generator's.
 
     Args:
-        backbone: of the discriminator; what `create_backbone` takes.
-        pretrained: start it from published weights.
-        in_chans: channels of the images.
-        image_size: side of the images that the discriminator sees, in pixels.
-        backbone_options: further arguments of the backbone.
+        data: what its data are like.
+        backbone: of the discriminator; ``compile`` compiles both players.
         optimization: how the players are trained.
-        compile: compile both players with ``torch.compile``.
-        channels_last: memory order of images and kernels.
     """
 
     averages: ClassVar[Mapping[str, str]] = {"generator.": "average."}
@@ -122,23 +120,16 @@ class AdversarialModule(VisionModule):
     objective: Objective
     health: Health | None = None  # of a variant that watches over itself, see `tell_health`
     judge: Judge | None = None  # of its images
-    in_chans: int
-    image_size: int
     stop_on_failure = False
 
-    def __init__(
-        self,
-        backbone: str,
-        pretrained: bool = False,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone_options: dict[str, Any] | None = None,
-        optimization: AdversarialOptimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-    ) -> None:
+    def __init__(self, data: DataSpec, backbone: Backbone, optimization: AdversarialOptimization | None = None) -> None:
         plan = optimization or AdversarialOptimization()
-        super().__init__(backbone, pretrained, in_chans, image_size, 0, backbone_options, plan, compile, channels_last)
+        if backbone.transfer is not None:
+            raise BackboneError(
+                f"--model.backbone.transfer {backbone.transfer} is for networks that learn a task with their backbone; here it "
+                "is one of two players, which both learn: leave it out."
+            )
+        super().__init__(data, backbone, plan)
         self.adversarial = plan
         self.automatic_optimization = False
         self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
@@ -321,8 +312,8 @@ class AdversarialModule(VisionModule):
         size, total = self.accumulate_grad_batches, self.trainer.num_training_batches
         return size if not math.isfinite(total) else min(size, int(total) - batch_idx // size * size)
 
+    @override
     def holds_gradients(self, batch_idx: int) -> bool:
-        """See `VisionModule.holds_gradients`."""
         return (
             batch_idx + 1
         ) % self.accumulate_grad_batches != 0 and batch_idx + 1 != self.trainer.num_training_batches
@@ -394,8 +385,8 @@ class AdversarialModule(VisionModule):
         if self.judge is not None:
             checkpoint["gan"]["extractor"] = self.judge.state_dict()
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
             self.seed, self.discriminator_steps = saved["seed"], saved["discriminator_steps"]

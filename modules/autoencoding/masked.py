@@ -12,11 +12,11 @@ from typing_extensions import override
 from modules.autoencoding.pictures import named_rows, to_uint8
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.networks import BackboneError
 from modules.networks.parts import Draws
 from modules.optimization import Optimization
 from modules.ranges import PositiveInt, Share
+from modules.spec import Backbone, DataSpec
 
 PICTURED = 12  # images in the picture
 
@@ -50,11 +50,8 @@ class MaskedAutoencodingModule(VisionModule):
     in evaluation an image's mask depends on nothing but the image.
 
     Args:
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: a plain vision transformer of timm.
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``patch_size``, ``embed_dim``, ``depth``.
+        data: what its data are like.
+        backbone: a plain vision transformer of timm; options are ``patch_size``, ``embed_dim``, ``depth`` and others.
         share: share of the patches that are masked, in (0, 1).
         decoder_dim: width of the second transformer.
         decoder_depth: its blocks.
@@ -62,8 +59,6 @@ class MaskedAutoencodingModule(VisionModule):
         normalize_patches: let mean and standard deviation of each patch be given, so that only the rest is learned; the
             paper's features are better with it. Pictures and MSE then use the true ones.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -71,38 +66,22 @@ class MaskedAutoencodingModule(VisionModule):
 
     def __init__(
         self,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "vit_tiny_patch16_224",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("vit_tiny_patch16_224", channels_last=False),
+        optimization: Optimization | None = None,
         share: Share = 0.75,
         decoder_dim: PositiveInt = 128,
         decoder_depth: PositiveInt = 2,
         decoder_heads: PositiveInt = 4,
         normalize_patches: bool = True,
-        optimization: Optimization | None = None,
-        compile: bool = False,
-        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            0,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last=False,
-            transfer=transfer,
-        )
+        super().__init__(data, backbone, optimization)
         if not isinstance(self.backbone, VisionTransformer):
             raise BackboneError(
-                f"{backbone} is no plain vision transformer, which a masked autoencoder needs: choose one, such as "
+                f"{backbone.name} is no plain vision transformer, which a masked autoencoder needs: choose one, such as "
                 "vit_tiny_patch16_224, or train python -m pipelines.autoencoding with --model.noise Masking."
             )
-        self.in_chans, self.image_size, self.share = in_chans, image_size, share
+        self.share = share
         self.normalize_patches = normalize_patches
         self.decoder_options = {"dim": decoder_dim, "depth": decoder_depth, "heads": decoder_heads}
         self.patch = cast(int, self.backbone.patch_embed.patch_size[0])
@@ -117,15 +96,13 @@ class MaskedAutoencodingModule(VisionModule):
         self.positions = nn.Parameter(torch.randn(1, patches, decoder_dim) * 0.02)
         self.blocks = nn.Sequential(*(Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)))
         self.norm = nn.LayerNorm(decoder_dim)
-        self.predict = nn.Linear(decoder_dim, self.patch**2 * in_chans)
+        self.predict = nn.Linear(decoder_dim, self.patch**2 * data.in_chans)
         self._pictured: dict[str, Tensor] = {}
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
+    @override
+    def parts(self) -> dict[str, Any]:
         options = {f"decoder_{name}": value for name, value in self.decoder_options.items()}
-        own = {"share": self.share, "normalize_patches": self.normalize_patches}
-        return {"in_chans": self.in_chans, "image_size": self.image_size, **self.backbone.recipe, **own, **options}
+        return {"share": self.share, "normalize_patches": self.normalize_patches, **options}
 
     def patchify(self, image: Tensor) -> Tensor:
         """float B×C×S×S to float B×N×(p²·C), row by row."""
@@ -157,8 +134,8 @@ class MaskedAutoencodingModule(VisionModule):
         masked = torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
         return self.predict(self.norm(self.blocks(full + self.positions))).float(), masked
 
+    @override
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """See `VisionModule.step`."""
         image = batch["image"]
         output, masked = self.reconstruct(image, Draws(image, stage == "train"))
         target = self.patchify(image.float() / 255)

@@ -19,13 +19,13 @@ from modules.autoencoding.parts import Noise, Penalty
 from modules.autoencoding.pictures import named_rows, plane, signed_tiles, to_uint8
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, TransposedConvolutions
-from modules.networks.parts import Draws, build, describe
+from modules.networks.parts import Draws, describe
 from modules.optimization import Optimization, total_steps
 from modules.pictures.sheets import captioned, image_grid
+from modules.spec import Backbone, DataSpec
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
@@ -96,13 +96,8 @@ class AutoencodingModule(VisionModule):
     the code takes, in bits per pixel.
 
     Args:
-        label_names: names of the classes, if images have labels: they colour the map of codes; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: the encoder: any timm name, ``convnet``, ``mlp``, a file of weights, or a registered model
-            (``models:/name@alias``). Its last features before pooling are used.
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``channels`` of ``convnet``.
+        data: what its data are like; ``label_names``, where images have labels, colour the map of codes.
+        backbone: the encoder, such as ``convnet`` or ``mlp``. Its last features before pooling are used.
         bottleneck: makes the code from the features; by default 32 numbers.
         decoder: makes an image from the code; by default transposed convolutions.
         loss: what a reconstruction costs; by default the squared error.
@@ -110,9 +105,6 @@ class AutoencodingModule(VisionModule):
         penalty: what training adds to the loss.
         pca: compare with principal components.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
 
     Raises:
         BackboneError: the backbone cannot be made, or a part does not fit the images.
@@ -120,36 +112,17 @@ class AutoencodingModule(VisionModule):
 
     def __init__(
         self,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "convnet",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("convnet"),
+        optimization: Optimization | None = None,
         bottleneck: Bottleneck | None = None,
         decoder: Decoder | None = None,
         loss: ReconstructionLoss | None = None,
         noise: Noise | None = None,
         penalty: Penalty | None = None,
         pca: bool = True,
-        optimization: Optimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            0,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last,
-            transfer=transfer,
-        )
-        self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
+        super().__init__(data, backbone, optimization)
         self.pca = pca
         self.bottleneck = bottleneck or Plain()
         self.decoder = decoder or TransposedConvolutions()
@@ -157,6 +130,7 @@ class AutoencodingModule(VisionModule):
         self.noise, self.penalty = noise, penalty
         # What is compiled cannot be differentiated twice.
         self.compiles_features = penalty is None or not penalty.needs_input_gradient
+        in_chans, image_size = data.in_chans, data.image_size
         if image_size < self.loss.least:
             raise BackboneError(
                 f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels, not {image_size}: "
@@ -164,7 +138,7 @@ class AutoencodingModule(VisionModule):
             )
         self.bottleneck.build(self._probe())
         self.decoder.build(self.bottleneck.shape, in_chans, image_size)
-        if channels_last:
+        if self.channels_last:
             self.to(memory_format=torch.channels_last)
         units = math.prod(self.bottleneck.shape)
         statistics = UnitStatistics(units, self.bottleneck.entries)
@@ -187,17 +161,9 @@ class AutoencodingModule(VisionModule):
         self.backbone.train()
         return tuple(features.shape[1:])
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
-        parts = {name: describe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
-        return {"in_chans": self.in_chans, "image_size": self.image_size, **self.backbone.recipe, **parts}
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "AutoencodingModule":
-        """See `VisionModule.from_architecture`."""
-        parts = ("bottleneck", "decoder", "loss", "noise", "penalty")
-        return cls(**{name: build(v) if name in parts else v for name, v in architecture.items()})
+    @override
+    def parts(self) -> dict[str, Any]:
+        return {name: describe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
 
     def features(self, image: Tensor) -> Tensor:
         """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
@@ -230,8 +196,8 @@ class AutoencodingModule(VisionModule):
         super().on_train_start()
         self._steps = total_steps(self.trainer)
 
+    @override
     def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """See `VisionModule.step`."""
         image, training = batch["image"], stage == "train"
         draws = Draws(image, training)
         target = image.float() / 255
@@ -368,8 +334,8 @@ class AutoencodingModule(VisionModule):
             drawn["interpolation"] = lambda: self._interpolation(means)
         codes = torch.cat([codes for codes, _ in plotted]).numpy()
         labels = [label for _, label in plotted if label is not None]
-        named = torch.cat(labels).numpy() if labels and len(self.label_names or []) > 1 else None
-        drawn["codes"] = lambda: plane(codes, named, self.label_names or [])
+        named = torch.cat(labels).numpy() if labels and len(self.label_names) > 1 else None
+        drawn["codes"] = lambda: plane(codes, named, self.label_names)
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
             drawn["filters"] = lambda: signed_tiles(first.weight[:64])

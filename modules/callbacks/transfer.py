@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
@@ -18,13 +18,12 @@ from modules.networks import BackboneError
 from modules.networks.backbones import untrained
 from modules.networks.features import Grid, extract
 from modules.optimization import Optimization
+from modules.spec import Strategy, Transfer
 from modules.training_data import training_data
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
-Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
-Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
 PROBED = (1000, 500)  # images to train on and to validate with that `measure` looks at
 LARGE = 50  # images a class from which a data set counts as large
 
@@ -160,7 +159,7 @@ def check_wishes(transfer: Transfer | None, plan: Optimization) -> None:
     """
     if plan.frozen_epochs < 0 and transfer in ("finetune", "freeze_unfreeze", "auto"):
         raise BackboneError(
-            f"--model.transfer {transfer} lets the backbone learn, which --model.optimization.frozen_epochs "
+            f"--model.backbone.transfer {transfer} lets the backbone learn, which --model.optimization.frozen_epochs "
             f"{plan.frozen_epochs} forbids: leave one of them out."
         )
 
@@ -185,9 +184,9 @@ def check_learned(module: "VisionModule") -> None:
     """
     if module.transfer not in (None, "scratch") and not module.learned:
         raise BackboneError(
-            f"--model.transfer {module.transfer} starts from what the network has learned, and "
+            f"--model.backbone.transfer {module.transfer} starts from what the network has learned, and "
             f"{module.backbone.recipe['backbone']} has random weights: give --start with a trained network, "
-            "--model.pretrained true, or a file of weights or a registered model as --model.backbone."
+            "--model.backbone.pretrained true, or a file of weights or a registered model as --model.backbone."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, nms
+from typing_extensions import override
 
 from modules.networks.pyramid import Pyramid
 from modules.warm_start import ClassRows
@@ -90,8 +91,8 @@ class OneStageDetector(Detector):
         raise NotImplementedError
 
     @torch.no_grad()
+    @override
     def detect(self, outputs: Any) -> list[Detections]:
-        """See `Detector.detect`."""
         return [self._select(boxes, scores) for boxes, scores in zip(*self.dense(outputs), strict=True)]
 
     def _select(self, boxes: Tensor, scores: Tensor) -> Detections:

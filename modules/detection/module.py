@@ -1,7 +1,7 @@
 """Boxes around objects, with a label each."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,17 +13,17 @@ from typing_extensions import override
 
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.detection import pictures
 from modules.detection.detector import Detections, Detector
 from modules.detection.metrics import UNSURE, DetectionMetric
 from modules.detection.yolo import YOLO
 from modules.networks import BackboneError
-from modules.networks.parts import build, describe
+from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import picture, sheet
+from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose detections are shown
@@ -40,19 +40,10 @@ class DetectionModule(VisionModule):
     weights: `answers` tells the boxes that reach it.
 
     Args:
-        num_classes: number of classes; comes from the data.
-        label_names: their names; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``architecture``
-            (of a file of weights) or ``small_stem``.
+        data: what its data are like.
+        backbone: what it is built on.
         detector: what finds boxes in the maps: YOLO, FCOS, RetinaNet or FasterRCNN.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
         max_detections: boxes of an image that are told, and count; COCO's figures are those of 100.
         nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.6, and 0.5 in
             Faster R-CNN.
@@ -63,44 +54,25 @@ class DetectionModule(VisionModule):
     mode = "max"
     threshold: Tensor
 
+    takes = ("num_classes", "label_names", "in_chans", "image_size")
     needs: tuple[str, ...] = ("boxes",)
+    late_parts: ClassVar[Mapping[str, type]] = {"detector": Detector}
 
     def __init__(
         self,
-        num_classes: int,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 640,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
-        detector: Callable[[nn.Module, int, int], Detector] = YOLO,
+        data: DataSpec,
+        backbone: Backbone = Backbone("resnet18"),
         optimization: Optimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
+        detector: Callable[[nn.Module, int, int], Detector] = YOLO,
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            0,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last,
-            features_only=True,
-            transfer=transfer,
-        )
-        self.detector = detector(self.backbone, num_classes, image_size)
-        if channels_last:
+        super().__init__(data, backbone, optimization, "maps")
+        num_classes = data.num_classes
+        self.detector = detector(self.backbone, num_classes, data.image_size)
+        if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
-        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
-        self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.register_buffer("threshold", torch.tensor(UNSURE))
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes, max_detections) for stage in ("val", "test")})
@@ -140,39 +112,26 @@ class DetectionModule(VisionModule):
         """Whether boxes of different classes are taken for those of one object."""
         return self.detector.across_classes
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
+    @override
+    def parts(self) -> dict[str, Any]:
         return {
             "max_detections": self.detector.max_detections,
             "nms": self.detector.nms_iou,
             "across_classes": self.detector.across_classes,
-            "num_classes": self.num_classes,
-            "label_names": list(self.label_names),
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
             "detector": describe(self.detector, **self.detector.options),
         }
 
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> Self:
-        """See `VisionModule.from_architecture`."""
-        rest = dict(architecture)
-        detector = rest.pop("detector")
-        return cls(**rest, detector=lambda *given: build(detector, *given, base=Detector))
-
     @property
+    @override
     def class_layers(self) -> dict[str, ClassRows]:
-        """See `VisionModule.class_layers`."""
         return {f"detector.{name}": rows for name, rows in self.detector.class_layers.items()}
 
     def forward(self, image: Tensor) -> Any:
         """uint8 B×C×S×S to the raw outputs of the detector."""
         return self.detector(self.backbone(self.normalize(image)))
 
+    @override
     def step(self, batch: dict[str, Any], stage: Stage) -> Tensor:
-        """See `VisionModule.step`."""
         parts, weight = self.detector.losses(self(batch["image"]), batch)
         return self._logged(parts, weight, stage)
 
@@ -182,8 +141,8 @@ class DetectionModule(VisionModule):
             self.log_mean(f"{stage}/loss_{name}", value.detach(), float(weight))
         return torch.stack(list(parts.values())).sum()
 
+    @override
     def evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
-        """See `VisionModule.evaluate`."""
         outputs = self(batch["image"])
         parts, weight = self.detector.losses(outputs, batch)
         if parts:
@@ -271,8 +230,8 @@ class DetectionModule(VisionModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"]["threshold"] = torch.tensor(self.best)
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.best = float(checkpoint["state_dict"]["threshold"])
 

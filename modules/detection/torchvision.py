@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from typing_extensions import override
 
 from modules.detection.detector import (
     MIN_SCORE,
@@ -102,8 +103,8 @@ class FCOS(OneStageDetector):
             head=fcos.FCOSHead(width, 1, num_classes, depth),
         )  # fmt: skip
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        """See `Detector.forward`."""
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
         anchors = self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]
@@ -126,8 +127,8 @@ class FCOS(OneStageDetector):
         names = {"classification": "class", "bbox_regression": "box", "bbox_ctrness": "centre"}
         return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
 
+    @override
     def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `OneStageDetector.dense`."""
         boxes = self.net.box_coder.decode(
             outputs["bbox_regression"], outputs["anchors"].expand_as(outputs["bbox_regression"])
         )
@@ -182,8 +183,8 @@ class RetinaNet(OneStageDetector):
             ),  # torchvision's second version
         )
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        """See `Detector.forward`."""
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
         return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]}
@@ -203,8 +204,8 @@ class RetinaNet(OneStageDetector):
         names = {"classification": "class", "bbox_regression": "box"}
         return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
 
+    @override
     def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `OneStageDetector.dense`."""
         anchors, deltas = outputs["anchors"], outputs["bbox_regression"]
         boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.expand_as(deltas).flatten(0, 1))
         return boxes.view(deltas.shape).clamp(0, self.image_size), outputs["cls_logits"].sigmoid()
@@ -300,8 +301,8 @@ class FasterRCNN(Detector):
             0.5, 0.5, samples, 0.25, None, MIN_SCORE, self.nms_iou, self.max_detections,
         )  # fmt: skip
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """See `Detector.forward`."""
         return {key: x.float() for key, x in self.neck(features).items()}
 
     def losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
@@ -318,8 +319,8 @@ class FasterRCNN(Detector):
         return {names[key]: value for key, value in (first | second).items()}, torch.tensor(len(targets))
 
     @torch.no_grad()
+    @override
     def detect(self, outputs: dict[str, Tensor]) -> list[Detections]:
-        """See `Detector.detect`."""
         maps = list(outputs.values())
         images = _images(len(maps[0]), maps, self.image_size)
         regions, _ = self.rpn(images, outputs)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
+from typing_extensions import override
 
 from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
 from modules.ranges import PositiveInt
@@ -85,15 +86,15 @@ class YOLO(OneStageDetector):
         points, strides = grid([tuple(x.shape[2:]) for x in maps], self.pyramid.strides, classes.device)
         return classes.float(), sides.float().unflatten(2, (4, self.bins)), points, strides
 
+    @override
     def dense(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """See `OneStageDetector.dense`."""
         classes, sides, points, strides = outputs
         return decode(sides, points, strides).clamp(0, self.image_size), classes.sigmoid()
 
+    @override
     def losses(
         self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """See `Detector.losses`."""
         classes, sides, points, strides = outputs
         counted = [~ignore for ignore in batch["ignore"]]
         boxes, labels = (

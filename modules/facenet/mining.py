@@ -11,6 +11,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
 
@@ -95,8 +96,8 @@ class HardMiner(nn.Module):
     """
 
     @torch.no_grad()
+    @override
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
-        """See `SemiHardMiner.forward`."""
         distance, mates, strangers = _pairs(embedding, identity)
         anchor, positive = (mates & strangers.any(1, keepdim=True)).nonzero(as_tuple=True)
         return anchor, positive, distance.masked_fill(~strangers, torch.inf).argmin(1)[anchor]
@@ -129,8 +130,8 @@ class ProgressiveMiner(nn.Module):
         self.register_buffer("state", torch.tensor(0))  # 1 once it mines hard triplets
 
     @torch.no_grad()
+    @override
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
-        """See `SemiHardMiner.forward`."""
         share, spread = triplet_hinge(embedding, identity, self.margin)[1], stranger_distance(embedding, identity)
         if share.isfinite():  # else there was nothing to compare
             self.averages.lerp_(torch.stack([share, spread.float()]), 1 - self.momentum)

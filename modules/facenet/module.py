@@ -11,10 +11,10 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from typing_extensions import override
 
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.facenet import pictures as drawing
 from modules.facenet.metrics import Pairs, report
 from modules.facenet.mining import (
@@ -28,6 +28,7 @@ from modules.facenet.mining import (
 from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.ranges import NonNegativeInt, PositiveInt, Share
+from modules.spec import Backbone, DataSpec
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
 
@@ -65,12 +66,8 @@ class FaceNetModule(VisionModule):
     with the model.
 
     Args:
-        num_classes: people to train on; comes from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: any timm name, ``lenet5``, a file of weights, or a registered model (``models:/name@alias``).
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone.
+        data: what its data are like; ``num_classes`` are the people to train on.
+        backbone: what it is built on.
         optimization: how it is trained.
         embedding_size: dimensions of the embedding.
         levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;
@@ -86,25 +83,19 @@ class FaceNetModule(VisionModule):
         false_accept_rate: share of strangers' pairs that is accepted at the threshold, in (0, 1).
         threshold: the largest squared distance, in [0, 4], at which two pictures count as one person; every validation
             calibrates it anew.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/auc"
     mode = "max"
     training_only = ("loss.", "miner.")
 
+    takes_for_training = ("num_classes",)
     needs = ("identity",)
 
     def __init__(
         self,
-        num_classes: int = 0,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "lenet5",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("lenet5"),
         optimization: Optimization | None = None,
         embedding_size: PositiveInt = 128,
         levels: NonNegativeInt = 0,
@@ -114,53 +105,33 @@ class FaceNetModule(VisionModule):
         miner: nn.Module | None = None,
         false_accept_rate: Share = 0.01,
         threshold: float | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            0,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last,
-            features_only=levels > 0,
-            transfer=transfer,
-        )
+        super().__init__(data, backbone, optimization, "maps" if levels else "vector")
         if embedding_size < 2:
             raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
         if not 0 < false_accept_rate < 1:
             raise BackboneError(f"--model.false_accept_rate is a share between 0 and 1, not {false_accept_rate}.")
-        self.in_chans, self.image_size, self.embedding_size = in_chans, image_size, embedding_size
+        self.embedding_size = embedding_size
         self.false_accept_rate, self.threshold = false_accept_rate, threshold
         self.levels, self.mirror, self.whiten = levels, mirror, whiten
         channels = self.backbone.feature_info.channels() if levels else [self.backbone.head_hidden_size]
         if levels > len(channels):
-            raise BackboneError(f"{backbone} has {len(channels)} feature maps: --model.levels {levels} is too many.")
+            raise BackboneError(
+                f"{backbone.name} has {len(channels)} feature maps: --model.levels {levels} is too many."
+            )
         self.head = nn.Linear(sum(channels[-levels:]), embedding_size)
         if loss is None:
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
-        self.loss = loss if isinstance(loss, nn.Module) else loss(num_classes, embedding_size)
+        self.loss = loss if isinstance(loss, nn.Module) else loss(data.num_classes, embedding_size)
         self.miner = miner
         self.margin = self.loss.margin if isinstance(self.loss, TripletMarginLoss) else TripletLoss().margin
         self.gathered = nn.ModuleDict({stage: Gathered() for stage in ("val", "test")})
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`; the threshold is what the last validation calibrated."""
-        return {
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            "embedding_size": self.embedding_size,
-            "levels": self.levels,
-            "mirror": self.mirror,
-            "threshold": self.threshold,
-            **self.backbone.recipe,
-        }
+    @override
+    def parts(self) -> dict[str, Any]:
+        # the threshold is what the last validation calibrated
+        names = ("embedding_size", "levels", "mirror", "threshold")
+        return {name: getattr(self, name) for name in names}
 
     def features(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to what is embedded, float32 B×F."""

@@ -19,13 +19,13 @@ from modules.measures.judge import Judge
 from modules.measures.sets import compare, frechet_distance
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, Progressive, UpsampledConvolutions
-from modules.networks.parts import Draws, build, describe, within
+from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import captioned, image_grid
 from modules.ranges import NonNegativeInt, PositiveInt
+from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 PICTURED = 64
-PARTS = ("generator", "objective", "discriminator_decoder", "encoder")
 
 
 class GANModule(AdversarialModule):
@@ -57,13 +57,8 @@ class GANModule(AdversarialModule):
     split. `Health` watches the training and says what goes wrong.
 
     Args:
-        label_names: names of the classes, if images have labels; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: the discriminator: ``dcgan``, ``mlp``, any timm name, a file of weights, or a registered model
-            (``models:/name@alias``).
-        pretrained: start the discriminator from published weights.
-        backbone_options: further arguments of the backbone, such as ``width`` and ``norm`` of ``dcgan``.
+        data: what its data are like; ``label_names`` only where images have labels.
+        backbone: the discriminator, such as ``dcgan``, ``mlp`` or any timm name; ``compile`` compiles both players.
         generator: layers of the generator; by default convolutions after upsampling.
         objective: what the players minimise; by default the non-saturating loss.
         regularizer: what the discriminator pays for its slope.
@@ -80,23 +75,19 @@ class GANModule(AdversarialModule):
         health_every: generator's steps between two looks at the training's health.
         stop_on_failure: end the training when it fails; the best checkpoint is kept.
         optimization: how the players are trained.
-        compile: compile both players with ``torch.compile``.
-        channels_last: memory order of images and kernels.
 
     Raises:
         BackboneError: the backbone cannot be made, or parts do not fit each other.
     """
 
+    takes = ("label_names", "in_chans", "image_size")
     series: ClassVar[tuple[str, ...]] = ("val/samples",)
 
     def __init__(
         self,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "dcgan",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("dcgan"),
+        optimization: AdversarialOptimization | None = None,
         generator: Decoder | None = None,
         objective: Objective | None = None,
         regularizer: Regularizer | None = None,
@@ -110,24 +101,16 @@ class GANModule(AdversarialModule):
         num_samples: PositiveInt = 1000,
         health_every: PositiveInt = 100,
         stop_on_failure: bool = False,
-        optimization: AdversarialOptimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
     ) -> None:
-        super().__init__(
-            backbone, pretrained, in_chans, image_size, backbone_options, optimization, compile, channels_last
-        )
-        self.label_names, self.in_chans, self.image_size = label_names, in_chans, image_size
+        super().__init__(data, backbone, optimization)
+        in_chans, image_size = data.in_chans, data.image_size
         self.latent_size, self.conditional, self.spectral_norm = latent_size, conditional, spectral_norm
         self.growth = growth
         self.extractor, self.num_samples, self.stop_on_failure = extractor, num_samples, stop_on_failure
-        for name, least in (("latent_size", 1), ("num_samples", 16), ("health_every", 1)):
-            within(
-                name,
-                {"latent_size": latent_size, "num_samples": num_samples, "health_every": health_every}[name],
-                least,
-            )
-        self.num_classes = len(label_names) if label_names and len(label_names) > 1 else 0
+        within("latent_size", latent_size, 1)
+        within("num_samples", num_samples, 16)
+        within("health_every", health_every, 1)
+        self.num_classes = len(self.label_names) if len(self.label_names) > 1 else 0
         if conditional and not self.num_classes:
             raise BackboneError("A conditional GAN needs images with labels: choose other data, or conditional: false.")
         classes = self.num_classes if conditional else 0
@@ -157,7 +140,7 @@ class GANModule(AdversarialModule):
         growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
         if growing and (len(growing) < 2 or growth < 1):
             raise BackboneError(
-                "Networks grow together: take --model.backbone progressive with --model.generator Progressive, and give "
+                "Networks grow together: take --model.backbone.name progressive with --model.generator Progressive, and give "
                 "--model.growth the generator's steps at each resolution."
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
@@ -171,19 +154,14 @@ class GANModule(AdversarialModule):
         self._kept = 0
 
     @property
+    @override
     def class_layers(self) -> dict[str, ClassRows]:
-        """See `VisionModule.class_layers`."""
         names = ("generator.embedding", "average.embedding", "head.embedding") if self.conditional else ()
         return {name: ClassRows() for name in names}
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
+    @override
+    def parts(self) -> dict[str, Any]:
         return {
-            "label_names": list(self.label_names) if self.label_names else None,
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
             "generator": describe(cast(Generator, self.generator).decoder),
             "objective": describe(self.objective),
             "discriminator_decoder": describe(self.head.decoder) if isinstance(self.head, Energy) else None,
@@ -193,12 +171,6 @@ class GANModule(AdversarialModule):
             "spectral_norm": self.spectral_norm,
             "growth": self.growth,
         }
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "GANModule":
-        """See `VisionModule.from_architecture`."""
-        parts = {key: build(architecture[key]) for key in PARTS if key in architecture}
-        return cls(**architecture | parts)
 
     # The players
 

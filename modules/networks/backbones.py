@@ -63,7 +63,7 @@ def create_backbone(
         if architecture is None:
             raise BackboneError(
                 f"Of which architecture are the weights in {name}? Say it, such as "
-                "--model.backbone_options.architecture resnet18."
+                "--model.backbone.options.architecture resnet18."
             )
         name = architecture
     elif pretrained:

@@ -12,6 +12,7 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
@@ -74,7 +75,7 @@ def _strides(backbone: Any) -> list[int]:
     if any(stride & (stride - 1) for stride in strides):
         raise BackboneError(
             f"The maps of this backbone have the strides {strides}, which are no powers of two: choose another, or for a "
-            "ViT other patches, such as --model.backbone_options.patch_size 16."
+            "ViT other patches, such as --model.backbone.options.patch_size 16."
         )
     return strides
 
@@ -116,8 +117,8 @@ class UNet(Decoder):
         super().__init__(backbone, num_classes, strides, widths[-1], 3, options)
         self.net = UnetDecoder(self.channels, widths, n_blocks=len(strides), use_norm=norm)
 
+    @override
     def decode(self, features: list[Tensor]) -> Tensor:
-        """See `Decoder.decode`."""
         return self.net(features)
 
 
@@ -137,14 +138,14 @@ class FPN(Decoder):
         super().__init__(backbone, num_classes, _four_strides(backbone), width // 2, 1, options)
         self.net = FPNDecoder(self.channels, 4, width, width // 2, dropout)
 
+    @override
     def decode(self, features: list[Tensor]) -> Tensor:
-        """See `Decoder.decode`."""
         return self.net(features)
 
 
 class DeepLabV3Plus(Decoder):
     """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): the map at stride 16 seen through holes of several sizes, with the
-    map at stride 4 for the edges. ``--model.backbone_options.output_stride 16`` lets a backbone's last stage stay at that
+    map at stride 4 for the edges. ``--model.backbone.options.output_stride 16`` lets a backbone's last stage stay at that
     stride.
 
     Args:
@@ -169,8 +170,8 @@ class DeepLabV3Plus(Decoder):
         image, fine, coarse = self.channels
         self.net = DeepLabV3PlusDecoder([image, fine, fine, coarse], 4, width, rates, 16, True, dropout)
 
+    @override
     def decode(self, features: list[Tensor]) -> Tensor:
-        """See `Decoder.decode`."""
         image, fine, coarse = features
         return self.net([image, fine, fine, coarse])
 
@@ -188,7 +189,7 @@ class SegFormer(Decoder):
         super().__init__(backbone, num_classes, _four_strides(backbone), width, 1, {"width": width})
         self.net = SegformerDecoder(self.channels, 4, width)
 
+    @override
     def decode(self, features: list[Tensor]) -> Tensor:
-        """See `Decoder.decode`."""
         height, width = features[1].shape[2:]
         return self.net([features[0][:, :, :1, :1].expand(-1, -1, 4 * height, 4 * width), *features[1:]])

@@ -118,11 +118,12 @@ def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
     if description is None:
         return None
     described = upgrade(description)
-    options = {name: build(value) if _describes(value) else value for name, value in described["init_args"].items()}
+    options = {name: build(value) if is_description(value) else value for name, value in described["init_args"].items()}
     return find_class(described["class_path"], base)(*given, **options)
 
 
-def _describes(value: Any) -> bool:
+def is_description(value: Any) -> bool:
+    """Whether `build` makes a part of it."""
     return isinstance(value, dict) and (value.keys() == {"class_path", "init_args"} or "class" in value)
 
 

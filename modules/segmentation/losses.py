@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.ranges import NonNegative, ShareBelowOne
 
@@ -37,8 +38,8 @@ class CrossEntropy(Loss):
         super().__init__()
         self.label_smoothing = label_smoothing
 
+    @override
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `Loss.forward`."""
         loss = F.cross_entropy(logits, mask, weights, ignore_index=IGNORE, reduction="sum",
                                label_smoothing=self.label_smoothing)  # fmt: skip
         seen = mask != IGNORE
@@ -58,8 +59,8 @@ class Focal(Loss):
         super().__init__()
         self.gamma = gamma
 
+    @override
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `Loss.forward`."""
         entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
         seen = mask != IGNORE
         share = torch.ones_like(entropy) if weights is None else weights[mask.where(seen, 0)]
@@ -79,8 +80,8 @@ class Dice(Loss):
         super().__init__()
         self.background = background
 
+    @override
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `Loss.forward`."""
         seen = mask != IGNORE
         likely = logits.softmax(1) * seen[:, None]
         target = F.one_hot(mask.where(seen, 0), logits.shape[1]).permute(0, 3, 1, 2) * seen[:, None]
@@ -100,8 +101,8 @@ class Lovasz(Loss):
         super().__init__()
         self.loss = LovaszLoss("multiclass", per_image=False, ignore_index=IGNORE)
 
+    @override
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `Loss.forward`."""
         return self.loss(logits, mask) if (mask != IGNORE).any() else logits.sum() * 0
 
 
@@ -120,8 +121,8 @@ class Mixture(Loss):
         if len(self.shares) != len(parts):
             raise ValueError(f"A mixture of {len(parts)} losses takes {len(parts)} shares, not {len(self.shares)}.")
 
+    @override
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `Loss.forward`."""
         return torch.stack(
             [share * part(logits, mask, weights) for share, part in zip(self.shares, self.parts, strict=True)]
         ).sum()

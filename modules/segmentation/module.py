@@ -1,6 +1,6 @@
 """A class for each pixel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,9 +15,8 @@ from typing_extensions import override
 
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.callbacks.transfer import Transfer
 from modules.networks.dense_decoders import Decoder, UNet
-from modules.networks.parts import build, describe
+from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import picture, sheet
@@ -25,6 +24,7 @@ from modules.segmentation import pictures
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.windows import strips
+from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 SHOWN = 6  # validation images whose class maps are shown
@@ -39,92 +39,48 @@ class SegmentationModule(VisionModule):
     epoch, the images with most wrong pixels, and the confusion matrix.
 
     Args:
-        num_classes: number of classes, the background included; comes from the data.
-        label_names: their names; come from the data.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images in training, in pixels; comes from the data. Larger ones are answered by windows of
-            this side that overlap.
-        class_weights: what the pixels of each class weigh in the loss; come from the data, see ``--data.class_weighting``.
-        backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
-        pretrained: start from published weights.
-        backbone_options: further arguments of the backbone, such as ``drop_path_rate``, ``channels``, ``output_stride``,
-            ``architecture`` (of a file of weights) or ``small_stem``.
+        data: what its data are like. Images that are larger than its ``image_size`` are answered by windows of this side
+            that overlap; ``class_weights`` are what the pixels of each class weigh, see ``--data.class_weighting``.
+        backbone: what it is built on.
         decoder: what makes classes of the backbone's maps: UNet, FPN, DeepLabV3Plus or SegFormer.
         loss: CrossEntropy (the default), Dice, Focal, Lovasz, or a Mixture of them.
         optimization: how it is trained.
-        compile: compile the backbone with ``torch.compile``.
-        channels_last: memory order of images and kernels.
-        transfer: how the backbone is put to its new use; see `VisionModule`.
     """
 
     monitor: ClassVar[str] = "val/miou"
     mode = "max"
+    takes = ("num_classes", "label_names", "in_chans", "image_size")
+    takes_for_training = ("class_weights",)
+    late_parts: ClassVar[Mapping[str, type]] = {"decoder": Decoder}
 
     def __init__(
         self,
-        num_classes: int,
-        label_names: list[str] | None = None,
-        in_chans: int = 3,
-        image_size: int = 256,
-        class_weights: list[float] | None = None,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("resnet18"),
+        optimization: Optimization | None = None,
         decoder: Callable[[nn.Module, int], Decoder] = UNet,
         loss: Loss | None = None,
-        optimization: Optimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
-        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained,
-            in_chans,
-            image_size,
-            0,
-            backbone_options,
-            optimization,
-            compile,
-            channels_last,
-            features_only=True,
-            transfer=transfer,
-        )
+        super().__init__(data, backbone, optimization, "maps")
+        num_classes = data.num_classes
         self.decoder = decoder(self.backbone, num_classes)
-        if channels_last:
+        if self.channels_last:
             self.decoder.to(memory_format=torch.channels_last)
-        self.num_classes, self.in_chans, self.image_size = num_classes, in_chans, image_size
-        self.label_names = label_names or [str(label) for label in range(num_classes)]
         self.multiple = max(self.backbone.feature_info.reduction() + self.decoder.pyramid.strides)
         self.loss = loss or CrossEntropy()
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.figures = nn.ModuleDict({stage: SegmentationMetric(num_classes) for stage in ("val", "test")})
         self.shown: list[pictures.Example] = []
         self.worst: list[pictures.Example] = []
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
-        return {
-            "num_classes": self.num_classes,
-            "label_names": list(self.label_names),
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
-            "decoder": describe(self.decoder, **self.decoder.options),
-        }
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "SegmentationModule":
-        """See `VisionModule.from_architecture`."""
-        rest = dict(architecture)
-        decoder = rest.pop("decoder")
-        return cls(**rest, decoder=lambda *given: build(decoder, *given, base=Decoder))
+    @override
+    def parts(self) -> dict[str, Any]:
+        return {"decoder": describe(self.decoder, **self.decoder.options)}
 
     @property
+    @override
     def class_layers(self) -> dict[str, ClassRows]:
-        """See `VisionModule.class_layers`."""
         return {"decoder.last": ClassRows()}
 
     def forward(self, image: Tensor) -> Tensor:

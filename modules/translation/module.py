@@ -22,9 +22,10 @@ from modules.measures.judge import Judge
 from modules.measures.sets import frechet_distance
 from modules.networks import BackboneError
 from modules.networks.backbones import untrained
-from modules.networks.parts import Draws, build, describe, within
+from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import Image, as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
+from modules.spec import Backbone, DataSpec
 from modules.training_data import TrainingData
 from modules.translation.translators import (
     ImagePool,
@@ -64,13 +65,9 @@ class TranslationModule(AdversarialModule):
     `Health` watches translations of the same training images, and says what goes wrong.
 
     Args:
-        label_names: names of the domains; come from the data.
-        attributes: what domains differ in, and its values; come from the data. Domains are all combinations.
-        in_chans: channels of the images; come from the data.
-        image_size: side of the images, in pixels; comes from the data.
-        backbone: the discriminator's, where it has several one for each: ``patchgan``, or any timm name with feature maps.
-        pretrained: start the discriminator from published weights.
-        backbone_options: further arguments of the backbone, such as ``width`` and ``norm`` of ``patchgan``.
+        data: what its data are like. Domains are its ``label_names``; ``attributes`` are what they differ in.
+        backbone: the discriminator's, where it has several one for each: ``patchgan``, or any timm name with feature
+            maps. ``compile`` compiles the generators.
         translator: layers of the generator.
         objective: what the players minimise; by default least squares.
         regularizer: what the discriminator pays for its slope.
@@ -83,13 +80,12 @@ class TranslationModule(AdversarialModule):
         health_every: generator's steps between two looks at the training's health.
         stop_on_failure: end the training when it fails; the best checkpoint is kept.
         optimization: how the players are trained.
-        compile: compile the generators with ``torch.compile``.
-        channels_last: memory order of images and kernels.
 
     Raises:
         BackboneError: the backbone cannot be made, or parts do not fit each other.
     """
 
+    takes = ("label_names", "attributes", "in_chans", "image_size")
     series: ClassVar[tuple[str, ...]] = ("val/translations",)
     monitor: ClassVar[str] = f"val/fd_{JUDGE}"
     training_only: ClassVar[tuple[str, ...]] = ("generator.", "others.")
@@ -97,13 +93,9 @@ class TranslationModule(AdversarialModule):
 
     def __init__(
         self,
-        label_names: list[str] | None = None,
-        attributes: dict[str, list[str]] | None = None,
-        in_chans: int = 3,
-        image_size: int = 224,
-        backbone: str = "patchgan",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
+        data: DataSpec,
+        backbone: Backbone = Backbone("patchgan"),
+        optimization: AdversarialOptimization | None = None,
         translator: Translator | None = None,
         objective: Objective | None = None,
         regularizer: Regularizer | None = None,
@@ -115,17 +107,14 @@ class TranslationModule(AdversarialModule):
         judge_steps: PositiveInt = 1200,
         health_every: PositiveInt = 100,
         stop_on_failure: bool = False,
-        optimization: AdversarialOptimization | None = None,
-        compile: bool = False,
-        channels_last: bool = True,
     ) -> None:
-        super().__init__(
-            backbone, pretrained, in_chans, image_size, backbone_options, optimization, compile, channels_last
-        )
-        self.label_names = list(label_names or [])
-        self.attributes = {name: list(values) for name, values in (attributes or {"domain": self.label_names}).items()}
+        super().__init__(data, backbone, optimization)
+        in_chans, image_size = data.in_chans, data.image_size
+        self.attributes = {
+            name: list(values) for name, values in (data.attributes or {"domain": self.label_names}).items()
+        }
         self.sizes = [len(values) for values in self.attributes.values()]
-        self.in_chans, self.image_size, self.shared, self.judge_steps = in_chans, image_size, shared, judge_steps
+        self.shared, self.judge_steps = shared, judge_steps
         domains = len(self.label_names)
         if domains < 2 or math.prod(self.sizes) != domains:
             raise BackboneError(
@@ -153,7 +142,7 @@ class TranslationModule(AdversarialModule):
         self.backbone.train()
         if features.ndim != 4 or features.shape[2] != features.shape[3]:
             raise BackboneError(
-                f"{backbone} has no feature maps in the order C×H×W to score patches of: take patchgan."
+                f"{backbone.name} has no feature maps in the order C×H×W to score patches of: take patchgan."
             )
         channels = features.shape[1]
         scores = nn.ModuleList(nn.Conv2d(channels, 1, 4, padding="same") for _ in range(copies))
@@ -175,25 +164,13 @@ class TranslationModule(AdversarialModule):
         """A further backbone of the same kind; what one has learned before, so has the other."""
         return deepcopy(self.backbone) if self.pretrained else untrained(self.backbone, self.in_chans, self.image_size)
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `VisionModule.architecture`."""
+    @override
+    def parts(self) -> dict[str, Any]:
         return {
-            "label_names": self.label_names,
-            "attributes": self.attributes,
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            **self.backbone.recipe,
             "translator": self.translator,
             "objective": describe(self.objective),
             "shared": self.shared,
         }
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> "TranslationModule":
-        """See `VisionModule.from_architecture`."""
-        parts = {key: build(architecture[key]) for key in ("translator", "objective")}
-        return cls(**architecture | parts)
 
     # The players
 
@@ -404,8 +381,8 @@ class TranslationModule(AdversarialModule):
             torch.distributed.all_gather_object(pools, self.pool.state())
         checkpoint["gan"]["pools"] = pools
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if saved := checkpoint.get("gan"):
             pools = saved["pools"] if "pools" in saved else [saved["pool"]]  # earlier versions kept one

@@ -1,10 +1,9 @@
 """The command line that all tasks share."""
 
-import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import cached_property
@@ -26,6 +25,7 @@ from modules import BackboneError, VisionModule
 from modules.callbacks.transfer import check_learned, continue_from
 from modules.checkpoints import check_network, read_checkpoint
 from modules.ranges import NonNegative
+from modules.spec import DataSpec
 from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
@@ -36,7 +36,8 @@ from pipelines.engine.films import make_films
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.registration import register_best
-from pipelines.engine.start import FROM_DATA, Start
+from pipelines.engine.settings import read_former_names
+from pipelines.engine.start import Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
@@ -76,17 +77,16 @@ class VisionCLI(LightningCLI):
         commands: Sequence[str] = (),
     ) -> None:
         self.task, self.default_data, self.callbacks, self.start = task, default_data, callbacks, start
+        self.module_class = module_class
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
         self.weights: Weights | None = None  # that are evaluated
-        self._tried_whole = False  # whether the data may be the test as a whole
         self.training: Path | None = None  # of the weights, where they have a run
+        read_former_names()
         own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "").rpartition(".")[2] == task
-        usage = (
-            "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--model.backbone NAME] [--SETTING VALUE …]"
-        )
+        usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--backbone NAME] [--SETTING VALUE …]"
         about = (
             f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data.split('.')[-1]}."
         )
@@ -160,26 +160,19 @@ class VisionCLI(LightningCLI):
                             help="fit: longest time between two checkpoints")  # fmt: skip
         parser.set_defaults({"data": {"class_path": self.default_data}})
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        taken = inspect.signature(self._model_class).parameters
-        for name in FROM_DATA:
-            if name in taken:
-                parser.link_arguments("data", f"model.{name}", self._of_data(name), apply_on="instantiate")
+        parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")
 
-    def _of_data(self, name: str) -> Callable[[VisionDataModule], Any]:
-        """What hands a property of the data to the module, once their classes have the numbers of a trained network's."""
-
-        def known(data: VisionDataModule) -> Any:
+    def _spec(self, data: VisionDataModule) -> DataSpec:
+        """What the module takes of the data, once their classes have the numbers of a trained network's."""
+        takes = (*self.module_class.takes, *self.module_class.takes_for_training)
+        for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.title} is no data for {self.task}: it has no {name}. See --data.help.")
-            if self.weights and self.subcommand in ("test", "predict") and not self._tried_whole:
-                self._tried_whole = True
-                take_whole(data, self.weights)
-            if self.weights and self.weights.classes:
-                adopt_classes(data, self.weights.classes)
-            return getattr(data, name)
-
-        known.__name__ = name
-        return known
+        if self.weights and self.subcommand in ("test", "predict"):
+            take_whole(data, self.weights)
+        if self.weights and self.weights.classes:
+            adopt_classes(data, self.weights.classes)
+        return DataSpec.of(data, takes)
 
     def _set_seed(self) -> None:
         """Seeds all generators.
@@ -226,7 +219,7 @@ class VisionCLI(LightningCLI):
             UsageError: it cannot.
         """
         stamp, verb = launch.stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
-        name = f"{self.options.model.backbone.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
+        name = f"{self.options.model.backbone.name.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
         name = f"{verb}{name}"
         self.output = Path(self.options.output or Path("outputs", self.task, name))
         if self.subcommand in launch.LOOKS:
@@ -331,7 +324,7 @@ class VisionCLI(LightningCLI):
 
     def _tags(self) -> dict[str, str]:
         """What the run is of, for whoever looks for it in MLflow."""
-        data, backbone = self.options.data.class_path.split(".")[-1], self.options.model.backbone
+        data, backbone = self.options.data.class_path.split(".")[-1], self.options.model.backbone.name
         recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [] if file)
         tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
         if self.training:
@@ -359,7 +352,7 @@ class VisionCLI(LightningCLI):
         address = self.start.address
         if self.model.transfer == "scratch":
             raise UsageError(
-                f"--model.transfer scratch forgets what was learned, from which --start {address} starts: leave one out."
+                f"--model.backbone.transfer scratch forgets what was learned, from which --start {address} starts: leave one out."
             )
         try:
             said = warm_start(self.model, self.start.load())
@@ -446,7 +439,7 @@ class VisionCLI(LightningCLI):
                 self.trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
             self._note_metrics()
             size = sum(p.numel() for p in model.parameters())
-            self.rows["model"] = f"{self.options.model.backbone}, {size:,} parameters"
+            self.rows["model"] = f"{self.options.model.backbone.name}, {size:,} parameters"
             minutes, seconds = divmod(round(self.watch.train_seconds), 60)
             self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
             if logger and self.trainer.is_global_zero:

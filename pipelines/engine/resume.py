@@ -7,6 +7,7 @@ import yaml
 from datamodules import VisionDataModule
 from modules import VisionModule
 from pipelines.engine.command import UsageError
+from pipelines.engine.settings import current, upgraded
 from pipelines.engine.terminal import say
 from pipelines.tracking.provenance import flatten
 
@@ -20,7 +21,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
         datamodule: what it learns from.
         recipe: all settings of the command, YAML.
     """
-    settings = dict(flatten(yaml.safe_load(recipe)))
+    settings = dict(flatten(upgraded(yaml.safe_load(recipe))))
     settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
     unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
     silent = ("output", "start", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
@@ -33,7 +34,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             "trainer.accumulate_grad_batches": accumulated,
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,
-            "model.transfer": str(model.transfer),
+            "model.backbone.transfer": str(model.transfer),
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
         },
         "data": {name: split["digest"] for name, split in splits.items()},
@@ -71,7 +72,8 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
             )
     way_out = f"begin a new training with another --output, for which --start {file} is a start."
     before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
-    for key, value in before["fixed"].items():
+    for name, value in before["fixed"].items():
+        key = current(name)
         if key in now["fixed"] and now["fixed"][key] != value:
             raise UsageError(
                 f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
@@ -84,6 +86,7 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
                 f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
                 f"{way_out}"
             )
+    before["settings"] = {current(key): value for key, value in before["settings"].items()}
     keys = sorted(before["settings"].keys() | now["settings"].keys())
     pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
     other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}

@@ -15,10 +15,9 @@ from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
 from pipelines.engine.launch import recipes
+from pipelines.engine.settings import upgraded
 from pipelines.serving import registry
 from pipelines.serving.store import load_model, read_description
-
-FROM_DATA = ("num_classes", "label_names", "attributes", "in_chans", "image_size", "class_weights")
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,12 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
     else:
         start = _read(str(address), kind)
         architecture = start.architecture
-    taken = inspect.signature(kind).parameters
-    found = (*FROM_DATA, "threshold")  # by the data, and by each validation
-    own = {key: value for key, value in architecture.items() if key in taken and key not in found}
+    taken = {"backbone", "backbone_options", *inspect.signature(kind).parameters} - {
+        "threshold"
+    }  # which validation finds
+    own = upgraded({"model": {key: value for key, value in architecture.items() if key in taken}})
     # No published weights are to be had: all are taken over.
-    return [verb, "--config", json.dumps({"model": own}), *rest, "--model.pretrained=false"], start
+    return [verb, "--config", json.dumps(own), *rest, "--model.backbone.pretrained=false"], start
 
 
 def _recipe(file: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pipelines.engine import launch
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import UsageError, command, mistakes
 from pipelines.engine.disk import DiskError, LockError
+from pipelines.engine.settings import present
 from pipelines.engine.start import with_start
 from pipelines.engine.terminal import print_table
 from pipelines.tracking.client import TrackingError
@@ -44,7 +45,7 @@ class Task:
             args: the command line; None takes the process's own. Without any argument it is ``fit``.
             callbacks: of the trainer, beside those that the command line names.
         """
-        given = launch.expand(sys.argv[1:] if args is None else args) or ["fit"]
+        given = present(launch.expand(sys.argv[1:] if args is None else args)) or ["fit"]
         with mistakes(self.name, *MISTAKES):
             launch.check_recipes(given)
             whole, start = with_start(launch.with_recipe(given), self.module_class)

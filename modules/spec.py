@@ -1,0 +1,84 @@
+"""What a network is given: what its data are like, and the backbone that it is built on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
+Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network has to know of its data. The command line asks the data module for it.
+
+    >>> DataSpec(in_chans=1, image_size=28, label_names=["cat", "dog"]).num_classes
+    2
+    >>> DataSpec(num_classes=3).names
+    ['0', '1', '2']
+
+    Args:
+        in_chans: channels of the images.
+        image_size: side of the images in training, in pixels.
+        num_classes: number of classes; by default, that of ``label_names``.
+        label_names: their names, in the order of their numbers; by default, the numbers.
+        class_weights: what each class weighs in the loss; None for the same.
+        attributes: what the classes differ in, and its values: classes are all combinations, the last attribute changing
+            fastest.
+    """
+
+    in_chans: int = 3
+    image_size: int = 224
+    num_classes: int = 0
+    label_names: list[str] | None = None
+    class_weights: list[float] | None = None
+    attributes: dict[str, list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.num_classes and self.label_names:
+            object.__setattr__(self, "num_classes", len(self.label_names))
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each class."""
+        return list(self.label_names or map(str, range(self.num_classes)))
+
+    @classmethod
+    def of(cls, data: Any, properties: Iterable[str]) -> Self:
+        """What a data module says of itself.
+
+        Args:
+            data: the data module.
+            properties: names of fields of this class; those that a task's module `VisionModule.takes`.
+
+        Raises:
+            AttributeError: the data do not have one of them.
+        """
+        return cls(**{name: getattr(data, name) for name in properties})
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network that a task is built on, and how it is put to its new use.
+
+    Args:
+        name: any timm name, ``lenet5`` and the other networks of `modules.networks`, a file of weights, or a registered
+            model (``models:/NAME@ALIAS``).
+        pretrained: start from published weights.
+        options: further arguments of the network, such as ``drop_rate``, ``drop_path_rate``, ``channels``,
+            ``architecture`` (of a file of weights) or ``small_stem``.
+        compile: compile it with ``torch.compile``.
+        channels_last: memory order of images and kernels; the faster one on most devices.
+        transfer: how it is put to its new use; None as ``optimization`` says. ``scratch``: without what it learned before.
+            ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all layers learn, the
+            first at a tenth of the head's rate, unless ``layer_decay`` says otherwise. ``freeze_unfreeze``: first the head,
+            for ``frozen_epochs`` or else a fifth of the training, then, one after the other down to the first, the layers,
+            with the rates of ``finetune``. ``auto``: measures and chooses.
+    """
+
+    name: str = "lenet5"
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    compile: bool = False
+    channels_last: bool = True
+    transfer: Transfer | None = None

@@ -1,0 +1,76 @@
+"""Names of settings: the short ones, and those of earlier versions, which command lines and recipes may still have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import set_loader
+from jsonargparse._loaders_dumpers import yaml_load
+
+SHORT = {
+    "backbone": "model.backbone.name",
+    "batch_size": "data.batch_size",
+    "lr": "model.optimization.lr",
+    "max_epochs": "trainer.max_epochs",
+    "seed": "seed_everything",
+}
+OF_BACKBONE = {  # what was a setting of the module itself
+    "pretrained": "pretrained",
+    "backbone_options": "options",
+    "compile": "compile",
+    "channels_last": "channels_last",
+    "transfer": "transfer",
+}
+
+
+def present(args: Sequence[str]) -> list[str]:
+    """A command line with the names that settings have now.
+
+    >>> present(["fit", "--backbone", "resnet18", "--model.pretrained=true", "--model.backbone_options.width", "8"])
+    ['fit', '--model.backbone.name', 'resnet18', '--model.backbone.pretrained=true', '--model.backbone.options.width', '8']
+
+    Args:
+        args: the command line. ``--model.backbone NAME`` is the short form of ``--model.backbone.name NAME``.
+    """
+    result = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, is_set, value = arg.partition("=")
+        if option.startswith("--"):
+            option = f"--{current(option[2:], value if is_set else following)}"
+        result.append(option + is_set + value)
+    return result
+
+
+def current(name: str, value: str = "") -> str:
+    """The name that a setting has now, of ``model.backbone`` by its value."""
+    if name in SHORT:
+        return SHORT[name]
+    if name == "model.backbone" and not value.lstrip().startswith("{"):
+        return SHORT["backbone"]
+    place, _, rest = name.removeprefix("model.").partition(".")
+    if name.startswith("model.") and place in OF_BACKBONE:
+        return ".".join(filter(None, ("model.backbone", OF_BACKBONE[place], rest)))
+    return name
+
+
+def upgraded(settings: Any) -> Any:
+    """A recipe, or what a training wrote of its settings, with the names that settings have now.
+
+    >>> upgraded({"model": {"backbone": "lenet5", "transfer": "auto"}, "data": "Digits"})
+    {'model': {'backbone': {'name': 'lenet5', 'transfer': 'auto'}}, 'data': 'Digits'}
+
+    Args:
+        settings: what stands in the file. ``backbone: NAME`` is the short form of ``backbone: {name: NAME}``.
+    """
+    model = settings.get("model") if isinstance(settings, dict) else None
+    if not isinstance(model, dict):
+        return settings
+    backbone = model.get("backbone", {})
+    backbone = dict(backbone) if isinstance(backbone, dict) else {"name": backbone}
+    backbone |= {now: model[name] for name, now in OF_BACKBONE.items() if name in model}
+    rest = {key: value for key, value in model.items() if key != "backbone" and key not in OF_BACKBONE}
+    return settings | {"model": ({"backbone": backbone} if backbone else {}) | rest}
+
+
+def read_former_names() -> None:
+    """Lets recipes have the names of earlier versions."""
+    set_loader("yaml", lambda text: upgraded(yaml_load(text)))

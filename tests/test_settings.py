@@ -1,0 +1,51 @@
+"""Short names of settings, and those that earlier versions had."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipelines.classification import classification
+
+SMALL = ["--data", "Digits8x8", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
+         "--trainer.limit_test_batches", "1", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+
+
+def test_short_and_former_names_set_what_the_present_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    former = {"backbone": "convnet", "backbone_options": {"channels": [8, 16]}, "channels_last": False}
+    Path("former.yaml").write_text(yaml.safe_dump({"model": former, "trainer": {"max_epochs": 1}}))
+    present = {"backbone": {"name": "convnet", "options": {"channels": [8, 16]}, "channels_last": False}}
+    Path("present.yaml").write_text(yaml.safe_dump({"model": present, "trainer": {"max_epochs": 1}}))
+    one = classification(["fit", "--config", "former.yaml", *SMALL, "--batch_size", "32", "--lr=0.002", "--seed", "3",
+                          "--model.backbone_options.drop_rate", "0.2", "--output", "one"])  # fmt: skip
+    two = classification(["fit", "--config", "present.yaml", *SMALL, "--data.batch_size", "32", "--output", "two",
+                          "--model.optimization.lr", "0.002", "--seed_everything", "3",
+                          "--model.backbone.options.drop_rate", "0.2"])  # fmt: skip
+    first, second = (yaml.safe_load(Path(name, "config.yaml").read_text()) for name in ("one", "two"))
+    assert first["model"] == second["model"]
+    assert first["data"] == second["data"]
+    assert first["model"]["backbone"]["options"] == {"channels": [8, 16], "drop_rate": 0.2}
+    for key, value in one.model.state_dict().items():
+        assert torch.equal(value, two.model.state_dict()[key]), key
+
+
+def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classification(["fit", *SMALL, "--max_epochs", "1", "--output", "old"])
+    config = yaml.safe_load(Path("old/config.yaml").read_text())
+    backbone = config["model"].pop("backbone")
+    config["model"] |= {"backbone": backbone.pop("name"), "backbone_options": backbone.pop("options"), **backbone}
+    Path("old/config.yaml").write_text(yaml.safe_dump(config))
+    for file in (Path("old/last.ckpt"), Path("old/best.ckpt")):
+        checkpoint = torch.load(file, weights_only=True)
+        if recipe := checkpoint.get("recipe"):
+            recipe["fixed"]["model.transfer"] = recipe["fixed"].pop("model.backbone.transfer")
+        torch.save(checkpoint, file)
+    measured = classification(["test", "--output", "old", "--trainer.enable_progress_bar", "false"])
+    assert "test/accuracy" in measured.rows
+    on = classification(["fit", "--config", "old/config.yaml", "--max_epochs", "2", "--output", "old"])
+    assert on.trainer.current_epoch == 2
