@@ -131,9 +131,10 @@ class VisionCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        for (
-            choice
-        ) in parser._subcommands_action._choices_actions:  # Lightning's have the words of the trainer's methods
+        commands = parser._subcommands_action
+        for choice in (
+            commands._choices_actions if commands else ()
+        ):  # Lightning's have the words of the trainer's methods
             choice.help = SUBCOMMANDS[choice.dest]
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
