@@ -724,6 +724,14 @@ case(
 )(lambda: coco(None, count=300))
 
 
+def test_looking_at_many_masks_leaves_warnings_as_they_are() -> None:
+    folder(PIL.Image.fromarray)
+    before = list(warnings.filters)
+    for _ in range(20):
+        _ = MaskFolder("data", image_size=32).sources
+        assert warnings.filters == before
+
+
 @pytest.mark.parametrize("case", CASES, ids=[one.name for one in CASES])
 def test_masks_are_read_rightly_or_refused_in_a_paragraph(case: Case) -> None:
     expected = case.make()

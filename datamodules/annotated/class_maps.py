@@ -1,9 +1,7 @@
 """Class maps in the formats in which people keep them: folders of masks, Pascal VOC, COCO."""
 
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ from datamodules.annotated.readers.masks import (
     blurred,
     by_order,
     guessed,
-    look,
+    looks,
     read_classes,
     read_values,
     voc_classes,
@@ -124,11 +122,10 @@ class _MaskFiles(Files, SegmentationDataModule):
         digests = table["digest"].to_numpy(np.str_)[good]
         given = Classes(["background", "foreground"], kind="binary") if self.binary else self.given()
         given = None if given is None else by_order(given, masks.tolist())
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(lambda file: look(file, given.kind if given else "numbers"), masks.tolist()))
-        self._check_files(paths, masks, sizes, looks)
-        classes = given or guessed(self.title, masks.tolist(), looks)
-        self._check_values(masks, looks, classes)
+        seen = looks(masks.tolist(), given.kind if given else "numbers")
+        self._check_files(paths, masks, sizes, seen)
+        classes = given or guessed(self.title, masks.tolist(), seen)
+        self._check_values(masks, seen, classes)
         parts: dict[str, Sequence[int]] = {
             split: np.flatnonzero(groups == split).tolist() for split in pairs if split != "all"
         }
@@ -143,10 +140,8 @@ class _MaskFiles(Files, SegmentationDataModule):
             rows = list(parts[name])
             counts = np.zeros(256, np.int64)
             for i in rows:
-                np.add.at(counts, classes.apply(looks[i].values), looks[i].counts)
-            content = " ".join(
-                [*digests[rows], *(looks[i].digest for i in rows), repr(sorted(classes.numbers.items()))]
-            )
+                np.add.at(counts, classes.apply(seen[i].values), seen[i].counts)
+            content = " ".join([*digests[rows], *(seen[i].digest for i in rows), repr(sorted(classes.numbers.items()))])
             digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
             result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
         if "train" not in result:

@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import io
+import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,21 +102,28 @@ def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
         DataError: it cannot be read, holds several pictures, has numbers that are none of classes, or colours where numbers are
             wanted.
     """
-    return _read(Path(file), kind)[0]
+    with _silence():
+        return _read(Path(file), kind)[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Pillow's warnings about odd files are nobody's to heed. Not for threads, which would leave all warnings silent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
     """The values, and of a palette the colour of each number."""
     try:
         data = file.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(data)) as image:
-                frames = getattr(image, "n_frames", 1)
-                image.seek(0)
-                image.load()
-                pixels, palette = _pixels(image, data, kind)
-                lossy = image.format == "JPEG"
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            frames = getattr(image, "n_frames", 1)
+            image.seek(0)
+            image.load()
+            pixels, palette = _pixels(image, data, kind)
+            lossy = image.format == "JPEG"
     except PIL.UnidentifiedImageError:
         raise DataError(f"{file} cannot be read as a mask: it is no image of a kind that is read.") from None
     except Exception as error:  # whatever a decoder makes of a broken file
@@ -188,8 +198,13 @@ class Look:
     palette: dict[int, int] = field(default_factory=dict)
 
 
-def look(file: str, kind: Kind) -> Look:
-    """Reads a mask and tells what it has."""
+def looks(files: Sequence[str], kind: Kind) -> list[Look]:
+    """Reads masks and tells what they have."""
+    with _silence(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda file: _look(file, kind), files))
+
+
+def _look(file: str, kind: Kind) -> Look:
     try:
         values, palette = _read(Path(file), kind)
     except DataError as error:
