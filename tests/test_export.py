@@ -214,7 +214,7 @@ def test_mistakes_are_told_in_one_paragraph(
     with pytest.raises(SystemExit) as end:
         runpy.run_module("pipelines.export", run_name="__main__")
     assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("error: models:/nobody@champion is not in")
+    assert capsys.readouterr().err.startswith("error: No model 'nobody' is registered in")
     with pytest.raises(ValueError, match="add --format"):
         export.export(str(resnet), Path("net.bin"))
     with pytest.raises(ValueError, match="--opset is for onnx"):

@@ -5,7 +5,7 @@ import gzip
 import re
 import shutil
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -259,35 +259,37 @@ class Glyphs(_Published):
 
     @override
     def load(self) -> dict[str, PeopleSource]:
-        source = PeopleSource(*self._draw())
+        source = PeopleSource(*_glyphs())
         names = np.random.default_rng(0).permutation(source.names)[: self.people]
         test, val = round(0.32 * len(names)), max(4, round(0.07 * len(names)))
         return self._by_names(source, names[test + val :], names[test : test + val], names[:test])
 
-    def _draw(self) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
-        import unicodedata
 
-        from matplotlib import get_data_path
-        from matplotlib.ft2font import FT2Font
-        from PIL import Image, ImageDraw, ImageFont
+@cache  # all are drawn whatever is asked for: which of them are alike, only all together say
+def _glyphs() -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
+    import unicodedata
 
-        files = [Path(get_data_path(), "fonts", "ttf", name) for name in self.fonts]
-        known = [set(FT2Font(str(file)).get_charmap()) for file in files]
-        faces = [ImageFont.truetype(file, 22) for file in files]
-        images: list[NDArray[np.uint8]] = []
-        people: list[str] = []
-        seen: set[bytes] = set()
-        for code in sorted(set().union(*known)):
-            having = [face for face, codes in zip(faces, known, strict=True) if code in codes]
-            if len(having) < 10 or unicodedata.category(chr(code)) in ("Zs", "Cf", "Co", "Cc"):
-                continue
-            drawn: dict[bytes, NDArray[np.uint8]] = {}  # what two fonts draw alike is one picture
-            for face in having:
-                sheet = Image.new("L", (32, 32), 255)
-                ImageDraw.Draw(sheet).text((16, 16), chr(code), 0, face, anchor="mm")
-                drawn.setdefault(sheet.tobytes(), np.asarray(sheet)[..., None])
-            if len(drawn) >= 4 and not seen & drawn.keys():  # A is one person, in Latin, in Greek and in Cyrillic
-                seen |= drawn.keys()
-                images += drawn.values()
-                people += [f"U+{code:04X}"] * len(drawn)
-        return np.stack(images), np.array(people)
+    from matplotlib import get_data_path
+    from matplotlib.ft2font import FT2Font
+    from PIL import Image, ImageDraw, ImageFont
+
+    files = [Path(get_data_path(), "fonts", "ttf", name) for name in Glyphs.fonts]
+    known = [set(FT2Font(str(file)).get_charmap()) for file in files]
+    faces = [ImageFont.truetype(file, 22) for file in files]
+    images: list[NDArray[np.uint8]] = []
+    people: list[str] = []
+    seen: set[bytes] = set()
+    for code in sorted(set().union(*known)):
+        having = [face for face, codes in zip(faces, known, strict=True) if code in codes]
+        if len(having) < 10 or unicodedata.category(chr(code)) in ("Zs", "Cf", "Co", "Cc"):
+            continue
+        drawn: dict[bytes, NDArray[np.uint8]] = {}  # what two fonts draw alike is one picture
+        for face in having:
+            sheet = Image.new("L", (32, 32), 255)
+            ImageDraw.Draw(sheet).text((16, 16), chr(code), 0, face, anchor="mm")
+            drawn.setdefault(sheet.tobytes(), np.asarray(sheet)[..., None])
+        if len(drawn) >= 4 and not seen & drawn.keys():  # A is one person, in Latin, in Greek and in Cyrillic
+            seen |= drawn.keys()
+            images += drawn.values()
+            people += [f"U+{code:04X}"] * len(drawn)
+    return np.stack(images), np.array(people)
