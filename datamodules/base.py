@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, cast, get_args
 
 import albumentations as A
 import cv2
@@ -107,8 +107,9 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     def augment(self, sample: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
         """The sample after `transform`, whose randomness is the generator's."""
-        self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))  # type: ignore[union-attr]
-        return self.transform(**sample)  # type: ignore[misc]
+        assert self.transform is not None
+        self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        return self.transform(**sample)
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
@@ -396,8 +397,8 @@ class VisionDataModule(L.LightningDataModule):
         if split not in self.sources:
             remedy = "what is to be learned from is missing" if split == "train" else "bring one, or measure on another"
             raise DataError(f"{self.title} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
-        training, trainer = split == "train", self.trainer
-        overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        training, trainer = split == "train", cast(Any, self.trainer)
+        overfit = trainer is not None and trainer.overfit_batches > 0
         return KeyedLoader(
             self.dataset(split, training and not overfit),
             self.batch_size,

@@ -1,7 +1,7 @@
 """Data whose classes a network has learned already: their numbers are the network's, whatever order a folder has them in."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
     Raises:
         DataError: the data have a class that the network does not know.
     """
-    own = list(data.label_names)  # type: ignore[attr-defined]
+    own = list(cast(Any, data).label_names)
     if own == list(names):
         return
     if unknown := sorted(set(own) - set(names)):

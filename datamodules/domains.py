@@ -95,8 +95,8 @@ class DomainSource(LabelledSource):
         return DomainSource(self.images[indices], self.labels[indices], self.contents[indices])
 
     @cached_property
+    @override
     def digest(self) -> str:
-        """See `Source.digest`."""
         parts = (self.images, self.labels, self.contents)
         return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
 

@@ -273,7 +273,7 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         image.load()
         if image.mode not in ("L", "RGB"):
             as_seen(image, 3)
-        frames = image.n_frames if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1  # type: ignore[attr-defined]
+        frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1
         return digest, "", height, width, depth(image), frames
     except UnidentifiedImageError:
         return digest, _not_an_image(data) if data else "empty file", 0, 0, 0, 0
@@ -404,23 +404,3 @@ def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64]) -> None:
             f"{long.sum()} of {len(paths)} images are more than twice as long as wide, and only the square in their middle is "
             f"seen; the first: {paths[long][0]}, {width}×{height}. To see all of them: --data.fit extend."
         )
-
-
-def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[tuple[int, int]]:
-    """Squares that cover an image and overlap, evenly spread.
-
-    Args:
-        height: of the image, in pixels.
-        width: of the image.
-        side: of the squares; an image that is no larger is one piece.
-        overlap: least share of a square that the next one shows too.
-
-    Returns:
-        The left and top edge of each, row by row.
-    """
-
-    def steps(length: int) -> list[int]:
-        count = 1 + -(-max(0, length - side) // max(1, round(side * (1 - overlap))))
-        return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
-
-    return [(x, y) for y in steps(height) for x in steps(width)]

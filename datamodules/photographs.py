@@ -84,8 +84,8 @@ class PhotographFolder(UnlabelledFolder):
         cut = kind(side, side, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, p=1)
         return A.Compose([cut] if middle else [cut, A.D4(p=1)])
 
+    @override
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
-        """See `VisionDataModule.dataset`."""
         if augmented:
             return Crops(self.sources[split], self._cut(self.image_size, False), self.seed, self.crops)
         side = self.image_size if split == "train" else self.evaluation_size
@@ -104,8 +104,8 @@ class Photographs(PhotographFolder):
     on_bad_file: Literal["error", "skip"] = field(default="error", init=False)
 
     @property
+    @override
     def title(self) -> str:
-        """See `VisionDataModule.title`."""
         return "Photographs"
 
     @override

@@ -157,16 +157,3 @@ def stratified(
         moved = rest[labels[rest] == label][0]
         rest, part = rest[rest != moved], np.append(part, moved)
     return np.sort(rest), np.sort(part)
-
-
-def drawn(count: int) -> dict[str, Sequence[int]]:
-    """Splits of pictures that come without any: 15 % for the test and 15 % for validation, always the same.
-
-    Raises:
-        DataError: there are too few.
-    """
-    if count < 3:
-        raise DataError(f"{count} pictures are too few to draw some for validation and test: add more, or name splits.")
-    order, share = np.random.default_rng(0).permutation(count), max(1, round(0.15 * count))
-    parts = {"train": order[2 * share :], "val": order[share : 2 * share], "test": order[:share]}
-    return {name: np.sort(part).tolist() for name, part in parts.items()}

@@ -314,7 +314,7 @@ def test_tiles_cover_an_image_and_keep_what_can_be_seen_in_them() -> None:
     covered = np.zeros((160, 160), bool)
     labels: list[int] = []
     for i in range(9):
-        _, x, y = tiles.windows[i]
+        _, x, y = tiles.places[i]
         piece = tiles[i]
         covered[y : y + 64, x : x + 64] = True
         assert np.array_equal(piece["image"], whole[0]["image"][y : y + 64, x : x + 64])

@@ -12,8 +12,8 @@ import torch
 from faster_coco_eval.core import mask as rle
 from pycocotools.coco import COCO
 
-from datamodules.images import pieces
 from datamodules.options import Preprocessing
+from datamodules.tiles import pieces
 from modules import InstanceSegmentationModule
 from modules.detection.masks import pixels, placed, union
 from modules.detection.metrics import overlaps

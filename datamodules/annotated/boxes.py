@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,21 +12,28 @@ from typing import ClassVar, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.annotated.checks import compiled, in_shares
 from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
-from datamodules.base import DataError, Source
+from datamodules.base import DataError
 from datamodules.finding import Notes
-from datamodules.images import check_images, pieces, read_image, turned, warn_of_shared
-from datamodules.options import OWN, Files, Own, PositiveInt, Preprocessing
-from datamodules.splits import SPLITS
+from datamodules.images import check_images, read_image, turned, warn_of_shared
+from datamodules.options import OWN, Folder, Own, PositiveInt, Preprocessing
+from datamodules.tiles import TiledSource, pieces
 
-KEPT = 256 << 20  # bytes of images that are kept while they are cut into pieces
+TOLD = {  # of what `compiled` says of boxes
+    "a copy": "boxes are there twice, and count once",
+    "an outline apart": "objects have an outline that agrees with less than half of their box, as one for another size of the "
+    "image would",
+    "in the first pixel": "boxes lie in the first pixel of their images: are they shares of the image? They are read as pixels",
+    "its own mask": "objects have a box but no outline, while others have: the box is taken as their mask",
+}
 
 
-class BoxSource:
+class BoxSource(TiledSource):
     """Image files with boxes, or pieces of them.
 
     Args:
@@ -35,23 +42,11 @@ class BoxSource:
         tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
     """
 
+    counts = None  # of pixels
+
     def __init__(self, annotations: Annotations, channels: int = 3, tile: int | None = None) -> None:
+        super().__init__(annotations.sizes, annotations.paths, lambda h, w: pieces(h, w, tile or max(h, w)))
         self.annotations, self.channels, self.tile = annotations, channels, tile
-        windows = [
-            (i, x, y)
-            for i, (height, width) in enumerate(annotations.sizes.tolist())
-            for x, y in pieces(height, width, tile or max(height, width))
-        ]
-        self.windows = np.array(windows, np.int64).reshape(-1, 3)
-        self._kept: dict[int, Sample] = {}  # images of which further pieces will be asked for
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    @property
-    def paths(self) -> NDArray[np.str_]:
-        """The image of each sample."""
-        return self.annotations.paths[self.windows[:, 0]]
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -63,38 +58,32 @@ class BoxSource:
         """See `Source.digest`."""
         a = self.annotations
         digest = hashlib.blake2b("\n".join(a.digests).encode(), digest_size=16)
-        for values in (a.starts, a.boxes, a.labels, a.ignore, self.windows):
+        for values in (a.starts, a.boxes, a.labels, a.ignore, self.places):
             digest.update(np.ascontiguousarray(values).tobytes())
         for outline in () if a.outlines is None else a.outlines:
             digest.update(outline)
         return digest.hexdigest()
 
-    def _read(self, index: int) -> Sample:
-        """A whole image."""
-        if index in self._kept:
-            return self._kept[index]
-        a, rows = self.annotations, slice(self.annotations.starts[index], self.annotations.starts[index + 1])
-        image = read_image(str(a.paths[index]), self.channels)
-        if image.shape[:2] != tuple(a.sizes[index]):
-            raise DataError(f"{a.paths[index]} changed its size since it was checked: start again.")
+    @override
+    def read(self, which: int) -> Sample:
+        a, rows = self.annotations, slice(self.annotations.starts[which], self.annotations.starts[which + 1])
+        image = read_image(str(a.paths[which]), self.channels)
+        if image.shape[:2] != tuple(a.sizes[which]):
+            raise DataError(f"{a.paths[which]} changed its size since it was checked: start again.")
         sample: Sample = {"image": image, "boxes": a.boxes[rows], "labels": a.labels[rows], "ignore": a.ignore[rows]}
         if a.areas is not None:
             sample["area"] = a.areas[rows]
         if a.outlines is not None:
-            sample["masks"] = masks = a.masks(index)
+            sample["masks"] = masks = a.masks(which)
             classes = np.zeros(image.shape[:2], np.uint8)
             for mask, label, ignore in zip(masks, sample["labels"], sample["ignore"], strict=True):
                 classes[mask.view(bool) & (classes == 0)] = 255 if ignore else label + 1
             sample["mask"] = classes
-        if self.tile:
-            self._kept[index] = sample
-            while len(self._kept) > 1 and sum(kept["image"].nbytes for kept in self._kept.values()) > KEPT:
-                del self._kept[next(iter(self._kept))]
         return sample
 
     def __getitem__(self, index: int) -> Sample:
-        which, x, y = self.windows[index].tolist()
-        sample = self._read(which)
+        which, x, y = self.places[index].tolist()
+        sample = self.whole(which)
         if self.tile:
             part = slice(y, y + self.tile), slice(x, x + self.tile)
             sample = sample | {"image": np.ascontiguousarray(sample["image"][part])}
@@ -114,8 +103,8 @@ class BoxSource:
         return sample | {"size": np.array(sample["image"].shape[:2], np.int64)}
 
 
-@dataclass(eq=False, repr=False)
-class BoxFiles(Files, DetectionDataModule):
+@dataclass(kw_only=True, eq=False, repr=False)
+class BoxFiles(Folder, DetectionDataModule):
     """Base of the formats: images and boxes are checked once, before training.
 
     Splits that are not there are drawn, always the same ones: 15 % of the images for the test and 15 % of the rest for
@@ -135,8 +124,6 @@ class BoxFiles(Files, DetectionDataModule):
     remedy: ClassVar[str] = ""
     box_format: BoxFormat = field(default="xyxy", init=False)
 
-    root: str
-    _: KW_ONLY
     masks: bool = False
     tile: PositiveInt | None = None
     on_bad_box: Literal["error", "drop"] = "error"
@@ -150,13 +137,8 @@ class BoxFiles(Files, DetectionDataModule):
         self.notes = Notes()
 
     @property
-    def title(self) -> str:
-        """The folder's or file's name."""
-        return Path(self.root).resolve().stem
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """See `VisionDataModule.preprocessing`; a model that learned from pieces is shown pieces."""
+    @override
+    def preprocessing(self) -> Preprocessing:  # a model that learned from pieces is shown pieces
         return replace(super().preprocessing, tile=self.tile)
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
@@ -179,8 +161,13 @@ class BoxFiles(Files, DetectionDataModule):
         """The classes' names, in the order of their numbers."""
         return self._read[1]
 
-    def load(self) -> dict[str, Source]:
-        """See `VisionDataModule.load`."""
+    @cached_property
+    @override
+    def sources(self) -> Mapping[str, BoxSource]:
+        return self.load()
+
+    @override
+    def load(self) -> dict[str, BoxSource]:
         splits, names = self._read
         records = [record for group in splits.values() for record in group]
         paths = np.array([record.path for record in records], np.str_)
@@ -219,19 +206,11 @@ class BoxFiles(Files, DetectionDataModule):
             reports |= report
         self._tell(reports)
         self.bad_files |= reports
-        if "all" in parts and self.undivided:
-            return {"test": BoxSource(parts["all"], self.in_chans, self.tile)}
-        self.drawn = "all" in parts
-        if "all" in parts:
-            parts["train"] = parts.pop("all")
-            if len(parts["train"]) > 2:
-                parts["train"], parts["test"] = _drawn(parts["train"])
-        if "val" not in parts:
-            parts["train"], parts["val"] = _drawn(parts["train"])
-        files = {name: parts[name] for name in SPLITS if name in parts}
-        warn_of_shared({name: (part.paths, part.digests) for name, part in files.items()})
-        self._warn_of_rare(files["train"])
-        return {name: BoxSource(part, self.in_chans, self.tile) for name, part in files.items()}
+        divided = self.divide(parts, lambda whole: spared(whole) if len(whole) > 2 else None, spared)
+        warn_of_shared({name: (part.paths, part.digests) for name, part in divided.items()})
+        if "train" in divided:
+            self._warn_of_rare(divided["train"])
+        return {name: BoxSource(part, self.in_chans, self.tile) for name, part in divided.items()}
 
     def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
         """Boxes that are to be in pixels, but all are shares of their images, to pixels."""
@@ -257,23 +236,9 @@ class BoxFiles(Files, DetectionDataModule):
                 f"{counts['dropped']} boxes that cannot be used were dropped, {gone - counts['dropped']} were cut off at the "
                 f"edge; the first: {place}."
             )
-        if copies := counts["a copy"]:
-            rank_zero_warn(f"{copies} boxes are there twice, and count once; the first: {first['a copy']}.")
-        if apart := counts["an outline apart"]:
-            rank_zero_warn(
-                f"{apart} objects have an outline that agrees with less than half of their box, as one for another size of the "
-                f"image would; the first: {first['an outline apart']}."
-            )
-        if shares := counts["in the first pixel"]:
-            rank_zero_warn(
-                f"{shares} boxes lie in the first pixel of their images: are they shares of the image? They are read as pixels; the "
-                f"first: {first['in the first pixel']}."
-            )
-        if boxed := counts["its own mask"]:
-            rank_zero_warn(
-                f"{boxed} objects have a box but no outline, while others have: the box is taken as their mask; the first: "
-                f"{first['its own mask']}."
-            )
+        for what, count in counts.items():
+            if what in TOLD:
+                rank_zero_warn(f"{count} {TOLD[what]}; the first: {first[what]}.")
 
     def _warn_of_rare(self, train: Annotations) -> None:
         counts = np.bincount(train.labels[~train.ignore], minlength=len(self.label_names))
@@ -284,7 +249,7 @@ class BoxFiles(Files, DetectionDataModule):
             )
 
 
-def _drawn(annotations: Annotations) -> tuple[Annotations, Annotations]:
+def spared(annotations: Annotations) -> tuple[Annotations, Annotations]:
     """The rest and 15 % of the images, drawn with a fixed seed; the rest keeps every class.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
@@ -296,9 +296,9 @@ def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
 
 def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
     """The compressed counts of a run-length code that was found to be whole."""
-    size, counts = code.get("size"), code.get("counts")
+    size, counts = cast(Any, code.get("size")), code.get("counts")
     try:
-        sides = [int(side) for side in size]  # type: ignore[union-attr]
+        sides = [int(side) for side in size]
     except (TypeError, ValueError, OverflowError):
         raise ValueError("has a run-length code without a size") from None
     if sides != [height, width]:

@@ -1,8 +1,8 @@
 """Class maps in the formats in which people keep them: folders of masks, Pascal VOC, COCO."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from datamodules.annotated.boxes import BoxSource
 from datamodules.annotated.readers.coco import COCODetection
 from datamodules.annotated.readers.masks import (
     BLURRED,
@@ -28,7 +30,7 @@ from datamodules.annotated.readers.masks import (
 )
 from datamodules.annotated.readers.pairing import by_stem, files_below, matched, named
 from datamodules.annotated.sample import IGNORE
-from datamodules.annotated.segmentation import Pictures, SegmentationDataModule, WindowSide
+from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, listed
 from datamodules.images import (
     EXTENSIONS,
@@ -40,8 +42,8 @@ from datamodules.images import (
     turned,
     warn_of_shared,
 )
-from datamodules.options import Files, Own
-from datamodules.splits import SPLITS, by_split_name, drawn
+from datamodules.options import Folder, Own
+from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
 TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
@@ -88,7 +90,7 @@ class MaskPictures:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _MaskFiles(Files, SegmentationDataModule):
+class _MaskFiles(Folder, SegmentationDataModule):
     """Shared by the modules that read masks from files: they are looked at once, before training."""
 
     binary = False
@@ -103,7 +105,7 @@ class _MaskFiles(Files, SegmentationDataModule):
         raise NotImplementedError
 
     @cached_property
-    def _found(self) -> tuple[dict[str, Pictures], list[str]]:
+    def _found(self) -> tuple[dict[str, MaskPictures], list[str]]:
         pairs = self.pairs()
         everything = [(split, image, mask) for split, part in pairs.items() for image, mask in part]
         without = [str(image) for _, image, mask in everything if mask is None]
@@ -126,27 +128,19 @@ class _MaskFiles(Files, SegmentationDataModule):
         self._check_files(paths, masks, sizes, seen)
         classes = given or guessed(self.title, masks.tolist(), seen)
         self._check_values(masks, seen, classes)
-        parts: dict[str, Sequence[int]] = {
-            split: np.flatnonzero(groups == split).tolist() for split in pairs if split != "all"
-        }
-        self.drawn = "all" in pairs and not self.undivided
-        if "all" in pairs:
-            parts = drawn(len(paths)) if self.drawn else {"test": range(len(paths))}
-        elif "val" not in parts:
-            parts["train"], parts["val"] = _spared(parts["train"])
-        warn_of_shared({name: (paths[list(rows)], digests[list(rows)]) for name, rows in parts.items()})
-        result: dict[str, Pictures] = {}
-        for name in (split for split in SPLITS if split in parts):
-            rows = list(parts[name])
+        parts = self._divided({split: np.flatnonzero(groups == split) for split in pairs})
+        warn_of_shared({name: (paths[rows], digests[rows]) for name, rows in parts.items()})
+        result: dict[str, MaskPictures] = {}
+        for name, rows in parts.items():
             counts = np.zeros(256, np.int64)
-            for i in rows:
-                np.add.at(counts, classes.apply(seen[i].values), seen[i].counts)
+            for one in (seen[i] for i in rows):
+                np.add.at(counts, classes.apply(one.values), one.counts)
             content = " ".join([*digests[rows], *(seen[i].digest for i in rows), repr(sorted(classes.numbers.items()))])
             digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
             result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
         if "train" not in result:
             return result, classes.names
-        empty = [name for name, n in zip(classes.names, result["train"].counts, strict=False) if not n]  # type: ignore[attr-defined]
+        empty = [name for name, n in zip(classes.names, result["train"].counts, strict=False) if not n]
         if len(classes.names) - len(empty) < 2:
             there = next((name for name in classes.names if name not in empty), None)
             raise DataError(
@@ -158,6 +152,22 @@ class _MaskFiles(Files, SegmentationDataModule):
                 f"No pixel to train on in class {empty[0]!r} ({len(empty)} of {len(classes.names)} are empty)."
             )
         return result, classes.names
+
+    def _divided(self, parts: dict[str, NDArray[np.intp]]) -> dict[str, NDArray[np.intp]]:
+        """The splits, ascending; those that are missing are 15 % of what is there, always the same."""
+        whole, share = "all" if "all" in parts else "train", 0
+        if whole in parts and "val" not in parts and not (whole == "all" and self.undivided):
+            count = len(parts[whole])
+            if count < (3 if whole == "all" else 2):
+                raise DataError(
+                    f"{count} {'picture is' if count == 1 else 'pictures are'} too few to draw some for validation"
+                    f"{' and test' * (whole == 'all')}: add more, or name splits."
+                )
+            parts[whole], share = np.random.default_rng(0).permutation(parts[whole]), max(1, round(0.15 * count))
+        divided = self.divide(
+            parts, lambda rows: (rows[share:], rows[:share]), lambda rows: (rows[share:], rows[:share])
+        )
+        return {name: np.sort(rows) for name, rows in divided.items()}
 
     @staticmethod
     def _check_files(
@@ -201,18 +211,13 @@ class _MaskFiles(Files, SegmentationDataModule):
                 )
         _refuse(faults)
 
-    @property
-    def title(self) -> str:
-        """The folder's name."""
-        return Path(self.root).resolve().name  # type: ignore[attr-defined]
-
     @cached_property
+    @override
     def label_names(self) -> list[str]:
-        """See `SegmentationDataModule.label_names`."""
         return self._found[1]
 
-    def pictures(self) -> dict[str, Pictures]:
-        """See `SegmentationDataModule.pictures`."""
+    @override
+    def pictures(self) -> dict[str, MaskPictures]:
         return self._found[0]
 
 
@@ -222,16 +227,7 @@ def _refuse(faults: Sequence[str]) -> None:
         raise DataError(f"{faults[0]}{more}")
 
 
-def _spared(rows: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The rest and 15 % for validation, always the same."""
-    if len(rows) < 2:
-        raise DataError("One picture is too few to train on and to validate with: add more, or a folder val.")
-    order = np.random.default_rng(0).permutation(rows)
-    share = max(1, round(0.15 * len(rows)))
-    return sorted(order[share:].tolist()), sorted(order[:share].tolist())
-
-
-@dataclass(eq=False, repr=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class MaskFolder(_MaskFiles):
     """A folder of images and a folder of masks of the same names.
 
@@ -245,15 +241,12 @@ class MaskFolder(_MaskFiles):
     `masks.read_classes`. Without it classes are called by their numbers.
 
     Args:
-        root: the folder.
         images: name of the folders of images.
         masks: name of the folders of masks.
         mask_suffix: what a mask's name has after that of its image, such as ``_mask``; found by itself where it is not given.
         binary: all values but 0 are one class, foreground.
     """
 
-    root: str
-    _: KW_ONLY
     images: str = "images"
     masks: str = "masks"
     mask_suffix: str = ""
@@ -304,8 +297,8 @@ class MaskFolder(_MaskFiles):
         suffix = self.mask_suffix or TOGETHER
         return any(images != masks or file.stem.endswith(suffix) for file in images_in(images))
 
+    @override
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
-        """See `_MaskFiles.pairs`."""
         found: dict[str, list[tuple[Path, Path | None]]] = {}
         places = {folder for pair in self._places.values() for folder in pair}
         for split, (images, masks) in self._places.items():
@@ -329,7 +322,7 @@ class MaskFolder(_MaskFiles):
         return found
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class VOCSegmentation(_MaskFiles):
     """Pascal VOC's segmentation (Everingham et al. 2010): ``JPEGImages/``, PNG files in ``SegmentationClass/``, indexed or in
     VOC's colours, and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and, where there is one, ``test.txt``; without
@@ -345,8 +338,6 @@ class VOCSegmentation(_MaskFiles):
     ]  # fmt: skip
     wanted = "in SegmentationClass/"
 
-    root: str
-    _: KW_ONLY
     image_size: Own[WindowSide] = 384
 
     def given(self) -> Classes:
@@ -359,8 +350,8 @@ class VOCSegmentation(_MaskFiles):
             return Classes(self.names, {k: k for k in range(len(self.names))})
         return voc_classes(self.names)
 
+    @override
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
-        """See `_MaskFiles.pairs`."""
         root = Path(self.root)
         lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
         chosen = by_split_name(lists)
@@ -387,30 +378,8 @@ class VOCSegmentation(_MaskFiles):
         return found
 
 
-class _BoxPictures:
-    """Pictures of a source with boxes and masks.
-
-    Args:
-        source: a `datamodules.detection.files.BoxSource` with masks.
-    """
-
-    def __init__(self, source: Any) -> None:
-        self.source, self.sizes, self.paths = source, source.annotations.sizes, source.paths
-
-    @property
-    def digest(self) -> str:
-        """See `Source.digest`."""
-        return self.source.digest
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[index]
-
-
-@dataclass(eq=False, repr=False)
-class COCOSegmentation(Files, SegmentationDataModule):
+@dataclass(kw_only=True, eq=False, repr=False)
+class COCOSegmentation(Folder, SegmentationDataModule):
     """Objects with outlines in COCO's JSON, polygons or run-length codes, as a class map; class 0 is the background.
 
     Where objects overlap, the pixel is of the one that comes first in the file; crowds do not count. ``root`` is as for
@@ -421,8 +390,6 @@ class COCOSegmentation(Files, SegmentationDataModule):
         on_bad_box: what an object that cannot be used means: stop and name it, or drop it, counted and listed.
     """
 
-    root: str
-    _: KW_ONLY
     on_bad_box: Literal["error", "drop"] = "error"
     image_size: Own[WindowSide] = 384
 
@@ -432,20 +399,15 @@ class COCOSegmentation(Files, SegmentationDataModule):
             self.root, in_chans=self.in_chans, masks=True, on_bad_file=self.on_bad_file, on_bad_box=self.on_bad_box
         )
 
-    @property
-    def title(self) -> str:
-        """See `COCODetection.name`."""
-        return self._boxes.title
-
     @cached_property
     def label_names(self) -> list[str]:
         """The background, and the names of the categories."""
         return ["background", *self._boxes.label_names]
 
-    def pictures(self) -> dict[str, Pictures]:
-        """See `SegmentationDataModule.pictures`."""
+    @override
+    def pictures(self) -> Mapping[str, BoxSource]:
         if self.undivided:
             self._boxes.take_whole()
         sources, self.drawn = self._boxes.sources, self._boxes.drawn
         self.bad_files = self._boxes.bad_files
-        return {name: _BoxPictures(source) for name, source in sources.items()}
+        return sources

@@ -11,6 +11,7 @@ import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
 from datamodules.annotated.writers import FileFormat, Writer
@@ -47,30 +48,23 @@ class DetectionDataset(KeyedDataset):
         self.measured = mixing is None
         self.mixed_epochs = float("inf") if epochs is None else epochs - self.mixing.plain_epochs
 
+    @override
     def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
         sample, generator = self.source[index], np.random.default_rng((self.seed, epoch, index))
-        keys = (
-            "boxes",
-            "labels",
-            "ignore",
-            *(key for key in ("area",) if key in sample),
-            *(("masks", "mask") if self.masks else ()),
-        )
+        has_area = "area" in sample
         if epoch < self.mixed_epochs:
             sample = self._mixed(sample, generator)
         if self.transform is not None:
             sample = self.augment(sample, generator)
         if not self.measured:  # that of the file is not that of what was mixed, moved and scaled
             sample["area"] = (sample["boxes"][:, 2:] - sample["boxes"][:, :2]).prod(1)
-        tensors = {
-            key: torch.from_numpy(sample[key]) for key in keys if key != "mask"
-        }  # they are not stacked to a batch
-        rest = {key: sample[key] for key in ("image", "size", "mask") if key != "mask" or self.masks}
-        return rest | tensors
+        stacked = ["image", "size", *["mask"] * self.masks]
+        listed = ["boxes", "labels", "ignore", *["area"] * has_area, *["masks"] * self.masks]
+        return {key: sample[key] for key in stacked} | {key: torch.from_numpy(sample[key]) for key in listed}
 
+    @override
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """The samples of a batch."""
         return [self[key] for key in keys]
 
     def _mixed(self, sample: Sample, generator: np.random.Generator) -> Sample:
@@ -86,8 +80,8 @@ class DetectionDataset(KeyedDataset):
             sample = mixup(sample, another(), generator)
         return sample
 
+    @override
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
-        """See `KeyedDataset.augment`."""
         assert self.transform is not None
         self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         moved: Sample = {key: sample[key] for key in ("image", "mask") if key in sample}
@@ -102,16 +96,8 @@ class DetectionDataset(KeyedDataset):
             seen = masks.any((1, 2))
             kept, moved["masks"] = kept[seen], masks[seen]
             boxes = boxes_of(moved["masks"])
-        return (
-            moved
-            | {
-                "boxes": boxes,
-                "labels": sample["labels"][kept],
-                "ignore": sample["ignore"][kept],
-                "size": sample["size"],
-            }
-            | ({"area": sample["area"][kept]} if "area" in sample else {})
-        )
+        rest = {key: sample[key][kept] for key in ("labels", "ignore", "area") if key in sample}
+        return moved | rest | {"boxes": boxes, "size": sample["size"]}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -132,19 +118,17 @@ class DetectionDataModule(VisionDataModule):
         flip: mirror training images, where that does not change the class.
     """
 
-    masks = False
-
     augmentation: Strength = "standard"
     mixing: Own[Mixing] = OWN
     image_size: Own[PositiveInt] = 640
     flip: Own[bool] = True
     batch_size: PositiveInt = 16
+    masks = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.mixing = (
-            Mixing(**self.mixing) if isinstance(self.mixing, dict) else self.mixing or Mixing()
-        )  # a registered model's
+        if not isinstance(self.mixing, Mixing):  # None, or as a registered model has it
+            self.mixing = Mixing(**(self.mixing or {}))
         if self.mixing.mixup and self.masks:
             raise DataError("--data.mixing.mixup has no masks: a pixel would be of two objects. Set it to 0.")
 
@@ -159,19 +143,19 @@ class DetectionDataModule(VisionDataModule):
         return len(self.label_names)
 
     @property
+    @override
     def preprocessing(self) -> Preprocessing:
-        """See `VisionDataModule.preprocessing`."""
         return Preprocessing(self.image_size, self.in_chans, "pad")
 
+    @override
     def transform(self, training_split: bool) -> A.Compose | None:
-        """See `VisionDataModule.transform`."""
         if training_split and self.augmentation != "none":
             boxes = A.BboxParams("pascal_voc", ["index"], clip=True, min_visibility=VISIBLE, min_width=2, min_height=2)
             return training_with_boxes(self.augmentation, self.image_size, boxes, self.flip, self.in_chans == 3)
         return evaluation(self.image_size, fit="pad", boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
 
+    @override
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:
-        """See `VisionDataModule.dataset`."""
         mixing = self.mixing if augmented else None
         epochs = self.trainer.max_epochs if self.trainer else None
         transform = self.transform(augmented)

@@ -6,6 +6,7 @@ class map all come from it, so that they agree to the pixel.
 """
 
 import hashlib
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,11 +18,13 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
+from typing_extensions import override
 
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
 from datamodules.annotated.mixing import VISIBLE, boxes_of
-from datamodules.annotated.segmentation import Pictures, SegmentationDataModule, WindowSide
+from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule
+from datamodules.cache import Cache
 from datamodules.labelled import Digits
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 from datamodules.splits import SPLITS
@@ -30,11 +33,7 @@ VERSION = 2  # a change of what is drawn is a change of the data
 
 
 INK = 64  # what is brighter belongs to the object
-
-
 COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
-
-
 KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
 
 
@@ -84,6 +83,8 @@ class SceneSource:
         masks: whether samples have masks.
     """
 
+    paths = counts = labels = None  # scenes are no files, and how much of what is in them is not counted
+
     def __init__(
         self,
         sprites: Sprites,
@@ -98,7 +99,8 @@ class SceneSource:
     ) -> None:
         self.sprites, self.split, self.count, self.size = sprites, split, count, size
         self.objects, self.extent, self.seed, self.in_chans, self.masks = objects, extent, seed, in_chans, masks
-        self._kept: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]] = {}
+        self.sizes = np.full((count, 2), size, np.int64)
+        self._cache: Cache[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]] = Cache(KEPT)
 
     def __len__(self) -> int:
         return self.count
@@ -116,9 +118,7 @@ class SceneSource:
         return twin
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, owner, labels = self._kept.get(index) or self._compose(index)
-        if index not in self._kept and (len(self._kept) + 1) * (image.nbytes + owner.nbytes) <= KEPT:
-            self._kept[index] = image, owner, labels
+        image, owner, labels = self._cache.get(index, self._compose)
         masks = [(owner == k + 1).view(np.uint8) for k in range(len(labels))]
         sample = {
             "image": image,
@@ -282,9 +282,9 @@ class DigitScenes(Scenes, DetectionDataModule):
         super().__post_init__()
         self.image_size = self.image_size or self.scene_size
 
-    def load(self) -> dict[str, Source]:
-        """See `VisionDataModule.load`."""
-        return dict(self.scenes(self.masks))
+    @override
+    def load(self) -> dict[str, SceneSource]:
+        return self.scenes(self.masks)
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; None where there is nothing to do."""
@@ -295,26 +295,9 @@ class DigitScenes(Scenes, DetectionDataModule):
         """See `VisionDataModule.dataset`; what is pasted into scenes is cut out by their masks."""
         dataset = super().dataset(split, augmented)
         if augmented and self.mixing.copy_paste:
-            dataset.source = self.sources[split].with_masks()  # type: ignore[attr-defined]
+            assert isinstance(dataset.source, SceneSource)
+            dataset.source = dataset.source.with_masks()
         return dataset
-
-
-class _ScenePictures:
-    """The scenes of a split; each is of the same size.
-
-    Args:
-        scenes: with masks.
-    """
-
-    def __init__(self, scenes: Any) -> None:
-        self.scenes, self.digest = scenes, scenes.digest
-        self.sizes = np.full((len(scenes), 2), scenes.size, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.scenes[index]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -333,6 +316,6 @@ class DigitMasks(Scenes, SegmentationDataModule):
         super().__post_init__()
         self.image_size = self.image_size or self.scene_size
 
-    def pictures(self) -> dict[str, Pictures]:
-        """See `SegmentationDataModule.pictures`."""
-        return {name: _ScenePictures(source) for name, source in self.scenes(masks=True).items()}
+    @override
+    def pictures(self) -> Mapping[str, SceneSource]:
+        return self.scenes(masks=True)

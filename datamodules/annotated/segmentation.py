@@ -1,7 +1,7 @@
 """What all data with class maps share: windows of pictures, augmentation, class weights, batches."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
@@ -10,28 +10,35 @@ import albumentations as A
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import Strength, padding, training_with_masks
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
 from datamodules.options import Own, PositiveInt, Preprocessing
-
-KEPT = 256 << 20  # bytes of decoded pictures that are kept, for each process
-
+from datamodules.tiles import Place, TiledSource, starts
 
 WindowSide = Annotated[int, Ge(16)]
-
-
 Weighting = Literal["none", "median", "sqrt"]
 
 
 class Pictures(Source, Protocol):
     """Whole pictures; sample i has ``image`` uint8 H×W×C and ``mask`` uint8 H×W."""
 
-    sizes: NDArray[np.int64]  # N×2, height and width
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Height and width of each, int64 N×2."""
+
+    @property
+    def counts(self) -> NDArray[np.int64] | None:
+        """Pixels of each id, int64 256, where they are known."""
+
+    @property
+    def paths(self) -> NDArray[np.str_] | None:
+        """The files, where they are files."""
 
 
-class WindowSource:
+class WindowSource(TiledSource):
     """Pictures, or square windows of them, so that every pixel is in at least one, and counts in one only.
 
     Args:
@@ -40,25 +47,11 @@ class WindowSource:
     """
 
     def __init__(self, pictures: Pictures, window: int | None) -> None:
+        def layout(height: int, width: int) -> list[Place]:
+            return [(x, y) for y in starts(height, window) for x in starts(width, window)]
+
+        super().__init__(pictures.sizes, pictures.paths, layout)
         self.pictures, self.window = pictures, window
-        places = [
-            (i, y, x)
-            for i, (height, width) in enumerate(pictures.sizes.tolist())
-            for y in starts(height, window)
-            for x in starts(width, window)
-        ]
-        self.places = np.array(places, np.int64).reshape(-1, 3)
-        self._kept: dict[int, dict[str, NDArray[np.uint8]]] = {}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def paths(self) -> NDArray[np.str_]:
-        """The file of each sample."""
-        if not hasattr(self.pictures, "paths"):
-            raise AttributeError("these pictures are no files")
-        return self.pictures.paths[self.places[:, 0]]
 
     @cached_property
     def digest(self) -> str:
@@ -68,23 +61,15 @@ class WindowSource:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Pixels of each id, int64 256."""
-        if hasattr(self.pictures, "counts"):
+        if self.pictures.counts is not None:
             return self.pictures.counts
-        return sum(
-            (np.bincount(self.pictures[i]["mask"].ravel(), minlength=256) for i in range(len(self.pictures))),
-            np.zeros(256, np.int64),
-        )
+        masks = (self.pictures[i]["mask"] for i in range(len(self.pictures)))
+        return sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, np.int64))
 
-    def _picture(self, index: int) -> dict[str, NDArray[np.uint8]]:
-        if index not in self._kept:
-            sample = self.pictures[index]
-            sample = {key: sample[key] for key in ("image", "mask")}
-            while self._kept and sum(s["image"].nbytes + s["mask"].nbytes for s in self._kept.values()) > KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            if len(starts(len(sample["mask"]), self.window)) * len(starts(sample["mask"].shape[1], self.window)) == 1:
-                return sample  # it is not asked for again soon
-            self._kept[index] = sample
-        return self._kept[index]
+    @override
+    def read(self, which: int) -> dict[str, Any]:
+        sample = self.pictures[which]
+        return {key: sample[key] for key in ("image", "mask")}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A window in its place; pixels that an earlier window has too do not count."""
@@ -92,8 +77,8 @@ class WindowSource:
 
     def cut(self, index: int, generator: np.random.Generator | None) -> dict[str, Any]:
         """A window in its place, or moved at random, by half of its side at most, all of its pixels counting."""
-        which, y, x = self.places[index].tolist()
-        sample = self._picture(which)
+        which, x, y = self.places[index].tolist()
+        sample = self.whole(which)
         height, width = sample["mask"].shape
         side = self.window or max(height, width)
         if generator is not None:
@@ -112,15 +97,10 @@ class WindowSource:
         return {"image": image, "mask": mask, "size": np.array(mask.shape, np.int64)}
 
 
-def starts(length: int, window: int | None) -> list[int]:
-    """Where windows begin that cover a length; the last one ends with it."""
-    if window is None or length <= window:
-        return [0]
-    return [*range(0, length - window, window), length - window]
-
-
 class SegmentationDataset(KeyedDataset):
     """Windows with class maps; in training they lie at random."""
+
+    source: WindowSource
 
     def __init__(self, source: WindowSource, transform: A.Compose | None, seed: int, moved: bool) -> None:
         super().__init__(source, transform, seed)
@@ -129,8 +109,7 @@ class SegmentationDataset(KeyedDataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
         generator = np.random.default_rng((self.seed, epoch, index))
-        source: WindowSource = self.source  # type: ignore[assignment]
-        sample = source.cut(index, generator if self.moved else None)
+        sample = self.source.cut(index, generator if self.moved else None)
         return sample if self.transform is None else self.augment(sample, generator)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
@@ -177,7 +156,7 @@ class SegmentationDataModule(VisionDataModule):
         """The classes' names, in the order of their numbers; the first is the background where there is one."""
         raise NotImplementedError
 
-    def pictures(self) -> dict[str, Pictures]:
+    def pictures(self) -> Mapping[str, Pictures]:
         """Reads the splits, whole pictures each, and checks them; see `VisionDataModule.load`."""
         raise NotImplementedError
 
@@ -198,19 +177,24 @@ class SegmentationDataModule(VisionDataModule):
         """See ``class_weighting``; a class without pixels weighs nothing."""
         if self.class_weighting == "none" or "train" not in self.sources:
             return None
-        counts = self.sources["train"].counts[: self.num_classes].astype(float)  # type: ignore[attr-defined]
+        counts = self.sources["train"].counts[: self.num_classes].astype(float)
         there = counts > 0
         weights = np.zeros(len(counts))
         weights[there] = np.median(counts[there]) / counts[there]
         return (weights**0.5 if self.class_weighting == "sqrt" else weights).tolist()
 
     @property
+    @override
     def preprocessing(self) -> Preprocessing:
-        """See `VisionDataModule.preprocessing`."""
         return Preprocessing(self.image_size, self.in_chans, "native")
 
-    def load(self) -> dict[str, Source]:
-        """See `VisionDataModule.load`."""
+    @cached_property
+    @override
+    def sources(self) -> Mapping[str, WindowSource]:
+        return self.load()
+
+    @override
+    def load(self) -> dict[str, WindowSource]:
         _ = self.num_classes  # they must fit into bytes
         return {name: WindowSource(part, self.image_size) for name, part in self.pictures().items()}
 
@@ -220,14 +204,14 @@ class SegmentationDataModule(VisionDataModule):
             return training_with_masks(self.augmentation, self.image_size, self.flip, self.turn, self.in_chans == 3)
         return A.Compose([padding(self.image_size)])
 
+    @override
     def dataset(self, split: str, augmented: bool) -> SegmentationDataset:
-        """See `VisionDataModule.dataset`."""
-        return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)  # type: ignore[arg-type]
+        return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)
 
     def predict_dataloader(self) -> KeyedLoader:
         """Whole pictures of the test split, or of the validation split where there is no test split: one by one, but for
         some that come together where processes cannot have the same number each."""
-        source: Any = self.sources["test" if "test" in self.sources else "val"]
+        source = self.sources["test" if "test" in self.sources else "val"]
         dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return KeyedLoader(dataset, 1, False, self.seed, rank, size, self.num_workers)
@@ -237,8 +221,8 @@ class SegmentationDataModule(VisionDataModule):
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
             part = identity["splits"][name]
-            part["pictures"] = len(source.pictures)  # type: ignore[attr-defined]
-            if hasattr(source.pictures, "counts"):  # type: ignore[attr-defined]
-                counts = source.counts[: len(self.label_names)].tolist()  # type: ignore[attr-defined]
+            part["pictures"] = len(source.pictures)
+            if source.pictures.counts is not None:
+                counts = source.counts[: len(self.label_names)].tolist()
                 part["pixels"] = dict(zip(self.label_names, counts, strict=True))
         return identity

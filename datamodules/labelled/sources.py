@@ -124,8 +124,8 @@ class PeopleSource(LabelledSource):
         return np.bincount(self.labels, minlength=len(self.names))
 
     @cached_property
+    @override
     def digest(self) -> str:
-        """See `Source.digest`."""
         content = self.images.tobytes() if self.paths is None else "\n".join(self.digests).encode()
         return hashlib.blake2b(content + "\n".join(self.people).encode(), digest_size=16).hexdigest()
 

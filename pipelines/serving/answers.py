@@ -238,15 +238,15 @@ def whole_pictures(
 
     Args:
         rows: a sample's number and the answer for it, in the order of the numbers; samples may lack.
-        source: the samples. One with ``windows`` (picture, left, top of each sample) and ``annotations`` is of boxes, which are
-            joined; one with ``places`` (picture, top, left) is of class maps.
+        source: the samples. Those of one with ``tile`` are pieces, and their boxes are joined; those of one with ``window``
+            are windows of class maps.
         across_classes: see `modules.detection.tiles.joined`.
     """
     paths = getattr(source, "paths", None)
     answers = [({} if paths is None else {"path": str(paths[k])}) | answer for k, answer in rows]
     if getattr(source, "tile", None):
-        windows, sizes = source.windows.tolist(), source.annotations.sizes.tolist()
-        pieces = [(*windows[k], answer) for (k, _), answer in zip(rows, answers, strict=True)]
+        places, sizes = source.places.tolist(), source.sizes.tolist()
+        pieces = [(*places[k], answer) for (k, _), answer in zip(rows, answers, strict=True)]
         return [
             joined(
                 [((x, y), answer) for _, x, y, answer in parts],
@@ -259,6 +259,6 @@ def whole_pictures(
         ]
     if getattr(source, "window", None):
         for (k, _), answer in zip(rows, answers, strict=True):
-            _, top, left = source.places[k].tolist()
+            _, left, top = source.places[k].tolist()
             answer["window"] = [left, top, *answer["size"][::-1]]
     return answers

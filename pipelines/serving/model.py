@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.base import DataError, collate
-from datamodules.images import as_seen, pieces, read_image
+from datamodules.images import as_seen, read_image
+from datamodules.tiles import pieces
 from modules.detection.tiles import Place, joined
 from pipelines.serving.store import load_model
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import (
@@ -40,8 +41,8 @@ class COCODetection(BoxFiles):
     remedy = "Write 'bbox' as COCO does."
     box_format = "xywh"
 
+    @override
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        """See `BoxFiles.read`."""
         root = Path(self.root)
         found = {"all": root} if root.is_file() else self._files(root)
         splits: dict[str, list[Record]] = {}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, as_number, merged, occurring
@@ -39,8 +40,8 @@ class CSVDetection(BoxFiles):
     box_format: Literal["xyxy", "xywh"] = "xyxy"
     masks: bool = field(default=False, init=False)  # a table has no outlines
 
+    @override
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        """See `BoxFiles.read`."""
         file = Path(self.root)
         table = read_table(file, "--data.root")
         names = [self.path_column, self.label_column, *self.box_columns]

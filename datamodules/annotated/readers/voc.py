@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.checks import in_shares
@@ -30,8 +31,8 @@ class VOCDetection(BoxFiles):
     remedy = "Write <bndbox> as VOC does."
     box_format: BoxFormat = "voc"
 
+    @override
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        """See `BoxFiles.read`."""
         root = Path(self.root)
         folders = by_split_name(sub_folders(root))
         if "train" not in folders:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import Box, Record, Unknown, as_number, merged
@@ -33,8 +34,8 @@ class YOLODetection(BoxFiles):
     remedy = "Write them as shares of the image: divide x and width by its width, y and height by its height."
     box_format = "yolo"
 
+    @override
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        """See `BoxFiles.read`."""
         root = Path(self.root)
         file = root if root.is_file() else self._settings(root)
         folder = root if root.is_dir() else root.parent

@@ -1,0 +1,75 @@
+"""Square pieces of pictures: where they lie, and sources of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.cache import Cache
+
+KEPT = 256 << 20  # bytes of pictures that are kept while their pieces are asked for
+Place = tuple[int, int]  # left and top edge, in pixels
+
+
+def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[Place]:
+    """Squares that cover a picture and overlap, evenly spread, so that what one cuts through another shows whole.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture.
+        side: of the squares; a picture that is no larger is one piece.
+        overlap: least share of a square that the next one shows too.
+
+    Returns:
+        Their places, row by row.
+    """
+
+    def spread(length: int) -> list[int]:
+        count = 1 + -(-max(0, length - side) // max(1, round(side * (1 - overlap))))
+        return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
+
+    return [(x, y) for y in spread(height) for x in spread(width)]
+
+
+def starts(length: int, side: int | None) -> list[int]:
+    """Where squares side by side begin that cover a length; the last one ends with it. Without a side it is one."""
+    return [0] if side is None or length <= side else [*range(0, length - side, side), length - side]
+
+
+class TiledSource:
+    """Pieces of pictures as samples. Pictures of several pieces are kept for the next one.
+
+    Args:
+        sizes: int64 N×2, height and width of the pictures.
+        files: the pictures' files, where they are files.
+        layout: the places of the pieces of a picture, by its height and width.
+
+    Attributes:
+        places: int64 M×3: the picture of each sample, left and top edge.
+    """
+
+    def __init__(
+        self, sizes: NDArray[np.int64], files: NDArray[np.str_] | None, layout: Callable[[int, int], list[Place]]
+    ) -> None:
+        self.sizes, self._files = sizes, files
+        places = [(i, *place) for i, (height, width) in enumerate(sizes.tolist()) for place in layout(height, width)]
+        self.places = np.array(places, np.int64).reshape(-1, 3)
+        self._several = np.bincount(self.places[:, 0], minlength=len(sizes)) > 1
+        self._cache: Cache[dict[str, Any]] = Cache(KEPT)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def paths(self) -> NDArray[np.str_] | None:
+        """The file of each sample, where the pictures are files."""
+        return None if self._files is None else self._files[self.places[:, 0]]
+
+    def read(self, which: int) -> dict[str, Any]:
+        """A whole picture as a sample."""
+        raise NotImplementedError
+
+    def whole(self, which: int) -> dict[str, Any]:
+        """The same, kept where further pieces of it will be asked for."""
+        return self._cache.get(which, self.read) if self._several[which] else self.read(which)
