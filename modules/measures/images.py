@@ -1,5 +1,8 @@
 """How like its model an image that a network makes is: losses, and measures of quality."""
 
+import difflib
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -137,20 +140,57 @@ class FixedFeatures:
         self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
         self._network: Any = None
 
-    def __call__(self, image: Tensor) -> list[Tensor]:
-        """float B×C×H×W in [0, 1] to maps, float B×K×h×w each."""
-        channels, side = image.shape[1:3]
+    def network(self, image: Tensor) -> Any:
+        """The network itself, made for images such as the first one, float B×C×H×W, on the device of this one."""
         if self._network is None:
+            channels, side = image.shape[1:3]
             network: Any = create_backbone(
                 self.backbone, self.pretrained, channels, side, features_only=True, **(self.backbone_options or {})
             )
             self._network = network.eval().requires_grad_(False)
-        network = self._network.to(image.device)
+        return self._network.to(image.device)
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """float B×C×H×W in [0, 1] to maps, float B×K×h×w each."""
+        channels, network = image.shape[1], self.network(image)
         config = network.pretrained_cfg
         mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
         if len(mean) != channels:
             mean, std = mean.mean(), std.mean()
         return cast(list[Tensor], network((image - mean) / std))
+
+    def named(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The maps of some layers, stages of the pyramid or others, float B×K×h×w each, of float B×C×H×W in [0, 1].
+
+        Raises:
+            ValueError: there is no such layer, it has no maps, or the network takes no such images.
+        """
+        network, seen, hooks = self.network(image), dict[str, Tensor](), []
+        levels, known = network.feature_info.module_name(), dict(network.named_modules())
+
+        def hook(name: str, layer: nn.Module, given: Any, maps: Any) -> Any:
+            seen[name] = maps
+            return maps.clone() if isinstance(maps, Tensor) else None  # the next layer may work in place
+
+        for name in {*layers} - {*levels}:
+            spelt = [n for n in (name, name.replace(".", "_"), f"model.{name}") if name and n in known]
+            if not spelt:
+                near = difflib.get_close_matches(name, [*levels, *known], 3, 0.4)
+                hint = f"; near are {', '.join(near)}" if near else ""
+                raise ValueError(f"{self.backbone} has no layer {name!r}; its stages are {', '.join(levels)}{hint}.")
+            hooks.append(known[spelt[0]].register_forward_hook(partial(hook, name)))
+        try:
+            seen |= dict(zip(levels, self(image), strict=True))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            size, why = f"{image.shape[3]}×{image.shape[2]}", str(error).partition("\n")[0]
+            raise ValueError(f"{self.backbone} takes no images of {size} pixels: {why}") from None
+        finally:
+            for handle in hooks:
+                handle.remove()
+        for name in layers:
+            if not isinstance(seen.get(name), Tensor) or seen[name].ndim != 4:
+                raise ValueError(f"The layer {name} of {self.backbone} gives out no maps: name another one.")
+        return {name: seen[name] for name in layers}
 
 
 def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:

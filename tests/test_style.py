@@ -1,0 +1,145 @@
+"""Style transfer: its losses by hand, what it makes of pictures, and what it says of those that it cannot take."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modules.measures.images import FixedFeatures
+from modules.style import Objective, content_loss, gram, luminance, style_loss, stylize, total_variation
+from pipelines.engine.command import command
+from pipelines.serving.video import Video
+from pipelines.style import style
+
+SMALL = ["--backbone", "test_resnet", "--pretrained", "false", "--size", "72"]
+
+
+def pictures() -> tuple[str, str]:
+    """A gradient with a square on it, and stripes, of other sizes and shapes."""
+    y, x = np.mgrid[:60, :80]
+    content = np.stack([60 + x, 90 + y, 120 + 0 * x], 2)
+    content[20:40, 30:50] = 150, 100, 90
+    stripes = np.where((np.mgrid[:50, :40].sum(0) // 4 % 2)[..., None], (140, 90, 70), (90, 120, 150))
+    Image.fromarray(content.astype(np.uint8)).save("content.png")
+    Image.fromarray(stripes.astype(np.uint8)).save("stripes.png")
+    return "content.png", "stripes.png"
+
+
+def test_gram_and_losses_are_what_one_works_out_by_hand():
+    maps = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two channels of 1×2 places
+    assert gram(maps).tolist() == [[[5 / 4, 11 / 4], [11 / 4, 25 / 4]]]
+    assert torch.equal(gram(maps.repeat(1, 1, 1, 3)), gram(maps)), "it depends on the size of the picture"
+    wanted = torch.tensor([[[[1.0, 0.0]], [[0.0, 4.0]]]])
+    assert content_loss(maps, wanted).item() == 0.5 * (4 + 9)
+    # Equation 4 as it stands: Gram matrices that are not divided, and 1 / (4 N² M²) with N = M = 2.
+    undivided = (torch.tensor([[5.0, 11.0], [11.0, 25.0]]) - torch.tensor([[1.0, 0.0], [0.0, 16.0]])).square().sum()
+    assert style_loss(gram(maps), gram(wanted)).item() == pytest.approx(undivided.item() / (4 * 2**2 * 2**2))
+    assert total_variation(torch.tensor([[[[0.0, 1.0], [3.0, 1.0]]]])).item() == (9 + 0) / 2 + (1 + 4) / 2
+    assert luminance(torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)).item() == pytest.approx(0.299 + 0.587 / 2)
+
+
+def test_the_gradient_is_that_of_the_papers_equations():
+    generator = torch.Generator().manual_seed(0)
+    image, content, painting = torch.rand(3, 1, 3, 4, 5, generator=generator, dtype=torch.float64).unbind()
+    features = torch.tensor([1.0, -2.0], dtype=torch.float64)
+
+    class Toy(FixedFeatures):
+        def named(self, image, layers):
+            maps = torch.einsum("bchw,k->bkhw", image, features)
+            return dict.fromkeys(layers, maps)
+
+    objective = Objective(Toy("vgg19"), content, painting, ["maps"], "maps", (2.0, 3.0, 0.0))
+    image.requires_grad_()
+    losses = objective(image)
+    losses.total.backward()
+    # Equation 2: F − P, and equation 6: Fᵀ(G − A) / (N² M²) with undivided Gram matrices; then through the convolution.
+    f, p, s = (torch.einsum("bchw,k->bkhw", x.detach(), features)[0].flatten(1) for x in (image, content, painting))
+    n, m = f.shape
+    by_content = (f - p) / (0.5 * p.square().sum())
+    a = s @ s.T
+    by_style = (f @ f.T - a) @ f / (n * m) ** 2 / (0.25 * (a / (n * m)).square().sum())
+    wanted = torch.einsum("kp,k->p", 2 * by_content + 3 * by_style, features).view(4, 5)
+    assert torch.allclose(image.grad[0], wanted.expand(3, 4, 5), rtol=1e-9)
+    at = 2 * losses.content + 3 * losses.style
+    assert losses.total.item() == pytest.approx(at.item())
+    assert torch.autograd.gradcheck(lambda x: objective(x).total, image)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_the_loss_falls_and_a_seed_gives_the_same_picture(method):
+    torch.manual_seed(0)
+    content, painting = torch.rand(1, 3, 72, 80), torch.rand(1, 3, 96, 72) ** 3
+    objective = Objective(FixedFeatures("test_resnet"), content, painting)
+    told = []
+    ends = [
+        stylize(objective, content, 8, method, lambda step, losses, x: told.append((step, losses))) for _ in range(2)
+    ]
+    assert torch.equal(*ends)
+    told = told[: len(told) // 2]
+    assert [step for step, _ in told[:8]] == [*range(1, 9)]
+    assert told[0][1].content == 0, "it begins with the content"
+    assert told[-1][1].total < 0.9 * told[0][1].total
+    assert told[-1][1].style < told[0][1].style
+
+
+def test_the_command_paints_films_and_tracks(capsys):
+    content, painting = pictures()
+    command(style, [content, painting, "--out", "new/made.png", "--steps", "6", "--start", "noise", *SMALL])
+    made = np.asarray(Image.open("new/made.png"))
+    assert made.shape == (54, 72, 3)
+    film = [*Video("new/made.mp4")]
+    assert len(film) >= 7
+    assert np.abs(film[-1] - made.astype(float)).mean() < np.abs(film[0] - made.astype(float)).mean()
+    run = mlflow.search_runs(experiment_names=["style"], output_format="list")[0]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id in capsys.readouterr().out
+    assert run.data.params["optimizer"] == "lbfgs"
+    assert run.data.params["seed"] == "0"
+    client = mlflow.MlflowClient()
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"made.png", "made.mp4", "overview.png"}
+    history = client.get_metric_history(run.info.run_id, "loss/style")
+    assert history[-1].value < history[0].value
+    command(style, [content, painting, "--out", "again.png", "--steps", "6", "--start", "noise", *SMALL])
+    assert np.array_equal(np.asarray(Image.open("again.png")), made)
+
+
+def test_the_colour_of_the_content_stays_on_request():
+    content, painting = pictures()
+    command(style, [content, painting, "--out", "grey.png", "--keep_colour", "true", "--steps", "5", *SMALL])
+    made = np.asarray(Image.open("grey.png")).astype(float)
+    before = np.asarray(Image.open(content).resize((72, 54), Image.Resampling.LANCZOS)).astype(float)
+    inside = ((made > 0) & (made < 255)).all(2)  # elsewhere colours end
+    assert inside.mean() > 0.5
+    for first, second in ((0, 1), (2, 1)):
+        chroma = (made[..., first] - made[..., second]) - (before[..., first] - before[..., second])
+        assert np.abs(chroma[inside]).max() <= 1  # both are rounded
+    assert np.abs(made - before).mean() > 1, "nothing was changed"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["nowhere.png", "stripes.png"], "nowhere.png"),
+        (["content.png", "text.png"], "text.png is"),
+        (["content.png", "stripes.png", "--backbone", "resnt18"], "There is no backbone 'resnt18'. Did you mean"),
+        (["content.png", "stripes.png", "--backbone", "mixer_s32_224"], "mixer_s32_224"),
+        (["content.png", "stripes.png", "--content_layer", "layer9"], "no layer 'layer9'; its stages are"),
+        (["content.png", "stripes.png", "--style_layers", "[layer1, layer]"], "no layer 'layer'"),
+        (["content.png", "stripes.png", "--out", "made.gone"], "--out made.gone must end in one of .jpg"),
+        (["content.png", "stripes.png", "--steps", "0"], "--steps must be at least 1"),
+        (["content.png", "stripes.png", "--style_weight", "nan"], "--style_weight must be"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_paragraph(given, told, capsys):
+    pictures()
+    Path("text.png").write_text("no picture")
+    with pytest.raises(SystemExit) as end:
+        command(style, [given[0], given[1], *SMALL, *given[2:]])
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told in message
+    assert message.count("\n") == 1
+    assert not Path("style.png").exists()
