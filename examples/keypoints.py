@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class KeypointModule(VisionModule):
         optimization: how it is trained.
     """
 
-    monitor: ClassVar[str] = "val/distance"
+    monitor = "val/distance"
 
     def __init__(
         self,

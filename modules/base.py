@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import lightning as L
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from modules.callbacks.divergence import DivergenceGuard
@@ -34,9 +34,26 @@ from modules.optimization import (
 )
 from modules.pictures.sheets import image_grid
 from modules.spec import Backbone, DataSpec, Strategy, Transfer
+from modules.training_data import settings_of
 from modules.warm_start import ClassRows
 
 Stage = Literal["train", "val", "test"]
+M = TypeVar("M", bound=nn.Module)
+
+
+class PerStage(nn.ModuleDict, Generic[M]):
+    """A metric for each stage of evaluation.
+
+    Args:
+        make: makes one of ``val`` or ``test``.
+    """
+
+    def __init__(self, make: Callable[[str], M]) -> None:
+        super().__init__({stage: make(stage) for stage in ("val", "test")})
+
+    @override
+    def __getitem__(self, key: str) -> M:
+        return cast(M, super().__getitem__(key))
 
 
 class VisionModule(L.LightningModule):
@@ -51,8 +68,8 @@ class VisionModule(L.LightningModule):
             of the classes.
     """
 
-    monitor: ClassVar[str] = "val/loss"
-    mode: ClassVar[Literal["min", "max"]] = "min"
+    monitor: str = "val/loss"  # a module may choose them by its settings
+    mode: Literal["min", "max"] = "min"
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
     averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
@@ -246,7 +263,7 @@ class VisionModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.step(batch, "train")
         self.log_mean("train/loss", loss.detach(), len(batch["image"]))
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.global_step % settings_of(self.trainer).log_every_n_steps == 0:
             self._losses.append(loss.detach())
             if not self.holds_gradients(batch_idx):
                 self.log_step({"loss": torch.stack(self._losses).mean()}, batch)
@@ -311,7 +328,7 @@ class VisionModule(L.LightningModule):
             average = [] if decay is None else [WeightAverage(decay)]
             around = [TransferChoice(), LinearHead(), Freezing(), ChangedSettings()]
             self._callbacks = [*average, *around, self.means, self.guard, self.publisher]
-        present = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        present = [] if self._trainer is None else settings_of(self.trainer).callbacks
         return [callback for callback in self._callbacks if callback not in present]
 
     @override

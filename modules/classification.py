@@ -1,6 +1,6 @@
 """One label for each image."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from modules.base import Stage, VisionModule
+from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.publish import Report
 from modules.optimization import Optimization
@@ -48,7 +48,7 @@ class ClassificationModule(VisionModule):
             one of them.
     """
 
-    monitor: ClassVar[str] = "val/accuracy"
+    monitor = "val/accuracy"
     mode = "max"
 
     takes = ("num_classes", "label_names", "in_chans", "image_size")
@@ -81,7 +81,7 @@ class ClassificationModule(VisionModule):
         )
         if num_classes >= 10:
             figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})
-        self.figures = nn.ModuleDict({stage: figures.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.figures = PerStage(lambda stage: figures.clone(prefix=f"{stage}/"))
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
 
     def _take_head(self, num_classes: int) -> nn.Module:
@@ -130,7 +130,7 @@ class ClassificationModule(VisionModule):
             return loss
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, label)
-        self.figures[stage].update(logits, label)  # type: ignore[operator]
+        self.figures[stage].update(logits, label)
         with self.publisher.optional(f"{stage}/mistakes"):
             self._collect_mistakes(batch["image"], logits, label)
         return loss
@@ -145,8 +145,8 @@ class ClassificationModule(VisionModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        values = self.figures[stage].compute()  # type: ignore[operator]
-        self.figures[stage].reset()  # type: ignore[operator]
+        values = self.figures[stage].compute()
+        self.figures[stage].reset()
         counts = values.pop(f"{stage}/confusion").cpu().numpy()
         report = Report({key.removeprefix(f"{stage}/"): value for key, value in values.items()})
         report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, self.label_names)

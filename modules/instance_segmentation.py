@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 from typing_extensions import override
 
-from modules.base import Stage
+from modules.base import PerStage, Stage
 from modules.callbacks.publish import Report
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.detector import Detections
@@ -168,7 +168,7 @@ class InstanceSegmentationModule(DetectionModule):
         across_classes: drop it where they are of different classes too.
     """
 
-    monitor: ClassVar[str] = "val/mask_ap"
+    monitor = "val/mask_ap"
 
     needs = ("boxes", "masks")
 
@@ -183,9 +183,7 @@ class InstanceSegmentationModule(DetectionModule):
         across_classes: bool = False,
     ) -> None:
         super().__init__(data, backbone, optimization, detector, max_detections, nms, across_classes)
-        self.mask_figures = nn.ModuleDict(
-            {stage: MaskMetric(self.num_classes, max_detections) for stage in ("val", "test")}
-        )
+        self.mask_figures = PerStage(lambda _: MaskMetric(self.num_classes, max_detections))
         self.tinted: list[NDArray[np.uint8]] = []
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
@@ -194,7 +192,7 @@ class InstanceSegmentationModule(DetectionModule):
         for i, one in enumerate(found):
             masks = pasted(one, side, side)
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
-            self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))  # type: ignore[operator]
+            self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))
             if self.trainer.is_global_zero and len(self.tinted) < SHOWN:
                 with self.publisher.optional(f"{stage}/masks"):
                     sure = one["scores"] >= self.threshold

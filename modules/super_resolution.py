@@ -225,8 +225,8 @@ class SuperResolutionModule(AdversarialModule):
             self._features = FixedFeatures(similarity, not similarity.startswith("models:/"))
             self._distance = f"perceptual_{extractor_name(similarity, 0)}"
         gan = adversarial > 0 and similarity is not None
-        self.monitor = f"val/{self._distance}" if gan else "val/psnr_y"  # type: ignore[misc]
-        self.mode = "min" if gan else "max"  # type: ignore[misc]
+        self.monitor = f"val/{self._distance}" if gan else "val/psnr_y"
+        self.mode = "min" if gan else "max"
         self._pictured: list[list[NDArray[np.uint8]]] = []
 
     @override

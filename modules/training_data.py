@@ -1,7 +1,7 @@
-"""The data of a training, as far as a module may look at them."""
+"""What a module may look at of its trainer, and of the data."""
 
 from collections.abc import Iterable, Mapping, Sized
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
 from torch import Tensor
@@ -41,3 +41,15 @@ def training_data(trainer: L.Trainer) -> TrainingData:
             "This looks at the data itself: give the trainer a data module of `datamodules` instead of loaders."
         )
     return data
+
+
+class _Settings(Protocol):
+    callbacks: list[L.Callback]
+    log_every_n_steps: int
+    overfit_batches: float
+    datamodule: Any
+
+
+def settings_of(trainer: L.Trainer) -> _Settings:
+    """A trainer with the attributes that Lightning sets without declaring them."""
+    return cast(_Settings, trainer)

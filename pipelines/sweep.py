@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 from typing_extensions import override
 
+from modules.training_data import settings_of
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.ranges import check_ranges
 from pipelines.engine.task import Task, find_task
@@ -173,7 +174,7 @@ class Sweep:
                 raise ValueError(f"with these settings {cli.model.monitor} judges, in the sweep {self.monitor}")
             scores = [
                 c.best_model_score
-                for c in cli.trainer.callbacks  # type: ignore[attr-defined]
+                for c in settings_of(cli.trainer).callbacks
                 if isinstance(c, ModelCheckpoint) and c.monitor == self.monitor
             ]
             if not scores or scores[0] is None or not math.isfinite(scores[0]):

@@ -30,6 +30,7 @@ from modules.networks import BackboneError
 from modules.optimization import Optimization, WeightAverage, build_optimizer, parameter_groups, total_steps
 from modules.ranges import Positive, PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
+from modules.training_data import settings_of
 
 WATCHED = 256  # samples for the watch on the training's health
 
@@ -279,7 +280,7 @@ class AdversarialModule(VisionModule):
         figures = self.after_step(step)
         for config in self._schedules("step"):
             config.scheduler.step()
-        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if step % settings_of(self.trainer).log_every_n_steps == 0:
             means = {name: torch.stack(values).mean() for name, values in self._terms.items()}
             further = {f"train/{name}": float(value) for name, value in figures.items()}
             further["train/gradient_norm"] = float(self.gradient_norm)

@@ -1,6 +1,6 @@
 """The masked autoencoder for vision transformers."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class MaskedAutoencodingModule(VisionModule):
         optimization: how it is trained.
     """
 
-    monitor: ClassVar[str] = "val/loss"
+    monitor = "val/loss"
     compiles_features = True
 
     def __init__(

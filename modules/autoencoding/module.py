@@ -17,7 +17,7 @@ from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variationa
 from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
 from modules.autoencoding.pictures import named_rows, plane, signed_tiles, to_uint8
-from modules.base import Stage, VisionModule
+from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
 from modules.networks import BackboneError
@@ -142,7 +142,7 @@ class AutoencodingModule(VisionModule):
             self.to(memory_format=torch.channels_last)
         units = math.prod(self.bottleneck.shape)
         statistics = UnitStatistics(units, self.bottleneck.entries)
-        self.statistics = nn.ModuleDict({stage: statistics.clone() for stage in ("val", "test")})
+        self.statistics = PerStage(lambda _: statistics.clone())
         self._components: PrincipalComponents | None = None
         self._kept = 0  # batches of which some was kept
         self._pictured: list[tuple[Tensor, Tensor]] = []
@@ -262,7 +262,7 @@ class AutoencodingModule(VisionModule):
             figures["activity"] = (code.value.abs() > threshold).float().mean()
         for key, value in figures.items():
             self.log_mean(f"{stage}/{key}", value.detach(), size)
-        self.statistics[stage].update(code)  # type: ignore[operator]
+        self.statistics[stage].update(code)
 
     def _quality(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (image - target).square().flatten(1).mean(1)
@@ -297,8 +297,8 @@ class AutoencodingModule(VisionModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}  # type: ignore[operator]
-        self.statistics[stage].reset()  # type: ignore[operator]
+        values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}
+        self.statistics[stage].reset()
         report = Report({"bits_per_pixel": self.bottleneck.bits / self.image_size**2})
         if self.bottleneck.entries:
             report.figures["perplexity"] = values["perplexity"].float()

@@ -64,7 +64,8 @@ def plane(codes: NDArray[np.float32], labels: NDArray[np.int64] | None, label_na
         centred = codes - codes.mean(0)
         _, strengths, directions = np.linalg.svd(centred, full_matrices=False)
         points, shares = centred @ directions[:2].T, strengths**2 / max((strengths**2).sum(), 1e-12)
-        axes_names = tuple(f"principal component {k + 1} ({shares[k]:.0%} of the variance)" for k in range(2))  # type: ignore[assignment]
+        first, second = (f"principal component {k + 1} ({shares[k]:.0%} of the variance)" for k in range(2))
+        axes_names = first, second
     figure = Figure((7.5, 6), dpi=80)
     axes = figure.add_axes((0.1, 0.1, 0.66, 0.86))
     if labels is None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -69,7 +69,7 @@ class PointAutoencoder(L.LightningModule):
 
     @torch.no_grad()
     def _draw(self, done: int) -> None:
-        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        dataset: Any = cast(Any, self.trainer.train_dataloader).dataset
         point = torch.stack([dataset[i]["point"] for i in range(len(dataset))]).to(self.device)
         code = self.encoder(point)
         made = self.decoder(code)
@@ -103,15 +103,15 @@ def draw_points(frames: Sequence[tuple[int, Any, Any, Any, float]], columns: int
     figure = Figure((3.2 * columns, 3.4 * rows), dpi=80)
     solid = frames[0][1].shape[1] == 3
     for k, (done, point, made, code, error) in enumerate(frames, 1):
-        axes = figure.add_subplot(rows, columns, k, **({"projection": "3d"} if solid else {}))
-        axes.scatter(*point.T, s=2, color="0.8")  # type: ignore[misc]
-        axes.scatter(*made.T, s=4, c=code, cmap="viridis")  # type: ignore[misc]
+        axes: Any = figure.add_subplot(rows, columns, k, **({"projection": "3d"} if solid else {}))
+        axes.scatter(*point.T, s=2, color="0.8")
+        axes.scatter(*made.T, s=4, c=code, cmap="viridis")
         axes.set_title(f"{done} passes, error {error:.4f}", fontsize=9)
         low, high = point.min(0) - 0.2, point.max(0) + 0.2
         axes.set_xlim(low[0], high[0])
         axes.set_ylim(low[1], high[1])
         if solid:
-            axes.set_zlim(low[2], high[2])  # type: ignore[attr-defined]
+            axes.set_zlim(low[2], high[2])
         axes.tick_params(labelsize=6)
     figure.tight_layout()
     return rasterize(figure)

@@ -9,6 +9,8 @@ from lightning.pytorch.tuner.lr_finder import _LRCallback
 from torch import Tensor
 from typing_extensions import override
 
+from modules.training_data import settings_of
+
 
 class DivergenceError(ValueError):
     """The training came to numbers that are not finite; the message says where."""
@@ -34,7 +36,7 @@ class DivergenceGuard(L.Callback):
         """
         if math.isfinite(loss):
             self._finite = f"; it was {loss:.4g} at step {module.global_step}"
-        elif not any(isinstance(c, _LRCallback) for c in module.trainer.callbacks):  # type: ignore[attr-defined]
+        elif not any(isinstance(c, _LRCallback) for c in settings_of(module.trainer).callbacks):
             raise self._error(module, f"The loss is {loss} at step {module.global_step}", batch)
 
     def check_weights(self, module: L.LightningModule) -> None:

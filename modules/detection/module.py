@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.base import Stage, VisionModule
+from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.detection import pictures
 from modules.detection.detector import Detections, Detector
@@ -50,7 +50,7 @@ class DetectionModule(VisionModule):
         across_classes: drop it where they are of different classes too.
     """
 
-    monitor: ClassVar[str] = "val/ap"
+    monitor = "val/ap"
     mode = "max"
     threshold: Tensor
 
@@ -75,7 +75,7 @@ class DetectionModule(VisionModule):
             self.detector.to(memory_format=torch.channels_last)
         self.register_buffer("threshold", torch.tensor(UNSURE))
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
-        self.figures = nn.ModuleDict({stage: DetectionMetric(num_classes, max_detections) for stage in ("val", "test")})
+        self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.best = float(self.threshold)
         self.shown: list[pictures.Example] = []
         self.worst: list[tuple[int, pictures.Example]] = []

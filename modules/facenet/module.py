@@ -1,7 +1,7 @@
 """Embeddings in which distance says who is who."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from modules.base import Stage, VisionModule
+from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.facenet import pictures as drawing
 from modules.facenet.metrics import Pairs, report
@@ -29,6 +29,7 @@ from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.ranges import NonNegativeInt, PositiveInt, Share
 from modules.spec import Backbone, DataSpec
+from modules.training_data import training_data
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
 
@@ -37,7 +38,9 @@ class Gathered(Metric):
     """The embeddings of a whole split, from all processes, in the order of the data."""
 
     full_state_update = False
-    rows: dict[str, list[Tensor]]
+    embedding: list[Tensor]
+    identity: list[Tensor]
+    index: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,9 +49,9 @@ class Gathered(Metric):
 
     def update(self, embedding: Tensor, identity: Tensor, index: Tensor) -> None:
         """Adds a batch: float B×D, int64 B, int64 B."""
-        self.embedding.append(embedding)  # type: ignore[union-attr, operator]
-        self.identity.append(identity)  # type: ignore[union-attr, operator]
-        self.index.append(index)  # type: ignore[union-attr, operator]
+        self.embedding.append(embedding)
+        self.identity.append(identity)
+        self.index.append(index)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings, identities and places of all, sorted by place."""
@@ -85,7 +88,7 @@ class FaceNetModule(VisionModule):
             calibrates it anew.
     """
 
-    monitor: ClassVar[str] = "val/auc"
+    monitor = "val/auc"
     mode = "max"
     training_only = ("loss.", "miner.")
 
@@ -125,7 +128,7 @@ class FaceNetModule(VisionModule):
         self.loss = loss if isinstance(loss, nn.Module) else loss(data.num_classes, embedding_size)
         self.miner = miner
         self.margin = self.loss.margin if isinstance(self.loss, TripletMarginLoss) else TripletLoss().margin
-        self.gathered = nn.ModuleDict({stage: Gathered() for stage in ("val", "test")})
+        self.gathered = PerStage(lambda _: Gathered())
 
     @override
     def parts(self) -> dict[str, Any]:
@@ -166,7 +169,7 @@ class FaceNetModule(VisionModule):
         """
         rows, people = [], []
         self.eval()
-        for batch in self.trainer.datamodule.plain_loader("train", most, shared=False):  # type: ignore[attr-defined]
+        for batch in training_data(self.trainer).plain_loader("train", most, shared=False):
             image = batch["image"].to(self.device)
             rows += [self.features(image), self.features(image.flip(3))]
             people += [batch["identity"]] * 2
@@ -198,7 +201,7 @@ class FaceNetModule(VisionModule):
         if self._trainer is None or self.trainer.world_size == 1:
             return values
         gathered = self.all_gather(values, sync_grads=values.requires_grad)
-        return gathered.transpose(0, 1).flatten(0, 1)  # type: ignore[union-attr]
+        return cast(Tensor, gathered).transpose(0, 1).flatten(0, 1)
 
     def on_train_epoch_end(self) -> None:
         """Looks whether all embeddings move together."""
@@ -212,19 +215,19 @@ class FaceNetModule(VisionModule):
 
     def evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
         """Gathers the split's embeddings."""
-        self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])  # type: ignore[operator]
+        self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])
 
     def report(self, stage: Stage) -> Report:
         """Measures the split; the threshold is calibrated on validation data."""
-        embedding, identity, index = self.gathered[stage].compute()  # type: ignore[operator]
-        self.gathered[stage].reset()  # type: ignore[operator]
+        embedding, identity, index = self.gathered[stage].compute()
+        self.gathered[stage].reset()
         loss, active = triplet_hinge(embedding, identity, self.margin)
         vectors, people, places = (value.cpu().numpy() for value in (embedding, identity, index))
         trainer = self.trainer
         loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = getattr(loader, "dataset", None)
         listed, given = getattr(getattr(dataset, "source", None), "pairs", None), None
-        if listed is not None and len(vectors) == len(dataset):  # type: ignore[arg-type]  # not a part of the split
+        if listed is not None and len(vectors) == len(dataset):  # not a part of the split
             given = Pairs(listed[:, 0], listed[:, 1], listed[:, 2] > 0, listed[:, 3])
         found = report(vectors, people, self.false_accept_rate, self.threshold if stage == "test" else None, given)
         if stage == "val" and found.roc is not None and not trainer.sanity_checking:

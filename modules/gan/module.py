@@ -145,7 +145,7 @@ class GANModule(AdversarialModule):
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
         self.health: Health = Health(health_every)
-        self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"  # type: ignore[misc]
+        self.monitor = f"val/fd_{extractor_name(extractor, self.num_classes)}"
         self.judge: Judge = Judge(self, self._questions, extractor)
         self._right_share, self._real_mean = torch.zeros(()), torch.zeros(())
         self._fake_means: list[Tensor] = []

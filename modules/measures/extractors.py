@@ -85,6 +85,9 @@ class Extractor:
 class _Normalized(nn.Module):
     """A backbone behind the normalisation that it expects."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: Any, in_chans: int) -> None:
         super().__init__()
         config = backbone.pretrained_cfg
@@ -93,14 +96,17 @@ class _Normalized(nn.Module):
             mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
         self.register_buffer("mean", mean.view(-1, 1, 1))
         self.register_buffer("std", std.view(-1, 1, 1))
-        self.backbone = backbone
+        self.backbone: Any = backbone
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.backbone((x - self.mean) / self.std)  # type: ignore[operator]
+        return self.backbone((x - self.mean) / self.std)
 
 
 class _Projection(nn.Module):
     """Pixels on principal components."""
+
+    mean: Tensor
+    components: Tensor
 
     def __init__(self, mean: Tensor, components: Tensor) -> None:
         super().__init__()
@@ -108,7 +114,7 @@ class _Projection(nn.Module):
         self.register_buffer("components", components)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) - self.mean) @ self.components  # type: ignore[operator]
+        return (x.flatten(1) - self.mean) @ self.components
 
 
 def extractor_name(address: str | None, num_classes: int) -> str:

@@ -109,7 +109,8 @@ class EqualizedConv2d(nn.Conv2d):
         super().__init__(in_chans, out_chans, kernel, padding=padding)
         self.scale = math.sqrt(gain / (in_chans * kernel**2))
         nn.init.normal_(self.weight)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """float B×in_chans×H×W to float B×out_chans×H'×W'."""

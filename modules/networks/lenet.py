@@ -54,6 +54,8 @@ class UntiedConv(nn.Module):
         side: side of the output maps, in pixels.
     """
 
+    sources: Tensor
+
     def __init__(
         self, sources: Sequence[Sequence[int]], in_chans: int, kernel: int, stride: int, padding: int, side: int
     ) -> None:
@@ -68,7 +70,7 @@ class UntiedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float B×in_chans×H×W to float B×maps×side×side."""
         full = self.weight.new_zeros(self.weight.shape[0], self.in_chans, *self.weight.shape[2:])
-        index = self.sources[:, :, None, None].expand_as(self.weight)  # type: ignore[index]
+        index = self.sources[:, :, None, None].expand_as(self.weight)
         full = full.scatter(1, index, self.weight)
         return nn.functional.conv2d(x, full, None, self.stride, self.padding) + self.bias
 

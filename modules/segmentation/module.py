@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.base import Stage, VisionModule
+from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.networks.dense_decoders import Decoder, UNet
 from modules.networks.parts import describe
@@ -47,7 +47,7 @@ class SegmentationModule(VisionModule):
         optimization: how it is trained.
     """
 
-    monitor: ClassVar[str] = "val/miou"
+    monitor = "val/miou"
     mode = "max"
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
@@ -70,7 +70,7 @@ class SegmentationModule(VisionModule):
         self.loss = loss or CrossEntropy()
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.figures = nn.ModuleDict({stage: SegmentationMetric(num_classes) for stage in ("val", "test")})
+        self.figures = PerStage(lambda _: SegmentationMetric(num_classes))
         self.shown: list[pictures.Example] = []
         self.worst: list[pictures.Example] = []
 
@@ -100,7 +100,7 @@ class SegmentationModule(VisionModule):
         if stage == "train":
             return self.loss(logits, mask, self.class_weights)
         found = logits.argmax(1)
-        self.figures[stage].update(found, mask)  # type: ignore[operator]
+        self.figures[stage].update(found, mask)
         if self.trainer.is_global_zero:
             with self.publisher.optional(f"{stage}/segmentations"):
                 self._keep_pictures(batch["image"], found, batch["mask"])
@@ -118,8 +118,8 @@ class SegmentationModule(VisionModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        values = self.figures[stage].compute()  # type: ignore[operator]
-        self.figures[stage].reset()  # type: ignore[operator]
+        values = self.figures[stage].compute()
+        self.figures[stage].reset()
         counts = values.pop("confusion").cpu().numpy()
         columns = [values.pop(f"{key}_per_class").tolist() for key in ("iou", "dice", "boundary_f1")]
         report = Report(values)

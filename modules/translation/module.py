@@ -26,7 +26,7 @@ from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import Image, as_address, from_address, rows_of_tiles
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
-from modules.training_data import TrainingData
+from modules.training_data import TrainingData, training_data
 from modules.translation.translators import (
     ImagePool,
     ResidualTranslator,
@@ -87,7 +87,7 @@ class TranslationModule(AdversarialModule):
 
     takes = ("label_names", "attributes", "in_chans", "image_size")
     series: ClassVar[tuple[str, ...]] = ("val/translations",)
-    monitor: ClassVar[str] = f"val/fd_{JUDGE}"
+    monitor = f"val/fd_{JUDGE}"
     training_only: ClassVar[tuple[str, ...]] = ("generator.", "others.")
     discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "others", "head")
 
@@ -281,7 +281,7 @@ class TranslationModule(AdversarialModule):
     def check_health(self, step: int) -> None:
         """Looks at translations of the same training images as always, beside these images, and tells."""
         if self._watched is None:
-            batch: dict[str, Tensor] = self.trainer.datamodule.samples("train", WATCHED)  # type: ignore[attr-defined]
+            batch = training_data(self.trainer).samples("train", WATCHED)
             image = batch["image"].to(self.device)
             wanted = self.wanted(batch["label"], Draws(batch["image"], False).uniform(len(self.sizes))).to(self.device)
             self._watched = image, wanted

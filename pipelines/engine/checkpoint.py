@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from modules.training_data import settings_of
 from pipelines.engine.disk import whole
 from pipelines.engine.terminal import say
 
@@ -140,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         trainer.should_stop = checkpoint.get("stopped", False) and not self.goes_on
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in settings_of(trainer).callbacks:
             if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
                 state["patience"] = callback.patience
 

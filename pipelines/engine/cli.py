@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from modules.callbacks.transfer import check_learned, continue_from
 from modules.checkpoints import check_network, read_checkpoint
 from modules.ranges import NonNegative
 from modules.spec import DataSpec
+from modules.training_data import settings_of
 from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
@@ -300,7 +301,7 @@ class VisionCLI(LightningCLI):
             ) from error
         if launcher and (objection := launcher.objection(trainer.world_size)):
             raise UsageError(objection)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in settings_of(trainer).callbacks:
             if isinstance(callback, Timer) and self.subcommand == "fit":
                 check_time(callback, "The callback Timer")
         return trainer
@@ -417,7 +418,7 @@ class VisionCLI(LightningCLI):
             continue_from(model, checkpoint)
         else:
             check_learned(model)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in settings_of(trainer).callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.recipe = resume.identity(trainer, model, datamodule, self.recipe)
                 if checkpoint is not None:
@@ -489,7 +490,7 @@ class VisionCLI(LightningCLI):
     def preview(self, model: VisionModule, datamodule: VisionDataModule, **options: int) -> None:
         """Draws a sheet of training samples; see `VisionTrainer.preview`."""
         with self.run():
-            self.rows["sheet"] = str(self.trainer.preview(model, datamodule, **options))  # type: ignore[attr-defined]
+            self.rows["sheet"] = str(cast(VisionTrainer, self.trainer).preview(model, datamodule, **options))
 
     def _note_metrics(self) -> None:
         for key, value in self.trainer.callback_metrics.items():

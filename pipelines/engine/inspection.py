@@ -16,6 +16,7 @@ from modules import VisionModule
 from modules.inspection import NotApplicableError
 from modules.inspection.pictures import draw_embedding, draw_explanation, draw_feature_maps, draw_filters
 from modules.pictures.sheets import Image as Picture
+from modules.training_data import settings_of
 
 
 def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | None = None) -> tuple[Tensor, Any]:
@@ -53,8 +54,8 @@ class InspectionCallback(L.Callback):
         """Draws, where a logger takes pictures."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not isinstance(pl_module, VisionModule):
             return
-        images, labels = take(trainer.datamodule, self.points)  # type: ignore[attr-defined]
-        names = getattr(trainer.datamodule, "label_names", [])  # type: ignore[attr-defined]
+        images, labels = take(settings_of(trainer).datamodule, self.points)
+        names = getattr(settings_of(trainer).datamodule, "label_names", [])
         pictures: dict[str, Callable[[], Picture]] = {
             "filters": partial(draw_filters, pl_module),
             "feature_maps": partial(draw_feature_maps, pl_module, images[:1]),

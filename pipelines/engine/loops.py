@@ -6,6 +6,7 @@ from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from modules.training_data import settings_of
 from pipelines.engine.checkpoint import LastCheckpoint
 
 
@@ -47,7 +48,7 @@ class _EpochLoop(_TrainingEpochLoop):
     def _offer(self, settled: Literal["before validation", "after batch"]) -> None:
         self.settled = settled
         try:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in settings_of(self.trainer).callbacks:
                 if isinstance(callback, LastCheckpoint):
                     callback.offer(self.trainer)
         finally:
@@ -96,7 +97,7 @@ class _FitLoop(fit_loop._FitLoop):
         super().on_advance_end()
         self.epoch_loop.settled = "after batch"
         try:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in settings_of(self.trainer).callbacks:
                 if isinstance(callback, LastCheckpoint):
                     callback.end_epoch(self.trainer)
         finally:

@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from typing_extensions import override
 
+from modules.training_data import settings_of
 from pipelines.engine.checkpoint import BestCheckpoint
 from pipelines.engine.command import UsageError
 
@@ -48,7 +49,7 @@ class MonitorCheck(L.Callback):
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.strict and config.monitor:
                 found[config.monitor] = type(config.scheduler).__name__
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in settings_of(trainer).callbacks:
             strict = getattr(callback, "strict", not isinstance(callback, BestCheckpoint))
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and strict and callback.monitor:
                 found[callback.monitor] = type(callback).__name__

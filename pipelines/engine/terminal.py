@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from modules.training_data import settings_of
+
 NOISE = (  # true of what is done here, and meant so
     "Checkpoint directory .* exists and is not empty",
     "Using padding='same' with even kernel lengths",
@@ -77,7 +79,7 @@ class Summary(L.Callback):
 
     @staticmethod
     def _say(trainer: L.Trainer, ahead: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = settings_of(trainer).datamodule
         parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
         if len(names := [*getattr(data, "label_names", [])]) > 1:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

@@ -444,7 +444,9 @@ def _find(address: str) -> None:
     Raises:
         ValueError: there is no such model, alias or version, or it is written in another way.
     """
-    name, sign, version = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", address).groups()  # type: ignore[union-attr]
+    parts = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", address, re.DOTALL)
+    assert parts
+    name, sign, version = parts.groups()
     found = _version(name, f"{sign.strip('/')}{version}" or None)
     if not (address.startswith("models:/") and version):
         raise ValueError(

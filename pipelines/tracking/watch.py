@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from modules.training_data import settings_of
+
 
 class RunCallback(L.Callback):
     """Watches a training for its run: the speed, the time, and how it ended."""
@@ -28,7 +30,7 @@ class RunCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Logs the learning rate, or that of each part of the network where they differ."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % settings_of(trainer).log_every_n_steps == 0:
             rates = {
                 f"lr/{group.get('name', number)}": group["lr"]
                 for optimizer in trainer.optimizers
