@@ -105,8 +105,7 @@ def stylize(
     x, count = start.clone(memory_format=torch.contiguous_format).requires_grad_(), 0
     optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=0.02)
     if method == "lbfgs":
-        exact = {"tolerance_grad": 0.0, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
-        optimizer = torch.optim.LBFGS([x], max_iter=steps, max_eval=steps, history_size=20, **exact)
+        optimizer = torch.optim.LBFGS([x], 1, steps, steps, 0.0, 0.0, 20, "strong_wolfe")  # it ends by steps alone
 
     def closure() -> float:
         nonlocal count
