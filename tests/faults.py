@@ -30,6 +30,24 @@ class Kill(L.Callback):
             os.kill(os.getpid(), getattr(signal, self.signal_name))
 
 
+class Send(L.Callback):
+    """Sends this process a signal in one of the trainer's hooks, the first time.
+
+    Args:
+        hook: its name.
+        signal_name: which signal.
+    """
+
+    def __init__(self, hook: str, signal_name: str = "SIGTERM") -> None:
+        self.signal_name, self.sent = signal_name, False
+        setattr(self, hook, self.send)
+
+    def send(self, *args: Any) -> None:
+        if not self.sent:
+            self.sent = True
+            signal.raise_signal(getattr(signal, self.signal_name))
+
+
 class Crash(L.Callback):
     """Raises an error in the middle of a training.
 

@@ -1,5 +1,7 @@
 """Several processes train one model, or say why they cannot."""
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from conftest import start
 from mlflow.tracking import MlflowClient
 
 from pipelines.classification import classification
+from pipelines.engine.disk import held
 from pipelines.engine.launch import Launcher, launcher
 from pipelines.tracking.logger import run_id_of
 
@@ -21,6 +24,34 @@ def test_the_launcher_says_how_many_processes_train_one_model(slurm: bool) -> No
     assert not Path("out/run.json").exists()
     assert start(classification, SMALL, 2, slurm) == [0, 0]
     assert MlflowClient().get_run(run_id_of("out")).data.tags["world_size"] == "2"
+
+
+def told(args: list[str]) -> None:
+    """Trains, and keeps what this process says."""
+    rank = os.environ.get("RANK") or os.environ["SLURM_PROCID"]
+    with Path(f"said-{rank}").open("w") as said, contextlib.redirect_stderr(said):
+        classification(args)
+
+
+@pytest.mark.parametrize("slurm", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["torchrun", "slurm"])
+def test_what_the_first_process_refuses_ends_the_others_too(slurm: bool) -> None:
+    """They would wait for it, half an hour long."""
+
+    def refused(*more: str) -> list[str]:
+        assert start(told, [*SMALL, "--data.batch_size", "32", *more], 2, slurm) == [2, 2]
+        return [Path(f"said-{rank}").read_text() for rank in (0, 1)]
+
+    with held(Path("out")):
+        first, second = refused()
+    assert "is in use by process" in first
+    assert f"Process 0 of 2 ends: {first.removeprefix('error: ')}" in second
+    assert not Path("out/run.json").exists()
+    classification(SMALL)
+    assert all(
+        "the train split of" in said for said in refused("--trainer.max_epochs", "2", "--data.train_per_class", "9")
+    )
+    MlflowClient().delete_run(run_id_of("out"))
+    assert all("was deleted: restore it" in said for said in refused())
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,57 @@ def test_two_processes_that_are_killed_go_on_to_the_same() -> None:
     assert same("cut")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts also a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+HOOKS = ["on_test_batch_end", "on_train_end", "on_fit_start", "on_train_batch_start", "on_validation_batch_end", "on_test_start",
+         "on_test_end"]  # fmt: skip
+QUICK = [("on_test_batch_end", "SIGTERM"), ("on_train_end", "SIGTERM"), ("on_fit_start", "SIGINT")]
+SIGNALS = [
+    pytest.param(h, n, marks=[] if (h, n) in QUICK else pytest.mark.slow) for h in HOOKS for n in ("SIGTERM", "SIGINT")
+]
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize(("hook", "name"), SIGNALS)
+def test_a_signal_ends_a_command_wherever_it_is(hook: str, name: str) -> None:
+    """Also after the last step, and in the test: the run is told, and the same command does what is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    command = [*SMALL, "--output", "out", "--register", f"{hook}-{name}"]
+    with pytest.raises(SystemExit) as end:
+        classification(command, [faults.Send(hook, name)])
+    assert end.value.code == (143 if name == "SIGTERM" else 130)
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert MlflowClient().get_run(run_id_of("out")).info.status == "KILLED"
+    assert classification(command).rows["registered"] == f"models:/{hook}-{name}/1"
+    run = MlflowClient().get_run(run_id_of("out"))
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "test/accuracy")) == 1
+
+
+def test_a_signal_ends_an_evaluation(trained: Path) -> None:
+    for verb, tracked in (("test", True), ("validate", True), ("predict", False)):
+        hook = f"on_{'validation' if verb == 'validate' else verb}_batch_end"
+        command = [
+            verb,
+            "--ckpt_path",
+            str(trained / "best.ckpt"),
+            "--output",
+            verb,
+            "--trainer.enable_progress_bar=false",
+        ]
+        with pytest.raises(SystemExit) as end:
+            classification([*command, *([] if tracked else ["--trainer.logger=false"])], [faults.Send(hook)])
+        assert end.value.code == 143
+        assert not tracked or MlflowClient().get_run(run_id_of(verb)).info.status == "KILLED"
+
+
 def rates(output: str) -> dict[int, float]:
     client, run_id = MlflowClient(), run_id_of(output)
     return {metric.step: metric.value for metric in client.get_metric_history(run_id, "lr")}
@@ -283,11 +334,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_that_was_moved_keeps_its_best(trained: Path) -> None:
-    shutil.copytree(trained, "moved")
-    best = Path("moved/best.ckpt").read_bytes()
+def test_a_folder_that_was_moved_keeps_its_best_and_its_run() -> None:
+    classification([*SMALL, "--output", "here"])
+    run_id, best = run_id_of("here"), Path("here/best.ckpt").read_bytes()
+    Path("here").rename("moved")
     classification([*SMALL, "--output", "moved", "--model.optimization.lr", "100", "--trainer.max_epochs", "3"])
     assert Path("moved/best.ckpt").read_bytes() == best
+    assert run_id_of("moved") == run_id
+    assert max(rates("moved")) == 8
+
+
+def test_a_copy_of_a_folder_goes_on_in_a_run_of_its_own(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which has all that the original had; that stays as it was, also where both go on."""
+    client, original = MlflowClient(), run_id_of(trained)
+    run, history = client.get_run(original), measured(str(trained))
+    shutil.copytree(trained, "copy")
+    longer = [*SMALL, "--output", "copy", "--trainer.max_epochs", "3"]
+    classification(longer)
+    assert f"copy is a copy of {trained}" in " ".join(capsys.readouterr().err.split())
+    copied = run_id_of("copy")
+    assert copied != original
+    assert client.get_run(copied).data.tags["copy_of"] == original
+    assert sorted(rates("copy")) == list(range(9))
+    assert sorted(rates(str(trained))) == list(range(6))
+    again = client.get_run(original)
+    assert (again.info.status, again.info.end_time, again.data.tags) == ("FINISHED", run.info.end_time, run.data.tags)
+    assert measured(str(trained)) == history
+    classification(longer)
+    assert run_id_of("copy") == copied
 
 
 def test_a_finished_command_that_is_given_again_neither_trains_nor_registers_again() -> None:
@@ -317,11 +391,33 @@ def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: 
     assert classification(short).rows["registered"].startswith("no: nothing was validated")
 
 
-def test_a_training_of_unknown_length_keeps_its_rate() -> None:
-    cli = autoencoding([*SMALL, "--output", "out", "--model.bottleneck", "Variational", "--trainer.max_epochs", "-1",
-                        "--trainer.max_time", "00:00:00:01"])  # fmt: skip
+class Weights(L.Callback):
+    """Notes how much the divergence of a variational autoencoder counts in each step."""
+
+    def __init__(self) -> None:
+        self.seen: set[float] = set()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        bottleneck: Any = pl_module.bottleneck
+        bottleneck.register_forward_hook(self._note)
+
+    def _note(self, bottleneck: Any, given: tuple[Any, ...], code: Any) -> None:
+        if bottleneck.training:
+            self.seen |= {round(weight, 3) for weight in (code.loss / code.kl.flatten(1).sum(1)).tolist()}
+
+
+def test_a_training_of_unknown_length_keeps_its_rate_and_its_weights() -> None:
+    """A variational autoencoder's divergence counts less at first, as a share of the training."""
+    weights, whole = Weights(), Weights()
+    vae = ["--model.bottleneck", "Variational", "--model.bottleneck.beta", "0.5", "--model.bottleneck.warmup", "0.5"]
+    cli = autoencoding([*SMALL, *vae, "--output", "out", "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:01"],
+                       [weights])  # fmt: skip
+    assert cli.trainer.global_step > 0
     assert set(rates("out").values()) == {cli.model.optimization.lr or 0.001}
+    assert weights.seen == {0.5}
     assert MlflowClient().get_run(run_id_of("out")).info.status == "FINISHED"
+    autoencoding([*SMALL, *vae, "--output", "whole"], [whole])
+    assert whole.seen == {0.0, 0.167, 0.333, 0.5}
 
 
 class Planned(L.LightningModule):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,7 +35,7 @@ from pipelines.tracking.__main__ import send
 from pipelines.tracking.client import experiment_id, tracking_client
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import run_id_of
-from pipelines.tracking.provenance import flatten
+from pipelines.tracking.provenance import flatten, packages
 from pipelines.tracking.redaction import redact
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
@@ -347,21 +348,25 @@ def test_a_server_that_asks_who_it_is(
         server.stop()
 
 
-def test_a_slurm_job_at_its_time_limit_is_put_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "Kill --trainer.callbacks.step 7",
+        pytest.param("Send --trainer.callbacks.hook on_test_batch_end", marks=pytest.mark.slow),
+    ],
+    ids=["training", "test"],
+)
+def test_a_slurm_job_at_its_time_limit_is_put_back_and_goes_on(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "bin" / "scontrol"  # of all of SLURM the only part that is called
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     args = ["fit", *SMALL[:-2], "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0"]
-    fault = [
-        "--trainer.callbacks+=faults.Kill",
-        "--trainer.callbacks.step",
-        "7",
-        "--trainer.callbacks.signal_name",
-        "SIGUSR1",
-    ]
-    assert start(classification, [*args, *fault], 2, slurm=True) == [143, 143]
+    faults = [f"--trainer.callbacks+=faults.{fault}", "--trainer.callbacks.signal_name SIGUSR1"]
+    assert start(classification, [*args, *" ".join(faults).split()], 2, slurm=True) == [143, 143]
     assert (tmp_path / "called").read_text() == "requeue 4242\n"
     (output,) = Path("outputs/classification").iterdir()
     assert output.name == "lenet5-digits8x8-slurm-4242.0"
@@ -474,3 +479,10 @@ def test_weights_that_are_spoilt_in_the_last_step_of_an_epoch_are_not_kept() -> 
         checkpoint = torch.load(f"out/{file}.ckpt", weights_only=True)
         assert checkpoint["global_step"] == steps
         assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_the_packages_of_a_run_are_those_that_are_installed() -> None:
+    installed = {
+        f"{d.metadata['Name']}=={d.version}".lower().replace("_", "-").replace(".", "-") for d in distributions()
+    }
+    assert {name.replace("_", "-").replace(".", "-") for name in packages()} == installed

@@ -29,7 +29,7 @@ class DetectionDataset(KeyedDataset):
         seed: seed of the run.
         image_size: side of mixed pictures.
         mixing: which samples are mixed; None for those that are measured, in which an ``area`` is as the file has it.
-        epochs: epochs of the training, to know the last ones; None where nobody knows.
+        epochs: epochs of the training, to know the last ones; None or -1 where nobody knows.
         masks: hand masks on; sources may have them for mixing alone.
     """
 
@@ -46,7 +46,8 @@ class DetectionDataset(KeyedDataset):
         super().__init__(source, transform, seed)
         self.image_size, self.mixing, self.masks = image_size, mixing or Mixing(), masks
         self.measured = mixing is None
-        self.mixed_epochs = float("inf") if epochs is None else epochs - self.mixing.plain_epochs
+        unknown = epochs is None or epochs < 0
+        self.mixed_epochs = float("inf") if unknown else (epochs or 0) - self.mixing.plain_epochs
 
     @override
     def __getitem__(self, key: Key) -> Sample:

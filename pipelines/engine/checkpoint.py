@@ -1,9 +1,7 @@
 """The checkpoints of a training: the one that it goes on from, whatever stopped it, and the best."""
 
 import math
-import os
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,13 +10,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from modules.training_data import settings_of
 from pipelines.engine.disk import whole
+from pipelines.engine.signals import end, endings
 from pipelines.engine.terminal import say
 
 
@@ -129,8 +126,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens to signals."""
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
-            self._handlers = {number: signal.signal(number, self._note) for number in numbers}
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *endings())}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what the training is of, and whether it has ended early."""
@@ -176,17 +172,14 @@ class LastCheckpoint(Checkpoint):
     def _end(trainer: L.Trainer, number: int) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGUSR1 and trainer.is_global_zero:
-            command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-            try:
-                subprocess.run(command, check=True)
-            except (OSError, subprocess.SubprocessError) as error:
-                say(f"The job is not back in the queue ({error}): start it again with the same --output.")
         if number:
-            raise SIGTERMException
+            end(trainer, number)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves signals to those who had them."""
+        """Leaves signals to those who had them, also one that came after the last step."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        number, self._signal = self._signal, 0
+        if number and trainer.state.status != TrainerStatus.INTERRUPTED:
+            signal.raise_signal(number)

@@ -31,13 +31,14 @@ from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
 from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
 from pipelines.engine.command import UsageError
-from pipelines.engine.disk import disk_error, held, write_text
+from pipelines.engine.disk import LockError, disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
 from pipelines.engine.films import make_films
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.registration import register_best
 from pipelines.engine.settings import read_former_names
+from pipelines.engine.signals import heard
 from pipelines.engine.start import Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
@@ -81,6 +82,7 @@ class VisionCLI(LightningCLI):
         self.module_class = module_class
         self.rows: dict[str, str] = {}
         self._hold = ExitStack()
+        self._refused: LockError | None = None  # of which the other processes do not know
         self.weights: Weights | None = None  # that are evaluated
         self.training: Path | None = None  # of the weights, where they have a run
         read_former_names()
@@ -132,10 +134,8 @@ class VisionCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        commands = parser._subcommands_action
-        for choice in (
-            commands._choices_actions if commands else ()
-        ):  # Lightning's have the words of the trainer's methods
+        action: Any = parser._subcommands_action
+        for choice in action._choices_actions:  # Lightning's have the words of the trainer's methods
             choice.help = SUBCOMMANDS[choice.dest]
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -212,7 +212,12 @@ class VisionCLI(LightningCLI):
             reach()
         self._choose_folder()
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
-            self._hold.enter_context(held(self.output))  # for all processes of the job
+            try:
+                self._hold.enter_context(held(self.output))  # for all processes of the job
+            except LockError as error:
+                if launch.launcher() is None:
+                    raise
+                self._refused = error
 
     def _choose_folder(self) -> None:
         """Chooses the output folder and the run's name, and makes sure that it can be written to.
@@ -368,32 +373,40 @@ class VisionCLI(LightningCLI):
     def run(self) -> Iterator[RunLogger | None]:
         """A tracked run around a subcommand, which ends with its true status."""
         self.output.mkdir(parents=True, exist_ok=True)
-        if not self.tracked:
-            yield None
-            return
-        logger = self.trainer.logger
-        assert isinstance(logger, RunLogger)
-        config = self.recipe if self.trainer.is_global_zero else ""
-        if self.trainer.is_global_zero:
-            write_text(self.output / "config.yaml", config)
-        size = sum(p.numel() for p in self.model.parameters())
-        logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
+        logger = self.trainer.logger if self.tracked else None
+        assert logger is None or isinstance(logger, RunLogger)
         try:
-            logger.log_config(config)
-            logger.log_environment()
-            yield logger
+            with heard(self.trainer):
+                with launch.agreed(self.trainer):
+                    if logger:
+                        self._begin_run(logger)
+                yield logger
         except BaseException as error:
             cause = self.watch.error or error
             fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
-            logger.finish(fault or cause)
+            if logger:
+                logger.finish(fault or cause)
             if isinstance(cause, KeyboardInterrupt | SIGTERMException):
                 sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
             if fault:
                 raise fault from cause
             raise
-        logger.finish()
+        if logger:
+            logger.finish()
+            if self.trainer.is_global_zero:
+                self.rows["run"] = logger.address()
+
+    def _begin_run(self, logger: RunLogger) -> None:
+        """Logs what the run is of."""
+        config = self.recipe if self.trainer.is_global_zero else ""
         if self.trainer.is_global_zero:
-            self.rows["run"] = logger.address()
+            write_text(self.output / "config.yaml", config)
+        size = sum(p.numel() for p in self.model.parameters())
+        logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
+        logger.log_config(config)
+        logger.log_environment()
+        if self.subcommand != "preview":
+            logger.log_data(self.datamodule)
 
     @cached_property
     def recipe(self) -> str:
@@ -412,21 +425,9 @@ class VisionCLI(LightningCLI):
             )
         if ckpt_path is None and last.exists():
             ckpt_path = str(last)
-        checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
-        if checkpoint is not None:  # before the run is told of it
-            check_network(checkpoint["architecture"], model.architecture)
-            continue_from(model, checkpoint)
-        else:
-            check_learned(model)
-        for callback in settings_of(trainer).callbacks:
-            if isinstance(callback, LastCheckpoint):
-                callback.recipe = resume.identity(trainer, model, datamodule, self.recipe)
-                if checkpoint is not None:
-                    data = self.options.data.class_path
-                    callback.goes_on = resume.go_on(str(ckpt_path), checkpoint, callback.recipe, trainer, data)
+        with launch.agreed(trainer):
+            self._go_on(ckpt_path, model, datamodule)
         with self.run() as logger:
-            if logger and self.trainer.is_global_zero:
-                logger.log_data(datamodule)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             best = self.output / "best.ckpt"
             if not best.exists():
@@ -455,14 +456,34 @@ class VisionCLI(LightningCLI):
                     )
         self.rows["checkpoint"] = str(best)
 
+    def _go_on(self, ckpt_path: str | None, model: VisionModule, datamodule: VisionDataModule) -> None:
+        """Makes sure that a training can begin, or go on from a checkpoint.
+
+        Raises:
+            LockError: another training is in the folder.
+            UsageError: something is other than before that must not be.
+        """
+        if self._refused:
+            raise self._refused
+        checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+        if checkpoint is not None:  # before the run is told of it
+            check_network(checkpoint["architecture"], model.architecture)
+            continue_from(model, checkpoint)
+        else:
+            check_learned(model)
+        for callback in settings_of(self.trainer).callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.recipe = resume.identity(self.trainer, model, datamodule, self.recipe)
+                if checkpoint is not None:
+                    data = self.options.data.class_path
+                    callback.goes_on = resume.go_on(str(ckpt_path), checkpoint, callback.recipe, self.trainer, data)
+
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
         assert self.weights
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
         check_network(self.weights.architecture, model.architecture)
-        with self.run() as logger:
-            if logger and self.trainer.is_global_zero:
-                logger.log_data(datamodule)
+        with self.run():
             result = run(model, datamodule=datamodule, ckpt_path=self.weights.file, weights_only=True, **options)
             self._note_metrics()
         self.rows["folder"] = str(self.output)

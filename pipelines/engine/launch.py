@@ -4,13 +4,16 @@ import argparse
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+import lightning as L
 import psutil
+import torch
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -74,6 +77,34 @@ def launcher() -> Launcher | None:
         local = environment.get("SLURM_NTASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or ""
         return Launcher("SLURM", total, int(local.split("(")[0]) if local[:1].isdigit() else max(1, total // nodes))
     return None
+
+
+@contextmanager
+def agreed(trainer: L.Trainer) -> Iterator[None]:
+    """What is done by each process of a job before they work together: what one of them refuses, all refuse, where they would
+    wait for it.
+
+    Args:
+        trainer: Lightning's.
+
+    Raises:
+        UsageError: another process came to an error.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if launcher() is not None and trainer.world_size > 1:
+        trainer.strategy.setup_environment()  # which Lightning does later, and leaves out where it was done
+        said: list[str | None] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(said, str(error) if error else None)
+        others = [f"Process {rank} of {len(said)} ends: {why}" for rank, why in enumerate(said) if why]
+        if others:
+            torch.distributed.destroy_process_group()
+            raise error or UsageError(others[0])
+    if error:
+        raise error
 
 
 def is_child() -> bool:

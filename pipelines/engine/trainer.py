@@ -17,6 +17,7 @@ from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
 from pipelines.engine.loops import _EpochLoop, _FitLoop
+from pipelines.engine.signals import Signals
 from pipelines.engine.terminal import say
 from pipelines.tracking.logger import RunLogger
 
@@ -27,6 +28,7 @@ class VisionTrainer(L.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._signal_connector = Signals(self)
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
         self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)

@@ -21,6 +21,7 @@ from PIL import Image
 from pipelines.engine.disk import DiskError, disk_error
 from pipelines.tracking.redaction import redact
 
+SENT_FILE = "journal.sent"
 BATCH_LIMIT = 1000  # metrics in one request
 PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
 REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
@@ -58,7 +59,7 @@ class Journal:
 
     def __init__(self, output: Path, run_id: str, client: MlflowClient) -> None:
         self.output, self.run_id, self.client = output, run_id, client
-        self.file, self._mark = output / "journal.jsonl", output / "journal.sent"
+        self.file, self._mark = output / "journal.jsonl", output / SENT_FILE
         self.error: Exception | None = None
         self.refused = 0  # entries that the server will never take
         self.last: dict[str, int] = {}  # the last step of each metric and picture

@@ -6,7 +6,6 @@ import platform
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from PIL import Image
 
 from pipelines.engine.disk import held, whole, write_text
+from pipelines.engine.terminal import say
 from pipelines.tracking.client import TrackingError, experiment_id, needed, tracking_client
-from pipelines.tracking.journal import Journal, MachineMonitor
-from pipelines.tracking.provenance import _git, _provenance, flatten
+from pipelines.tracking.journal import SENT_FILE, Journal, MachineMonitor
+from pipelines.tracking.provenance import _git, _provenance, flatten, packages
 from pipelines.tracking.redaction import redact, without_login
 
 RUN_FILE = "run.json"
@@ -37,7 +37,7 @@ class RunLogger(Logger):
     """Writes a training into one MLflow run, from the process of rank zero, without keeping the training waiting.
 
     The run is the one named in the output folder's ``run.json`` (a training that goes on), else the one that
-    ``MLFLOW_RUN_ID`` names (made by ``mlflow run``), else a new one. Metrics, pictures and tables go through a `Journal`:
+    ``MLFLOW_RUN_ID`` names (made by ``mlflow run``), else a new one; also that of a copy of a training's folder. Metrics, pictures and tables go through a `Journal`:
     when a training goes on, what an earlier process had logged beyond the checkpoint is not logged again.
 
     Args:
@@ -82,26 +82,15 @@ class RunLogger(Logger):
         uri = mlflow.get_tracking_uri()
         self._client = client = tracking_client()
         self._hold.enter_context(held(self.output))
-        saved = self.output / RUN_FILE
-        given = os.environ.get("MLFLOW_RUN_ID")
-        run_name = redact(self._run_name)
-        continues = saved.exists()
-        if continues:
-            run_id = run_id_of(self.output)
-            try:
-                if client.get_run(run_id).info.lifecycle_stage != "active":
-                    raise TrackingError(
-                        f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
-                        f"{run_id}`, or choose another --output."
-                    )
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                before = json.loads(saved.read_text())["tracking_uri"]
-                raise TrackingError(
-                    f"{self.output} belongs to run {run_id} in {before}, which {redact(uri)} does not have: set "
-                    "MLFLOW_TRACKING_URI to the former, or choose another --output."
-                ) from None
+        record = {"tracking_uri": without_login(uri), "folder": str(self.output.resolve())}
+        saved, given, run_name = self.output / RUN_FILE, os.environ.get("MLFLOW_RUN_ID"), redact(self._run_name)
+        before: dict[str, str] = {}
+        if saved.exists():
+            before = json.loads(saved.read_text()) | {"run_id": run_id_of(self.output)}
+        original = _original(before, record)
+        if before and not original:
+            run_id = before["run_id"]
+            self._check_run(run_id, before.get("tracking_uri", "another store"))
             if given and given != run_id:
                 client.set_tag(given, "continues", run_id)
         elif given:
@@ -109,18 +98,45 @@ class RunLogger(Logger):
             client.set_tag(given, MLFLOW_RUN_NAME, run_name)
         else:
             run_id = client.create_run(experiment_id(client, self._experiment_name), run_name=run_name).info.run_id
+        if original:
+            say(
+                f"{self.output} is a copy of {original}, whose run is left alone: a run of its own gets all that was recorded "
+                "before, and what is to come."
+            )
+            self.tags["copy_of"] = before["run_id"]
+            (self.output / SENT_FILE).unlink(missing_ok=True)
         tags = redact(self.tags | _provenance())
         client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
         self._experiment_id = client.get_run(run_id).info.experiment_id
-        if not continues:
-            write_text(saved, json.dumps({"run_id": run_id, "tracking_uri": without_login(uri)}))
+        if before != (record := {"run_id": run_id, **record}):
+            write_text(saved, json.dumps(record))
         self.journal = Journal(self.output, run_id, client)
-        if continues:  # in this order with what an earlier process could not send
+        if before:  # in this order with what an earlier process could not send
             self.journal.write({"kind": "status", "value": "RUNNING"})
             self.journal.write({"kind": "tag", "key": "error", "value": None})
         self._machine = MachineMonitor(self.journal)
         self._machine.start()
         self.run_id = run_id
+
+    def _check_run(self, run_id: str, uri: str) -> None:
+        """Makes sure that the run of a training that goes on is there.
+
+        Raises:
+            TrackingError: it is not.
+        """
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
+                    f"{run_id}`, or choose another --output."
+                )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise TrackingError(
+                f"{self.output} belongs to run {run_id} in {uri}, which {redact(mlflow.get_tracking_uri())} does not have: set "
+                "MLFLOW_TRACKING_URI to the former, or choose another --output."
+            ) from None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -209,8 +225,9 @@ class RunLogger(Logger):
     def log_environment(self) -> None:
         """Logs the installed packages, and what differs from the commit."""
         client = self.experiment
-        packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
-        client.log_text(self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages]), "environment.txt")
+        client.log_text(
+            self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages()]), "environment.txt"
+        )
         if difference := _git("diff", "HEAD"):
             client.log_text(self.run_id, redact(difference), "uncommitted.diff")
 
@@ -275,6 +292,21 @@ class RunLogger(Logger):
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
         return f"{self.run_id} in {uri}"
+
+
+def _original(before: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """The folder that this one is a copy of, if it is still there, and both have the same run in the same store.
+
+    Args:
+        before: what the folder says of itself.
+        here: where it is, and its store.
+    """
+    place = before.get("folder")
+    if place is None or before.get("tracking_uri") != here["tracking_uri"] or not Path(place, RUN_FILE).exists():
+        return None
+    if os.path.samefile(place, here["folder"]) or run_id_of(place) != before["run_id"]:
+        return None
+    return place
 
 
 def run_id_of(output: str | Path) -> str:

@@ -1,0 +1,75 @@
+"""Signals that end a command: SIGTERM, and SIGUSR1 of SLURM's, after which the job is put back into the queue."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from pipelines.engine.terminal import say
+
+
+class Signals(_SignalConnector):
+    """Lightning's connector, without handlers of its own: it would only note a SIGTERM that comes outside of a training's
+    steps, and go on."""
+
+    def register_signal_handlers(self) -> None:
+        """Remembers the handlers that there are."""
+        self._original_handlers = self._get_current_signal_handlers()
+
+
+def endings() -> list[int]:
+    """The signals that end a command."""
+    return [signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
+
+
+def end(trainer: L.Trainer, number: int) -> NoReturn:
+    """Ends all that is under way.
+
+    Args:
+        trainer: Lightning's.
+        number: the signal that says so.
+
+    Raises:
+        SIGTERMException: always.
+    """
+    if number == signal.SIGUSR1 and trainer.is_global_zero:
+        try:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            say(f"The job is not back in the queue ({error}): start it again with the same --output.")
+    raise SIGTERMException
+
+
+@contextmanager
+def heard(trainer: L.Trainer) -> Iterator[None]:
+    """Lets a signal end what is under way at once, but for the steps of a training, which `LastCheckpoint` ends in good order.
+
+    Args:
+        trainer: Lightning's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def act(number: int, frame: Any) -> None:
+        signal.signal(number, before[number])  # a second one does not wait for the run to be ended
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)
+        end(trainer, number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *endings())}
+    for number in endings():
+        signal.signal(number, act)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # Lightning ignores Ctrl-C from the first one on
+            signal.signal(number, handler)
