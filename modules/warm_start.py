@@ -75,7 +75,7 @@ def fit(
         torch.tensor(numbers, dtype=torch.long) for numbers in (zip(*known, strict=True) if known else ((), ()))
     )
     for key, value in own.items():
-        there, rows, count = other.get(key), layers.get(key.rpartition(".")[0]), value.numel()
+        there, rows, count = other.get(key), layers.get(_layer(key)), value.numel()
         if there is not None and rows is not None and value.ndim:
             new, old = rows.split(value.clone(), len(mine)), rows.split(there, len(theirs))
             if new is None or old is None or new.shape[2:] != old.shape[2:] or len(new) != len(old):
@@ -93,6 +93,14 @@ def fit(
             found.state[key] = there
             found.values += count
     return found
+
+
+def _layer(key: str) -> str:
+    """The layer with which a tensor shares its first axis, by the tensor's name."""
+    layer, inner, part = key.partition(".parametrizations.")
+    if not inner:
+        return key.rpartition(".")[0]
+    return "" if part.endswith("_v") else layer  # of spectral normalisation, the vector on the side of the inputs
 
 
 def _is_first(own: Tensor, other: Tensor, channels: tuple[int, int]) -> bool:

@@ -193,6 +193,17 @@ def test_the_options_that_the_pages_name_are_there() -> None:
         assert {name for of, name in named if of == kind} - taken == set()
 
 
+def test_the_tests_that_a_page_names_are_there() -> None:
+    defined = {
+        name
+        for file in Path(ROOT, "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = [name for page in PAGES for name in re.findall(r"`(?:test_\w+\.py::)?(test_\w+)(?:…)?`", page.read_text())]
+    assert len(named) > 40
+    assert not [name for name in named if not any(each.startswith(name) for each in defined)]
+
+
 CODE = [(page.name, block) for page in PAGES for block in code(page)]
 
 

@@ -17,12 +17,14 @@ from modules import (
     BackboneError,
     ClassificationModule,
     DetectionModule,
+    GANModule,
     InstanceSegmentationModule,
     SegmentationModule,
     VisionModule,
 )
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.instance_segmentation import MaskRCNN
+from modules.networks.decoders import UpsampledConvolutions
 from modules.networks.dense_decoders import UNet
 from modules.warm_start import warm_start
 from pipelines.classification import classification
@@ -119,6 +121,29 @@ def test_weights_are_taken_over_and_classes_go_by_their_names(kind: str) -> None
     for key, value in unknown.state_dict().items():
         if key.startswith(layers) and not any(name in key for name in background):
             assert torch.equal(value, before[key]), key
+
+
+def test_classes_of_a_conditional_gan_go_by_their_names_also_under_spectral_normalisation() -> None:
+    def network(names: list[str], seed: int) -> GANModule:
+        torch.manual_seed(seed)
+        small = {
+            "in_chans": 1,
+            "image_size": 12,
+            "generator": UpsampledConvolutions(8),
+            "backbone_options": {"width": 8},
+        }
+        return built(GANModule, label_names=names, conditional=True, spectral_norm=True, **small)
+
+    source, other = network(["ant", "bee"], 0), network(["cat", "bee", "dog"], 1)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    assert "kept by name: bee; new: cat, dog; left out: ant" in warm_start(other, source)
+    ours, theirs = other.state_dict(), source.state_dict()
+    embeddings = [key for key in ours if "embedding" in key and not key.endswith("_v")]
+    assert len(embeddings) == 4  # of both generators and of the discriminator, with a singular vector
+    for key in embeddings:
+        assert torch.equal(ours[key][1], theirs[key][1]), key
+        assert torch.equal(ours[key][[0, 2]], before[key][[0, 2]]), key
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key not in embeddings)
 
 
 def test_the_same_classes_in_another_order_give_the_same_answers() -> None:
