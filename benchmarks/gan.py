@@ -17,7 +17,7 @@ from modules import AutoencodingModule, GANModule
 from modules.gan.module import nearest_distances
 from modules.measures.extractors import named_extractor, own_extractor
 from modules.measures.sets import compare
-from modules.pictures.sheets import rows_of_tiles
+from modules.pictures.sheets import sheet, stacked
 from pipelines.serving import registry
 
 
@@ -80,8 +80,8 @@ def main() -> None:
         print(f"| {name} | {' | '.join(f'{figures[key]:.3f}' for key in names)} | {novelty:.2f} |")
     if options.picture:
         few = torch.linspace(0, options.count - 1, 16).long()
-        tiles = [(name, list(images[few].permute(0, 2, 3, 1).numpy()), ()) for name, images in rows.items()]
-        PIL.Image.fromarray(rows_of_tiles(tiles, 56)).save(options.picture)
+        shown = stacked(sheet(images[few], 16, heading=name, side=56) for name, images in rows.items())
+        PIL.Image.fromarray(shown).save(options.picture)
 
 
 if __name__ == "__main__":

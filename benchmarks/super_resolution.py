@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import Photographs
 from modules import SuperResolutionModule
 from modules.measures.images import FixedFeatures, perceptual_distance
-from modules.pictures.sheets import rows_of_tiles
+from modules.pictures.sheets import sheet, stacked
 from modules.super_resolution import quality, resized
 from pipelines.serving import registry
 
@@ -61,13 +61,13 @@ def compare(models: list[str], out: str | None = None) -> None:
             tiles = [low[0, :, top // 4 : (top + SIDE) // 4, left // 4 : (left + SIDE) // 4]]
             tiles += [x[0, :, top : top + SIDE, left : left + SIDE] for x in (*made.values(), truth)]
             titles = ["small", *(model.removeprefix("models:/").partition("@")[0] for model in seconds), "true"]
-            rows.append(("", [np.ascontiguousarray(t.permute(1, 2, 0).numpy()) for t in tiles], titles))
+            rows.append(sheet(tiles, len(tiles), titles, side=2 * SIDE))
     for model, figures in sums.items():
         means = " ".join(f"{key} {np.mean(values):.4f}" for key, values in figures.items())
         print(f"{'mean':20} {model:40} {means}; {seconds[model]:.1f} s of processor time")
     if out:
-        sheet = Image.fromarray(rows_of_tiles(rows, 2 * SIDE)).quantize(224, dither=Image.Dither.FLOYDSTEINBERG)
-        sheet.save(out, optimize=True)
+        page = Image.fromarray(stacked(rows)).quantize(224, dither=Image.Dither.FLOYDSTEINBERG)
+        page.save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from modules.optimization import (
     parameter_groups,
     total_steps,
 )
-from modules.pictures.sheets import image_grid
+from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec, Strategy, Transfer
 from modules.training_data import settings_of
 from modules.warm_start import ClassRows
@@ -193,7 +193,7 @@ class VisionModule(L.LightningModule):
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
-        return image_grid(batch["image"].numpy(), columns)
+        return sheet(batch["image"], columns)
 
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """What a user is told about each image of a batch, as plain data."""

@@ -22,7 +22,7 @@ from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.publish import Report
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
-from modules.pictures.sheets import captioned, captioned_grid
+from modules.pictures.sheets import enlarged, sheet
 from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
@@ -108,8 +108,8 @@ class ClassificationModule(VisionModule):
         return {"head": ClassRows()}
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_samples`; the labels stand above."""
-        return captioned_grid(batch["image"].numpy(), [self.label_names[k] for k in batch["label"]], columns)
+        """See `VisionModule.draw_samples`; with the labels."""
+        return sheet(batch["image"], columns, [self.label_names[k] for k in batch["label"]], side=112)
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to logits, float B×K."""
@@ -153,8 +153,7 @@ class ClassificationModule(VisionModule):
         mistakes, self.mistakes = self.mistakes, []
         if mistakes:
             captions = [f"{self.label_names[g]} {c:.2f}\nis {self.label_names[t]}" for c, t, g, _ in mistakes]
-            images = torch.stack([image for *_, image in mistakes]).numpy()
-            report.pictures["mistakes"] = lambda: captioned_grid(images, captions)
+            report.pictures["mistakes"] = lambda: sheet([image for *_, image in mistakes], 6, captions, side=112)
         rows = [
             [
                 name,
@@ -177,4 +176,5 @@ class ClassificationModule(VisionModule):
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; label and probability stand above."""
-        return captioned(super().draw_answer(image, answer), f"{answer['label']} {answer['probability']:.3f}")
+        heading = f"{answer['label']} {answer['probability']:.3f}"
+        return sheet([enlarged(super().draw_answer(image, answer), 112)], heading=heading)

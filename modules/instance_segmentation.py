@@ -20,13 +20,14 @@ from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.detector import Detections
 from modules.detection.masks import pixels
 from modules.optimization import Optimization
-from modules.pictures.sheets import picture, sheet
+from modules.pictures.palette import colour_of, tint
+from modules.pictures.sheets import as_rgb, enlarged, sheet
 from modules.ranges import Positive, PositiveInt
-from modules.segmentation.pictures import palette
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose masks are shown
+SHARE = 0.6  # of the colours in pictures of masks
 VISIBLE = 0.5  # share of an object that must not lie behind others for it to be in a panoptic map
 
 
@@ -193,12 +194,10 @@ class InstanceSegmentationModule(DetectionModule):
             masks = pasted(one, side, side)
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
             self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))
-            if self.trainer.is_global_zero and len(self.tinted) < SHOWN:
+            if self.trainer.is_global_zero and len(self.tinted) < 2 * SHOWN:
                 with self.publisher.optional(f"{stage}/masks"):
                     sure = one["scores"] >= self.threshold
-                    image = picture(batch["image"][i])
-                    pair = [truth["masks"].bool(), masks[sure]]
-                    self.tinted.append(np.concatenate([tint(image, part.cpu().numpy(), 256) for part in pair], 1))
+                    self.tinted += [tinted(batch["image"][i], part, 256) for part in (truth["masks"], masks[sure])]
 
     @override
     def report(self, stage: Stage) -> Report:
@@ -206,9 +205,9 @@ class InstanceSegmentationModule(DetectionModule):
         metric: Any = self.mask_figures[stage]
         report.figures |= metric.compute()
         metric.reset()
-        tinted, self.tinted = self.tinted, []
-        if tinted:
-            report.pictures["masks"] = lambda: sheet(tinted, 2)
+        shown, self.tinted = self.tinted, []
+        if shown:
+            report.pictures["masks"] = lambda: sheet(shown, 4, ["truth", "found"] * (len(shown) // 2))
         return report
 
     def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
@@ -223,19 +222,14 @@ class InstanceSegmentationModule(DetectionModule):
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the objects as tints."""
         pairs = zip(batch["image"], batch["masks"], strict=True)
-        tiles = [tint(picture(image), masks.bool().cpu().numpy(), 192) for image, masks in pairs]
-        return sheet(tiles, min(columns, len(tiles)))
+        return sheet([tinted(image, masks, 192) for image, masks in pairs], columns)
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with boxes, and the objects as tints."""
-        image = image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3]
-        tinted, colours = image.copy(), palette(255)
-        for number, code in reversed(
-            list(enumerate(answer["masks"]))
-        ):  # one at a time: a large picture may have thousands
-            place = pixels(code)
-            tinted[place] = (image[place] * 0.4 + colours[1 + number % 200] * 0.6).astype(np.uint8)
-        return super().draw_answer(tinted, answer)
+        owner = np.zeros(image.shape[:2], np.uint8)
+        for number, code in reversed(list(enumerate(answer["masks"]))):  # one at a time: there may be thousands
+            owner[pixels(code)] = colour_of(number)
+        return super().draw_answer(tint(as_rgb(image), owner, SHARE), answer)
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
@@ -253,16 +247,15 @@ def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
     return paste_masks_in_image(found["masks"], found["boxes"], (height, width))[:, 0] > 0.5
 
 
-def tint(image: NDArray[np.uint8], masks: NDArray[np.bool_], side: int = 0) -> NDArray[np.uint8]:
-    """Objects in different colours.
+def tinted(image: Tensor, masks: Tensor, side: int) -> NDArray[np.uint8]:
+    """An image with its objects in different colours, uint8 H×W×3.
 
     Args:
-        image: uint8 H×W×3.
-        masks: bool N×H×W, those in front first.
-        side: shortest side of the result; smaller pictures are enlarged by a whole factor.
+        image: uint8 C×H×W.
+        masks: N×H×W, those in front first.
+        side: shortest side of the result; smaller images are enlarged by a whole factor.
     """
-    colours, result = palette(255), image.copy()
-    for number, mask in reversed(list(enumerate(masks))):
-        result[mask] = (image[mask] * 0.4 + colours[1 + number % 200] * 0.6).astype(np.uint8)
-    scale = max(1, -(-side // min(image.shape[:2])))
-    return result.repeat(scale, 0).repeat(scale, 1)
+    owner = np.zeros(image.shape[1:], np.uint8)
+    for number, mask in reversed(list(enumerate(masks.bool().cpu().numpy()))):
+        owner[mask] = colour_of(number)
+    return enlarged(tint(as_rgb(image), owner, SHARE), side)

@@ -25,7 +25,7 @@ from modules.networks.decoders import Norm, normalization
 from modules.networks.parts import Part, describe, upgrade, within
 from modules.networks.weights import read_weights, registered_files
 from modules.optimization import WarmupCosine
-from modules.pictures.sheets import as_address, from_address, rows_of_tiles
+from modules.pictures.sheets import as_address, from_address, sheet
 from modules.ranges import NonNegative, PositiveInt
 from modules.spec import Backbone, DataSpec
 
@@ -292,14 +292,12 @@ class SuperResolutionModule(AdversarialModule):
         return Report(pictures={"enlarged": lambda: self._details(rows)})
 
     def _details(self, rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        drawn = []
+        tiles = []
         for images in rows:
-            tiles = []
             for image, side in zip(images, (DETAIL // self.factor, DETAIL, DETAIL, DETAIL), strict=True):
                 top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
                 tiles.append(image[top : top + side, left : left + side])
-            drawn.append(("", tiles, ["small", "bicubic", "enlarged", "true"]))
-        return rows_of_tiles(drawn, 2 * DETAIL)
+        return sheet(tiles, 4, ["small", "bicubic", "enlarged", "true"] * len(rows), side=2 * DETAIL)
 
     # What others ask it for
 

@@ -14,9 +14,8 @@ from PIL import Image
 from datamodules import PointCloud
 from modules import AutoencodingModule
 from modules.autoencoding import PointAutoencoder
-from modules.autoencoding.pictures import to_uint8
 from modules.autoencoding.points import draw_points
-from modules.pictures.sheets import captioned_grid
+from modules.pictures.sheets import sheet, to_uint8
 from modules.ranges import Positive, PositiveInt
 from pipelines.engine.disk import whole, write_image
 from pipelines.engine.terminal import table
@@ -109,7 +108,7 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
     if os.path.realpath(out) == os.path.realpath(root):
         raise ValueError(f"The images in {out} would be replaced: choose another folder.")
     for start in range(0, len(array), batch_size):
-        made = to_uint8(module.decode(_vectors(module, array[start : start + batch_size])))
+        made = to_uint8(module.decode(_vectors(module, array[start : start + batch_size]))).numpy()
         for image, path in zip(made, paths[start : start + batch_size], strict=True):
             place = Path(out, path if path.lower().endswith(".png") else f"{path}.png")
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -146,9 +145,9 @@ def nearest(
     order = distance.argsort()[:count].tolist()
     if out:
         places = [image, *(os.path.join(root, paths[k]) for k in order)]
-        pixels = np.stack([answering.prepare(Path(place)) for place in places]).transpose(0, 3, 1, 2)
+        pixels = [answering.prepare(Path(place)) for place in places]
         captions = ["asked", *(f"{distance[k]:.3f}\n{Path(paths[k]).name}" for k in order)]
-        write_image(out, Image.fromarray(captioned_grid(pixels, captions)))
+        write_image(out, Image.fromarray(sheet(pixels, 6, captions, side=112)))
     found = table({"distance": float(distance[k]), "path": os.path.join(root, paths[k])} for k in order)
     return found + (f"\nThe picture is {out}." if out else "")
 

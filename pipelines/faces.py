@@ -20,7 +20,7 @@ from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from datamodules.labelled.alignment import SIDE, FaceDetector, aligned, foremost
 from modules import FaceNetModule
 from modules.facenet.metrics import cluster as sort_by_person
-from modules.pictures.sheets import captioned_grid
+from modules.pictures.sheets import sheet
 from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import table
 from pipelines.serving.answers import readable
@@ -227,9 +227,9 @@ def cluster(
                 target = folder / f"{Path(files[i]).stem}-{copies}{Path(files[i]).suffix}"
             shutil.copy2(files[i], target)
             rows.append({"person": name, "path": files[i], "copy": str(target)})
-        images = np.stack([answering.prepare(Path(files[i])).transpose(2, 0, 1) for i in group[:SHEET]])
-        sheet = captioned_grid(images, [Path(files[i]).name for i in group[:SHEET]])
-        write_image(Path(out, f"{name}.png"), Image.fromarray(sheet))
+        images = [answering.prepare(Path(files[i])) for i in group[:SHEET]]
+        drawn = sheet(images, 6, [Path(files[i]).name for i in group[:SHEET]], side=112)
+        write_image(Path(out, f"{name}.png"), Image.fromarray(drawn))
     write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 

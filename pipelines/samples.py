@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,8 @@ from datamodules.labelled import ClassificationDataModule, JoinedSource, Labelle
 from modules import Backbone, ClassificationModule, DataSpec, GANModule, SegmentationModule, TranslationModule
 from modules.adversarial.base import to_uint8
 from modules.inspection import dissection
-from modules.pictures.sheets import image_grid, rows_of_tiles
+from modules.pictures.sheets import Image as Picture
+from modules.pictures.sheets import sheet, stacked
 from pipelines.engine.disk import write_image, write_text
 from pipelines.serving import registry, video
 from pipelines.serving import store as storage
@@ -62,16 +64,17 @@ def sample(
         if label not in names and not (label.isdigit() and int(label) < len(names)):
             raise ValueError(f"{model} knows no class {label!r}; it knows {', '.join(names[:20])}.")
         number = names.index(label) if label in names else int(label)
-    images = module.sample(count, seed, number).cpu().numpy()
+    images = module.sample(count, seed, number).cpu()
     folder = Path(out)
     for k, image in enumerate(images):
         place = folder / (names[k % len(names) if number is None else number].replace("/", "-") if names else "")
         place.mkdir(parents=True, exist_ok=True)
-        write_image(place / f"{k:05}.png", Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        write_image(place / f"{k:05}.png", Image.fromarray(pixels.numpy()))
     columns = len(names) if names and number is None and len(names) <= 16 else 8
-    sheet = folder.with_name(f"{folder.name}.png")
-    write_image(sheet, Image.fromarray(image_grid(np.ascontiguousarray(images[:64]), columns)))
-    return f"{count} images of {registry.pinned(model)} are in {folder}; {sheet} shows the first."
+    shown = folder.with_name(f"{folder.name}.png")
+    write_image(shown, Image.fromarray(sheet(images[:64], columns)))
+    return f"{count} images of {registry.pinned(model)} are in {folder}; {shown} shows the first."
 
 
 def dissect(
@@ -132,7 +135,7 @@ def dissect(
         spelt = " ".join(map(str, chosen))
         effects.append((seeing.label_names[label], layer.name, spelt, iou, *vars(effect).values(), effect.causal))
         heading = f"{seeing.label_names[label]}: units {spelt} of {layer.name}, IoU {iou:.2f}, causal effect {effect.causal:+.3f}"
-        rows += _switched(average, layer, label, chosen, batches[0], heading)
+        rows.append(_switched(average, layer, label, chosen, batches[0], heading))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     columns = ["class", "layer", "units", "iou", "plain", "off", "on", "control", "causal"]
@@ -140,7 +143,7 @@ def dissect(
     files = [folder / "units.csv", folder / "effects.csv", folder / "dissection.png"]
     write_text(files[0], found.sort_values("iou", ascending=False).to_csv(index=False, float_format="%.4f"))
     write_text(files[1], table.to_csv(index=False, float_format="%.4f"))
-    write_image(files[2], Image.fromarray(rows_of_tiles(rows, side=84)))
+    write_image(files[2], Image.fromarray(stacked(rows)))
     shown = table.drop(columns=["layer", "units"]).to_string(index=False, float_format="{:.3f}".format)
     return f"{shown}\nShares of pixels. Units, effects and pictures are in {folder}; {registry.add_files(model, files, 'dissection')}."
 
@@ -153,22 +156,17 @@ def _switched(
     units: Sequence[int],
     batch: tuple[Tensor, Tensor | None],
     heading: str,
-) -> list[tuple[str, list[Any], list[str]]]:
-    """Images as they are made, with the units off, and with them on: three rows of a sheet."""
+) -> Picture:
+    """Images as they are made, with the units off, and with them on, a row each."""
     noise, of = batch[0][:8], None if batch[1] is None else batch[1][:8]
     part = generator.get_submodule(layer.name)
-    rows = []
+    rows: list[Tensor] = []
     values = {"as made": None, "off": torch.zeros(len(units)), "on": layer.on[list(units), label]}
-    for name, value in values.items():
-        if value is None:
-            images = generator(noise, of)
-        else:
-            with dissection.switched(part, units, value):
-                images = generator(noise, of)
-        rows.append(
-            (heading * (value is None), list(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()), [name] * len(images))
-        )
-    return rows
+    for value in values.values():
+        with nullcontext() if value is None else dissection.switched(part, units, value):
+            rows.append(to_uint8(generator(noise, of)))
+    captions = [name for name in values for _ in noise]
+    return sheet(torch.cat(rows), len(noise), captions, heading, side=84)
 
 
 def enrich(

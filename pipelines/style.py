@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.images import WRITTEN, read_image
 from modules.measures.images import FixedFeatures
-from modules.pictures.sheets import rows_of_tiles
+from modules.pictures.sheets import sheet
 from modules.style import Losses, Objective, luminance, stylize
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import write_image
@@ -105,7 +105,7 @@ def style(
         film.write(result, steps / every / 10 + 1)
         film.close()
         write_image(file, Image.fromarray(result))
-        mlflow.log_image(rows_of_tiles([("content, style, result", [*tiles, result], [])], 256), "overview.png")
+        mlflow.log_image(sheet([*tiles, result], 3, ["content", "style", "result"], side=256), "overview.png")
         mlflow.log_artifact(str(file))
         mlflow.log_artifact(film.file)
     print_table("style", {"picture": str(file), "film": film.file, "run": run.info.run_id})

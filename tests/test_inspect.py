@@ -14,6 +14,7 @@ from modules import ClassificationModule
 from modules import inspection as see
 from modules.inspection import pictures
 from modules.inspection.taps import Tap
+from modules.pictures.charts import project
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine import command as engine
@@ -341,7 +342,7 @@ def test_classes_that_are_apart_stay_apart_in_the_plane() -> None:
     random = np.random.default_rng(0)
     points = np.concatenate([random.normal(0, 1, (40, 20)), random.normal(8, 1, (40, 20))]).astype(np.float32)
     for method in ("pca", "tsne"):
-        flat = see.project(points, method)  # type: ignore[arg-type]
+        flat = project(points, method)  # type: ignore[arg-type]
         assert flat.shape == (80, 2)
         centres = flat[:40].mean(0), flat[40:].mean(0)
         near = np.linalg.norm(flat - centres[0], axis=1) < np.linalg.norm(flat - centres[1], axis=1)

@@ -9,12 +9,13 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.autoencoding.pictures import named_rows, to_uint8
+from modules.autoencoding.pictures import rows_of
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.networks import BackboneError
 from modules.networks.parts import Draws
 from modules.optimization import Optimization
+from modules.pictures.sheets import to_uint8
 from modules.ranges import PositiveInt, Share
 from modules.spec import Backbone, DataSpec
 
@@ -159,9 +160,7 @@ class MaskedAutoencodingModule(VisionModule):
         pictured, self._pictured = self._pictured, {}
 
         def reconstructions() -> NDArray[np.uint8]:
-            return named_rows(
-                {name: to_uint8(self.unpatchify(patches[:PICTURED])) for name, patches in pictured.items()}
-            )
+            return rows_of({name: to_uint8(self.unpatchify(part[:PICTURED])) for name, part in pictured.items()})
 
         return Report(pictures={"reconstructions": reconstructions})
 

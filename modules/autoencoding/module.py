@@ -16,7 +16,7 @@ from typing_extensions import override
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
 from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
-from modules.autoencoding.pictures import named_rows, plane, signed_tiles, to_uint8
+from modules.autoencoding.pictures import filters, plane, rows_of
 from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
@@ -24,7 +24,7 @@ from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, TransposedConvolutions
 from modules.networks.parts import Draws, describe
 from modules.optimization import Optimization, total_steps
-from modules.pictures.sheets import captioned, image_grid
+from modules.pictures.sheets import sheet, to_uint8
 from modules.spec import Backbone, DataSpec
 
 PICTURED = 12  # images in the pictures
@@ -329,7 +329,7 @@ class AutoencodingModule(VisionModule):
         rows["output"] = to_uint8(self.decode(means))
         if self._components is not None:
             rows["PCA"] = to_uint8(self._components(seen))
-        drawn: dict[str, Callable[[], NDArray[np.uint8]]] = {"reconstructions": lambda: named_rows(rows)}
+        drawn: dict[str, Callable[[], NDArray[np.uint8]]] = {"reconstructions": lambda: rows_of(rows)}
         if len(means) >= 2:
             drawn["interpolation"] = lambda: self._interpolation(means)
         codes = torch.cat([codes for codes, _ in plotted]).numpy()
@@ -338,13 +338,13 @@ class AutoencodingModule(VisionModule):
         drawn["codes"] = lambda: plane(codes, named, self.label_names)
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
-            drawn["filters"] = lambda: signed_tiles(first.weight[:64])
+            drawn["filters"] = lambda: filters(first.weight[:64])
         if len(self.bottleneck.shape) == 1:
             drawn["units"] = lambda: self._unit_pictures(values)
         if isinstance(self.bottleneck, Variational):
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(64, *self.bottleneck.shape, generator=generator).to(self.device)
-            drawn["samples"] = lambda: image_grid(to_uint8(self.decode(noise)))
+            drawn["samples"] = lambda: sheet(to_uint8(self.decode(noise)))
             if len(self.bottleneck.shape) == 1:
                 drawn["traversals"] = lambda: self._traversals(means[0], values["kl"])
         return drawn
@@ -361,7 +361,7 @@ class AutoencodingModule(VisionModule):
         between = torch.lerp(pairs[:, :1], pairs[:, 1:], shares).flatten(0, 1)
         if isinstance(self.bottleneck, VectorQuantized):
             between = self.bottleneck.load(self.bottleneck.quantize(between))
-        return image_grid(to_uint8(self.decode(between)), steps)
+        return sheet(to_uint8(self.decode(between)), steps)
 
     def _unit_pictures(self, values: dict[str, Tensor]) -> NDArray[np.uint8]:
         """What each unit adds to the image of the mean code when it rises by two standard deviations."""
@@ -369,7 +369,7 @@ class AutoencodingModule(VisionModule):
         chosen = spread.argsort(descending=True)[:64].sort().values  # of many, those that vary most
         base = mean[None]
         raised = base + torch.diag(2 * spread.clamp_min(1e-12).sqrt())[chosen]
-        return signed_tiles(self.decoder(raised).float() - self.decoder(base).float())
+        return filters(self.decoder(raised).float() - self.decoder(base).float())
 
     def _traversals(self, code: Tensor, kl: Tensor, steps: int = 9) -> NDArray[np.uint8]:
         """A row for each of the eight units that carry most: from −3 to 3, the others as in one image's code."""
@@ -377,7 +377,7 @@ class AutoencodingModule(VisionModule):
         rows = code.repeat(len(chosen), steps, 1)
         for row, unit in enumerate(chosen.tolist()):
             rows[row, :, unit] = torch.linspace(-3, 3, steps, device=code.device)
-        return image_grid(to_uint8(self.decode(rows.flatten(0, 1))), steps)
+        return sheet(to_uint8(self.decode(rows.flatten(0, 1))), steps)
 
     @torch.inference_mode()
     def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -400,6 +400,6 @@ class AutoencodingModule(VisionModule):
         """See `VisionModule.draw_answer`; the image, cut to a square, and its reconstruction beside it."""
         shown = ImageOps.fit(Image.fromarray(super().draw_answer(image, answer)), (self.image_size, self.image_size))
         saved = torch.tensor([answer["code"]], device=self.device)
-        made = to_uint8(self.decode(self.bottleneck.load(saved))).repeat(3 if self.in_chans == 1 else 1, 1)
-        pair = image_grid(np.concatenate([np.asarray(shown).transpose(2, 0, 1)[None], made[:, :3]]), 2)
-        return captioned(pair, f"PSNR {answer['psnr']:.1f} dB")
+        made = to_uint8(self.decode(self.bottleneck.load(saved)))[0]
+        heading = f"PSNR {answer['psnr']:.1f} dB"
+        return sheet([np.asarray(shown), made], heading=heading, side=max(112, self.image_size))

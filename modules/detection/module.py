@@ -22,7 +22,7 @@ from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
-from modules.pictures.sheets import picture, sheet
+from modules.pictures.sheets import as_rgb, sheet
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
@@ -212,9 +212,9 @@ class DetectionModule(VisionModule):
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
         if shown:
-            report.pictures["detections"] = lambda: sheet([e.draw(names) for e in shown], 2)
+            report.pictures["detections"] = lambda: pictures.pairs(shown, names)
         if worst:
-            report.pictures["mistakes"] = lambda: sheet([e.draw(names) for _, e in worst], 2)
+            report.pictures["mistakes"] = lambda: pictures.pairs([example for _, example in worst], names)
         report.pictures["precision_recall"] = lambda: pictures.curves(curves, per_class, names)
         report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, [*names, "background"])
         rows = [
@@ -284,8 +284,8 @@ class DetectionModule(VisionModule):
         tiles = []
         for image, boxes, labels in zip(batch["image"], batch["boxes"], batch["labels"], strict=True):
             captions = [self.label_names[k] for k in labels]
-            tiles.append(draw_boxes(picture(image), boxes.numpy(), captions, labels.tolist(), 192))
-        return sheet(tiles, min(columns, len(tiles)))
+            tiles.append(draw_boxes(as_rgb(image), boxes.numpy(), captions, labels.tolist(), 192))
+        return sheet(tiles, columns)
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with the boxes."""

@@ -13,7 +13,7 @@ from modules.detection.detector import Detections
 from modules.detection.metrics import Array, match
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import rasterize
-from modules.pictures.sheets import Image, picture
+from modules.pictures.sheets import Image, as_rgb, sheet
 
 
 @dataclass
@@ -52,17 +52,22 @@ class Example:
         hits = match(self._table(self.found, "scores"), truth)
         return int((hits == -1).sum() + (truth[:, 6] == 0).sum() - (hits >= 0).sum())
 
-    def draw(self, label_names: Sequence[str], side: int = 256) -> Image:
-        """The truth on the left, in white; what was found on the right, in the colours of the classes."""
-        image = picture(self.image)
+    def draw(self, label_names: Sequence[str], side: int = 256) -> list[Image]:
+        """The truth, in white, and what was found, in the colours of the classes."""
+        image = as_rgb(self.image)
         scale = len(image) / float(self.size.max())
-        true = draw_boxes(image, self.truth["boxes"].numpy() * scale,
-                          [label_names[k] + " ?" * int(i) for k, i in zip(self.truth["labels"], self.truth["ignore"], strict=True)],
-                          None, side)  # fmt: skip
+        true, boxes = (part["boxes"].numpy() * scale for part in (self.truth, self.found))
+        named = zip(self.truth["labels"], self.truth["ignore"], strict=True)
+        captions = [label_names[k] + " ?" * int(ignored) for k, ignored in named]
         labels, scores = self.found["labels"].tolist(), self.found["scores"].tolist()
-        captions = [f"{label_names[k]}  {score:.2f}" for k, score in zip(labels, scores, strict=True)]
-        guess = draw_boxes(image, self.found["boxes"].numpy() * scale, captions, labels, side)
-        return np.concatenate((true, np.full((len(true), 4, 3), 255, np.uint8), guess), 1)
+        sure = [f"{label_names[k]}  {score:.2f}" for k, score in zip(labels, scores, strict=True)]
+        return [draw_boxes(image, true, captions, None, side), draw_boxes(image, boxes, sure, labels, side)]
+
+
+def pairs(examples: Sequence[Example], label_names: Sequence[str]) -> Image:
+    """Truth and detections of examples side by side, two examples in a row."""
+    tiles = [tile for example in examples for tile in example.draw(label_names)]
+    return sheet(tiles, 4, ["truth", "found"] * len(examples))
 
 
 def curves(precision: Array, per_class: NDArray[np.float64], label_names: Sequence[str]) -> Image:

@@ -237,7 +237,7 @@ class FaceNetModule(VisionModule):
             return told
 
         def picture(i: int) -> np.ndarray:
-            return dataset[int(places[i]), 0]["image"].transpose(2, 0, 1)
+            return dataset[int(places[i]), 0]["image"]
 
         roc, threshold = found.roc, self.threshold if self.threshold is not None else found.threshold
         told.pictures["roc"] = lambda: drawing.roc_curve(roc, found.figures)

@@ -7,14 +7,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from modules.facenet.metrics import Floats, Integers, Report, Roc
-from modules.pictures.charts import rasterize
-from modules.pictures.sheets import Image, captioned_grid
+from modules.pictures.charts import project, rasterize
+from modules.pictures.sheets import Image, as_rgb, sheet
 
-Picture = Callable[[int], NDArray[np.uint8]]  # the picture at a position of the split, uint8 C×H×W
+Picture = Callable[[int], NDArray[np.uint8]]  # the picture at a position of the split, uint8 H×W×C
 
 
 def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
@@ -60,7 +58,7 @@ def pair_sheet(report: Report, chosen: list[int], picture: Picture) -> Image:
         images += [picture(int(places[pair])) for places in (report.pairs.first, report.pairs.second)]
         are, seen = ("one person", "strangers") if report.pairs.same[pair] else ("strangers", "one person")
         captions += [f"{are}\nat {report.distance[pair]:.2f}", f"seen as\n{seen}"]
-    return captioned_grid(np.stack(images), captions, columns=6)
+    return sheet(images, 6, captions, side=112)
 
 
 def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neighbours: bool, most: int = 200) -> Image:
@@ -74,20 +72,16 @@ def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neigh
         most: pictures shown; the first people's.
     """
     embedding, identity = embedding[:most], identity[:most]
-    if neighbours and len(embedding) > 10:
-        places = TSNE(2, perplexity=min(15, len(embedding) / 4), init="pca", random_state=0).fit_transform(embedding)
-    else:
-        places = PCA(2, random_state=0).fit_transform(embedding)
+    places = project(embedding, "tsne" if neighbours else "pca", perplexity=15)
     figure = Figure((9, 9), dpi=80, layout="constrained")
     axes = figure.subplots()
     axes.scatter(places[:, 0], places[:, 1], s=0)
     people = np.unique(identity)
     colours = [colormaps["hsv"](k / len(people)) for k in range(len(people))]
     for i, place in enumerate(places):
-        pixels = picture(i)
-        step = max(1, pixels.shape[1] // 48)
-        small = pixels[:, ::step, ::step].transpose(1, 2, 0)
-        thumbnail = OffsetImage(small if small.shape[2] == 3 else small.repeat(3, 2), zoom=28 / len(small))
+        pixels = as_rgb(picture(i))
+        step = max(1, len(pixels) // 48)
+        thumbnail = OffsetImage(pixels[::step, ::step], zoom=28 / len(pixels[::step]))
         frame = {"edgecolor": colours[np.searchsorted(people, identity[i])], "linewidth": 2}
         axes.add_artist(AnnotationBbox(thumbnail, place, pad=0.05, bboxprops=frame))
     axes.set_title(

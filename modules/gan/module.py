@@ -20,7 +20,7 @@ from modules.measures.sets import compare, frechet_distance
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, Progressive, UpsampledConvolutions
 from modules.networks.parts import Draws, describe, within
-from modules.pictures.sheets import captioned, image_grid
+from modules.pictures.sheets import enlarged, sheet
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
@@ -344,20 +344,18 @@ class GANModule(AdversarialModule):
         self.publisher.tags(self.trainer, {"samples": counted})
 
         def samples() -> NDArray[np.uint8]:
-            return image_grid(
-                to_uint8(self._by_class()).cpu().numpy() if self.conditional else fakes[:PICTURED].cpu().numpy(), 8
-            )
+            return sheet(to_uint8(self._by_class()) if self.conditional else fakes[:PICTURED])
 
         def interpolation() -> NDArray[np.uint8]:
-            return image_grid(to_uint8(self._interpolation()).cpu().numpy(), 9)
+            return sheet(to_uint8(self._interpolation()), 9)
 
         def neighbours() -> NDArray[np.uint8]:
             order = torch.cdist(fake.features[:8], known.features).topk(min(7, len(training)), largest=False).indices
             rows = torch.cat([fakes[:8, None], training[order]], 1).flatten(0, 1)
-            return captioned(image_grid(rows.cpu().numpy(), rows.shape[0] // 8), "sample, and nearest in training")
+            return sheet(rows, len(rows) // 8, heading="sample, and nearest in training")
 
         def reconstructions() -> NDArray[np.uint8]:
-            return image_grid(torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))]).cpu().numpy(), 8)
+            return sheet(torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))]))
 
         report.pictures = {"samples": samples, "interpolation": interpolation, "neighbours": neighbours}
         if self._encoder is not None:
@@ -440,7 +438,7 @@ class GANModule(AdversarialModule):
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; the realness stands above."""
-        return captioned(super().draw_answer(image, answer), f"realness {answer['realness']:.2f}")
+        return sheet([enlarged(super().draw_answer(image, answer), 112)], heading=f"realness {answer['realness']:.2f}")
 
 
 def grown(step: int, growth: int) -> float:

@@ -1,6 +1,6 @@
 """What a network looks at, and what it answers to."""
 
-from modules.inspection.embeddings import pooled_features, project
+from modules.inspection.embeddings import pooled_features
 from modules.inspection.explanations import chosen_class, class_names, grad_cam, occlusion, speaking_layer
 from modules.inspection.fields import Field, receptive_fields
 from modules.inspection.taps import NotApplicableError, check_unit, feature_maps, filters, find_layer, stages, tapped
@@ -20,7 +20,6 @@ __all__ = [
     "gradient_ascent",
     "occlusion",
     "pooled_features",
-    "project",
     "receptive_fields",
     "speaking_layer",
     "stages",

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from modules import inspection as see
 from modules.base import VisionModule
-from modules.pictures.charts import heat, nested_squares, overlays, scatter
+from modules.pictures.charts import heat, nested_squares, overlays, project, scatter
 from modules.pictures.sheets import Image as Picture
-from modules.pictures.sheets import rows_of_tiles
+from modules.pictures.sheets import sheet, signed, stacked
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:
@@ -23,15 +23,11 @@ def draw_filters(module: VisionModule, most: int = 64) -> Picture:
     name, kernels = see.filters(module)
     count, channels, height, width = kernels.shape
     heading = f"{name}: {count} filters of {height}×{width} on {channels} channel{'s' * (channels > 1)}"
-    kernels = kernels[:most] / np.abs(kernels[:most]).max((1, 2, 3), keepdims=True)
-    pixels = (127.5 + 127.5 * kernels).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels = signed(torch.from_numpy(kernels[:most]))
     if channels in (1, 3):
-        rows = [pixels[i : i + 8] for i in range(0, len(pixels), 8)]
-        return rows_of_tiles([(heading if i == 0 else "", row, ()) for i, row in enumerate(rows)], side=64)
-    shown = f"{heading}; a row is a filter, a picture one of its channels"
-    return rows_of_tiles(
-        [(shown if i == 0 else "", list(row.transpose(2, 0, 1)[:12]), ()) for i, row in enumerate(pixels[:12])], 64
-    )
+        return sheet(pixels, 8, heading=heading, side=64)
+    heading = f"{heading}; a row is a filter, a picture one of its channels"
+    return sheet(pixels[:12, :12].flatten(0, 1)[:, None], min(12, channels), heading=heading, side=64)
 
 
 def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, most: int = 8) -> Picture:
@@ -44,13 +40,13 @@ def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, mos
     if not layers:
         raise see.NotApplicableError(f"The {type(module.backbone).__name__} has no feature maps.")
     layers = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, most).round().astype(int))]
-    rows: list[tuple[str, Sequence[Picture], Sequence[str]]] = [("the picture", [_hwc(image[0])], ())]
+    rows = [sheet(image, heading="the picture", side=96)]
     for name, (maps,) in see.feature_maps(module, image, layers).items():
         channels = maps.flatten(1).std(1, correction=0).topk(min(columns, len(maps))).indices.sort().values.tolist()
         tiles = [heat(maps[channel].float().cpu().numpy()) for channel in channels]
         heading = f"{name}: {len(maps)} maps of {maps.shape[1]}×{maps.shape[2]}"
-        rows.append((heading, tiles, [f"channel {channel}" for channel in channels]))
-    return rows_of_tiles(rows)
+        rows.append(sheet(tiles, columns, [f"channel {channel}" for channel in channels], heading, side=96))
+    return stacked(rows)
 
 
 def draw_explanation(
@@ -105,9 +101,8 @@ def draw_unit(
     size = "all of the image" if field.size is None else f"{field.size} pixels"
     heading = f"{layer}, channel {channel}: what excites it most of {len(images)} images (it sees {size})"
     ascent = f"the image found by gradient ascent: its mean goes from {before:.3g} to {after:.3g}"
-    half = -(-len(tiles) // 2)
-    rows = [(heading, tiles[:half], texts[:half]), ("", tiles[half:], texts[half:]), (ascent, [made], [])]
-    return rows_of_tiles([row for row in rows if row[1]], side=144)
+    patches_sheet = sheet(tiles, -(-len(tiles) // 2), texts, heading, side=144)
+    return stacked((patches_sheet, sheet([made], heading=ascent, side=144)))
 
 
 def draw_embedding(
@@ -118,7 +113,7 @@ def draw_embedding(
     method: Literal["pca", "tsne"] = "tsne",
 ) -> Picture:
     """The backbone's features of images, uint8 N×C×S×S, in the plane, coloured by class."""
-    points = see.project(see.pooled_features(module, images), method)
+    points = project(see.pooled_features(module, images), method)
     title = f"{len(images)} images as the network sees them ({'t-SNE' if method == 'tsne' else 'PCA'})"
     return scatter(points, labels, names, title)
 

@@ -1,6 +1,7 @@
 """Charts as images: confusion matrices, scatter plots, overlays, heat maps."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,6 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from modules.pictures.sheets import Image
 
@@ -87,7 +90,36 @@ def overlays(
     return rasterize(figure)
 
 
-def scatter(points: NDArray[np.float32], labels: NDArray[np.int64] | None, names: Sequence[str], title: str) -> Image:
+def project(
+    features: NDArray[np.float32], method: Literal["pca", "tsne"] = "pca", perplexity: float = 30
+) -> NDArray[np.float32]:
+    """Lays points out in the plane by PCA, or by t-SNE (van der Maaten & Hinton 2008), which keeps neighbours together.
+
+    Args:
+        features: N×K.
+        method: which of the two.
+        perplexity: of t-SNE, at most a third of the points.
+
+    Returns:
+        N×2.
+
+    >>> project(np.eye(3, dtype=np.float32)).shape
+    (3, 2)
+    """
+    if method == "tsne" and len(features) > 3:
+        layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), init="pca", random_state=0)
+        return layout.fit_transform(features)
+    flat = PCA(min(2, *features.shape), random_state=0).fit_transform(features)
+    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+
+
+def scatter(
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    names: Sequence[str],
+    title: str = "",
+    axes: tuple[str, str] | None = None,
+) -> Image:
     """Points in the plane, coloured by class.
 
     Args:
@@ -95,23 +127,26 @@ def scatter(points: NDArray[np.float32], labels: NDArray[np.int64] | None, names
         labels: classes of the points, N; None draws all alike.
         names: the classes' names.
         title: what stands above.
+        axes: what the two axes are; None where distances mean something, but places do not.
     """
     present = [] if labels is None else np.unique(labels).tolist()
     wide = -(-min(len(present), 60) // 20)  # columns of the legend
     figure = Figure((6.5 + 1.6 * wide, 6.3), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=12)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    plot = figure.add_subplot()
+    plot.set_title(title, fontsize=12)
+    if axes is None:
+        plot.set(xticks=[], yticks=[])
+    else:
+        plot.set(xlabel=axes[0], ylabel=axes[1])
     if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=14)
+        plot.scatter(points[:, 0], points[:, 1], s=14)
         return rasterize(figure)
     colours = colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow"]
     for i, label in enumerate(present):
         colour = colours(i if len(present) <= 20 else i / len(present))
         name = names[label] if i < 60 else None
         x, y = points[labels == label].T
-        axes.scatter(x, y, 14, color=colour, label=name, linewidths=0)
+        plot.scatter(x, y, 14, color=colour, label=name, linewidths=0)
     figure.legend(loc="outside right upper", ncols=wide, markerscale=2, fontsize=10, frameon=False)
     return rasterize(figure)
 

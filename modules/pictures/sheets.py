@@ -1,148 +1,180 @@
-"""Sheets: images as tiles, with captions and headings."""
+"""Sheets: images in rows, with a heading above and captions below; images as text."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import PIL.Image
+import torch
 from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import make_grid
 
 Image = NDArray[np.uint8]
+LEAST = 64  # side in pixels from which on a person sees what is in an image
+GAP = 6
 
 
-def image_grid(images: Image, columns: int = 8) -> Image:
-    """Lays pictures side by side.
+def as_rgb(image: Tensor | Image) -> Image:
+    """An image in colours, uint8 H×W×3.
 
     Args:
-        images: uint8 N×C×H×W with one or three channels.
-        columns: pictures in a row.
+        image: a tensor, uint8 C×H×W, or an array, uint8 H×W×C or H×W. Of more than three channels the first three are
+            taken, of fewer the first one, as grey.
+
+    >>> as_rgb(torch.zeros(1, 4, 6, dtype=torch.uint8)).shape
+    (4, 6, 3)
     """
-    scale = max(1, 64 // images.shape[2])
-    tiles = images[:, :3].repeat(scale, 2).repeat(scale, 3).transpose(0, 2, 3, 1)
-    if tiles.shape[3] == 1:
-        tiles = tiles.repeat(3, 3)
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    height, width = tiles.shape[1] + 2, tiles.shape[2] + 2
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (i // columns) * height, (i % columns) * width
-        sheet[y : y + height - 2, x : x + width - 2] = tile
-    return sheet
+    pixels = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, 2))
 
 
-def picture(image: Tensor) -> Image:
-    """uint8 C×H×W with any channels to uint8 H×W×3."""
-    pixels = image.cpu().numpy().transpose(1, 2, 0)
-    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+def to_uint8(image: Tensor) -> Tensor:
+    """float N×C×H×W in [0, 1] to uint8, on the CPU.
+
+    >>> to_uint8(torch.tensor([0.0, 0.5, 2.0])).tolist()
+    [0, 128, 255]
+    """
+    return (image.detach().float().clamp(0, 1) * 255).round().byte().cpu()
+
+
+def signed(values: Tensor) -> Tensor:
+    """Numbers as images: grey is zero, and each image is scaled by its largest number.
+
+    Args:
+        values: float N×C×H×W.
+
+    >>> signed(torch.tensor([[[[-2.0, 0, 1]]]])).tolist()
+    [[[[0, 128, 191]]]]
+    """
+    return to_uint8(0.5 + 0.5 * values / values.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12))
+
+
+def enlarged(image: Image, side: int) -> Image:
+    """An image with a shorter side of ``side`` pixels or more: enlarged by a whole factor, where it is smaller.
+
+    >>> enlarged(np.zeros((28, 40, 3), np.uint8), 64).shape
+    (84, 120, 3)
+    """
+    scale = max(1, -(-side // min(image.shape[:2])))
+    return image if scale == 1 else image.repeat(scale, 0).repeat(scale, 1)
+
+
+def square(image: Image, side: int) -> Image:
+    """An image, uint8 H×W×3, as side×side×3: enlarged without blur, reduced with it.
+
+    >>> square(np.zeros((300, 200, 3), np.uint8), 96).shape
+    (96, 96, 3)
+    """
+    filtering = PIL.Image.Resampling.NEAREST if max(image.shape[:2]) <= side else PIL.Image.Resampling.LANCZOS
+    return np.asarray(PIL.Image.fromarray(image).resize((side, side), filtering))
+
+
+@cache
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """The letters that are drawn into images.
+
+    Args:
+        size: in pixels.
+
+    >>> typeface(12).getname()[0]
+    'DejaVu Sans'
+    """
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and knows more signs than Pillow's
+
+
+def written(text: str, size: int = 14, width: int | None = None) -> Image:
+    """Lines of text, black on white.
+
+    Args:
+        text: as many lines as it has.
+        size: height of the letters, in pixels.
+        width: of the result; lines that are longer end in "…". None is as wide as the text.
+
+    >>> written("a\\nb", 10, width=50).shape
+    (32, 50, 3)
+    """
+    font = typeface(size)
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        while width is not None and font.getlength(line) > width and len(line) > 1:
+            line = lines[i] = f"{line[:-2]}…"
+    space = max(map(font.getlength, lines)) + 2
+    page = PIL.Image.new("RGB", (width or int(space), len(lines) * (size + 5) + 2), "white")
+    ImageDraw.Draw(page).multiline_text((0, 1), "\n".join(lines), "black", font, spacing=2)
+    return np.asarray(page)
+
+
+def stacked(pages: Iterable[Image]) -> Image:
+    """Pictures below each other, white where one is narrower than others.
+
+    >>> stacked([np.zeros((2, 5, 3), np.uint8), np.zeros((3, 4, 3), np.uint8)]).shape
+    (5, 5, 3)
+    """
+    pages = list(pages)
+    width = max(page.shape[1] for page in pages)
+    return np.concatenate(
+        [np.pad(page, ((0, 0), (0, width - page.shape[1]), (0, 0)), constant_values=255) for page in pages]
+    )
+
+
+def sheet(
+    tiles: Tensor | Sequence[Tensor | Image],
+    columns: int = 8,
+    captions: Sequence[str] = (),
+    heading: str = "",
+    side: int | None = None,
+) -> Image:
+    """Images in rows.
+
+    Args:
+        tiles: N images as `as_rgb` takes them, of one size where no ``side`` is given.
+        columns: images in a row.
+        captions: N texts that stand below, cut off where they are wider than the image; or none.
+        heading: stands above and is never cut off.
+        side: of each image, which becomes a square, in pixels; None leaves those of 64 pixels and more as they are, and
+            enlarges smaller ones by a whole factor.
+
+    Returns:
+        uint8 H×W×3.
+
+    >>> sheet(torch.zeros(10, 1, 64, 64, dtype=torch.uint8), 4, heading="ten zeros").shape
+    (237, 286, 3)
+    """
+    images = [as_rgb(tile) for tile in tiles]
+    images = [enlarged(image, LEAST) if side is None else square(image, side) for image in images]
+    height, width = images[0].shape[:2]
+    if captions:
+        most = max(caption.count("\n") for caption in captions)
+        texts = [caption + "\n" * (most - caption.count("\n")) for caption in captions]
+        size = max(11, min(height, width) // 24)
+        images = [stacked((image, written(text, size, width))) for image, text in zip(images, texts, strict=True)]
+    grid = make_grid(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), columns, GAP, pad_value=255)
+    page = grid.permute(1, 2, 0).numpy()
+    return stacked((written(heading, max(14, min(height, width) // 20)), page)) if heading else page
 
 
 def as_address(image: Image) -> str:
-    """uint8 H×W×C with one or three channels as a ``data:`` address of a PNG, for answers that are pictures."""
+    """An image, uint8 H×W×C with one or three channels, as a ``data:`` address of a PNG, for answers that are pictures.
+
+    >>> as_address(np.zeros((2, 2, 1), np.uint8))[:22]
+    'data:image/png;base64,'
+    """
     buffer = io.BytesIO()
     PIL.Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def from_address(address: str) -> Image:
-    """What `as_address` was given."""
+    """The image that `as_address` was given.
+
+    >>> from_address(as_address(np.full((2, 3, 1), 7, np.uint8))).shape
+    (2, 3, 1)
+    """
     image = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
     return image[..., None] if image.ndim == 2 else image
-
-
-def sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Pictures of the same size, ``columns`` in a row."""
-    rows = -(-len(tiles) // columns)
-    height, width = tiles[0].shape[0] + 8, tiles[0].shape[1] + 8
-    result = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (i // columns) * height + 4, (i % columns) * width + 4
-        result[y : y + height - 8, x : x + width - 8] = tile
-    return result
-
-
-def captioned_grid(images: Image, captions: Sequence[str], columns: int = 6, side: int = 112) -> Image:
-    """Pictures with a caption each.
-
-    Args:
-        images: uint8 N×C×H×W with one or three channels.
-        captions: N texts of two lines at most.
-        columns: pictures in a row.
-        side: longer side of a picture on the sheet, in pixels.
-    """
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    width, height = side + 12, side + 36
-    sheet = PIL.Image.new("RGB", (columns * width, rows * height), "white")
-    draw, font = ImageDraw.Draw(sheet), typeface(11)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = (i % columns) * width + 6, (i // columns) * height
-        picture = PIL.Image.fromarray(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0))
-        picture = picture.resize((side, side), PIL.Image.Resampling.NEAREST if image.shape[2] < side else None)
-        sheet.paste(picture, (x, y + 32))
-        lines = [line if len(line) <= 20 else f"{line[:19]}…" for line in caption.splitlines()]
-        draw.multiline_text((x, y + 3), "\n".join(lines), "black", font, spacing=2)
-    return np.asarray(sheet)
-
-
-def captioned(image: Image, caption: str, side: int = 112) -> Image:
-    """A picture with a line of text above, which is never cut off.
-
-    Args:
-        image: uint8 H×W×3.
-        caption: the text.
-        side: shortest side of the picture in the result; smaller ones are enlarged by a whole factor.
-    """
-    scale = -(-side // min(image.shape[:2]))
-    image = image.repeat(scale, 0).repeat(scale, 1)
-    height, width = image.shape[:2]
-    font = typeface(max(14, min(height, width) // 20))
-    _, _, right, bottom = map(round, font.getbbox(caption := " ".join(caption.split())))
-    sheet = PIL.Image.new("RGB", (max(width, right + 8), height + bottom + 8), "white")
-    ImageDraw.Draw(sheet).text((4, 2), caption, "black", font)
-    sheet.paste(PIL.Image.fromarray(image), (0, bottom + 8))
-    return np.asarray(sheet)
-
-
-def as_tile(image: Image, side: int) -> Image:
-    """A picture, uint8 H×W×C or H×W, as uint8 side×side×3: enlarged without blur, made smaller with it."""
-    picture = PIL.Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
-    return np.asarray(picture.resize((side, side), 0 if max(image.shape[:2]) <= side else PIL.Image.Resampling.LANCZOS))
-
-
-def typeface(size: int) -> ImageFont.FreeTypeFont:
-    """The letters that are drawn into pictures, of a size in pixels."""
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and knows more signs than Pillow's
-
-
-def rows_of_tiles(rows: Sequence[tuple[str, Sequence[Image], Sequence[str]]], side: int = 96) -> Image:
-    """Rows of pictures; each row with a heading, each picture with a line of text below.
-
-    Args:
-        rows: heading, pictures as `as_tile` takes them, and a caption for each or none at all.
-        side: of a picture on the sheet, in pixels.
-    """
-    head, font = typeface(14), typeface(11)
-    heights = [26 * bool(heading) + side + (20 if captions else 6) for heading, _, captions in rows]
-    width = max(
-        [6 + (side + 6) * len(tiles) for _, tiles, _ in rows] + [round(head.getlength(row[0])) + 12 for row in rows]
-    )
-    sheet = PIL.Image.new("RGB", (width, sum(heights) + 2), "white")
-    draw, top = ImageDraw.Draw(sheet), 0
-    for (heading, tiles, captions), height in zip(rows, heights, strict=True):
-        draw.text((6, top + 4), heading, "black", head)
-        top, height = top + 26 * bool(heading), height - 26 * bool(heading)
-        for i, tile in enumerate(tiles):
-            left = 6 + i * (side + 6)
-            sheet.paste(PIL.Image.fromarray(as_tile(tile, side)), (left, top))
-            if captions:
-                text = captions[i]
-                while font.getlength(text) > side and len(text) > 1:
-                    text = f"{text[:-2]}…"
-                draw.text((left, top + 2 + side), text, "black", font)
-        top += height
-    return np.asarray(sheet)

@@ -19,7 +19,8 @@ from modules.networks.dense_decoders import Decoder, UNet
 from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
-from modules.pictures.sheets import picture, sheet
+from modules.pictures.palette import IGNORED, palette, tint
+from modules.pictures.sheets import as_rgb, sheet
 from modules.segmentation import pictures
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
@@ -124,10 +125,10 @@ class SegmentationModule(VisionModule):
         columns = [values.pop(f"{key}_per_class").tolist() for key in ("iou", "dice", "boundary_f1")]
         report = Report(values)
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
-        classes, names = self.num_classes, self.label_names
+        names = self.label_names
         for key, examples in (("segmentations", shown), ("mistakes", worst)):
             if examples:
-                report.pictures[key] = partial(pictures.column, examples, classes, names)
+                report.pictures[key] = partial(pictures.column, examples, names)
         report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, names)
         rows = [
             [name, int(row.sum()), *(None if value != value else value for value in figures)]
@@ -184,20 +185,20 @@ class SegmentationModule(VisionModule):
         """See `VisionModule.draw_samples`; with the classes as a tint, and in white what does not count."""
         tiles = []
         for image, mask in zip(batch["image"], batch["mask"].cpu().numpy(), strict=True):
-            tile = pictures.overlay(picture(image), mask, self.num_classes)
-            tile[mask == IGNORE] = pictures.IGNORED
+            tile = tint(as_rgb(image), mask)
+            tile[mask == IGNORE] = IGNORED
             tiles.append(tile)
-        return sheet(tiles, min(columns, len(tiles)))
+        return sheet(tiles, columns)
 
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; with the classes as a tint."""
-        return pictures.overlay(super().draw_answer(image, answer), self.mask_of(answer), self.num_classes)
+        return tint(super().draw_answer(image, answer), self.mask_of(answer))
 
     def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
         """See `VisionModule.answer_pictures`: the class map, whose pixels are the classes' numbers and whose
         palette are their colours."""
         mask = PIL.Image.fromarray(self.mask_of(answer), "P")
-        mask.putpalette(pictures.palette(self.num_classes).tobytes())
+        mask.putpalette(palette(self.num_classes).tobytes())
         return {".mask.png": mask}
 
     def categories(self) -> dict[int, str]:

@@ -23,7 +23,7 @@ from modules.measures.sets import frechet_distance
 from modules.networks import BackboneError
 from modules.networks.backbones import untrained
 from modules.networks.parts import Draws, describe, within
-from modules.pictures.sheets import Image, as_address, from_address, rows_of_tiles
+from modules.pictures.sheets import Image, as_address, from_address, sheet, stacked
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.training_data import TrainingData, training_data
@@ -371,7 +371,7 @@ class TranslationModule(AdversarialModule):
         values = values_of(domain, self.sizes)
         there = self.average(as_float(image), domain_of((values + 1) % values.new_tensor(self.sizes), self.sizes))
         rows["there and back"] = to_uint8(self.average(there, domain))
-        return rows_of_tiles([(name, list(tiles(part)), []) for name, part in rows.items()], side=72)
+        return stacked(sheet(part, len(part), heading=name) for name, part in rows.items())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a training needs to go on exactly."""
@@ -451,7 +451,7 @@ class TranslationModule(AdversarialModule):
     def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
         """See `VisionModule.draw_answer`; the image beside its translations."""
         made = {name: from_address(text) for name, text in answer["pictures"].items()}
-        return rows_of_tiles([("", [image, *made.values()], ["image", *made])], side=max(96, self.image_size))
+        return sheet([image, *made.values()], 1 + len(made), ["image", *made], side=max(96, self.image_size))
 
     def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
         """See `VisionModule.answer_pictures`: each translation, by its domain."""
