@@ -1,6 +1,7 @@
 """Boxes and masks of single objects: Mask R-CNN."""
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from modules.callbacks.publish import Report
 from modules.detection import DetectionModule, Detector, FasterRCNN
 from modules.detection.detector import Detections
 from modules.detection.masks import pixels
+from modules.detection.metrics import COCO
 from modules.optimization import Optimization
 from modules.pictures.palette import colour_of, tint
 from modules.pictures.sheets import as_rgb, enlarged, sheet
@@ -91,9 +93,10 @@ class MaskMetric(nn.Module):
     def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # By default more than 100 are a warning, which is the user's to decide.
+        # By default more than 100 are a warning, which is the user's to decide. The library's own merging of processes
+        # needs the same number of images in each.
         self.precision = MeanAveragePrecision(
-            iou_type="segm", backend="faster_coco_eval", max_detection_thresholds=[1, 10, most]
+            iou_type="segm", **COCO, max_detection_thresholds=[1, 10, most], sync_on_compute=False
         )
         self.quality = PanopticQuality(set(range(num_classes)), {num_classes}, allow_unknown_preds_category=True)
 
@@ -117,6 +120,12 @@ class MaskMetric(nn.Module):
     def compute(self) -> dict[str, float]:
         """``mask_ap`` (mean over overlaps from 0.5 to 0.95, and classes), ``mask_ap50``, ``mask_ap75``,
         ``panoptic_quality``; all in [0, 1]. Without any object to be found, the last alone."""
+        if torch.distributed.is_initialized():
+            shares: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, self.precision.metric_state)
+            for name in shares[0]:  # the images of a process are every so many-th of all
+                images = zip_longest(*(share[name] for share in shares))
+                setattr(self.precision, name, [each for turn in images for each in turn if each is not None])
         values = self.precision.compute()
         names = {"mask_ap": "map", "mask_ap50": "map_50", "mask_ap75": "map_75"}
         result = {key: float(values[name]) for key, name in names.items()} | {

@@ -19,7 +19,7 @@ from modules.adversarial.players import Score
 from modules.base import Stage
 from modules.callbacks.publish import Report
 from modules.measures.extractors import extractor_name
-from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, ssim
+from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, psnr, ssim
 from modules.networks import BackboneError
 from modules.networks.decoders import Norm, normalization
 from modules.networks.parts import Part, describe, upgrade, within
@@ -58,8 +58,7 @@ def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
         shave: width of the rim, in pixels.
     """
     one, other = (luma(x)[..., shave:-shave, shave:-shave] / 255 for x in (image, truth))
-    error = (one - other).square().flatten(1).mean(1)
-    figures = {"psnr_y": -10 * error.clamp_min(1e-10).log10()}
+    figures = {"psnr_y": psnr(one, other)}
     if min(one.shape[-2:]) >= SSIM_SIDE:
         figures["ssim_y"] = ssim(one, other)
     return figures

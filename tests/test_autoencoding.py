@@ -43,7 +43,7 @@ from modules.autoencoding import (
 )
 from modules.autoencoding.module import UnitStatistics
 from modules.base import VisionModule
-from modules.measures.images import ssim
+from modules.measures.images import psnr, ssim
 from modules.networks.parts import Draws, build, describe
 from modules.spec import Backbone, DataSpec
 from pipelines.autoencoding import autoencoding
@@ -94,6 +94,15 @@ def test_discretized_logistic_is_a_distribution_over_the_256_levels() -> None:
     loss(far, levels[100:101]).sum().backward()
     assert far.grad is not None
     assert far.grad.isfinite().all()
+
+
+def test_psnr_is_that_of_each_image_and_finite() -> None:
+    one, other = (images(4, seed=seed).float() / 255 for seed in (0, 1))
+    other[3] = one[3]
+    expected = [
+        -10 * math.log10(float((a - b).double().square().mean())) for a, b in zip(one[:3], other[:3], strict=True)
+    ]
+    assert psnr(one, other).tolist() == pytest.approx([*expected, 100], abs=1e-4)
 
 
 def test_ssim_equals_a_loop_over_windows() -> None:

@@ -196,14 +196,15 @@ def test_what_is_to_be_ignored_teaches_nothing(kind: str) -> None:
 
 
 def random_scene(seed: int, images: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Detections that are truth with noise, beside false ones; ties of scores, ignored objects, empty images."""
+    """Detections that are truth with noise, beside false ones; ties of scores, ignored objects, empty images. The last column
+    of the truth is the area of the box."""
     rng = np.random.default_rng(seed)
     truth, found = [], []
     for image in range(images):
         for _ in range(rng.integers(0, 7)):
             corner, size = rng.uniform(0, 200, 2), rng.uniform(5, 120, 2)
             box, label = np.concatenate((corner, corner + size)), rng.integers(4)
-            truth.append([image, *box, label, rng.random() < 0.15])
+            truth.append([image, *box, label, rng.random() < 0.15, size.prod()])
             for _ in range(rng.integers(0, 4)):
                 noisy = box + rng.normal(0, 0.08 * size.repeat(2), 4)
                 noisy[2:] = np.maximum(noisy[2:], noisy[:2] + 1)
@@ -229,8 +230,7 @@ def pycocotools_figures(found: np.ndarray, truth: np.ndarray, most: int = 100) -
             "images": [{"id": i} for i in range(40)],
             "categories": [{"id": k} for k in range(4)],
             "annotations": [
-                row | {"iscrowd": int(t[6])} | ({"area": float(t[7])} if len(t) > 7 else {})
-                for row, t in zip(rows(truth), truth, strict=True)
+                row | {"iscrowd": int(t[6]), "area": float(t[7])} for row, t in zip(rows(truth), truth, strict=True)
             ],
         }
         coco.createIndex()
@@ -261,11 +261,11 @@ def test_average_precision_equals_that_of_pycocotools(seed: int) -> None:
 def test_small_and_large_go_by_the_file_s_area_and_as_many_count_as_are_asked_for(most: int) -> None:
     found, truth = random_scene(7)
     area = (truth[:, 3:5] - truth[:, 1:3]).prod(1) * np.random.default_rng(0).uniform(0.2, 1, len(truth))
-    truth = np.column_stack((truth, area.astype(np.float32)))
+    by_box, truth = truth, np.column_stack((truth[:, :7], area.astype(np.float32)))
     expected, got = pycocotools_figures(found, truth, most), average_precision(found, truth, 4, most)
     assert got["per_class"][:, 0] == pytest.approx(expected.pop("per_class"), abs=1e-6)
     assert {key: got[key] for key in expected} == pytest.approx(expected, abs=1e-6)
-    plain = average_precision(found, truth[:, :7], 4, most)
+    plain = average_precision(found, by_box, 4, most)
     assert plain["ap"] == got["ap"]
     assert plain["ap_small"] != got["ap_small"]
 

@@ -74,12 +74,6 @@ class Encoder(Part):
         return mean, log_variance
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) ‖ N(0, 1)), summed over the numbers: float B×L each to float B (Kingma & Welling 2014,
-    arXiv:1312.6114, appendix B)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-
-
 class Generator(nn.Module):
     """Makes images of noise, and of a class where it is conditional: the class's embedding goes with the noise.
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.measures.images import gaussian_kl
 from modules.networks.parts import Draws, Part, Shape, within
 from modules.ranges import NonNegative, PositiveInt, Share
 
@@ -156,7 +157,7 @@ class Variational(Bottleneck):
         mean, log_variance = self.project(features).float().chunk(2, 1)
         log_variance = log_variance.clamp(-15, 15)
         value = mean + (0.5 * log_variance).exp() * draws.normal(*mean.shape[1:])
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        kl = gaussian_kl(mean, log_variance)
         weight = self.beta * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
         return Code(value, mean, weight * kl.flatten(1).sum(1), kl, mean)
 

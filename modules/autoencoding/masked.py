@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from typing_extensions import override
 from modules.autoencoding.pictures import rows_of
 from modules.base import Stage, VisionModule
 from modules.callbacks.publish import Report
+from modules.measures.images import psnr
 from modules.networks import BackboneError
 from modules.networks.parts import Draws
 from modules.optimization import Optimization
@@ -145,9 +147,9 @@ class MaskedAutoencodingModule(VisionModule):
         loss = (output - wanted).square().mean(2)[masked].mean()
         if stage != "train":
             drawn = (output * spread + mean if self.normalize_patches else output).clamp(0, 1)
-            error = (drawn - target).square().mean(2).where(masked, 0).sum(1) / self.masked
-            self.log_mean(f"{stage}/mse", error.mean(), len(image))
-            self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
+            ours, true = (patches[masked].view(len(image), -1) for patches in (drawn, target))
+            self.log_mean(f"{stage}/mse", F.mse_loss(ours, true), len(image))
+            self.log_mean(f"{stage}/psnr", psnr(ours, true).mean(), len(image))
             if not self._pictured:
                 with self.publisher.optional(f"{stage}/reconstructions"):
                     hidden = masked[:, :, None]

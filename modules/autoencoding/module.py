@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from modules.autoencoding.parts import Noise, Penalty
 from modules.autoencoding.pictures import filters, plane, rows_of
 from modules.base import PerStage, Stage, VisionModule
 from modules.callbacks.publish import Report
-from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, ssim
+from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, psnr, ssim
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, TransposedConvolutions
 from modules.networks.parts import Draws, describe
@@ -265,8 +266,7 @@ class AutoencodingModule(VisionModule):
         self.statistics[stage].update(code)
 
     def _quality(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-        error = (image - target).square().flatten(1).mean(1)
-        figures = {"mse": error.mean(), "psnr": -10 * error.clamp_min(1e-10).log10().mean()}
+        figures = {"mse": F.mse_loss(image, target), "psnr": psnr(image, target).mean()}
         if self.image_size >= SSIM_SIDE:
             figures["ssim"] = ssim(image, target).mean()
         if self.image_size >= MS_SSIM_SIDE:
@@ -387,12 +387,12 @@ class AutoencodingModule(VisionModule):
         """
         image = batch["image"]
         saved = self.encode(image).saved
-        target = image.float() / 255
-        error = (self.decode(self.bottleneck.load(saved)) - target).square().flatten(1).mean(1).double()
+        target, made = image.float() / 255, self.decode(self.bottleneck.load(saved))
+        errors = (made - target).square().flatten(1).mean(1).tolist()
         codes = saved if saved.dtype == torch.int64 else saved.double().mul(1e5).round().div(1e5)
         return [
-            {"mse": round(mse, 6), "psnr": round(-10 * math.log10(max(mse, 1e-10)), 3), "code": code}
-            for mse, code in zip(error.tolist(), codes.tolist(), strict=True)
+            {"mse": round(mse, 6), "psnr": round(ratio, 3), "code": code}
+            for mse, ratio, code in zip(errors, psnr(made, target).tolist(), codes.tolist(), strict=True)
         ]
 
     @torch.inference_mode()

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.detection import mean_average_precision
 
 from modules.detection.detector import Detections
 
@@ -16,6 +17,12 @@ HIT = 0.5  # overlap (IoU) from which a detection counts as that of an object, w
 UNSURE = 0.3  # score from which detections are believed where none is known to be better
 AREAS = ("small", "medium", "large")  # up to 32², up to 96², and more pixels
 Array = NDArray[np.float64]
+# What COCO measures at. The library's own thresholds are rounded to float32, which makes figures differ in the third place.
+COCO: dict[str, Any] = {
+    "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
+    "rec_thresholds": np.linspace(0, 1, 101).tolist(),
+    "backend": "faster_coco_eval",
+}
 
 
 class DetectionMetric(Metric):
@@ -95,7 +102,7 @@ def average_precision(found: Array, truth: Array, num_classes: int, most: int = 
 
     Args:
         found: detections, N×7: image, xyxy, class, score.
-        truth: objects, M×7: image, xyxy, class, 1 for one to be ignored; or M×8, with the area.
+        truth: objects, M×8: image, xyxy, class, 1 for one to be ignored, area.
         num_classes: number of classes K.
         most: detections of an image that count.
     """
@@ -105,23 +112,24 @@ def average_precision(found: Array, truth: Array, num_classes: int, most: int = 
         per_class[counted[:, 5].astype(int)] = 0
         nothing = dict.fromkeys(("ap", "ap50", "ap75", f"ar{most}"), 0.0) if len(counted) else {}
         return {**nothing, "per_class": per_class, "curves": np.zeros((num_classes, 101))}
-    images = np.unique(np.concatenate((truth[:, 0], found[:, 0]))).astype(int)
-    coco = COCO(
-        {
-            "images": [{"id": int(image)} for image in images],
-            "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
-            "annotations": [
-                _annotation(i, row) | {"iscrowd": int(row[6]), "ignore": int(row[6])} for i, row in enumerate(truth, 1)
-            ],
-        }
+    detections, objects = [], []
+    for _, detected, true in _by_image(found, truth):
+        rows, entries = torch.from_numpy(detected), torch.from_numpy(true)
+        detections.append({"boxes": rows[:, 1:5], "labels": rows[:, 5].long(), "scores": rows[:, 6]})
+        marks = {"iscrowd": entries[:, 6].long(), "area": entries[:, 7]}
+        objects.append({"boxes": entries[:, 1:5], "labels": entries[:, 5].long(), **marks})
+    counts = [1, min(10, most), most]
+    measured: Any = mean_average_precision(
+        detections,
+        objects,
+        **COCO,
+        max_detection_thresholds=counts,
+        extended_summary=True,
+        warn_on_many_detections=False,
     )
-    answers = coco.loadRes([_annotation(i, row) | {"score": row[6]} for i, row in enumerate(found, 1)])
-    measure = COCOeval_faster(coco, answers, "bbox", print_function=lambda *_: None)
-    measure.params.maxDets = [most]
-    measure.evaluate()
-    measure.accumulate()
-    precision = measure.eval["precision"][..., -1]  # overlap, recall, class, area
-    recall = measure.eval["recall"][..., -1]  # overlap, class, area
+    classes = measured["classes"].view(-1).numpy()
+    precision = measured["precision"][..., -1].numpy()  # overlap, recall, class, area
+    recall = measured["recall"][..., -1].numpy()  # overlap, class, area
     figures: dict[str, Any] = {
         "ap": _mean(precision[..., 0]),
         "ap50": _mean(precision[0, ..., 0]),
@@ -131,18 +139,10 @@ def average_precision(found: Array, truth: Array, num_classes: int, most: int = 
     for i, area in enumerate(AREAS, 1):
         if (precision[..., i] > -1).any():
             figures[f"ap_{area}"] = _mean(precision[..., i])
-    figures["per_class"] = np.array(
-        [[_mean(precision[:, :, k, 0], np.nan), _mean(precision[0, :, k, 0], np.nan)] for k in range(num_classes)]
-    )
-    figures["curves"] = precision[0, :, :, 0].T.clip(0)
-    return figures
-
-
-def _annotation(number: int, row: Array) -> dict[str, Any]:
-    image, left, top, right, bottom, label = row[:6].tolist()
-    box = [left, top, right - left, bottom - top]
-    area = float(row[7]) if len(row) > 7 else box[2] * box[3]
-    return {"id": number, "image_id": int(image), "category_id": int(label), "bbox": box, "area": area}
+    per_class, curves = np.full((num_classes, 2), np.nan), np.zeros((num_classes, precision.shape[1]))
+    for k, values in zip(classes, precision[..., 0].transpose(2, 0, 1), strict=True):
+        per_class[k], curves[k] = (_mean(values, np.nan), _mean(values[0], np.nan)), values[0].clip(0)
+    return figures | {"per_class": per_class, "curves": curves}
 
 
 def _mean(values: Array, nothing: float = 0.0) -> float:
@@ -151,12 +151,22 @@ def _mean(values: Array, nothing: float = 0.0) -> float:
     return float(values.mean()) if len(values) else nothing
 
 
-def overlaps(boxes: Array, others: Array) -> Array:
-    """IoU of N×4 and M×4 boxes (xyxy), N×M."""
-    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
-    common = (high - low).clip(0).prod(2)
-    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, others))
-    return common / np.maximum(areas[:, None] + other_areas - common, 1e-9)
+def overlaps(boxes: Array, others: Array, crowd: NDArray[np.bool_] | bool = False) -> Array:
+    """How far boxes cover each other, as COCO counts it.
+
+    Args:
+        boxes: N×4, xyxy.
+        others: M×4.
+        crowd: M; of a crowd a box may be any part.
+
+    Returns:
+        N×M in [0, 1]: the intersection over the union, or, with a crowd, over the box.
+
+    >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [1.0, 0, 3, 2]]), np.array([False, True])).tolist()
+    [[0.3333333333333333, 0.5]]
+    """
+    one, other = (np.concatenate((b[:, :2], b[:, 2:] - b[:, :2]), 1) for b in (boxes, others))
+    return np.asarray(rle.iou(one, other, np.broadcast_to(crowd, len(other)).astype(np.uint8)))
 
 
 def match(found: Array, truth: Array, by_class: bool = True) -> NDArray[np.int64]:
@@ -169,25 +179,23 @@ def match(found: Array, truth: Array, by_class: bool = True) -> NDArray[np.int64
 
     Returns:
         N indices into ``truth``; -1 for a false alarm, -2 for what lies in an object to be ignored.
+
+    >>> cat, dog = [0, 0, 0, 10, 10, 0, 0], [0, 20, 0, 30, 10, 1, 0]
+    >>> match(np.array([[0, 0, 0, 10, 9, 0, 0.8], [0, 20, 0, 30, 10, 0, 0.9]]), np.array([cat, dog]))
+    array([ 0, -1])
     """
     hits = np.full(len(found), -1)
     if not len(truth) or not len(found):
         return hits
-    overlap = overlaps(found[:, 1:5], truth[:, 1:5])
     ignore = truth[:, 6] == 1
-    same = (found[:, None, 5] == truth[:, 5]) if by_class else np.ones_like(overlap, bool)
-    fits = np.where(same & ~ignore & (overlap >= HIT), overlap, 0)
+    overlap = overlaps(found[:, 1:5], truth[:, 1:5], ignore)
+    fits = (overlap >= HIT) & ((found[:, None, 5] == truth[:, 5]) | (not by_class))
+    free = np.where(fits & ~ignore, overlap, 0)
     for i in np.argsort(-found[:, 6], kind="stable"):
-        if fits[i].any():
-            hits[i] = fits[i].argmax()
-            fits[:, hits[i]] = 0
-    if ignore.any():  # of a crowd a detection may be any part
-        area = np.maximum((found[:, 3:5] - found[:, 1:3]).prod(1), 1e-9)
-        crowds = truth[ignore]
-        within = overlaps(found[:, 1:5], crowds[:, 1:5])
-        common = within / (1 + within) * (area[:, None] + (crowds[:, 3:5] - crowds[:, 1:3]).prod(1))
-        lies_in = ((common / area[:, None] >= HIT) & same[:, ignore]).any(1)
-        hits[(hits == -1) & lies_in] = -2
+        if free[i].any():
+            hits[i] = free[i].argmax()
+            free[:, hits[i]] = 0
+    hits[(hits == -1) & (fits & ignore).any(1)] = -2
     return hits
 
 

@@ -98,11 +98,8 @@ def _agree(ours: Array, theirs: Array, our_cut: NDArray[np.bool_], their_cut: ND
     """Which boxes of two pieces cover the same of what both show, N×M."""
     low, high = both[:2], both[2:]
     one, other = (np.concatenate((b[:, :2].clip(low, high), b[:, 2:].clip(low, high)), 1) for b in (ours, theirs))
-    share = overlaps(one, other)
-    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(1) for b in (one, other))
-    common = share / (1 + share) * (areas[:, None] + other_areas)
-    within = common / np.maximum(np.where(our_cut[:, None], areas[:, None], other_areas), 1e-9)
-    return np.where(our_cut[:, None] != their_cut, within, share) >= AGREE
+    within = np.where(our_cut[:, None], overlaps(one, other, True), overlaps(other, one, True).T)
+    return np.where(our_cut[:, None] != their_cut, within, overlaps(one, other)) >= AGREE
 
 
 def _neighbours(corners: NDArray[np.int64], side: int) -> Iterator[tuple[int, int]]:

@@ -11,10 +11,11 @@ from typing_extensions import override
 from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
-from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, divergence, normalize_spectrum
+from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, normalize_spectrum
 from modules.base import Stage
 from modules.callbacks.publish import Report
 from modules.measures.extractors import CHUNK, extractor_name
+from modules.measures.images import gaussian_kl, psnr
 from modules.measures.judge import Judge
 from modules.measures.sets import compare, frechet_distance
 from modules.networks import BackboneError
@@ -224,7 +225,7 @@ class GANModule(AdversarialModule):
         assert self._encoder is not None
         mean, log_variance = self._encoder(image)
         code = mean + (0.5 * log_variance).exp() * self._noise(len(image), *key, 2)
-        return code, divergence(mean, log_variance)
+        return code, gaussian_kl(mean, log_variance).sum(1)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """What the moving average of a VAE-GAN makes of uint8 B×C×S×S, float B×C×S×S in [-1, 1]."""
@@ -300,8 +301,8 @@ class GANModule(AdversarialModule):
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
         fake = self.discriminate(self.as_input(self.generator(noise, label)), label)
         if self._encoder is not None:
-            error = (self.reconstruct(image) + 1 - image.float() / 127.5).float().square().flatten(1).mean(1) / 4
-            self.log_mean(f"{stage}/psnr", -10 * error.clamp_min(1e-10).log10().mean(), len(image))
+            made = (self.reconstruct(image).float() + 1) / 2
+            self.log_mean(f"{stage}/psnr", psnr(made, image.float() / 255).mean(), len(image))
         if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
             self._images.append(image[:left])
             self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())

@@ -1,4 +1,4 @@
-"""How like its model an image that a network makes is: losses, and measures of quality."""
+"""Losses of reconstruction, and measures of how good an image is beside the true one."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,12 +8,31 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from modules.networks.backbones import create_backbone
 from modules.networks.parts import Part, within
 
 SSIM_SIDE = 11  # of its window, in pixels: smaller images have none
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair of float B×… in [0, 1], float B, in decibels; 100 where they are equal.
+
+    >>> psnr(torch.full((1, 3, 8, 8), 0.6), torch.full((1, 3, 8, 8), 0.5))
+    tensor([20.0000])
+    """
+    ratio = peak_signal_noise_ratio(image, target, 1.0, reduction="none", dim=tuple(range(1, image.ndim)))
+    return ratio.clamp_max(100.0)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) ‖ N(0, 1)) of each number, in nats (Kingma & Welling 2014, arXiv:1312.6114, appendix B).
+
+    >>> gaussian_kl(torch.tensor([0.0, 2.0]), torch.zeros(2))
+    tensor([0., 2.])
+    """
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

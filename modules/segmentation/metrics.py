@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from modules.segmentation.losses import IGNORE
 
@@ -36,19 +37,14 @@ class SegmentationMetric(Metric):
             found: predicted classes, int64 B×H×W.
             truth: true ones, int64 B×H×W; 255 for pixels that do not count.
         """
-        self.confusion += confusion(found, truth, self.num_classes)
+        self.confusion += multiclass_confusion_matrix(
+            found, truth, self.num_classes, ignore_index=IGNORE, validate_args=False
+        )
         self.boundary += boundary_counts(found, truth, self.num_classes)
 
     def compute(self) -> dict[str, Any]:
         """All figures, see `figures`; and ``confusion``."""
         return figures(self.confusion, self.boundary) | {"confusion": self.confusion}
-
-
-def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Pixels by true class (rows) and predicted class (columns), int64 K×K; arguments as for `SegmentationMetric`."""
-    seen = truth != IGNORE
-    pairs = truth[seen] * num_classes + found[seen]
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
