@@ -3,6 +3,7 @@
 import operator
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 P = TypeVar("P")
+T = TypeVar("T")
 Key = tuple[int, int]  # (index of the sample, epoch)
 
 
@@ -32,6 +34,12 @@ def listed(given: Iterable[str]) -> str:
     names = list(given)
     shown = ", ".join(map(str, names[:8]))
     return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown
+
+
+def repeated(values: Iterable[T]) -> tuple[T, int] | None:
+    """The value that is there most often, and how often; None where all are there once."""
+    found = Counter(values).most_common(1)
+    return found[0] if found and found[0][1] > 1 else None
 
 
 def settle(settings: Any, option: str = "--data") -> None:

@@ -23,10 +23,12 @@ from datamodules.annotated.sample import (
     four_numbers,
     merged,
 )
-from datamodules.base import DataError
-from datamodules.finding import Finder, Notes, quoted, read_text, words_of
+from datamodules.base import DataError, repeated
+from datamodules.finding import Finder, quoted, read_text, words_of
 from datamodules.images import composed, is_junk, sub_folders
 from datamodules.splits import SPLITS, split_of
+
+Entry = tuple[str, dict[str, Any]]  # id and content
 
 
 class COCODetection(BoxFiles):
@@ -35,6 +37,9 @@ class COCODetection(BoxFiles):
     ``root`` is a JSON file, whose images are split, or a folder with such a file alone, or with one for each split:
     ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and
     ``test``. Boxes are x, y, width, height; ``iscrowd`` is respected; outlines are polygons or run-length codes.
+
+    Images are looked for beside their JSON file, in ``images/`` there, in the folder that COCO's naming gives (``../train2017``
+    or ``../images/train2017`` for ``annotations/instances_train2017.json``), and by their names anywhere below.
     """
 
     noun = "annotation"
@@ -48,7 +53,7 @@ class COCODetection(BoxFiles):
         splits: dict[str, list[Record]] = {}
         label_names: list[str] = []
         for split, file in found.items():
-            splits[split], names = read_coco(file, None if root.is_file() else root, label_names, notes=self.notes)
+            splits[split], names = self._read_file(file, label_names)
             label_names = label_names or names
         return splits, label_names
 
@@ -70,7 +75,7 @@ class COCODetection(BoxFiles):
             return {"all": own[0]}
         if "train" not in found:
             if own and not found:
-                coco_content(own[0], self.notes)  # a folder of another format says so
+                self._content(own[0])  # a folder of another format says so
             several = f" Which of {own[0].name}, {own[1].name}, … is it?" if len(own) > 1 else ""
             raise DataError(
                 f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
@@ -78,31 +83,100 @@ class COCODetection(BoxFiles):
             )
         return found
 
+    def _content(self, file: Path) -> dict[str, Any]:
+        """What is in a file, with its lists ``images`` and ``categories``; of another tool's the message says which."""
+        text = read_text(file, self.notes)
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format."
+            ) from None
+        if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+            raise DataError(f"{file} has no lists 'images' and 'categories'. {_tool(content)}")
+        return content
+
+    def _read_file(self, file: Path, known: Sequence[str]) -> tuple[list[Record], list[str]]:
+        """The images, and the names of the categories in the order of their ids; those of another split are known."""
+        content = self._content(file)
+        images, annotations, entries = (_by_id(file, content, key) for key in ("images", "annotations", "categories"))
+        categories = self._categories(file, entries, annotations, known)
+        records = self._images(file, images)
+        for key, entry in annotations:
+            record = records.get(_key(entry.get("image_id")) or "")
+            if record is None:
+                raise DataError(
+                    f"{file}: annotation {key} is of image {quoted(entry.get('image_id'))}, which is not there."
+                )
+            category = _key(entry.get("category_id"))
+            label = categories.get(category or "", Unknown(quoted(entry.get("category_id"))))
+            outline = entry.get("segmentation") or None
+            values = four_numbers(entry.get("bbox"))
+            if not entry.get("bbox") and (around := _around(outline)):
+                self.notes.add(
+                    "An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}"
+                )
+                values = around
+            ignore, area = as_flag(entry.get("iscrowd")), as_number(entry.get("area"))
+            record.boxes.append(Box(values, label, key, ignore, outline, area))
+        return merged(records.values(), self.notes), list(categories.values())
+
+    def _images(self, file: Path, entries: Sequence[Entry]) -> dict[str, Record]:
+        """The images by their ids."""
+        root = Path(self.root)
+        if root.is_file():
+            root = file.parent.parent if file.parent.name.casefold() == "annotations" else file.parent
+        split, above = file.stem.rpartition("_")[2], file.parent.parent
+        folders = [file.parent, file.parent / "images", file.parent / file.stem, file.parent / split, above / split,
+                   above / "images" / split, file.parent / "images" / split, above / "images"]  # fmt: skip
+        finder = Finder(root, folders, self.notes)
+        looked = ", ".join(map(str, folders))
+        records: dict[str, Record] = {}
+        for key, entry in entries:
+            name = entry.get("file_name")
+            if not isinstance(name, str) or not name.strip():
+                raise DataError(
+                    f"{file}: image {key} has no 'file_name', but {quoted(name)}: write the name of its file."
+                )
+            path = finder.find(name, f"{file}, image {key}")
+            size = as_size(entry.get("height"), entry.get("width"))
+            records[key] = Record(str(path or finder.folders[0] / name), str(file), size)
+        if records and not any(os.path.isfile(record.path) for record in records.values()):
+            raise DataError(
+                f"{file} names the image {entries[0][1]['file_name']}, which is in none of {looked}, nor anywhere below "
+                f"{finder.root.resolve()}: put the images into one of them."
+            )
+        return records
+
+    def _categories(
+        self, file: Path, entries: Sequence[Entry], annotations: Sequence[Entry], known: Sequence[str]
+    ) -> dict[str, str]:
+        """The categories' names by their ids; without those that only head others or stand for the background."""
+        used = {_key(entry.get("category_id")) for _, entry in annotations}
+        heads = {str(entry.get("supercategory")) for _, entry in entries}
+        names = {key: _name(entry.get("name")) or key for key, entry in entries}
+        counts = Counter(names.values())
+        found: dict[str, str] = {}
+        for key, entry in sorted(entries, key=lambda pair: _in_order(pair[0])):
+            name = names[key]
+            root = str(entry.get("supercategory")).lower() == "none" and name in heads and len(entries) > 1
+            empty = key not in used and (name not in known or counts[name] > 1)
+            if empty and (root or name in ("_background_", "__ignore__")):
+                self.notes.add(
+                    f"The category {name!r} has no objects and only heads the others or stands for none: it is no class",
+                    file,
+                )
+                continue
+            found[key] = name
+        if twice := repeated(found.values()):
+            raise DataError(f"{file}: {twice[1]} categories have the name {twice[0]!r}; names must be unique.")
+        return found
+
 
 def _hint(file: Path) -> str | None:
     """The split in a longer name, as in ``train_v2``."""
     meant = {split_of(word) for word in words_of(file) & {"train", "val", "valid", "validation", "test"}}
     return meant.pop() if len(meant) == 1 else None
-
-
-def coco_content(file: Path, notes: Notes) -> dict[str, Any]:
-    """What is in a file of COCO's, with its lists ``images`` and ``categories``.
-
-    Args:
-        file: the JSON.
-        notes: where it is noted what was read in another way than written.
-
-    Raises:
-        DataError: it is not such a file; the message says which tool's it is, where that can be seen.
-    """
-    text = read_text(file, notes)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({error}): give an annotation file in COCO's format.") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise DataError(f"{file} has no lists 'images' and 'categories'. {_tool(content)}")
-    return content
 
 
 def _tool(content: Any) -> str:
@@ -126,82 +200,21 @@ def _values(content: Any) -> list[dict[str, Any]]:
     return [value for value in content.values() if isinstance(value, dict)] if isinstance(content, dict) else []
 
 
-def read_coco(
-    file: Path, root: Path | None = None, known: Sequence[str] = (), *, notes: Notes
-) -> tuple[list[Record], list[str]]:
-    """Reads COCO's instances (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data).
-
-    Args:
-        file: the JSON. Images are looked for beside it, in ``images/`` there, in the folder that COCO's naming gives
-            (``../train2017`` or ``../images/train2017`` for ``annotations/instances_train2017.json``), and by their names
-            below ``root``.
-        root: the folder of the data; None takes that of the file, or the one above ``annotations/``.
-        known: the categories of another split.
-        notes: where it is noted what was read in another way than written.
-
-    Returns:
-        The images, and the names of the categories, in the order of their ids.
-
-    Raises:
-        DataError: it is not such a file, or ids are twice or nowhere.
-    """
-    content = coco_content(file, notes)
-    groups = {key: content.get(key) or [] for key in ("images", "annotations", "categories")}
-    keyed: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for group, entries in groups.items():
-        if not isinstance(entries, list):
-            raise DataError(f"{file}: {group!r} is no list, but {quoted(entries)}.")
-        keyed[group] = []
-        for place, entry in enumerate(entries, 1):
-            key = _key(entry.get("id")) if isinstance(entry, dict) else None
-            if key is None and isinstance(entry, dict) and group == "annotations" and entry.get("id") is None:
-                key = f"(the {place}th, without an id)"  # nothing refers to it
-            if key is None:
-                raise DataError(f"{file}: an entry of {group!r} has no id: {quoted(entry)}.")
-            keyed[group].append((key, entry))
-        ((twice, count),) = Counter(key for key, _ in keyed[group]).most_common(1) or [("", 0)]
-        if count > 1:
-            raise DataError(f"{file}: the id {twice} is there {count} times among {group!r}; ids must be unique.")
-    categories = _categories(file, keyed["categories"], keyed["annotations"], known, notes)
-    parent = file.parent.parent if file.parent.name.casefold() == "annotations" else file.parent
-    split = file.stem.rpartition("_")[2]
-    folders = [file.parent, file.parent / "images", file.parent / file.stem, file.parent / split,
-               file.parent.parent / split, file.parent.parent / "images" / split, file.parent / "images" / split,
-               file.parent.parent / "images"]  # fmt: skip
-    finder = Finder(root or parent, folders, notes)
-    looked = ", ".join(map(str, folders))
-    records: dict[str, Record] = {}
-    for key, entry in keyed["images"]:
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{file}: image {key} has no 'file_name', but {quoted(name)}: write the name of its file.")
-        path = finder.find(name, f"{file}, image {key}")
-        size = as_size(entry.get("height"), entry.get("width"))
-        records[key] = Record(str(path or finder.folders[0] / name), str(file), size)
-    if records and not any(os.path.isfile(record.path) for record in records.values()):
-        first = next(iter(keyed["images"]))[1]["file_name"]
-        raise DataError(
-            f"{file} names the image {first}, which is in none of {looked}, nor anywhere below "
-            f"{finder.root.resolve()}: put the images into one of them."
-        )
-    for key, entry in keyed["annotations"]:
-        owner = _key(entry.get("image_id"))
-        record = records.get(owner) if owner is not None else None
-        if record is None:
-            raise DataError(
-                f"{file}: annotation {key} is of image {quoted(entry.get('image_id'))}, which is not there."
-            )
-        category = _key(entry.get("category_id"))
-        label = categories.get(category or "", Unknown(quoted(entry.get("category_id"))))
-        outline = entry.get("segmentation") or None
-        values = four_numbers(entry.get("bbox"))
-        if not entry.get("bbox") and (around := _around(outline)):
-            notes.add("An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}")
-            values = around
-        record.boxes.append(
-            Box(values, label, key, as_flag(entry.get("iscrowd")), outline, as_number(entry.get("area")))
-        )
-    return merged(records.values(), notes), list(categories.values())
+def _by_id(file: Path, content: dict[str, Any], group: str) -> list[Entry]:
+    """The entries of one of the lists, each with its id."""
+    entries, keyed = content.get(group) or [], []
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: {group!r} is no list, but {quoted(entries)}.")
+    for place, entry in enumerate(entries, 1):
+        key = _key(entry.get("id")) if isinstance(entry, dict) else None
+        if key is None and isinstance(entry, dict) and group == "annotations" and entry.get("id") is None:
+            key = f"(the {place}th, without an id)"  # nothing refers to it
+        if key is None:
+            raise DataError(f"{file}: an entry of {group!r} has no id: {quoted(entry)}.")
+        keyed.append((key, entry))
+    if twice := repeated(key for key, _ in keyed):
+        raise DataError(f"{file}: the id {twice[0]} is there {twice[1]} times among {group!r}; ids must be unique.")
+    return keyed
 
 
 def _key(given: Any) -> str | None:
@@ -214,36 +227,6 @@ def _key(given: Any) -> str | None:
 def _in_order(key: str) -> tuple[bool, int, str]:
     """Ids in the order of numbers, and behind them those that are none."""
     return (False, int(key), "") if re.fullmatch(r"-?\d{1,18}", key) else (True, 0, key)
-
-
-def _categories(
-    file: Path,
-    entries: list[tuple[str, dict[str, Any]]],
-    annotations: list[tuple[str, dict[str, Any]]],
-    known: Sequence[str],
-    notes: Notes,
-) -> dict[str, str]:
-    """The categories' names by their ids; without those that only head others or stand for the background."""
-    used = {_key(entry.get("category_id")) for _, entry in annotations}
-    heads = {str(entry.get("supercategory")) for _, entry in entries}
-    names = {key: _name(entry.get("name")) or key for key, entry in entries}
-    counts = Counter(names.values())
-    found: dict[str, str] = {}
-    for key, entry in sorted(entries, key=lambda pair: _in_order(pair[0])):
-        name = names[key]
-        root = str(entry.get("supercategory")).lower() == "none" and name in heads and len(entries) > 1
-        empty = key not in used and (name not in known or counts[name] > 1)
-        if empty and (root or name in ("_background_", "__ignore__")):
-            notes.add(
-                f"The category {name!r} has no objects and only heads the others or stands for none: it is no class",
-                file,
-            )
-            continue
-        found[key] = name
-    ((twice, count),) = Counter(found.values()).most_common(1) or [("", 0)]
-    if count > 1:
-        raise DataError(f"{file}: {count} categories have the name {twice!r}; names must be unique.")
-    return found
 
 
 def _name(given: Any) -> str:

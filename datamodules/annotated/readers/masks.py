@@ -21,7 +21,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from datamodules.annotated.sample import IGNORE, MOST
-from datamodules.base import DataError
+from datamodules.base import DataError, repeated
 from datamodules.tables import text_of
 
 BLURRED = 64  # different unknown values in a mask that speak of a lossy file
@@ -337,10 +337,8 @@ def read_classes(file: Path) -> Classes:
     rows = [(" ".join(name.split()), value) for name, value in rows]
     if odd := next((name for name, _ in rows if not name.isprintable()), ""):
         raise DataError(f"{file} has a name that cannot be printed, {odd[:80]!r}: is it a text file in UTF-8?")
-    values = [value for _, value in rows]
-    ((twice, times),) = Counter(values).most_common(1) or [(0, 0)]
-    if times > 1:
-        raise DataError(f"{file} gives two classes the same value, {_colour(twice) if coloured else twice}.")
+    if twice := repeated(value for _, value in rows):
+        raise DataError(f"{file} gives two classes the same value, {_colour(twice[0]) if coloured else twice[0]}.")
     names = list(dict.fromkeys(name for name, _ in rows if name.lower() not in UNCOUNTED))
     if file.suffix == ".txt":
         names.sort(key=lambda name: name.lower() != "background")

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, as_number, merged, occurring
-from datamodules.finding import Finder, Notes
+from datamodules.finding import Finder
 from datamodules.images import composed
 from datamodules.tables import by_split, check_table, read_table, spelled
 
@@ -50,60 +50,36 @@ class CSVDetection(BoxFiles):
         columns = {path_column: "--data.path_column", label_column: "--data.label_column"}
         columns |= dict.fromkeys(box_columns, "--data.box_columns")
         check_table(table, file, columns, [path_column])
-        table[label_column] = labels_of(table[label_column])
+        table[label_column] = _labels_of(table[label_column])
         splits = {
-            name: read_rows(part, file, path_column, label_column, box_columns, self.notes)
-            for name, part in by_split(table).items()
+            name: self._rows(part, path_column, label_column, box_columns) for name, part in by_split(table).items()
         }
         return splits, occurring(splits)
 
-
-def read_rows(
-    table: pd.DataFrame,
-    file: Path,
-    path_column: str,
-    label_column: str,
-    box_columns: Sequence[str],
-    notes: Notes,
-) -> list[Record]:
-    """Reads a table with a row for each box; an image without objects has one row with empty cells.
-
-    Args:
-        table: its cells as text, labels as of `labels_of`.
-        file: where it comes from; images are relative to it.
-        path_column: column with the images' paths.
-        label_column: column with the classes.
-        box_columns: four columns. ``difficult``, where there is one, marks what is ignored.
-        notes: where it is noted what was read in another way than written.
-
-    Raises:
-        DataError: a path may be that of one of several images, or is none.
-    """
-    records: dict[str, Record] = {}
-    finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
-    cells = table[list(box_columns)].astype(object)
-    numbers = [[as_number(str(v).replace(",", ".")) for v in row] for row in cells.itertuples(index=False)]
-    empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
-    difficult = table["difficult"].map(as_flag).to_numpy() if "difficult" in table else np.zeros(len(table), bool)
-    rows = zip(table[path_column].astype(str), table[label_column], numbers, empty, difficult, strict=True)
-    for row, (path, label, values, without, hard) in zip(table.index, rows, strict=True):
-        if path not in records:
-            found = finder.find(path, f"{file}, row {int(row) + 1}")
-            records[path] = Record(str(found or file.parent / path), str(file))
-        if not without:
-            records[path].boxes.append(Box(values, None if pd.isna(label) else label, int(row) + 1, bool(hard)))
-    return merged(records.values(), notes)
+    def _rows(
+        self, table: pd.DataFrame, path_column: str, label_column: str, box_columns: Sequence[str]
+    ) -> list[Record]:
+        """The images of a split; one without objects has one row with empty cells."""
+        file = Path(self.root)
+        records: dict[str, Record] = {}
+        finder = Finder(file.parent, [file.parent, file.parent / "images"], self.notes)
+        cells = table[list(box_columns)].astype(object)
+        numbers = [[as_number(str(v).replace(",", ".")) for v in row] for row in cells.itertuples(index=False)]
+        empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
+        difficult = table["difficult"].map(as_flag).to_numpy() if "difficult" in table else np.zeros(len(table), bool)
+        rows = zip(table[path_column].astype(str), table[label_column], numbers, empty, difficult, strict=True)
+        for row, (path, label, values, without, hard) in zip(table.index, rows, strict=True):
+            if path not in records:
+                found = finder.find(path, f"{file}, row {int(row) + 1}")
+                records[path] = Record(str(found or file.parent / path), str(file))
+            if not without:
+                records[path].boxes.append(Box(values, None if pd.isna(label) else label, int(row) + 1, bool(hard)))
+        return merged(records.values(), self.notes)
 
 
-def labels_of(column: "pd.Series[Any]") -> list[str | None]:
+def _labels_of(column: "pd.Series[Any]") -> list[str | None]:
     """A table's classes as text: a column of whole numbers with an empty cell is one of whole numbers all the same.
-
-    Args:
-        column: the cells.
-
-    Returns:
-        The labels; None for an empty cell.
-    """
+    None for an empty cell."""
     labels = [None if pd.isna(cell) else composed(str(cell).strip()) for cell in column]
     if None in labels and all(label is None or re.fullmatch(r"-?\d+\.0", label) for label in labels):
         return [label and label[:-2] for label in labels]

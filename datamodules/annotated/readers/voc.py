@@ -14,7 +14,7 @@ from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.checks import in_shares
 from datamodules.annotated.sample import COLUMNS, Box, BoxFormat, Record, as_flag, as_number, as_size, occurring
 from datamodules.base import DataError
-from datamodules.finding import Finder, Notes, child, read_text, shared_parts
+from datamodules.finding import Finder, child, read_text, shared_parts
 from datamodules.images import EXTENSIONS, composed, folded, sub_folders
 from datamodules.splits import SPLITS, by_split_name
 
@@ -26,6 +26,9 @@ class VOCDetection(BoxFiles):
     ``test.txt``; or with XML files and images side by side; or with such folders ``train/``, ``val/``, ``test/``.
     ``difficult`` is respected. An image without XML file is left out; one without objects is kept. Files in which a coordinate
     is 0 are taken as counted from 0.
+
+    Images are beside their XML files, in ``../JPEGImages`` or ``../images``, or anywhere below; by the name in ``<filename>``, or
+    by the XML file's own.
     """
 
     remedy = "Write <bndbox> as VOC does."
@@ -45,7 +48,7 @@ class VOCDetection(BoxFiles):
                 raise DataError(f"{place.resolve()} has no XML files: give a folder of Pascal VOC's with --data.root.")
         if "all" in found and (listed := self._listed(root, found["all"])):
             found = listed
-        splits = {split: read_voc(files, root, self.notes) for split, files in found.items()}
+        splits = {split: self._read_files(files) for split, files in found.items()}
         self.box_format = self._counted(splits)
         return splits, occurring(splits)
 
@@ -102,6 +105,59 @@ class VOCDetection(BoxFiles):
         )
         return "xyxy"
 
+    def _read_files(self, files: Iterable[Path]) -> list[Record]:
+        """The images. What has a polygon or a rotated box instead of a ``<bndbox>`` has the box around it."""
+        records: dict[str, Record] = {}
+        finders: dict[Path, Finder] = {}
+        for file in files:
+            content = self._parsed(file)
+            if content.tag != "annotation":
+                way = " It is CVAT's own format: export as COCO or Pascal VOC." if content.tag == "annotations" else ""
+                raise DataError(
+                    f"{file} is not in Pascal VOC's format: its root is <{content.tag}>, not <annotation>.{way}"
+                )
+            above = [parent for parent in file.parents if parent.is_relative_to(self.root)]
+            around = dict.fromkeys([file.parent, file.parent.parent, *above])
+            places = [file.parent, *(place / name for place in around for name in ("JPEGImages", "images")), *above]
+            finder = finders.setdefault(file.parent, Finder(Path(self.root), places, self.notes))
+            path = _image_of(file, content, finder)
+            if str(path) in records:
+                raise DataError(f"{file} and {records[str(path)].file} are both of the image {path}: keep one.")
+            size = as_size(content.findtext("size/height"), content.findtext("size/width"))
+            record = records[str(path)] = Record(str(path), str(file), size)
+            for number, entry in enumerate(content.iter("object"), 1):
+                values = [as_number(entry.findtext(f"bndbox/{key}")) for key in COLUMNS]
+                corners = _corners(entry)
+                outline = None
+                if corners is not None:
+                    outline = [corners.ravel().tolist()]
+                if corners is not None and entry.find("bndbox") is None:
+                    kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
+                    self.notes.add(
+                        f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}"
+                    )
+                    # Pixels are counted from 1 in VOC, but a polygon's points are places.
+                    values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
+                label = composed(entry.findtext("name") or "").strip() or None
+                record.boxes.append(Box(values, label, number, as_flag(entry.findtext("difficult")), outline))
+        return list(records.values())
+
+    def _parsed(self, file: Path) -> ElementTree.Element:
+        """The root of an XML file, whatever encoding it says to have; names without namespaces."""
+        try:
+            said = re.search(rb"""^[^>]*encoding=["']([\w.-]+)""", file.read_bytes()[:200])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read as XML: {error}.") from None
+        text = read_text(file, self.notes, said[1].decode("ascii", "replace") if said else None)
+        try:
+            root = ElementTree.fromstring(text.strip())  # of a text, the declared encoding does not count
+        except (ElementTree.ParseError, ValueError, RecursionError) as error:
+            raise DataError(f"{file} cannot be read as XML: {error}.") from None
+        for element in root.iter():
+            if isinstance(element.tag, str):
+                element.tag = element.tag.rpartition("}")[2]
+        return root
+
 
 def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
     """The files, which are given by their stems, whose paths have the most last parts of a name."""
@@ -109,72 +165,6 @@ def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
     known = files.get(folded(parts[-1]), []) if parts else []
     ends = [shared_parts(file.with_suffix(""), parts) for file in known]
     return [file for file, end in zip(known, ends, strict=True) if end == max(ends)]
-
-
-def read_voc(files: Iterable[Path], root: Path, notes: Notes) -> list[Record]:
-    """Reads annotations of Pascal VOC, a file for each image.
-
-    Args:
-        files: the XML files. Their images are beside them, in ``../JPEGImages`` or ``../images``, or below ``root``; by the
-            name in ``<filename>``, or by the XML file's own.
-        root: the folder of the data.
-        notes: where it is noted what was read in another way than written.
-
-    Returns:
-        The images. What has a polygon or a rotated box instead of a ``<bndbox>`` has the box around it.
-
-    Raises:
-        DataError: a file is not such a one, or shares its image with another.
-    """
-    records: dict[str, Record] = {}
-    finders: dict[Path, Finder] = {}
-    for file in files:
-        content = _parsed(file, notes)
-        if content.tag != "annotation":
-            way = " It is CVAT's own format: export as COCO or Pascal VOC." if content.tag == "annotations" else ""
-            raise DataError(
-                f"{file} is not in Pascal VOC's format: its root is <{content.tag}>, not <annotation>.{way}"
-            )
-        above = [parent for parent in file.parents if parent.is_relative_to(root)]
-        around = dict.fromkeys([file.parent, file.parent.parent, *above])
-        places = [file.parent, *(place / name for place in around for name in ("JPEGImages", "images")), *above]
-        finder = finders.setdefault(file.parent, Finder(root, places, notes))
-        path = _image_of(file, content, finder)
-        if str(path) in records:
-            raise DataError(f"{file} and {records[str(path)].file} are both of the image {path}: keep one.")
-        size = as_size(content.findtext("size/height"), content.findtext("size/width"))
-        record = records[str(path)] = Record(str(path), str(file), size)
-        for number, entry in enumerate(content.iter("object"), 1):
-            values = [as_number(entry.findtext(f"bndbox/{key}")) for key in COLUMNS]
-            corners = _corners(entry)
-            outline = None
-            if corners is not None:
-                outline = [corners.ravel().tolist()]
-            if corners is not None and entry.find("bndbox") is None:
-                kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
-                notes.add(f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}")
-                # Pixels are counted from 1 in VOC, but a polygon's points are places.
-                values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
-            label = composed(entry.findtext("name") or "").strip() or None
-            record.boxes.append(Box(values, label, number, as_flag(entry.findtext("difficult")), outline))
-    return list(records.values())
-
-
-def _parsed(file: Path, notes: Notes) -> ElementTree.Element:
-    """The root of an XML file, whatever encoding it says to have; names without namespaces."""
-    try:
-        said = re.search(rb"""^[^>]*encoding=["']([\w.-]+)""", file.read_bytes()[:200])
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as XML: {error}.") from None
-    text = read_text(file, notes, said[1].decode("ascii", "replace") if said else None)
-    try:
-        root = ElementTree.fromstring(text.strip())  # of a text, the declared encoding does not count
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as XML: {error}.") from None
-    for element in root.iter():
-        if isinstance(element.tag, str):
-            element.tag = element.tag.rpartition("}")[2]
-    return root
 
 
 def _image_of(file: Path, content: ElementTree.Element, finder: Finder) -> Path:

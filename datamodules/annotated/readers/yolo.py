@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import Box, Record, Unknown, as_number, merged
-from datamodules.base import DataError
-from datamodules.finding import Finder, Notes, child, parts_of, quoted, read_text, within
+from datamodules.base import DataError, repeated
+from datamodules.finding import Finder, child, parts_of, quoted, read_text, within
 from datamodules.images import composed, folded, images_in, sub_folders
 from datamodules.splits import SPELLINGS, SPLITS, by_split_name
 
@@ -41,7 +40,7 @@ class YOLODetection(BoxFiles):
         folder = root if root.is_dir() else root.parent
         content: dict[str, Any] = {}
         if file is not None:
-            content = self._pairs(file) if file.suffix == ".data" else read_yaml(file, self.notes)
+            content = self._pairs(file) if file.suffix == ".data" else self._yaml(file)
             base = folder / str(content.get("path", ""))
             folder = base if os.path.isdir(base) else folder
         names = self._names(folder, file, content)
@@ -72,7 +71,7 @@ class YOLODetection(BoxFiles):
             and all(re.fullmatch(r"\d{1,4}", str(side)) for side in points)
         ):
             keypoints = int(points[0]) * int(points[1])
-        return read_yolo(found, names, keypoints, self.notes), list(names.values())
+        return self._records(found, names, keypoints), list(names.values())
 
     @staticmethod
     def _guessed(folder: Path) -> dict[str, Path]:
@@ -107,7 +106,7 @@ class YOLODetection(BoxFiles):
         """The classes' names by their numbers."""
         given = content.get("names")
         lists = [within(folder, given)] if isinstance(given, str) and given.endswith((".names", ".txt")) else []
-        if given and not lists and file is not None and (names := read_names(given, file)):
+        if given and not lists and file is not None and (names := _names_of(given, file)):
             return names
         places = [folder, *(folder / name for name in ("labels", "train", "train/labels", "labels/train"))]
         lists += [place / "classes.txt" for place in places] + sorted(folder.glob("*.names"))
@@ -118,7 +117,7 @@ class YOLODetection(BoxFiles):
                 f"{what} not say what its classes are called: write a data.yaml with 'names', or a classes.txt with a name a "
                 "line."
             )
-        return read_names(read_text(listed, self.notes).splitlines(), listed)
+        return _names_of(read_text(listed, self.notes).splitlines(), listed)
 
     def _images(self, folder: Path, place: Path) -> list[Path]:
         """The images in a folder, or named in a text file."""
@@ -128,6 +127,105 @@ class YOLODetection(BoxFiles):
         lines = [line.strip() for line in read_text(place, self.notes).splitlines() if line.strip()]
         return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
 
+    def _yaml(self, file: Path) -> dict[str, Any]:
+        """A YAML file's settings, every scalar as the text that is written: ``no`` is a word to people."""
+        try:
+            content = yaml.load(read_text(file, self.notes), yaml.BaseLoader)
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise DataError(f"{file} cannot be read as YAML: {' '.join(str(error).split())[:300]}.") from None
+        if content in (None, ""):
+            return {}
+        if not isinstance(content, dict):
+            raise DataError(
+                f"{file} holds no settings, but {quoted(content)}: write 'names:' with the classes, and 'train:' and 'val:' with "
+                "the folders of images."
+            )
+        return {str(key): value for key, value in content.items() if value not in ("", "null", "~", "None", [], {})}
+
+    def _records(self, splits: dict[str, list[Path]], names: dict[int, str], keypoints: int) -> dict[str, list[Record]]:
+        """The images with their objects.
+
+        A score at a line's end and the keypoints of poses are left out; polygons and rotated boxes have the box around them.
+
+        Args:
+            splits: the images; the labels of ``…/images/a.jpg`` are ``…/labels/a.txt``, or beside it.
+            names: the classes' names by their numbers in the labels.
+            keypoints: numbers that a line of a pose has after its box; 0 where the data do not say.
+        """
+        taken: dict[Path, Path] = {}
+        listings: dict[Path, dict[str, Path]] = {}
+        result: dict[str, list[Record]] = {}
+        lines: list[tuple[Record, int, Any, list[float]]] = []
+        for split, images in splits.items():
+            records = [Record(str(image), str(_labels_of(image, listings))) for image in images]
+            result[split] = records = merged(records, self.notes)
+            for record in records:
+                file = Path(record.file)
+                if taken.get(file, Path(record.path)) != Path(record.path):  # an image may be in two splits
+                    raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
+                taken[file] = Path(record.path)
+                for number, line in enumerate(
+                    read_text(file, self.notes).splitlines() if os.path.isfile(file) else [], 1
+                ):
+                    if fields := _fields(line):
+                        lines.append((record, number, *_line(fields, line, f"{file}, line {number}", names)))
+        self._check_files(result, taken)
+        keypoints = keypoints or _keypoints([values for *_, values in lines])
+        for record, number, label, values in lines:
+            place = f"{record.file}, line {number}"
+            outline = None
+            if keypoints and len(values) == 4 + keypoints:
+                self.notes.add("A label is a pose, of which the box is used and the keypoints are left out", place)
+                values = values[:4]
+            elif len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:
+                self.notes.add("A label ends in a score, which is left out", place)
+                values = values[:-1]
+            if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
+                raise DataError(f"{place}: a class and 4 numbers, or 6 or more, not {len(values)}.")
+            if len(values) > 4:
+                outline = np.array(values).reshape(-1, 2)  # in shares, until the image's size is known
+                if len(values) == 8 and _is_turned(outline):
+                    self.notes.add("A label is a rotated box, of which the box around it is used", place)
+                low, high = outline.min(0), outline.max(0)
+                values = [*((low + high) / 2).tolist(), *(high - low).tolist()]
+            record.boxes.append(Box(values, label, number, outline=outline))
+        return result
+
+    def _check_files(self, splits: dict[str, list[Record]], taken: dict[Path, Path]) -> None:
+        """Refuses, or tells, that images and files of labels do not belong together."""
+        for split, records in splits.items():
+            without = [record for record in records if not os.path.isfile(record.file)]
+            if not without:
+                continue
+            folders = {Path(record.file).parent for record in records}
+            orphans = sorted(
+                file
+                for folder in folders
+                if folder.is_dir()
+                for file in folder.glob("*.txt")
+                if file not in taken
+                and file.stem.casefold().partition(".")[0] not in OTHER_TEXTS
+                and file.name[0] != "."
+            )
+            lone = f", and {orphans[0].name} there is of no image" if orphans else ""
+            first = f"{without[0].path} would have its labels in {without[0].file}, which is not there{lone}"
+            if len(without) == len(records) and split in ("train", "all"):
+                raise DataError(
+                    f"None of the {len(records)} images to train on has labels: {first}. Give an image and its labels the same name, "
+                    "and put them into folders images/ and labels/ that mirror each other, or side by side."
+                )
+            if len(without) == len(records):
+                self.notes.add(
+                    f"No image of the split {split!r} has labels, so that nothing can be measured on it", first
+                )
+            elif orphans and len(without) > len(records) / 2:
+                raise DataError(
+                    f"{len(without)} of {len(records)} images have no labels, while {len(orphans)} files of labels are of no image: "
+                    f"{first}. Give an image and its labels the same name."
+                )
+            for orphan in orphans:
+                self.notes.add("A file of labels is of no image", orphan)
+
 
 def _head(file: Path) -> str:
     """The beginning of a text file."""
@@ -135,15 +233,10 @@ def _head(file: Path) -> str:
         return opened.read(100_000).decode("utf-8", "replace")
 
 
-def read_names(given: Any, file: Path) -> dict[int, str]:
+def _names_of(given: Any, file: Path) -> dict[int, str]:
     """The names of YOLO's classes by the numbers that labels have.
 
-    Args:
-        given: a list, a dictionary by numbers, or a text with commas; the scalars as text.
-        file: where it comes from.
-
-    Raises:
-        DataError: it is none of these, or two classes have one name.
+    They are given as a list, a dictionary by numbers, or a text with commas; the scalars as text.
     """
     if isinstance(given, str) and re.match(r"\s*[\[{]", given):  # a list that was quoted as a whole
         with suppress(yaml.YAMLError):
@@ -163,90 +256,16 @@ def read_names(given: Any, file: Path) -> dict[int, str]:
             )
         if str(name).strip():  # a line without a name is a number that no label has
             numbered[int(number)] = composed(str(name).strip())
-    ((twice, count),) = Counter(numbered.values()).most_common(1) or [("", 0)]
-    if count > 1:
-        those = ", ".join(str(number) for number, name in numbered.items() if name == twice)
-        raise DataError(f"{file}: {count} classes have the name {twice!r} (the numbers {those}); names must be unique.")
+    if twice := repeated(numbered.values()):
+        those = ", ".join(str(number) for number, name in numbered.items() if name == twice[0])
+        raise DataError(
+            f"{file}: {twice[1]} classes have the name {twice[0]!r} (the numbers {those}); names must be unique."
+        )
     return dict(sorted(numbered.items()))
 
 
 def _is_whole(given: Any) -> bool:
     return re.fullmatch(r"\s*\d{1,9}\s*", str(given)) is not None
-
-
-def read_yaml(file: Path, notes: Notes) -> dict[str, Any]:
-    """A YAML file's settings, every scalar as the text that is written: ``no`` is a word to people.
-
-    Raises:
-        DataError: it cannot be read, or does not hold settings.
-    """
-    try:
-        content = yaml.load(read_text(file, notes), yaml.BaseLoader)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as YAML: {' '.join(str(error).split())[:300]}.") from None
-    if content in (None, ""):
-        return {}
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{file} holds no settings, but {quoted(content)}: write 'names:' with the classes, and 'train:' and 'val:' with "
-            "the folders of images."
-        )
-    return {str(key): value for key, value in content.items() if value not in ("", "null", "~", "None", [], {})}
-
-
-def read_yolo(
-    splits: dict[str, list[Path]], names: dict[int, str], keypoints: int, notes: Notes
-) -> dict[str, list[Record]]:
-    """Reads YOLO's labels: ``class x y width height`` or ``class x y x y …`` (a polygon) a line, as shares of the image.
-
-    A score at a line's end and the keypoints of poses are left out; polygons and rotated boxes have the box around them.
-
-    Args:
-        splits: the images; the labels of ``…/images/a.jpg`` are ``…/labels/a.txt``, or beside it. Without a file it has no
-            objects.
-        names: the classes' names by their numbers in the labels.
-        keypoints: numbers that a line of a pose has after its box; 0 where the data do not say.
-        notes: where it is noted what was read in another way than written.
-
-    Raises:
-        DataError: a line is no such one, two images share their labels, or no image to train on has any.
-    """
-    taken: dict[Path, Path] = {}
-    listings: dict[Path, dict[str, Path]] = {}
-    result: dict[str, list[Record]] = {}
-    lines: list[tuple[Record, int, Any, list[float]]] = []
-    for split, images in splits.items():
-        records = [Record(str(image), str(_labels_of(image, listings))) for image in images]
-        result[split] = records = merged(records, notes)
-        for record in records:
-            file = Path(record.file)
-            if taken.get(file, Path(record.path)) != Path(record.path):  # an image may be in two splits
-                raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
-            taken[file] = Path(record.path)
-            for number, line in enumerate(read_text(file, notes).splitlines() if os.path.isfile(file) else [], 1):
-                if fields := _fields(line):
-                    lines.append((record, number, *_line(fields, line, f"{file}, line {number}", names)))
-    _check_files(result, taken, notes)
-    keypoints = keypoints or _keypoints([values for *_, values in lines])
-    for record, number, label, values in lines:
-        place = f"{record.file}, line {number}"
-        outline = None
-        if keypoints and len(values) == 4 + keypoints:
-            notes.add("A label is a pose, of which the box is used and the keypoints are left out", place)
-            values = values[:4]
-        elif len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:
-            notes.add("A label ends in a score, which is left out", place)
-            values = values[:-1]
-        if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
-            raise DataError(f"{place}: a class and 4 numbers, or 6 or more, not {len(values)}.")
-        if len(values) > 4:
-            outline = np.array(values).reshape(-1, 2)  # in shares, until the image's size is known
-            if len(values) == 8 and _is_turned(outline):
-                notes.add("A label is a rotated box, of which the box around it is used", place)
-            low, high = outline.min(0), outline.max(0)
-            values = [*((low + high) / 2).tolist(), *(high - low).tolist()]
-        record.boxes.append(Box(values, label, number, outline=outline))
-    return result
 
 
 def _labels_of(image: Path, listings: dict[Path, dict[str, Path]]) -> Path:
@@ -270,38 +289,6 @@ def _labels_of(image: Path, listings: dict[Path, dict[str, Path]]) -> Path:
 
 
 OTHER_TEXTS = {"classes", "predefined_classes", "notes", "readme", "train", "val", "valid", "test"}
-
-
-def _check_files(splits: dict[str, list[Record]], taken: dict[Path, Path], notes: Notes) -> None:
-    """Refuses, or tells, that images and files of labels do not belong together."""
-    for split, records in splits.items():
-        without = [record for record in records if not os.path.isfile(record.file)]
-        if not without:
-            continue
-        folders = {Path(record.file).parent for record in records}
-        orphans = sorted(
-            file
-            for folder in folders
-            if folder.is_dir()
-            for file in folder.glob("*.txt")
-            if file not in taken and file.stem.casefold().partition(".")[0] not in OTHER_TEXTS and file.name[0] != "."
-        )
-        lone = f", and {orphans[0].name} there is of no image" if orphans else ""
-        first = f"{without[0].path} would have its labels in {without[0].file}, which is not there{lone}"
-        if len(without) == len(records) and split in ("train", "all"):
-            raise DataError(
-                f"None of the {len(records)} images to train on has labels: {first}. Give an image and its labels the same name, "
-                "and put them into folders images/ and labels/ that mirror each other, or side by side."
-            )
-        if len(without) == len(records):
-            notes.add(f"No image of the split {split!r} has labels, so that nothing can be measured on it", first)
-        elif orphans and len(without) > len(records) / 2:
-            raise DataError(
-                f"{len(without)} of {len(records)} images have no labels, while {len(orphans)} files of labels are of no image: "
-                f"{first}. Give an image and its labels the same name."
-            )
-        for orphan in orphans:
-            notes.add("A file of labels is of no image", orphan)
 
 
 def _fields(line: str) -> list[str]:
