@@ -30,7 +30,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from datamodules import ORL, Glyphs
-from datamodules.labelled import FaceDataModule, PeopleSource
+from datamodules.labelled.people import FaceDataModule
+from datamodules.labelled.sources import PeopleSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.metrics import Roc, all_pairs, drawn_pairs, retrieval, ten_fold

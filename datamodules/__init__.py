@@ -4,39 +4,29 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 
-from datamodules.annotated import (
-    COCODetection,
-    COCOSegmentation,
-    CSVDetection,
-    DetectionDataModule,
-    DigitMasks,
-    DigitScenes,
-    MaskFolder,
-    SegmentationDataModule,
-    VOCDetection,
-    VOCSegmentation,
-    YOLODetection,
-)
+from datamodules.annotated.class_maps import COCOSegmentation, MaskFolder, VOCSegmentation
+from datamodules.annotated.detection import DetectionDataModule
+from datamodules.annotated.readers.coco import COCODetection
+from datamodules.annotated.readers.table import CSVDetection
+from datamodules.annotated.readers.voc import VOCDetection
+from datamodules.annotated.readers.yolo import YOLODetection
+from datamodules.annotated.scenes import DigitMasks, DigitScenes
+from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
-from datamodules.labelled import (
+from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.files import CelebA, ImageFolder, Manifest, PeopleFolder, PeopleTable, UnlabelledFolder
+from datamodules.labelled.people import FaceDataModule
+from datamodules.labelled.published import (
     CIFAR10,
     CIFAR100,
     EMNIST,
     MNIST,
     ORL,
-    CelebA,
-    ClassificationDataModule,
     Digits,
     Digits8x8,
-    FaceDataModule,
     FashionMNIST,
     Glyphs,
-    ImageFolder,
-    Manifest,
-    PeopleFolder,
-    PeopleTable,
-    UnlabelledFolder,
 )
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud

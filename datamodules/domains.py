@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import KeyedDataset
-from datamodules.labelled import ClassificationDataModule, Digits, ImageFolder, LabelledSource
+from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.files import ImageFolder
+from datamodules.labelled.published import Digits
+from datamodules.labelled.sources import LabelledSource
 from datamodules.options import Own, PositiveInt
 
 FINE = 4  # strokes are measured on pixels of a quarter of the side

@@ -1,4 +1,4 @@
-"""Finds images by the names that files give them, and tells what was read in another way than it is written."""
+"""Finds images by the names that files give them."""
 
 import os
 import re
@@ -9,54 +9,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError
 from datamodules.images import EXTENSIONS, folded, images_in
-from datamodules.tables import decoded
-
-
-class Notes:
-    """What was read in another way than it is written, by kind."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, list[str]] = {}
-
-    def add(self, what: str, place: object) -> None:
-        """Notes a place.
-
-        Args:
-            what: the kind, as a sentence without its full stop.
-            place: file and, where there is one, entry.
-        """
-        self._places.setdefault(what, []).append(str(place))
-
-    def tell(self) -> None:
-        """Warns once for each kind, with how often and where first."""
-        for what, places in self._places.items():
-            rank_zero_warn(f"{what} ({len(places)} times; the first: {places[0]}).")
-        self._places.clear()
-
-
-def read_text(file: Path, notes: Notes, declared: str | None = None) -> str:
-    """The text of a file, as `decoded` reads it.
-
-    Args:
-        file: the file.
-        notes: where a guessed encoding is noted.
-        declared: what the file itself says.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        data = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}.") from None
-    text, guessed = decoded(data, declared)
-    if guessed:
-        notes.add("A file is not in UTF-8 and was read as Windows-1252; look at the names in it", file)
-    return text
+from datamodules.tables import Notes
 
 
 def parts_of(written: str) -> list[str]:

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from datamodules.augmentations import Strength
 from datamodules.base import DataError, Key, KeyedDataset, Source
-from datamodules.labelled import LabelledSource, UnlabelledFolder
+from datamodules.labelled.files import UnlabelledFolder
+from datamodules.labelled.sources import LabelledSource
 from datamodules.options import Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")

@@ -1,4 +1,4 @@
-"""Tables that list images, as CSV or Parquet."""
+"""Text files and tables that list images: in any usual encoding, as CSV or Parquet."""
 
 import codecs
 import difflib
@@ -45,18 +45,48 @@ def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
     return data.decode("cp1252", "replace"), True
 
 
-def text_of(file: Path) -> str:
-    """The text of a file, as `decoded` reads it; a guess is told.
+class Notes:
+    """What was read in another way than it is written, by kind."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, what: str, place: object) -> None:
+        """Notes a place.
+
+        Args:
+            what: the kind, as a sentence without its full stop.
+            place: file and, where there is one, entry.
+        """
+        self._places.setdefault(what, []).append(str(place))
+
+    def tell(self) -> None:
+        """Warns once for each kind, with how often and where first."""
+        for what, places in self._places.items():
+            rank_zero_warn(f"{what} ({len(places)} times; the first: {places[0]}).")
+        self._places.clear()
+
+
+def text_of(file: Path, notes: Notes | None = None, declared: str | None = None) -> str:
+    """The text of a file, as `decoded` reads it.
+
+    Args:
+        file: the file.
+        notes: where a guessed encoding is noted; None tells it at once.
+        declared: the encoding that the file itself says.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        text, guessed = decoded(file.read_bytes())
-    except OSError as error:
+        text, guessed = decoded(file.read_bytes(), declared)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}.") from None
     if guessed:
-        rank_zero_warn(f"{file} is not in UTF-8 and was read as Windows-1252; look at the names in it.")
+        own = notes or Notes()
+        own.add("A file is not in UTF-8 and was read as Windows-1252; look at the names in it", file)
+        if notes is None:
+            own.tell()
     return text
 
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datamodules.labelled import ClassificationDataModule, JoinedSource, LabelledSource, few
+from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.sources import JoinedSource, LabelledSource, few
 from modules import Backbone, ClassificationModule, DataSpec, GANModule, SegmentationModule, TranslationModule
 from modules.adversarial.base import to_uint8
 from modules.inspection import dissection

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from datamodules import COCODetection, CSVDetection, DataError, VOCDetection, YOLODetection
-from datamodules.annotated import BoxFiles
+from datamodules.annotated.boxes import BoxFiles
 
 WIDTH, HEIGHT = 40, 30
 SPLITS = {"train": "abc", "val": "d", "test": "e"}

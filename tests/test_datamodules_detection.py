@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from datamodules import COCODetection, CSVDetection, DataError, DigitScenes, VOCDetection, YOLODetection
-from datamodules.annotated import BoxFiles, Mixing
-from datamodules.annotated.mixing import boxes_of, mosaic
+from datamodules.annotated.boxes import BoxFiles
+from datamodules.annotated.mixing import Mixing, boxes_of, mosaic
 from datamodules.augmentations import evaluation
 from modules import DetectionModule
 from modules.spec import Backbone, DataSpec

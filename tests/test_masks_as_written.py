@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
 from datamodules import COCOSegmentation, DataError, MaskFolder, VOCSegmentation
-from datamodules.annotated import SegmentationDataModule
+from datamodules.annotated.segmentation import SegmentationDataModule
 
 SIZE = (20, 28)
 COLOURS = np.array([(0, 0, 0), (128, 64, 0), (0, 0, 200)], np.uint8)

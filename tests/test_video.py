@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules import DigitScenes
-from datamodules.annotated import Sprites
+from datamodules.annotated.scenes import Sprites
 from datamodules.options import Preprocessing
 from modules import ClassificationModule, DetectionModule
 from modules.spec import Backbone, DataSpec

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from datamodules import COCODetection, CSVDetection, DataError, VOCDetection, YOLODetection
-from datamodules.annotated import BoxFiles
+from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.writers import AnswerWriter, outline
 
 READERS: dict[str, Any] = {"coco": COCODetection, "voc": VOCDetection, "yolo": YOLODetection, "csv": CSVDetection}

@@ -19,9 +19,9 @@ from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
-from datamodules.finding import Notes
 from datamodules.images import check_images, read_image, turned, warn_of_shared
 from datamodules.options import OWN, Folder, Own, PositiveInt, Preprocessing
+from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
 
 TOLD = {  # of what `compiled` says of boxes

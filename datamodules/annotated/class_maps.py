@@ -28,10 +28,11 @@ from datamodules.annotated.readers.masks import (
     read_values,
     voc_classes,
 )
-from datamodules.annotated.readers.pairing import by_stem, files_below, matched, named
+from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, listed
+from datamodules.finding import child
 from datamodules.images import (
     EXTENSIONS,
     check_images,
@@ -227,6 +228,11 @@ def _refuse(faults: Sequence[str]) -> None:
         raise DataError(f"{faults[0]}{more}")
 
 
+def _place(folder: Path, name: str) -> Path:
+    """A folder in a folder, in upper or lower case."""
+    return child(folder, name) or folder / name
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class MaskFolder(_MaskFiles):
     """A folder of images and a folder of masks of the same names.
@@ -271,19 +277,19 @@ class MaskFolder(_MaskFiles):
             raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
         pictures, masks = self.images, self.masks
         places: dict[str, tuple[Path, Path]] = {}
-        for above in (place for place in (root, named(root, pictures)) if place.is_dir()):
+        for above in (place for place in (root, _place(root, pictures)) if place.is_dir()):
             for split, folder in by_split_name(sub_folders(above)).items():
                 start = folder.name.removesuffix(pictures)
                 beside = (root / f"{start}{join}{word}" for join in ("", "_", "-") for word in (masks, *MASKED))
                 pairs = (
-                    (named(folder, pictures), named(folder, masks)),
-                    (named(root, pictures) / folder.name, named(root, masks) / folder.name),
+                    (_place(folder, pictures), _place(folder, masks)),
+                    (_place(root, pictures) / folder.name, _place(root, masks) / folder.name),
                     (folder, next((place for place in beside if place.is_dir()), folder)),
                 )
                 found = next((pair for pair in pairs if pair[0].is_dir() and self._has_masks(*pair)), None)
                 places |= {split: found} if found and split not in places else {}
         if "train" not in places:
-            whole = (named(root, pictures), named(root, masks))
+            whole = (_place(root, pictures), _place(root, masks))
             if not whole[0].is_dir():
                 raise DataError(
                     f"{root.resolve()} has neither {pictures}/ nor train/{pictures}/: name the folders of images and masks "

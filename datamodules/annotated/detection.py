@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
-from datamodules.annotated.writers import FileFormat, Writer
+from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import Strength, evaluation, training_with_boxes
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing
@@ -187,7 +187,7 @@ class DetectionDataModule(VisionDataModule):
         sources, place = self.sources, Path(folder).absolute()
         place.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # it has its name once it is whole
-            writer = Writer(Path(part, place.name), form, self.label_names)
+            writer = WRITERS[form](Path(part, place.name), self.label_names)
             for name, source in sources.items():
                 writer.write(name, source)
             writer.folder.rename(place)

@@ -9,7 +9,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from datamodules.finding import Notes
+from datamodules.tables import Notes
 
 IGNORE = 255  # id of pixels that count for nothing
 

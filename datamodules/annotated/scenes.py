@@ -25,7 +25,7 @@ from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule
 from datamodules.cache import Cache
-from datamodules.labelled import Digits
+from datamodules.labelled.published import Digits
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 from datamodules.splits import SPLITS
 

@@ -16,6 +16,7 @@ import PIL.Image
 import yaml
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from datamodules.annotated.sample import COLUMNS
 from datamodules.base import DataError, Source
@@ -27,22 +28,22 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Writer:
-    """Writes samples with boxes in one of the four formats, so that other tools can be run on the same data.
+    """Writes samples with boxes in a format, so that other tools can be run on the same data.
 
     Images keep their files and names; those that are no files, or not shown as their file has them (turned by an EXIF tag,
-    cut into tiles), are written as PNG. What a format has no place for is left out and told: YOLO has no crowds, and VOC and
-    tables have no outlines.
+    cut into tiles), are written as PNG. What a format has no place for is left out and told.
 
     Args:
         folder: where.
-        form: the format.
         label_names: the classes' names.
     """
 
-    def __init__(self, folder: Path, form: FileFormat, label_names: Sequence[str]) -> None:
-        self.folder, self.form, self.label_names = folder, form, list(label_names)
+    place = "images/{split}"  # of the images
+    digits = "{number:06d}"  # name of an image that is no file
+
+    def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
+        self.folder, self.label_names = folder, list(label_names)
         self.left_out: Counter[str] = Counter()
-        self._rows: list[list[Any]] = []
         self._taken: dict[str, Path] = {}
 
     def write(self, split: str, source: Source) -> None:
@@ -52,66 +53,36 @@ class Writer:
             split: its name.
             source: its samples; those of one with ``paths`` are image files.
         """
-        place = {"coco": f"{split}", "voc": "JPEGImages", "yolo": f"images/{split}", "csv": f"images/{split}"}[
-            self.form
-        ]
+        place = self.place.format(split=split)
         (self.folder / place).mkdir(parents=True, exist_ok=True)
-        images: list[dict[str, Any]] = []
-        entries: list[dict[str, Any]] = []
-        stems = []
-        paths = getattr(source, "paths", None)
-        for number in range(1, len(source) + 1):
-            sample = source[number - 1]
+        paths, names = getattr(source, "paths", None), []
+        for index in range(len(source)):
+            sample = source[index]
             image = sample["image"]
-            height, width = image.shape[:2]
-            file = None if paths is None else Path(str(paths[number - 1]))
-            whole = file is not None and _is_upright(file, height, width)
-            digits = f"{split}_{number:06d}" if self.form == "voc" else f"{number:06d}"
-            stem = digits if file is None else self._free(place, file)
-            suffix = file.suffix if file is not None and whole else ".png"
-            name = f"{place}/{stem}{suffix}"
+            file = None if paths is None else Path(str(paths[index]))
+            whole = file is not None and _is_upright(file, *image.shape[:2])
+            stem = self.digits.format(split=split, number=index + 1) if file is None else self._free(place, file)
+            names.append(f"{stem}{file.suffix if file is not None and whole else '.png'}")
+            target = self.folder / place / names[-1]
             if file is not None and whole:
-                shutil.copyfile(file, self.folder / name)
+                shutil.copyfile(file, target)
             else:
                 flat = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
-                cv2.imencode(".png", flat)[1].tofile(self.folder / name)
-            stems.append(stem)
-            if "masks" in sample and self.form in ("voc", "csv"):
-                self.left_out["outlines"] += len(sample["masks"])
-            if self.form == "coco":
-                images.append({"id": number, "file_name": f"{stem}{suffix}", "height": height, "width": width})
-                entries += [entry | {"id": len(entries) + k} for k, entry in enumerate(_coco(sample, number), 1)]
-            elif self.form == "voc":
-                self._write_voc(stem, suffix, sample)
-            elif self.form == "yolo":
-                lines = self.folder / "labels" / split / f"{stem}.txt"
-                lines.parent.mkdir(parents=True, exist_ok=True)
-                self.left_out["crowds"] += int(sample["ignore"].sum())
-                rows = [
-                    yolo_line(int(label), box, (height, width), sample["masks"][k] if "masks" in sample else None)
-                    for k, (label, box) in enumerate(zip(sample["labels"], sample["boxes"], strict=True))
-                    if not sample["ignore"][k]
-                ]
-                lines.write_text("".join(f"{row}\n" for row in rows))
-            else:
-                boxes = zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True)
-                found = [[name, *map(_plain, box), self.label_names[k], int(skip), split] for box, k, skip in boxes]
-                self._rows += found or [[name, *[""] * 5, 0, split]]
-        if self.form == "coco":
-            categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(self.label_names, 1)]
-            content = {"info": {}, "licenses": [], "images": images, "annotations": entries, "categories": categories}
-            (self.folder / f"{split}.json").write_text(json.dumps(content))
-        elif self.form == "voc":
-            lists = self.folder / "ImageSets" / "Main"
-            lists.mkdir(parents=True, exist_ok=True)
-            (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-        elif self.form == "yolo":
-            there = {name: f"images/{name}" for name in SPLITS if (self.folder / "images" / name).is_dir()}
-            layout: dict[str, Any] = {"path": ".", **there, "names": dict(enumerate(self.label_names))}
-            (self.folder / "data.yaml").write_text(yaml.safe_dump(layout, sort_keys=False, allow_unicode=True))
-        else:
-            with (self.folder / "boxes.csv").open("w", newline="") as table:
-                csv.writer(table).writerows([["path", *COLUMNS, "label", "difficult", "split"], *self._rows])
+                cv2.imencode(".png", flat)[1].tofile(target)
+            self._add(split, index + 1, names[-1], sample)
+        self._end(split, names)
+
+    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+        """Writes the objects of an image of this name."""
+        raise NotImplementedError
+
+    def _end(self, split: str, names: Sequence[str]) -> None:
+        """Writes what a split has beside its images."""
+
+    def _text(self, place: str, text: str) -> None:
+        file = self.folder / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
     def _free(self, place: str, file: Path) -> str:
         """A file's own stem; where another one has it, with its folder's name before it; or else, as a tile, with a number."""
@@ -124,13 +95,56 @@ class Writer:
         self._taken[f"{place}/{stem}".casefold()] = file
         return stem
 
-    def _write_voc(self, stem: str, suffix: str, sample: dict[str, Any]) -> None:
-        height, width, depth = sample["image"].shape
+
+class COCOWriter(Writer):
+    """COCO's JSON, a file for each split; masks as run-length codes."""
+
+    place = "{split}"
+
+    def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
+        super().__init__(folder, label_names)
+        self._images: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+
+    @override
+    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+        height, width = sample["image"].shape[:2]
+        self._images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for k, (x1, y1, x2, y2) in enumerate(sample["boxes"].tolist()):
+            entry = {
+                "image_id": number,
+                "category_id": int(sample["labels"][k]) + 1,
+                "bbox": [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "area": _plain(float(sample["area"][k]) if "area" in sample else (x2 - x1) * (y2 - y1)),
+                "iscrowd": int(sample["ignore"][k]),
+            }
+            if "masks" in sample:
+                mask = sample["masks"][k]
+                code = rle.encode(np.asfortranarray(mask))
+                entry |= {"area": int(mask.sum()), "segmentation": code | {"counts": code["counts"].decode()}}
+            self._entries.append(entry | {"id": len(self._entries) + 1})
+
+    @override
+    def _end(self, split: str, names: Sequence[str]) -> None:
+        categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(self.label_names, 1)]
+        lists = {"images": self._images, "annotations": self._entries, "categories": categories}
+        self._text(f"{split}.json", json.dumps({"info": {}, "licenses": []} | lists))
+        self._images, self._entries = [], []
+
+
+class VOCWriter(Writer):
+    """Pascal VOC's XML, without outlines."""
+
+    place, digits = "JPEGImages", "{split}_{number:06d}"
+
+    @override
+    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+        self.left_out["outlines"] += len(sample.get("masks", ()))
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = f"{stem}{suffix}"
+        ElementTree.SubElement(root, "filename").text = name
         size = ElementTree.SubElement(root, "size")
-        for key, value in (("width", width), ("height", height), ("depth", depth)):
-            ElementTree.SubElement(size, key).text = str(value)
+        for key, axis in (("width", 1), ("height", 0), ("depth", 2)):
+            ElementTree.SubElement(size, key).text = str(sample["image"].shape[axis])
         for box, label, ignore in zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True):
             entry = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(entry, "name").text = self.label_names[label]
@@ -139,31 +153,63 @@ class Writer:
             for key, value in zip(COLUMNS, (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True):
                 ElementTree.SubElement(place, key).text = f"{_plain(value)}"
         ElementTree.indent(root)
-        file = self.folder / "Annotations" / f"{stem}.xml"
-        file.parent.mkdir(exist_ok=True)
-        ElementTree.ElementTree(root).write(file, encoding="utf-8")
+        self._text(f"Annotations/{Path(name).stem}.xml", ElementTree.tostring(root, "unicode"))
+
+    @override
+    def _end(self, split: str, names: Sequence[str]) -> None:
+        self._text(f"ImageSets/Main/{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
+
+
+class YOLOWriter(Writer):
+    """YOLO's text files, without crowds."""
+
+    @override
+    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+        self.left_out["crowds"] += int(sample["ignore"].sum())
+        masks = sample.get("masks", [None] * len(sample["boxes"]))
+        rows = zip(sample["labels"], sample["boxes"], masks, sample["ignore"], strict=True)
+        size = sample["image"].shape[:2]
+        lines = [yolo_line(int(label), box, size, mask) for label, box, mask, ignore in rows if not ignore]
+        self._text(f"labels/{split}/{Path(name).stem}.txt", "".join(f"{line}\n" for line in lines))
+
+    @override
+    def _end(self, split: str, names: Sequence[str]) -> None:
+        there = {name: f"images/{name}" for name in SPLITS if (self.folder / "images" / name).is_dir()}
+        layout: dict[str, Any] = {"path": ".", **there, "names": dict(enumerate(self.label_names))}
+        self._text("data.yaml", yaml.safe_dump(layout, sort_keys=False, allow_unicode=True))
+
+
+class TableWriter(Writer):
+    """A CSV table with a row for each box, without outlines."""
+
+    def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
+        super().__init__(folder, label_names)
+        self._rows: list[list[Any]] = [["path", *COLUMNS, "label", "difficult", "split"]]
+
+    @override
+    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+        self.left_out["outlines"] += len(sample.get("masks", ()))
+        boxes = zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True)
+        path = f"images/{split}/{name}"
+        found = [[path, *map(_plain, box), self.label_names[k], int(skip), split] for box, k, skip in boxes]
+        self._rows += found or [[path, *[""] * 5, 0, split]]
+
+    @override
+    def _end(self, split: str, names: Sequence[str]) -> None:
+        with (self.folder / "boxes.csv").open("w", newline="") as table:
+            csv.writer(table).writerows(self._rows)
+
+
+WRITERS: dict[FileFormat, type[Writer]] = {
+    "coco": COCOWriter,
+    "voc": VOCWriter,
+    "yolo": YOLOWriter,
+    "csv": TableWriter,
+}
 
 
 def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else round(value, 4)
-
-
-def _coco(sample: dict[str, Any], image: int) -> list[dict[str, Any]]:
-    """An image's annotations; masks as run-length codes."""
-    entries = []
-    for k, (x1, y1, x2, y2) in enumerate(sample["boxes"].tolist()):
-        entry = {
-            "image_id": image,
-            "category_id": int(sample["labels"][k]) + 1,
-            "bbox": [_plain(value) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "area": _plain(float(sample["area"][k]) if "area" in sample else (x2 - x1) * (y2 - y1)),
-            "iscrowd": int(sample["ignore"][k]),
-        }
-        if "masks" in sample:
-            code = rle.encode(np.asfortranarray(sample["masks"][k]))
-            entry |= {"area": int(sample["masks"][k].sum()), "segmentation": code | {"counts": code["counts"].decode()}}
-        entries.append(entry)
-    return entries
 
 
 def _is_upright(file: Path, height: int, width: int) -> bool:

@@ -24,9 +24,10 @@ from datamodules.annotated.sample import (
     merged,
 )
 from datamodules.base import DataError, repeated
-from datamodules.finding import Finder, quoted, read_text, words_of
+from datamodules.finding import Finder, quoted, words_of
 from datamodules.images import composed, is_junk, sub_folders
 from datamodules.splits import SPLITS, split_of
+from datamodules.tables import text_of
 
 Entry = tuple[str, dict[str, Any]]  # id and content
 
@@ -85,7 +86,7 @@ class COCODetection(BoxFiles):
 
     def _content(self, file: Path) -> dict[str, Any]:
         """What is in a file, with its lists ``images`` and ``categories``; of another tool's the message says which."""
-        text = read_text(file, self.notes)
+        text = text_of(file, self.notes)
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import DataError, listed
-from datamodules.images import folded, images_in, sub_folders
+from datamodules.images import folded, images_in
 
 
 def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
@@ -21,14 +21,6 @@ def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
     """
     nested = [place for place in places if folder in place.parents]
     return [file for file in images_in(folder) if not any(place in file.parents for place in nested)]
-
-
-def named(folder: Path, name: str) -> Path:
-    """A folder in a folder, where there is none of this name one that is called so in other case."""
-    place = folder / name
-    if not place.is_dir() and folder.is_dir():
-        return next((other for other in sub_folders(folder) if folded(other.name) == folded(name)), place)
-    return place
 
 
 def matched(

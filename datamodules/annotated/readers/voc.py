@@ -14,9 +14,10 @@ from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.checks import in_shares
 from datamodules.annotated.sample import COLUMNS, Box, BoxFormat, Record, as_flag, as_number, as_size, occurring
 from datamodules.base import DataError
-from datamodules.finding import Finder, child, read_text, shared_parts
+from datamodules.finding import Finder, child, shared_parts
 from datamodules.images import EXTENSIONS, composed, folded, sub_folders
 from datamodules.splits import SPLITS, by_split_name
+from datamodules.tables import text_of
 
 
 class VOCDetection(BoxFiles):
@@ -65,7 +66,7 @@ class VOCDetection(BoxFiles):
             by_class = sorted(place.glob(f"*_{split}.txt")) if place else []  # as VoTT writes them
             chosen: dict[Path, None] = {}
             for file in [one] if one else by_class:
-                for line in read_text(file, self.notes).splitlines():
+                for line in text_of(file, self.notes).splitlines():
                     if not (line := line.strip().replace("\\", "/")):
                         continue
                     names = dict.fromkeys(
@@ -148,7 +149,7 @@ class VOCDetection(BoxFiles):
             said = re.search(rb"""^[^>]*encoding=["']([\w.-]+)""", file.read_bytes()[:200])
         except (OSError, ValueError) as error:
             raise DataError(f"{file} cannot be read as XML: {error}.") from None
-        text = read_text(file, self.notes, said[1].decode("ascii", "replace") if said else None)
+        text = text_of(file, self.notes, said[1].decode("ascii", "replace") if said else None)
         try:
             root = ElementTree.fromstring(text.strip())  # of a text, the declared encoding does not count
         except (ElementTree.ParseError, ValueError, RecursionError) as error:

@@ -15,9 +15,10 @@ from typing_extensions import override
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import Box, Record, Unknown, as_number, merged
 from datamodules.base import DataError, repeated
-from datamodules.finding import Finder, child, parts_of, quoted, read_text, within
+from datamodules.finding import Finder, child, parts_of, quoted, within
 from datamodules.images import composed, folded, images_in, sub_folders
 from datamodules.splits import SPELLINGS, SPLITS, by_split_name
+from datamodules.tables import text_of
 
 
 class YOLODetection(BoxFiles):
@@ -99,7 +100,7 @@ class YOLODetection(BoxFiles):
 
     def _pairs(self, file: Path) -> dict[str, Any]:
         """Darknet's settings, a line for each: ``names = obj.names``."""
-        lines = [line.partition("=") for line in read_text(file, self.notes).splitlines()]
+        lines = [line.partition("=") for line in text_of(file, self.notes).splitlines()]
         return {key.strip(): value.strip() for key, _, value in lines if value.strip()}
 
     def _names(self, folder: Path, file: Path | None, content: dict[str, Any]) -> dict[int, str]:
@@ -117,20 +118,20 @@ class YOLODetection(BoxFiles):
                 f"{what} not say what its classes are called: write a data.yaml with 'names', or a classes.txt with a name a "
                 "line."
             )
-        return _names_of(read_text(listed, self.notes).splitlines(), listed)
+        return _names_of(text_of(listed, self.notes).splitlines(), listed)
 
     def _images(self, folder: Path, place: Path) -> list[Path]:
         """The images in a folder, or named in a text file."""
         if place.is_dir():
             return images_in(place)
         finder = Finder(folder, [place.parent, folder], self.notes)
-        lines = [line.strip() for line in read_text(place, self.notes).splitlines() if line.strip()]
+        lines = [line.strip() for line in text_of(place, self.notes).splitlines() if line.strip()]
         return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
 
     def _yaml(self, file: Path) -> dict[str, Any]:
         """A YAML file's settings, every scalar as the text that is written: ``no`` is a word to people."""
         try:
-            content = yaml.load(read_text(file, self.notes), yaml.BaseLoader)
+            content = yaml.load(text_of(file, self.notes), yaml.BaseLoader)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             raise DataError(f"{file} cannot be read as YAML: {' '.join(str(error).split())[:300]}.") from None
         if content in (None, ""):
@@ -165,7 +166,7 @@ class YOLODetection(BoxFiles):
                     raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
                 taken[file] = Path(record.path)
                 for number, line in enumerate(
-                    read_text(file, self.notes).splitlines() if os.path.isfile(file) else [], 1
+                    text_of(file, self.notes).splitlines() if os.path.isfile(file) else [], 1
                 ):
                     if fields := _fields(line):
                         lines.append((record, number, *_line(fields, line, f"{file}, line {number}", names)))
