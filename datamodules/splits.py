@@ -42,6 +42,9 @@ def split_of(name: str) -> str | None:
 
     Returns:
         ``train``, ``val`` or ``test``; None where it means none of them.
+
+    >>> split_of("valid"), split_of("images")
+    ('val', None)
     """
     plain = str(name).strip().casefold()
     words = _words(str(name).strip())

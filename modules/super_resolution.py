@@ -238,8 +238,8 @@ class SuperResolutionModule(AdversarialModule):
         """What the discriminator says of normalised images, float B×C×S×S."""
         return cast(Verdict, self.head(self.backbone(image), image, None))
 
+    @override
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         if not self.weight:
             return {}
         with torch.no_grad():
@@ -249,8 +249,8 @@ class SuperResolutionModule(AdversarialModule):
         self.log_mean("train/discriminator_accuracy", right, len(batch["image"]))
         return {"discriminator_loss": self.objective.discriminator(*verdicts)}
 
+    @override
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         truth = batch["image"]
         made = self.generator(as_float(resized(truth, 1 / self.factor))).float()
         losses = {"loss": self._far(made, truth)}

@@ -1,6 +1,7 @@
 """The pages: each command and each piece of code in them is understood by what it is for."""
 
 import ast
+import doctest
 import importlib.util
 import inspect
 import re
@@ -222,3 +223,14 @@ def test_code_on_a_page_runs(page: str, block: str) -> None:
              "accelerator='cpu'")  # fmt: skip
     there = block.replace("FashionMNIST", "Digits")  # which comes with the packages
     exec(compile(re.sub(r"max_epochs=\d+", short, there), page, "exec"), {})
+
+
+def test_examples_in_docstrings_give_what_they_say() -> None:
+    """Of all modules that are imported with the two packages, with their own names."""
+    found = 0
+    for name, module in sorted(sys.modules.items()):
+        if name.split(".")[0] in ("modules", "datamodules"):
+            result = doctest.testmod(module)
+            assert not result.failed, f"{name}: run python -m doctest on it"
+            found += result.attempted
+    assert found > 50

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from modules.networks.parts import Part, within
 from modules.ranges import NonNegative, Positive, PositiveInt, ShareBelowOne
@@ -65,13 +66,13 @@ class NonSaturating(Objective):
         within("label_smoothing", label_smoothing, 0, 0.5)
         self.saturating, self.label_smoothing = saturating, label_smoothing
 
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         target = torch.full_like(real.score, 1 - self.label_smoothing)
         return F.binary_cross_entropy_with_logits(real.score, target) + F.softplus(fake.score).mean()
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return -F.softplus(fake.score).mean() if self.saturating else F.softplus(-fake.score).mean()
 
 
@@ -80,25 +81,30 @@ class LeastSquares(Objective):
 
     threshold = 0.5
 
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return 0.5 * ((real.score - 1).square().mean() + fake.score.square().mean())
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return 0.5 * (fake.score - 1).square().mean()
 
 
 class Hinge(Objective):
     """max(0, 1 − D(x)) + max(0, 1 + D(G(z))) and −D(G(z)) (Lim & Ye 2017, arXiv:1705.02894; with spectral normalisation
-    Miyato et al. 2018, arXiv:1802.05957)."""
+    Miyato et al. 2018, arXiv:1802.05957).
 
+    >>> sure = Verdict(torch.tensor([2.0]), torch.zeros(1, 1))
+    >>> Hinge().discriminator(sure, sure), Hinge().generator(sure)
+    (tensor(3.), tensor(-2.))
+    """
+
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return F.relu(1 - real.score).mean() + F.relu(1 + fake.score).mean()
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return -fake.score.mean()
 
 
@@ -115,12 +121,12 @@ class Wasserstein(Objective):
         super().__init__()
         self.drift = drift
 
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return fake.score.mean() - real.score.mean() + self.drift * real.score.square().mean()
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return -fake.score.mean()
 
 
@@ -152,12 +158,12 @@ class EnergyBased(Objective):
         within("margin", margin, 0)
         self.margin, self.pull = margin, pull
 
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return real.score.mean() + F.relu(self.margin - fake.score).mean()
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         loss = fake.score.mean()
         return loss + self.pull * pulling_away(fake.features) if self.pull and len(fake.score) > 1 else loss
 
@@ -182,16 +188,16 @@ class BoundaryEquilibrium(Objective):
         self.gamma, self.step = gamma, step
         self.register_buffer("balance", torch.tensor(0.0))
 
+    @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return real.score.mean() - self.balance * fake.score.mean()
 
+    @override
     def generator(self, fake: Verdict) -> Tensor:
-        """See `Objective`."""
         return fake.score.mean()
 
+    @override
     def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """See `Objective`."""
         difference = self.gamma * real - fake
         self.balance.copy_((self.balance + self.step * difference).clamp(0, 1))
         return {"balance": self.balance.clone(), "convergence": real + difference.abs()}
@@ -243,8 +249,8 @@ class GradientPenalty(Regularizer):
         super().__init__()
         self.weight = weight
 
+    @override
     def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
-        """See `Regularizer`."""
         share = torch.rand(len(real), 1, 1, 1, device=real.device)
         norm = (slope(score, torch.lerp(real.float(), fake.float(), share)) + 1e-12).sqrt()
         return self.weight * (norm - 1).square().mean()
@@ -264,6 +270,6 @@ class R1(Regularizer):
         within("every", every, 1)
         self.weight, self.every = weight, every
 
+    @override
     def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
-        """See `Regularizer`."""
         return 0.5 * self.weight * self.every * slope(score, real).mean()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.measures.images import gaussian_kl
 from modules.networks.parts import Draws, Part, Shape, within
@@ -96,12 +97,12 @@ class Plain(Bottleneck):
         super().__init__(size, spatial)
         self.activation = activation
 
+    @override
     def build(self, features: Shape) -> None:
-        """See `Bottleneck`."""
         self.project = self._layer(features, self.size)
 
+    @override
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """See `Bottleneck`."""
         value = self.project(features)
         if self.activation is not None:
             value = self.activation(value)
@@ -114,6 +115,9 @@ class TopK(Part):
 
     Args:
         active: how many are kept.
+
+    >>> TopK(1)(torch.tensor([[0.5, 2.0, -3.0]]))
+    tensor([[0., 2., 0.]])
     """
 
     def __init__(self, active: PositiveInt = 16) -> None:
@@ -148,12 +152,12 @@ class Variational(Bottleneck):
         within("warmup", warmup, 0, 1)
         self.beta, self.warmup = beta, warmup
 
+    @override
     def build(self, features: Shape) -> None:
-        """See `Bottleneck`."""
         self.project = self._layer(features, 2 * self.size)
 
+    @override
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """See `Bottleneck`."""
         mean, log_variance = self.project(features).float().chunk(2, 1)
         log_variance = log_variance.clamp(-15, 15)
         value = mean + (0.5 * log_variance).exp() * draws.normal(*mean.shape[1:])
@@ -179,8 +183,8 @@ class VectorQuantized(Bottleneck):
         within("entries", entries, 2, 65536)
         self.entries, self.commitment = entries, commitment
 
+    @override
     def build(self, features: Shape) -> None:
-        """See `Bottleneck`."""
         self.project = self._layer(features, self.size)
         self.codebook = nn.Parameter(torch.randn(self.entries, self.size))
 
@@ -189,8 +193,8 @@ class VectorQuantized(Bottleneck):
         """Bits of a code as it is saved: 8 or 16 for each place."""
         return (8.0 if self.entries <= 256 else 16.0) * math.prod(self.shape[1:])
 
+    @override
     def load(self, saved: Tensor) -> Tensor:
-        """See `Bottleneck`."""
         places = self.shape[1:]
         return self.codebook[saved.long()].view(len(saved), -1, self.size).mT.reshape(len(saved), self.size, *places)
 
@@ -200,8 +204,8 @@ class VectorQuantized(Bottleneck):
         distance = flat.square().sum(2, keepdim=True) - 2 * flat @ self.codebook.mT + self.codebook.square().sum(1)
         return distance.argmin(2).view(len(value), *value.shape[2:])
 
+    @override
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """See `Bottleneck`."""
         value = self.project(features).float()
         index = self.quantize(value)
         entry = self.load(index)

@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from modules.networks.parts import Draws, Part, within
 from modules.ranges import NonNegative, Positive, PositiveInt, Share
@@ -29,8 +30,8 @@ class GaussianNoise(Noise):
         within("sigma", sigma, 0)
         self.sigma = sigma
 
+    @override
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
-        """See `Noise`."""
         return image + self.sigma * draws.normal(*image.shape[1:])
 
 
@@ -46,8 +47,8 @@ class SaltAndPepper(Noise):
         within("share", share, 0, 1)
         self.share = share
 
+    @override
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
-        """See `Noise`."""
         chance = draws.uniform(1, *image.shape[2:])
         return torch.where(chance < self.share, (chance < self.share / 2).to(image.dtype), image)
 
@@ -66,8 +67,8 @@ class Masking(Noise):
         within("patch", patch, 1)
         self.share, self.patch = share, patch
 
+    @override
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
-        """See `Noise`."""
         height, width = image.shape[2:]
         chance = draws.uniform(1, -(-height // self.patch), -(-width // self.patch))
         masked = (chance < self.share).repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
@@ -100,8 +101,8 @@ class L1Sparsity(Penalty):
         super().__init__()
         self.weight = weight
 
+    @override
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
-        """See `Penalty`."""
         return self.weight * code.abs().flatten(1).sum(1).mean()
 
 
@@ -119,8 +120,8 @@ class KLSparsity(Penalty):
         within("target", target, 1e-6, 1 - 1e-6)
         self.target, self.weight = target, weight
 
+    @override
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
-        """See `Penalty`."""
         mean = code.flatten(2).mean((0, 2)) if code.ndim > 2 else code.mean(0)
         mean, rho = mean.clamp(1e-6, 1 - 1e-6), self.target
         divergence = rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()
@@ -141,7 +142,7 @@ class Contractive(Penalty):
         super().__init__()
         self.weight = weight
 
+    @override
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
-        """See `Penalty`."""
         (product,) = torch.autograd.grad(code, image, torch.randn_like(code), create_graph=True)
         return cast(Tensor, self.weight * product.square().flatten(1).sum(1).mean())

@@ -213,6 +213,10 @@ def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
     Args:
         found: N×7, sorted by image, see `average_precision`.
         truth: M×7, sorted by image.
+
+    >>> found = np.array([[0, 0, 0, 10, 10, 0, 0.9], [0, 50, 50, 60, 60, 0, 0.2]])
+    >>> best_threshold(found, np.array([[0, 0, 0, 10, 10, 0, 0.0]]))
+    (0.9, 1.0)
     """
     hits = np.full(len(found), -1)
     for places, detected, objects in _by_image(found, truth):
@@ -230,7 +234,12 @@ def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
 
 
 def confusion(found: Array, truth: Array, num_classes: int) -> NDArray[np.int64]:
-    """What objects are taken for, see `DetectionMetric.compute`. ``found`` are the confident detections."""
+    """What objects are taken for, see `DetectionMetric.compute`. ``found`` are the confident detections.
+
+    >>> found, truth = np.array([[0, 0, 0, 10, 10, 1, 0.9]]), np.array([[0, 0, 0, 10, 10, 0, 0.0]])
+    >>> confusion(found, truth, 2).tolist()  # class 0, the row, is taken for class 1, the column
+    [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    """
     counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for _, detected, objects in _by_image(found, truth):
         hits = match(detected, objects, by_class=False)

@@ -19,7 +19,11 @@ Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and 
 
 
 def squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distances between embeddings of length one, float N×D and M×D, as float N×M in [0, 4]."""
+    """Squared distances between embeddings of length one, float N×D and M×D, as float N×M in [0, 4].
+
+    >>> squared_distances(torch.eye(2), torch.eye(2)).tolist()
+    [[0.0, 2.0], [2.0, 0.0]]
+    """
     return (2 - 2 * one @ other.T).clamp(0, 4)
 
 

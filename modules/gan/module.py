@@ -239,8 +239,8 @@ class GANModule(AdversarialModule):
         for part in self._grown:
             part.phase.fill_(min(grown(self.global_step, self.growth), part.levels - 1))
 
+    @override
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         label, size = batch["label"] if self.conditional else None, len(batch["image"])
         real = self.normalize(batch["image"])
         with torch.no_grad():
@@ -259,8 +259,8 @@ class GANModule(AdversarialModule):
             losses["penalty"] = self.regularizer(score, real, fake[:size])
         return losses
 
+    @override
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         label, size = batch["label"] if self.conditional else None, len(batch["image"])
         noise, losses = self._noise(size, *key), dict[str, Tensor]()
         if self._encoder is None:

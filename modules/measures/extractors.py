@@ -123,6 +123,9 @@ def extractor_name(address: str | None, num_classes: int) -> str:
     Args:
         address: of `named_extractor`, or None.
         num_classes: classes of the data, 0 without labels.
+
+    >>> extractor_name("models:/digits-lenet@champion", 10), extractor_name(None, 10)
+    ('digits_lenet', 'lenet5')
     """
     if address is None:
         return OWN if num_classes else "pca"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from typing_extensions import override
 
 from modules.networks.backbones import create_backbone
 from modules.networks.parts import Part, within
@@ -38,6 +39,9 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each pair of float B×C×H×W in [0, 1], float B (Wang et al. 2004,
     doi:10.1109/TIP.2003.819861): the mean over all places where the Gaussian window of 11 pixels fits in.
+
+    >>> ssim(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))
+    tensor([1., 1.])
     """
     _, places = structural_similarity_index_measure(
         image, target, data_range=1.0, reduction="none", return_full_image=True
@@ -71,18 +75,26 @@ class ReconstructionLoss(Part):
 
 
 class MSE(ReconstructionLoss):
-    """Σ(x̂ − x)²; up to a constant the negative log-likelihood of N(x̂, ½)."""
+    """Σ(x̂ − x)²; up to a constant the negative log-likelihood of N(x̂, ½).
 
+    >>> MSE()(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2))
+    tensor([1.])
+    """
+
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         return (output - target).square().flatten(1).sum(1)
 
 
 class L1(ReconstructionLoss):
-    """Σ|x̂ − x|."""
+    """Σ|x̂ − x|.
 
+    >>> L1()(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2))
+    tensor([2.])
+    """
+
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         return (output - target).abs().flatten(1).sum(1)
 
 
@@ -91,16 +103,19 @@ class BCE(ReconstructionLoss):
 
     For black and white images it is the negative log-likelihood of a Bernoulli distribution in each pixel. Grey values
     are taken as probabilities, as is usual; then it is an expected one, with a floor above zero: the entropy.
+
+    >>> BCE().image(torch.zeros(1, 1, 1, 1)).item()
+    0.5
     """
 
     nats = True
 
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         return F.binary_cross_entropy_with_logits(output, target, reduction="none").flatten(1).sum(1)
 
+    @override
     def image(self, output: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         return output.sigmoid()
 
 
@@ -116,8 +131,8 @@ class DiscretizedLogistic(ReconstructionLoss):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-2.5))
 
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         inverse, half = (-self.log_scale).exp(), 0.5 / 255
         upper, lower = (target + half - output) * inverse, (target - half - output) * inverse
         inside = (upper.sigmoid() - lower.sigmoid()).clamp_min(1e-12).log()
@@ -140,8 +155,8 @@ class SSIM(ReconstructionLoss):
         within("share", share, 0, 1)
         self.share = share
 
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         far = (output - target).abs().flatten(1).sum(1)
         return self.share * target[0].numel() * (1 - ssim(output, target)) + (1 - self.share) * far
 
@@ -222,6 +237,9 @@ def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
 
     Returns:
         float B.
+
+    >>> perceptual_distance([torch.ones(1, 4, 2, 2)], [3 * torch.ones(1, 4, 2, 2)])
+    tensor([0.])
     """
     pairs = [
         (F.normalize(a.float(), eps=1e-10), F.normalize(b.float(), eps=1e-10)) for a, b in zip(one, other, strict=True)
@@ -255,8 +273,8 @@ class Perceptual(ReconstructionLoss):
         self.backbone_options, self.unit = backbone_options, unit
         self._features = FixedFeatures(backbone, pretrained, backbone_options)
 
+    @override
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """See `ReconstructionLoss`."""
         with torch.no_grad():
             wanted = self._features(target)
         maps = self._features(output)

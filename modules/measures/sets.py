@@ -16,6 +16,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     Args:
         real: float N×F.
         fake: float M×F.
+
+    >>> points = torch.tensor([[0.0], [2.0]])
+    >>> frechet_distance(points, points + 3)
+    9.0
     """
     means, covariances = [], []
     for features in (real.double(), fake.double()):
@@ -38,6 +42,10 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     Args:
         real: float N×F.
         fake: float M×F.
+
+    >>> points = torch.arange(6.0).view(3, 2)
+    >>> kernel_distance(points, points) < kernel_distance(points, points + 5)
+    True
     """
     real, fake = real.double(), fake.double()
     mean, spread = real.mean(0), real.var(0).mean().sqrt().clamp_min(1e-6)
@@ -65,6 +73,10 @@ def neighbourhoods(real: Tensor, fake: Tensor, nearest: int = 5) -> dict[str, fl
         real: float N×F.
         fake: float M×F.
         nearest: k.
+
+    >>> points = torch.arange(8.0)[:, None]
+    >>> neighbourhoods(points, points, 2)["recall"], neighbourhoods(points, points + 100, 2)["recall"]
+    (1.0, 0.0)
     """
     real, fake = real.double(), fake.double()
     nearest = min(nearest, len(real) - 1, len(fake) - 1)
@@ -89,6 +101,9 @@ def effective_classes(probabilities: Tensor) -> float:
 
     Args:
         probabilities: float N×K.
+
+    >>> round(effective_classes(torch.eye(4)), 6)
+    4.0
     """
     counts = torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]).double()
     share = counts / counts.sum()
@@ -100,6 +115,9 @@ def classifier_score(probabilities: Tensor) -> float:
 
     Args:
         probabilities: float N×K.
+
+    >>> round(classifier_score(torch.eye(4)), 6)
+    4.0
     """
     p = probabilities.double().clamp_min(1e-12)
     return math.exp(float((p * (p.log() - p.mean(0).log())).sum(1).mean()))
@@ -110,6 +128,9 @@ def spread(features: Tensor) -> float:
 
     Args:
         features: float N×F with N of at least 2.
+
+    >>> spread(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    5.0
     """
     x = features.double()
     return float(torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)))
@@ -118,7 +139,12 @@ def spread(features: Tensor) -> float:
 def compare(
     real: Tensor, fake: Tensor, real_probabilities: Tensor | None, probabilities: Tensor | None
 ) -> dict[str, float]:
-    """All the figures of this file, by the start of their names."""
+    """All the figures of this file, by the start of their names.
+
+    >>> points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    >>> sorted(compare(points, points, None, None))
+    ['coverage', 'density', 'fd', 'kd', 'precision', 'recall']
+    """
     figures: dict[str, Any] = {"fd": frechet_distance(real, fake), "kd": kernel_distance(real, fake)}
     figures |= neighbourhoods(real, fake)
     if probabilities is not None and real_probabilities is not None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.networks import BackboneError, EqualizedConv2d, pyramid
 from modules.networks.parts import Part, Shape, within
@@ -73,8 +74,8 @@ class _Doubling(Decoder):
     def _double(self, before: int, after: int) -> nn.Module:
         raise NotImplementedError
 
+    @override
     def build(self, code: Shape, channels: int, side: int) -> None:
-        """See `Decoder`."""
         if len(code) == 3:
             steps, start = max(0, math.ceil(math.log2(side / code[1]))), code[1]
         else:  # from a map of four to seven places
@@ -95,8 +96,8 @@ class _Doubling(Decoder):
             ]
         self.layers, self.side = nn.Sequential(*layers), side
 
+    @override
     def forward(self, code: Tensor) -> Tensor:
-        """See `Decoder`."""
         return self.layers(self.project(code))[..., : self.side, : self.side]
 
 
@@ -142,8 +143,8 @@ class Progressive(Decoder):
         within("width", width, 1)
         self.width = width
 
+    @override
     def build(self, code: Shape, channels: int, side: int) -> None:
-        """See `Decoder`."""
         start, widths = pyramid(side, self.width)
         self.side, self.levels = side, len(widths)
         first = nn.Sequential(
@@ -177,8 +178,8 @@ class Progressive(Decoder):
     def _enlarged(self, image: Tensor, steps: int) -> Tensor:
         return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
 
+    @override
     def forward(self, code: Tensor) -> Tensor:
-        """See `Decoder`."""
         phase = float(self.phase)
         level, share = int(phase), phase - int(phase)
         x = code.flatten(1)
@@ -202,8 +203,8 @@ class Dense(Decoder):
         super().__init__()
         self.hidden = tuple(hidden)
 
+    @override
     def build(self, code: Shape, channels: int, side: int) -> None:
-        """See `Decoder`."""
         layers: list[nn.Module] = [nn.Flatten()]
         size = math.prod(code)
         for width in self.hidden:
@@ -213,6 +214,6 @@ class Dense(Decoder):
             *layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side))
         )
 
+    @override
     def forward(self, code: Tensor) -> Tensor:
-        """See `Decoder`."""
         return self.layers(code)

@@ -30,6 +30,9 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
     Args:
         counts: K×K, true classes in rows, predicted ones in columns.
         label_names: K names.
+
+    >>> confusion_matrix(np.array([[8, 2], [1, 9]]), ["cat", "dog"]).ndim
+    3
     """
     classes = len(label_names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -52,7 +55,11 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
 
 
 def heat(values: NDArray[np.float32], colours: str = "viridis") -> Image:
-    """A map H×W in colours of matplotlib's, from its lowest to its highest value: uint8 H×W×3."""
+    """A map H×W in colours of matplotlib's, from its lowest to its highest value: uint8 H×W×3.
+
+    >>> heat(np.array([[0.0, 1.0]], np.float32), "grey").tolist()
+    [[[0, 0, 0], [255, 255, 255]]]
+    """
     low, high = float(values.min()), float(values.max())
     return (colormaps[colours]((values - low) / max(high - low, 1e-12))[..., :3] * 255).round().astype(np.uint8)
 

@@ -81,6 +81,9 @@ def edges(mask: Tensor) -> Tensor:
 
     Args:
         mask: int64 B×H×W.
+
+    >>> edges(torch.tensor([[[0, 0, 1, 1]]])).tolist()
+    [[[False, True, True, False]]]
     """
     result = torch.zeros_like(mask, dtype=torch.bool)
     for axis in (1, 2):

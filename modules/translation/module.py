@@ -214,8 +214,8 @@ class TranslationModule(AdversarialModule):
         drawn = self.draw(lambda n, generator: torch.rand(n, count + 2, generator=generator), len(domain), *key)
         return self.wanted(domain, drawn[:, :count]), drawn[:, count:]
 
+    @override
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         image, domain = batch["image"], batch["label"]
         wanted, draws = self._draw(domain, key)
         with torch.no_grad():
@@ -232,8 +232,8 @@ class TranslationModule(AdversarialModule):
             losses["domain_loss"] = told(logits, values_of(domain, self.sizes), self.sizes)
         return losses
 
+    @override
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """See `AdversarialModule`."""
         wanted, _ = self._draw(batch["label"], key)
         return self.costs(self.generator, batch["image"], batch["label"], wanted)[0]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from modules.networks.parts import Part, within
 from modules.ranges import PositiveInt
@@ -61,8 +62,8 @@ class ResidualTranslator(Translator):
         within("blocks", blocks, 0)
         self.width, self.blocks = width, blocks
 
+    @override
     def build(self, in_chans: int, out_chans: int) -> None:
-        """See `Translator`."""
 
         def block(before: int, after: int, kernel: int, stride: int = 1, norm: bool = True) -> list[nn.Module]:
             conv = nn.Conv2d(before, after, kernel, stride, bias=not norm)
@@ -77,8 +78,8 @@ class ResidualTranslator(Translator):
             nn.ReflectionPad2d(3), nn.Conv2d(w, out_chans, 7),
         )  # fmt: skip
 
+    @override
     def forward(self, image: Tensor) -> Tensor:
-        """See `Translator`."""
         height, width = image.shape[2:]
         lacking = (0, -width % 4, 0, -height % 4)
         return self.layers(F.pad(image, lacking, mode="reflect"))[..., :height, :width]
@@ -139,8 +140,8 @@ class SharedTranslator(nn.Module):
         translator.build(in_chans + sum(sizes), in_chans)
         self.translator = translator
 
+    @override
     def forward(self, image: Tensor, domain: Tensor) -> Tensor:
-        """See `SeparateTranslators`."""
         values = values_of(domain, self.sizes).unbind(1)
         wanted = torch.cat([F.one_hot(value, size) for value, size in zip(values, self.sizes, strict=True)], 1)
         planes = wanted.to(image.dtype)[:, :, None, None].expand(-1, -1, *image.shape[2:])
