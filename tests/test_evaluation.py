@@ -212,12 +212,12 @@ def test_classes_of_boxes_and_masks_are_numbered_as_the_network_does() -> None:
 
 
 NAMED = {
-    "classification": partial(ClassificationModule, num_classes=2, image_size=16),
+    "classification": partial(built, ClassificationModule, num_classes=2, image_size=16),
     "detection": partial(built, DetectionModule, num_classes=2, image_size=64, backbone="lenet5"),
     "instances": partial(built, InstanceSegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
     "segmentation": partial(built, SegmentationModule, num_classes=2, image_size=64, backbone="test_resnet"),
-    "conditional GAN": partial(GANModule, image_size=16, conditional=True),
-    "translation": partial(TranslationModule, image_size=16),
+    "conditional GAN": partial(built, GANModule, image_size=16, conditional=True),
+    "translation": partial(built, TranslationModule, image_size=16),
 }
 
 
