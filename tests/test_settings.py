@@ -38,7 +38,11 @@ def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(
     classification(["fit", *SMALL, "--max_epochs", "1", "--output", "old"])
     config = yaml.safe_load(Path("old/config.yaml").read_text())
     backbone = config["model"].pop("backbone")
-    config["model"] |= {"backbone": backbone.pop("name"), "backbone_options": backbone.pop("options"), **backbone}
+    config["model"] |= {
+        "backbone": backbone.pop("name"),
+        "backbone_options": backbone.pop("options") or None,
+        **backbone,
+    }
     Path("old/config.yaml").write_text(yaml.safe_dump(config))
     for file in (Path("old/last.ckpt"), Path("old/best.ckpt")):
         checkpoint = torch.load(file, weights_only=True)

@@ -66,7 +66,7 @@ def small(
     if transfer not in (None, "scratch"):
         pretrained = pretrained or weights_file(backbone)
     torch.manual_seed(0)
-    options = {"architecture": backbone} if pretrained else None
+    options = {"architecture": backbone} if pretrained else {}
     plan = {"optimizer": partial(torch.optim.AdamW, lr=0.01)} | plan
     return ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=16), Backbone(pretrained or backbone, options=options, transfer=transfer), optimization=Optimization(**plan))  # fmt: skip
 

@@ -66,7 +66,7 @@ def upgraded(settings: Any) -> Any:
         return settings
     backbone = model.get("backbone", {})
     backbone = dict(backbone) if isinstance(backbone, dict) else {"name": backbone}
-    backbone |= {now: model[name] for name, now in OF_BACKBONE.items() if name in model}
+    backbone |= {now: model[name] for name, now in OF_BACKBONE.items() if model.get(name) is not None}
     rest = {key: value for key, value in model.items() if key != "backbone" and key not in OF_BACKBONE}
     return settings | {"model": ({"backbone": backbone} if backbone else {}) | rest}
 
