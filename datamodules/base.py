@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, cast, get_args
+from typing import Any, Generic, Protocol, TypeVar, cast, get_args
 
 import albumentations as A
 import cv2
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 P = TypeVar("P")
+S = TypeVar("S", bound="Source")
 T = TypeVar("T")
 Key = tuple[int, int]  # (index of the sample, epoch)
 
@@ -70,7 +71,10 @@ def _limits(metadata: Any) -> Iterable[Any]:
 
 
 class Source(Protocol):
-    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C) and the task's own keys."""
+    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C) and the task's own keys.
+
+    One of files may have ``paths``, the file of each sample; one in memory ``batch(indices)``, several samples stacked.
+    """
 
     def __len__(self) -> int: ...
 
@@ -117,7 +121,8 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         """The sample after `transform`, whose randomness is the generator's."""
         assert self.transform is not None
         self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        return self.transform(**sample)
+        augmented: dict[str, Any] = self.transform(**sample)
+        return augmented
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
@@ -277,7 +282,7 @@ class _Batches:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class VisionDataModule(L.LightningDataModule):
+class VisionDataModule(L.LightningDataModule, Generic[S]):
     """Base of all data modules: a subclass says what the splits are and how samples are augmented.
 
     The same seed gives the same order, the same augmentation and the same randomness inside the network (dropout,
@@ -310,7 +315,7 @@ class VisionDataModule(L.LightningDataModule):
     def __str__(self) -> str:
         return self.title  # Lightning's own makes loaders
 
-    def load(self) -> Mapping[str, Source]:
+    def load(self) -> dict[str, S]:
         """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
         raise NotImplementedError
 
@@ -334,7 +339,7 @@ class VisionDataModule(L.LightningDataModule):
         return 3
 
     @cached_property
-    def sources(self) -> Mapping[str, Source]:
+    def sources(self) -> dict[str, S]:
         """The splits by name."""
         return self.load()
 

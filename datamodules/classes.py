@@ -34,6 +34,8 @@ class Renumbered:
         if name.startswith("__") or name in ("source", "numbers"):  # as pickle asks before there are any
             raise AttributeError(name)
         value = getattr(self.source, name)
+        if value is None:
+            return None
         if name == "batch":
             return lambda indices: self._renumbered(value(indices))
         if name == "labels":

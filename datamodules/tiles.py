@@ -27,7 +27,7 @@ def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[Pla
 
     def spread(length: int) -> list[int]:
         count = 1 + -(-max(0, length - side) // max(1, round(side * (1 - overlap))))
-        return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
+        return [int(start) for start in np.linspace(0, max(0, length - side), count).round()]
 
     return [(x, y) for y in spread(height) for x in spread(width)]
 

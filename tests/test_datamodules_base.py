@@ -1,8 +1,13 @@
-"""Loading is exact: a function of (seed, epoch, index)."""
+"""Loading is exact: a function of (seed, epoch, index). Settings are checked where they are given."""
 
+import numpy as np
+import pytest
 import torch
 
-from datamodules import Digits8x8
+from datamodules import COCODetection, DataError, Digits8x8, DigitScenes, Glyphs, ImageFolder, Photographs
+from datamodules.annotated.mixing import Mixing
+from datamodules.cache import Cache
+from datamodules.options import Preprocessing
 
 
 def batches(loader):
@@ -43,3 +48,52 @@ def test_a_loader_goes_on_in_mid_epoch_where_its_state_was_taken():
     assert same(batches(resumed), whole[5:])
     resumed.set_epoch(4)
     assert len(batches(resumed)) == len(whole)
+
+
+def test_null_takes_the_classs_own_value_as_recipes_and_models_of_before_say():
+    data = Digits8x8(image_size=None, flip=None, crop_pct=None, num_workers=None)
+    assert (data.image_size, data.flip, data.crop_pct) == (8, False, 1.0)
+    assert data.num_workers >= 0
+    assert ImageFolder("x", image_size=None, crop_pct=None).crop_pct == 0.875
+    assert DigitScenes(scene_size=96, mixing=None).image_size == 96
+    assert COCODetection("x", tile=48, mixing={"mosaic": 0.5}).image_size == 48
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: Digits8x8(batch_size=0), "--data.batch_size must be at least 1, not 0"),
+        (lambda: Digits8x8(crop_pct=0.0), "--data.crop_pct must be above 0, not 0.0"),
+        (lambda: Glyphs(pictures_per_person=1), "--data.pictures_per_person must be at least 2, not 1"),
+        (lambda: DigitScenes(scene_size=16), "--data.scene_size must be at least 32, not 16"),
+        (lambda: Mixing(mosaic=2), "--data.mixing.mosaic must be at most 1, not 2"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_where_it_is_given(wrong, said):
+    with pytest.raises(DataError, match=said):
+        wrong()
+
+
+def test_how_pictures_are_prepared_is_written_as_models_of_before_have_it():
+    forms = {
+        Digits8x8(): {"image_size": 8, "in_chans": 1, "crop_pct": 1.0},
+        Glyphs(fit="extend"): {"image_size": 32, "in_chans": 1, "fit": "extend", "crop_pct": 1.0},
+        COCODetection("x", tile=64): {"image_size": 64, "in_chans": 3, "fit": "pad", "tile": 64},
+        Photographs(): {"image_size": 96, "in_chans": 3, "fit": "native"},
+    }
+    for data, form in forms.items():
+        assert data.preprocessing.as_data() == form
+        assert Preprocessing(**form) == data.preprocessing
+
+
+def test_a_cache_keeps_what_fits_and_lets_the_oldest_go():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return {"image": np.zeros(100, np.uint8)}
+
+    cache = Cache(250)
+    for number in (1, 2, 1, 2, 3, 3, 2, 1):
+        cache.get(number, make)
+    assert made == [1, 2, 3, 1]

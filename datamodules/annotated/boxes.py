@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +104,7 @@ class BoxSource(TiledSource):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BoxFiles(Folder, DetectionDataModule):
+class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     """Base of the formats: images and boxes are checked once, before training.
 
     Splits that are not there are drawn, always the same ones: 15 % of the images for the test and 15 % of the rest for
@@ -160,11 +160,6 @@ class BoxFiles(Folder, DetectionDataModule):
     def label_names(self) -> list[str]:
         """The classes' names, in the order of their numbers."""
         return self._read[1]
-
-    @cached_property
-    @override
-    def sources(self) -> Mapping[str, BoxSource]:
-        return self.load()
 
     @override
     def load(self) -> dict[str, BoxSource]:

@@ -48,11 +48,10 @@ from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
 TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
-
-
 MASKED = ("masks", "mask", "annot", "labels")  # what a folder of masks beside one of images is called
 
 
+@dataclass(eq=False)
 class MaskPictures:
     """Image files with a mask file each.
 
@@ -66,18 +65,13 @@ class MaskPictures:
         counts: pixels of each class, int64 256.
     """
 
-    def __init__(
-        self,
-        paths: NDArray[np.str_],
-        masks: NDArray[np.str_],
-        sizes: NDArray[np.int64],
-        classes: Classes,
-        channels: int,
-        digest: str,
-        counts: NDArray[np.int64],
-    ) -> None:
-        self.paths, self.masks, self.sizes, self.classes, self.channels = paths, masks, sizes, classes, channels
-        self.digest, self.counts = digest, counts
+    paths: NDArray[np.str_]
+    masks: NDArray[np.str_]
+    sizes: NDArray[np.int64]
+    classes: Classes
+    channels: int
+    digest: str
+    counts: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.paths)

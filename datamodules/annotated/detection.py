@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
@@ -18,6 +19,17 @@ from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import Strength, evaluation, training_with_boxes
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing
+
+
+class Boxes(Source, Protocol):
+    """A split whose samples have ``boxes``, ``labels``, ``ignore`` and ``size``; see `SceneSource`."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class of each box, where they are known without reading any."""
+
+
+S = TypeVar("S", bound=Boxes)
 
 
 class DetectionDataset(KeyedDataset):
@@ -102,7 +114,7 @@ class DetectionDataset(KeyedDataset):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DetectionDataModule(VisionDataModule):
+class DetectionDataModule(VisionDataModule[S]):
     """Images with boxes.
 
     Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
@@ -166,9 +178,8 @@ class DetectionDataModule(VisionDataModule):
         """Name, label names, and per split the size, the boxes of each class and the content digest."""
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
-            labels = getattr(source, "labels", None)
-            if labels is not None:
-                counts = np.bincount(labels, minlength=len(self.label_names))
+            if source.labels is not None:
+                counts = np.bincount(source.labels, minlength=len(self.label_names))
                 identity["splits"][name]["boxes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
         return identity
 

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from datamodules.tables import Notes
 
 IGNORE = 255  # id of pixels that count for nothing
-
-
 MOST = 255  # classes, since ids are bytes
-
-
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
-
-
 DESCRIBED = {
     "xyxy": "xmin, ymin, xmax, ymax",
     "xywh": "x, y, width, height",

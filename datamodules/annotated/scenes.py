@@ -30,8 +30,6 @@ from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 from datamodules.splits import SPLITS
 
 VERSION = 2  # a change of what is drawn is a change of the data
-
-
 INK = 64  # what is brighter belongs to the object
 COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
 KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
@@ -63,6 +61,7 @@ class Sprites:
         return self._cut[index]
 
 
+@dataclass(eq=False)
 class SceneSource:
     """Scenes as a split of a data set: scene i is a function of (seed, split, i) and of the sprites.
 
@@ -85,21 +84,18 @@ class SceneSource:
 
     paths = counts = labels = None  # scenes are no files, and how much of what is in them is not counted
 
-    def __init__(
-        self,
-        sprites: Sprites,
-        split: str,
-        count: int,
-        size: int = 128,
-        objects: tuple[int, int] = (1, 6),
-        extent: tuple[float, float] = (0.15, 0.42),
-        seed: int = 0,
-        in_chans: int = 3,
-        masks: bool = False,
-    ) -> None:
-        self.sprites, self.split, self.count, self.size = sprites, split, count, size
-        self.objects, self.extent, self.seed, self.in_chans, self.masks = objects, extent, seed, in_chans, masks
-        self.sizes = np.full((count, 2), size, np.int64)
+    sprites: Sprites
+    split: str
+    count: int
+    size: int = 128
+    objects: tuple[int, int] = (1, 6)
+    extent: tuple[float, float] = (0.15, 0.42)
+    seed: int = 0
+    in_chans: int = 3
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        self.sizes = np.full((self.count, 2), self.size, np.int64)
         self._cache: Cache[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]] = Cache(KEPT)
 
     def __len__(self) -> int:
@@ -265,7 +261,7 @@ class Scenes:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DigitScenes(Scenes, DetectionDataModule):
+class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
     """Scenes composed from real digits (see `Digits`), whose boxes are exact; see `Scenes`.
 
     Args:
@@ -295,8 +291,7 @@ class DigitScenes(Scenes, DetectionDataModule):
         """See `VisionDataModule.dataset`; what is pasted into scenes is cut out by their masks."""
         dataset = super().dataset(split, augmented)
         if augmented and self.mixing.copy_paste:
-            assert isinstance(dataset.source, SceneSource)
-            dataset.source = dataset.source.with_masks()
+            dataset.source = self.sources[split].with_masks()
         return dataset
 
 

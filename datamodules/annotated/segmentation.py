@@ -125,7 +125,7 @@ class SegmentationDataset(KeyedDataset):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SegmentationDataModule(VisionDataModule):
+class SegmentationDataModule(VisionDataModule[WindowSource]):
     """Images with a class for each pixel.
 
     Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``mask`` uint8 B×S×S, classes from 0, 255 for what does not
@@ -187,11 +187,6 @@ class SegmentationDataModule(VisionDataModule):
     @override
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(self.image_size, self.in_chans, "native")
-
-    @cached_property
-    @override
-    def sources(self) -> Mapping[str, WindowSource]:
-        return self.load()
 
     @override
     def load(self) -> dict[str, WindowSource]:

@@ -1,9 +1,8 @@
 """What all data with one label an image share: how images are prepared and augmented; and images of classes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import albumentations as A
 import numpy as np
@@ -14,9 +13,11 @@ from datamodules.base import DataError, VisionDataModule
 from datamodules.labelled.sources import LabelledSource, few
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
 
+S = TypeVar("S", bound=LabelledSource)
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LabelledDataModule(VisionDataModule):
+class LabelledDataModule(VisionDataModule[S]):
     """Base of data with one label an image, be it a class, a domain or a person.
 
     Args:
@@ -54,7 +55,7 @@ class LabelledDataModule(VisionDataModule):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ClassificationDataModule(LabelledDataModule):
+class ClassificationDataModule(LabelledDataModule[LabelledSource]):
     """Images of classes.
 
     Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
@@ -91,12 +92,8 @@ class ClassificationDataModule(LabelledDataModule):
         changing fastest. By itself it is one: the class."""
         return {"domain": list(self.label_names)}
 
-    @override
-    def load(self) -> dict[str, LabelledSource]:
-        raise NotImplementedError
-
     @cached_property
-    def sources(self) -> Mapping[str, LabelledSource]:
+    def sources(self) -> dict[str, LabelledSource]:
         """See `VisionDataModule.sources`.
 
         Raises:

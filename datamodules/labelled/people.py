@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any
 
 import albumentations as A
@@ -56,7 +55,7 @@ class PeopleDataset(KeyedDataset):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FaceDataModule(LabelledDataModule):
+class FaceDataModule(LabelledDataModule[PeopleSource]):
     """Pictures of people, split by person: nobody who is tested was seen in training.
 
     Training batches hold P people with K pictures each, over all processes together. Batches: ``image`` uint8 B×C×S×S
@@ -74,15 +73,6 @@ class FaceDataModule(LabelledDataModule):
     def num_classes(self) -> int:
         """People to train on."""
         return len(self.sources["train"].names)
-
-    @override
-    def load(self) -> Mapping[str, PeopleSource]:
-        raise NotImplementedError
-
-    @cached_property
-    @override
-    def sources(self) -> Mapping[str, PeopleSource]:
-        return self.load()
 
     @override
     def identity(self) -> dict[str, Any]:
