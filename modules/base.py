@@ -107,7 +107,7 @@ class VisionModule(L.LightningModule):
             image_size,
             data.num_classes if output == "logits" else 0,
             features_only=output == "maps",
-            **backbone.options,
+            **(backbone.options or {}),
         )
         # from a file or a registered model
         self.learned = self.pretrained or backbone.name != self.backbone.recipe["backbone"]
@@ -163,7 +163,7 @@ class VisionModule(L.LightningModule):
         rest = upgrade(architecture)
         rest.pop("pretrained", None)  # of a training
         data = DataSpec(**{key: rest.pop(key) for key in [*rest] if key in DataSpec.__dataclass_fields__})
-        backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", {}))
+        backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", None))
         parts = {
             key: build(value) if is_description(value) else value
             for key, value in rest.items()

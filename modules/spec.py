@@ -1,7 +1,7 @@
 """What a network is given: what its data are like, and the backbone that it is built on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
@@ -78,7 +78,7 @@ class Backbone:
 
     name: str = "lenet5"
     pretrained: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
     compile: bool = False
     channels_last: bool = True
     transfer: Transfer | None = None

@@ -54,7 +54,7 @@ def transferability(
     place = experiment_id(tracking_client(), experiment)
     module = ClassificationModule(
         DataSpec(num_classes=data.num_classes, in_chans=data.in_chans, image_size=data.image_size),
-        Backbone(backbone, pretrained=pretrained, options=backbone_options or {}),
+        Backbone(backbone, pretrained=pretrained, options=backbone_options),
     )
     loaders = [data.plain_loader(split, images) for split in ("train", "val")]
     scores: dict[str, dict[str, float]] = {}

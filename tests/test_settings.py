@@ -1,14 +1,20 @@
 """Short names of settings, and those that earlier versions had."""
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import datamodules
 from pipelines.classification import classification
+from pipelines.detection import detection
+from pipelines.facenet import facenet
 
-SMALL = ["--data", "Digits8x8", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
+SMALL = ["--data", "Digits", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
          "--trainer.limit_test_batches", "1", "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
 
@@ -53,3 +59,38 @@ def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(
     assert "test/accuracy" in measured.rows
     on = classification(["fit", "--config", "old/config.yaml", "--max_epochs", "2", "--output", "old"])
     assert on.trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "args"),
+    [
+        (classification, "CIFAR10", ["--data", "CIFAR10"]),
+        (classification, "ImageFolder", ["--data.class_path=datamodules.ImageFolder"]),
+        (classification, "CIFAR10", ["--config", "digits.yaml", "--data", "CIFAR10"]),
+        (classification, "Digits8x8", ["--data=CIFAR10", "--config", "data: Digits8x8"]),
+        (detection, "COCODetection", ["--data", "COCODetection"]),
+        (facenet, "Glyphs", ["--data", "Glyphs"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_data_come_with_their_own_defaults_whatever_was_named_before(
+    task: Callable[..., Any], name: str, args: list[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("digits.yaml").write_text("data: Digits\n")
+    with pytest.raises(SystemExit):
+        task(["fit", *args, "--print_config"])
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert data["class_path"] == f"datamodules.{name}"
+    own = {field.name: field.default for field in fields(getattr(datamodules, name))}
+    for key in ("image_size", "batch_size", "flip", "crop_pct"):
+        assert data["init_args"].get(key) == own.get(key), key
+
+
+@pytest.mark.parametrize("data", ["Digts", "pipelines.Nope", "nope.Nope", "lightning.Trainer", "{a", "[]"])
+def test_data_that_are_none_are_refused_in_a_line(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--data", data])
+    assert end.value.code == 2
+    assert data in capsys.readouterr().err

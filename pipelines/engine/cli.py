@@ -160,7 +160,16 @@ class VisionCLI(LightningCLI):
                             help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
                             help="fit: longest time between two checkpoints")  # fmt: skip
-        parser.set_defaults({"data": {"class_path": self.default_data}})
+        # jsonargparse carries the default values of one class over to the next: those of the class that is asked for
+        # have to stand there from the beginning
+        try:
+            parser.set_defaults({"data": {"class_path": launch.data_class(sys.argv[1:], self.default_data)}})
+        except (
+            ValueError,
+            ImportError,
+            AttributeError,
+        ):  # no class has that name, which is told when the arguments are read
+            parser.set_defaults({"data": {"class_path": self.default_data}})
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")
 

@@ -138,6 +138,32 @@ def recipes(args: Sequence[str]) -> list[str]:
     return list(parser.parse_known_args(args)[0].config)
 
 
+def data_class(args: Sequence[str], default: str) -> str:
+    """The class of the data that a command line asks for, by its name or path: the last one given, there or in a recipe.
+
+    Args:
+        args: the command line.
+        default: the class where none is given.
+    """
+
+    def given(text: str) -> str | None:
+        settings = yaml.safe_load(text)
+        return settings.get("class_path") if isinstance(settings, dict) else settings
+
+    def recipe(text: str) -> str | None:
+        settings = yaml.safe_load(Path(text).read_text() if os.path.isfile(text) else text)
+        return given(str(settings.get("data"))) if isinstance(settings, dict) else None
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", dest="data", action="append", type=recipe)
+    parser.add_argument("--data", "--data.class_path", dest="data", action="append", type=given)
+    try:
+        named = parser.parse_known_args(args)[0].data or []
+    except (argparse.ArgumentError, OSError, ValueError, yaml.YAMLError):
+        return default  # whoever reads the command line for good says what is wrong
+    return next((name for name in reversed(named) if isinstance(name, str)), default)
+
+
 def check_recipes(args: Sequence[str]) -> None:
     """Makes sure that the files given with ``--config`` are recipes.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from jsonargparse import set_loader
 from jsonargparse._loaders_dumpers import yaml_load
 
@@ -66,11 +67,11 @@ def upgraded(settings: Any) -> Any:
         return settings
     backbone = model.get("backbone", {})
     backbone = dict(backbone) if isinstance(backbone, dict) else {"name": backbone}
-    backbone |= {now: model[name] for name, now in OF_BACKBONE.items() if model.get(name) is not None}
+    backbone |= {now: model[name] for name, now in OF_BACKBONE.items() if name in model}
     rest = {key: value for key, value in model.items() if key != "backbone" and key not in OF_BACKBONE}
     return settings | {"model": ({"backbone": backbone} if backbone else {}) | rest}
 
 
 def read_former_names() -> None:
     """Lets recipes have the names of earlier versions."""
-    set_loader("yaml", lambda text: upgraded(yaml_load(text)))
+    set_loader("yaml", lambda text: upgraded(yaml_load(text)), exceptions=(yaml.YAMLError,))
