@@ -60,7 +60,7 @@ def order(images: int) -> None:
 
     def network(detector: Any) -> Callable[[Any], Any]:
         net = module(detector).eval()
-        return lambda image: net.answers({"image": torch.from_numpy(image).permute(2, 0, 1)[None]})
+        return lambda image: net.predict({"image": torch.from_numpy(image).permute(2, 0, 1)[None]})
 
     def regions(shared: bool) -> Callable[[Any], Any]:
         classifier = RegionClassifier(module(YOLO), 10, shared)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from datamodules.base import Source, VisionDataModule
 from datamodules.options import PositiveInt, Preprocessing
-from modules.base import Stage, VisionModule
+from modules.answers import Answer, Answers
+from modules.base import VisionModule
+from modules.callbacks.means import Losses
 from modules.optimization import Optimization
 from modules.spec import Backbone, DataSpec
 from pipelines.engine.task import Task
@@ -92,27 +94,37 @@ class KeypointModule(VisionModule):
     ) -> None:
         super().__init__(data, backbone, optimization)
         self.head = nn.Linear(self.backbone.head_hidden_size, 2 * POINTS)
+        self.answers = PointAnswers(data.image_size)
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to points, float B×2×2 as shares of the side."""
         return self.head(self.backbone(self.normalize(image))).view(-1, POINTS, 2)
 
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """The mean L1 distance; logs the mean Euclidean distance in pixels."""
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        """The mean L1 distance, and the mean Euclidean distance in pixels; in all stages."""
         error = self(batch["image"]) - batch["points"]
-        distance = error.detach().norm(dim=2).mean() * self.image_size
-        self.log_mean(f"{stage}/distance", distance, len(error))
-        return error.abs().mean()
+        return Losses({"loss": error.abs().mean()}, {"distance": error.norm(dim=2).mean() * self.image_size})
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """For each image its ``points`` in pixels of the network's input."""
         return [{"points": points} for points in (self(batch["image"]) * self.image_size).round(decimals=2).tolist()]
 
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
+
+class PointAnswers(Answers):
+    """Points in a picture.
+
+    Args:
+        side: of the network's input, in pixels.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
         """Marks the points in white."""
-        drawn = super().draw_answer(image, answer)
-        for x, y in np.array(answer["points"]) * np.array(image.shape[1::-1]) / self.image_size:
+        drawn = super().draw(image, answer)
+        for x, y in np.array(answer["points"]) * np.array(image.shape[1::-1]) / self.side:
             drawn[round(min(max(y, 0), len(drawn) - 1)), round(min(max(x, 0), drawn.shape[1] - 1))] = 255
         return drawn
 

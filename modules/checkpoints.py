@@ -1,14 +1,16 @@
 """Checkpoints of a training: read, checked against a network, made a network again."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from modules.networks import BackboneError
-from modules.networks.parts import upgrade
+from modules.networks.parts import build, is_description, upgrade
 from modules.networks.weights import read_weights
+from modules.spec import Backbone, DataSpec
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
@@ -80,6 +82,24 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
 def shortened(names: Sequence[str]) -> str:
     """Names in a sentence, of many the first."""
     return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+
+
+def rebuild(kind: type[M], architecture: dict[str, Any]) -> M:
+    """The network that an architecture describes; see `VisionModule.from_architecture`.
+
+    Args:
+        kind: the task's module.
+        architecture: as `VisionModule.architecture` gives it, also of an earlier version.
+    """
+    rest = upgrade(architecture)
+    rest.pop("pretrained", None)  # of a training
+    data = DataSpec(**{key: rest.pop(key) for key in [*rest] if key in DataSpec.__dataclass_fields__})
+    backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", None))
+    late: dict[str, Any] = {
+        key: partial(build, rest.pop(key), base=base) for key, base in kind.late_parts.items() if key in rest
+    }
+    parts: dict[str, Any] = {key: build(value) if is_description(value) else value for key, value in rest.items()}
+    return kind(data, backbone, **parts, **late)
 
 
 def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:

@@ -17,12 +17,15 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from modules.base import PerStage, Stage, VisionModule
+from modules.answers import HeadedAnswers
+from modules.base import Stage, VisionModule
 from modules.callbacks.linear_head import Solution, solve
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
+from modules.measures.per_stage import PerStage
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
-from modules.pictures.sheets import enlarged, sheet
+from modules.pictures.sheets import sheet
 from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
@@ -82,6 +85,7 @@ class ClassificationModule(VisionModule):
         if num_classes >= 10:
             figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})
         self.figures = PerStage(lambda stage: figures.clone(prefix=f"{stage}/"))
+        self.answers = HeadedAnswers("{label} {probability:.3f}")
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
 
     def _take_head(self, num_classes: int) -> nn.Module:
@@ -116,24 +120,25 @@ class ClassificationModule(VisionModule):
         return self.head(self.backbone(self.normalize(image)))
 
     @override
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
         label = batch["label"]
-        if stage == "train":
-            image, target = self.normalize(batch["image"]), label
-            if self.mix is not None:
-                image, target = self.mix(image, target)
-            logits = self.head(self.backbone(image))
-            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-            for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
-                loss = loss + 0.3 * F.cross_entropy(aux, target, label_smoothing=self.label_smoothing)
-            self.log_mean("train/accuracy", (logits.detach().argmax(1) == label).float().mean(), len(label))
-            return loss
+        image, target = self.normalize(batch["image"]), label
+        if self.mix is not None:
+            image, target = self.mix(image, target)
+        logits = self.head(self.backbone(image))
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
+            loss = loss + 0.3 * F.cross_entropy(aux, target, label_smoothing=self.label_smoothing)
+        return Losses({"loss": loss}, {"accuracy": (logits.detach().argmax(1) == label).float().mean()})
+
+    @override
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        label = batch["label"]
         logits = self(batch["image"]).float()
-        loss = F.cross_entropy(logits, label)
         self.figures[stage].update(logits, label)
         with self.publisher.optional(f"{stage}/mistakes"):
             self._collect_mistakes(batch["image"], logits, label)
-        return loss
+        return Losses({"loss": F.cross_entropy(logits, label)})
 
     def _collect_mistakes(self, image: Tensor, logits: Tensor, label: Tensor) -> None:
         confidence, guess = logits.softmax(1).max(1)
@@ -167,14 +172,10 @@ class ClassificationModule(VisionModule):
         return report
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image ``label``, ``probability`` and the five likeliest labels as ``top``."""
         likely = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes), 1)
         rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
         named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
         return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
-
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; label and probability stand above."""
-        heading = f"{answer['label']} {answer['probability']:.3f}"
-        return sheet([enlarged(super().draw_answer(image, answer), 112)], heading=heading)

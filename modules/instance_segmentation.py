@@ -15,12 +15,15 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 from typing_extensions import override
 
-from modules.base import PerStage, Stage
+from modules.answers import Answer, Image
+from modules.base import Stage
 from modules.callbacks.publish import Report
 from modules.detection import DetectionModule, Detector, FasterRCNN
+from modules.detection.answers import BoxAnswers
 from modules.detection.detector import Detections
 from modules.detection.masks import pixels
 from modules.detection.metrics import COCO
+from modules.measures.per_stage import PerStage
 from modules.optimization import Optimization
 from modules.pictures.palette import colour_of, tint
 from modules.pictures.sheets import as_rgb, enlarged, sheet
@@ -194,6 +197,7 @@ class InstanceSegmentationModule(DetectionModule):
     ) -> None:
         super().__init__(data, backbone, optimization, detector, max_detections, nms, across_classes)
         self.mask_figures = PerStage(lambda _: MaskMetric(self.num_classes, max_detections))
+        self.answers = MaskAnswers(self.label_names)
         self.tinted: list[NDArray[np.uint8]] = []
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
@@ -233,12 +237,16 @@ class InstanceSegmentationModule(DetectionModule):
         pairs = zip(batch["image"], batch["masks"], strict=True)
         return sheet([tinted(image, masks, 192) for image, masks in pairs], columns)
 
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; with boxes, and the objects as tints."""
+
+class MaskAnswers(BoxAnswers):
+    """Boxes with a label, a score and a mask each."""
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; with boxes, and the objects as tints."""
         owner = np.zeros(image.shape[:2], np.uint8)
         for number, code in reversed(list(enumerate(answer["masks"]))):  # one at a time: there may be thousands
             owner[pixels(code)] = colour_of(number)
-        return super().draw_answer(tint(as_rgb(image), owner, SHARE), answer)
+        return super().draw(tint(as_rgb(image), owner, SHARE), answer)
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
 from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, to_uint8
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
 from modules.adversarial.players import Score
+from modules.answers import Answer, Answers, PictureAnswers
 from modules.base import Stage
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.extractors import extractor_name
 from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, ReconstructionLoss, perceptual_distance, psnr, ssim
@@ -197,6 +198,7 @@ class SuperResolutionModule(AdversarialModule):
         similarity: str | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization or SuperResolutionOptimization())
+        self.answers = EnlargedAnswers(data.image_size)
         in_chans, image_size = data.in_chans, data.image_size
         within("adversarial", adversarial, 0)
         self.weight = adversarial
@@ -246,7 +248,7 @@ class SuperResolutionModule(AdversarialModule):
             fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
         verdicts = self.discriminate(self.normalize(batch["image"])), self.discriminate(fake)
         right = self.right_share(*(verdict.score.detach() for verdict in verdicts))
-        self.log_mean("train/discriminator_accuracy", right, len(batch["image"]))
+        self.means.update("train/discriminator_accuracy", right, len(batch["image"]))
         return {"discriminator_loss": self.objective.discriminator(*verdicts)}
 
     @override
@@ -265,7 +267,7 @@ class SuperResolutionModule(AdversarialModule):
     # What it is worth
 
     @override
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         height, width = (length // self.factor * self.factor for length in batch["image"].shape[-2:])
         truth = batch["image"][..., :height, :width]
         low = resized(truth, 1 / self.factor)
@@ -277,13 +279,11 @@ class SuperResolutionModule(AdversarialModule):
             wanted, *seen = (self._features(image.float() / 255) for image in (truth, made, plain))
             for name, maps in zip((self._distance, f"{self._distance}_bicubic"), seen, strict=True):
                 figures[name] = perceptual_distance(maps, wanted)
-        for name, value in figures.items():
-            self.log_mean(f"{stage}/{name}", value.mean(), len(truth))
         with self.publisher.optional(f"{stage}/enlarged"):
             left = PICTURED - len(self._pictured)
             for images in list(zip(low, plain, made, truth, strict=True))[:left]:
                 self._pictured.append([image.permute(1, 2, 0).cpu().numpy() for image in images])
-        return self._far(output, truth)
+        return Losses({"loss": self._far(output, truth)}, {name: value.mean() for name, value in figures.items()})
 
     def report(self, stage: Stage) -> Report:
         """See `VisionModule.report`: a detail of some images, small, enlarged in two ways, and true."""
@@ -322,20 +322,20 @@ class SuperResolutionModule(AdversarialModule):
                 place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
         return result
 
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image its ``size`` as it becomes, height and width, and among its ``pictures`` the one ``enlarged``, a
         PNG as a ``data:`` address."""
         made = self.enlarge(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
         return [{"size": list(image.shape[:2]), "pictures": {"enlarged": as_address(image)}} for image in made]
 
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; the enlarged image."""
-        return super().draw_answer(from_address(answer["pictures"]["enlarged"]), answer)
 
-    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
-        """See `VisionModule.answer_pictures`: the enlarged image."""
-        made = from_address(answer["pictures"]["enlarged"])
-        return {".enlarged.png": Image.fromarray(made[..., 0] if made.shape[2] == 1 else made)}
+class EnlargedAnswers(PictureAnswers):
+    """Pictures made larger."""
+
+    def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
+        """See `Answers.draw`; the enlarged picture alone."""
+        return Answers.draw(self, from_address(answer["pictures"]["enlarged"]), answer)
 
 
 def _load(net: SRResNet, address: str) -> None:

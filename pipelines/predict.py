@@ -117,7 +117,7 @@ def predict(
                     for sink in sinks:
                         sink.add({"path": file, "frame": number, "seconds": round(film.seconds[number], 3)}, answer)
                     if drawing:
-                        drawing.write(module.draw_answer(frame, answer), film.seconds[number])
+                        drawing.write(module.answers.draw(frame, answer), film.seconds[number])
             if drawing:
                 drawing.close()
             if film.cut_off:

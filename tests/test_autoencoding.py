@@ -268,7 +268,7 @@ def test_any_backbone_is_an_encoder(backbone, side, options, shape) -> None:
 
 def test_layers_behind_the_features_do_not_learn() -> None:
     module = AutoencodingModule(DataSpec(label_names=None, in_chans=1, image_size=28), Backbone("lenet5"))
-    module.step({"image": images(2, 1, 28)}, "train").backward()
+    module.losses({"image": images(2, 1, 28)}).total.backward()
     for name, parameter in module.named_parameters():
         assert parameter.requires_grad == (not name.startswith("backbone.neck")), name
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -380,7 +380,7 @@ def test_masked_autoencoder_counts_masked_patches_only() -> None:
     module = masked(normalize_patches=False).eval()
     image = images(3, 1, 16)
     torch.manual_seed(5)
-    loss = module.step({"image": image}, "train")
+    loss = module.losses({"image": image}).total
     torch.manual_seed(5)
     output, hidden = module.reconstruct(image, Draws(image, True))
     error = (output - module.patchify(image.float() / 255)).square()
@@ -482,7 +482,7 @@ def test_the_answer_shows_the_reconstruction_beside_the_image(trained: Path) -> 
     (answer,) = loaded.predict(None, [path]).to_dict("records")
     assert set(answer) == {"mse", "psnr", "code"}
     assert answer["psnr"] == pytest.approx(-10 * math.log10(answer["mse"]), abs=0.01)
-    drawing = loaded.module.draw_answer(np.asarray(Image.open(path))[..., None], answer)
+    drawing = loaded.module.answers.draw(np.asarray(Image.open(path))[..., None], answer)
     shown, made = (
         drawing[-118:-6, left : left + 112].astype(int) for left in (6, 124)
     )  # below the heading, side by side

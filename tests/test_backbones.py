@@ -238,7 +238,7 @@ def test_real_weights_recognise_real_pictures(name):
     labels = [int(file.stem.split("_")[2]) for file in pictures]
     prepare = evaluation(224, 0.875)
     batch = collate([{"image": prepare(image=read_image(file.locate()))["image"]} for file in pictures])
-    answers = [int(answer["label"]) for answer in module.answers(batch)]
+    answers = [int(answer["label"]) for answer in module.predict(batch)]
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     assert len(labels) == 20
     assert right >= 17

@@ -156,11 +156,13 @@ def test_figures_of_a_collection_are_not_joined_by_what_the_first_batch_looks_li
 def test_the_loss_of_a_step_is_that_of_all_its_batches():
     module, data = small()
     parts, logger = [], Steps()
-    step = module.step
-    module.step = lambda batch, stage: parts.append(value := step(batch, stage)) or value
+    losses = module.losses
+    module.losses = lambda batch: parts.append(value := losses(batch)) or value
     options = {"accumulate_grad_batches": 3, "log_every_n_steps": 1, "limit_train_batches": 7, "limit_val_batches": 0}
     trainer(max_epochs=1, logger=logger, **options).fit(module, data)
-    means = [float(torch.stack(part).mean()) for part in (parts[:3], parts[3:6], parts[6:])]
+    means = [
+        float(torch.stack([losses.total for losses in part]).mean()) for part in (parts[:3], parts[3:6], parts[6:])
+    ]
     assert logger.series["train/loss_step"] == [(k, pytest.approx(mean, rel=1e-6)) for k, mean in enumerate(means)]
 
 
@@ -191,7 +193,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     module.label_smoothing = share
     target = (1 - share) * F.one_hot(labels, 4) + share / 4
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
-    assert torch.allclose(module.step({"image": images, "label": labels}, "train"), expected, atol=1e-6)
+    assert torch.allclose(module.losses({"image": images, "label": labels}).total, expected, atol=1e-6)
 
 
 def mixed(**options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
@@ -201,7 +203,7 @@ def mixed(**options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     module.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     module.head.register_forward_hook(lambda *all: said.append(all[-1]))
     images = torch.randint(256, (10, 1, 12, 12), dtype=torch.uint8)
-    loss = module.step({"image": images, "label": torch.arange(10)}, "train")
+    loss = module.losses({"image": images, "label": torch.arange(10)}).total
     return module.normalize(images), seen[0], said[0].detach(), float(loss.detach())
 
 

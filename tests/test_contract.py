@@ -145,10 +145,10 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
     dataset = cli.datamodule.test_dataloader().dataset
     images = [dataset.source[i]["image"] for i in range(5)]
     batch = next(iter(cli.datamodule.test_dataloader()))
-    expected = cli.model.eval().answers({key: value[:5] for key, value in batch.items()})
+    expected = cli.model.eval().predict({key: value[:5] for key, value in batch.items()})
     assert loaded.predict(None, images).to_dict("records") == expected
     best = type(cli.model).load_from_checkpoint("out/best.ckpt")
-    assert best.answers({key: value[:5] for key, value in batch.items()}) == expected
+    assert best.predict({key: value[:5] for key, value in batch.items()}) == expected
     with pytest.raises(BackboneError, match=f"{type(cli.model).__name__}.load_from_checkpoint"):
         VisionModule.load_from_checkpoint("out/best.ckpt")
 

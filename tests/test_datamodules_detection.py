@@ -351,7 +351,7 @@ def test_a_model_that_learned_from_pieces_is_shown_pieces() -> None:
             found.append({"boxes": [b for b, _ in seen], "labels": [n for _, n in seen], "scores": scores})
         return found
 
-    model.module.answers = answers  # type: ignore[method-assign]
+    model.module.predict = answers  # type: ignore[method-assign]
     (answer,) = model.stream([image])
     assert answer["boxes"] == [[70, 40, 90, 60], [5, 5, 15, 15]]
     assert answer["labels"] == ["a", "b"]
@@ -384,7 +384,7 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
     storage.save_model(Path("model"), module, replace(data.preprocessing, image_size=64), "detection")
     model = VisionModel().load(Path("model"), "cpu")
     given: dict[str, Any] = {}
-    model.module.answers = lambda batch: given.update(batch) or [{}]  # type: ignore[method-assign,func-returns-value]
+    model.module.predict = lambda batch: given.update(batch) or [{}]  # type: ignore[method-assign,func-returns-value]
     list(model.stream(["data/a.png"]))
     assert given["size"].tolist() == [[50, 80]]
     assert given["image"].shape == (1, 3, 64, 64)

@@ -290,7 +290,7 @@ def test_which_boxes_are_kept_can_be_chosen(kind: str) -> None:
 
     def boxes(**choice: Any) -> dict[str, Any]:
         module.choose(threshold=0.0, **choice)
-        (answer,) = module.answers({"image": image})
+        (answer,) = module.predict({"image": image})
         return answer
 
     assert len(boxes()["boxes"]) == 7
@@ -467,15 +467,15 @@ def test_the_other_detectors_learn_eight_scenes(kind: str, tmp_path: Path) -> No
 
 def test_answers_are_in_pixels_of_the_image_as_it_was_read(yolo: Trained) -> None:
     batch = next(iter(yolo.data.val_dataloader()))
-    plain = yolo.module.answers(batch)
+    plain = yolo.module.predict(batch)
     assert sum(len(answer["boxes"]) for answer in plain) > 8
-    larger = yolo.module.answers({**batch, "size": torch.tensor([[96, 128]] * 8)})  # scaled by half, padded below
+    larger = yolo.module.predict({**batch, "size": torch.tensor([[96, 128]] * 8)})  # scaled by half, padded below
     for answer, twice in zip(plain, larger, strict=True):
         assert twice["labels"] == answer["labels"]
         expected = (np.array(answer["boxes"]).reshape(-1, 4) * 2).clip(0, [128, 96, 128, 96])
         assert np.array(twice["boxes"]).reshape(-1, 4) == pytest.approx(expected, abs=0.02)
         assert all(0 <= x <= 128 and 0 <= y <= 96 for box in twice["boxes"] for x, y in (box[:2], box[2:]))
-    strips = yolo.module.answers({**batch, "size": torch.tensor([[16, 128]] * 8)})  # all below was added
+    strips = yolo.module.predict({**batch, "size": torch.tensor([[16, 128]] * 8)})  # all below was added
     assert 0 < sum(len(answer["boxes"]) for answer in strips) < sum(len(answer["boxes"]) for answer in plain)
     assert all(y1 < y2 <= 16 for answer in strips for _, y1, _, y2 in answer["boxes"])
 
@@ -484,7 +484,7 @@ def test_a_module_is_made_again_from_its_architecture(yolo: Trained) -> None:
     again = DetectionModule.from_architecture(yolo.module.architecture)
     again.load_state_dict(yolo.module.state_dict())
     batch = next(iter(yolo.data.val_dataloader()))
-    assert again.eval().answers(batch) == yolo.module.answers(batch)
+    assert again.eval().predict(batch) == yolo.module.predict(batch)
 
 
 def test_pictures_show_boxes(yolo: Trained) -> None:
@@ -492,7 +492,7 @@ def test_pictures_show_boxes(yolo: Trained) -> None:
     assert yolo.module.draw_samples(batch).shape[2] == 3
     image = batch["image"][0].permute(1, 2, 0).contiguous().numpy()
     before = image.copy()
-    drawn = yolo.module.draw_answer(image, yolo.module.answers(batch)[0])
+    drawn = yolo.module.answers.draw(image, yolo.module.predict(batch)[0])
     assert drawn.shape == (256, 256, 3)
     assert (drawn != image.repeat(4, 0).repeat(4, 1)).any()
     assert (image == before).all()

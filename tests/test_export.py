@@ -169,7 +169,7 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
         sides = np.diff(boxes.clip(0, 64).reshape(-1, 2, 2), axis=1)[:, 0]
         told = (sides >= 0.02).all(1)  # a box beside the picture is no answer, which the file does not know
         boxes, labels, scores, which = boxes[told], labels[told], scores[told], which[told]
-        for i, answer in enumerate(module.answers({"image": image})):
+        for i, answer in enumerate(module.predict({"image": image})):
             names = [module.label_names[k] for k in labels[which == i]]
             assert sorted(names) == sorted(answer["labels"])
             rows = zip(boxes[which == i], names, scores[which == i], strict=True)

@@ -141,7 +141,7 @@ def test_features_of_deeper_levels_are_pooled_and_of_length_one_each():
     assert torch.allclose(features[:, 24:].norm(dim=1), torch.ones(2), atol=1e-6)
     again = FaceNetModule.from_architecture(module.architecture).eval()
     again.load_state_dict(module.state_dict())
-    assert again.answers({"image": image}) == module.answers({"image": image})
+    assert again.predict({"image": image}) == module.predict({"image": image})
 
 
 def test_a_mirrored_picture_has_the_same_embedding_where_that_is_asked_for():
@@ -194,26 +194,23 @@ def test_losses_with_weights_of_the_people_train_in_float32_and_stay_out_of_the_
     module = faces(num_classes=7, loss=losses.ArcFaceLoss, threshold=0.5)
     assert module.loss.W.shape == (16, 7)
     rows = {"image": torch.randint(256, (8, 1, 32, 32), dtype=torch.uint8), "identity": torch.arange(8) % 7}
-    module.log_mean = lambda *args: None
     with torch.autocast("cpu", torch.bfloat16):
-        module.step(rows, "train").backward()
+        module.losses(rows).total.backward()
     assert module.loss.W.dtype == torch.float32
     assert module.loss.W.grad.abs().sum() > 0
     save_model(tmp_path / "model", module, Preprocessing(32, 1, crop_pct=1.0), "facenet")
     loaded, _ = load_model(tmp_path / "model")
     assert loaded.threshold == 0.5
     module.eval()
-    assert loaded.answers(rows) == module.answers(rows)
+    assert loaded.predict(rows) == module.predict(rows)
 
 
 def test_triplets_are_active_by_the_margin_of_the_loss():
     rows = {"image": torch.randint(256, (8, 1, 32, 32), dtype=torch.uint8), "identity": torch.arange(8) // 2}
     shares = []
     for loss in (TripletLoss(0), TripletLoss(4), losses.ArcFaceLoss):
-        module, logged = faces(num_classes=4, loss=loss), {}
-        module.log_mean = lambda key, value, count, logged=logged: logged.update({key: float(value)})
-        module.step(rows, "train")
-        shares.append(logged["train/active_triplets"])
+        module = faces(num_classes=4, loss=loss)
+        shares.append(float(module.losses(rows).figures["active_triplets"]))
     embedding = module(rows["image"]).detach()
     assert shares == [float(triplet_hinge(embedding, rows["identity"], margin)[1]) for margin in (0, 4, 0.2)]
     assert shares[0] < shares[1] == 1

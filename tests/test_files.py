@@ -103,7 +103,7 @@ def test_pictures_of_answers_are_whole_or_absent_on_a_full_disk(disk: Path) -> N
     """The drawing and what goes beside it, such as a mask."""
     Image.fromarray(NOISE).save("a.png")
     module = SegmentationModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet")).eval()
-    (answer,) = module.answers({"image": torch.from_numpy(NOISE).permute(2, 0, 1)[None]})
+    (answer,) = module.predict({"image": torch.from_numpy(NOISE).permute(2, 0, 1)[None]})
     _draw(module, "a.png", answer, "free/a.png", Path("free/a.png"))
     assert {file.name for file in Path("free").iterdir()} == {"a.png", "a.mask.png"}
     with pytest.raises(DiskError, match=r"a\.png could not be written: No space left on device"):

@@ -107,7 +107,7 @@ def test_parts_and_tasks_of_the_users_own_are_loaded_again(own) -> None:
             "image": torch.randint(256, (1, module.in_chans, module.image_size, module.image_size), dtype=torch.uint8)
         }
         with torch.no_grad():
-            assert twin.answers(batch) == module.eval().answers(batch)
+            assert twin.predict(batch) == module.eval().predict(batch)
     loaded, _ = storage.load_model(Path("part"))
     assert (loaded.noise.share, loaded.bottleneck.activation.beta) == (0.25, 1.5)
 

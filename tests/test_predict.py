@@ -25,7 +25,7 @@ from PIL import Image
 
 from datamodules import DataError, ImageFolder
 from modules import ClassificationModule
-from modules.base import VisionModule
+from modules.answers import Answers
 from modules.spec import DataSpec
 from pipelines import predict
 from pipelines.classification import classification
@@ -319,6 +319,6 @@ def test_so_many_images_go_through_the_network_together_as_are_asked_for(trained
 
 def test_a_task_without_a_drawing_shows_the_image() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
-    drawing = VisionModule.draw_answer(None, grey, {})
+    drawing = Answers().draw(grey, {})
     assert drawing.shape == (3, 4, 3)
     assert (drawing == grey).all()

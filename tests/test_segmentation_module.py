@@ -460,10 +460,10 @@ def test_mask_rcnn_learns_rebuilds_and_answers_in_the_pictures_pixels() -> None:
     module.eval().threshold.fill_(0.05)
     twin = InstanceSegmentationModule.from_architecture(json.loads(json.dumps(module.architecture))).eval()
     twin.load_state_dict(module.state_dict())
-    answer = twin.answers(batch)[0]
-    assert answer == module.answers(batch)[0]
+    answer = twin.predict(batch)[0]
+    assert answer == module.predict(batch)[0]
     assert answer["masks"]
     assert answer["masks"][0]["size"] == [32, 64]
-    drawing = module.draw_answer(np.zeros((32, 64, 3), np.uint8), answer)
+    drawing = module.answers.draw(np.zeros((32, 64, 3), np.uint8), answer)
     assert drawing.any()
-    assert module.annotations(answer)[0]["category_id"] in (1, 2)
+    assert module.answers.annotations(answer)[0]["category_id"] in (1, 2)

@@ -112,7 +112,7 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
 
     drawn = list(video.Video("out/film.mp4"))
     assert len(drawn) == FRAMES
-    expected = model.module.draw_answer(frames[5], {k: rows[5][k] for k in ("boxes", "labels", "scores", "ids")})
+    expected = model.module.answers.draw(frames[5], {k: rows[5][k] for k in ("boxes", "labels", "scores", "ids")})
     assert expected.shape == drawn[5].shape
     blurred = [
         cv2.blur(np.asarray(image, np.float32), (5, 5))

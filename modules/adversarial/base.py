@@ -99,7 +99,7 @@ class AdversarialModule(VisionModule):
       player minimises, and each of which is logged as ``train/NAME``. In its turn a player works as in training, and the
       other is at rest: gradients flow through it, but neither parameters nor statistics change. The discriminator's turn
       comes first, and wants its generated images made under ``torch.no_grad()``.
-    - `step`, `report` and `answers` are as in other tasks: the loss of a batch in validation and test, figures and
+    - `measure`, `report` and `predict` are as in other tasks: the losses of a batch in validation and test, figures and
       pictures at their end, what a user is told. ``self.average`` is the generator to ask there.
     - Chance comes from `draw` with the ``key`` that the two methods are given, so that two processes draw what one does.
       What a variant remembers from step to step, such as a pool of images, is a buffer or goes into the checkpoint.
@@ -285,7 +285,7 @@ class AdversarialModule(VisionModule):
             further = {f"train/{name}": float(value) for name, value in figures.items()}
             further["train/gradient_norm"] = float(self.gradient_norm)
             self.publisher.figures(self.trainer, further, step)
-            self.log_step(means, batch, step)
+            self.guard.log_step(self, means, batch, step)
 
     def _set_clock(self) -> None:
         """Lets Lightning log an evaluation at the generator's last step, where it would at the number of batches."""
@@ -305,7 +305,7 @@ class AdversarialModule(VisionModule):
         penalty = self.adversarial.penalty((key, p) for key, p in self.named_parameters() if key.startswith(names))
         self.manual_backward((torch.stack([*losses.values()]).sum() + penalty) / parts)
         for name, value in losses.items():
-            self.log_mean(f"train/{name}", value.detach(), size)
+            self.means.update(f"train/{name}", value.detach(), size)
             self._terms.setdefault(name, []).append(value.detach())
 
     def _parts(self, batch_idx: int) -> int:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from modules.autoencoding.pictures import rows_of
 from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.images import psnr
 from modules.networks import BackboneError
@@ -99,7 +100,8 @@ class MaskedAutoencodingModule(VisionModule):
         self.positions = nn.Parameter(torch.randn(1, patches, decoder_dim) * 0.02)
         self.blocks = nn.Sequential(*(Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)))
         self.norm = nn.LayerNorm(decoder_dim)
-        self.predict = nn.Linear(decoder_dim, self.patch**2 * data.in_chans)
+        self.to_pixels = nn.Linear(decoder_dim, self.patch**2 * data.in_chans)
+        self.register_load_state_dict_pre_hook(_renamed)
         self._pictured: dict[str, Tensor] = {}
 
     @override
@@ -135,27 +137,32 @@ class MaskedAutoencodingModule(VisionModule):
         index = kept[:, :, None].expand(-1, -1, tokens.shape[2])
         full = self.mask_token.to(tokens.dtype).repeat(len(image), patches, 1).scatter(1, index, tokens)
         masked = torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
-        return self.predict(self.norm(self.blocks(full + self.positions))).float(), masked
+        return self.to_pixels(self.norm(self.blocks(full + self.positions))).float(), masked
 
     @override
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        image = batch["image"]
-        output, masked = self.reconstruct(image, Draws(image, stage == "train"))
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        return Losses({"loss": self._filled(batch["image"], True)[0]})
+
+    @override
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        loss, drawn, target, masked = self._filled(batch["image"], False)
+        ours, true = (patches[masked].view(len(masked), -1) for patches in (drawn, target))
+        if not self._pictured:
+            with self.publisher.optional(f"{stage}/reconstructions"):
+                hidden = masked[:, :, None]
+                self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
+                                  "output": drawn.where(hidden, target)}  # fmt: skip
+        return Losses({"loss": loss}, {"mse": F.mse_loss(ours, true), "psnr": psnr(ours, true).mean()})
+
+    def _filled(self, image: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss of images; their patches as they are filled in and as they are, float B×N×(p²·C) in [0, 1]; and which of
+        them are masked, bool B×N."""
+        output, masked = self.reconstruct(image, Draws(image, training))
         target = self.patchify(image.float() / 255)
         mean, spread = target.mean(2, keepdim=True), (target.var(2, keepdim=True) + 1e-6).sqrt()
         wanted = (target - mean) / spread if self.normalize_patches else target
-        loss = (output - wanted).square().mean(2)[masked].mean()
-        if stage != "train":
-            drawn = (output * spread + mean if self.normalize_patches else output).clamp(0, 1)
-            ours, true = (patches[masked].view(len(image), -1) for patches in (drawn, target))
-            self.log_mean(f"{stage}/mse", F.mse_loss(ours, true), len(image))
-            self.log_mean(f"{stage}/psnr", psnr(ours, true).mean(), len(image))
-            if not self._pictured:
-                with self.publisher.optional(f"{stage}/reconstructions"):
-                    hidden = masked[:, :, None]
-                    self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
-                                      "output": drawn.where(hidden, target)}  # fmt: skip
-        return loss
+        drawn = (output * spread + mean if self.normalize_patches else output).clamp(0, 1)
+        return (output - wanted).square().mean(2)[masked].mean(), drawn, target, masked
 
     @override
     def report(self, stage: Stage) -> Report:
@@ -167,7 +174,14 @@ class MaskedAutoencodingModule(VisionModule):
         return Report(pictures={"reconstructions": reconstructions})
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image its ``code``: the mean of the tokens of its patches, all of them visible."""
         tokens = self.last_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
         return [{"code": code} for code in tokens.mean(1).double().mul(1e5).round().div(1e5).tolist()]
+
+
+def _renamed(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Gives weights of an earlier version the names that they have now."""
+    for key in [key for key in state if key.startswith(f"{prefix}predict.")]:
+        state[f"{prefix}to_pixels.{key.removeprefix(f'{prefix}predict.')}"] = state.pop(key)

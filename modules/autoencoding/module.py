@@ -14,13 +14,16 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from typing_extensions import override
 
+from modules.answers import Answer, Answers
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
 from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
 from modules.autoencoding.pictures import filters, plane, rows_of
-from modules.base import PerStage, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, psnr, ssim
+from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, TransposedConvolutions
 from modules.networks.parts import Draws, describe
@@ -144,6 +147,7 @@ class AutoencodingModule(VisionModule):
         units = math.prod(self.bottleneck.shape)
         statistics = UnitStatistics(units, self.bottleneck.entries)
         self.statistics = PerStage(lambda _: statistics.clone())
+        self.answers = CodeAnswers(self._drawn, image_size)
         self._components: PrincipalComponents | None = None
         self._kept = 0  # batches of which some was kept
         self._pictured: list[tuple[Tensor, Tensor]] = []
@@ -198,29 +202,38 @@ class AutoencodingModule(VisionModule):
         self._steps = total_steps(self.trainer)
 
     @override
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        image, training = batch["image"], stage == "train"
-        draws = Draws(image, training)
-        target = image.float() / 255
-        seen = target if self.noise is None else self.noise(target, draws)
-        if training and self.penalty is not None and self.penalty.needs_input_gradient:
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        draws = Draws(batch["image"], True)
+        seen, target = self._seen(batch["image"], draws)
+        if self.penalty is not None and self.penalty.needs_input_gradient:
             seen = seen.detach().requires_grad_()
         given = self.normalize(seen * 255)
-        progress = self.global_step / self._steps if training and self._steps else 1.0
-        code = self.bottleneck(self.features(given), draws, progress)
+        code = self.bottleneck(self.features(given), draws, self.global_step / self._steps if self._steps else 1.0)
+        loss = (self.loss(self.decoder(code.value).float(), target) + code.loss).mean()
+        if self.penalty is None:
+            return Losses({"loss": loss})
+        penalty = self.penalty(code.value, given)
+        return Losses({"loss": loss + penalty}, {"penalty": penalty})
+
+    @override
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        draws = Draws(batch["image"], False)
+        seen, target = self._seen(batch["image"], draws)
+        code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
         output = self.decoder(code.value).float()
         reconstruction = self.loss(output, target)
-        loss = (reconstruction + code.loss).mean()
-        if training:
-            if self.penalty is not None:
-                penalty = self.penalty(code.value, given)
-                self.log_mean("train/penalty", penalty.detach(), len(image))
-                loss = loss + penalty
-            return loss
-        self._measure(stage, seen, target, code, output, reconstruction)
+        if code.kl is not None:  # measured is what is saved: the mean
+            output = self.decoder(code.mean).float()
+        figures = self._figures(seen, target, code, self.loss.image(output), reconstruction)
+        self.statistics[stage].update(code)
         with self.publisher.optional(f"{stage}/reconstructions"):
             self._keep(stage, seen, target, code, batch.get("label"))
-        return loss
+        return Losses({"loss": (reconstruction + code.loss).mean()}, figures)
+
+    def _seen(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What the encoder is shown of images, and what it shall come to, both float B×C×S×S in [0, 1]."""
+        target = image.float() / 255
+        return target if self.noise is None else self.noise(target, draws), target
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
         """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
@@ -238,14 +251,11 @@ class AutoencodingModule(VisionModule):
             named = label[chosen].cpu() if label is not None else None
             self._plotted.append((code.mean[chosen].flatten(1).float().cpu(), named))
 
-    def _measure(
-        self, stage: Stage, seen: Tensor, target: Tensor, code: Code, output: Tensor, reconstruction: Tensor
-    ) -> None:
-        """Logs what is measured of a batch."""
-        size, dimensions = len(target), target[0].numel()
-        if code.kl is not None:  # measured is what is saved: the mean
-            output = self.decoder(code.mean).float()
-        figures = self._quality(self.loss.image(output), target)
+    def _figures(
+        self, seen: Tensor, target: Tensor, code: Code, output: Tensor, reconstruction: Tensor
+    ) -> dict[str, Tensor]:
+        """Means over a batch."""
+        figures, dimensions = self._quality(output, target), target[0].numel()
         if self.noise is not None:
             figures |= {f"{key}_input": value for key, value in self._quality(seen.clamp(0, 1), target).items()}
         if (components := self._principal_components()) is not None:
@@ -261,9 +271,7 @@ class AutoencodingModule(VisionModule):
         if isinstance(self.bottleneck, Plain) and self.bottleneck.activation is not None:
             threshold = 0.1 if isinstance(self.bottleneck.activation, nn.Sigmoid) else 0.0
             figures["activity"] = (code.value.abs() > threshold).float().mean()
-        for key, value in figures.items():
-            self.log_mean(f"{stage}/{key}", value.detach(), size)
-        self.statistics[stage].update(code)
+        return figures
 
     def _quality(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
         figures = {"mse": F.mse_loss(image, target), "psnr": psnr(image, target).mean()}
@@ -380,7 +388,8 @@ class AutoencodingModule(VisionModule):
         return sheet(to_uint8(self.decode(rows.flatten(0, 1))), steps)
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image the ``mse`` and ``psnr`` of its reconstruction, and its ``code`` as nested lists.
 
         Nothing is added to the image: a denoising autoencoder is given the noise with it.
@@ -396,10 +405,25 @@ class AutoencodingModule(VisionModule):
         ]
 
     @torch.inference_mode()
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; the image, cut to a square, and its reconstruction beside it."""
-        shown = ImageOps.fit(Image.fromarray(super().draw_answer(image, answer)), (self.image_size, self.image_size))
-        saved = torch.tensor([answer["code"]], device=self.device)
-        made = to_uint8(self.decode(self.bottleneck.load(saved)))[0]
+    def _drawn(self, code: list[Any]) -> NDArray[np.uint8]:
+        """The reconstruction of a ``code`` of `predict`, uint8 S×S×C."""
+        saved = torch.tensor([code], device=self.device)
+        return cast(NDArray[np.uint8], to_uint8(self.decode(self.bottleneck.load(saved)))[0])
+
+
+class CodeAnswers(Answers):
+    """Codes, and how well images are made of them.
+
+    Args:
+        decode: makes the reconstruction of a code.
+        side: of images, in pixels.
+    """
+
+    def __init__(self, decode: Callable[[list[Any]], NDArray[np.uint8]], side: int) -> None:
+        self.decode, self.side = decode, side
+
+    def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
+        """See `Answers.draw`; the image, cut to a square, and its reconstruction beside it."""
+        shown = ImageOps.fit(Image.fromarray(super().draw(image, answer)), (self.side, self.side))
         heading = f"PSNR {answer['psnr']:.1f} dB"
-        return sheet([np.asarray(shown), made], heading=heading, side=max(112, self.image_size))
+        return sheet([np.asarray(shown), self.decode(answer["code"])], heading=heading, side=max(112, self.side))

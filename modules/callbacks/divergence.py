@@ -1,7 +1,8 @@
 """A training whose numbers are no longer finite ends, and says where."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -11,17 +12,52 @@ from typing_extensions import override
 
 from modules.training_data import settings_of
 
+if TYPE_CHECKING:
+    from modules.base import VisionModule
+
 
 class DivergenceError(ValueError):
     """The training came to numbers that are not finite; the message says where."""
 
 
 class DivergenceGuard(L.Callback):
-    """Ends a training at a loss that is not finite, of a step or of an epoch; lets no checkpoint be made of weights that are
-    not."""
+    """Logs the losses of steps, and ends a training at one that is not finite, of a step or of an epoch; lets no checkpoint
+    be made of weights that are not."""
 
     def __init__(self) -> None:
         self._finite = ""  # the last loss that was looked at
+        self._losses: list[Tensor] = []  # of the batches of the step that is under way
+
+    def note(self, module: "VisionModule", loss: Tensor, batch: dict[str, Any], waits: bool) -> None:
+        """Takes the loss of a batch, where its step is one that is logged.
+
+        Args:
+            module: what is trained.
+            loss: a scalar.
+            batch: what it is of.
+            waits: whether further batches belong to the step.
+        """
+        if module.global_step % settings_of(module.trainer).log_every_n_steps == 0:
+            self._losses.append(loss.detach())
+            if not waits:
+                self.log_step(module, {"loss": torch.stack(self._losses).mean()}, batch, module.global_step)
+                self._losses = []
+
+    def log_step(self, module: "VisionModule", terms: Mapping[str, Tensor], batch: dict[str, Any], step: int) -> None:
+        """Logs the losses of a step, means over all processes, which look together whether these are finite.
+
+        Args:
+            module: what is trained.
+            terms: scalars by name.
+            batch: the last one of the step.
+            step: which one.
+        """
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if module.trainer.world_size > 1:
+            values = cast(Tensor, module.trainer.strategy.reduce(values, reduce_op="mean"))
+        figures = {f"train/{name}_step": value for name, value in zip(terms, values.tolist(), strict=True)}
+        module.publisher.figures(module.trainer, figures, step)
+        self.check_loss(module, float(values.sum()), batch)
 
     def check_loss(self, module: L.LightningModule, loss: float, batch: dict[str, Any]) -> None:
         """Looks at a loss that is known anyway.

@@ -1,5 +1,7 @@
 """Exact means over epochs."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
@@ -9,7 +11,28 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from modules.base import VisionModule
+    from modules.base import Stage, VisionModule
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised for a batch, and further figures of it.
+
+    Args:
+        terms: means over the batch by name, scalars, whose sum is minimised.
+        figures: other means, which are only logged.
+        weight: what they are means over; by default, the images of the batch.
+    """
+
+    terms: Mapping[str, Tensor]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: float | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the terms, a scalar."""
+        terms = list(self.terms.values())
+        return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
 
 class Mean(Metric):
@@ -40,6 +63,19 @@ class EpochMeans(L.Callback):
     def __init__(self) -> None:
         self._means: dict[str, Mean] = {}  # by key, such as ``train/loss``
         self._begun: dict[str, list[float]] = {}  # total and weight of those of a checkpoint
+
+    def note(self, stage: "Stage", losses: Losses, batch: Mapping[str, Any]) -> None:
+        """Adds the terms and figures of a batch, and as ``loss`` the sum of the terms.
+
+        Args:
+            stage: what the batch is of.
+            losses: of it.
+            batch: has an ``image``, as long as it has samples.
+        """
+        weight = len(batch["image"]) if losses.weight is None else losses.weight
+        total = {"loss": losses.total} if losses.terms else {}
+        for name, value in {**losses.terms, **losses.figures, **total}.items():
+            self.update(f"{stage}/{name}", value, weight)
 
     def update(self, key: str, value: Tensor, weight: float) -> None:
         """Adds the mean of a batch.

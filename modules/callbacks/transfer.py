@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
@@ -15,10 +16,10 @@ from typing_extensions import override
 from modules.callbacks.freezing import FIRST_LAYER, layers
 from modules.callbacks.linear_head import Scaler
 from modules.networks import BackboneError
-from modules.networks.backbones import untrained
+from modules.networks.backbones import create_backbone, untrained
 from modules.networks.features import Grid, extract
 from modules.optimization import Optimization
-from modules.spec import Strategy, Transfer
+from modules.spec import Backbone, DataSpec, Strategy
 from modules.training_data import training_data
 
 if TYPE_CHECKING:
@@ -151,29 +152,70 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
     return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1]))
 
 
-def check_wishes(transfer: Transfer | None, plan: Optimization) -> None:
-    """Refuses a transfer that the settings of the training contradict.
+@dataclass(frozen=True)
+class Start:
+    """The backbone that a module begins with.
+
+    Args:
+        network: what `create_backbone` made, in the memory order that is asked for.
+        pretrained: whether it has published weights.
+        learned: whether it has weights that learned something, published or not.
+        licence: of these.
+        strategy: how it is put to its new use; None where ``optimization`` says it, or it is to be chosen.
+        normalization: means and standard deviations of the channels that it expects, float C each, of values in [0, 1].
+    """
+
+    network: Any
+    pretrained: bool
+    learned: bool
+    licence: str | None
+    strategy: Strategy | None
+    normalization: tuple[Tensor, Tensor]
+
+
+def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization) -> Start:
+    """Makes a backbone, with random weights where the transfer is from scratch.
+
+    Args:
+        backbone: which one.
+        data: what its data are like.
+        output: see `VisionModule`.
+        plan: how it is trained.
 
     Raises:
-        BackboneError: they do.
+        BackboneError: it cannot be made, or the settings of the training contradict the transfer.
     """
+    transfer, scratch = backbone.transfer, backbone.transfer == "scratch"
     if plan.frozen_epochs < 0 and transfer in ("finetune", "freeze_unfreeze", "auto"):
         raise BackboneError(
             f"--model.backbone.transfer {transfer} lets the backbone learn, which --model.optimization.frozen_epochs "
             f"{plan.frozen_epochs} forbids: leave one of them out."
         )
-
-
-def forget(backbone: Any, in_chans: int, image_size: int) -> None:
-    """Gives a backbone random weights.
-
-    Args:
-        backbone: what `create_backbone` made.
-        in_chans: channels of the images.
-        image_size: their side, in pixels.
-    """
-    twin = untrained(backbone, in_chans, image_size).state_dict()
-    backbone.load_state_dict({key: twin.get(key, value) for key, value in backbone.state_dict().items()})
+    pretrained = backbone.pretrained and not scratch
+    network: Any = create_backbone(
+        backbone.name,
+        pretrained,
+        data.in_chans,
+        data.image_size,
+        data.num_classes if output == "logits" else 0,
+        features_only=output == "maps",
+        **(backbone.options or {}),
+    )
+    learned = pretrained or backbone.name != network.recipe["backbone"]  # from a file or a registered model
+    licence: str | None = getattr(network, "licence", None)
+    if pretrained:
+        licence = str(network.pretrained_cfg.get("license") or "not stated")
+    if scratch and learned:
+        twin = untrained(network, data.in_chans, data.image_size).state_dict()
+        network.load_state_dict({key: twin.get(key, value) for key, value in network.state_dict().items()})
+        learned, licence = False, None
+    if backbone.channels_last:
+        network.to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(network.pretrained_cfg[key], dtype=torch.float32) for key in ("mean", "std"))
+    if len(mean) != data.in_chans:
+        mean, std = (value.mean().repeat(data.in_chans) for value in (mean, std))
+    strategy = None if transfer == "auto" else transfer
+    return Start(network, pretrained, learned, licence, strategy, (mean, std))
 
 
 def check_learned(module: "VisionModule") -> None:

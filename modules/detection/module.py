@@ -5,18 +5,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.base import PerStage, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.detection import pictures
+from modules.detection.answers import BoxAnswers
 from modules.detection.detector import Detections, Detector
 from modules.detection.metrics import UNSURE, DetectionMetric
 from modules.detection.yolo import YOLO
+from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
 from modules.networks.parts import describe
 from modules.optimization import Optimization
@@ -37,7 +39,7 @@ class DetectionModule(VisionModule):
     Measures COCO's average precision (``ap``, ``ap50``, ``ap75``, by size, for each class) and average recall, the best
     F1 with its threshold; shows detections beside the truth for the same images each epoch, the images with most
     mistakes, precision against recall, and the confusion matrix at the best threshold. That threshold is kept with the
-    weights: `answers` tells the boxes that reach it.
+    weights: `predict` tells the boxes that reach it.
 
     Args:
         data: what its data are like.
@@ -76,6 +78,7 @@ class DetectionModule(VisionModule):
         self.register_buffer("threshold", torch.tensor(UNSURE))
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
+        self.answers = BoxAnswers(self.label_names)
         self.best = float(self.threshold)
         self.shown: list[pictures.Example] = []
         self.worst: list[tuple[int, pictures.Example]] = []
@@ -131,23 +134,19 @@ class DetectionModule(VisionModule):
         return self.detector(self.backbone(self.normalize(image)))
 
     @override
-    def step(self, batch: dict[str, Any], stage: Stage) -> Tensor:
-        parts, weight = self.detector.losses(self(batch["image"]), batch)
-        return self._logged(parts, weight, stage)
+    def losses(self, batch: dict[str, Any]) -> Losses:
+        return self._losses(self(batch["image"]), batch)
 
-    def _logged(self, parts: dict[str, Tensor], weight: Tensor, stage: Stage) -> Tensor:
-        """The sum of the parts of a loss, which are logged."""
-        for name, value in parts.items():
-            self.log_mean(f"{stage}/loss_{name}", value.detach(), float(weight))
-        return torch.stack(list(parts.values())).sum()
+    def _losses(self, outputs: Any, batch: dict[str, Any]) -> Losses:
+        terms, weight = self.detector.losses(outputs, batch)
+        return Losses({f"loss_{name}": value for name, value in terms.items()}, weight=float(weight))
 
     @override
-    def evaluate(self, batch: dict[str, Any], stage: Stage) -> None:
+    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
         outputs = self(batch["image"])
-        parts, weight = self.detector.losses(outputs, batch)
-        if parts:
-            self.log_mean(f"{stage}/loss", self._logged(parts, weight, stage), float(weight))
+        losses = self._losses(outputs, batch)
         self._measure(batch, self.detector.detect(outputs), stage)
+        return losses
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
         """Boxes in the pixels of the images as they were read; without those found beside the image, where it was filled up."""
@@ -240,7 +239,8 @@ class DetectionModule(VisionModule):
         self.threshold.fill_(self.best)
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """For each image ``boxes`` (xyxy, in pixels of the image as it was read), their ``labels`` and ``scores``; and its
         ``size`` (height, width).
 
@@ -262,23 +262,6 @@ class DetectionModule(VisionModule):
             "size": size,
         }
 
-    def categories(self) -> dict[int, str]:
-        """See `VisionModule.categories`; from 1."""
-        return dict(enumerate(self.label_names, 1))
-
-    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """See `VisionModule.annotations`: an object each, with its score, and its mask where there are masks."""
-        found = []
-        masks = answer.get("masks") or [None] * len(answer["boxes"])
-        for (x1, y1, x2, y2), label, score, code in zip(
-            *(answer[key] for key in ("boxes", "labels", "scores")), masks, strict=True
-        ):
-            width, height = round(x2 - x1, 2), round(y2 - y1, 2)
-            entry = {"category_id": self.label_names.index(label) + 1, "bbox": [x1, y1, width, height],
-                     "area": round(width * height, 2), "iscrowd": 0, "score": score}  # fmt: skip
-            found.append(entry if code is None else entry | {"segmentation": code, "area": int(rle.area(code))})
-        return found
-
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the boxes."""
         tiles = []
@@ -286,15 +269,3 @@ class DetectionModule(VisionModule):
             captions = [self.label_names[k] for k in labels]
             tiles.append(draw_boxes(as_rgb(image), boxes.numpy(), captions, labels.tolist(), 192))
         return sheet(tiles, columns)
-
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; with the boxes."""
-        captions = [f"{label}  {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
-        colours = [self.label_names.index(label) for label in answer["labels"]]
-        if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
-            captions = [
-                f"#{k}: {text}" if k is not None else text for k, text in zip(answer["ids"], captions, strict=True)
-            ]
-            colours = [k if k is not None else 0 for k in answer["ids"]]
-        boxes = np.asarray(answer["boxes"], np.float32).reshape(-1, 4)
-        return draw_boxes(super().draw_answer(image, answer), boxes, captions, colours, 256)

@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from modules.base import PerStage, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.facenet import pictures as drawing
 from modules.facenet.metrics import Pairs, report
@@ -25,6 +26,7 @@ from modules.facenet.mining import (
     triplet_hinge,
     within_class_whitening,
 )
+from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.ranges import NonNegativeInt, PositiveInt, Share
@@ -180,17 +182,18 @@ class FaceNetModule(VisionModule):
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
 
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
-        """See `VisionModule.step`; in training only, where the loss is that of all processes' batches together."""
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        """See `VisionModule.losses`; the loss is that of all processes' batches together."""
         embedding, identity = self.gather(self(batch["image"])), self.gather(batch["identity"])
         triplets = self.miner(embedding, identity) if self.miner else None
-        share = triplet_hinge(embedding, identity, self.margin)[1]
-        near, far = mate_distance(embedding, identity), stranger_distance(embedding, identity)
-        for key, value in (("active_triplets", share), ("mate_distance", near), ("stranger_distance", far)):
-            self.log_mean(f"{stage}/{key}", value, len(identity))
+        figures = {
+            "active_triplets": triplet_hinge(embedding, identity, self.margin)[1],
+            "mate_distance": mate_distance(embedding, identity),
+            "stranger_distance": stranger_distance(embedding, identity),
+        }
         if isinstance(self.miner, ProgressiveMiner):
-            self.log_mean(f"{stage}/hard_triplets", self.miner.state.float(), len(identity))
-        return self.loss(embedding, identity, triplets)
+            figures["hard_triplets"] = self.miner.state.float()
+        return Losses({"loss": self.loss(embedding, identity, triplets)}, figures, len(identity))
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
@@ -213,9 +216,10 @@ class FaceNetModule(VisionModule):
                 "a lower --model.optimization.lr, more people in a batch."
             )
 
-    def evaluate(self, batch: dict[str, Tensor], stage: Stage) -> None:
-        """Gathers the split's embeddings."""
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        """Gathers the split's embeddings, of which `report` says the loss."""
         self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])
+        return Losses({})
 
     def report(self, stage: Stage) -> Report:
         """Measures the split; the threshold is calibrated on validation data."""
@@ -254,6 +258,7 @@ class FaceNetModule(VisionModule):
         self.threshold = checkpoint.get("architecture", {}).get("threshold", self.threshold)
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image its ``embedding``, a list of floats."""
         return [{"embedding": row} for row in self(batch["image"]).tolist()]

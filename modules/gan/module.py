@@ -12,7 +12,9 @@ from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOpti
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, normalize_spectrum
+from modules.answers import HeadedAnswers
 from modules.base import Stage
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.extractors import CHUNK, extractor_name
 from modules.measures.images import gaussian_kl, psnr
@@ -21,7 +23,7 @@ from modules.measures.sets import compare, frechet_distance
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, Progressive, UpsampledConvolutions
 from modules.networks.parts import Draws, describe, within
-from modules.pictures.sheets import enlarged, sheet
+from modules.pictures.sheets import sheet
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
@@ -104,6 +106,7 @@ class GANModule(AdversarialModule):
         stop_on_failure: bool = False,
     ) -> None:
         super().__init__(data, backbone, optimization)
+        self.answers = HeadedAnswers("realness {realness:.2f}")
         in_chans, image_size = data.in_chans, data.image_size
         self.latent_size, self.conditional, self.spectral_norm = latent_size, conditional, spectral_norm
         self.growth = growth
@@ -251,7 +254,7 @@ class GANModule(AdversarialModule):
         verdicts = self.discriminate(real, label), self.discriminate(fake, label)
         self._right_share = self.right_share(verdicts[0].score.detach(), verdicts[1].score.detach())
         self._real_mean = verdicts[0].score.detach().mean()
-        self.log_mean("train/discriminator_accuracy", self._right_share, size)
+        self.means.update("train/discriminator_accuracy", self._right_share, size)
         losses = {"loss": self.objective.discriminator(*verdicts)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # Past `torch.compile`, which does not differentiate twice.
@@ -295,19 +298,21 @@ class GANModule(AdversarialModule):
 
     # What it is worth
 
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         """The discriminator's loss for real images and as many of the generator's; keeps the former for the figures."""
         image, label = batch["image"], batch["label"] if self.conditional else None
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
         fake = self.discriminate(self.as_input(self.generator(noise, label)), label)
+        figures = {}
         if self._encoder is not None:
             made = (self.reconstruct(image).float() + 1) / 2
-            self.log_mean(f"{stage}/psnr", psnr(made, image.float() / 255).mean(), len(image))
+            figures["psnr"] = psnr(made, image.float() / 255).mean()
         if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
             self._images.append(image[:left])
             self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
             self._kept += len(self._images[-1])
-        return self.objective.discriminator(self.discriminate(self.normalize(image), label), fake)
+        loss = self.objective.discriminator(self.discriminate(self.normalize(image), label), fake)
+        return Losses({"loss": loss}, figures)
 
     def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
@@ -421,7 +426,8 @@ class GANModule(AdversarialModule):
         return torch.cat(made)
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image how real it looks to the discriminator, ``realness``: higher is more real, on a scale of its own.
 
         Of a conditional one, it is that for the class which fits best.
@@ -436,10 +442,6 @@ class GANModule(AdversarialModule):
             score = self.head(features, image, None).score
         score = -score if self.objective.energy else score
         return [{"realness": round(value, 5)} for value in score.tolist()]
-
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; the realness stands above."""
-        return sheet([enlarged(super().draw_answer(image, answer), 112)], heading=f"realness {answer['realness']:.2f}")
 
 
 def grown(step: int, growth: int) -> float:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from faster_coco_eval.core import mask as rle
@@ -13,15 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.base import PerStage, Stage, VisionModule
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
+from modules.measures.per_stage import PerStage
 from modules.networks.dense_decoders import Decoder, UNet
 from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
-from modules.pictures.palette import IGNORED, palette, tint
+from modules.pictures.palette import IGNORED, tint
 from modules.pictures.sheets import as_rgb, sheet
 from modules.segmentation import pictures
+from modules.segmentation.answers import MapAnswers
 from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.windows import strips
@@ -72,6 +74,7 @@ class SegmentationModule(VisionModule):
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.figures = PerStage(lambda _: SegmentationMetric(num_classes))
+        self.answers = MapAnswers(self.label_names)
         self.shown: list[pictures.Example] = []
         self.worst: list[pictures.Example] = []
 
@@ -93,20 +96,20 @@ class SegmentationModule(VisionModule):
             x = F.pad(x, (0, right, 0, below))
         return self.decoder(self.backbone(x))[:, :, :height, :width]
 
-    def step(self, batch: dict[str, Any], stage: Stage) -> Tensor:
-        """See `VisionModule.step`. In evaluation the loss is each image's by itself, so that its mean does not depend on
-        the batches."""
-        mask = batch["mask"].long()
-        logits = self(batch["image"]).float()
-        if stage == "train":
-            return self.loss(logits, mask, self.class_weights)
+    @override
+    def losses(self, batch: dict[str, Any]) -> Losses:
+        return Losses({"loss": self.loss(self(batch["image"]).float(), batch["mask"].long(), self.class_weights)})
+
+    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+        """See `VisionModule.measure`. The loss is each image's by itself, so that its mean does not depend on the batches."""
+        mask, logits = batch["mask"].long(), self(batch["image"]).float()
         found = logits.argmax(1)
         self.figures[stage].update(found, mask)
         if self.trainer.is_global_zero:
             with self.publisher.optional(f"{stage}/segmentations"):
                 self._keep_pictures(batch["image"], found, batch["mask"])
         losses = [self.loss(one[None], true[None], self.class_weights) for one, true in zip(logits, mask, strict=True)]
-        return torch.stack(losses).mean()
+        return Losses({"loss": torch.stack(losses).mean()})
 
     def _keep_pictures(self, image: Tensor, found: Tensor, mask: Tensor) -> None:
         """Keeps the first images, and those with most wrong pixels."""
@@ -150,7 +153,7 @@ class SegmentationModule(VisionModule):
         pieces = strips(self, image, self.image_size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
-    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """For each image the ``labels`` in it, the largest first; ``size`` (height, width); ``shares`` of the classes; and
         ``masks``, for each class that is there its COCO run-length code.
 
@@ -172,15 +175,6 @@ class SegmentationModule(VisionModule):
             result.append({"labels": list(shares), "size": list(mask.shape), "shares": shares, "masks": masks})
         return result
 
-    def mask_of(self, answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """The class map that one of `answers` describes, uint8 H×W."""
-        mask = np.zeros(answer["size"], np.uint8)
-        for name, code in answer["masks"].items():
-            k = self.label_names.index(name)
-            if k:
-                mask[rle.decode(code).astype(bool)] = k
-        return mask
-
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the classes as a tint, and in white what does not count."""
         tiles = []
@@ -189,27 +183,3 @@ class SegmentationModule(VisionModule):
             tile[mask == IGNORE] = IGNORED
             tiles.append(tile)
         return sheet(tiles, columns)
-
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; with the classes as a tint."""
-        return tint(super().draw_answer(image, answer), self.mask_of(answer))
-
-    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
-        """See `VisionModule.answer_pictures`: the class map, whose pixels are the classes' numbers and whose
-        palette are their colours."""
-        mask = PIL.Image.fromarray(self.mask_of(answer), "P")
-        mask.putpalette(palette(self.num_classes).tobytes())
-        return {".mask.png": mask}
-
-    def categories(self) -> dict[int, str]:
-        """See `VisionModule.categories`: all classes but the first, by their numbers."""
-        return dict(list(enumerate(self.label_names))[1:])
-
-    def annotations(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """See `VisionModule.annotations`: a mask for each class but the first."""
-        names = self.label_names
-        return [
-            {"category_id": names.index(name), "segmentation": code,
-             "area": int(rle.area(code)), "bbox": [float(v) for v in np.ravel(rle.toBbox(code))], "iscrowd": 0}
-            for name, code in answer["masks"].items() if names.index(name)
-        ]  # fmt: skip

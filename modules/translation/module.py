@@ -5,7 +5,6 @@ from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,7 +14,9 @@ from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOpti
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import LeastSquares, Objective, Regularizer, Verdict
 from modules.adversarial.players import at_rest
+from modules.answers import PictureAnswers
 from modules.base import Stage
+from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.extractors import JUDGE, Seen
 from modules.measures.judge import Judge
@@ -23,7 +24,7 @@ from modules.measures.sets import frechet_distance
 from modules.networks import BackboneError
 from modules.networks.backbones import untrained
 from modules.networks.parts import Draws, describe, within
-from modules.pictures.sheets import Image, as_address, from_address, sheet, stacked
+from modules.pictures.sheets import Image, as_address, sheet, stacked
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.training_data import TrainingData, training_data
@@ -109,6 +110,7 @@ class TranslationModule(AdversarialModule):
         stop_on_failure: bool = False,
     ) -> None:
         super().__init__(data, backbone, optimization)
+        self.answers = PictureAnswers(max(96, data.image_size))
         in_chans, image_size = data.in_chans, data.image_size
         self.attributes = {
             name: list(values) for name, values in (data.attributes or {"domain": self.label_names}).items()
@@ -223,7 +225,7 @@ class TranslationModule(AdversarialModule):
         real, fake = self.normalize(image), self.normalize(fake)
         (verdict, logits), (other, _) = self.discriminate(real, domain), self.discriminate(fake, wanted)
         self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
-        self.log_mean("train/discriminator_accuracy", self._right_share, len(image))
+        self.means.update("train/discriminator_accuracy", self._right_share, len(image))
         losses = {"loss": self.objective.discriminator(verdict, other)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # The mean over patches: so that the penalty does not grow with the image.
@@ -307,14 +309,14 @@ class TranslationModule(AdversarialModule):
         content = batch["content"]
         return torch.cat([truth, content[:, None]], 1), [*self.sizes, int(content.max()) + 1]
 
-    def step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         """The generator's loss, for its average; in evaluation an image is always translated into the same domain."""
         image, domain = batch["image"], batch["label"]
         wanted = self.wanted(domain, Draws(image, False).uniform(len(self.sizes)).to(self.device))
         terms, fake, back = self.costs(self.average, image, domain, wanted)
-        extractor, count = self.judge.extractor, len(image)
+        extractor = self.judge.extractor
         seen, made = extractor(image.contiguous()), extractor(to_uint8(fake))
-        self.log_mean(f"{stage}/cycle", (back.float() - as_float(image)).abs().mean() / 2, count)
+        figures = {"cycle": (back.float() - as_float(image)).abs().mean() / 2}
         kinds = {"_real": (seen, domain), "": (made, wanted)}
         for kind, (answers, asked) in kinds.items():
             assert answers.probabilities is not None
@@ -323,11 +325,10 @@ class TranslationModule(AdversarialModule):
             if "content" in batch and len(parts) > len(truths):
                 truths["content"] = batch["content"]
             for (name, truth), part in zip(truths.items(), parts, strict=False):
-                right = (part.argmax(1) == truth).float().mean()
-                self.log_mean(f"{stage}/{name}{kind}_{extractor.name}", right, count)
+                figures[f"{name}{kind}_{extractor.name}"] = (part.argmax(1) == truth).float().mean()
         numbers = torch.stack([domain, wanted], 1).to(seen.features.dtype)
         self._seen.append(torch.cat([seen.features, made.features, numbers], 1))
-        return torch.stack(list(terms.values())).sum()
+        return Losses({"loss": Losses(terms).total}, figures)
 
     def _distances(self) -> dict[str, Tensor | float]:
         """The Fréchet distances, over all processes."""
@@ -435,7 +436,8 @@ class TranslationModule(AdversarialModule):
         return domain_of(torch.stack([part.argmax(1) for part in logits.split(self.sizes, 1)], 1), self.sizes)
 
     @torch.inference_mode()
-    def answers(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image its ``pictures``: what it is translated into each domain, or value of an attribute, by name, each
         a PNG as a ``data:`` address. Where several attributes make a domain, also what each is taken to be."""
         image = batch["image"]
@@ -447,19 +449,6 @@ class TranslationModule(AdversarialModule):
             answer = {name: names[value] for (name, names), value in known} if len(self.sizes) > 1 else {}
             answers.append(answer | {"pictures": {name: as_address(each[k]) for name, each in made.items()}})
         return answers
-
-    def draw_answer(self, image: NDArray[np.uint8], answer: dict[str, Any]) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_answer`; the image beside its translations."""
-        made = {name: from_address(text) for name, text in answer["pictures"].items()}
-        return sheet([image, *made.values()], 1 + len(made), ["image", *made], side=max(96, self.image_size))
-
-    def answer_pictures(self, answer: dict[str, Any]) -> dict[str, PIL.Image.Image]:
-        """See `VisionModule.answer_pictures`: each translation, by its domain."""
-        made = {name.replace("/", "-"): from_address(text) for name, text in answer["pictures"].items()}
-        return {
-            f".{name}.png": PIL.Image.fromarray(each[..., 0] if each.shape[2] == 1 else each)
-            for name, each in made.items()
-        }
 
 
 def tiles(image: Tensor) -> NDArray[np.uint8]:

@@ -201,10 +201,10 @@ def _starts(name: str) -> Iterable[str]:
 
 def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, beside: Path) -> None:
     # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
-    drawing = Image.fromarray(module.draw_answer(read_image(file), answer))
+    drawing = Image.fromarray(module.answers.draw(read_image(file), answer))
     os.makedirs(os.path.dirname(place), exist_ok=True)
     write_image(place, drawing, quality=90)
-    for suffix, picture in module.answer_pictures(answer).items():
+    for suffix, picture in module.answers.pictures(answer).items():
         write_image(beside.with_suffix(suffix), picture)
 
 
@@ -217,7 +217,7 @@ class COCOFile:
 
     def __init__(self, module: VisionModule) -> None:
         self.module = module
-        categories = [{"id": k, "name": name} for k, name in module.categories().items()]
+        categories = [{"id": k, "name": name} for k, name in module.answers.categories().items()]
         self.content: dict[str, Any] = {
             "info": {}, "licenses": [], "images": [], "annotations": [], "categories": categories
         }  # fmt: skip
@@ -227,7 +227,7 @@ class COCOFile:
         images, found = self.content["images"], self.content["annotations"]
         size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))
         images.append({"id": len(images) + 1, "file_name": file, **size})
-        for one in self.module.annotations(answer):
+        for one in self.module.answers.annotations(answer):
             found.append({"id": len(found) + 1, "image_id": len(images), **one})
 
 

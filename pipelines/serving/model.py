@@ -194,7 +194,7 @@ class VisionModel(PythonModel):
         return joined(picture.parts, picture.height, picture.width, self.preprocessing.tile or 0, across)
 
     def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
-        return self.module.answers({key: value.to(self.module.device) for key, value in collate(samples).items()})
+        return self.module.predict({key: value.to(self.module.device) for key, value in collate(samples).items()})
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers for images.
@@ -207,7 +207,7 @@ class VisionModel(PythonModel):
             params: none are known.
 
         Returns:
-            A row for each image; the columns are the task's, see the module's ``answers``.
+            A row for each image; the columns are the task's, see the module's ``predict``.
 
         Raises:
             ValueError: an image cannot be read.

@@ -1,0 +1,86 @@
+"""What is drawn and written of what a module tells of a picture."""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from modules.pictures.sheets import enlarged, from_address, sheet
+
+Image = NDArray[np.uint8]
+Answer = dict[str, Any]  # what a module tells of one picture, plain data
+
+
+class Answers:
+    """How a module's answers are shown and kept. By itself, they are plain data and no more."""
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """Draws what an answer says of a picture; by itself, the picture alone.
+
+        >>> Answers().draw(np.zeros((4, 6, 1), np.uint8), {}).shape
+        (4, 6, 3)
+
+        Args:
+            image: uint8 H×W×C as it was read, with one or three channels; it is left as it is.
+            answer: one of `VisionModule.predict`.
+
+        Returns:
+            uint8 H×W×3, not always of the picture's size.
+        """
+        return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
+    def pictures(self, answer: Answer) -> dict[str, PIL.Image.Image]:
+        """What of an answer is a picture of its own, to be kept without losses; by itself, nothing.
+
+        Returns:
+            Pictures by what the names of their files end with, such as ``.mask.png``.
+        """
+        return {}
+
+    def categories(self) -> dict[int, str]:
+        """Names of the categories of `annotations` by their ids; by itself, none."""
+        return {}
+
+    def annotations(self, answer: Answer) -> list[dict[str, Any]]:
+        """An answer as annotations in COCO's format, without ``id`` and ``image_id``; by itself, none."""
+        return []
+
+
+class HeadedAnswers(Answers):
+    """Answers of a line, which stands above the picture.
+
+    Args:
+        heading: the line, with the answer's keys as fields of `str.format`.
+    """
+
+    def __init__(self, heading: str) -> None:
+        self.heading = heading
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; a small picture is enlarged."""
+        return sheet([enlarged(super().draw(image, answer), 112)], heading=self.heading.format(**answer))
+
+
+class PictureAnswers(Answers):
+    """Answers that are ``pictures`` by name, as ``data:`` addresses of PNGs.
+
+    Args:
+        side: least side in a drawing, in pixels.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; the picture, and beside it those of the answer."""
+        made = {name: from_address(text) for name, text in answer["pictures"].items()}
+        return sheet([image, *made.values()], 1 + len(made), ["image", *made], side=self.side)
+
+    def pictures(self, answer: Answer) -> dict[str, PIL.Image.Image]:
+        """See `Answers.pictures`: each by its name."""
+        made = {name.replace("/", "-"): from_address(text) for name, text in answer["pictures"].items()}
+        return {
+            f".{name}.png": PIL.Image.fromarray(each[..., 0] if each.shape[2] == 1 else each)
+            for name, each in made.items()
+        }
