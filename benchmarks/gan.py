@@ -16,7 +16,7 @@ import datamodules
 from modules import AutoencodingModule, GANModule
 from modules.gan.module import nearest_distances
 from modules.measures.extractors import named_extractor, own_extractor
-from modules.measures.sets import compare
+from modules.measures.sets import compare_sets
 from modules.pictures.sheets import sheet, stacked
 from pipelines.serving import registry
 
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"| images | {' | '.join(names)} | novelty |\n|{'---|' * (len(names) + 2)}")
     for name, images in rows.items():
         fake = look(images)
-        figures = compare(seen.features, fake.features, seen.probabilities, fake.probabilities)
+        figures = compare_sets(seen.features, fake.features, seen.probabilities, fake.probabilities)
         novelty = nearest_distances(fake.features, known).median() / reach
         print(f"| {name} | {' | '.join(f'{figures[key]:.3f}' for key in names)} | {novelty:.2f} |")
     if options.picture:

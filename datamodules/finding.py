@@ -30,7 +30,7 @@ def parts_of(written: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def within(folder: Path, written: str) -> Path | None:
+def found_in(folder: Path, written: str) -> Path | None:
     """A file or folder below another one, given as another machine's or another folder's path: its longest end that is there."""
     for name in parts_of(written):
         if name and os.path.exists(folder / name):

@@ -32,7 +32,7 @@ def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[Pla
     return [(x, y) for y in spread(height) for x in spread(width)]
 
 
-def starts(length: int, side: int | None) -> list[int]:
+def tile_starts(length: int, side: int | None) -> list[int]:
     """Where squares side by side begin that cover a length; the last one ends with it. Without a side it is one."""
     return [0] if side is None or length <= side else [*range(0, length - side, side), length - side]
 

@@ -47,7 +47,7 @@ def usual_layers(features: FixedFeatures, image: Tensor) -> tuple[list[str], str
     return names, [n for n, s in zip(names, strides, strict=True) if s <= max(8, strides[0])][-1]
 
 
-class Losses(NamedTuple):
+class StyleLosses(NamedTuple):
     """Scalars: what is made small, and its three parts before they are weighted."""
 
     total: Tensor
@@ -56,7 +56,7 @@ class Losses(NamedTuple):
     variation: Tensor
 
 
-class Objective:
+class StyleObjective:
     """αL_content + βL_style + γL_variation of a picture, float 1×3×H×W.
 
     L_content is `content_loss` as a share of what maps of zeros would cost, and so is `style_loss` in each layer, of which
@@ -81,13 +81,13 @@ class Objective:
             self._wanted = features.named(content, [self.content_layer])[self.content_layer]
             self._grams = {name: gram(maps) for name, maps in features.named(style, self.style_layers).items()}
 
-    def __call__(self, image: Tensor) -> Losses:
+    def __call__(self, image: Tensor) -> StyleLosses:
         """The losses of a picture."""
         maps = self.features.named(image, [*self.style_layers, self.content_layer])
         content = _share(content_loss, maps[self.content_layer], self._wanted)
         style = torch.stack([_share(style_loss, gram(maps[name]), a) for name, a in self._grams.items()]).mean()
         parts = torch.stack([content, style, total_variation(image)])
-        return Losses((parts * parts.new_tensor(self.weights)).sum(), *parts)
+        return StyleLosses((parts * parts.new_tensor(self.weights)).sum(), *parts)
 
 
 def _share(loss: Callable[[Tensor, Tensor], Tensor], value: Tensor, wanted: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ def _share(loss: Callable[[Tensor, Tensor], Tensor], value: Tensor, wanted: Tens
 
 
 def stylize(
-    objective: Callable[[Tensor], Losses], start: Tensor, steps: int, method: Literal["lbfgs", "adam"],
-    seen: Callable[[int, Losses, Tensor], None],
+    objective: Callable[[Tensor], StyleLosses], start: Tensor, steps: int, method: Literal["lbfgs", "adam"],
+    seen: Callable[[int, StyleLosses, Tensor], None],
 ) -> Tensor:  # fmt: skip
     """Descends from ``start``, float 1×C×H×W, of which one channel stands for three.
 
@@ -113,7 +113,7 @@ def stylize(
         losses = objective(x.expand(-1, 3, -1, -1))
         losses.total.backward()
         count += 1
-        seen(count, Losses(*(loss.detach() for loss in losses)), x.detach())
+        seen(count, StyleLosses(*(loss.detach() for loss in losses)), x.detach())
         return losses.total.item()
 
     for _ in range(1 if method == "lbfgs" else steps):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, as_uint8
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
 from modules.adversarial.players import Score
 from modules.answers import Answer, Answers, PictureAnswers
@@ -272,7 +272,7 @@ class SuperResolutionModule(AdversarialModule):
         truth = batch["image"][..., :height, :width]
         low = resized(truth, 1 / self.factor)
         plain, output = resized(low, self.factor), self.average(as_float(low)).float()
-        made = to_uint8(output)
+        made = as_uint8(output)
         figures = quality(made, truth, self.factor)
         figures |= {f"{name}_bicubic": value for name, value in quality(plain, truth, self.factor).items()}
         if self._features is not None:
@@ -317,7 +317,7 @@ class SuperResolutionModule(AdversarialModule):
             for left in range(0, width, TILE):
                 y, x = max(0, top - rim), max(0, left - rim)
                 piece = image[..., y : top + TILE + rim, x : left + TILE + rim]
-                made = to_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
+                made = as_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
                 place = result[..., f * top : f * (top + TILE), f * left : f * (left + TILE)]
                 place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
         return result

@@ -29,14 +29,20 @@ class TrainingData(Protocol):
         """A batch of samples, evenly spread and without augmentation."""
 
 
+def given_data(trainer: L.Trainer) -> TrainingData | None:
+    """The data module of a trainer; None where it was given loaders."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, TrainingData) else None
+
+
 def training_data(trainer: L.Trainer) -> TrainingData:
     """The data module of a trainer.
 
     Raises:
         BackboneError: it has none of `datamodules`.
     """
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, TrainingData):
+    data = given_data(trainer)
+    if data is None:
         raise BackboneError(
             "This looks at the data itself: give the trainer a data module of `datamodules` instead of loaders."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
-from pipelines.serving.exporting import SUFFIXES, Format, describe, exported, write
+from pipelines.serving.exporting import SUFFIXES, Format, describe_export, exported, write
 
 
 def export(
@@ -51,7 +51,7 @@ def export(
         raise ValueError(
             f"{model} is a {type(module).__name__}; only classifiers, detectors and semantic segmentation are exported."
         )
-    metadata = describe(model, folder, module, network, chosen)
+    metadata = describe_export(model, folder, module, network, chosen)
     difference = write(model, file, chosen, module, network, metadata, opset)
     return (
         f"{file}: {chosen}, {file.stat().st_size / 1e6:.2f} MB, {metadata['input']} to {metadata['output']}. "

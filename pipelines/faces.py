@@ -19,7 +19,7 @@ from datamodules import DataError
 from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from datamodules.labelled.alignment import SIDE, FaceDetector, aligned, foremost
 from modules import FaceNetModule
-from modules.facenet.metrics import cluster as sort_by_person
+from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
 from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import table
@@ -209,7 +209,7 @@ def cluster(
     files, embeddings = _embed(answering, _found(paths, out))
     if method == "agglomerative" and len(files) > 20_000:
         raise ValueError(f"{len(files)} pictures are too many to compare all with all: --method dbscan.")
-    numbers = sort_by_person(embeddings, limit, method)
+    numbers = connected_people(embeddings, limit, method)
     groups = [np.flatnonzero(numbers == n).tolist() for n in np.unique(numbers[numbers >= 0])]
     several = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
     alone = sorted(set(range(len(files))) - {i for group in several for i in group})

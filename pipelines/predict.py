@@ -14,7 +14,7 @@ from modules import DetectionModule
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
 from pipelines.serving import video
-from pipelines.serving.answers import Folder, Sink, Told, places, readable
+from pipelines.serving.answers import FolderSink, Sink, Told, places, readable
 from pipelines.serving.files import find
 from pipelines.serving.registry import load
 
@@ -96,7 +96,7 @@ def predict(
         sinks: list[Sink] = [stack.enter_context(Told(json))]
         progress = stack.enter_context(_bars(json))
         if out:
-            folder = Folder(out, module, drawings, root, form, truth, 2 * batch_size, tell)
+            folder = FolderSink(out, module, drawings, root, form, truth, 2 * batch_size, tell)
             sinks.append(stack.enter_context(folder))
         bar = progress.add_task("images", total=len(images), visible=bool(images))
         answers = answering.stream(map(Path, images), batch_size, lambda done: progress.update(bar, completed=done))

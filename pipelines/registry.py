@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from pipelines.engine.command import command
-from pipelines.serving.registry import compare, demote, download, overview, promote, show
+from pipelines.serving.registry import compare, demote, download, list_models, promote, show
 
 COMMANDS: dict[str, Callable[..., str]] = {
-    "list": overview, "show": show, "promote": promote, "demote": demote, "compare": compare, "load": download
+    "list": list_models, "show": show, "promote": promote, "demote": demote, "compare": compare, "load": download
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.sources import JoinedSource, LabelledSource, few
 from modules import Backbone, ClassificationModule, DataSpec, GANModule, SegmentationModule, TranslationModule
-from modules.adversarial.base import to_uint8
+from modules.adversarial.base import as_uint8
 from modules.inspection import dissection
 from modules.pictures.sheets import Image as Picture
 from modules.pictures.sheets import sheet, stacked
@@ -117,12 +117,12 @@ def dissect(
         side = seeing.image_size
         seen = F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
         return seeing(
-            to_uint8(seen.mean(1, keepdim=True) if seeing.in_chans == 1 else seen.expand(-1, 3, -1, -1))
+            as_uint8(seen.mean(1, keepdim=True) if seeing.in_chans == 1 else seen.expand(-1, 3, -1, -1))
         ).argmax(1)
 
     average, classes = module.average, range(seeing.num_classes)
-    names = dissection.layers(average, noise[:1], None if labels is None else labels[:1])
-    layers = [dissection.dissect(average, name, batches, segment, len(classes)) for name in names]
+    names = dissection.dissectible_layers(average, noise[:1], None if labels is None else labels[:1])
+    layers = [dissection.dissect_layer(average, name, batches, segment, len(classes)) for name in names]
     found = pd.DataFrame(
         [(layer.name, k, seeing.label_names[row.argmax()], float(row.max())) for layer in layers for k, row in enumerate(layer.iou)],
         columns=["layer", "unit", "class", "iou"],
@@ -165,7 +165,7 @@ def _switched(
     values = {"as made": None, "off": torch.zeros(len(units)), "on": layer.on[list(units), label]}
     for value in values.values():
         with nullcontext() if value is None else dissection.switched(part, units, value):
-            rows.append(to_uint8(generator(noise, of)))
+            rows.append(as_uint8(generator(noise, of)))
     captions = [name for name in values for _ in noise]
     return sheet(torch.cat(rows), len(noise), captions, heading, side=84)
 

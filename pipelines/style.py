@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.images import WRITTEN, read_image
 from modules.measures.images import FixedFeatures
 from modules.pictures.sheets import sheet
-from modules.style import Losses, Objective, luminance, stylize
+from modules.style import StyleLosses, StyleObjective, luminance, stylize
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import print_table
@@ -70,7 +70,7 @@ def style(
     if keep_colour:
         target, model = luminance(wanted), luminance(model)
         model = (model - model.mean()) / model.std().clamp_min(1e-6) * target.std() + target.mean()
-    objective = Objective(
+    objective = StyleObjective(
         FixedFeatures(backbone, pretrained, backbone_options), target.expand_as(wanted), model.expand(-1, 3, -1, -1),
         style_layers, content_layer, (content_weight, style_weight, variation_weight),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def style(
         mlflow.log_params(settings)
         bar = progress.add_task("style", total=steps, losses="")
 
-        def seen(step: int, losses: Losses, x: Tensor) -> None:
+        def seen(step: int, losses: StyleLosses, x: Tensor) -> None:
             values = {f"loss/{key}": float(value) for key, value in losses._asdict().items()}
             told = ", ".join(f"{key[5:]} {value:.4f}" for key, value in values.items())
             progress.update(bar, completed=min(step, steps), losses=told)

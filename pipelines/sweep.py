@@ -55,7 +55,7 @@ class _Ask(L.Callback):
         raise _JudgedError(pl_module.monitor, pl_module.mode)
 
 
-class Report(L.Callback):
+class TrialReport(L.Callback):
     """Tells a trial what each validation came to, and ends the training if it is hopeless.
 
     Args:
@@ -167,7 +167,7 @@ class Sweep:
     def objective(self, trial: optuna.Trial) -> float:
         """Trains a trial; its value is the best of the monitored metric."""
         chosen = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
-        report = Report(trial, self.parent)
+        report = TrialReport(trial, self.parent)
         try:
             cli = self.task([*self.args, *_options(chosen), "--output", str(self.output(trial))], [report])
             if (cli.model.monitor, cli.model.mode) != (self.monitor, self.mode):

@@ -24,7 +24,7 @@ from datamodules.options import Preprocessing
 from modules import DetectionModule, Optimization, create_backbone
 from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
-from modules.detection.yolo import assign, decode, distribution_focal_loss, grid, quality_focal_loss
+from modules.detection.yolo import assign, cell_centres, decode_boxes, distribution_focal_loss, quality_focal_loss
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
 from modules.optimization import parameter_groups
@@ -87,14 +87,14 @@ def test_quality_focal_loss_is_what_one_works_out_by_hand() -> None:
 
 
 def test_boxes_are_expected_distances_from_their_place() -> None:
-    points, strides = grid([(2, 3)], [8], torch.device("cpu"))
+    points, strides = cell_centres([(2, 3)], [8], torch.device("cpu"))
     assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
     sides = torch.full((1, 6, 4, 4), -50.0)
     for side, r in enumerate([1, 2, 3, 0]):  # bin 0 is -1 stride, bin 1 is 0
         sides[..., side, r] = 50.0
-    assert decode(sides, points, strides)[0, 4].tolist() == [12, 4, 28, 4]
+    assert decode_boxes(sides, points, strides)[0, 4].tolist() == [12, 4, 28, 4]
     sides[..., 0, 2] = 50.0  # half 0, half one stride
-    assert decode(sides, points, strides)[0, 4, 0] == 8
+    assert decode_boxes(sides, points, strides)[0, 4, 0] == 8
 
 
 def naive_assign(scores: Tensor, guesses: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, labels: Tensor,
@@ -126,7 +126,7 @@ def naive_assign(scores: Tensor, guesses: Tensor, points: Tensor, strides: Tenso
 
 def test_assignment_equals_the_papers_in_loops() -> None:
     generator = torch.Generator().manual_seed(0)
-    points, strides = grid([(8, 8), (4, 4)], [8, 16], torch.device("cpu"))
+    points, strides = cell_centres([(8, 8), (4, 4)], [8, 16], torch.device("cpu"))
     counts, images = [3, 0, 5], 3
     scores = torch.rand(images, len(points), 4, generator=generator)
     reach = 9 + 20 * torch.rand(images, len(points), 4, generator=generator)  # so wide that no two fit equally badly

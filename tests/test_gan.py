@@ -39,7 +39,7 @@ from modules.adversarial.health import Health
 from modules.adversarial.objectives import Verdict, pulling_away, slope
 from modules.adversarial.players import at_rest, follow
 from modules.gan.module import grown
-from modules.inspection.dissection import agreement, dissect, effect, layers
+from modules.inspection.dissection import agreement, dissect_layer, dissectible_layers, effect
 from modules.measures.images import gaussian_kl
 from modules.measures.sets import effective_classes, frechet_distance, kernel_distance, neighbourhoods
 from modules.networks.decoders import Dense, Progressive, TransposedConvolutions, UpsampledConvolutions
@@ -684,8 +684,8 @@ def test_dissection_finds_the_unit_that_makes_a_class_and_only_that_one_matters(
     torch.manual_seed(0)
     painter, segment = Painter(), lambda image: (image[:, 0] > 0).long()
     batches = [(torch.randn(64, 2), None) for _ in range(2)]
-    assert layers(painter, batches[0][0], None) == ["units.1"]
-    layer = dissect(painter, "units.1", batches, segment, 2)
+    assert dissectible_layers(painter, batches[0][0], None) == ["units.1"]
+    layer = dissect_layer(painter, "units.1", batches, segment, 2)
     assert layer.best(1, 1) == [0]
     assert layer.iou[0, 1] == pytest.approx(1)
     assert 0 <= layer.threshold[0, 1] < 1

@@ -85,7 +85,7 @@ def test_a_saved_model_measures_what_it_did_in_training(trained: VisionCLI) -> N
 
 def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> None:
     registry.promote("two", "1", alias="listed")
-    assert "listed: 1" in registry.overview()
+    assert "listed: 1" in registry.list_models()
     assert "listed" in registry.show("two")
     assert registry.pinned("models:/two@listed") == "models:/two/1"
     assert "models:/two/1 is in copy" in registry.download("models:/two@listed", "copy")
@@ -157,7 +157,7 @@ def test_the_list_has_more_than_a_page() -> None:
         client.create_registered_model(name)
     try:
         add(names[-1], test_accuracy=0.5)
-        assert names[-1] in registry.overview()
+        assert names[-1] in registry.list_models()
     finally:
         for name in names:
             client.delete_registered_model(name)

@@ -28,7 +28,7 @@ from modules.instance_segmentation import MaskMetric, MaskRCNN, panoptic_map
 from modules.networks import BackboneError
 from modules.segmentation import FPN, CrossEntropy, DeepLabV3Plus, Dice, Focal, Lovasz, Mixture, SegFormer, UNet
 from modules.segmentation.metrics import SegmentationMetric, boundary_counts, edges
-from modules.segmentation.windows import starts, strips
+from modules.segmentation.windows import strips, window_starts
 from modules.spec import Backbone, DataSpec
 from pipelines import export
 from pipelines.classification import classification
@@ -163,7 +163,7 @@ def test_pixels_that_do_not_count_teach_nothing(loss: nn.Module) -> None:
 
 def test_windows_cover_a_length_with_the_overlap_asked_for() -> None:
     for length in (1, 31, 32, 33, 48, 100, 1000):
-        begin = starts(length, 32, 0.5)
+        begin = window_starts(length, 32, 0.5)
         assert begin[0] == 0
         assert begin[-1] == max(0, length - 32)
         assert all(0 < b - a <= 17 for a, b in pairwise(begin))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from modules.measures.images import FixedFeatures
-from modules.style import Objective, content_loss, gram, luminance, style_loss, stylize, total_variation
+from modules.style import StyleObjective, content_loss, gram, luminance, style_loss, stylize, total_variation
 from pipelines.engine.command import command
 from pipelines.serving.video import Video
 from pipelines.style import style
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_the_papers_equations():
             maps = torch.einsum("bchw,k->bkhw", image, features)
             return dict.fromkeys(layers, maps)
 
-    objective = Objective(Toy("vgg19"), content, painting, ["maps"], "maps", (2.0, 3.0, 0.0))
+    objective = StyleObjective(Toy("vgg19"), content, painting, ["maps"], "maps", (2.0, 3.0, 0.0))
     image.requires_grad_()
     losses = objective(image)
     losses.total.backward()
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_papers_equations():
 def test_the_loss_falls_and_a_seed_gives_the_same_picture(method):
     torch.manual_seed(0)
     content, painting = torch.rand(1, 3, 72, 80), torch.rand(1, 3, 96, 72) ** 3
-    objective = Objective(FixedFeatures("test_resnet"), content, painting)
+    objective = StyleObjective(FixedFeatures("test_resnet"), content, painting)
     told = []
     ends = [
         stylize(objective, content, 8, method, lambda step, losses, x: told.append((step, losses))) for _ in range(2)

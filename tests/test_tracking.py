@@ -196,7 +196,7 @@ def test_a_server_that_is_not_there_at_the_start_is_one_paragraph(
 
 
 COMMANDS = {
-    "registry list": registry.overview,
+    "registry list": registry.list_models,
     "registry show": lambda: registry.show("x"),
     "registry promote": lambda: registry.promote("x"),
     "registry demote": lambda: registry.demote("x"),

@@ -19,7 +19,7 @@ from datamodules import DigitAttributes, Digits, DigitTextures, DomainFolder
 from datamodules.domains import DomainDataset, DomainSource, with_stroke
 from modules import BackboneError, TranslationModule, create_backbone
 from modules.adversarial import R1, AdversarialOptimization, EnergyBased, GradientPenalty, NonSaturating, Wasserstein
-from modules.adversarial.base import to_uint8
+from modules.adversarial.base import as_uint8
 from modules.spec import DataSpec
 from modules.translation import ResidualTranslator
 from modules.translation.translators import ImagePool, domain_of, values_of
@@ -252,7 +252,7 @@ def test_losses_of_stargan_equal_values_worked_out_by_hand() -> None:
     real, logits = made.discriminate(made.normalize(image), domain)
     assert logits is not None
     fives = torch.full_like(domain, 5)
-    fake = made.normalize(to_uint8(made.generator(image.float() / 127.5 - 1, fives)))
+    fake = made.normalize(as_uint8(made.generator(image.float() / 127.5 - 1, fives)))
     other, _ = made.discriminate(fake, fives)
     truth = F.cross_entropy(logits[:, :3], domain // 2) + F.cross_entropy(logits[:, 3:], domain % 2)
     assert float(losses["domain_loss"].detach()) == pytest.approx(float(truth.detach()), rel=1e-5)

@@ -52,7 +52,7 @@ def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[
     return found
 
 
-def resized(sample: Sample, factor: float) -> Sample:
+def resized_sample(sample: Sample, factor: float) -> Sample:
     """A sample larger or smaller by a factor; masks by the nearest pixel."""
     height, width = (max(1, round(side * factor)) for side in sample["image"].shape[:2])
     if (height, width) == sample["image"].shape[:2]:
@@ -105,7 +105,7 @@ def mosaic(samples: Sequence[Sample], side: int, generator: np.random.Generator)
     parts = []
     for k, sample in enumerate(samples):
         factor = side / max(sample["image"].shape[:2]) * float(generator.uniform(0.5, 1.0))
-        sample = resized(sample, factor)
+        sample = resized_sample(sample, factor)
         height, width = sample["image"].shape[:2]
         left, right = ((0, cx), (cx, side))[k % 2]
         top, bottom = ((0, cy), (cy, side))[k // 2]
@@ -128,7 +128,7 @@ def _joined(parts: Sequence[Sample], image: NDArray[np.uint8]) -> Sample:
 
 def _onto(sample: Sample, height: int, width: int) -> Sample:
     """A sample on a grey canvas, as large as it fits in, at the top left."""
-    sample = resized(sample, min(height / sample["image"].shape[0], width / sample["image"].shape[1]))
+    sample = resized_sample(sample, min(height / sample["image"].shape[0], width / sample["image"].shape[1]))
     h, w = sample["image"].shape[:2]
     spare = (0, max(0, height - h)), (0, max(0, width - w))
     result = {"image": np.pad(sample["image"], (*spare, (0, 0)), constant_values=GREY)}

@@ -16,7 +16,7 @@ from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import Strength, padding, training_with_masks
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
 from datamodules.options import Own, PositiveInt, Preprocessing
-from datamodules.tiles import Place, TiledSource, starts
+from datamodules.tiles import Place, TiledSource, tile_starts
 
 WindowSide = Annotated[int, Ge(16)]
 Weighting = Literal["none", "median", "sqrt"]
@@ -48,7 +48,7 @@ class WindowSource(TiledSource):
 
     def __init__(self, pictures: Pictures, window: int | None) -> None:
         def layout(height: int, width: int) -> list[Place]:
-            return [(x, y) for y in starts(height, window) for x in starts(width, window)]
+            return [(x, y) for y in tile_starts(height, window) for x in tile_starts(width, window)]
 
         super().__init__(pictures.sizes, pictures.paths, layout)
         self.pictures, self.window = pictures, window
@@ -90,7 +90,7 @@ class WindowSource(TiledSource):
         image, mask = (np.ascontiguousarray(sample[key][part]) for key in ("image", "mask"))
         if generator is None:
             for axis, (start, length) in enumerate(((y, height), (x, width))):
-                before = max((s + side for s in starts(length, self.window) if s < start), default=0)
+                before = max((s + side for s in tile_starts(length, self.window) if s < start), default=0)
                 if before > start:
                     mask = mask.copy()
                     mask[(slice(None),) * axis + (slice(0, before - start),)] = IGNORE

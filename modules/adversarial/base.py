@@ -199,7 +199,7 @@ class AdversarialModule(VisionModule):
         """
         assert self.health is not None
         assert self.judge is not None
-        there, here = self.judge.seen("watched", real), self.judge.extractor(to_uint8(made))
+        there, here = self.judge.seen("watched", real), self.judge.extractor(as_uint8(made))
         figures = {"diversity": spread(here.features) / max(spread(there.features), 1e-12)}
         figures["coverage"] = neighbourhoods(there.features, here.features)["coverage"]
         wanted, given = classes(there), classes(here)
@@ -402,7 +402,7 @@ def as_float(image: Tensor) -> Tensor:
     return image.float() / 127.5 - 1
 
 
-def to_uint8(image: Tensor) -> Tensor:
+def as_uint8(image: Tensor) -> Tensor:
     """What a generator makes, float in [-1, 1], as uint8."""
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
 

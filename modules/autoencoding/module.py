@@ -18,7 +18,7 @@ from modules.answers import Answer, Answers
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, Variational, VectorQuantized
 from modules.autoencoding.metrics import PrincipalComponents
 from modules.autoencoding.parts import Noise, Penalty
-from modules.autoencoding.pictures import filters, plane, rows_of
+from modules.autoencoding.pictures import filter_tiles, plane, rows_of
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -30,6 +30,7 @@ from modules.networks.parts import Draws, describe
 from modules.optimization import Optimization, total_steps
 from modules.pictures.sheets import sheet, to_uint8
 from modules.spec import Backbone, DataSpec
+from modules.training_data import given_data
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
@@ -285,22 +286,14 @@ class AutoencodingModule(VisionModule):
 
     def _principal_components(self) -> PrincipalComponents | None:
         """Fits them once a process; None where they are not wanted, or there is nothing to fit them to."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        size = int(self.bottleneck.bits // 16)
-        if self._components is None and self.pca and hasattr(data, "dataset"):
-            dataset = data.dataset("train", False)
+        data, size = given_data(self.trainer), int(self.bottleneck.bits // 16)
+        if self._components is None and self.pca and data is not None:
             dimensions = self.in_chans * self.image_size**2
-            count = min(len(dataset), PCA_VALUES // dimensions)
+            count = min(len(data.sources["train"]), PCA_VALUES // dimensions)
             self.pca = 0 < size < min(count, dimensions)
             if self.pca:
-                chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
-                pieces = []
-                for start in range(0, count, 1024):
-                    got = dataset.__getitems__([(i, 0) for i in chosen[start : start + 1024]])
-                    if isinstance(got, list):
-                        got = {"image": torch.from_numpy(np.stack([s["image"] for s in got])).permute(0, 3, 1, 2)}
-                    pieces.append((got["image"].flatten(1).float() / 255).numpy())
-                self._components = PrincipalComponents(np.concatenate(pieces), size)
+                image = data.samples("train", count)["image"]
+                self._components = PrincipalComponents((image.flatten(1).float() / 255).numpy(), size)
         return self._components
 
     @override
@@ -346,7 +339,7 @@ class AutoencodingModule(VisionModule):
         drawn["codes"] = lambda: plane(codes, named, self.label_names)
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
-            drawn["filters"] = lambda: filters(first.weight[:64])
+            drawn["filters"] = lambda: filter_tiles(first.weight[:64])
         if len(self.bottleneck.shape) == 1:
             drawn["units"] = lambda: self._unit_pictures(values)
         if isinstance(self.bottleneck, Variational):
@@ -377,7 +370,7 @@ class AutoencodingModule(VisionModule):
         chosen = spread.argsort(descending=True)[:64].sort().values  # of many, those that vary most
         base = mean[None]
         raised = base + torch.diag(2 * spread.clamp_min(1e-12).sqrt())[chosen]
-        return filters(self.decoder(raised).float() - self.decoder(base).float())
+        return filter_tiles(self.decoder(raised).float() - self.decoder(base).float())
 
     def _traversals(self, code: Tensor, kl: Tensor, steps: int = 9) -> NDArray[np.uint8]:
         """A row for each of the eight units that carry most: from −3 to 3, the others as in one image's code."""

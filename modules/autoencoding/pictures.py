@@ -20,7 +20,7 @@ def rows_of(images: Mapping[str, Tensor]) -> Image:
     return stacked(sheet(row, len(row), heading=name) for name, row in images.items())
 
 
-def filters(values: Tensor) -> Image:
+def filter_tiles(values: Tensor) -> Image:
     """Filters, float N×C×H×W, as `signed` shows them; of other than one or three channels their mean."""
     return sheet(signed(values if values.shape[1] in (1, 3) else values.mean(1, keepdim=True)))
 

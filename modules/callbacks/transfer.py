@@ -153,7 +153,7 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
 
 
 @dataclass(frozen=True)
-class Start:
+class StartedBackbone:
     """The backbone that a module begins with.
 
     Args:
@@ -173,7 +173,7 @@ class Start:
     normalization: tuple[Tensor, Tensor]
 
 
-def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization) -> Start:
+def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization) -> StartedBackbone:
     """Makes a backbone, with random weights where the transfer is from scratch.
 
     Args:
@@ -215,7 +215,7 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
     if len(mean) != data.in_chans:
         mean, std = (value.mean().repeat(data.in_chans) for value in (mean, std))
     strategy = None if transfer == "auto" else transfer
-    return Start(network, pretrained, learned, licence, strategy, (mean, std))
+    return StartedBackbone(network, pretrained, learned, licence, strategy, (mean, std))
 
 
 def check_learned(module: "VisionModule") -> None:

@@ -80,8 +80,8 @@ class DetectionModule(VisionModule):
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.answers = BoxAnswers(self.label_names)
         self.best = float(self.threshold)
-        self.shown: list[pictures.Example] = []
-        self.worst: list[tuple[int, pictures.Example]] = []
+        self.shown: list[pictures.BoxExample] = []
+        self.worst: list[tuple[int, pictures.BoxExample]] = []
 
     def choose(
         self,
@@ -184,7 +184,7 @@ class DetectionModule(VisionModule):
         """Keeps the first images, and those with most mistakes."""
         for i, (one, other) in enumerate(zip(found, truth, strict=True)):
             sure = one["scores"] >= self.threshold
-            example = pictures.Example(
+            example = pictures.BoxExample(
                 batch["image"][i], {key: value[sure] for key, value in one.items()}, other, batch["size"][i]
             )
             if len(self.shown) < SHOWN:

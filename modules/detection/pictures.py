@@ -17,7 +17,7 @@ from modules.pictures.sheets import Image, as_rgb, sheet
 
 
 @dataclass
-class Example:
+class BoxExample:
     """An image with what is in it and what was found, in the pixels of the image as it was read.
 
     Args:
@@ -32,10 +32,10 @@ class Example:
     truth: Detections
     size: Tensor
 
-    def cpu(self) -> "Example":
+    def cpu(self) -> "BoxExample":
         """The same on the CPU, without a share in a batch."""
         found, truth = ({k: v.cpu() for k, v in part.items()} for part in (self.found, self.truth))
-        return Example(self.image.cpu().clone(), found, truth, self.size.cpu())
+        return BoxExample(self.image.cpu().clone(), found, truth, self.size.cpu())
 
     def _table(self, part: Detections, last: str) -> Array:
         columns = (
@@ -64,7 +64,7 @@ class Example:
         return [draw_boxes(image, true, captions, None, side), draw_boxes(image, boxes, sure, labels, side)]
 
 
-def pairs(examples: Sequence[Example], label_names: Sequence[str]) -> Image:
+def pairs(examples: Sequence[BoxExample], label_names: Sequence[str]) -> Image:
     """Truth and detections of examples side by side, two examples in a row."""
     tiles = [tile for example in examples for tile in example.draw(label_names)]
     return sheet(tiles, 4, ["truth", "found"] * len(examples))

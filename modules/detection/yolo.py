@@ -83,13 +83,13 @@ class YOLO(OneStageDetector):
             maps[i] = self.bottom_up[i - 1](maps[i] + self.down[i - 1](maps[i - 1]))
         classes = torch.cat([self.class_branch(x, i).flatten(2) for i, x in enumerate(maps)], 2).transpose(1, 2)
         sides = torch.cat([self.box_branch(x, i).flatten(2) for i, x in enumerate(maps)], 2).transpose(1, 2)
-        points, strides = grid([tuple(x.shape[2:]) for x in maps], self.pyramid.strides, classes.device)
+        points, strides = cell_centres([tuple(x.shape[2:]) for x in maps], self.pyramid.strides, classes.device)
         return classes.float(), sides.float().unflatten(2, (4, self.bins)), points, strides
 
     @override
     def dense(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         classes, sides, points, strides = outputs
-        return decode(sides, points, strides).clamp(0, self.image_size), classes.sigmoid()
+        return decode_boxes(sides, points, strides).clamp(0, self.image_size), classes.sigmoid()
 
     @override
     def losses(
@@ -102,7 +102,7 @@ class YOLO(OneStageDetector):
             for key in ("boxes", "labels")
         )
         real = pad_sequence([torch.ones_like(keep[keep]) for keep in counted], batch_first=True)
-        guesses = decode(sides, points, strides)
+        guesses = decode_boxes(sides, points, strides)
         matched, quality = assign(classes.sigmoid(), guesses, points, strides, boxes, labels, real)
         target = torch.zeros_like(classes)
         hit = matched >= 0
@@ -120,7 +120,9 @@ class YOLO(OneStageDetector):
         return {key: value / total for key, value in parts.items()}, total
 
 
-def grid(sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def cell_centres(
+    sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The places of maps.
 
     Args:
@@ -140,7 +142,7 @@ def grid(sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch
     return torch.cat(points), torch.cat(steps)
 
 
-def decode(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+def decode_boxes(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Boxes from the distributions of their sides' distances: the expected distances.
 
     Args:

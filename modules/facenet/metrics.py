@@ -248,7 +248,7 @@ def rank_one(embedding: Floats, identity: Integers) -> dict[int, float]:
     return {count: float((near < row[one]).mean()) for count, row in zip(counts, nearest, strict=True)}
 
 
-def cluster(embedding: Floats, threshold: float, method: str = "agglomerative") -> Integers:
+def connected_people(embedding: Floats, threshold: float, method: str = "agglomerative") -> Integers:
     """Sorts pictures by person, without knowing how many there are.
 
     Args:
@@ -294,7 +294,7 @@ def key_of(rate: float) -> str:
 
 
 @dataclass
-class Report:
+class Verification:
     """The figures of a split, and what its pictures are drawn from.
 
     Args:
@@ -312,7 +312,9 @@ class Report:
     threshold: float
 
 
-def report(embedding: Floats, identity: Integers, far: float, threshold: float | None, given: Pairs | None) -> Report:
+def report(
+    embedding: Floats, identity: Integers, far: float, threshold: float | None, given: Pairs | None
+) -> Verification:
     """Measures a split by all protocols.
 
     Args:
@@ -328,7 +330,7 @@ def report(embedding: Floats, identity: Integers, far: float, threshold: float |
     pairs = all_pairs(identity) if given is None else given
     distance = pairs.distances(embedding)
     if not (pairs.same.any() and (~pairs.same).any()):
-        return Report({"auc": float("nan"), "eer": float("nan")}, pairs, distance, None, float("nan"))
+        return Verification({"auc": float("nan"), "eer": float("nan")}, pairs, distance, None, float("nan"))
     roc = Roc.of(pairs.same, distance)
     figures = {"auc": roc.area, "eer": roc.equal_error_rate}
     for rate in sorted({1e-2, 1e-3, far}):
@@ -350,6 +352,6 @@ def report(embedding: Floats, identity: Integers, far: float, threshold: float |
         threshold = roc.at(far)[2]
     few = slice(0, 5000)  # clustering compares every picture with every other
     for method in ("agglomerative", "dbscan"):
-        scores = clustering_scores(identity[few], cluster(embedding[few], threshold, method))
+        scores = clustering_scores(identity[few], connected_people(embedding[few], threshold, method))
         figures |= {f"{method}_{key}": value for key, value in scores.items()}
-    return Report(figures, pairs, distance, roc, roc.at(far)[2])
+    return Verification(figures, pairs, distance, roc, roc.at(far)[2])

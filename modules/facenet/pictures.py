@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 
-from modules.facenet.metrics import Floats, Integers, Report, Roc
+from modules.facenet.metrics import Floats, Integers, Roc, Verification
 from modules.pictures.charts import project, rasterize
 from modules.pictures.sheets import Image, as_rgb, sheet
 
@@ -27,7 +27,7 @@ def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
     return rasterize(figure)
 
 
-def distance_histogram(report: Report, threshold: float | None) -> Image:
+def distance_histogram(report: Verification, threshold: float | None) -> Image:
     """Squared distances within a person and between people, each as a density."""
     figure = Figure((5, 4), dpi=80, layout="constrained")
     axes = figure.subplots()
@@ -41,7 +41,7 @@ def distance_histogram(report: Report, threshold: float | None) -> Image:
     return rasterize(figure)
 
 
-def most_wrong(report: Report, threshold: float, most: int = 9) -> list[int]:
+def most_wrong(report: Verification, threshold: float, most: int = 9) -> list[int]:
     """The places of the pairs that a threshold gets most wrong: strangers taken for one person, then the reverse."""
     chosen: list[int] = []
     for same in (False, True):
@@ -51,7 +51,7 @@ def most_wrong(report: Report, threshold: float, most: int = 9) -> list[int]:
     return chosen
 
 
-def pair_sheet(report: Report, chosen: list[int], picture: Picture) -> Image:
+def pair_sheet(report: Verification, chosen: list[int], picture: Picture) -> Image:
     """Pairs that were got wrong, the two pictures of each side by side."""
     images, captions = [], []
     for pair in chosen:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, as_uint8
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, normalize_spectrum
@@ -19,13 +19,14 @@ from modules.callbacks.publish import Report
 from modules.measures.extractors import CHUNK, extractor_name
 from modules.measures.images import gaussian_kl, psnr
 from modules.measures.judge import Judge
-from modules.measures.sets import compare, frechet_distance
+from modules.measures.sets import compare_sets, frechet_distance
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder, Progressive, UpsampledConvolutions
 from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import sheet
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
+from modules.training_data import given_data
 from modules.warm_start import ClassRows
 
 PICTURED = 64
@@ -201,10 +202,8 @@ class GANModule(AdversarialModule):
             BackboneError: they have none.
         """
         super().on_fit_start()
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not self.num_classes or not (self.conditional or self.extractor is None) or not hasattr(data, "samples"):
-            return
-        if "label" not in data.samples("train", 1):
+        data, asked = given_data(self.trainer), self.conditional or self.extractor is None
+        if self.num_classes and asked and data is not None and "label" not in data.samples("train", 1):
             raise BackboneError(
                 f"The images of {data.title} have no label each, from which a classifier could learn to judge samples, and "
                 "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
@@ -324,7 +323,7 @@ class GANModule(AdversarialModule):
             if self.conditional:
                 assert labels is not None
                 label = labels[torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=labels.device) % len(labels)]
-            mine.append(to_uint8(self.average(_noise_of(chunk, self.latent_size).to(self.device), label)))
+            mine.append(as_uint8(self.average(_noise_of(chunk, self.latent_size).to(self.device), label)))
         return self.gathered(torch.stack(mine)).flatten(0, 1)[:count]
 
     @torch.no_grad()
@@ -338,7 +337,7 @@ class GANModule(AdversarialModule):
         extractor, real = self.judge.extractor, self.judge.seen(stage, images)
         fakes = self._fixed_samples(self.num_samples, labels)
         fake = extractor(fakes)
-        figures = compare(real.features, fake.features, real.probabilities, fake.probabilities)
+        figures = compare_sets(real.features, fake.features, real.probabilities, fake.probabilities)
         training = self.judge.training["image"].to(self.device)
         known = self.judge.seen("training", training)
         even = torch.linspace(0, len(training) - 1, min(self.num_samples, len(training))).long()
@@ -350,10 +349,10 @@ class GANModule(AdversarialModule):
         self.publisher.tags(self.trainer, {"samples": counted})
 
         def samples() -> NDArray[np.uint8]:
-            return sheet(to_uint8(self._by_class()) if self.conditional else fakes[:PICTURED])
+            return sheet(as_uint8(self._by_class()) if self.conditional else fakes[:PICTURED])
 
         def interpolation() -> NDArray[np.uint8]:
-            return sheet(to_uint8(self._interpolation()), 9)
+            return sheet(as_uint8(self._interpolation()), 9)
 
         def neighbours() -> NDArray[np.uint8]:
             order = torch.cdist(fake.features[:8], known.features).topk(min(7, len(training)), largest=False).indices
@@ -361,7 +360,7 @@ class GANModule(AdversarialModule):
             return sheet(rows, len(rows) // 8, heading="sample, and nearest in training")
 
         def reconstructions() -> NDArray[np.uint8]:
-            return sheet(torch.cat([images[:8], to_uint8(self.reconstruct(images[:8]))]))
+            return sheet(torch.cat([images[:8], as_uint8(self.reconstruct(images[:8]))]))
 
         report.pictures = {"samples": samples, "interpolation": interpolation, "neighbours": neighbours}
         if self._encoder is not None:
@@ -390,7 +389,7 @@ class GANModule(AdversarialModule):
         """Looks at what the generator makes of the same noise as always, beside training images, and tells."""
         training = self.judge.training
         even = torch.linspace(0, len(training["image"]) - 1, WATCHED).long().unique()
-        images = to_uint8(self._coarsened(as_float(training["image"][even].to(self.device))))
+        images = as_uint8(self._coarsened(as_float(training["image"][even].to(self.device))))
         label = training["label"][even].to(self.device) if self.conditional else None
         noise = torch.cat([_noise_of(chunk, self.latent_size) for chunk in range(-(-len(images) // CHUNK))])
         with at_rest(self.generator):
@@ -422,7 +421,7 @@ class GANModule(AdversarialModule):
         made = []
         for part, of in zip(noise.split(CHUNK), labels.split(CHUNK), strict=True):
             asked = of.to(self.device) if self.conditional else None
-            made.append(to_uint8(self.average(part.to(self.device), asked)))
+            made.append(as_uint8(self.average(part.to(self.device), asked)))
         return torch.cat(made)
 
     @torch.inference_mode()

@@ -60,7 +60,7 @@ class Effect:
         return self.on - self.off
 
 
-def layers(generator: nn.Module, noise: Tensor, label: Tensor | None) -> list[str]:
+def dissectible_layers(generator: nn.Module, noise: Tensor, label: Tensor | None) -> list[str]:
     """The layers whose units can be looked at: rectifiers that give maps, in their order.
 
     Raises:
@@ -136,7 +136,7 @@ def agreement(n11: Tensor, n1: Tensor, m1: Tensor, total: int) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def dissect(generator: nn.Module, name: str, batches: Batches, segment: Segment, num_classes: int) -> Layer:
+def dissect_layer(generator: nn.Module, name: str, batches: Batches, segment: Segment, num_classes: int) -> Layer:
     """Compares the maps of a layer, enlarged to the segmentation's size, with the classes that are seen in the images.
 
     Args:
@@ -188,7 +188,7 @@ def effect(
     """What becomes of a class when units are switched off and on, everywhere in the image.
 
     Args:
-        generator: see `dissect`.
+        generator: see `dissect_layer`.
         layer: what was found in the layer.
         label: the class.
         units: the channels.

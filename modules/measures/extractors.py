@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class _Normalized(nn.Module):
         self.backbone: Any = backbone
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.backbone((x - self.mean) / self.std)
+        return cast(Tensor, self.backbone((x - self.mean) / self.std))
 
 
 class _Projection(nn.Module):

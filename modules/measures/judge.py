@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modules.measures.extractors import OWN, Extractor, Seen, named_extractor, own_extractor, state_of
-from modules.networks import BackboneError
+from modules.training_data import training_data
 
 if TYPE_CHECKING:
     from modules.adversarial.base import AdversarialModule
@@ -86,12 +86,7 @@ class Judge:
             BackboneError: the trainer has no data module.
         """
         if not self._training:
-            data: Any = getattr(self.module.trainer, "datamodule", None)
-            if not hasattr(data, "samples"):
-                raise BackboneError(
-                    "The figures compare with training images, which come from a data module of Fovea: give one to the "
-                    "trainer."
-                )
+            data = training_data(self.module.trainer)
             count = VALUES // (self.module.in_chans * self.module.image_size**2)
             self._training = data.samples("train", min(IMAGES, count))
         return self._training

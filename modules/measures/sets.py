@@ -136,13 +136,13 @@ def spread(features: Tensor) -> float:
     return float(torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)))
 
 
-def compare(
+def compare_sets(
     real: Tensor, fake: Tensor, real_probabilities: Tensor | None, probabilities: Tensor | None
 ) -> dict[str, float]:
     """All the figures of this file, by the start of their names.
 
     >>> points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    >>> sorted(compare(points, points, None, None))
+    >>> sorted(compare_sets(points, points, None, None))
     ['coverage', 'density', 'fd', 'kd', 'precision', 'recall']
     """
     figures: dict[str, Any] = {"fd": frechet_distance(real, fake), "kd": kernel_distance(real, fake)}

@@ -19,7 +19,7 @@ from modules.networks.pyramid import Pyramid
 from modules.ranges import PositiveInt, ShareBelowOne
 
 
-class Decoder(nn.Module):
+class DenseDecoder(nn.Module):
     """Turns the maps of a backbone into logits. A subclass has the layers between them and the last one.
 
     Args:
@@ -88,13 +88,13 @@ def _four_strides(backbone: Any) -> list[int]:
     return strides
 
 
-class UNet(Decoder):
+class UNet(DenseDecoder):
     """U-Net (Ronneberger et al. 2015, arXiv:1505.04597): step by step up to the image's size, with the backbone's map of
     the same size beside at each step.
 
     Args:
-        backbone: see `Decoder`.
-        num_classes: see `Decoder`.
+        backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
         widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
             step.
         norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
@@ -122,13 +122,13 @@ class UNet(Decoder):
         return self.net(features)
 
 
-class FPN(Decoder):
+class FPN(DenseDecoder):
     """Panoptic feature pyramid's semantic branch (Kirillov et al. 2019, arXiv:1901.02446): the maps of a feature pyramid,
     each brought to the finest one's size, and added.
 
     Args:
-        backbone: see `Decoder`.
-        num_classes: see `Decoder`.
+        backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
         width: channels of the pyramid; those of the branches, half of them, must be a multiple of 32.
         dropout: share of channels left out in training.
     """
@@ -143,14 +143,14 @@ class FPN(Decoder):
         return self.net(features)
 
 
-class DeepLabV3Plus(Decoder):
+class DeepLabV3Plus(DenseDecoder):
     """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): the map at stride 16 seen through holes of several sizes, with the
     map at stride 4 for the edges. ``--model.backbone.options.output_stride 16`` lets a backbone's last stage stay at that
     stride.
 
     Args:
-        backbone: see `Decoder`.
-        num_classes: see `Decoder`.
+        backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
         width: channels.
         rates: three distances of the holes.
         dropout: share of values left out in training.
@@ -176,12 +176,12 @@ class DeepLabV3Plus(Decoder):
         return self.net([image, fine, fine, coarse])
 
 
-class SegFormer(Decoder):
+class SegFormer(DenseDecoder):
     """SegFormer's decoder (Xie et al. 2021, arXiv:2105.15203): a linear layer for each map, and one over all of them.
 
     Args:
-        backbone: see `Decoder`.
-        num_classes: see `Decoder`.
+        backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
         width: channels.
     """
 

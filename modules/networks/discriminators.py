@@ -124,7 +124,7 @@ def pyramid(side: int, width: int) -> tuple[int, list[int]]:
     return -(-side // 2**steps), [min(512, width * 2 ** (steps - k)) for k in range(steps + 1)]
 
 
-class Progressive(Network):
+class ProgressiveDiscriminator(Network):
     """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the standard deviation over the
     batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.networks.decoders.Progressive`;
     images of the full side are reduced to it.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-GRID = 1024  # numbers at most that `grid` leaves of an image or of a stage's maps
+GRID = 1024  # numbers at most that `average_grid` leaves of an image or of a stage's maps
 
 
 def pool(features: Any) -> Tensor:
@@ -40,14 +40,14 @@ class Stages(nn.Module):
         maps = output[0] if isinstance(output, tuple) else output
         if maps.ndim == 4 and maps.shape[1] != self._channels[name]:
             maps = maps.permute(0, 3, 1, 2)
-        self._seen[name] = grid(maps) if maps.ndim == 4 else maps.flatten(1, -2).mean(1)
+        self._seen[name] = average_grid(maps) if maps.ndim == 4 else maps.flatten(1, -2).mean(1)
 
     def forward(self, image: Tensor) -> Tensor:
         """float B×C×H×W to the numbers of all stages in a row, float B×D: maps are averaged to a grid, so that each stage
         has about a thousand numbers; of tokens the mean is taken."""
         answer = pool(self.backbone(image))
         named = {name: self._seen[name] for name in self._channels}
-        stages = {"image": grid(image), **named, "answer": answer}
+        stages = {"image": average_grid(image), **named, "answer": answer}
         self.widths = {name: value.shape[1] for name, value in stages.items()}
         return torch.cat(list(stages.values()), 1)
 
@@ -79,15 +79,15 @@ def extract(
     return np.concatenate(features), np.concatenate(known) if known else None
 
 
-def grid(maps: Tensor) -> Tensor:
+def average_grid(maps: Tensor) -> Tensor:
     """Averages maps, float B×C×H×W, to a grid of about a thousand numbers, float B×D."""
     side = max(1, int((GRID / maps.shape[1]) ** 0.5))
     return F.adaptive_avg_pool2d(maps, (min(side, maps.shape[2]), min(side, maps.shape[3]))).flatten(1)
 
 
 class Grid(nn.Module):
-    """`grid` as the network that `extract` asks."""
+    """`average_grid` as the network that `extract` asks."""
 
     def forward(self, image: Tensor) -> Tensor:
         """float B×C×H×W to float B×D."""
-        return grid(image)
+        return average_grid(image)

@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from modules.networks.base import Network, side_of
-from modules.networks.discriminators import DCGAN, PatchGAN, Progressive, halvings
+from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
 from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
 from modules.networks.lenet import MLP, ConvNet, LeNet4, LeNet5, LeNet1989
 
@@ -88,7 +88,7 @@ def patchgan(pretrained: bool = False, **kwargs: Any) -> Network:
 @register_model
 def progressive(pretrained: bool = False, **kwargs: Any) -> Network:
     """Progressive GAN's discriminator."""
-    return _build(Progressive, "progressive", pretrained, 1, **kwargs)
+    return _build(ProgressiveDiscriminator, "progressive", pretrained, 1, **kwargs)
 
 
 @register_model

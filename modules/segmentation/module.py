@@ -16,7 +16,7 @@ from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
-from modules.networks.dense_decoders import Decoder, UNet
+from modules.networks.dense_decoders import DenseDecoder, UNet
 from modules.networks.parts import describe
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
@@ -54,14 +54,14 @@ class SegmentationModule(VisionModule):
     mode = "max"
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
-    late_parts: ClassVar[Mapping[str, type]] = {"decoder": Decoder}
+    late_parts: ClassVar[Mapping[str, type]] = {"decoder": DenseDecoder}
 
     def __init__(
         self,
         data: DataSpec,
         backbone: Backbone = Backbone("resnet18"),
         optimization: Optimization | None = None,
-        decoder: Callable[[nn.Module, int], Decoder] = UNet,
+        decoder: Callable[[nn.Module, int], DenseDecoder] = UNet,
         loss: Loss | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization, "maps")
@@ -75,8 +75,8 @@ class SegmentationModule(VisionModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.figures = PerStage(lambda _: SegmentationMetric(num_classes))
         self.answers = MapAnswers(self.label_names)
-        self.shown: list[pictures.Example] = []
-        self.worst: list[pictures.Example] = []
+        self.shown: list[pictures.MapExample] = []
+        self.worst: list[pictures.MapExample] = []
 
     @override
     def parts(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class SegmentationModule(VisionModule):
 
     def _keep_pictures(self, image: Tensor, found: Tensor, mask: Tensor) -> None:
         """Keeps the first images, and those with most wrong pixels."""
-        for one in map(pictures.Example, image, found.to(torch.uint8), mask):
+        for one in map(pictures.MapExample, image, found.to(torch.uint8), mask):
             if len(self.shown) < SHOWN:
                 self.shown.append(one.cpu())
             errors = one.errors()

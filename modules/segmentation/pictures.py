@@ -23,7 +23,7 @@ def error_map(image: Image, found: NDArray[np.uint8], truth: NDArray[np.uint8]) 
 
 
 @dataclass
-class Example:
+class MapExample:
     """An image with its true and predicted classes.
 
     Args:
@@ -36,9 +36,9 @@ class Example:
     found: Tensor
     truth: Tensor
 
-    def cpu(self) -> "Example":
+    def cpu(self) -> "MapExample":
         """The same on the CPU, without a share in a batch."""
-        return Example(*(part.cpu().clone() for part in (self.image, self.found, self.truth)))
+        return MapExample(*(part.cpu().clone() for part in (self.image, self.found, self.truth)))
 
     def errors(self) -> float:
         """The share of pixels that are wrong."""
@@ -52,7 +52,7 @@ class Example:
         return [enlarged(part, side) for part in parts]
 
 
-def column(examples: Sequence[Example], label_names: Sequence[str]) -> Image:
+def column(examples: Sequence[MapExample], label_names: Sequence[str]) -> Image:
     """Examples below each other, with a legend of the classes above.
 
     Args:

@@ -9,7 +9,7 @@ OVERLAP = 0.5  # of neighbouring windows
 WINDOWS = 4  # that go through the network together
 
 
-def starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
+def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
     """Where windows begin so that they cover a length, evenly spread, with at least this overlap.
 
     Args:
@@ -48,7 +48,7 @@ def strips(
         float K×h×W; the heights sum up to H.
     """
     _, height, width = image.shape
-    rows, columns = (starts(side, window, overlap) for side in (height, width))
+    rows, columns = (window_starts(side, window, overlap) for side in (height, width))
     tall, wide = min(window, height), min(window, width)
     share = blending(tall, wide, device)
     total = weight = torch.zeros(0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, to_uint8
+from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOptimization, as_float, as_uint8
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import LeastSquares, Objective, Regularizer, Verdict
 from modules.adversarial.players import at_rest
@@ -27,7 +27,7 @@ from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import Image, as_address, sheet, stacked
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
-from modules.training_data import TrainingData, training_data
+from modules.training_data import given_data, training_data
 from modules.translation.translators import (
     ImagePool,
     ResidualTranslator,
@@ -221,7 +221,7 @@ class TranslationModule(AdversarialModule):
         image, domain = batch["image"], batch["label"]
         wanted, draws = self._draw(domain, key)
         with torch.no_grad():
-            fake = self.pool.exchange(to_uint8(self.generator(as_float(image), wanted)), wanted, draws)
+            fake = self.pool.exchange(as_uint8(self.generator(as_float(image), wanted)), wanted, draws)
         real, fake = self.normalize(image), self.normalize(fake)
         (verdict, logits), (other, _) = self.discriminate(real, domain), self.discriminate(fake, wanted)
         self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
@@ -315,7 +315,7 @@ class TranslationModule(AdversarialModule):
         wanted = self.wanted(domain, Draws(image, False).uniform(len(self.sizes)).to(self.device))
         terms, fake, back = self.costs(self.average, image, domain, wanted)
         extractor = self.judge.extractor
-        seen, made = extractor(image.contiguous()), extractor(to_uint8(fake))
+        seen, made = extractor(image.contiguous()), extractor(as_uint8(fake))
         figures = {"cycle": (back.float() - as_float(image)).abs().mean() / 2}
         kinds = {"_real": (seen, domain), "": (made, wanted)}
         for kind, (answers, asked) in kinds.items():
@@ -351,8 +351,8 @@ class TranslationModule(AdversarialModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        report, data = Report(self._distances()), getattr(self.trainer, "datamodule", None)
-        if isinstance(data, TrainingData):
+        report, data = Report(self._distances()), given_data(self.trainer)
+        if data is not None:
             report.pictures["translations"] = lambda: self._translations(data.samples(stage, PICTURED))
         return report
 
@@ -371,7 +371,7 @@ class TranslationModule(AdversarialModule):
         rows = {"image": image} | {name: self.translate(image, self.asked(domain, [name])) for name in self.asks}
         values = values_of(domain, self.sizes)
         there = self.average(as_float(image), domain_of((values + 1) % values.new_tensor(self.sizes), self.sizes))
-        rows["there and back"] = to_uint8(self.average(there, domain))
+        rows["there and back"] = as_uint8(self.average(there, domain))
         return stacked(sheet(part, len(part), heading=name) for name, part in rows.items())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -422,7 +422,7 @@ class TranslationModule(AdversarialModule):
     @torch.no_grad()
     def translate(self, image: Tensor, domain: Tensor) -> Tensor:
         """Translates uint8 B×C×S×S into domains, int64 B; see `asked`."""
-        return to_uint8(self.average(as_float(image), domain))
+        return as_uint8(self.average(as_float(image), domain))
 
     @torch.no_grad()
     def domains(self, image: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-class Folder(ExitStack):
+class FolderSink(ExitStack):
     """Keeps answers in a folder: ``predictions.jsonl``, a drawing of each image, ``coco.json`` where there are masks.
 
     Args:
@@ -123,7 +123,7 @@ class Folder(ExitStack):
         self._drawn: deque[tuple[str, Future[None]]] = deque()
 
     @override
-    def __enter__(self) -> "Folder":
+    def __enter__(self) -> "FolderSink":
         os.makedirs(self.out, exist_ok=True)
         self._lines = self.enter_context(open(os.path.join(self.out, "predictions.jsonl"), "w"))
         self._writer: AnswerWriter | None = None

@@ -239,7 +239,7 @@ def write(
     return difference
 
 
-def describe(model: str, folder: Path, module: Any, network: Exported | None, format: Format) -> dict[str, str]:
+def describe_export(model: str, folder: Path, module: Any, network: Exported | None, format: Format) -> dict[str, str]:
     """What a program needs to know that runs the file; lists and dictionaries are JSON."""
     saved = yaml.safe_load((folder / "architecture.yaml").read_text())
     if "@" in model:  # an alias moves on, the version stays

@@ -320,7 +320,7 @@ def demote(name: str, alias: str = "champion") -> str:
     return f"{name} version {holder} is {alias} no more."
 
 
-def overview() -> str:
+def list_models() -> str:
     """Lists the registered models.
 
     Returns:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import Box, Record, Unknown, as_number, merged
 from datamodules.base import DataError, repeated
-from datamodules.finding import Finder, child, parts_of, quoted, within
+from datamodules.finding import Finder, child, found_in, parts_of, quoted
 from datamodules.images import composed, folded, images_in, sub_folders
 from datamodules.splits import SPELLINGS, SPLITS, by_split_name
 from datamodules.tables import text_of
@@ -52,7 +52,7 @@ class YOLODetection(BoxFiles):
             given = next((lower[name] for name in SPELLINGS[split] if lower.get(name)), None)
             images = self._images(folder, guessed[split]) if given is None and split in guessed else []
             for written in given if isinstance(given, list) else [given] if given else []:
-                if (where := within(folder, str(written))) is not None:
+                if (where := found_in(folder, str(written))) is not None:
                     images += self._images(folder, where)
                 elif split == "test":
                     self.notes.add("The test split has no folder, and is left out", f"{file}: {written}")
@@ -106,7 +106,7 @@ class YOLODetection(BoxFiles):
     def _names(self, folder: Path, file: Path | None, content: dict[str, Any]) -> dict[int, str]:
         """The classes' names by their numbers."""
         given = content.get("names")
-        lists = [within(folder, given)] if isinstance(given, str) and given.endswith((".names", ".txt")) else []
+        lists = [found_in(folder, given)] if isinstance(given, str) and given.endswith((".names", ".txt")) else []
         if given and not lists and file is not None and (names := _names_of(given, file)):
             return names
         places = [folder, *(folder / name for name in ("labels", "train", "train/labels", "labels/train"))]
