@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import albumentations as A
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Le
 
 from datamodules.augmentations import Fit, evaluation
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
-Share = Annotated[float, Interval(gt=0, le=1)]  # one that leaves something
-Probability = Annotated[float, Interval(ge=0, le=1)]
+Share = Annotated[float, Gt(0), Le(1)]  # one that leaves something
+Probability = Annotated[float, Ge(0), Le(1)]
 
 if TYPE_CHECKING:
     T = TypeVar("T")

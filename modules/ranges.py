@@ -3,11 +3,11 @@
 import math
 from typing import Annotated
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Le, Lt
 
-Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
-NonNegative = Annotated[float, Interval(ge=0, lt=math.inf)]
-Share = Annotated[float, Interval(ge=0, le=1)]
-ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]  # a share that leaves something
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
+Share = Annotated[float, Ge(0), Le(1)]
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # a share that leaves something
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]  # zero means none
