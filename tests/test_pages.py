@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_docs import COMMANDS, words
 
-LEFT = ("gan.md", "results.md", "super_resolution.md", "translation.md")  # not yet gone through
+LEFT = ("gan.md", "results.md", "super_resolution.md")  # not yet gone through
 PAGES = [page for page in dict.fromkeys(page for page, _ in COMMANDS) if page not in LEFT]
 QUICK = ("README.md", "architecture.md", "new_task.md")  # the others take minutes
 NOT_RUN = {  # how commands begin that are left to other tests, and why
@@ -30,12 +30,14 @@ NOT_RUN = {  # how commands begin that are left to other tests, and why
     "python -m benchmarks": "minutes to hours",
 }
 LESS = {  # what makes commands short that have this in themselves or their recipes
-    r" fit (?!.*help)": "--trainer.max_epochs=1 --trainer.limit_train_batches=1 --trainer.limit_val_batches=1 "
-    "--trainer.limit_test_batches=1 --trainer.enable_progress_bar=false --data.batch_size=8 --data.num_workers=0",
+    r" fit (?!.*help)": "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.limit_train_batches=1 "
+    "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.enable_progress_bar=false "
+    "--data.batch_size=8 --data.num_workers=0",
     r"Digit(Scenes|Masks)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",
     r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
     r"translation fit": "--model.judge_steps=10",
+    r"gan fit": "--model.num_samples=64",
     r"points --shape": "--passes=2",
     r"gan enrich": "--steps=2 --seeds=1",
     r"gan dissect": "--count=32",
