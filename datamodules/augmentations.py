@@ -48,7 +48,8 @@ def evaluation(
         return A.Compose([])
     if fit == "pad":
         longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
-        return A.Compose([longest, _pad(image_size)], bbox_params=boxes)
+        rest = A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, p=1)
+        return A.Compose([longest, rest], bbox_params=boxes)
     side = round(image_size / crop_pct)
     options: dict[str, Any] = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1}
     resize = _extended(side, options) if fit == "extend" else [A.SmallestMaxSize(side, **options)]
@@ -57,10 +58,6 @@ def evaluation(
 
 def _extended(side: int, options: dict[str, Any]) -> list[A.BasicTransform]:
     return [A.LongestMaxSize(side, **options), A.PadIfNeeded(side, side, border_mode=cv2.BORDER_REPLICATE, p=1)]
-
-
-def _pad(image_size: int) -> A.PadIfNeeded:
-    return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, p=1)
 
 
 def training(

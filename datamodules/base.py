@@ -1,5 +1,6 @@
 """What every data module shares: exact, resumable loading, splits, and the policy for bad input."""
 
+import hashlib
 import operator
 import os
 import random
@@ -43,6 +44,11 @@ def repeated(values: Iterable[T]) -> tuple[T, int] | None:
     return found[0] if found and found[0][1] > 1 else None
 
 
+def digest_of(content: bytes) -> str:
+    """Hexadecimal hash of some content, equal on every machine."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def settle(settings: Any, option: str = "--data") -> None:
     """Puts a class's own value where a setting is None, and looks whether the numbers are in their ranges.
 
@@ -58,16 +64,12 @@ def settle(settings: Any, option: str = "--data") -> None:
         if getattr(settings, each.name) is None:
             made = each.default if each.default_factory is MISSING else each.default_factory()
             setattr(settings, each.name, made)
-        kinds = (each.type, *get_args(each.type))
-        for limit in (one for kind in kinds for many in getattr(kind, "__metadata__", ()) for one in _limits(many)):
+        given = [one for kind in (each.type, *get_args(each.type)) for one in getattr(kind, "__metadata__", ())]
+        for limit in (one for some in given for one in (some if isinstance(some, GroupedMetadata) else [some])):
             word, value = type(limit).__name__.lower(), getattr(settings, each.name)
             bound = getattr(limit, word)
             if value is not None and not getattr(operator, word)(value, bound):
                 raise DataError(f"{option}.{each.name} must be {words[word]} {bound}, not {value}.")
-
-
-def _limits(metadata: Any) -> Iterable[Any]:
-    return metadata if isinstance(metadata, GroupedMetadata) else [metadata]
 
 
 class Source(Protocol):
@@ -82,7 +84,7 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """Hexadecimal hash of the content, equal on every machine."""
+        """Of the content; see `digest_of`."""
 
 
 class KeyedDataset(Dataset[dict[str, Any]]):
@@ -108,7 +110,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """The indices of one training epoch, of which consecutive pieces are the batches."""
-        return generator.permutation(len(self))
+        return generator.permutation(self.epoch_size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
@@ -412,16 +414,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
             raise DataError(f"{self.title} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
         training, trainer = split == "train", cast(Any, self.trainer)
         overfit = trainer is not None and trainer.overfit_batches > 0
-        return KeyedLoader(
-            self.dataset(split, training and not overfit),
-            self.batch_size,
-            training,
-            self.seed,
-            trainer.global_rank if trainer else 0,
-            trainer.world_size if trainer else 1,
-            self.num_workers,
-            same_order=overfit,
-        )
+        return self._loader(self.dataset(split, training and not overfit), training=training, same_order=overfit)
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> KeyedLoader:
         """The samples of a split, each once and none augmented: what is looked at before or beside a training.
@@ -434,10 +427,20 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         dataset: Any = self.dataset(split, False)
         if most is not None and most < len(dataset):
             dataset = _Picked(dataset, np.random.default_rng(0).permutation(len(dataset))[:most])
-        rank, size = 0, 1
-        if shared and self.trainer is not None:
-            rank, size = self.trainer.global_rank, self.trainer.world_size
-        return KeyedLoader(dataset, self.batch_size, False, self.seed, rank, size, self.num_workers)
+        return self._loader(dataset, shared=shared)
+
+    def _loader(
+        self,
+        dataset: KeyedDataset,
+        batch_size: int | None = None,
+        training: bool = False,
+        shared: bool = True,
+        same_order: bool = False,
+    ) -> KeyedLoader:
+        trainer = self.trainer if shared else None
+        rank, size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        whole = batch_size or self.batch_size
+        return KeyedLoader(dataset, whole, training, self.seed, rank, size, self.num_workers, same_order)
 
     def train_dataloader(self) -> KeyedLoader:
         """Augmented training batches."""

@@ -6,8 +6,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import DataError, VisionDataModule
-from datamodules.tables import listed
+from datamodules.base import DataError, VisionDataModule, listed
 
 IGNORED = 255  # in masks
 

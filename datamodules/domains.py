@@ -1,6 +1,5 @@
 """Images of several domains, which are to be translated into each other: unpaired, each domain with images of its own."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import KeyedDataset
+from datamodules.base import KeyedDataset, digest_of
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ImageFolder
 from datamodules.labelled.published import Digits
@@ -101,7 +100,7 @@ class DomainSource(LabelledSource):
     @override
     def digest(self) -> str:
         parts = (self.images, self.labels, self.contents)
-        return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
+        return digest_of(b"".join(part.tobytes() for part in parts))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

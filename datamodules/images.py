@@ -1,6 +1,5 @@
 """Reading image files the way a person sees them, and finding those that cannot be read."""
 
-import hashlib
 import io
 import os
 import unicodedata
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from datamodules.base import DataError, listed
+from datamodules.base import DataError, digest_of, listed
 
 # What is also written, as drawings and aligned faces are.
 WRITTEN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -262,7 +261,7 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         data = Path(path).read_bytes()
     except OSError as error:
         return "", error.strerror or str(error), 0, 0, 0, 0
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    digest = digest_of(data)
     try:
         image = _opened(data)
         width, height = image.size
@@ -292,7 +291,7 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
         file), ``height`` and ``width`` as a viewer shows it, in pixels, ``bits`` (`depth`), ``frames``. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
     """
     absolute = [os.path.abspath(path) for path in paths]
-    name = hashlib.blake2b(os.fsencode("\n".join(absolute)), digest_size=16).hexdigest()
+    name = digest_of(os.fsencode("\n".join(absolute)))
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / f"images-{name}.parquet"
     stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import albumentations as A
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.augmentations import Strength
@@ -22,7 +21,7 @@ IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 
 
 class Crops(KeyedDataset):
-    """Several random crops of each picture in an epoch.
+    """Several random crops of each picture in an epoch: number k is of picture k modulo their number.
 
     Args:
         source: the pictures.
@@ -36,14 +35,11 @@ class Crops(KeyedDataset):
         self.repeats = repeats
 
     @property
+    @override
     def epoch_size(self) -> int:
-        """How many indices `order` gives."""
         return len(self) * self.repeats
 
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The crops of one epoch: number k is of picture k modulo their number."""
-        return generator.permutation(self.epoch_size)
-
+    @override
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
         return self.augment(self.source[index % len(self)], np.random.default_rng((self.seed, epoch, index)))
@@ -76,8 +72,8 @@ class PhotographFolder(UnlabelledFolder):
     fit: Literal["crop", "extend"] = field(default="crop", init=False)
 
     @property
+    @override
     def preprocessing(self) -> Preprocessing:
-        """See `VisionDataModule.preprocessing`; nothing does."""
         return Preprocessing(self.image_size, self.in_chans, "native")
 
     def _cut(self, side: int, middle: bool) -> A.Compose:

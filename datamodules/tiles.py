@@ -12,21 +12,21 @@ KEPT = 256 << 20  # bytes of pictures that are kept while their pieces are asked
 Place = tuple[int, int]  # left and top edge, in pixels
 
 
-def pieces(height: int, width: int, side: int, overlap: float = 0.2) -> list[Place]:
-    """Squares that cover a picture and overlap, evenly spread, so that what one cuts through another shows whole.
+def pieces(height: int, width: int, side: int) -> list[Place]:
+    """Squares that cover a picture and overlap by a fifth or more, evenly spread, so that what one cuts through another
+    shows whole.
 
     Args:
         height: of the picture, in pixels.
         width: of the picture.
         side: of the squares; a picture that is no larger is one piece.
-        overlap: least share of a square that the next one shows too.
 
     Returns:
         Their places, row by row.
     """
 
     def spread(length: int) -> list[int]:
-        count = 1 + -(-max(0, length - side) // max(1, round(side * (1 - overlap))))
+        count = 1 + -(-max(0, length - side) // max(1, round(0.8 * side)))
         return [int(start) for start in np.linspace(0, max(0, length - side), count).round()]
 
     return [(x, y) for y in spread(height) for x in spread(width)]

@@ -1,6 +1,5 @@
 """Class maps in the formats in which people keep them: folders of masks, Pascal VOC, COCO."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from datamodules.annotated.readers.masks import (
 from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
-from datamodules.base import DataError, listed
+from datamodules.base import DataError, digest_of, listed
 from datamodules.finding import child
 from datamodules.images import (
     EXTENSIONS,
@@ -131,7 +130,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
             for one in (seen[i] for i in rows):
                 np.add.at(counts, classes.apply(one.values), one.counts)
             content = " ".join([*digests[rows], *(seen[i].digest for i in rows), repr(sorted(classes.numbers.items()))])
-            digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+            digest = digest_of(content.encode())
             result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
         if "train" not in result:
             return result, classes.names

@@ -1,7 +1,6 @@
 """What all data with boxes share: how samples are mixed and augmented, and what a batch is."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,10 +74,6 @@ class DetectionDataset(KeyedDataset):
         stacked = ["image", "size", *["mask"] * self.masks]
         listed = ["boxes", "labels", "ignore", *["area"] * has_area, *["masks"] * self.masks]
         return {key: sample[key] for key in stacked} | {key: torch.from_numpy(sample[key]) for key in listed}
-
-    @override
-    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        return [self[key] for key in keys]
 
     def _mixed(self, sample: Sample, generator: np.random.Generator) -> Sample:
         def another() -> Sample:

@@ -5,7 +5,6 @@ later ones in front of the earlier. One map says which object is on top at each 
 class map all come from it, so that they agree to the pixel.
 """
 
-import hashlib
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing_extensions import override
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
 from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
-from datamodules.base import DataError, Source, VisionDataModule
+from datamodules.base import DataError, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
 from datamodules.labelled.published import Digits
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
@@ -47,18 +46,15 @@ class Sprites:
         self.labels = np.array([sample["label"] for sample in samples], np.int64)
         self.digest = source.digest
         self._pictures = [sample["image"][..., 0] for sample in samples]
-        self._cut: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """The picture, uint8 and no larger than need be."""
-        if index not in self._cut:
-            picture = self._pictures[index]
-            x, y, width, height = cv2.boundingRect((picture > INK).view(np.uint8))
-            self._cut[index] = picture[y : y + height, x : x + width]
-        return self._cut[index]
+        picture = self._pictures[index]
+        x, y, width, height = cv2.boundingRect((picture > INK).view(np.uint8))
+        return picture[y : y + height, x : x + width]
 
 
 @dataclass(eq=False)
@@ -105,7 +101,7 @@ class SceneSource:
     def digest(self) -> str:
         """See `Source.digest`."""
         recipe = (VERSION, self.sprites.digest, self.split, self.count, self.size, *self.objects, *self.extent)
-        return hashlib.blake2b(repr((*recipe, self.seed, self.in_chans)).encode(), digest_size=16).hexdigest()
+        return digest_of(repr((*recipe, self.seed, self.in_chans)).encode())
 
     def with_masks(self) -> "SceneSource":
         """The same scenes with masks."""

@@ -1,6 +1,5 @@
 """What all data with class maps share: windows of pictures, augmentation, class weights, batches."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import Strength, padding, training_with_masks
-from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
+from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, digest_of
 from datamodules.options import Own, PositiveInt, Preprocessing
 from datamodules.tiles import Place, TiledSource, tile_starts
 
@@ -56,7 +55,7 @@ class WindowSource(TiledSource):
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""
-        return hashlib.blake2b(f"{self.pictures.digest} {self.window}".encode(), digest_size=16).hexdigest()
+        return digest_of(f"{self.pictures.digest} {self.window}".encode())
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -208,8 +207,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         some that come together where processes cannot have the same number each."""
         source = self.sources["test" if "test" in self.sources else "val"]
         dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
-        rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return KeyedLoader(dataset, 1, False, self.seed, rank, size, self.num_workers)
+        return self._loader(dataset, batch_size=1)
 
     def identity(self) -> dict[str, Any]:
         """Name, label names, and per split the windows, the pictures, the pixels of each class and the content digest."""

@@ -95,7 +95,7 @@ class TorchvisionDataModule(ClassificationDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The classes' names, as torchvision lists them."""
+        """The classes' names, as torchvision or the files list them."""
         from torchvision import datasets
 
         known = getattr(datasets, self.title)
@@ -194,11 +194,6 @@ class EMNIST(TorchvisionDataModule):
 class _CIFAR(TorchvisionDataModule):
     image_size: Own[PositiveInt] = 32
     in_chans = 3
-
-    @cached_property
-    def label_names(self) -> list[str]:
-        """The classes' names, as the files list them."""
-        return list(self._read(False).classes)
 
 
 class CIFAR10(_CIFAR):

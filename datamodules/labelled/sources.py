@@ -1,15 +1,15 @@
 """Images with a label each, in memory or in files: of a class, a domain or a person."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
-from datamodules.base import DataError, Source
+from datamodules.base import DataError, Source, digest_of
 from datamodules.images import inspect_images, read_image
 
 
@@ -77,7 +77,7 @@ class LabelledSource:
         else:
             lines = [f"{digest} {label}" for digest, label in zip(self.digests, self.labels, strict=True)]
             content = "\n".join(lines).encode()
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digest_of(content)
 
 
 class PeopleSource(LabelledSource):
@@ -127,10 +127,10 @@ class PeopleSource(LabelledSource):
     @override
     def digest(self) -> str:
         content = self.images.tobytes() if self.paths is None else "\n".join(self.digests).encode()
-        return hashlib.blake2b(content + "\n".join(self.people).encode(), digest_size=16).hexdigest()
+        return digest_of(content + "\n".join(self.people).encode())
 
 
-class JoinedSource:
+class JoinedSource(ConcatDataset[Any]):
     """Labelled images of one source after those of another.
 
     Args:
@@ -138,21 +138,14 @@ class JoinedSource:
     """
 
     def __init__(self, *sources: LabelledSource) -> None:
+        super().__init__(cast(Any, sources))
         self.sources = sources
         self.labels = np.concatenate([source.labels for source in sources])
-        self._ends = np.cumsum([len(source) for source in sources])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[which][index - int(self._ends[which]) + len(self.sources[which])]
 
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""
-        return hashlib.blake2b("".join(s.digest for s in self.sources).encode(), digest_size=16).hexdigest()
+        return digest_of("".join(source.digest for source in self.sources).encode())
 
 
 def few(

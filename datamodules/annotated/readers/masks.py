@@ -1,7 +1,6 @@
 """What a mask's file holds, and what its values mean: numbers or colours, tables of classes, signs that they are none."""
 
 import csv
-import hashlib
 import io
 import os
 import re
@@ -21,7 +20,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from datamodules.annotated.sample import IGNORE, MOST
-from datamodules.base import DataError, repeated
+from datamodules.base import DataError, digest_of, repeated
 from datamodules.tables import text_of
 
 BLURRED = 64  # different unknown values in a mask that speak of a lossy file
@@ -209,7 +208,7 @@ def _look(file: str, kind: Kind) -> Look:
         values, palette = _read(Path(file), kind)
     except DataError as error:
         return Look(str(error))
-    digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+    digest = digest_of(Path(file).read_bytes())
     return Look("", values.shape, *np.unique(values, return_counts=True), digest, palette)
 
 
