@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image
 
 from datamodules import PointCloud
 from modules import AutoencodingModule
@@ -57,9 +56,8 @@ def encode(model: str, images: str, out: str = "codes.npz", batch_size: Positive
     if not kept:
         raise ValueError("\n".join([*bad[:5], f"No images were found in {images}."]))
     kind = np.float16 if not module.bottleneck.entries else np.uint8 if module.bottleneck.entries <= 256 else np.uint16
-    array, place = np.stack(codes).astype(kind), Path(out)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with whole(place) as part, part.open("wb") as stream:  # a name without .npz stays what it is
+    array = np.stack(codes).astype(kind)
+    with whole(out) as part, part.open("wb") as stream:  # a name without .npz stays what it is
         np.savez(stream, codes=array, paths=np.asarray(kept), root=root, model=registry.pinned(model))
     bits = 8 * array[0].nbytes / module.image_size**2
     original = sum(os.path.getsize(os.path.join(root, path)) for path in kept)
@@ -111,8 +109,7 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
         made = to_uint8(module.decode(_vectors(module, array[start : start + batch_size]))).numpy()
         for image, path in zip(made, paths[start : start + batch_size], strict=True):
             place = Path(out, path if path.lower().endswith(".png") else f"{path}.png")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_image(place, Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
+            write_image(place, image.transpose(1, 2, 0))
     return f"{len(array)} images of {module.image_size}×{module.image_size} pixels are in {out}."
 
 
@@ -147,7 +144,7 @@ def nearest(
         places = [image, *(os.path.join(root, paths[k]) for k in order)]
         pixels = [answering.prepare(Path(place)) for place in places]
         captions = ["asked", *(f"{distance[k]:.3f}\n{Path(paths[k]).name}" for k in order)]
-        write_image(out, Image.fromarray(sheet(pixels, 6, captions, side=112)))
+        write_image(out, sheet(pixels, 6, captions, side=112))
     found = table({"distance": float(distance[k]), "path": os.path.join(root, paths[k])} for k in order)
     return found + (f"\nThe picture is {out}." if out else "")
 
@@ -196,8 +193,8 @@ def points(
         except BaseException as error:
             logger.finish(error)
             raise
-    sheet = folder / "points.png"
-    write_image(sheet, Image.fromarray(draw_points(module.frames)))
-    logger.log_file(sheet, "images")
+    drawn = folder / "points.png"
+    write_image(drawn, draw_points(module.frames))
+    logger.log_file(drawn, "images")
     logger.finish()
-    return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {sheet} shows them; run {logger.address()}."
+    return f"Mean squared distance {module.frames[-1][4]:.4f} after {passes} passes. {drawn} shows them; run {logger.address()}."

@@ -29,9 +29,7 @@ def demo() -> None:
             "training": cli.rows["training"],
             "run": cli.rows["run"],
             "champion": promotion,
-            str(
-                picture
-            ): f"a {sample['label']}, seen as {answer['label']} with probability {answer['probability']:.3f}",
+            f"{picture}": f"a {sample['label']}, seen as {answer['label']} with probability {answer['probability']:.3f}",
             "see the run": ".venv/bin/mlflow ui",
             "ask again": f".venv/bin/python -m pipelines.predict models:/{NAME}@champion {picture}",
             "your own images, a folder for each class": ".venv/bin/python -m pipelines.classification fit "

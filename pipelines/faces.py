@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -229,7 +228,7 @@ def cluster(
             rows.append({"person": name, "path": files[i], "copy": str(target)})
         images = [answering.prepare(Path(files[i])) for i in group[:SHEET]]
         drawn = sheet(images, 6, [Path(files[i]).name for i in group[:SHEET]], side=112)
-        write_image(Path(out, f"{name}.png"), Image.fromarray(drawn))
+        write_image(Path(out, f"{name}.png"), drawn)
     write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 
@@ -278,9 +277,8 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
         target = Path(out, os.path.relpath(file, folder))
         if target.suffix.lower() not in WRITTEN:
             target = target.with_name(f"{target.name}.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
         grey = (face == face[..., :1]).all()
-        write_image(target, Image.fromarray(face[..., 0] if grey else face), quality=95, subsampling=0)
+        write_image(target, face[..., :1] if grey else face, quality=95, subsampling=0)
         rows[-1]["aligned"] = str(target)
     faces = [row.get("faces") for row in rows]
     if not any(faces):

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from datamodules import VisionDataModule
 from datamodules.base import collate
@@ -97,10 +96,8 @@ def inspect(
         rows.append(("data", f"the given images are taken instead of what it learned from: {error}"))
         pool = collate([{"image": image} for image in given.values()])["image"]
     if given:
-        images, stems = (
-            collate([{"image": image} for image in given.values()])["image"],
-            [f"-{Path(f).stem}" for f in given],
-        )
+        images = collate([{"image": image} for image in given.values()])["image"]
+        stems = [f"-{Path(file).stem}" for file in given]
     else:
         images = pool[np.linspace(0, len(pool) - 1, min(4, len(pool))).astype(int)]
         stems = [""] * len(images)
@@ -121,10 +118,9 @@ def inspect(
         key, one = f"{i + 1:02d}{stem}", images[i : i + 1]
         todo[f"{key}-maps"] = "block by block", partial(draw_feature_maps, module, one)
         todo[f"{key}-why"] = "Grad-CAM and occlusion", partial(draw_explanation, module, one, label, layer)
-    folder.mkdir(parents=True, exist_ok=True)
     for key, (what, draw) in todo.items():
         try:
-            write_image(folder / f"{key}.png", Image.fromarray(draw()))
+            write_image(folder / f"{key}.png", draw())
         except NotApplicableError as error:
             rows.append((key, f"left out: {error}"))
         else:
@@ -132,10 +128,8 @@ def inspect(
     if log:
         rows.append(("run", add_files(model, [folder / f"{key}.png" for key in todo], "inspect")))
     if fields:
-        sizes = {
-            name: "all of the image" if field.size is None else f"{field.size} px" for name, field in fields.items()
-        }
-        print(table({"stage": name, "sees": sizes[name], "stride": f"{f.stride} px"} for name, f in fields.items()))
+        sizes = {n: "all of the image" if field.size is None else f"{field.size} px" for n, field in fields.items()}
+        print(table({"stage": n, "sees": sizes[n], "stride": f"{field.stride} px"} for n, field in fields.items()))
     print(table({"file": file, "what it shows": what} for file, what in rows))
     return 1 if bad else 0
 

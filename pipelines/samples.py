@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from datamodules.labelled.base import ClassificationDataModule
@@ -69,12 +68,10 @@ def sample(
     folder = Path(out)
     for k, image in enumerate(images):
         place = folder / (names[k % len(names) if number is None else number].replace("/", "-") if names else "")
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-        write_image(place / f"{k:05}.png", Image.fromarray(pixels.numpy()))
+        write_image(place / f"{k:05}.png", image.permute(1, 2, 0).numpy())
     columns = len(names) if names and number is None and len(names) <= 16 else 8
     shown = folder.with_name(f"{folder.name}.png")
-    write_image(shown, Image.fromarray(sheet(images[:64], columns)))
+    write_image(shown, sheet(images[:64], columns))
     return f"{count} images of {registry.pinned(model)} are in {folder}; {shown} shows the first."
 
 
@@ -138,13 +135,12 @@ def dissect(
         heading = f"{seeing.label_names[label]}: units {spelt} of {layer.name}, IoU {iou:.2f}, causal effect {effect.causal:+.3f}"
         rows.append(_switched(average, layer, label, chosen, batches[0], heading))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     columns = ["class", "layer", "units", "iou", "plain", "off", "on", "control", "causal"]
     table = pd.DataFrame(effects, columns=columns)
     files = [folder / "units.csv", folder / "effects.csv", folder / "dissection.png"]
     write_text(files[0], found.sort_values("iou", ascending=False).to_csv(index=False, float_format="%.4f"))
     write_text(files[1], table.to_csv(index=False, float_format="%.4f"))
-    write_image(files[2], Image.fromarray(stacked(rows)))
+    write_image(files[2], stacked(rows))
     shown = table.drop(columns=["layer", "units"]).to_string(index=False, float_format="{:.3f}".format)
     return f"{shown}\nShares of pixels. Units, effects and pictures are in {folder}; {registry.add_files(model, files, 'dissection')}."
 
@@ -273,6 +269,5 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
             place = Path(out, os.path.relpath(os.path.abspath(file), root)).with_suffix(".png")
             if os.path.realpath(place) == os.path.realpath(file):
                 raise ValueError(f"The translation would replace {file}: choose another folder with --out.")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_image(place, Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)))
+            write_image(place, picture.transpose(1, 2, 0))
     return f"{len(files)} pictures, translated to {' and '.join(names)} by {registry.pinned(model)}, are in {out}."

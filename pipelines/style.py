@@ -104,7 +104,7 @@ def style(
         result = finish(stylize(objective, first, steps, optimizer, seen))
         film.write(result, steps / every / 10 + 1)
         film.close()
-        write_image(file, Image.fromarray(result))
+        write_image(file, result)
         mlflow.log_image(sheet([*tiles, result], 3, ["content", "style", "result"], side=256), "overview.png")
         mlflow.log_artifact(str(file))
         mlflow.log_artifact(film.file)

@@ -7,7 +7,6 @@ import lightning as L
 import mlflow
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from datamodules import ClassificationDataModule
 from modules import ClassificationModule
@@ -70,8 +69,7 @@ def transferability(
             stage: probe((fit, labels), (test, truth)) for stage, (fit, test) in zip(stages.widths, parts, strict=True)
         }
     sheet = _draw(scores, f"{backbone} on {data.title}, {len(loaders[0].dataset):,} images")
-    output.mkdir(parents=True, exist_ok=True)
-    write_image(output / "transferability.png", Image.fromarray(sheet))
+    write_image(output / "transferability.png", sheet)
     run_name = f"{Path(backbone).name}-{data.title}".lower()
     with needed(), mlflow.start_run(experiment_id=place, run_name=run_name) as run:
         mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.title})

@@ -28,7 +28,6 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             DiskError: the disk is full, broken or read-only.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as part, part.open("wb") as stream:
             torch.save(checkpoint, stream)
 

@@ -164,11 +164,7 @@ class VisionCLI(LightningCLI):
         # have to stand there from the beginning
         try:
             parser.set_defaults({"data": {"class_path": launch.data_class(sys.argv[1:], self.default_data)}})
-        except (
-            ValueError,
-            ImportError,
-            AttributeError,
-        ):  # no class has that name, which is told when the arguments are read
+        except (ValueError, ImportError, AttributeError):  # no class has that name, as is told when arguments are read
             parser.set_defaults({"data": {"class_path": self.default_data}})
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -58,7 +60,7 @@ def disk_error(error: BaseException | None, file: str | Path) -> DiskError | Non
 
 @contextmanager
 def whole(file: str | Path) -> Iterator[Path]:
-    """Gives a place to write to, which takes the file's name once all of it is on the disk.
+    """Gives a place to write to, which takes the file's name once all of it is on the disk; its folder is made.
 
     Whenever a kill comes, and if the disk is full, the file is what it was before, or absent.
 
@@ -74,6 +76,7 @@ def whole(file: str | Path) -> Iterator[Path]:
     file = Path(file)
     part = file.with_name(f".{file.stem[:100]}.part{file.suffix}")  # which the next attempt after a kill replaces
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -96,12 +99,19 @@ def write_text(file: str | Path, text: str) -> None:
         part.write_text(text)
 
 
-def write_image(file: str | Path, image: Image.Image, **options: Any) -> None:
-    """`whole` for a picture, with the options of Pillow's `Image.save`.
+def write_image(file: str | Path, image: Image.Image | NDArray[np.uint8], **options: Any) -> None:
+    """`whole` for a picture.
+
+    Args:
+        file: the file.
+        image: uint8 H×W×3, or H×W×1 for grey; or a picture of Pillow's.
+        options: of Pillow's `Image.save`.
 
     Raises:
         DiskError: see `whole`.
     """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     with whole(file) as part:
         image.save(part, **options)
 

@@ -138,6 +138,14 @@ def recipes(args: Sequence[str]) -> list[str]:
     return list(parser.parse_known_args(args)[0].config)
 
 
+def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
+    """What a command line gives for some options such as ``--output``, the last of each; None where it gives nothing."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(option)
+    return vars(parser.parse_known_args(args)[0])
+
+
 def data_class(args: Sequence[str], default: str) -> str:
     """The class of the data that a command line asks for, by its name or path: the last one given, there or in a recipe.
 
@@ -193,14 +201,11 @@ def with_recipe(args: Sequence[str]) -> list[str]:
         args: the command line; those of other commands stay as they are.
     """
     verb, *rest = args
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for names in (("-c", "--config"), ("--output",), ("--ckpt_path",)):
-        parser.add_argument(*names)
-    given, _ = parser.parse_known_args(rest)
-    if verb not in LOOKS or given.config:
+    if verb not in LOOKS or recipes(rest):
         return [*args]
-    folders = [Path(given.ckpt_path).parent] if given.ckpt_path else []
-    folders += [Path(given.output)] if given.output else []
+    checkpoint, output = last_of(rest, "--ckpt_path", "--output").values()
+    folders = [Path(checkpoint).parent] if checkpoint else []
+    folders += [Path(output)] if output else []
     training = next((f for f in folders if (f / "config.yaml").exists() and is_training(f)), None)
     if training is None:
         return [*args]
@@ -251,7 +256,7 @@ def stamp() -> str:
 
 def new_folder(folder: Path) -> Path:
     """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
-    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+    if launcher() is not None:
         return folder
     for number in count(2):
         try:

@@ -1,7 +1,9 @@
 """Lightning's loops, which say when nothing is half done."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
+import lightning as L
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -9,15 +11,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from modules.training_data import settings_of
 from pipelines.engine.checkpoint import LastCheckpoint
 
+Moment = Literal["before validation", "after batch"]  # at which nothing is half done
+
 
 class _EpochLoop(_TrainingEpochLoop):
     """Lightning's loop over the batches of an epoch, which offers `LastCheckpoint` the moments at which nothing is half done:
     between two batches with all that follows the first, and before a validation, which a resumed training then begins with.
     """
 
-    settled: Literal["before validation", "after batch"] | None = (
-        None  # what a checkpoint is of; else one within a hook
-    )
+    settled: Moment | None = None  # what a checkpoint is of; else one within a hook
 
     @property
     def done(self) -> bool:
@@ -40,17 +42,18 @@ class _EpochLoop(_TrainingEpochLoop):
         """Validates when it is time."""
         stops = self.trainer.should_stop  # it is not known to the loop that goes on: the end of the epoch is waited for
         if not stops and not self._skip_next_val and self._should_check_val_fx(data_fetcher):
-            self._offer("before validation")
+            self.save("before validation", LastCheckpoint.offer)
         super().on_advance_end(data_fetcher)
         if not (self.trainer.should_stop or self._is_training_done):
-            self._offer("after batch")
+            self.save("after batch", LastCheckpoint.offer)
 
-    def _offer(self, settled: Literal["before validation", "after batch"]) -> None:
+    def save(self, settled: Moment, way: Callable[[LastCheckpoint, L.Trainer], None]) -> None:
+        """Lets `LastCheckpoint` save at such a moment."""
         self.settled = settled
         try:
             for callback in settings_of(self.trainer).callbacks:
                 if isinstance(callback, LastCheckpoint):
-                    callback.offer(self.trainer)
+                    way(callback, self.trainer)
         finally:
             self.settled = None
 
@@ -95,10 +98,4 @@ class _FitLoop(fit_loop._FitLoop):
     def on_advance_end(self) -> None:
         """Ends the epoch."""
         super().on_advance_end()
-        self.epoch_loop.settled = "after batch"
-        try:
-            for callback in settings_of(self.trainer).callbacks:
-                if isinstance(callback, LastCheckpoint):
-                    callback.end_epoch(self.trainer)
-        finally:
-            self.epoch_loop.settled = None
+        self.epoch_loop.save("after batch", LastCheckpoint.end_epoch)

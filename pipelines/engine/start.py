@@ -1,8 +1,8 @@
 """A training that starts from a whole trained network, of which it takes the architecture and the weights."""
 
-import argparse
 import inspect
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
-from pipelines.engine.launch import recipes
+from pipelines.engine.launch import last_of, recipes
 from pipelines.engine.settings import upgraded
 from pipelines.serving import registry
 from pipelines.serving.store import load_model, read_description
@@ -54,7 +54,7 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
     """The arguments of a training, with the architecture of the network that ``--start`` names before all other settings.
 
     Args:
-        args: the command line; those of other commands stay as they are.
+        args: the command line, whose recipes are checked; those of other commands stay as they are.
         kind: what is to learn.
 
     Returns:
@@ -64,42 +64,29 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
         BackboneError: it is no network of this kind.
     """
     verb, *rest = args
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--start", "--output", "--ckpt_path"):
-        parser.add_argument(name)
-    given, _ = parser.parse_known_args(rest)
+    if verb != "fit":
+        return [*args], None
     settings: dict[str, Any] = {}
-    for recipe in recipes(rest):
-        settings |= _recipe(recipe)
-    address, output, file = (
-        value if (value := getattr(given, name)) is not None else settings.get(name)
-        for name in ("start", "output", "ckpt_path")
-    )
-    if verb != "fit" or address in (None, "", "null"):
+    for file in filter(os.path.isfile, recipes(rest)):
+        settings |= yaml.safe_load(Path(file).read_text())
+    names = ("start", "output", "ckpt_path")
+    given = last_of(rest, *(f"--{name}" for name in names))
+    address, output, checkpoint = (settings.get(name) if given[name] is None else given[name] for name in names)
+    if address in (None, "", "null"):
         return [*args], None
     last = Path(output, "last.ckpt") if output else None
-    goes_on = file if file not in (None, "", "null") else last if last and last.exists() else None
+    goes_on = checkpoint if checkpoint not in (None, "", "null") else last if last and last.exists() else None
     start = None
     if goes_on:
         architecture = upgrade(read_checkpoint(goes_on)["architecture"])
     else:
         start = _read(str(address), kind)
         architecture = start.architecture
-    taken = {"backbone", "backbone_options", *inspect.signature(kind).parameters} - {
-        "threshold"
-    }  # which validation finds
+    taken = {"backbone", "backbone_options", *inspect.signature(kind).parameters}
+    taken.discard("threshold")  # which validation finds
     own = upgraded({"model": {key: value for key, value in architecture.items() if key in taken}})
     # No published weights are to be had: all are taken over.
     return [verb, "--config", json.dumps(own), *rest, "--model.backbone.pretrained=false"], start
-
-
-def _recipe(file: str) -> dict[str, Any]:
-    """The settings of a recipe; none, where it cannot be read, of which the command line says more."""
-    try:
-        settings = yaml.safe_load(Path(file).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _read(address: str, kind: type[VisionModule]) -> Start:

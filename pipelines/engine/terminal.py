@@ -60,10 +60,8 @@ class Summary(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is ahead of a training, also of one that goes on."""
-        steps, total = (
-            -(-trainer.num_training_batches // trainer.accumulate_grad_batches),
-            trainer.estimated_stepping_batches,
-        )
+        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        total = trainer.estimated_stepping_batches
         ahead = f"{steps:,} steps an epoch" + (f", {total:,} in all" if total != float("inf") else "")
         self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
 

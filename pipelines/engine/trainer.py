@@ -8,7 +8,6 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from PIL import Image
 
 from datamodules import VisionDataModule
 from datamodules.base import collate
@@ -32,9 +31,8 @@ class VisionTrainer(L.Trainer):
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
         self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)
-        if (
-            type(self.strategy.checkpoint_io) is TorchCheckpointIO
-        ):  # not where a plugin of the user's writes checkpoints
+        # Not where a plugin of the user's writes checkpoints.
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = WholeCheckpoints()
 
     def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
@@ -58,7 +56,7 @@ class VisionTrainer(L.Trainer):
             if isinstance(logger, RunLogger):
                 logger.log_image("train/preview", [sheet])
         file = Path(self.default_root_dir, "preview.png")
-        write_image(file, Image.fromarray(sheet))
+        write_image(file, sheet)
         return file
 
 

@@ -10,7 +10,6 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from PIL import Image
 from typing_extensions import override
 
 from datamodules.annotated.writers import AnswerFormat, AnswerWriter
@@ -201,9 +200,7 @@ def _starts(name: str) -> Iterable[str]:
 
 def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, beside: Path) -> None:
     # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
-    drawing = Image.fromarray(module.answers.draw(read_image(file), answer))
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    write_image(place, drawing, quality=90)
+    write_image(place, module.answers.draw(read_image(file), answer), quality=90)
     for suffix, picture in module.answers.pictures(answer).items():
         write_image(beside.with_suffix(suffix), picture)
 

@@ -367,9 +367,8 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
         sure = found["scores"] > network.threshold
         rows = [(found["boxes"][sure], found["labels"][sure], found["scores"][sure])]
         rows.append((boxes[which == i], labels[which == i], scores[which == i]))
-        ours, its = (
-            torch.cat((b / module.image_size, k[:, None].float(), s[:, None]), 1) for b, k, s in rows
-        )  # in any order: equal scores have none
+        # In any order: equal scores have none.
+        ours, its = (torch.cat((b / module.image_size, k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
         if ours.shape != its.shape:
             raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")
         if len(ours):

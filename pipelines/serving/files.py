@@ -31,10 +31,7 @@ def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[
 
 
 def _below(folder: str, without: str | None) -> Iterable[str]:
+    left_out = without and os.path.realpath(without)
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not (without and _same(os.path.join(place, name), without))]
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) != left_out]
         yield from (os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS + video.EXTENSIONS))
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)

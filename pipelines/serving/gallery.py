@@ -66,7 +66,6 @@ class Gallery:
         size = self.embeddings.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
         table = pa.table({"person": self.people, "file": self.files, "embedding": column})
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as part:
             pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), part)
         if len(self) >= LARGE:

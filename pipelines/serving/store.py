@@ -30,7 +30,6 @@ def save_model(
         task: name of the task.
         data: class path and arguments of the data module that it learned from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         key: value.contiguous()
         for key, value in module.state_dict().items()

@@ -4,8 +4,8 @@ import json
 import os
 import platform
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +156,17 @@ class RunLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the command line logs its whole configuration with `log_config`."""
 
-    @contextmanager
-    def _only_shown(self, file: Path) -> Iterator[Path]:
-        """A place to write what is only for looking at: if the disk does not take it, the training goes on without."""
+    def _kept(self, file: Path, write: Callable[[Path], object]) -> bool:
+        """Writes what is only for looking at, and says whether it is there: if the disk does not take it, the training goes on
+        without, or with what was there before."""
         try:
-            (self.output / file.parent).mkdir(exist_ok=True)
             with whole(self.output / file) as part:
-                yield part
+                write(part)
         except OSError as error:
             if not self._told:
                 rank_zero_warn(f"Left out of the run, which goes on without: {error}")
             self._told = True
+        return (self.output / file).exists()
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
@@ -174,9 +174,7 @@ class RunLogger(Logger):
         _ = self.experiment
         for number, image in enumerate(images):
             file = Path("pictures", f"{key.replace('/', '_')}-{step or 0}{f'-{number}' if number else ''}.png")
-            with self._only_shown(file) as part:
-                Image.fromarray(image).save(part)
-            if (self.output / file).exists():
+            if self._kept(file, Image.fromarray(image).save):
                 self.journal.write({"kind": "picture", "key": key, "step": step or 0, "file": str(file)})
 
     @rank_zero_only
@@ -184,19 +182,15 @@ class RunLogger(Logger):
         """Writes a table as a JSON artifact, to be sent; the last one of a key stands."""
         _ = self.experiment
         file = Path("tables", f"{key.replace('/', '_')}.json")
-        with self._only_shown(file) as part:
-            part.write_text(json.dumps({"columns": columns, "data": rows}))
-        if (self.output / file).exists():
-            self.journal.write({"kind": "file", "file": str(file), "folder": "tables"})
+        if self._kept(file, lambda part: part.write_text(json.dumps({"columns": columns, "data": rows}))):
+            self.log_file(self.output / file, "tables")
 
     @rank_zero_only
     def log_text(self, key: str, text: str) -> None:
         """Writes a text in Markdown as an artifact, to be sent."""
         _ = self.experiment
         file = Path(f"{key}.md")
-        with self._only_shown(file) as part:
-            part.write_text(text)
-        if (self.output / file).exists():
+        if self._kept(file, lambda part: part.write_text(text)):
             self.log_file(self.output / file, "")
 
     @rank_zero_only

@@ -59,9 +59,8 @@ class RunCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the speed over the epoch."""
         seconds = time.perf_counter() - self._times["epoch"]
-        if (
-            self._images and 0 < seconds < time.perf_counter()
-        ):  # an epoch that was begun by another process has no start
+        # An epoch that was begun by another process has no start.
+        if self._images and 0 < seconds < time.perf_counter():
             for logger in trainer.loggers:
                 logger.log_metrics({"train/images_per_second": self._images / seconds}, trainer.global_step - 1)
 
