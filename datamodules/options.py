@@ -76,7 +76,6 @@ class Preprocessing:
 
     def as_data(self) -> dict[str, Any]:
         """The arguments that make an equal one, without those that say nothing."""
-        silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"}) | (
-            {"tile"} if self.tile is None else set()
-        )
+        silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
+        silent |= {"tile"} if self.tile is None else set()
         return {key: value for key, value in asdict(self).items() if key not in silent}

@@ -36,7 +36,7 @@ from pipelines.engine.command import UsageError, command
 from pipelines.engine.ranges import check_ranges
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
-from pipelines.serving import registry
+from pipelines.serving.registration import check_name
 from pipelines.tracking.client import experiment_id, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
@@ -221,9 +221,7 @@ class Sweep:
             cli = self.task(
                 [verb, "--config", str(output / "config.yaml"), "--output", str(output), "--trainer.logger=false"]
             )
-            figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
-            data = cli.options.data.as_dict()
-            version = registry.register(name, cli.model, cli.datamodule, data, cli.task, run_id, figures)
+            version = cli.register(name, run_id)
         except BaseException:
             self.study.set_user_attr(key, {"trial": None})
             raise
@@ -383,7 +381,7 @@ def sweep(
     trained = find_task(task)
     found = read_space(space)
     if register:
-        registry.check_name(register)
+        check_name(register)
     tracking_client()  # soon says if MLflow does not answer
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]

@@ -26,7 +26,7 @@ from pipelines.classification import classification
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
 from pipelines.engine.films import make_films
-from pipelines.serving import registry
+from pipelines.serving import registration, registry
 from pipelines.serving.answers import _draw
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import RunLogger, run_id_of
@@ -178,7 +178,7 @@ def test_a_model_that_the_disk_has_no_room_for_is_not_registered(
     fill(disk)
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     with pytest.raises(DiskError, match="No space left on device"):
-        registry.register(
+        registration.register(
             "roomless", cli.model, cli.datamodule, {}, "classification", str(cli.trainer.logger.run_id), {}
         )
     with pytest.raises(SystemExit) as end:

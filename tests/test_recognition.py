@@ -13,7 +13,7 @@ from modules import FaceNetModule, Optimization
 from modules.spec import DataSpec
 from pipelines.facenet import facenet
 from pipelines.serving import gallery as galleries
-from pipelines.serving import registry
+from pipelines.serving import registration, registry
 from pipelines.serving.gallery import Gallery
 
 
@@ -29,7 +29,7 @@ def trained() -> tuple[str, Glyphs]:
     with mlflow.start_run() as run:
         pass
     config = {"class_path": "Glyphs", "init_args": {"people": 60}}
-    version = registry.register("people", module, data, config, "facenet", run.info.run_id, {})
+    version = registration.register("people", module, data, config, "facenet", run.info.run_id, {})
     return f"models:/people/{version.version}", data
 
 

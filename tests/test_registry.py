@@ -24,7 +24,7 @@ from modules.spec import DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.start import with_start
-from pipelines.serving import registry
+from pipelines.serving import registration, registry
 from pipelines.serving import store as storage
 
 
@@ -188,7 +188,7 @@ def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> 
         )
         with mlflow.start_run() as run:
             pass
-        registry.register("measured", module, data, {"class_path": "ImageFolder", "init_args": options},
+        registration.register("measured", module, data, {"class_path": "ImageFolder", "init_args": options},
                           "classification", run.info.run_id, {})  # fmt: skip
         folders[number] = registry.model_folder(f"models:/measured/{number}")
     own = {n: registry.evaluate(folder)["test/loss"] for n, folder in folders.items()}
@@ -261,4 +261,4 @@ def test_a_served_model_asks_for_all_that_it_imports() -> None:
     known = packages_distributions()
     used = {package.lower().replace("_", "-") for name in imported for package in known.get(name, [])}
     direct = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert used & {re.split(r"[\[<>=]", name)[0] for name in direct} == set(registry.NEEDED)
+    assert used & {re.split(r"[\[<>=]", name)[0] for name in direct} == set(registration.NEEDED)

@@ -1,6 +1,7 @@
 """Checks of boxes and outlines: what is wrong with them, and what they become."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -168,16 +169,16 @@ def compiled(
     dropped = np.array([wrong[k] != "reaches outside" for k in bad], bool)
     if len(bad) and (on_bad_box == "error" or mistaken or dropped.sum() > max(1, 0.1 * len(boxes))):
         shown = "; ".join([*(place(k) for k in bad[:3]), *["…"] * (len(bad) > 3)])
-        known = ""
+        names = ""
         if (labels < 0).any():
-            known = f" The classes are {listed(label_names)}." if label_names else " The file names no classes."
+            names = f" The classes are {listed(label_names)}." if label_names else " The file names no classes."
         way = (
             "More than one in ten is too many to drop: look at the file."
             if on_bad_box == "drop"
             else "Mend them, or let them be cut off at the image's edge or dropped: --data.on_bad_box drop."
         )
         raise DataError(
-            f"{len(bad)} of {len(boxes)} boxes cannot be used: {shown}.{known} {mistaken}{remedy if mistaken else way}"
+            f"{len(bad)} of {len(boxes)} boxes cannot be used: {shown}.{names} {mistaken}{remedy if mistaken else way}"
         )
     report = {}
     for k, gone in zip(bad, dropped, strict=True):
@@ -193,7 +194,7 @@ def compiled(
         if own in seen:
             kept[row] = False
             report[place(row).strip()] = "a copy"
-        elif masks and boxed[row]:
+        elif boxed[row]:
             report[place(row).strip()] = "its own mask"
         elif corner[row]:
             report[place(row).strip()] = "in the first pixel"
@@ -203,7 +204,8 @@ def compiled(
     limits = np.tile(areas[:, ::-1], 2)[kept]
     counts = np.bincount(owners[kept], minlength=len(records))
     clipped = np.clip(found[kept], 0, limits)
-    given = np.array([box.area for box in boxes], np.float64)[kept]
+    given, plain = np.array([box.area for box in boxes], np.float64)[kept], (clipped[:, 2:] - clipped[:, :2]).prod(1)
+    known = (given > 0) & (given <= sizes[owners[kept]].prod(1))
     annotations = Annotations(
         np.array([record.path for record in records], np.str_),
         sizes,
@@ -213,11 +215,7 @@ def compiled(
         labels[kept],
         np.array(ignored, bool)[kept],
         outlines[kept] if masks else None,
-        np.where(
-            (given > 0) & (given <= sizes[owners[kept]].prod(1)), given, (clipped[:, 2:] - clipped[:, :2]).prod(1)
-        ).astype(np.float32)
-        if (given > 0).any()
-        else None,
+        np.where(known, given, plain).astype(np.float32) if (given > 0).any() else None,
     )
     return annotations, report
 
@@ -307,18 +305,11 @@ def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
         data = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
         runs = _decoded(data)
     else:
-        try:
+        data, runs = b"", None
+        with suppress(TypeError, ValueError, OverflowError):
             runs = np.array(counts, np.int64).reshape(-1)
-            data = b""
-        except (TypeError, ValueError, OverflowError):
-            runs = None
-    if (
-        runs is None
-        or not runs.size
-        or (runs < 0).any()
-        or (runs > height * width).any()
-        or runs.sum() != height * width
-    ):
+    pixels = height * width
+    if runs is None or not runs.size or (runs < 0).any() or (runs > pixels).any() or runs.sum() != pixels:
         raise ValueError("has a run-length code that is not whole")
     return data or rle.frPyObjects({"size": sides, "counts": runs.tolist()}, height, width)["counts"]
 

@@ -158,9 +158,11 @@ class _MaskFiles(Folder, SegmentationDataModule):
                     f"{' and test' * (whole == 'all')}: add more, or name splits."
                 )
             parts[whole], share = np.random.default_rng(0).permutation(parts[whole]), max(1, round(0.15 * count))
-        divided = self.divide(
-            parts, lambda rows: (rows[share:], rows[:share]), lambda rows: (rows[share:], rows[:share])
-        )
+
+        def draw(rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+            return rows[share:], rows[:share]
+
+        divided = self.divide(parts, draw, draw)
         return {name: np.sort(rows) for name, rows in divided.items()}
 
     @staticmethod
@@ -194,13 +196,11 @@ class _MaskFiles(Folder, SegmentationDataModule):
                 faults.append(blurred(file, len(one.values)))
             elif unknown:
                 shown = ", ".join([*map(classes.shown, unknown[:5]), *["…"] * (len(unknown) > 5)])
-                known = [f"{classes.shown(v)} {classes.names[k]}" for v, k in classes.numbers.items() if k != IGNORE][
-                    :6
-                ]
+                known = [f"{classes.shown(v)} {classes.names[k]}" for v, k in classes.numbers.items() if k != IGNORE]
                 share = one.counts[np.isin(one.values, unknown)].sum() / one.counts.sum()
                 faults.append(
                     f"{file} has {classes.kind if classes.kind == 'colours' else 'values'} that stand for no class: {shown} "
-                    f"({share:.1%} of its pixels). Known are {', '.join(known)}, …; add the others to the table of classes, "
+                    f"({share:.1%} of its pixels). Known are {', '.join(known[:6])}, …; add the others to the table of classes, "
                     "or give them a row with the name ignore, which does not count."
                 )
         _refuse(faults)

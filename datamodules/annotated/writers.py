@@ -60,12 +60,12 @@ class Writer:
             sample = source[index]
             image = sample["image"]
             file = None if paths is None else Path(str(paths[index]))
-            whole = file is not None and _is_upright(file, *image.shape[:2])
             stem = self.digits.format(split=split, number=index + 1) if file is None else self._free(place, file)
-            names.append(f"{stem}{file.suffix if file is not None and whole else '.png'}")
+            as_it_is = file if file is not None and _is_upright(file, *image.shape[:2]) else None
+            names.append(f"{stem}{as_it_is.suffix if as_it_is else '.png'}")
             target = self.folder / place / names[-1]
-            if file is not None and whole:
-                shutil.copyfile(file, target)
+            if as_it_is:
+                shutil.copyfile(as_it_is, target)
             else:
                 flat = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
                 cv2.imencode(".png", flat)[1].tofile(target)
@@ -306,8 +306,9 @@ class AnswerWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None:
-            self.close()
+        if kind is None and self.form == "coco":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "results.json").write_text(json.dumps(self._entries))
 
     def add(self, file: str, answer: dict[str, Any], frame: int | None = None) -> None:
         """Adds the answer for an image, or for a frame of a video.
@@ -324,12 +325,6 @@ class AnswerWriter:
         if "boxes" not in answer:
             raise DataError(f"The answers have no boxes, and {self.form} is a format of boxes.")
         {"coco": self._add_coco, "yolo": self._add_yolo, "mot": self._add_mot}[self.form](file, answer, frame)
-
-    def close(self) -> None:
-        """Writes what is written at the end."""
-        if self.form == "coco":
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "results.json").write_text(json.dumps(self._entries))
 
     def _add_coco(self, file: str, answer: dict[str, Any], frame: int | None) -> None:
         if frame is not None:

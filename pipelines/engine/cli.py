@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from datamodules import VisionDataModule
@@ -36,13 +37,13 @@ from pipelines.engine.evaluation import Weights, take_whole, write_predictions
 from pipelines.engine.films import make_films
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.ranges import check_ranges, check_time
-from pipelines.engine.registration import register_best
 from pipelines.engine.settings import read_former_names
 from pipelines.engine.signals import heard
 from pipelines.engine.start import Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
+from pipelines.serving.registration import check_name, register, register_best
 from pipelines.tracking.client import reach
 from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
 from pipelines.tracking.provenance import surroundings
@@ -211,7 +212,7 @@ class VisionCLI(LightningCLI):
         """
         check_ranges(str(self.subcommand), self.options.as_dict())
         if self.options.register:
-            registry.check_name(self.options.register)
+            check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
         if self.tracked or "models:/" in str(self.options.model):
             reach()
@@ -454,12 +455,14 @@ class VisionCLI(LightningCLI):
                 logger.log_file(best, "checkpoints")
                 make_films(self.output, model.series, logger)
                 if name := self.options.register:
-                    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
-                    data = self.options.data.as_dict()
-                    self.rows["registered"] = register_best(
-                        name, self.output, model, datamodule, data, self.task, logger, figures
-                    )
+                    self.rows["registered"] = register_best(name, self.output, logger, self.register)
         self.rows["checkpoint"] = str(best)
+
+    def register(self, name: str, run_id: str) -> ModelVersion:
+        """Registers the model under a name, with the figures that were measured last, as what a run learned."""
+        figures = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        data = self.options.data.as_dict()
+        return register(name, self.model, self.datamodule, data, self.task, run_id, figures)
 
     def _go_on(self, ckpt_path: str | None, model: VisionModule, datamodule: VisionDataModule) -> None:
         """Makes sure that a training can begin, or go on from a checkpoint.

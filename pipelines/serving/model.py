@@ -96,10 +96,9 @@ class VisionModel(PythonModel):
         height, width = pixels.shape[:2]
         places = pieces(height, width, self.preprocessing.tile or max(height, width))
         picture = _Picture(pixels, places, height, width)
-        if len(places) > 1:
-            return picture
-        # What is not cut is made ready at once, so that its pixels need not be kept.
-        return _Picture(pixels[:0], places, height, width, self._piece(picture, (0, 0)))
+        if len(places) == 1:  # what is not cut is made ready at once, so that its pixels need not be kept
+            picture.whole, picture.pixels = self._piece(picture, (0, 0)), pixels[:0].copy()
+        return picture
 
     def _piece(self, picture: "_Picture", place: Place) -> Sample:
         """A piece of an image as the module's input."""

@@ -1,177 +1,35 @@
-"""The model registry: register, promote, look up, compare."""
+"""The model registry: look up, promote, compare, load."""
 
-import base64
-import hashlib
-import io
 import math
 import re
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import mlflow
-import numpy as np
-import pandas as pd
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
-from datamodules.options import Preprocessing
 from modules import VisionModule
 from modules.checkpoints import classes_of
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel
-from pipelines.serving.store import learned_from, load_model, save_model
-from pipelines.tracking.client import TrackingError, needed, reach
-
-ROOT = Path(__file__).parents[2]
-NEEDED = (
-    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
-    "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
-    "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
-)  # fmt: skip
+from pipelines.serving.store import learned_from, load_model
+from pipelines.tracking.client import needed, reach
 
 M = TypeVar("M", bound=VisionModule)
 
 
-def check_name(name: str) -> None:
-    """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
-
-    Raises:
-        TrackingError: it cannot; the message says why.
-    """
-    bad = [sign for sign in '/:@#?%"\\' if sign in name] + [repr(sign) for sign in name if not sign.isprintable()]
-    if bad or not name.strip() or name != name.strip() or name in (".", ".."):
-        why = f"it has {' and '.join(bad)}" if bad else "it is empty, or begins or ends with a space, or is . or .."
-        raise TrackingError(
-            f"--register {name!r}: MLflow cannot keep a model under this name, since {why}. Choose another."
-        )
-
-
-def register(
-    name: str,
-    module: VisionModule,
-    data: VisionDataModule,
-    data_config: dict[str, Any],
-    task: str,
-    run_id: str,
-    metrics: dict[str, float],
-) -> ModelVersion:
-    """Registers a trained module as a new version.
-
-    Args:
-        name: name of the registered model.
-        module: the module with the weights to keep.
-        data: the data module it learned from; says how pictures are prepared.
-        data_config: its class path and arguments.
-        task: name of the task.
-        run_id: the run that trained it.
-        metrics: its figures, kept as tags of the version.
-
-    Returns:
-        The new version.
-    """
-    client, measured = MlflowClient(), _measured(run_id, module, data)
-    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
-        folder = Path(temporary, "model")
-        save_model(folder, module, data.preprocessing, task, data_config)
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(ROOT / "pipelines" / "serving" / "model.py"),
-            artifacts={"model": str(folder)},
-            code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
-            pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-            input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
-            registered_model_name=name,
-            model_type=task,
-            step=min((metric.step for metric in measured), default=0),
-        )
-    # MLflow gives the model what the run logged at its step; this is the rest, for the page on which models are sorted.
-    there = {metric.key for metric in client.get_logged_model(info.model_id).metrics or []}
-    rest = [metric for metric in measured if metric.key not in there]
-    for metric in rest:
-        metric._model_id = info.model_id
-    client.log_batch(run_id, metrics=rest)
-    version = client.get_model_version(name, str(info.registered_model_version))
-    digest = hashlib.blake2b("".join(s.digest for s in data.sources.values()).encode(), digest_size=16).hexdigest()
-    tags = {"task": task, "data": data.title, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
-    tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
-    if labels := module.architecture.get("label_names"):
-        tags["labels"] = ", ".join(labels)[:5000]
-    if module.licence:  # that of what it started from goes on
-        tags["weights_licence"] = module.licence
-    for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
-        client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
-    client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
-    return version
-
-
-def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list[Metric]:
-    """What the run says of its best checkpoint, with the data it was measured on."""
-    client, identity = MlflowClient(), data.identity()
-    histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
-                 if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
-    # Where there was nothing to measure it on, the loss chose.
-    monitor, mode = (module.monitor, module.mode) if module.monitor in histories else ("val/loss", "min")
-    seen = sorted((m for m in histories.get(monitor, []) if m.value == m.value), key=lambda m: m.step)
-    if not seen:
-        return []
-    losses, sign = {m.step: m.value for m in histories.get("val/loss", [])}, 1 if mode == "max" else -1
-    best = max(seen, key=lambda m: (sign * m.value, -losses.get(m.step, 0.0), m.step))  # as `BestCheckpoint` judges
-    chosen = [
-        metric
-        for key, history in histories.items()
-        for metric in history
-        if metric.step == (best.step if key.startswith("val/") else max(m.step for m in history))
-    ]
-    return [  # of the same time: they are the run's own, which they must not double
-        Metric(m.key, m.value, m.timestamp, m.step, dataset_name=identity["name"],
-               dataset_digest=identity["splits"][m.key.partition("/")[0]]["digest"][:36])
-        for m in chosen
-    ]  # fmt: skip
-
-
-def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
-    """What a reader of the registry wants to know of a version, in Markdown."""
-    architecture = module.architecture
-    splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
-    lines = [
-        f"**{task}** with `{architecture['backbone']}`, learned from {data.title} ({splits} samples) in run `{run_id}`.",
-        "",
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {key} | {value:.4f} |" for key, value in sorted(metrics.items()) if not key.startswith("train/")),
-        "",
-    ]
-    if labels := architecture.get("label_names"):
-        lines += [f"Labels: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}.", ""]
-    return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
-
-
-def _example(preprocessing: Preprocessing) -> str:
-    """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
-    of the data are of people, or somebody's."""
-    side = preprocessing.image_size
-    down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
-    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
-    buffer = io.BytesIO()
-    Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def versions_of(name: str) -> list[ModelVersion]:
     """All versions of a registered model; none, where there is no such model."""
-    if '"' in name:  # which `check_name` lets nobody use
+    if '"' in name:  # which `registration.check_name` lets nobody use
         return []
     quote = '"' if "'" in name else "'"
     return list(mlflow.search_model_versions(filter_string=f"name={quote}{name}{quote}"))
@@ -213,18 +71,12 @@ def _figure(version: ModelVersion) -> tuple[str, float]:
     return monitor, float("nan")
 
 
-def _measured_on(version: ModelVersion) -> tuple[str, str]:
-    """The figure that counts, and the digest of the split that it was measured on."""
-    key = _figure(version)[0]
-    return key, version.tags.get(f"digest.{key.partition('.')[0]}") or version.tags.get("data_digest", "")
-
-
 def _comparable(one: ModelVersion, other: ModelVersion) -> bool:
-    """Whether both have the same figure, measured on the same data, whatever else they learned from."""
-    same = _measured_on(one) == _measured_on(other)
-    return same or (
-        _figure(one)[0] == _figure(other)[0] and one.tags.get("data_digest", 1) == other.tags.get("data_digest", 2)
-    )
+    """Whether both have the same figure, measured on the same split or the same data, whatever else they learned from."""
+    key, whole = _figure(one)[0], [version.tags.get("data_digest", "") for version in (one, other)]
+    split = [version.tags.get(f"digest.{key.partition('.')[0]}") for version in (one, other)]
+    digests = [own or all_of_it for own, all_of_it in zip(split, whole, strict=True)]
+    return key == _figure(other)[0] and (digests[0] == digests[1] or whole[0] == whole[1] != "")
 
 
 def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
@@ -326,25 +178,23 @@ def list_models() -> str:
     Returns:
         A table: name, task, versions, aliases, and the figure of the newest version.
     """
-    rows, known = [], defaultdict[str, dict[str, ModelVersion]](dict)
+    rows, known = [], defaultdict[str, list[ModelVersion]](list)
     with needed():
         reach()
         models = mlflow.search_registered_models()  # all of them; the client's own search gives a page
         for version in mlflow.search_model_versions():
-            known[version.name][str(version.version)] = version
+            known[version.name].append(version)
     for model in models:
-        versions = known[model.name]
-        if not versions:
-            continue
-        newest = versions[max(versions, key=int)]
-        aliases = ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items())
-        row: dict[str, Any] = {
-            "name": model.name,
-            "task": newest.tags.get("task", ""),
-            "versions": len(versions),
-            "aliases": aliases,
-        }
-        rows.append(row | {"newest": "{} {:.4f}".format(*_figure(newest))})
+        if versions := known[model.name]:
+            newest = max(versions, key=lambda version: int(version.version))
+            row = {
+                "name": model.name,
+                "task": newest.tags.get("task", ""),
+                "versions": str(len(versions)),
+                "aliases": ", ".join(f"{alias}: {number}" for alias, number in model.aliases.items()),
+                "newest": "{} {:.4f}".format(*_figure(newest)),
+            }
+            rows.append(row)
     return table(rows) or "No model is registered yet."
 
 
@@ -364,11 +214,15 @@ def show(name: str) -> str:
     aliases = MlflowClient().get_registered_model(name).aliases
     rows = []
     for number in sorted(versions, key=int):
-        version = versions[number]
-        named = ", ".join(alias for alias, given in aliases.items() if str(given) == number)
-        figures = "  ".join(f"{key} {value}" for key, value in sorted(version.tags.items()) if key.startswith("test."))
-        row: dict[str, Any] = {"version": number, "aliases": named, "data": version.tags.get("data", "")}
-        rows.append(row | {"run": version.run_id, "figures": figures})
+        tags = versions[number].tags
+        row = {
+            "version": number,
+            "aliases": ", ".join(alias for alias, given in aliases.items() if str(given) == number),
+            "data": tags.get("data", ""),
+            "run": versions[number].run_id,
+            "figures": "  ".join(f"{key} {value}" for key, value in sorted(tags.items()) if key.startswith("test.")),
+        }
+        rows.append(row)
     return table(rows)
 
 

@@ -129,9 +129,7 @@ class VOCDetection(BoxFiles):
             for number, entry in enumerate(content.iter("object"), 1):
                 values = [as_number(entry.findtext(f"bndbox/{key}")) for key in COLUMNS]
                 corners = _corners(entry)
-                outline = None
-                if corners is not None:
-                    outline = [corners.ravel().tolist()]
+                outline = None if corners is None else [corners.ravel().tolist()]
                 if corners is not None and entry.find("bndbox") is None:
                     kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
                     self.notes.add(

@@ -64,14 +64,8 @@ class YOLODetection(BoxFiles):
             raise DataError(
                 f"{folder.resolve()} has no images to train on: name their folder under 'train' in data.yaml."
             )
-        points = content.get("kpt_shape")
-        keypoints = 0
-        if (
-            isinstance(points, list)
-            and len(points) == 2
-            and all(re.fullmatch(r"\d{1,4}", str(side)) for side in points)
-        ):
-            keypoints = int(points[0]) * int(points[1])
+        points = re.fullmatch(r"\['(\d{1,4})', '(\d{1,4})'\]", str(content.get("kpt_shape")))
+        keypoints = int(points[1]) * int(points[2]) if points else 0
         return self._records(found, names, keypoints), list(names.values())
 
     @staticmethod

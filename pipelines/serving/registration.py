@@ -1,0 +1,194 @@
+"""Registration: what becomes of a trained module in the registry, as a new version."""
+
+import base64
+import io
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from datamodules import VisionDataModule
+from datamodules.base import digest_of
+from datamodules.options import Preprocessing
+from modules import VisionModule
+from pipelines.serving.registry import versions_of
+from pipelines.serving.store import save_model
+from pipelines.tracking.client import TrackingError
+from pipelines.tracking.journal import RunGoneError
+from pipelines.tracking.logger import RunLogger
+from pipelines.tracking.redaction import redact
+
+ROOT = Path(__file__).parents[2]
+NEEDED = (
+    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
+    "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
+    "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
+)  # fmt: skip
+
+
+def check_name(name: str) -> None:
+    """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
+
+    Raises:
+        TrackingError: it cannot; the message says why.
+    """
+    bad = [sign for sign in '/:@#?%"\\' if sign in name] + [repr(sign) for sign in name if not sign.isprintable()]
+    if bad or not name.strip() or name != name.strip() or name in (".", ".."):
+        why = f"it has {' and '.join(bad)}" if bad else "it is empty, or begins or ends with a space, or is . or .."
+        raise TrackingError(
+            f"--register {name!r}: MLflow cannot keep a model under this name, since {why}. Choose another."
+        )
+
+
+def register(
+    name: str,
+    module: VisionModule,
+    data: VisionDataModule,
+    data_config: dict[str, Any],
+    task: str,
+    run_id: str,
+    metrics: dict[str, float],
+) -> ModelVersion:
+    """Registers a trained module as a new version.
+
+    Args:
+        name: name of the registered model.
+        module: the module with the weights to keep.
+        data: the data module it learned from; says how pictures are prepared.
+        data_config: its class path and arguments.
+        task: name of the task.
+        run_id: the run that trained it.
+        metrics: its figures, kept as tags of the version.
+
+    Returns:
+        The new version.
+    """
+    client, measured = MlflowClient(), _measured(run_id, module, data)
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
+        folder = Path(temporary, "model")
+        save_model(folder, module, data.preprocessing, task, data_config)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(ROOT / "pipelines" / "serving" / "model.py"),
+            artifacts={"model": str(folder)},
+            code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
+            pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
+            input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
+            registered_model_name=name,
+            model_type=task,
+            step=min((metric.step for metric in measured), default=0),
+        )
+    # MLflow gives the model what the run logged at its step; this is the rest, for the page on which models are sorted.
+    there = {metric.key for metric in client.get_logged_model(info.model_id).metrics or []}
+    rest = [metric for metric in measured if metric.key not in there]
+    for metric in rest:
+        metric._model_id = info.model_id
+    client.log_batch(run_id, metrics=rest)
+    version = client.get_model_version(name, str(info.registered_model_version))
+    digest = digest_of("".join(source.digest for source in data.sources.values()).encode())
+    tags = {"task": task, "data": data.title, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
+    tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
+    if labels := module.architecture.get("label_names"):
+        tags["labels"] = ", ".join(labels)[:5000]
+    if module.licence:  # that of what it started from goes on
+        tags["weights_licence"] = module.licence
+    for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
+        client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
+    client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
+    return version
+
+
+def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list[Metric]:
+    """What the run says of its best checkpoint, with the data it was measured on."""
+    client, identity = MlflowClient(), data.identity()
+    histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
+                 if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
+    # Where there was nothing to measure it on, the loss chose.
+    monitor, mode = (module.monitor, module.mode) if module.monitor in histories else ("val/loss", "min")
+    seen = sorted((m for m in histories.get(monitor, []) if m.value == m.value), key=lambda m: m.step)
+    if not seen:
+        return []
+    losses, sign = {m.step: m.value for m in histories.get("val/loss", [])}, 1 if mode == "max" else -1
+    best = max(seen, key=lambda m: (sign * m.value, -losses.get(m.step, 0.0), m.step))  # as `BestCheckpoint` judges
+    chosen = [
+        metric
+        for key, history in histories.items()
+        for metric in history
+        if metric.step == (best.step if key.startswith("val/") else max(m.step for m in history))
+    ]
+    return [  # of the same time: they are the run's own, which they must not double
+        Metric(m.key, m.value, m.timestamp, m.step, dataset_name=identity["name"],
+               dataset_digest=identity["splits"][m.key.partition("/")[0]]["digest"][:36])
+        for m in chosen
+    ]  # fmt: skip
+
+
+def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
+    """What a reader of the registry wants to know of a version, in Markdown."""
+    architecture = module.architecture
+    splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
+    lines = [
+        f"**{task}** with `{architecture['backbone']}`, learned from {data.title} ({splits} samples) in run `{run_id}`.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {key} | {value:.4f} |" for key, value in sorted(metrics.items()) if not key.startswith("train/")),
+        "",
+    ]
+    if labels := architecture.get("label_names"):
+        lines += [f"Labels: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}.", ""]
+    return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
+
+
+def _example(preprocessing: Preprocessing) -> str:
+    """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
+    of the data are of people, or somebody's."""
+    side = preprocessing.image_size
+    down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
+    channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def register_best(name: str, output: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
+    """Registers the best weights of a training, once, and without harm to the training where MLflow does not answer.
+
+    Args:
+        name: under which.
+        output: folder of the training.
+        logger: of the run.
+        register: takes the name and the run, and registers the weights.
+
+    Returns:
+        The registered model's address, or why there is none.
+    """
+    step = str(torch.load(output / "best.ckpt", "cpu", weights_only=True, mmap=True)["global_step"])
+    try:
+        if not logger.flush():
+            error = logger.journal.error
+            raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
+        known = [version for version in versions_of(name) if version.run_id == logger.run_id]
+        there = [version for version in known if version.tags.get("step") == step]  # it was registered before
+        version = there[0] if there else register(name, str(logger.run_id))
+        MlflowClient().set_model_version_tag(name, version.version, "step", step)  # last, so that all of it is there
+    except (MlflowException, OSError) as error:
+        logger.set_tag("registered", f"no: {error}")
+        return (
+            f"no: {redact(str(error))[:300]} To register it, give the same command again with "
+            f"--output {output}: it does not train again what is trained."
+        )
+    address = f"models:/{version.name}/{version.version}"
+    logger.set_tag("registered", address)
+    return address
