@@ -20,8 +20,6 @@ DESCRIBED = {
     "voc": "xmin, ymin, xmax, ymax",
     "yolo": "centre x, centre y, width, height as shares of the image",
 }
-
-
 COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -44,7 +42,7 @@ class Box:
     number: int | str
     ignore: bool = False
     outline: Any = None
-    area: float = float("nan")
+    area: float = math.nan
 
 
 @dataclass
@@ -116,14 +114,9 @@ class Annotations:
         height, width = map(int, self.sizes[index])
         rows = range(self.starts[index], self.starts[index + 1])
         codes = [{"size": [height, width], "counts": self.outlines[row]} for row in rows]
-        return (
-            np.ascontiguousarray(rle.decode(codes).transpose(2, 0, 1))
-            if codes
-            else np.zeros((0, height, width), np.uint8)
-        )
-
-
-NAN = float("nan")
+        if not codes:
+            return np.zeros((0, height, width), np.uint8)
+        return np.ascontiguousarray(rle.decode(codes).transpose(2, 0, 1))
 
 
 class Unknown:
@@ -145,13 +138,13 @@ def as_number(given: Any) -> float:
     try:
         number = float(given)
     except (TypeError, ValueError, OverflowError):
-        return NAN
-    return number if math.isfinite(number) else NAN
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def four_numbers(given: Any) -> list[float]:
     """Four numbers, or four NaN where there are not four."""
-    return [as_number(value) for value in given] if isinstance(given, list) and len(given) == 4 else [NAN] * 4
+    return [as_number(value) for value in given] if isinstance(given, list) and len(given) == 4 else [math.nan] * 4
 
 
 def as_size(height: Any, width: Any) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,7 +27,7 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
-from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule
+from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
 from datamodules.options import Files, Folder
@@ -37,27 +37,24 @@ from datamodules.tables import by_split, check_table, read_table, spelled, text_
 Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
 
 
-def inspected(
-    data: LabelledDataModule, on_bad_file: Literal["error", "skip"], paths: NDArray[np.str_], names: NDArray[np.str_]
-) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+def inspected(data: "_ClassFiles | _FaceFiles", rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
     """Looks at image files once, before training, and warns of what is strange about them.
 
     Args:
         data: what they are of; it is told of the bad ones.
-        on_bad_file: see `Files`.
-        paths: the files.
-        names: of the class or the person of each.
+        rows: the files.
 
     Returns:
-        Their content digests, and whether they can be used.
+        The paths, the names and the splits of the rows, their content digests, and whether they can be used.
     """
-    table, data.bad_files = check_images(paths, on_bad_file)
+    paths, names, splits = map(np.asarray, zip(*rows, strict=True))
+    table, data.bad_files = check_images(paths, data.on_bad_file)
     digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
     if data.preprocessing.fit == "crop":
         warn_of_cut(paths[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
     warn_of_two_names(paths[good], digests[good], names[good])
     warn_of_alike(np.unique(names).tolist())
-    return digests, good
+    return paths, names, splits, digests, good
 
 
 def _warn_of_shared(parts: Mapping[str, LabelledSource]) -> None:
@@ -72,8 +69,7 @@ class _ClassFiles(Files, ClassificationDataModule):
 
     def _read(self, rows: Sequence[Row]) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
-        paths, names, splits = map(np.asarray, zip(*rows, strict=True))
-        digests, good = inspected(self, self.on_bad_file, paths, names)
+        paths, names, splits, digests, good = inspected(self, rows)
         numbers = {name: k for k, name in enumerate(self.label_names)}
         whole = LabelledSource(paths, np.array([numbers[name] for name in names.tolist()]), self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
@@ -281,8 +277,7 @@ class _FaceFiles(Files, FaceDataModule):
 
     def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
         """Looks at the files, and shares them out."""
-        paths, people, splits = map(np.asarray, zip(*rows, strict=True))
-        digests, good = inspected(self, self.on_bad_file, paths, people)
+        paths, people, splits, digests, good = inspected(self, rows)
         whole = PeopleSource(paths, people, self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
         divided = self.divide_people(parts)

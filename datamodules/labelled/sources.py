@@ -2,21 +2,15 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
-from datamodules.base import DataError, Source, digest_of
+from datamodules.base import DataError, digest_of
 from datamodules.images import inspect_images, read_image
-
-
-class Labelled(Source, Protocol):
-    """A source whose samples have a ``label``."""
-
-    labels: NDArray[np.int64]
 
 
 class LabelledSource:

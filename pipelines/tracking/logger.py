@@ -180,7 +180,6 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
         """Writes a table as a JSON artifact, to be sent; the last one of a key stands."""
-        _ = self.experiment
         file = Path("tables", f"{key.replace('/', '_')}.json")
         if self._kept(file, lambda part: part.write_text(json.dumps({"columns": columns, "data": rows}))):
             self.log_file(self.output / file, "tables")
@@ -188,7 +187,6 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_text(self, key: str, text: str) -> None:
         """Writes a text in Markdown as an artifact, to be sent."""
-        _ = self.experiment
         file = Path(f"{key}.md")
         if self._kept(file, lambda part: part.write_text(text)):
             self.log_file(self.output / file, "")

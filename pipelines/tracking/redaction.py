@@ -15,12 +15,11 @@ _SECRET = re.compile(
     r"|(?<=Bearer )[\w.~+/=-]{12,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
 )
-_SECRET_ASSIGNED = (
-    re.compile(  # in code, in shell scripts, in addresses: `api_key: str = "…"`, `TOKEN=…`, `--password …`
-        rf"""((?:{_SECRET_KEY}["']?\]?(?:\s*:[\w. |\[\]]{{1,40}}?(?==))?\s*[:=]\s*)|--{_SECRET_KEY}\s+)"""
-        r"""(?:(["'])(?:(?!\2).)+\2|[^\s"'(){}\[\],;&]{6,}+(?!\())""",
-        re.IGNORECASE,
-    )
+# In code, in shell scripts, in addresses: `api_key: str = "…"`, `TOKEN=…`, `--password …`.
+_SECRET_ASSIGNED = re.compile(
+    rf"""((?:{_SECRET_KEY}["']?\]?(?:\s*:[\w. |\[\]]{{1,40}}?(?==))?\s*[:=]\s*)|--{_SECRET_KEY}\s+)"""
+    r"""(?:(["'])(?:(?!\2).)+\2|[^\s"'(){}\[\],;&]{6,}+(?!\())""",
+    re.IGNORECASE,
 )
 
 
