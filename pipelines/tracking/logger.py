@@ -217,9 +217,8 @@ class RunLogger(Logger):
     def log_environment(self) -> None:
         """Logs the installed packages, and what differs from the commit."""
         client = self.experiment
-        client.log_text(
-            self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages()]), "environment.txt"
-        )
+        lines = [f"# Python {platform.python_version()}", *packages()]
+        client.log_text(self.run_id, "\n".join(lines), "environment.txt")
         if difference := _git("diff", "HEAD"):
             client.log_text(self.run_id, redact(difference), "uncommitted.diff")
 
