@@ -353,9 +353,14 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     def take_whole(self) -> None:
         """Makes a set whose splits were drawn the test split as a whole, for a network that has learned from other data."""
         self.undivided, self.drawn = True, False
-        for name in [*vars(self)]:
-            if isinstance(getattr(type(self), name, None), cached_property):
-                del vars(self)[name]
+        found = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
+        for name in found & vars(self).keys():
+            del vars(self)[name]
 
     def divide(
         self,

@@ -87,6 +87,10 @@ class Optimization:
     l2_penalty: NonNegative = 0.0
     ema_decay: ShareBelowOne | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Optimization":
+        """Itself: what jsonargparse makes of a class on the command line holds the whole command."""
+        return self
+
     @property
     def fixed(self) -> dict[str, Any]:
         """What cannot become another within a training, as plain data: the state of the old does not fit the new.

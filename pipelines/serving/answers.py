@@ -244,10 +244,15 @@ def whole_pictures(
     if getattr(source, "tile", None):
         places, sizes = source.places.tolist(), source.sizes.tolist()
         pieces = [(*places[k], answer) for (k, _), answer in zip(rows, answers, strict=True)]
-        how: Any = {"side": source.tile, "across_classes": across_classes}
         return [
-            joined([((x, y), answer) for _, x, y, answer in parts], *sizes[picture], **how)
-            for picture, parts in groupby(pieces, key=lambda piece: piece[0])
+            joined(
+                [((x, y), answer) for _, x, y, answer in parts],
+                sizes[picture][0],
+                sizes[picture][1],
+                source.tile,
+                across_classes,
+            )
+            for picture, parts in ((key, list(group)) for key, group in groupby(pieces, key=lambda piece: piece[0]))
         ]
     if getattr(source, "window", None):
         for (k, _), answer in zip(rows, answers, strict=True):

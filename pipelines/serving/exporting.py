@@ -217,7 +217,8 @@ def write(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as temporary:
             new = Path(temporary, f"model.{format}")
             try:
-                with warnings.catch_warnings(action="ignore"):  # what exporters say of their own insides
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what exporters say of their own insides
                     _write(new, format, module, network, metadata, opset)
                     difference = _difference(new, format, module, network)
                     if format == "onnx" and isinstance(network, ExportedDetector):

@@ -217,8 +217,9 @@ class RunLogger(Logger):
     def log_environment(self) -> None:
         """Logs the installed packages, and what differs from the commit."""
         client = self.experiment
-        lines = [f"# Python {platform.python_version()}", *packages()]
-        client.log_text(self.run_id, "\n".join(lines), "environment.txt")
+        client.log_text(
+            self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages()]), "environment.txt"
+        )
         if difference := _git("diff", "HEAD"):
             client.log_text(self.run_id, redact(difference), "uncommitted.diff")
 

@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -100,9 +101,16 @@ def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
         DataError: it cannot be read, holds several pictures, has numbers that are none of classes, or colours where numbers are
             wanted.
     """
-    # Pillow's about odd files, which are nobody's to heed. Not within threads, which would leave all warnings silent.
-    with warnings.catch_warnings(action="ignore"):
+    with _silence():
         return _read(Path(file), kind)[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Pillow's warnings about odd files are nobody's to heed. Not for threads, which would leave all warnings silent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
@@ -191,7 +199,7 @@ class Look:
 
 def looks(files: Sequence[str], kind: Kind) -> list[Look]:
     """Reads masks and tells what they have."""
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _silence(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda file: _look(file, kind), files))
 
 
