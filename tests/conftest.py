@@ -1,7 +1,9 @@
 """One MLflow store for all tests, and real processes that start fast."""
 
+import hashlib
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections import defaultdict
@@ -17,6 +19,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from modules import DataSpec, VisionModule
+from modules.measures import extractors
 from pipelines.engine.settings import upgraded
 
 THREADS = int(os.environ.get("THREADS", "1"))  # see `make portable`
@@ -28,7 +31,26 @@ os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
 
 # Children are forked from a server that has the heavy imports done and no threads: real processes, without their cost.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pipelines.classification"])
+processes.set_forkserver_preload(["preloaded"])
+
+
+TRAINED = extractors._train
+
+
+def _trained(network: torch.nn.Module, *args: Any) -> None:
+    """Remembers, for all tests and their processes, what an adversarial training's judge learned of the same images."""
+    given = pickle.dumps([*network.state_dict().items(), *args])
+    file = Path(os.environ["XDG_CACHE_HOME"], f"judge-{hashlib.blake2b(given, digest_size=16).hexdigest()}")
+    if not file.exists():
+        TRAINED(network, *args)
+        file.parent.mkdir(exist_ok=True)
+        torch.save(network.state_dict(), file.with_suffix(f".{os.getpid()}"))
+        file.with_suffix(f".{os.getpid()}").replace(file)
+    network.load_state_dict(torch.load(file))
+    network.train()
+
+
+extractors._train = _trained
 
 
 class Steps(Logger):
