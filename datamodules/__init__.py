@@ -10,12 +10,13 @@ from datamodules.annotated.readers.coco import COCODetection
 from datamodules.annotated.readers.table import CSVDetection
 from datamodules.annotated.readers.voc import VOCDetection
 from datamodules.annotated.readers.yolo import YOLODetection
-from datamodules.annotated.scenes import DigitMasks, DigitScenes
+from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets
 from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import CelebA, ImageFolder, Manifest, PeopleFolder, PeopleTable, UnlabelledFolder
+from datamodules.labelled.label_sets import MultiLabelDataModule, MultiLabelTable
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.published import (
     CIFAR10,
@@ -47,6 +48,7 @@ __all__ = [
     "DigitAttributes",
     "DigitMasks",
     "DigitScenes",
+    "DigitSets",
     "DigitTextures",
     "Digits",
     "Digits8x8",
@@ -57,6 +59,8 @@ __all__ = [
     "ImageFolder",
     "Manifest",
     "MaskFolder",
+    "MultiLabelDataModule",
+    "MultiLabelTable",
     "PeopleFolder",
     "PeopleTable",
     "PhotographFolder",

@@ -7,6 +7,7 @@ from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
 from modules.gan import GANModule
 from modules.instance_segmentation import InstanceSegmentationModule
+from modules.multi_label import MultiLabelModule
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
@@ -26,6 +27,7 @@ __all__ = [
     "GANModule",
     "InstanceSegmentationModule",
     "MaskedAutoencodingModule",
+    "MultiLabelModule",
     "Optimization",
     "SegmentationModule",
     "SuperResolutionModule",

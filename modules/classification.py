@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -23,6 +23,7 @@ from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
+from modules.networks.backbones import take_head
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import sheet
@@ -68,7 +69,7 @@ class ClassificationModule(VisionModule):
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
         num_classes = data.num_classes
-        self.head = self._take_head(num_classes)
+        self.head = take_head(self.backbone, num_classes)
         self.label_smoothing = label_smoothing
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
@@ -87,18 +88,6 @@ class ClassificationModule(VisionModule):
         self.figures = PerStage(lambda stage: figures.clone(prefix=f"{stage}/"))
         self.answers = HeadedAnswers("{label} {probability:.3f}")
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
-
-    def _take_head(self, num_classes: int) -> nn.Module:
-        """Moves the last layer, pretrained or not, out of the backbone."""
-        last: Any = self.backbone.get_classifier()
-        self.backbone.reset_classifier(0)
-        if isinstance(last, nn.Linear):
-            return last
-        head = nn.Linear(self.backbone.head_hidden_size, num_classes)
-        if isinstance(last, nn.Conv2d):  # 1×1, after the pooling
-            kernel, bias = last.weight.flatten(1), last.bias
-            head.load_state_dict({"weight": kernel, "bias": torch.zeros(num_classes) if bias is None else bias})
-        return head  # for a network with several heads a new one
 
     def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
         """See `VisionModule.solve_head`: a linear support vector machine."""

@@ -18,6 +18,7 @@ from pipelines.engine.cli import VisionCLI
 from pipelines.engine.task import Task
 from pipelines.facenet import facenet
 from pipelines.gan import gan
+from pipelines.multi_label import multi_label
 from pipelines.segmentation import segmentation
 from pipelines.serving import registry
 from pipelines.super_resolution import super_resolution
@@ -38,6 +39,12 @@ CASES = (
         classification,
         ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.mixup", "0.2"],
+    ),
+    Case(
+        multi_label,
+        ["--data", "DigitSets", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5"],
+        ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3"],
     ),
     Case(
         detection,

@@ -24,7 +24,9 @@ from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
+from datamodules.labelled.label_sets import MultiLabelDataModule
 from datamodules.labelled.published import Digits
+from datamodules.labelled.sources import LabelSetSource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 from datamodules.splits import SPLITS
 
@@ -310,3 +312,33 @@ class DigitMasks(Scenes, SegmentationDataModule):
     @override
     def pictures(self) -> Mapping[str, SceneSource]:
         return self.scenes(masks=True)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitSets(Scenes, MultiLabelDataModule):
+    """Scenes composed from real digits, labelled with the digits that are in them; see `Scenes`.
+
+    Args:
+        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
+    """
+
+    scene_size: Annotated[int, Ge(32)] = 64
+    train: NonNegativeInt = 3000
+    objects: tuple[int, int] = (0, 4)
+    image_size: Own[PositiveInt] = OWN
+    flip: Own[bool] = False  # it would change digits
+    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+
+    def __post_init__(self) -> None:
+        self.image_size = self.image_size or self.scene_size
+        super().__post_init__()
+
+    @override
+    def load(self) -> dict[str, LabelSetSource]:
+        return {name: _labelled(scenes) for name, scenes in self.scenes(masks=False).items()}
+
+
+def _labelled(scenes: SceneSource) -> LabelSetSource:
+    samples = [scenes[i] for i in range(len(scenes))]
+    labels = np.stack([np.bincount(sample["labels"], minlength=10) > 0 for sample in samples]).astype(np.int64)
+    return LabelSetSource(np.stack([sample["image"] for sample in samples]), labels, scenes.in_chans)

@@ -57,7 +57,8 @@ def inspected(data: "_ClassFiles | _FaceFiles", rows: Sequence[Row]) -> tuple[ND
     return paths, names, splits, digests, good
 
 
-def _warn_of_shared(parts: Mapping[str, LabelledSource]) -> None:
+def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
+    """Warns of images that are in more than one split."""
     warn_of_shared({name: (part.images, part.digests) for name, part in parts.items()})
 
 
@@ -85,7 +86,7 @@ class _ClassFiles(Files, ClassificationDataModule):
             lambda whole: self._drawn(whole, "validation and test", 3),
             lambda train: self._drawn(train, "validation", 2),
         )
-        _warn_of_shared(divided)
+        warn_of_shared_parts(divided)
         return divided
 
     def _drawn(self, source: LabelledSource, purpose: str, least: int) -> tuple[LabelledSource, LabelledSource]:
@@ -281,7 +282,7 @@ class _FaceFiles(Files, FaceDataModule):
         whole = PeopleSource(paths, people, self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
         divided = self.divide_people(parts)
-        _warn_of_shared(divided)
+        warn_of_shared_parts(divided)
         train = divided.get("train")
         if train is not None and self.on_lone_picture == "skip" and (lone := train.counts < 2).any():
             rank_zero_warn(f"Left out of training: {int(lone.sum())} people with a single picture.")

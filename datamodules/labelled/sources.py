@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ class LabelledSource:
         digests: content digest of each file, once `inspect_images` has found them.
     """
 
+    key: ClassVar[str] = "label"  # of the labels in samples
+
     def __init__(
         self,
         images: NDArray[Any],
@@ -42,12 +44,12 @@ class LabelledSource:
         return self.images[index] if self.paths is None else read_image(str(self.paths[index]), self.channels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image(index), "label": self.labels[index]}
+        return {"image": self.image(index), self.key: self.labels[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Several samples at once, stacked; their images have one size."""
         images = self.images[indices] if self.paths is None else np.stack([self.image(i) for i in indices])
-        return {"image": images, "label": self.labels[indices]}
+        return {"image": images, self.key: self.labels[indices]}
 
     def _parts(self, indices: NDArray[Any]) -> tuple[Any, ...]:
         digests = None if self._digests is None else self._digests[indices]
@@ -69,9 +71,22 @@ class LabelledSource:
         if self.paths is None:
             content = self.images.tobytes() + self.labels.tobytes()
         else:
-            lines = [f"{digest} {label}" for digest, label in zip(self.digests, self.labels, strict=True)]
+            lines = [f"{digest} {label}" for digest, label in zip(self.digests, self.labels.tolist(), strict=True)]
             content = "\n".join(lines).encode()
         return digest_of(content)
+
+
+class LabelSetSource(LabelledSource):
+    """Images with any number of labels each. Samples have ``image`` and ``labels``, int64 K of 0 and 1.
+
+    Args:
+        images: see `LabelledSource`.
+        labels: int64 N×K of 0 and 1.
+        channels: see `LabelledSource`.
+        digests: see `LabelledSource`.
+    """
+
+    key = "labels"
 
 
 class PeopleSource(LabelledSource):

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.base import Stage, VisionModule
+from modules.base import Stage
+from modules.calibrated import CalibratedModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.detection import pictures
@@ -33,7 +34,7 @@ WORST = 8  # images with most mistakes that are shown
 SMALLEST = 0.02  # pixels of a side that is told to two places
 
 
-class DetectionModule(VisionModule):
+class DetectionModule(CalibratedModule):
     """A backbone and a detector on its feature maps.
 
     Measures COCO's average precision (``ap``, ``ap50``, ``ap75``, by size, for each class) and average recall, the best
@@ -54,7 +55,6 @@ class DetectionModule(VisionModule):
 
     monitor = "val/ap"
     mode = "max"
-    threshold: Tensor
 
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     needs: tuple[str, ...] = ("boxes",)
@@ -75,11 +75,10 @@ class DetectionModule(VisionModule):
         self.detector = detector(self.backbone, num_classes, data.image_size)
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
-        self.register_buffer("threshold", torch.tensor(UNSURE))
+        self.keep_thresholds(torch.tensor(UNSURE))
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.answers = BoxAnswers(self.label_names)
-        self.best = float(self.threshold)
         self.shown: list[pictures.BoxExample] = []
         self.worst: list[tuple[int, pictures.BoxExample]] = []
 
@@ -201,12 +200,11 @@ class DetectionModule(VisionModule):
         per_class, counts, curves = (values.pop(key) for key in ("per_class", "confusion", "curves"))
         report = Report(values)
         if stage == "val" and "threshold" in values:
-            self.best = float(values["threshold"])
-            self.threshold.fill_(self.best)
+            self.calibrate(torch.tensor(values["threshold"]))
         if "ap" not in values:
             rank_zero_warn(
                 f"There is no object to be found in the {stage} split: no average precision, and no threshold to tell boxes "
-                f"from, which stays {self.best:g}."
+                f"from, which stays {float(self.measured):g}."
             )
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
@@ -223,20 +221,6 @@ class DetectionModule(VisionModule):
         ]  # fmt: skip
         report.tables["per_class"] = ["class", "objects", "ap", "ap50", "recall", "precision"], rows
         return report
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_save_checkpoint`. The threshold is a measurement: where weights are averaged, it is not."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"]["threshold"] = torch.tensor(self.best)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.best = float(checkpoint["state_dict"]["threshold"])
-
-    def on_train_end(self) -> None:
-        """Takes the threshold that was measured last, where the weights became their average."""
-        self.threshold.fill_(self.best)
 
     @torch.inference_mode()
     @override

@@ -186,3 +186,22 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
     for level in getattr(info, "info", info):
         level["reduction"] = max(1, level["reduction"] // factor)
     return factor > 1
+
+
+def take_head(backbone: Any, outputs: int) -> nn.Linear:
+    """Moves the last layer of a backbone with ``logits``, pretrained or not, out of it; of one with several heads, or with
+    another one than a linear layer, a new one takes its place.
+
+    Args:
+        backbone: what `create_backbone` made; pooled features are left of it.
+        outputs: what the layer gives.
+    """
+    last: Any = backbone.get_classifier()
+    backbone.reset_classifier(0)
+    if isinstance(last, nn.Linear):
+        return last
+    head = nn.Linear(backbone.head_hidden_size, outputs)
+    if isinstance(last, nn.Conv2d):  # 1×1, after the pooling
+        kernel, bias = last.weight.flatten(1), last.bias
+        head.load_state_dict({"weight": kernel, "bias": torch.zeros(outputs) if bias is None else bias})
+    return head

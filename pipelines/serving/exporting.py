@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules import ClassificationModule, DetectionModule, SegmentationModule, VisionModule
+from modules import ClassificationModule, DetectionModule, MultiLabelModule, SegmentationModule, VisionModule
 from modules.detection.detector import OneStageDetector
 from pipelines.serving import registry
 
@@ -88,6 +88,14 @@ class ExportedClassifier(Exported):
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
 
 
+class ExportedMultiLabel(ExportedClassifier):
+    """Probabilities of each label of preprocessed images, else logits; both float32 B×K."""
+
+    @override
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (logits.sigmoid() if self.preprocessing else logits,)
+
+
 class ExportedDetector(Exported):
     """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
 
@@ -128,6 +136,7 @@ class ExportedSegmenter(Exported):
 
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
     ClassificationModule: ExportedClassifier,
+    MultiLabelModule: ExportedMultiLabel,
     DetectionModule: ExportedDetector,
     SegmentationModule: ExportedSegmenter,
 }

@@ -1,0 +1,173 @@
+"""Images with any number of labels each: a table of files."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, listed
+from datamodules.finding import paths_in
+from datamodules.images import composed
+from datamodules.labelled.base import LabelledDataModule
+from datamodules.labelled.files import Table, inspected, warn_of_shared_parts
+from datamodules.labelled.sources import LabelSetSource
+from datamodules.splits import stratified
+from datamodules.tables import by_split, check_table, read_table, spelled
+
+ANSWERS = {
+    **dict.fromkeys(("1", "1.0", "true", "yes", "y"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "no", "n", ""), 0),
+}
+SEPARATORS = ("|", ";", ",", " ")
+RARE = 7  # images of a label from which parts can be drawn that have it
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MultiLabelDataModule(LabelledDataModule[LabelSetSource]):
+    """Images with any number of labels each.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``labels`` int64 B×K of 0 and 1.
+    """
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels, in the order of their columns in a batch."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.label_names)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        """Name, label names, and per split the size, the images of each label and the content digest."""
+        identity = super().identity() | {"label_names": list(self.label_names)}
+        for name, source in self.sources.items():
+            identity["splits"][name]["classes"] = dict(
+                zip(self.label_names, source.labels.sum(0).tolist(), strict=True)
+            )
+        return identity
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MultiLabelTable(Table, MultiLabelDataModule):
+    """A CSV or Parquet table with a row for each image, and its labels in one column or in a column each.
+
+    Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
+    rare labels are in all three.
+
+    Args:
+        label_column: column whose cells have all labels of an image; an empty cell is an image without any.
+        separator: what stands between labels in a cell; None takes the first of ``| ; ,`` and the space that occurs.
+        label_columns: columns that are a label each, of 1 and 0, true and false or yes and no; None takes ``label_column``
+            or, in a table that has none, all columns with nothing else in them.
+    """
+
+    label_column: str = "labels"
+    separator: str | None = None
+    label_columns: list[str] | None = None
+    one_size = False
+
+    @cached_property
+    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64]]:
+        """The labels' names; path and split of each image; and its labels, N×K."""
+        file = Path(self.file)
+        table = read_table(file, "--data.file")
+        wanted = [self.path_column, "split", *([] if self.label_columns else [self.label_column])]
+        table = table.rename(columns=spelled(table, wanted))
+        columns = {self.path_column: "--data.path_column"}
+        columns |= dict.fromkeys(self.label_columns or [], "--data.label_columns")
+        check_table(table, file, columns, [self.path_column], must_train=False)
+        table = pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
+        names, labels = self._of_cells(table) if self._in_cells(table) else self._of_columns(table)
+        if not names:
+            raise DataError(
+                f"{file.resolve()} has no column {self.label_column!r} and none of 1 and 0 alone; it has "
+                f"{listed(table.columns)}. Name the column of labels with --data.label_column, or a column each with "
+                "--data.label_columns."
+            )
+        rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
+        return names, rows, labels
+
+    def _in_cells(self, table: pd.DataFrame) -> bool:
+        return self.label_columns is None and self.label_column in table
+
+    def _of_cells(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+        cells = table[self.label_column].fillna("").astype(str)
+        separator = self.separator or next((s for s in SEPARATORS if cells.str.contains(s, regex=False).any()), "|")
+        sets = [{composed(name.strip()) for name in cell.split(separator)} - {""} for cell in cells]
+        learned = [own for own, split in zip(sets, table["split"], strict=True) if split in ("train", "all")] or sets
+        names = sorted(set().union(*learned))
+        if unknown := sorted(set().union(*sets) - set(names)):
+            raise DataError(
+                f"{self.file} has the label {unknown[0]!r} outside training alone: the labels there are {listed(names)}."
+            )
+        return names, np.array([[name in own for name in names] for own in sets], np.int64).reshape(len(sets), -1)
+
+    def _of_columns(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+        others = [name for name in table.columns if name not in (self.path_column, "split")]
+        cells = table.fillna("").astype(str).apply(lambda column: column.str.strip().str.casefold())
+        names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all()]
+        for name in names:
+            if wrong := sorted(set(cells[name]) - set(ANSWERS)):
+                raise DataError(
+                    f"{self.file} has {wrong[0]!r} under {name!r}: the column of a label has 1 and 0, true and false, or yes "
+                    "and no."
+                )
+        return names, cells[names].replace(ANSWERS).to_numpy(np.int64)
+
+    @property
+    @override
+    def label_names(self) -> list[str]:
+        return self._table[0]
+
+    @override
+    def load(self) -> dict[str, LabelSetSource]:
+        names, places, labels = self._table
+        sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
+        rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
+        paths, _, splits, digests, good = inspected(self, rows)
+        whole = LabelSetSource(paths, labels, self.in_chans, digests)
+        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
+        divided = self.divide(parts, self._drawn, self._drawn)
+        if "train" in divided:
+            for name, count in zip(names, divided["train"].labels.sum(0).tolist(), strict=True):
+                if count in (0, len(divided["train"])):
+                    each = "no" if count == 0 else "every"
+                    rank_zero_warn(
+                        f"{self.title}: {each} image to train on has the label {name!r}; nothing can be learned of it."
+                    )
+        warn_of_shared_parts(divided)
+        return divided
+
+    def _drawn(self, source: LabelSetSource) -> tuple[LabelSetSource, LabelSetSource]:
+        groups = strata(source.labels)
+        names = [f"of {k}" for k in range(groups.max(initial=0) + 1)]
+        rest, part = stratified(groups, 0.15, names, "validation and test", 2)
+        return source.subset(rest), source.subset(part)
+
+
+def strata(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups of images, by the rarest label of each, from which parts are drawn with nearly the same shares of all labels.
+
+    >>> strata(np.array([[1, 0], [1, 1], [0, 0]] * 8)).tolist()[:3]
+    [1, 0, 2]
+
+    Args:
+        labels: int64 N×K of 0 and 1.
+
+    Returns:
+        int64 N; a group of fewer than `RARE` images is part of the largest.
+    """
+    rank = labels.sum(0).argsort(kind="stable").argsort(kind="stable")
+    order = np.where(labels == 1, rank, labels.shape[1]).min(1)
+    _, group, sizes = np.unique(order, return_inverse=True, return_counts=True)
+    group = np.where(sizes[group] < RARE, sizes.argmax(), group)
+    return np.unique(group, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,199 @@
+"""Any number of labels for each image."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelPrecisionRecallCurve
+from torchmetrics.functional.classification import multilabel_precision_recall_curve
+from torchmetrics.utilities import dim_zero_cat
+from typing_extensions import override
+
+from modules.answers import Answer, Answers, Image
+from modules.base import Stage
+from modules.calibrated import CalibratedModule
+from modules.callbacks.means import Losses
+from modules.callbacks.publish import Report
+from modules.measures.per_stage import PerStage
+from modules.networks.backbones import take_head
+from modules.optimization import Optimization
+from modules.pictures.charts import rasterize
+from modules.pictures.sheets import enlarged, sheet
+from modules.spec import Backbone, DataSpec
+from modules.warm_start import ClassRows
+
+SHOWN = 18  # validation images whose labels are shown
+
+
+class Curve(NamedTuple):
+    """Precision and recall of a label at each threshold, as torchmetrics' curves have them.
+
+    >>> curve = Curve(*map(np.array, ([0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [0.2, 0.6, 0.9])))
+    >>> curve.average_precision, curve.best_threshold, curve.at(0.7)
+    (1.0, 0.6, (1.0, 0.5))
+
+    Args:
+        precision: float64 N+1.
+        recall: float64 N+1, descending.
+        thresholds: float64 N, ascending.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+
+    @property
+    def average_precision(self) -> float:
+        """The sum of precisions, each weighted by what recall gains there, in [0, 1]."""
+        return float(-(np.diff(self.recall) * self.precision[:-1]).sum())
+
+    @property
+    def best_threshold(self) -> float:
+        """The threshold of the greatest F1."""
+        p, r = self.precision[:-1], self.recall[:-1]
+        return float(self.thresholds[(2 * p * r / np.maximum(p + r, 1e-12)).argmax()])
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Precision and recall of what reaches a threshold; both are 0 where nothing does."""
+        place = int(np.searchsorted(self.thresholds, threshold))
+        found = place < len(self.thresholds)
+        return (float(self.precision[place]), float(self.recall[place])) if found else (0.0, 0.0)
+
+
+class MultiLabelModule(CalibratedModule):
+    """A backbone and a linear classifier that says of each label by itself whether an image has it.
+
+    Measures the mean average precision over labels (``map``) and the mean F1 at thresholds of each label; these are those with
+    the best F1 in validation, and are kept with the weights: `predict` tells the labels that reach theirs. Shows these of each
+    label, precision against recall, and what is said of the same images each epoch.
+
+    Args:
+        data: what its data are like.
+        backbone: what it is built on.
+        optimization: how it is trained.
+        loss: what logits and truth, both float B×K, cost, a scalar; by default the binary cross-entropy. Where most labels
+            lack in most images, ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
+    """
+
+    monitor = "val/map"
+    mode = "max"
+    training_only = ("loss.",)
+
+    takes = ("num_classes", "label_names", "in_chans", "image_size")
+    needs = ("labels",)
+
+    def __init__(
+        self,
+        data: DataSpec,
+        backbone: Backbone = Backbone("convnet"),
+        optimization: Optimization | None = None,
+        loss: nn.Module | None = None,
+    ) -> None:
+        super().__init__(data, backbone, optimization, "logits")
+        self.head = take_head(self.backbone, data.num_classes)
+        self.loss = loss or nn.BCEWithLogitsLoss()
+        self.keep_thresholds(torch.full((data.num_classes,), 0.5))
+        self.answers = LabelAnswers()
+        self.curves = PerStage(lambda _: MultilabelPrecisionRecallCurve(data.num_classes))
+        self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, probabilities, labels
+
+    @property
+    @override
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {"head": ClassRows()}
+
+    def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> Image:
+        """See `VisionModule.draw_samples`; with the labels."""
+        return sheet(batch["image"], columns, [self._named(row > 0) for row in batch["labels"]], side=112)
+
+    def _named(self, has: Tensor) -> str:
+        return ", ".join(name for name, one in zip(self.label_names, has.tolist(), strict=True) if one) or "none"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to logits, float B×K."""
+        return self.head(self.backbone(self.normalize(image)))
+
+    @override
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        return Losses({"loss": self.loss(self(batch["image"]).float(), batch["labels"].float())})
+
+    @override
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        logits = self(batch["image"]).float()
+        probabilities = logits.sigmoid()
+        self.curves[stage].update(probabilities, batch["labels"])
+        with self.publisher.optional(f"{stage}/examples"):
+            rows = zip(batch["image"], probabilities, batch["labels"], strict=True)
+            self.shown += [tuple(part.cpu() for part in row) for row in list(rows)[: SHOWN - len(self.shown)]]
+        return Losses({"loss": self.loss(logits, batch["labels"].float())})
+
+    @override
+    def report(self, stage: Stage) -> Report:
+        state: Any = self.curves[stage]
+        with state.sync_context():
+            probabilities, truth = dim_zero_cat(state.preds), dim_zero_cat(state.target)
+        state.reset()
+        counts, found = truth.sum(0).tolist(), multilabel_precision_recall_curve(probabilities, truth, self.num_classes)
+        curves = [Curve(*(part.double().cpu().numpy() for part in one)) for one in zip(*found, strict=True)]
+        if stage == "val":
+            best = [one.best_threshold if count else 0.5 for one, count in zip(curves, counts, strict=True)]
+            self.calibrate(torch.tensor(best, device=self.device))
+        rows, shown, self.shown = [], self.shown, []
+        for name, count, one, threshold in zip(self.label_names, counts, curves, self.threshold.tolist(), strict=True):
+            precision, recall = one.at(threshold)
+            f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+            figures = [one.average_precision, f1, precision, recall] if count else [None] * 4
+            rows.append([name, count, *figures, threshold])
+        measured = np.array([row[2:4] for row in rows if row[1]], np.float64).reshape(-1, 2)
+        means = dict(zip(("map", "f1"), measured.mean(0).tolist(), strict=True)) if len(measured) else {}
+        columns = ["label", "images", "ap", "f1", "precision", "recall", "threshold"]
+        report = Report(means, tables={"per_label": (columns, rows)})
+        known = {name: one for name, one, count in zip(self.label_names, curves, counts, strict=True) if count}
+        report.pictures["precision_recall"] = lambda: drawn_curves(known)
+        if shown:
+            reached = self.threshold.cpu()
+            captions = [f"{self._named(p >= reached)}\nis {self._named(has > 0)}" for _, p, has in shown]
+            report.pictures["examples"] = lambda: sheet([image for image, *_ in shown], 6, captions, side=112)
+        return report
+
+    @torch.inference_mode()
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
+        """For each image ``labels``, those whose probability reaches their threshold, the likeliest first; and the
+        ``probabilities`` of all."""
+        probabilities = self(batch["image"]).float().sigmoid()
+        reached, order = probabilities >= self.threshold, probabilities.argsort(1, descending=True)
+        return [
+            {
+                "labels": [self.label_names[k] for k in ranked if there[k]],
+                "probabilities": {name: round(p, 6) for name, p in zip(self.label_names, row, strict=True)},
+            }
+            for row, there, ranked in zip(probabilities.tolist(), reached.tolist(), order.tolist(), strict=True)
+        ]
+
+
+class LabelAnswers(Answers):
+    """Labels of an image."""
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; the labels with their probabilities stand above."""
+        said = [f"{name} {answer['probabilities'][name]:.2f}" for name in answer["labels"]]
+        return sheet([enlarged(super().draw(image, answer), 112)], heading=", ".join(said) or "none")
+
+
+def drawn_curves(curves: Mapping[str, Curve]) -> Image:
+    """Precision against recall, of each label by its name."""
+    figure = Figure((6, 4.5), dpi=80)
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        label = f"{name}  {curve.average_precision:.3f}" if len(curves) <= 12 else None
+        axes.plot(curve.recall, curve.precision, linewidth=0.8, label=label)
+    if 0 < len(curves) <= 12:
+        axes.legend(title="AP", fontsize=7, title_fontsize=8, loc="lower left")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    figure.tight_layout()
+    return rasterize(figure)

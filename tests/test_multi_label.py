@@ -1,0 +1,126 @@
+"""Several labels an image: tables, thresholds, figures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from datamodules import DataError, MultiLabelTable
+from modules import Backbone, DataSpec, MultiLabelModule
+from pipelines.multi_label import multi_label
+
+
+def table(text: str, images: int = 40, **options: Any) -> MultiLabelTable:
+    """A table in the working folder, of images that are there."""
+    for k in range(images):
+        if not Path(f"{k}.png").exists():
+            Image.fromarray(np.full((16, 16, 3), 6 * k, np.uint8)).save(f"{k}.png")
+    Path("t.csv").write_text(text)
+    return MultiLabelTable("t.csv", image_size=16, num_workers=0, **options)
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sets(data: MultiLabelTable) -> dict[str, set[str]]:
+    """The labels of each image, of all splits."""
+    names = data.label_names
+    return {
+        Path(str(path)).name: {names[k] for k in np.flatnonzero(row)}
+        for source in data.sources.values()
+        for path, row in zip(source.paths, source.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ",", " "])
+def test_cells_of_labels_and_columns_of_labels_say_the_same(separator: str) -> None:
+    own = [{"cat", "dog"}, {"cat"}, set(), {"dog", "ox"}]
+    rows = [f'{k}.png,"{separator.join(sorted(own[k % 4]))}"' for k in range(40)]
+    cells = table("path,labels\n" + "\n".join(rows))
+    assert cells.label_names == ["cat", "dog", "ox"]
+    expected = {f"{k}.png": own[k % 4] for k in range(40)}
+    assert sets(cells) == expected
+    marks = [["1", "yes", "TRUE"][k % 3] if has else ["0", "no", ""][k % 3] for k in range(40) for has in [True, False]]
+    rows = [
+        f"{k}.png,{k}," + ",".join(marks[2 * k + (name not in own[k % 4])] for name in ("dog", "cat", "ox"))
+        for k in range(40)
+    ]
+    columns = table("path,number,dog,cat,ox\n" + "\n".join(rows))
+    assert columns.label_names == ["dog", "cat", "ox"]
+    assert sets(columns) == expected
+
+
+def test_rare_labels_are_in_all_splits_that_are_drawn() -> None:
+    rows = [f"{k}.png,{'common' if k % 2 else ''}{'|rare' if k % 5 == 0 else ''}" for k in range(40)]
+    data = table("path,labels\n" + "\n".join(rows))
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 29, "val": 5, "test": 6}
+    for source in data.sources.values():
+        assert (source.labels.sum(0) > 0).all()
+    twice = table("path,labels\n" + "\n".join(rows))
+    assert twice.identity() == data.identity()
+    assert data.identity()["splits"]["train"]["classes"]["rare"] == data.sources["train"].labels[:, 1].sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("path,name\n0.png,a\n", {}, "--data.label_column"),
+        ("path,cat\n0.png,maybe\n", {"label_columns": ["cat"]}, "'maybe' under 'cat'"),
+        ("path,cat\n0.png,1\n", {"label_columns": ["dog"]}, "no column 'dog'"),
+        ("labels\na\n", {}, "no column 'path'"),
+        ("path,labels,split\n0.png,a,train\n1.png,a|b,test\n", {}, "label 'b' outside training"),
+    ],
+)
+def test_tables_without_labels_are_refused(text: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match="(?s)" + said.replace("|", r"\|")):
+        _ = table(text, 2, **options).sources
+
+
+def test_a_label_that_none_or_all_have_is_told() -> None:
+    rows = [f"{k}.png,all{'|b' if k % 2 else ''},{'train' if k < 30 else 'test'}" for k in range(40)]
+    with pytest.warns(UserWarning, match="every image to train on has the label 'all'"):
+        _ = table("path,labels,split\n" + "\n".join(rows)).sources
+
+
+def test_figures_are_those_of_scikit_learn_at_thresholds_of_the_validation() -> None:
+    random = np.random.default_rng(0)
+    truth = (random.random((60, 3)) < [0.5, 0.2, 0.0]).astype(np.int64)
+    scores = np.clip(random.random((60, 3)) * 0.6 + 0.3 * truth, 0.01, 0.99).astype(np.float32)
+    module = MultiLabelModule(DataSpec(label_names=["a", "b", "never"], in_chans=1, image_size=16), Backbone("mlp"))
+    for stage in ("val", "test"):
+        for part in np.array_split(np.arange(60), 4):
+            module.curves[stage].update(torch.from_numpy(scores[part]), torch.from_numpy(truth[part]))
+        found = module.report(stage)
+        expected = average_precision_score(truth[:, :2], scores[:, :2], average="macro")
+        assert found.figures["map"] == pytest.approx(expected, abs=1e-6)
+        best = [max((f1_score(truth[:, k], scores[:, k] >= t), -t) for t in scores[:, k].tolist()) for k in range(2)]
+        assert found.figures["f1"] == pytest.approx(np.mean([f1 for f1, _ in best]), abs=1e-6)
+    for k, (f1, _) in enumerate(best):
+        assert f1_score(truth[:, k], scores[:, k] >= float(module.threshold[k])) == pytest.approx(f1)
+    assert float(module.threshold[2]) == 0.5
+    assert [row[0] for row in found.tables["per_label"][1]] == ["a", "b", "never"]
+    assert found.tables["per_label"][1][2][2] is None
+
+
+def test_thresholds_go_with_the_weights_and_decide_what_is_told() -> None:
+    cli = multi_label(["fit", "--data.scene_size", "32", "--data.train", "64", "--data.val", "32", "--data.test", "16",
+                       "--trainer.max_epochs", "2", "--model.optimization.ema_decay", "0.5", "--output", "o",
+                       "--model.loss", "timm.loss.AsymmetricLossMultiLabel", "--backbone", "mlp",
+                       "--trainer.enable_progress_bar", "false"])  # fmt: skip
+    loaded = MultiLabelModule.load_from_checkpoint("o/best.ckpt")
+    saved = torch.load("o/best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(loaded.threshold, saved["threshold"])
+    assert not (loaded.threshold == 0.5).all()
+    image: Tensor = cli.datamodule.samples("test", 4)["image"]
+    for answer in loaded.predict({"image": image}):
+        told = {name for name, p in answer["probabilities"].items()
+                if p >= round(float(loaded.threshold[loaded.label_names.index(name)]), 6) - 1e-6}  # fmt: skip
+        assert set(answer["labels"]) == told
+        assert answer["labels"] == sorted(answer["labels"], key=lambda name: -answer["probabilities"][name])
