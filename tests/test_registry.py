@@ -62,7 +62,7 @@ def test_only_a_better_version_becomes_champion(trained: VisionCLI) -> None:
         ("two/1", "give models:/two/1, or"),
         ("models:/two", "give models:/two/2, or"),
         ("models:/two/7", "two has no version 7; it has 1, 2"),
-        ("models:/two@nobody", "two has no version nobody; it has 1, 2"),
+        ("models:/two@nobody", "No version of two is called nobody; it has 1, 2"),
         ("models:/deux/1", "No model 'deux' is registered in .*; registered are: .*two"),
     ],
 )

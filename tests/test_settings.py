@@ -12,6 +12,8 @@ import yaml
 import datamodules
 from pipelines.classification import classification
 from pipelines.detection import detection
+from pipelines.engine import launch
+from pipelines.engine.settings import present
 from pipelines.facenet import facenet
 
 SMALL = ["--data", "Digits", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
@@ -94,3 +96,25 @@ def test_data_that_are_none_are_refused_in_a_line(data: str, capsys: pytest.Capt
         classification(["fit", "--data", data])
     assert end.value.code == 2
     assert data in capsys.readouterr().err
+
+
+def test_a_task_without_arguments_trains_and_a_setting_without_a_value_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert present([]) == []
+    for setting, said in (
+        ("--max_epochs", "--trainer.max_epochs"),
+        ("--data.root", "--data"),
+        ("--config", "--config"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            classification(["fit", setting])
+        assert end.value.code == 2
+        assert f"{said}, or a setting below it, has no value" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    Path("not_a_folder").write_text("")
+    monkeypatch.setattr(launch, "new_folder", lambda folder: Path("not_a_folder"))  # far enough to see that it is a fit
+    with pytest.raises(SystemExit) as end:
+        classification([])
+    assert end.value.code == 2
+    assert "cannot be written to" in capsys.readouterr().err

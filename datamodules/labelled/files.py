@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -34,10 +34,13 @@ from datamodules.options import Files, Folder
 from datamodules.splits import SPLITS, split_folders, stratified
 from datamodules.tables import by_split, check_table, read_table, spelled, text_of, warn_of_alike
 
+if TYPE_CHECKING:
+    from datamodules.labelled.label_sets import MultiLabelTable
+
 Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
 
 
-def inspected(data: "_ClassFiles | _FaceFiles", rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
+def inspected(data: "_ClassFiles | _FaceFiles | MultiLabelTable", rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
     """Looks at image files once, before training, and warns of what is strange about them.
 
     Args:

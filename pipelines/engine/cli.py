@@ -197,7 +197,7 @@ class VisionCLI(LightningCLI):
         """
         seed = self._get(self.config, "seed_everything")
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise UsageError(f"--seed_everything must be a number from 0 to {2**32 - 1}, not {seed}.")
+            raise UsageError(f"--seed_everything (or --seed) must be a whole number from 0 to {2**32 - 1}, not {seed}.")
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
@@ -457,7 +457,8 @@ class VisionCLI(LightningCLI):
             size = sum(p.numel() for p in model.parameters())
             self.rows["model"] = f"{self.options.model.backbone.name}, {size:,} parameters"
             minutes, seconds = divmod(round(self.watch.train_seconds), 60)
-            self.rows["training"] = f"{minutes} min {seconds} s, {self.trainer.current_epoch} epochs"
+            epochs = self.trainer.current_epoch
+            self.rows["training"] = f"{minutes} min {seconds} s, {epochs} epoch{'s' if epochs != 1 else ''}"
             if logger and self.trainer.is_global_zero:
                 logger.log_file(best, "checkpoints")
                 make_films(self.output, model.series, logger)

@@ -157,6 +157,8 @@ def _plain(message: str, command: str) -> str:
         choices = wrong[2].replace("'", "")
         near = get_close_matches(wrong[1], choices.split(", "), 1)
         return f"{command} has no {wrong[1]}, but {choices}.{f' Did you mean {near[0]}?' if near else ''}"
+    if bare := re.search(r"argument (?:-\w, |-\w/)?(--[\w.]+).*: expected (?:one|at least one) argument", message):
+        return f"{bare[1]}, or a setting below it, has no value: write {bare[1]} VALUE.{see}"
     if "was not provided" in message:
         return f"What shall {command} do?{see}"
     if strange := re.search(r"unrecognized arguments: (.*)", message):

@@ -133,14 +133,14 @@ def expand(args: Sequence[str]) -> list[str]:
 
 def recipes(args: Sequence[str]) -> list[str]:
     """What is given with ``--config``, which need not be a file."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     return list(parser.parse_known_args(args)[0].config)
 
 
 def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
     """What a command line gives for some options such as ``--output``, the last of each; None where it gives nothing."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in options:
         parser.add_argument(option)
     return vars(parser.parse_known_args(args)[0])

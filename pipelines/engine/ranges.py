@@ -14,6 +14,8 @@ LEAST = {
     "trainer.log_every_n_steps": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.gradient_clip_val": 0,
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
     "trainer.min_epochs": 0,
     "trainer.min_steps": 0,
     "trainer.num_sanity_val_steps": -1,

@@ -33,7 +33,7 @@ def present(args: Sequence[str]) -> list[str]:
         args: the command line. ``--model.backbone NAME`` is the short form of ``--model.backbone.name NAME``.
     """
     result = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
         option, is_set, value = arg.partition("=")
         if option.startswith("--"):
             option = f"--{current(option[2:], value if is_set else following)}"

@@ -58,7 +58,13 @@ def _version(name: str, version: str | None) -> ModelVersion:
         number = given if given.isdigit() else aliases.get(given.removeprefix("@"), "")  # `@2` is an alias
     if number not in versions:
         known = ", ".join([*sorted(versions, key=int), *aliases])
-        raise ValueError(f"{name} has no version {given.removeprefix('@')}; it has {known}.")
+        if given.isdigit():
+            raise ValueError(f"{name} has no version {given}; it has {known}.")
+        alias = given.removeprefix("@")
+        way = f"promote one (python -m pipelines.registry promote {name}), or " if alias == "champion" else ""
+        raise ValueError(
+            f"No version of {name} is called {alias}; it has {known}: {way}ask for the newest, models:/{name}@latest."
+        )
     return versions[number]
 
 
