@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -135,10 +135,6 @@ class Optimization:
         if "total_steps" in parameters or (takes_all and not (given and issubclass(given[0], ReduceLROnPlateau))):
             return make(optimizer, total_steps=total_steps), "step"
         return make(optimizer), "epoch"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Settings do not change: a copy of a module shares them, with what the command line made of them."""
-        return self
 
     def penalty(self, named: Iterable[tuple[str, Tensor]]) -> Tensor | float:
         """The penalties on weight matrices and kernels, a scalar.
