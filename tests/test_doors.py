@@ -1,5 +1,7 @@
 """What a user starts: the one door, and the same from ``mlflow run``."""
 
+import contextlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, start
 
 from pipelines import __main__ as door
 from pipelines.engine.cli import SUBCOMMANDS
@@ -30,16 +32,23 @@ def test_every_task_is_found_by_its_name() -> None:
             find_task(name)
 
 
+def run(args: list[str]) -> None:
+    """Does what ``python -m`` does, and keeps what is said."""
+    module, *sys.argv[1:] = args
+    with Path("said").open("w") as said, contextlib.redirect_stdout(said):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def test_a_name_is_started_as_its_module_is() -> None:
     command = [sys.executable, "-m", "pipelines", "clasification"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 2
-    assert "Did you mean classification?" in run.stderr
-    help_text = [
-        subprocess.run([sys.executable, "-m", *way, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        for way in (("pipelines", "convert"), ("pipelines.convert",))
-    ]
-    assert help_text[0].stdout == help_text[1].stdout != ""
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "Did you mean classification?" in refused.stderr
+    texts = []
+    for way in (["pipelines", "convert"], ["pipelines.convert"]):
+        assert start(run, [*way, "--help"]) == [0]
+        texts.append(Path("said").read_text())
+    assert texts[0] == texts[1] != ""
 
 
 def test_the_help_of_a_task_is_about_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
