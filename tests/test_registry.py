@@ -18,14 +18,16 @@ from conftest import ROOT
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from datamodules import ImageFolder
+from datamodules import CIFAR10, DataError, ImageFolder
 from modules import BackboneError, ClassificationModule
 from modules.spec import DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.start import with_start
+from pipelines.evaluate import evaluate
 from pipelines.serving import registration, registry
 from pipelines.serving import store as storage
+from pipelines.tracking.logger import run_id_of
 
 
 def train(name: str, epochs: int) -> VisionCLI:
@@ -81,6 +83,36 @@ def test_a_saved_model_measures_what_it_did_in_training(trained: VisionCLI) -> N
             assert figures[key] == pytest.approx(value, abs=1e-6), key
     table = registry.compare("two", "1", "2")
     assert f"{figures['test/accuracy']:.4f}" in table
+
+
+def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
+    trained: VisionCLI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = trained.datamodule
+    for name in ("3", "7"):  # a folder of its own, without splits, with two of the ten classes and other sizes
+        Path("own", name).mkdir(parents=True)
+        for i in range(6):
+            side = 20 + i
+            chosen = np.flatnonzero(learned.sources["test"].labels == int(name))[i]
+            image = Image.fromarray(learned.sources["test"].image(chosen)[..., 0]).resize((side, side))
+            image.save(f"own/{name}/{i}.png")
+    figures = evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0), output=Path("measured"))
+    files = sorted(Path("own").rglob("*.png"))
+    answers = registry.load("models:/two/1").stream(files, 4, lambda _: None)
+    right = [answer["label"] == file.parent.name for file, answer in zip(files, answers, strict=True)]
+    assert figures["test/accuracy"] == pytest.approx(np.mean(right))
+    run = MlflowClient().get_run(run_id_of("measured"))
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["source_model"] == "models:/two/1"
+    assert run.data.tags["evaluates"] == trained.trainer.logger.run_id
+    assert run.data.metrics["test/accuracy"] == pytest.approx(figures["test/accuracy"])
+    assert "all of it is the test" in capsys.readouterr().err
+    Path("own", "cat").mkdir()
+    Image.new("L", (8, 8)).save("own/cat/0.png")
+    with pytest.raises(DataError, match="cat"):
+        evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0))
+    with pytest.raises(ValueError, match="gives pictures as"):
+        evaluate("models:/two/1", data=CIFAR10())
 
 
 def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> None:

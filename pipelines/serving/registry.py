@@ -232,12 +232,13 @@ def show(name: str) -> str:
     return table(rows)
 
 
-def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, float]:
+def evaluate(folder: Path, data: VisionDataModule | None = None, **options: Any) -> dict[str, float]:
     """Measures a saved model on the test split of the data it learned from.
 
     Args:
         folder: what `save_model` wrote.
         data: other data.
+        options: of Lightning's trainer, such as a ``logger``.
 
     Returns:
         The figures by name.
@@ -249,9 +250,8 @@ def evaluate(folder: Path, data: VisionDataModule | None = None) -> dict[str, fl
     data = data or learned_from(folder)
     if names := classes_of(module.architecture):
         adopt_classes(data, names)
-    trainer = L.Trainer(
-        logger=False, enable_progress_bar=False, use_distributed_sampler=False, enable_model_summary=False
-    )
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(**quiet | options, use_distributed_sampler=False)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
     return dict(figures)
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from inspect import signature
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +134,24 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
     own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
     kind: Any = own or find_class(saved["class_path"], VisionDataModule)
     options = saved.get("init_args", {})
-    if model is None:
-        return kind(**options)
-    wanted = yaml.safe_load((model / "architecture.yaml").read_text())["preprocessing"]
-    data: VisionDataModule = kind(**options | {k: v for k, v in wanted.items() if k in signature(kind).parameters})
-    if data.preprocessing != Preprocessing(**wanted):
+    data: VisionDataModule = kind(**options)
+    return data if model is None else prepared(data, Preprocessing(**read_description(model)["preprocessing"]))
+
+
+def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
+    """Data whose pictures become a network's input as it takes them.
+
+    Args:
+        data: they stay as they are.
+        wanted: how the network takes pictures.
+
+    Raises:
+        ValueError: the data cannot be prepared so.
+    """
+    own = {field.name for field in fields(data) if field.init}
+    data = replace(data, **{key: value for key, value in asdict(wanted).items() if key in own})
+    if data.preprocessing != wanted:
         raise ValueError(
-            f"{data.title} gives pictures as {data.preprocessing.as_data()}, but the model takes them as {wanted}."
+            f"{data.title} gives pictures as {data.preprocessing.as_data()}, but the model takes them as {wanted.as_data()}."
         )
     return data
