@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from mlflow.tracking import MlflowClient
 
 import datamodules
 from pipelines.classification import classification
@@ -118,3 +119,27 @@ def test_a_task_without_arguments_trains_and_a_setting_without_a_value_is_named(
         classification([])
     assert end.value.code == 2
     assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_is_chosen_by_the_figure_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [*SMALL, "--max_epochs", "3", "--trainer.limit_val_batches", "2"]
+    for monitor, mode in (("val/loss", "min"), ("val/loss", "max"), ("val/f1", "max")):
+        folder = f"{monitor.replace('/', '_')}-{mode}"
+        cli = classification(["fit", *small, "--monitor", monitor, "--monitor_mode", mode, "--output", folder])
+        history = MlflowClient().get_metric_history(cli.trainer.logger.run_id, monitor)
+        best = {"min": min, "max": max}[mode](point.value for point in history)
+        step = torch.load(f"{folder}/best.ckpt", weights_only=True)["global_step"] - 1
+        assert {point.step: point.value for point in history}[step] == best
+    for wrong, said in (
+        (["--monitor", "val/f1"], "--monitor val/NAME --monitor_mode"),
+        (["--monitor", "train/loss", "--monitor_mode", "min"], "figure of the validation"),
+        (["--monitor", "val/f2", "--monitor_mode", "max"], "val/f2"),
+        (["--output", "val_f1-max", "--max_epochs", "4"], "--monitor val/f1"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            classification(["fit", *small, *wrong])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err

@@ -41,13 +41,15 @@ class BestCheckpoint(ModelCheckpoint):
         folder: where.
         monitor: the metric.
         mode: whether the best is the least or the greatest, ``min`` or ``max``.
+        strict: end a training whose validation does not measure the metric.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+    def __init__(self, folder: Path, monitor: str, mode: str, strict: bool = False) -> None:
         # Judged is at the end of a validation: at an epoch's end, its figures may be those of an earlier one.
         super().__init__(
             folder, "best", monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
         )
+        self.strict = strict
         self._loss = math.inf  # of the best
         self._said = False
 

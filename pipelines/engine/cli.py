@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -164,6 +164,11 @@ class VisionCLI(LightningCLI):
         parser.add_argument("--start", type=str | None, default=None,
                             help="fit: start from a whole trained network, of which it takes the architecture and all weights "
                             "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
+        parser.add_argument("--monitor", type=str | None, default=None,
+                            help="figure of the validation by which the best checkpoint is chosen, such as val/f1. Default: the "
+                            "task's")  # fmt: skip
+        parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
+                            help="whether the least or the greatest is the best")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
@@ -290,6 +295,7 @@ class VisionCLI(LightningCLI):
             raise UsageError(
                 f"{data.title} is no data for {self.task}: its samples have no {lacking[0]}. See --data.help."
             )
+        self._choose_monitor()
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
         start = self._begin()
@@ -324,6 +330,21 @@ class VisionCLI(LightningCLI):
                 check_time(callback, "The callback Timer")
         return trainer
 
+    def _choose_monitor(self) -> None:
+        """Lets the user's figure choose the best checkpoint.
+
+        Raises:
+            UsageError: it is none of the validation, or one of the two settings lacks.
+        """
+        monitor, mode = self.options.monitor, self.options.monitor_mode
+        if (monitor is None) != (mode is None) or (monitor and not monitor.startswith("val/")):
+            raise UsageError(
+                "The best checkpoint is chosen by a figure of the validation and whether the least or the greatest is the best: "
+                f"--monitor val/NAME --monitor_mode min or max, not {monitor} and {mode}."
+            )
+        if monitor:
+            self.model.monitor, self.model.mode = monitor, mode
+
     def _callbacks(self, given: Sequence[L.Callback] | None) -> list[L.Callback]:
         """The trainer's callbacks, with those that are given; what writes the last checkpoint sees all others' state."""
         config, fits = self.options.trainer, self.subcommand == "fit" and not self.options.trainer.fast_dev_run
@@ -332,7 +353,9 @@ class VisionCLI(LightningCLI):
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if fits and config.enable_checkpointing is not False:
-            callbacks.append(BestCheckpoint(self.output, self.model.monitor, self.model.mode))
+            callbacks.append(
+                BestCheckpoint(self.output, self.model.monitor, self.model.mode, self.options.monitor is not None)
+            )
         found_before = self.options.ckpt_path or (self.output / "last.ckpt").exists()  # the learning rate
         for callback in given or []:
             if not (found_before and isinstance(callback, LearningRateFinder)):

@@ -7,7 +7,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from typing_extensions import override
 
 from modules.training_data import settings_of
-from pipelines.engine.checkpoint import BestCheckpoint
 from pipelines.engine.command import UsageError
 
 
@@ -50,7 +49,7 @@ class MonitorCheck(L.Callback):
             if config.reduce_on_plateau and config.strict and config.monitor:
                 found[config.monitor] = type(config.scheduler).__name__
         for callback in settings_of(trainer).callbacks:
-            strict = getattr(callback, "strict", not isinstance(callback, BestCheckpoint))
+            strict = getattr(callback, "strict", True)
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and strict and callback.monitor:
                 found[callback.monitor] = type(callback).__name__
         return {name: owner for name, owner in found.items() if not name.startswith("train/")}

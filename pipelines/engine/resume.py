@@ -35,6 +35,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,
             "model.backbone.transfer": str(model.transfer),
+            "monitor": model.monitor,
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
         },
         "data": {name: split["digest"] for name, split in splits.items()},
