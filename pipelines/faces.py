@@ -91,6 +91,8 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
     Raises:
         ValueError: the model, the gallery or the pictures cannot be used.
     """
+    if name is not None and not name.strip():
+        raise ValueError("--name is empty: say who is on the pictures.")
     model, (answering, _) = pinned(model), _load(model, device)
     who: dict[str, str] = {}
     for path in _matches(paths):
@@ -100,7 +102,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             )
         for file in _found([path]):
             inner = Path(os.path.relpath(file, path)).parts
-            who[file] = name or (inner[0] if len(inner) > 1 else Path(path).resolve().name)
+            who[file] = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
     files, embeddings = _embed(answering, list(who))
     people = [who[file] for file in files]
     files = [os.path.abspath(file) for file in files]

@@ -124,3 +124,8 @@ def test_thresholds_go_with_the_weights_and_decide_what_is_told() -> None:
                 if p >= round(float(loaded.threshold[loaded.label_names.index(name)]), 6) - 1e-6}  # fmt: skip
         assert set(answer["labels"]) == told
         assert answer["labels"] == sorted(answer["labels"], key=lambda name: -answer["probabilities"][name])
+
+
+def test_a_single_label_is_a_matter_of_two_classes() -> None:
+    with pytest.raises(DataError, match="one label only, 'a'"):
+        _ = table("path,labels\n0.png,a\n1.png,\n", 2).num_classes

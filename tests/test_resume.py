@@ -375,9 +375,13 @@ def test_a_finished_command_that_is_given_again_neither_trains_nor_registers_aga
     assert again.rows["registered"] == first.rows["registered"] == "models:/once/1"
     assert len(MlflowClient().search_model_versions("name='once'")) == 1
     assert classification([*command, "--register", "twice"]).rows["registered"] == "models:/twice/1"
+    # what a command leaves that is cut off while it registers: a version without a description
+    run = again.trainer.logger.run_id
+    torn = MlflowClient().create_model_version("once", Path("out").resolve().as_uri(), run_id=run).version
     longer = classification([*command, "--trainer.max_epochs", "6"])
     assert longer.trainer.current_epoch > 2
-    assert longer.rows["registered"] == "models:/once/2"
+    assert longer.rows["registered"] == "models:/once/3"
+    assert str(torn) not in {str(v.version) for v in MlflowClient().search_model_versions("name='once'")}
 
 
 def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:

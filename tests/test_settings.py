@@ -143,3 +143,14 @@ def test_the_best_checkpoint_is_chosen_by_the_figure_that_is_asked_for(
             classification(["fit", *small, *wrong])
         assert end.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["model: [1, 2]", "trainer: [max_epochs]", "trainer: 3"])
+def test_a_recipe_whose_parts_have_no_names_is_refused(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--config", str(tmp_path / "r.yaml")])
+    assert end.value.code == 2
+    assert "has settings by their names" in capsys.readouterr().err

@@ -42,7 +42,16 @@ class MultiLabelDataModule(LabelledDataModule[LabelSetSource]):
 
     @property
     def num_classes(self) -> int:
-        """Number of labels."""
+        """Number of labels.
+
+        Raises:
+            DataError: fewer than two.
+        """
+        if len(self.label_names) < 2:
+            raise DataError(
+                f"{self.title} has one label only, {self.label_names[0]!r}: whether an image has it or not is two classes, "
+                "which `python -m pipelines.classification` tells apart."
+            )
         return len(self.label_names)
 
     @override

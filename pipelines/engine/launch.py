@@ -192,6 +192,9 @@ def check_recipes(args: Sequence[str]) -> None:
             raise UsageError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(settings, dict):
             raise UsageError(f"--config {file} is no recipe: it has no settings such as model: and trainer: in it.")
+        for part in ("model", "trainer"):
+            if not isinstance(settings.get(part) or {}, dict):
+                raise UsageError(f"--config {file}: {part} has settings by their names, not {settings[part]!r}.")
 
 
 def with_recipe(args: Sequence[str]) -> list[str]:

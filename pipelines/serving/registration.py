@@ -181,6 +181,8 @@ def register_best(name: str, output: Path, logger: RunLogger, register: Callable
             raise ConnectionError(str(error) if isinstance(error, RunGoneError) else "MLflow does not answer.")
         known = [version for version in versions_of(name) if version.run_id == logger.run_id]
         there = [version for version in known if version.tags.get("step") == step]  # it was registered before
+        for torn in (version for version in known if not version.tags and not version.aliases):
+            MlflowClient().delete_model_version(name, torn.version)  # begun by a command that was cut off
         version = there[0] if there else register(name, str(logger.run_id))
         MlflowClient().set_model_version_tag(name, version.version, "step", step)  # last, so that all of it is there
     except (MlflowException, OSError) as error:

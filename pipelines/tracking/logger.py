@@ -86,7 +86,8 @@ class RunLogger(Logger):
         saved, given, run_name = self.output / RUN_FILE, os.environ.get("MLFLOW_RUN_ID"), redact(self._run_name)
         before: dict[str, str] = {}
         if saved.exists():
-            before = json.loads(saved.read_text()) | {"run_id": run_id_of(self.output)}
+            own = run_id_of(self.output)
+            before = json.loads(saved.read_text()) | {"run_id": own}
         original = _original(before, record)
         if before and not original:
             run_id = before["run_id"]
@@ -104,6 +105,11 @@ class RunLogger(Logger):
                 "before, and what is to come."
             )
             self.tags["copy_of"] = before["run_id"]
+        elif not before and (self.output / SENT_FILE).exists():
+            say(
+                f"{self.output} does not say any more which run is its own: a new one gets all that was recorded before."
+            )
+        if original or not before:
             (self.output / SENT_FILE).unlink(missing_ok=True)
         tags = redact(self.tags | _provenance())
         client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])

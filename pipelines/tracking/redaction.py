@@ -44,7 +44,8 @@ def redact(value: Any, key: str = "") -> Any:
         return value
     if secret:
         return "***"
-    for name, known in os.environ.items():
+    for name in list(os.environ):  # of which a thread of MLflow's may take one away meanwhile
+        known = os.environ.get(name, "")
         if len(known) >= 8 and re.search(_SECRET_KEY, name, re.IGNORECASE):
             value = value.replace(known, "***")
     return _SECRET_ASSIGNED.sub(r"\1***", _SECRET.sub("***", value))
