@@ -320,7 +320,7 @@ def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(caps
         [*few, "--model.backbone", "models:/auto/1", "--model.backbone.transfer", "features", "--output", "two"]
     )
     assert MlflowClient().get_run(run_id_of("two")).data.metrics["test/accuracy"] == pytest.approx(expected, abs=0.05)
-    assert again.rows["training"].endswith("1 epochs")
+    assert again.rows["training"].endswith("1 epoch")
 
 
 def test_auto_lets_a_network_that_knows_nothing_learn():
