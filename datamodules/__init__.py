@@ -14,9 +14,9 @@ from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets
 from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
-from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.base import ClassificationDataModule, MultiLabelDataModule
 from datamodules.labelled.files import CelebA, ImageFolder, Manifest, PeopleFolder, PeopleTable, UnlabelledFolder
-from datamodules.labelled.label_sets import MultiLabelDataModule, MultiLabelTable
+from datamodules.labelled.label_sets import MultiLabelTable
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.published import (
     CIFAR10,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelPrecisionRecallCurve
-from torchmetrics.functional.classification import multilabel_precision_recall_curve
+from torchmetrics.functional.classification import binary_precision_recall_curve
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
@@ -137,23 +137,34 @@ class MultiLabelModule(CalibratedModule):
         with state.sync_context():
             probabilities, truth = dim_zero_cat(state.preds), dim_zero_cat(state.target)
         state.reset()
-        counts, found = truth.sum(0).tolist(), multilabel_precision_recall_curve(probabilities, truth, self.num_classes)
-        curves = [Curve(*(part.double().cpu().numpy() for part in one)) for one in zip(*found, strict=True)]
+        counts = truth.sum(0).tolist()
+        curves = {  # a label that no image has is not measured
+            k: Curve(
+                *(
+                    part.double().cpu().numpy()
+                    for part in binary_precision_recall_curve(probabilities[:, k], truth[:, k])
+                )
+            )
+            for k, count in enumerate(counts)
+            if count
+        }
         if stage == "val":
-            best = [one.best_threshold if count else 0.5 for one, count in zip(curves, counts, strict=True)]
+            best = [curves[k].best_threshold if k in curves else 0.5 for k in range(self.num_classes)]
             self.calibrate(torch.tensor(best, device=self.device))
         rows, shown, self.shown = [], self.shown, []
-        for name, count, one, threshold in zip(self.label_names, counts, curves, self.threshold.tolist(), strict=True):
-            precision, recall = one.at(threshold)
-            f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-            figures = [one.average_precision, f1, precision, recall] if count else [None] * 4
-            rows.append([name, count, *figures, threshold])
+        for k, (name, threshold) in enumerate(zip(self.label_names, self.threshold.tolist(), strict=True)):
+            figures: list[float | None] = [None] * 4
+            if k in curves:
+                precision, recall = curves[k].at(threshold)
+                f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+                figures = [curves[k].average_precision, f1, precision, recall]
+            rows.append([name, counts[k], *figures, threshold])
         measured = np.array([row[2:4] for row in rows if row[1]], np.float64).reshape(-1, 2)
         means = dict(zip(("map", "f1"), measured.mean(0).tolist(), strict=True)) if len(measured) else {}
         columns = ["label", "images", "ap", "f1", "precision", "recall", "threshold"]
         report = Report(means, tables={"per_label": (columns, rows)})
-        known = {name: one for name, one, count in zip(self.label_names, curves, counts, strict=True) if count}
-        report.pictures["precision_recall"] = lambda: drawn_curves(known)
+        named = {self.label_names[k]: curve for k, curve in curves.items()}
+        report.pictures["precision_recall"] = lambda: drawn_curves(named)
         if shown:
             reached = self.threshold.cpu()
             captions = [f"{self._named(p >= reached)}\nis {self._named(has > 0)}" for _, p, has in shown]

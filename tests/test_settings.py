@@ -13,7 +13,6 @@ from mlflow.tracking import MlflowClient
 import datamodules
 from pipelines.classification import classification
 from pipelines.detection import detection
-from pipelines.engine import launch
 from pipelines.engine.settings import present
 from pipelines.facenet import facenet
 
@@ -113,8 +112,7 @@ def test_a_task_without_arguments_trains_and_a_setting_without_a_value_is_named(
         assert end.value.code == 2
         assert f"{said}, or a setting below it, has no value" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    Path("not_a_folder").write_text("")
-    monkeypatch.setattr(launch, "new_folder", lambda folder: Path("not_a_folder"))  # far enough to see that it is a fit
+    Path("outputs").write_text("a file in the place of the folder: far enough to see that it is a fit")
     with pytest.raises(SystemExit) as end:
         classification([])
     assert end.value.code == 2

@@ -24,7 +24,7 @@ from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
-from datamodules.labelled.label_sets import MultiLabelDataModule
+from datamodules.labelled.base import MultiLabelDataModule
 from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelSetSource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import albumentations as A
-import numpy as np
 from typing_extensions import override
 
 from datamodules.augmentations import Strength, evaluation, training
 from datamodules.base import DataError, VisionDataModule
-from datamodules.labelled.sources import LabelledSource, few
+from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
 
 S = TypeVar("S", bound=LabelledSource)
@@ -55,17 +54,10 @@ class LabelledDataModule(VisionDataModule[S]):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ClassificationDataModule(LabelledDataModule[LabelledSource]):
-    """Images of classes.
+class NamedDataModule(LabelledDataModule[S]):
+    """Base of data whose labels have names that a network learns."""
 
-    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
-
-    Args:
-        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
-            of what a larger one does.
-    """
-
-    train_per_class: PositiveInt | None = None
+    lone: ClassVar[str] = "add images of another"  # what to do about a single class
 
     @property
     def label_names(self) -> list[str]:
@@ -81,10 +73,32 @@ class ClassificationDataModule(LabelledDataModule[LabelledSource]):
         """
         if len(self.label_names) < 2:
             raise DataError(
-                f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: "
-                "add images of another."
+                f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: {self.lone}."
             )
         return len(self.label_names)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        """Name, label names, and per split the size, the images of each class and the content digest."""
+        identity = super().identity() | {"label_names": list(self.label_names)}
+        for name, source in self.sources.items():
+            counts = source.images_of_classes(len(self.label_names))
+            identity["splits"][name]["classes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
+        return identity
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ClassificationDataModule(NamedDataModule[LabelledSource]):
+    """Images of classes.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
+
+    Args:
+        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
+            of what a larger one does.
+    """
+
+    train_per_class: PositiveInt | None = None
 
     @property
     def attributes(self) -> dict[str, list[str]]:
@@ -104,11 +118,12 @@ class ClassificationDataModule(LabelledDataModule[LabelledSource]):
             sources["train"] = few(sources["train"], self.train_per_class, self.label_names, self.seed)
         return sources
 
-    @override
-    def identity(self) -> dict[str, Any]:
-        """Name, label names, and per split the size, the images of each class and the content digest."""
-        identity = super().identity() | {"label_names": list(self.label_names)}
-        for name, source in self.sources.items():
-            counts = np.bincount(source.labels, minlength=len(self.label_names))
-            identity["splits"][name]["classes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
-        return identity
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MultiLabelDataModule(NamedDataModule[LabelSetSource]):
+    """Images with any number of labels each.
+
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``labels`` int64 B×K of 0 and 1.
+    """
+
+    lone = "whether an image has it or not is two classes, of which `Manifest` takes one for each image"

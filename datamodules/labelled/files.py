@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,37 +27,14 @@ from datamodules.images import (
     warn_of_shared,
     warn_of_two_names,
 )
-from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
 from datamodules.options import Files, Folder
 from datamodules.splits import SPLITS, split_folders, stratified
 from datamodules.tables import by_split, check_table, read_table, spelled, text_of, warn_of_alike
 
-if TYPE_CHECKING:
-    from datamodules.labelled.label_sets import MultiLabelTable
-
 Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
-
-
-def inspected(data: "_ClassFiles | _FaceFiles | MultiLabelTable", rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
-    """Looks at image files once, before training, and warns of what is strange about them.
-
-    Args:
-        data: what they are of; it is told of the bad ones.
-        rows: the files.
-
-    Returns:
-        The paths, the names and the splits of the rows, their content digests, and whether they can be used.
-    """
-    paths, names, splits = map(np.asarray, zip(*rows, strict=True))
-    table, data.bad_files = check_images(paths, data.on_bad_file)
-    digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
-    if data.preprocessing.fit == "crop":
-        warn_of_cut(paths[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
-    warn_of_two_names(paths[good], digests[good], names[good])
-    warn_of_alike(np.unique(names).tolist())
-    return paths, names, splits, digests, good
 
 
 def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
@@ -66,14 +43,37 @@ def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _ClassFiles(Files, ClassificationDataModule):
-    """Shared by the modules that read files of classes."""
+class LabelledFiles(Files, LabelledDataModule[S]):
+    """Base of the modules that read labelled files."""
 
     one_size = False
 
+    def inspected(self, rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
+        """Looks at image files once, before training, and warns of what is strange about them.
+
+        Args:
+            rows: the files.
+
+        Returns:
+            The paths, the names and the splits of the rows, their content digests, and whether they can be used.
+        """
+        paths, names, splits = map(np.asarray, zip(*rows, strict=True))
+        table, self.bad_files = check_images(paths, self.on_bad_file)
+        digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
+        if self.preprocessing.fit == "crop":
+            warn_of_cut(paths[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
+        warn_of_two_names(paths[good], digests[good], names[good])
+        warn_of_alike(np.unique(names).tolist())
+        return paths, names, splits, digests, good
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
+    """Shared by the modules that read files of classes."""
+
     def _read(self, rows: Sequence[Row]) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
-        paths, names, splits, digests, good = inspected(self, rows)
+        paths, names, splits, digests, good = self.inspected(rows)
         numbers = {name: k for k, name in enumerate(self.label_names)}
         whole = LabelledSource(paths, np.array([numbers[name] for name in names.tolist()]), self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
@@ -269,7 +269,7 @@ class Manifest(Table, _ClassFiles):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _FaceFiles(Files, FaceDataModule):
+class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
     """Shared by the modules that read files of people.
 
     Args:
@@ -277,11 +277,10 @@ class _FaceFiles(Files, FaceDataModule):
     """
 
     on_lone_picture: Literal["error", "skip"] = "error"
-    one_size = False
 
     def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
         """Looks at the files, and shares them out."""
-        paths, people, splits, digests, good = inspected(self, rows)
+        paths, people, splits, digests, good = self.inspected(rows)
         whole = PeopleSource(paths, people, self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
         divided = self.divide_people(parts)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,8 @@ from typing_extensions import override
 from datamodules.base import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.images import composed
-from datamodules.labelled.base import LabelledDataModule
-from datamodules.labelled.files import Table, inspected, warn_of_shared_parts
+from datamodules.labelled.base import MultiLabelDataModule
+from datamodules.labelled.files import LabelledFiles, Table, warn_of_shared_parts
 from datamodules.labelled.sources import LabelSetSource
 from datamodules.splits import stratified
 from datamodules.tables import by_split, check_table, read_table, spelled
@@ -29,44 +28,7 @@ RARE = 7  # images of a label from which parts can be drawn that have it
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MultiLabelDataModule(LabelledDataModule[LabelSetSource]):
-    """Images with any number of labels each.
-
-    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``labels`` int64 B×K of 0 and 1.
-    """
-
-    @property
-    def label_names(self) -> list[str]:
-        """The labels, in the order of their columns in a batch."""
-        raise NotImplementedError
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels.
-
-        Raises:
-            DataError: fewer than two.
-        """
-        if len(self.label_names) < 2:
-            raise DataError(
-                f"{self.title} has one label only, {self.label_names[0]!r}: whether an image has it or not is two classes, "
-                "which `python -m pipelines.classification` tells apart."
-            )
-        return len(self.label_names)
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        """Name, label names, and per split the size, the images of each label and the content digest."""
-        identity = super().identity() | {"label_names": list(self.label_names)}
-        for name, source in self.sources.items():
-            identity["splits"][name]["classes"] = dict(
-                zip(self.label_names, source.labels.sum(0).tolist(), strict=True)
-            )
-        return identity
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
-class MultiLabelTable(Table, MultiLabelDataModule):
+class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule):
     """A CSV or Parquet table with a row for each image, and its labels in one column or in a column each.
 
     Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
@@ -82,7 +44,6 @@ class MultiLabelTable(Table, MultiLabelDataModule):
     label_column: str = "labels"
     separator: str | None = None
     label_columns: list[str] | None = None
-    one_size = False
 
     @cached_property
     def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64]]:
@@ -97,9 +58,12 @@ class MultiLabelTable(Table, MultiLabelDataModule):
         table = pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
         names, labels = self._of_cells(table) if self._in_cells(table) else self._of_columns(table)
         if not names:
+            lacking = (
+                f"no label under {self.label_column!r}" if self._in_cells(table)
+                else f"no column {self.label_column!r} and none of 1 and 0 alone; it has {listed(table.columns)}"
+            )  # fmt: skip
             raise DataError(
-                f"{file.resolve()} has no column {self.label_column!r} and none of 1 and 0 alone; it has "
-                f"{listed(table.columns)}. Name the column of labels with --data.label_column, or a column each with "
+                f"{file.resolve()} has {lacking}. Name the column of labels with --data.label_column, or a column each with "
                 "--data.label_columns."
             )
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
@@ -123,7 +87,7 @@ class MultiLabelTable(Table, MultiLabelDataModule):
     def _of_columns(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
         others = [name for name in table.columns if name not in (self.path_column, "split")]
         cells = table.fillna("").astype(str).apply(lambda column: column.str.strip().str.casefold())
-        names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all()]
+        names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all() and cells[name].any()]
         for name in names:
             if wrong := sorted(set(cells[name]) - set(ANSWERS)):
                 raise DataError(
@@ -142,7 +106,7 @@ class MultiLabelTable(Table, MultiLabelDataModule):
         names, places, labels = self._table
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
-        paths, _, splits, digests, good = inspected(self, rows)
+        paths, _, splits, digests, good = self.inspected(rows)
         whole = LabelSetSource(paths, labels, self.in_chans, digests)
         parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
         divided = self.divide(parts, self._drawn, self._drawn)

@@ -59,6 +59,10 @@ class LabelledSource:
         """The samples at these positions."""
         return type(self)(*self._parts(indices))
 
+    def images_of_classes(self, classes: int) -> NDArray[np.int64]:
+        """How many images there are of each class, by its number."""
+        return np.bincount(self.labels, minlength=classes)
+
     @property
     def digests(self) -> NDArray[np.str_]:
         """Content digest of each file."""
@@ -87,6 +91,10 @@ class LabelSetSource(LabelledSource):
     """
 
     key = "labels"
+
+    @override
+    def images_of_classes(self, classes: int) -> NDArray[np.int64]:
+        return self.labels.sum(0)
 
 
 class PeopleSource(LabelledSource):
