@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
@@ -106,18 +107,20 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
     files, embeddings = _embed(answering, list(who))
     people = [who[file] for file in files]
     files = [os.path.abspath(file) for file in files]
-    if os.path.exists(gallery):
-        old = Gallery.read(gallery)
-        if old.model != model:
-            raise ValueError(
-                f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
-                "that model, or make a new gallery."
-            )
-        fresh = set(zip(people, files, strict=True))
-        keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
-        people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
-        embeddings = np.concatenate([old.embeddings[keep], embeddings])
-    Gallery(model, people, files, embeddings).write(gallery)
+    Path(gallery).absolute().parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{gallery}.lock"):  # of two at once, each adds to what the other has
+        if os.path.exists(gallery):
+            old = Gallery.read(gallery)
+            if old.model != model:
+                raise ValueError(
+                    f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
+                    "that model, or make a new gallery."
+                )
+            fresh = set(zip(people, files, strict=True))
+            keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
+            people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
+            embeddings = np.concatenate([old.embeddings[keep], embeddings])
+        Gallery(model, people, files, embeddings).write(gallery)
     return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
 
 

@@ -379,9 +379,9 @@ def test_clusters_at_the_threshold_and_their_scores():
     embedding = circle(0, 5, 10, 120, 125, 240).numpy()
     identity = np.array([0, 0, 0, 1, 1, 2])
     for method in ("agglomerative", "dbscan"):
-        scores = p.clustering_scores(identity, p.cluster(embedding, 0.1, method))
+        scores = p.clustering_scores(identity, p.connected_people(embedding, 0.1, method))
         assert scores == {"pair_f1": 1, "bcubed_f1": 1}
-    assert len(set(p.cluster(embedding, 1e-6))) == 6
+    assert len(set(p.connected_people(embedding, 1e-6))) == 6
     # One cluster of three with a stranger, and a mate left alone: pairs 1 of 3 right, 1 of 3 found.
     scores = p.clustering_scores(np.array([0, 0, 0, 1]), np.array([0, 0, -1, 0]))
     assert scores["pair_f1"] == pytest.approx(1 / 3)

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from threading import Thread
 
 import lightning as L
 import mlflow
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from datamodules import Glyphs
@@ -31,6 +33,22 @@ def trained() -> tuple[str, Glyphs]:
     config = {"class_path": "Glyphs", "init_args": {"people": 60}}
     version = registration.register("people", module, data, config, "facenet", run.info.run_id, {})
     return f"models:/people/{version.version}", data
+
+
+def test_of_two_who_enrol_at_once_each_adds_to_what_the_other_has(trained):
+    model, data = trained
+    names = data.sources["train"].names.tolist()
+    save(data, "mine", names[:2], slice(0, 2))
+    save(data, "theirs", names[2:3], slice(0, 2))
+    ask("enrol", model, "theirs.parquet", "theirs")
+    with FileLock("both.parquet.lock"):
+        other = Thread(target=ask, args=("enrol", model, "both.parquet", "mine"))
+        other.start()
+        other.join(5)
+        assert other.is_alive()
+        Path("theirs.parquet").rename("both.parquet")
+    other.join()
+    assert set(Gallery.read("both.parquet").people) == set(names[:3])
 
 
 def save(data: Glyphs, folder: str, people: list[str], pictures: slice, flat: bool = False) -> Path:

@@ -384,6 +384,24 @@ def test_a_finished_command_that_is_given_again_neither_trains_nor_registers_aga
     assert str(torn) not in {str(v.version) for v in MlflowClient().search_model_versions("name='once'")}
 
 
+def test_a_best_checkpoint_that_is_torn_or_gone_is_told_before_the_training(capsys: pytest.CaptureFixture[str]) -> None:
+    classification([*SMALL, "--output", "out", "--trainer.max_epochs", "1"])
+    best, more = Path("out/best.ckpt"), [*SMALL, "--output", "out", "--trainer.max_epochs", "2"]
+    whole = best.read_bytes()
+    best.write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        classification(more)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "best.ckpt" in said
+    assert "epochs and" not in said  # it did not begin
+    best.unlink()
+    assert classification(more).trainer.current_epoch == 2
+    assert "best.ckpt, the best checkpoint so far, is gone" in capsys.readouterr().err
+    assert best.exists()
+
+
 def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
     seldom = [*SMALL, "--trainer.check_val_every_n_epoch", "3", "--output", "out"]
     with pytest.raises(SystemExit) as end:

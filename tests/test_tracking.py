@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
+from threading import Event, Thread
 from uuid import uuid4
 
 import faults
@@ -486,3 +487,32 @@ def test_the_packages_of_a_run_are_those_that_are_installed() -> None:
         f"{d.metadata['Name']}=={d.version}".lower().replace("_", "-").replace(".", "-") for d in distributions()
     }
     assert {name.replace("_", "-").replace(".", "-") for name in packages()} == installed
+
+
+def test_a_store_that_is_none_is_told_in_a_paragraph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.db").write_text("no database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/bad.db")
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--data", "Digits8x8", "--backbone", "mlp", "--output", "out"])
+    assert end.value.code == 2
+    assert "bad.db cannot be used as MLflow's store" in capsys.readouterr().err
+
+
+def test_secrets_are_hidden_while_the_environment_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "opensesame")
+    done = Event()
+
+    def change() -> None:
+        while not done.is_set():
+            os.environ["COMES_AND_GOES"] = "x"
+            os.environ.pop("COMES_AND_GOES")
+
+    other = Thread(target=change)
+    other.start()
+    try:
+        assert {redact("say opensesame") for _ in range(3000)} == {"say ***"}
+    finally:
+        done.set()
+        other.join()

@@ -508,6 +508,12 @@ class VisionCLI(LightningCLI):
         if checkpoint is not None:  # before the run is told of it
             check_network(checkpoint["architecture"], model.architecture)
             continue_from(model, checkpoint)
+            if (best := self.output / "best.ckpt").exists():  # a torn one is told before the training, not at its end
+                read_checkpoint(best)
+            elif any(state.get("best_model_path") for state in checkpoint["callbacks"].values()):
+                say(
+                    f"{best}, the best checkpoint so far, is gone: the best of the validations to come takes its place."
+                )
         else:
             check_learned(model)
         for callback in settings_of(self.trainer).callbacks:

@@ -10,6 +10,7 @@ import requests
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.engine.disk import disk_error
 from pipelines.tracking.redaction import redact
@@ -43,6 +44,11 @@ def needed() -> Iterator[None]:
                 "or MLFLOW_TRACKING_TOKEN."
             ) from error
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
+    except SQLAlchemyError as error:  # of the embedded store
+        raise TrackingError(
+            f"{redact(mlflow.get_tracking_uri())} cannot be used as MLflow's store ({getattr(error, 'orig', error)}): put a copy "
+            "of it back, or name another with MLFLOW_TRACKING_URI."
+        ) from error
     except OSError as error:
         raise disk_error(error, Path(tempfile.gettempdir(), "what is to be sent")) or error from None
 
