@@ -24,6 +24,7 @@ from modules.optimization import Optimization
 from modules.pictures.charts import rasterize
 from modules.pictures.sheets import enlarged, sheet
 from modules.spec import Backbone, DataSpec
+from modules.training_data import share
 from modules.warm_start import ClassRows
 
 SHOWN = 18  # validation images whose labels are shown
@@ -99,6 +100,7 @@ class MultiLabelModule(CalibratedModule):
         self.keep_thresholds(torch.full((data.num_classes,), 0.5))
         self.answers = LabelAnswers()
         self.curves = PerStage(lambda _: MultilabelPrecisionRecallCurve(data.num_classes))
+        self._kept = 0  # batches of an evaluation of which some was kept
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, probabilities, labels
 
     @property
@@ -127,8 +129,10 @@ class MultiLabelModule(CalibratedModule):
         probabilities = logits.sigmoid()
         self.curves[stage].update(probabilities, batch["labels"])
         with self.publisher.optional(f"{stage}/examples"):
-            rows = zip(batch["image"], probabilities, batch["labels"], strict=True)
-            self.shown += [tuple(part.cpu() for part in row) for row in list(rows)[: SHOWN - len(self.shown)]]
+            done, self._kept = self._kept, self._kept + 1
+            chosen = share(self.trainer, stage, done, SHOWN, len(logits)).to(logits.device)
+            kept = (part[chosen].cpu() for part in (batch["image"], probabilities, batch["labels"]))
+            self.shown += zip(*kept, strict=True)
         return Losses({"loss": self.loss(logits, batch["labels"].float())})
 
     @override
@@ -151,7 +155,7 @@ class MultiLabelModule(CalibratedModule):
         if stage == "val":
             best = [curves[k].best_threshold if k in curves else 0.5 for k in range(self.num_classes)]
             self.calibrate(torch.tensor(best, device=self.device))
-        rows, shown, self.shown = [], self.shown, []
+        rows, shown, self.shown, self._kept = [], self.shown, [], 0
         for k, (name, threshold) in enumerate(zip(self.label_names, self.threshold.tolist(), strict=True)):
             figures: list[float | None] = [None] * 4
             if k in curves:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sized
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from modules.networks import BackboneError
@@ -47,6 +48,25 @@ def training_data(trainer: L.Trainer) -> TrainingData:
             "This looks at the data itself: give the trainer a data module of `datamodules` instead of loaders."
         )
     return data
+
+
+def share(trainer: L.Trainer, stage: str, done: int, total: int, size: int) -> Tensor:
+    """Which images of a batch to keep so that those of an evaluation come from all over the split, which may be sorted by
+    class.
+
+    Args:
+        trainer: Lightning's.
+        stage: ``val`` or ``test``.
+        done: batches of the evaluation before this one.
+        total: images that are kept of all batches.
+        size: images of the batch.
+
+    Returns:
+        int64, their places in the batch.
+    """
+    batches = int((trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0])
+    count = min(total * (done + 1) // batches - total * done // batches, size)
+    return torch.linspace(0, size - 1, count).long()
 
 
 class _Settings(Protocol):

@@ -130,3 +130,20 @@ def test_thresholds_go_with_the_weights_and_decide_what_is_told() -> None:
 def test_a_single_label_is_a_matter_of_two_classes() -> None:
     with pytest.raises(DataError, match=r"one class only, 'a'.*two classes"):
         _ = table("path,labels\n0.png,a\n1.png,\n", 2).num_classes
+
+
+def test_the_pictures_that_are_shown_come_from_all_over_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[set[str]]] = []
+    report = MultiLabelModule.report
+
+    def watched(module: MultiLabelModule, stage: Any) -> Any:
+        shown.append([{module.label_names[k] for k in has.nonzero()[:, 0].tolist()} for *_, has in module.shown])
+        return report(module, stage)
+
+    monkeypatch.setattr(MultiLabelModule, "report", watched)
+    rows = [f"{k}.png,{'ab'[k >= 20]},{split}" for split in ("train", "val") for k in range(40)]  # sorted by label
+    table("path,labels,split\n" + "\n".join(rows))
+    multi_label(["fit", "--data", "MultiLabelTable", "--data.file", "t.csv", "--data.image_size", "16", "--backbone", "mlp",
+                 "--data.batch_size", "16", "--trainer.max_epochs", "1", "--trainer.logger", "false", "--output", "o",
+                 "--trainer.enable_progress_bar", "false", "--data.num_workers", "0"])  # fmt: skip
+    assert all(sum(one == {name} for one in shown[0]) >= 7 for name in "ab")

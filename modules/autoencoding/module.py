@@ -30,7 +30,7 @@ from modules.networks.parts import Draws, describe
 from modules.optimization import Optimization, total_steps
 from modules.pictures.sheets import sheet, to_uint8
 from modules.spec import Backbone, DataSpec
-from modules.training_data import given_data
+from modules.training_data import given_data, share
 
 PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
@@ -238,17 +238,11 @@ class AutoencodingModule(VisionModule):
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
         """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
-        trainer: Any = self.trainer
-        batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
         done, self._kept = self._kept, self._kept + 1
-
-        def share(total: int) -> Tensor:
-            count = min(total * (done + 1) // batches - total * done // batches, len(target))
-            return torch.linspace(0, len(target) - 1, count).long().to(target.device)
-
-        if len(chosen := share(PICTURED)):
+        pictured, plotted = (share(self.trainer, stage, done, many, len(target)) for many in (PICTURED, PLOTTED))
+        if len(chosen := pictured.to(target.device)):
             self._pictured.append((target[chosen], seen[chosen]))
-        if len(chosen := share(PLOTTED)):
+        if len(chosen := plotted.to(target.device)):
             named = label[chosen].cpu() if label is not None else None
             self._plotted.append((code.mean[chosen].flatten(1).float().cpu(), named))
 
