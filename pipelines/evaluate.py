@@ -6,8 +6,9 @@ from mlflow.tracking import MlflowClient
 
 from datamodules import DataError, VisionDataModule
 from datamodules.options import Preprocessing
-from pipelines.engine import launch
 from pipelines.engine.command import command
+from pipelines.engine.folders import new_folder
+from pipelines.engine.launch import stamp
 from pipelines.engine.terminal import ProgressBar, print_table, say
 from pipelines.serving import registry
 from pipelines.serving.store import learned_from, prepared, read_description
@@ -46,8 +47,8 @@ def evaluate(
         say(f"{data.title} has no splits, and the model has not learned from it: all of it is the test.")
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
-    title = f"{name}-{number}-{data.title}-{launch.stamp()}".lower()
-    output = output or launch.new_folder(Path("outputs", "evaluate", title))
+    title = f"{name}-{number}-{data.title}-{stamp()}".lower()
+    output = output or new_folder(Path("outputs", "evaluate", title))
     tags = {"task": about["task"], "data": data.title, "source_model": address, "evaluates": version.run_id or ""}
     logger = RunLogger(output, experiment or about["task"], title, tags)
     try:

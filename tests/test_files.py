@@ -268,7 +268,7 @@ def test_two_trainings_that_start_within_a_second_have_folders_of_their_own() ->
                "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]  # fmt: skip
     at = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.engine.launch.time.time", lambda: at)
+        patch.setattr("pipelines.engine.folders.time.time", lambda: at)
         first, second, third = (classification(command) for _ in range(3))
     folders = [cli.output for cli in (first, second, third)]
     assert len(set(folders)) == len(list(Path("outputs/classification").iterdir())) == 3

@@ -28,7 +28,7 @@ from pipelines import transferability as transfer
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.engine.command import command
-from pipelines.engine.launch import expand
+from pipelines.engine.recipes import expand
 from pipelines.facenet import facenet
 from pipelines.serving import registry
 from pipelines.tracking import client, journal

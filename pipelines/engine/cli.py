@@ -2,30 +2,27 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
-import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder, Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from typing_extensions import override
 
 from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import BackboneError, VisionModule
 from modules.callbacks.transfer import check_learned, continue_from
 from modules.checkpoints import check_network, read_checkpoint
-from modules.ranges import NonNegative
 from modules.spec import DataSpec
 from modules.training_data import settings_of
 from modules.warm_start import warm_start
@@ -35,9 +32,11 @@ from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
 from pipelines.engine.films import make_films
+from pipelines.engine.folders import is_training, new_folder, own_folder, try_to_write
 from pipelines.engine.monitors import MonitorCheck
+from pipelines.engine.parser import TaskParser
 from pipelines.engine.ranges import check_ranges, check_time
-from pipelines.engine.settings import read_former_names
+from pipelines.engine.recipes import LOOKS
 from pipelines.engine.signals import heard
 from pipelines.engine.start import Start
 from pipelines.engine.terminal import ProgressBar, Summary, say
@@ -50,19 +49,8 @@ from pipelines.tracking.provenance import surroundings
 from pipelines.tracking.redaction import redact_yaml
 from pipelines.tracking.watch import RunCallback
 
-SUBCOMMANDS = {
-    "fit": "Train, test the best checkpoint, and register it if --register names a model.",
-    "validate": "Measure a checkpoint on the validation split.",
-    "test": "Measure a checkpoint on the test split.",
-    "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
-    "preview": "Draw a sheet of training samples with and without augmentation.",
-}
 
-# jsonargparse writes settings as YAML, also defaults such as the interval of Lightning's Timer.
-yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
-
-
-class VisionCLI(LightningCLI):
+class VisionCLI(TaskParser):
     """``fit | validate | test | predict | preview`` with YAML recipes, typed overrides and a tracked run.
 
     ``fit`` trains, tests the best checkpoint, and registers it if a name is given. With ``--output`` naming the folder
@@ -79,107 +67,20 @@ class VisionCLI(LightningCLI):
         start: Start | None = None,
         commands: Sequence[str] = (),
     ) -> None:
-        self.task, self.default_data, self.callbacks, self.start = task, default_data, callbacks, start
-        self.module_class = module_class
+        self.callbacks, self.start = callbacks, start
         self.rows: dict[str, str] = {}
-        self._named = [name for name in SUBCOMMANDS if name in args] or [*SUBCOMMANDS]
         self._hold = ExitStack()
         self._refused: LockError | None = None  # of which the other processes do not know
         self.weights: Weights | None = None  # that are evaluated
         self.training: Path | None = None  # of the weights, where they have a run
-        read_former_names()
-        own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
-        # Only this task's own command can be started once more for each GPU.
-        started = getattr(sys.modules["__main__"].__spec__, "name", "").rpartition(".")[2] == task
-        usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--backbone NAME] [--SETTING VALUE …]"
-        about = (
-            f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data.split('.')[-1]}."
-        )
-        if commands:
-            about += f" Of a trained model, each with its own --help: {', '.join(commands)}."
         try:
-            super().__init__(
-                module_class,
-                VisionDataModule,
-                trainer_class=VisionTrainer,
-                subclass_mode_data=True,
-                save_config_callback=None,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                trainer_defaults={
-                    "max_epochs": 12,
-                    "use_distributed_sampler": False,
-                    "num_sanity_val_steps": 0,
-                    "enable_model_summary": False,
-                    **({} if started or launch.launcher() else {"devices": 1}),
-                },
-                parser_kwargs={
-                    "exit_on_error": False,
-                    "prog": f"python -m pipelines.{task}",
-                    "description": about,
-                    **{
-                        name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
-                        for name, text in SUBCOMMANDS.items()
-                    },
-                },
-                args=list(args),
-            )
+            super().__init__(task, module_class, default_data, args, commands)
         finally:
-            sys.argv = own
             self._hold.close()
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the trainer's methods that are not for users."""
-        ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
-        return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        action: Any = parser._subcommands_action
-        for choice in action._choices_actions:  # Lightning's have the words of the trainer's methods
-            choice.help = SUBCOMMANDS[choice.dest]
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Only what is named gets its arguments, for which jsonargparse takes a good part of a second."""
-        if subcommand not in self._named:
-            return self.init_parser(**kwargs)
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lets the help begin with what users set most."""
-        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
-        parser.add_lightning_class_args(self._model_class, "model")
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
-
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what a run needs, and hands what the data know to the module."""
-        parser.add_argument("--output", type=str | None, default=None,
-                            help="folder of the training; one that was cut off goes on. Default: a new one in outputs/")  # fmt: skip
-        parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
-        parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
-        parser.add_argument("--register", type=str | None, default=None,
-                            help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
-        parser.add_argument("--start", type=str | None, default=None,
-                            help="fit: start from a whole trained network, of which it takes the architecture and all weights "
-                            "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
-        parser.add_argument("--monitor", type=str | None, default=None,
-                            help="figure of the validation by which the best checkpoint is chosen, such as val/f1. Default: the "
-                            "task's")  # fmt: skip
-        parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
-                            help="whether the least or the greatest is the best")  # fmt: skip
-        parser.add_argument("--ckpt_path", type=str | None, default=None,
-                            help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
-        parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
-                            help="fit: longest time between two checkpoints")  # fmt: skip
-        # jsonargparse carries the default values of one class over to the next: those of the class that is asked for
-        # have to stand there from the beginning
-        try:
-            parser.set_defaults({"data": {"class_path": launch.data_class(sys.argv[1:], self.default_data)}})
-        except (ValueError, ImportError, AttributeError):  # no class has that name, as is told when arguments are read
-            parser.set_defaults({"data": {"class_path": self.default_data}})
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        super().add_arguments_to_parser(parser)
         parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")
 
     def _spec(self, data: VisionDataModule) -> DataSpec:
@@ -193,28 +94,6 @@ class VisionCLI(LightningCLI):
         if self.weights and self.weights.classes:
             adopt_classes(data, self.weights.classes)
         return DataSpec.of(data, takes)
-
-    def _set_seed(self) -> None:
-        """Seeds all generators.
-
-        Raises:
-            UsageError: the seed is none.
-        """
-        seed = self._get(self.config, "seed_everything")
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise UsageError(f"--seed_everything (or --seed) must be a whole number from 0 to {2**32 - 1}, not {seed}.")
-        super()._set_seed()
-
-    def _parse_ckpt_path(self) -> None:
-        """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
-        subcommand = self.config.get("subcommand")
-        if subcommand and (path := self.config[subcommand].get("ckpt_path")):
-            read_checkpoint(path)
-
-    @property
-    def options(self) -> Any:
-        """The options of the chosen subcommand."""
-        return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
         """Makes sure that the numbers are in their ranges, that MLflow answers and takes the names, and chooses the folder.
@@ -243,32 +122,26 @@ class VisionCLI(LightningCLI):
         Raises:
             UsageError: it cannot.
         """
-        stamp, verb = launch.stamp(), "" if self.subcommand == "fit" else f"{self.subcommand}-"
-        name = f"{self.options.model.backbone.name.split('/')[-1]}-{self.options.data.class_path.split('.')[-1]}-{stamp}".lower()
-        name = f"{verb}{name}"
-        self.output = Path(self.options.output or Path("outputs", self.task, name))
-        if self.subcommand in launch.LOOKS:
+        verb, stamp = str(self.subcommand), launch.stamp()
+        backbone, data = self.options.model.backbone.name.split("/")[-1], self.options.data.class_path.split(".")[-1]
+        name = "-".join([*([verb] if verb != "fit" else []), backbone, data, stamp]).lower()
+        self.output, looks = Path(self.options.output or Path("outputs", self.task, name)), verb in LOOKS
+        if looks:
             self._find_weights()
-            self.output = launch.own_folder(self.output, str(self.subcommand), stamp)
-            sys.argv += ["--output", str(self.output)]
-        place = self.output
+            self.output = own_folder(self.output, verb, stamp)
         try:
-            if self.subcommand in launch.LOOKS:  # the folder is made when all is well; until then its parents are tried
-                place = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-            elif not self.options.output:
-                place = self.output = launch.new_folder(self.output)
+            if not looks and not self.options.output:
+                self.output = new_folder(self.output)
                 name = self.output.name
-                sys.argv += ["--output", str(self.output)]
-            self.run_name = self.options.run_name or name
-            place.mkdir(parents=True, exist_ok=True)
-            # A file of its own for each process: those of one job try the folder at the same moment.
-            with tempfile.TemporaryFile(dir=place):
-                pass
+            try_to_write(self.output, make=not looks)  # else it is made when all is well
         except OSError as error:
             raise UsageError(
                 f"The output folder {self.output.resolve()} cannot be written to ({error.strerror}): "
                 "choose another with --output."
             ) from None
+        if looks or not self.options.output:
+            sys.argv += ["--output", str(self.output)]
+        self.run_name = self.options.run_name or name
 
     def _find_weights(self) -> None:
         """Finds the weights that are evaluated, and their training.
@@ -284,7 +157,7 @@ class VisionCLI(LightningCLI):
                 )
             self.weights = Weights.read(given)
             sys.argv += ["--ckpt_path", str(given)]
-        if launch.is_training(given.parent) and (given.parent / RUN_FILE).exists():
+        if is_training(given.parent) and (given.parent / RUN_FILE).exists():
             self.training = given.parent
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
-from pipelines.engine.launch import last_of, recipes
+from pipelines.engine.recipes import last_of, recipes
 from pipelines.engine.settings import upgraded
 from pipelines.serving import registry
 from pipelines.serving.store import load_model, read_description

@@ -10,10 +10,10 @@ import lightning as L
 from datamodules import DataError
 from modules import BackboneError, VisionModule
 from modules.callbacks.divergence import DivergenceError
-from pipelines.engine import launch
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import UsageError, command, mistakes
 from pipelines.engine.disk import DiskError, LockError
+from pipelines.engine.recipes import check_recipes, expand, with_recipe
 from pipelines.engine.settings import present
 from pipelines.engine.start import with_start
 from pipelines.engine.terminal import print_table
@@ -45,10 +45,10 @@ class Task:
             args: the command line; None takes the process's own. Without any argument it is ``fit``.
             callbacks: of the trainer, beside those that the command line names.
         """
-        given = present(launch.expand(sys.argv[1:] if args is None else args)) or ["fit"]
+        given = present(expand(sys.argv[1:] if args is None else args)) or ["fit"]
         with mistakes(self.name, *MISTAKES):
-            launch.check_recipes(given)
-            whole, start = with_start(launch.with_recipe(given), self.module_class)
+            check_recipes(given)
+            whole, start = with_start(with_recipe(given), self.module_class)
             return VisionCLI(
                 self.name, self.module_class, self.default_data, whole, callbacks, start, [*self._commands]
             )

@@ -1,0 +1,69 @@
+"""The folder of a run: that of a training, or one of its own for what only looks at a training."""
+
+import os
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+
+import psutil
+
+from pipelines.engine.launch import is_child, launcher
+
+
+def is_training(folder: Path) -> bool:
+    """Whether there are weights in a folder, which an evaluation has none of."""
+    return any(folder.glob("*.ckpt"))
+
+
+def own_folder(folder: Path, verb: str, stamp: str) -> Path:
+    """Where an evaluation writes to: the folder that is given, or a new one in it where another run is at home there.
+
+    Args:
+        folder: that is given.
+        verb: the command.
+        stamp: what tells evaluations apart.
+    """
+    if is_child():
+        return folder
+    run, since = folder / "run.json", time.time()
+    if launcher() is not None:  # another process of this job may have begun the run
+        since = psutil.Process(os.getppid()).create_time()
+    if not is_training(folder) and not (run.exists() and run.stat().st_mtime < since):
+        return folder
+    place, number = folder / f"{verb}-{stamp}", 1
+    while launcher() is None and place.exists():
+        number += 1
+        place = folder / f"{verb}-{stamp}+{number}"
+    return place
+
+
+def new_folder(folder: Path) -> Path:
+    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
+    if launcher() is not None:
+        return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder
+
+
+def try_to_write(folder: Path, make: bool) -> None:
+    """Makes sure that there can be files in a folder.
+
+    Args:
+        folder: it.
+        make: whether it is made; else the nearest of its parents that there is is tried.
+
+    Raises:
+        OSError: there cannot.
+    """
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    # A file of its own for each process: those of one job try the folder at the same moment.
+    with tempfile.TemporaryFile(dir=place):
+        pass

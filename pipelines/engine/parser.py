@@ -1,0 +1,167 @@
+"""What can be said on the command line that all tasks share."""
+
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from datamodules import VisionDataModule
+from modules import VisionModule
+from modules.checkpoints import read_checkpoint
+from modules.ranges import NonNegative
+from pipelines.engine.command import UsageError
+from pipelines.engine.launch import launcher
+from pipelines.engine.recipes import data_class
+from pipelines.engine.settings import read_former_names
+from pipelines.engine.trainer import VisionTrainer
+
+SUBCOMMANDS = {
+    "fit": "Train, test the best checkpoint, and register it if --register names a model.",
+    "validate": "Measure a checkpoint on the validation split.",
+    "test": "Measure a checkpoint on the test split.",
+    "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
+    "preview": "Draw a sheet of training samples with and without augmentation.",
+}
+
+# jsonargparse writes settings as YAML, also defaults such as the interval of Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+class TaskParser(LightningCLI):
+    """The settings of a task's subcommands, of which Lightning builds the data, the module and the trainer.
+
+    Args:
+        task: its name.
+        module_class: what learns.
+        default_data: class path of the data that is taken where none is named.
+        args: the command line.
+        commands: names of what else the task does, for the help.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        module_class: type[VisionModule],
+        default_data: str,
+        args: Sequence[str],
+        commands: Sequence[str] = (),
+    ) -> None:
+        self.task, self.module_class, self.default_data = task, module_class, default_data
+        self._named = [name for name in SUBCOMMANDS if name in args] or [*SUBCOMMANDS]
+        read_former_names()
+        own, sys.argv = sys.argv, [sys.argv[0], *args]  # what Lightning starts the other processes of a node with
+        # Only this task's own command can be started once more for each GPU.
+        started = getattr(sys.modules["__main__"].__spec__, "name", "").rpartition(".")[2] == task
+        usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--backbone NAME] [--SETTING VALUE …]"
+        about = (
+            f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data.split('.')[-1]}."
+        )
+        if commands:
+            about += f" Of a trained model, each with its own --help: {', '.join(commands)}."
+        try:
+            super().__init__(
+                module_class,
+                VisionDataModule,
+                trainer_class=VisionTrainer,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={
+                    "max_epochs": 12,
+                    "use_distributed_sampler": False,
+                    "num_sanity_val_steps": 0,
+                    "enable_model_summary": False,
+                    **({} if started or launcher() else {"devices": 1}),
+                },
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "prog": f"python -m pipelines.{task}",
+                    "description": about,
+                    **{
+                        name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
+                        for name, text in SUBCOMMANDS.items()
+                    },
+                },
+                args=list(args),
+            )
+        finally:
+            sys.argv = own
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and the arguments of the trainer's methods that are not for users."""
+        ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        action: Any = parser._subcommands_action
+        for choice in action._choices_actions:  # Lightning's have the words of the trainer's methods
+            choice.help = SUBCOMMANDS[choice.dest]
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Only what is named gets its arguments, for which jsonargparse takes a good part of a second."""
+        if subcommand not in self._named:
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lets the help begin with what users set most."""
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run needs, and hands what the data know to the module."""
+        parser.add_argument("--output", type=str | None, default=None,
+                            help="folder of the training; one that was cut off goes on. Default: a new one in outputs/")  # fmt: skip
+        parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
+        parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
+        parser.add_argument("--register", type=str | None, default=None,
+                            help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
+        parser.add_argument("--start", type=str | None, default=None,
+                            help="fit: start from a whole trained network, of which it takes the architecture and all weights "
+                            "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
+        parser.add_argument("--monitor", type=str | None, default=None,
+                            help="figure of the validation by which the best checkpoint is chosen, such as val/f1. Default: the "
+                            "task's")  # fmt: skip
+        parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
+                            help="whether the least or the greatest is the best")  # fmt: skip
+        parser.add_argument("--ckpt_path", type=str | None, default=None,
+                            help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
+        parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
+                            help="fit: longest time between two checkpoints")  # fmt: skip
+        # jsonargparse carries the default values of one class over to the next: those of the class that is asked for
+        # have to stand there from the beginning
+        try:
+            parser.set_defaults({"data": {"class_path": data_class(sys.argv[1:], self.default_data)}})
+        except (ValueError, ImportError, AttributeError):  # no class has that name, as is told when arguments are read
+            parser.set_defaults({"data": {"class_path": self.default_data}})
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _set_seed(self) -> None:
+        """Seeds all generators.
+
+        Raises:
+            UsageError: the seed is none.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"--seed_everything (or --seed) must be a whole number from 0 to {2**32 - 1}, not {seed}.")
+        super()._set_seed()
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
+        subcommand = self.config.get("subcommand")
+        if subcommand and (path := self.config[subcommand].get("ckpt_path")):
+            read_checkpoint(path)
+
+    @property
+    def options(self) -> Any:
+        """The options of the chosen subcommand."""
+        return self.config[self.subcommand]

@@ -1,0 +1,126 @@
+"""Command lines and recipes before they are parsed: what is given, and with what it is completed."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipelines.engine.command import UsageError
+from pipelines.engine.folders import is_training
+
+LOOKS = ("validate", "test", "predict", "preview")  # they change nothing of a training
+MACHINE = (  # settings of the machine that trained, which need not be the one that evaluates
+    "--trainer.accelerator=auto",
+    "--trainer.devices=auto",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+)
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Undoes what `mlflow run` does to arguments.
+
+    The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
+    counts as not given.
+    """
+    result: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--args" and rest:
+            result += shlex.split(rest.pop(0))
+        elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
+            rest.pop(0)
+        else:
+            result.append(arg)
+    return result
+
+
+def recipes(args: Sequence[str]) -> list[str]:
+    """What is given with ``--config``, which need not be a file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    return list(parser.parse_known_args(args)[0].config)
+
+
+def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
+    """What a command line gives for some options such as ``--output``, the last of each; None where it gives nothing."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in options:
+        parser.add_argument(option)
+    return vars(parser.parse_known_args(args)[0])
+
+
+def data_class(args: Sequence[str], default: str) -> str:
+    """The class of the data that a command line asks for, by its name or path: the last one given, there or in a recipe.
+
+    Args:
+        args: the command line.
+        default: the class where none is given.
+    """
+
+    def given(text: str) -> str | None:
+        settings = yaml.safe_load(text)
+        return settings.get("class_path") if isinstance(settings, dict) else settings
+
+    def recipe(text: str) -> str | None:
+        settings = yaml.safe_load(Path(text).read_text() if os.path.isfile(text) else text)
+        return given(str(settings.get("data"))) if isinstance(settings, dict) else None
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", dest="data", action="append", type=recipe)
+    parser.add_argument("--data", "--data.class_path", dest="data", action="append", type=given)
+    try:
+        named = parser.parse_known_args(args)[0].data or []
+    except (argparse.ArgumentError, OSError, ValueError, yaml.YAMLError):
+        return default  # whoever reads the command line for good says what is wrong
+    return next((name for name in reversed(named) if isinstance(name, str)), default)
+
+
+def check_recipes(args: Sequence[str]) -> None:
+    """Makes sure that the files given with ``--config`` are recipes.
+
+    Raises:
+        UsageError: one is none.
+    """
+    for file in filter(os.path.isfile, recipes(args)):
+        try:
+            settings = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from None
+        except UnicodeDecodeError:
+            weights = (
+                " Weights go with --ckpt_path, or with --start." if file.endswith((".ckpt", ".safetensors")) else ""
+            )
+            raise UsageError(f"--config {file} is no text in UTF-8: give a recipe in YAML.{weights}") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(settings, dict):
+            raise UsageError(f"--config {file} is no recipe: it has no settings such as model: and trainer: in it.")
+        for part in ("model", "trainer"):
+            if not isinstance(settings.get(part) or {}, dict):
+                raise UsageError(f"--config {file}: {part} has settings by their names, not {settings[part]!r}.")
+
+
+def with_recipe(args: Sequence[str]) -> list[str]:
+    """The arguments of an evaluation with the recipe of the training that is evaluated, where none is given.
+
+    Args:
+        args: the command line; those of other commands stay as they are.
+    """
+    verb, *rest = args
+    if verb not in LOOKS or recipes(rest):
+        return [*args]
+    checkpoint, output = last_of(rest, "--ckpt_path", "--output").values()
+    folders = [Path(checkpoint).parent] if checkpoint else []
+    folders += [Path(output)] if output else []
+    training = next((f for f in folders if (f / "config.yaml").exists() and is_training(f)), None)
+    if training is None:
+        return [*args]
+    unset = [f"--{name}=null" for name in ("run_name", "register", "output", "start")]
+    own = ["--config", str(training / "config.yaml"), *unset, *MACHINE]
+    best = training / "best.ckpt"
+    return [verb, *own, f"--ckpt_path={best if verb != 'preview' and best.exists() else 'null'}", *rest]
