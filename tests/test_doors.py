@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, start
 
 from pipelines import __main__ as door
-from pipelines.engine.cli import SUBCOMMANDS
+from pipelines.engine.parser import SUBCOMMANDS
 from pipelines.engine.task import find_task
 from pipelines.engine.terminal import ProgressBar
 
