@@ -1,5 +1,6 @@
 """Albumentations recipes. Images stay uint8: the network normalises them on the device."""
 
+import math
 from typing import Any, Literal
 
 import albumentations as A
@@ -12,6 +13,7 @@ from torch.nn.functional import interpolate
 Strength = Literal["none", "light", "standard", "strong"]
 Fit = Literal["crop", "pad", "extend", "native"]
 GREY = 114  # what is laid around a picture
+SPARE = 1.25  # how many times larger than needed a picture that was decoded smaller is still
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
@@ -27,6 +29,34 @@ class RandomResizedCrop(A.RandomResizedCrop):
             return super().apply(img, crop_coords, **params)
         part = torch.from_numpy(img[y1:y2, x1:x2])[None].permute(0, 3, 1, 2)
         return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def reduction(transform: A.Compose | None, height: int, width: int) -> int:
+    """How many times smaller a picture may be decoded, if the first thing that is done to it makes it smaller anyway.
+
+    What is left is larger by `SPARE` or more than what that makes of it, whatever part of it is drawn: nothing is enlarged,
+    and the resize that follows evens out most of what two ways of making a picture smaller differ in.
+
+    Args:
+        transform: what is done; None does nothing.
+        height: of the picture, in pixels.
+        width: of the picture; the answer is the same for one on its side.
+
+    Returns:
+        1, 2, 4 or 8. Where a picture is seen whole, a divisor of both sides, so that boxes stay exact.
+    """
+    first = transform.transforms[0] if transform is not None and transform.transforms else None
+    short, long, divisor = min(height, width), max(height, width), 8
+    if isinstance(first, RandomResizedCrop):
+        (least, _), (narrow, wide) = first.scale, first.ratio
+        spare = min(short, math.sqrt(short * long * least * min(narrow, 1 / wide))) / max(first.size)
+    elif isinstance(first, A.SmallestMaxSize):
+        spare = short / first.max_size
+    elif isinstance(first, A.LongestMaxSize):
+        spare, divisor = long / first.max_size, math.gcd(height, width)
+    else:
+        return 1
+    return next((factor for factor in (8, 4, 2) if spare >= SPARE * factor and divisor % factor == 0), 1)
 
 
 def evaluation(

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, Protocol, TypeVar, cast, get_args
 
 import albumentations as A
@@ -19,6 +19,7 @@ from annotated_types import GroupedMetadata
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augmentations import reduction
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 P = TypeVar("P")
@@ -75,7 +76,8 @@ def settle(settings: Any, option: str = "--data") -> None:
 class Source(Protocol):
     """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C) and the task's own keys.
 
-    One of files may have ``paths``, the file of each sample; one in memory ``batch(indices)``, several samples stacked.
+    One of files may have ``paths``, the file of each sample, and ``reduced(reduction)``, the same samples with images that are
+    decoded smaller; one in memory ``batch(indices)``, several samples stacked.
     """
 
     def __len__(self) -> int: ...
@@ -91,14 +93,16 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     """Augments a source with randomness that depends on nothing but (seed, epoch, index).
 
     Args:
-        source: the samples.
+        source: the samples; of files no more is decoded than the pipeline needs, see `augmentations.reduction`.
         transform: albumentations pipeline, which is given all keys of a sample and changes those that it knows (``image``,
             ``mask``, ``bboxes``, …), or None to hand the samples on as they are.
         seed: seed of the run.
     """
 
     def __init__(self, source: Source, transform: A.Compose | None, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        reduced = getattr(source, "reduced", None)
+        self.source = reduced(partial(reduction, transform)) if reduced else source
+        self.transform, self.seed = transform, seed
 
     def __len__(self) -> int:
         return len(self.source)

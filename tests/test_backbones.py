@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from functools import partial
 from importlib.metadata import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from datamodules import Digits8x8
-from datamodules.augmentations import evaluation
+from datamodules.augmentations import evaluation, reduction
 from datamodules.base import collate
-from datamodules.images import read_image
+from datamodules.images import read_image, read_reduced
 from modules import BackboneError, ClassificationModule, create_backbone
 from modules.spec import Backbone, DataSpec
 
@@ -242,3 +243,12 @@ def test_real_weights_recognise_real_pictures(name):
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     assert len(labels) == 20
     assert right >= 17
+
+    prepare = evaluation(160, 0.875)
+    alike = []
+    for rule in (None, partial(reduction, prepare)):  # whole, and decoded at half the size
+        read = [read_reduced(file.locate(), 3, rule) for file in pictures]
+        assert {factor for _, factor in read} == {2 if rule else 1}
+        batch = collate([{"image": prepare(image=pixels)["image"]} for pixels, _ in read])
+        alike.append([answer["label"] for answer in module.predict(batch)])
+    assert sum(a == b for a, b in zip(*alike, strict=True)) >= 18

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,12 +22,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from sklearn.datasets import load_sample_image
 from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
-from datamodules.augmentations import training
-from datamodules.images import check_images, inspect_images, read_image
+from datamodules.augmentations import RandomResizedCrop, evaluation, reduction, training
+from datamodules.base import KeyedDataset
+from datamodules.images import check_images, inspect_images, read_image, read_reduced
 from datamodules.labelled.published import DEBIAN_DATASETS
 from pipelines.classification import classification
 from pipelines.datasets import SETS, datasets
@@ -118,6 +121,72 @@ def test_an_image_is_read_as_a_viewer_shows_it(data: bytes, shown: np.ndarray, t
         assert pixels.shape == (32, 48, channels)
         assert np.abs(pixels - expected).max() <= tolerance + (channels == 1)
         assert np.array_equal(pixels, read_image(data, channels))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_jpeg_is_decoded_smaller_and_everything_else_whole(factor: int) -> None:
+    for name, (data, _, _) in KINDS.items():
+        whole, (pixels, found) = read_image(data), read_reduced(data, 3, lambda h, w: factor)
+        if "JPEG" not in name or name in ("JPEG 2000", "CMYK JPEG"):
+            assert found == 1
+            assert np.array_equal(pixels, whole)
+            continue
+        assert found == factor
+        assert pixels.shape == (32 // factor, 48 // factor, 3)
+        middle = whole[factor // 2 :: factor, factor // 2 :: factor].astype(int)
+        assert np.median(np.abs(pixels - middle)) <= 3  # each pixel stands for its square, turned or not
+        grey = read_reduced(data, 1, lambda h, w: factor)[0].astype(int)
+        assert np.abs(grey[..., 0] - read_image(encode(Image.fromarray(pixels), "PNG"), 1)[..., 0]).max() <= 4
+    assert read_reduced(encode(Image.new("RGB", (9, 17)), "JPEG"), 3, lambda h, w: 8)[0].shape == (3, 2, 3)
+
+
+def test_no_picture_is_decoded_smaller_than_what_is_made_of_it() -> None:
+    rng = np.random.default_rng(0)
+    for strength in ("light", "standard", "strong"):
+        for height, width in [
+            (300, 400),
+            (900, 400),
+            (3000, 4000),
+            (4000, 3000),
+            (100, 2000),
+            *rng.integers(64, 2500, (20, 2)),
+        ]:
+            change = training(strength, 100)
+            factor = reduction(change, height, width)
+            assert factor == reduction(change, width, height)
+            crop = change.transforms[0]
+            assert isinstance(crop, RandomResizedCrop)
+            for seed in range(20):
+                change.set_random_seed(seed)
+                shape = (-(-height // factor), -(-width // factor), 3)
+                x1, y1, x2, y2 = crop.get_params_dependent_on_data({"shape": shape}, {})["crop_coords"]
+                assert factor == 1 or min(x2 - x1, y2 - y1) >= 100
+    assert reduction(evaluation(224), 3000, 4000) == 8
+    assert reduction(evaluation(224), 375, 500) == 1
+    assert reduction(evaluation(224, fit="extend"), 3000, 4000) == 8
+    assert reduction(evaluation(224, fit="pad"), 3000, 4000) == 8
+    assert reduction(evaluation(224, fit="pad"), 3000, 4001) == 1  # boxes would be off by a part of a pixel
+    assert reduction(evaluation(224, fit="native"), 3000, 4000) == 1
+    assert reduction(None, 3000, 4000) == 1
+
+
+@pytest.mark.parametrize("fit", ["crop", "extend"])
+def test_a_large_photograph_looks_the_same_decoded_smaller(fit: Literal["crop", "extend"]) -> None:
+    for split in ("train", "val"):
+        for name in ("china", "flower"):
+            Path(split, name).mkdir(parents=True)
+            Image.fromarray(load_sample_image(f"{name}.jpg")[:424]).save(f"{split}/{name}/a.jpg", quality=90)
+    for strength in ("none", "light"):
+        data = ImageFolder(".", image_size=64, num_workers=0, augmentation=strength, fit=fit)
+        for split in ("train", "val"):
+            dataset, source = data.dataset(split, split == "train"), data.sources[split]
+            assert source[0]["image"].shape == (424, 640, 3)
+            assert 424 // len(dataset.source[0]["image"]) in (2, 4, 8)
+            whole = KeyedDataset(source, dataset.transform, 0)
+            whole.source = source
+            for key in ((0, 0), (1, 0), (0, 1)):
+                off = np.abs(dataset[key]["image"].astype(int) - whole[key]["image"])
+                assert 0 < off.mean() < 5  # of 255
 
 
 def encode_bands(bands: int) -> bytes:

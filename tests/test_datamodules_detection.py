@@ -391,6 +391,41 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
     assert (given["image"][0, :, 41:] == 114).all()
 
 
+def test_boxes_masks_and_answers_fit_a_picture_that_is_decoded_smaller() -> None:
+    Path("images").mkdir()
+    picture = np.zeros((480, 640, 3), np.uint8)
+    picture[80:160, 320:400] = 255
+    for name in "ab":
+        Image.fromarray(picture - (picture > 0) * np.uint8(name == "a")).save(f"images/{name}.jpg", quality=95)
+    x1, y1, x2, y2 = 320, 80, 400, 160
+    boxes = [{"id": k, "image_id": k, "category_id": 2, "iscrowd": 0, "bbox": [x1, y1, 80, 80],
+              "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]} for k in (1, 2)]  # fmt: skip
+    images = [{"id": k, "file_name": f"images/{n}.jpg", "height": 480, "width": 640} for k, n in ((1, "a"), (2, "b"))]
+    write_json(annotations=boxes, images=images)
+    data = COCODetection("all.json", masks=True, image_size=64, augmentation="none", num_workers=0)
+    dataset = data.dataset("val", augmented=False)
+    assert dataset.source[0]["image"].shape == (60, 80, 3)
+    assert data.sources["val"][0]["image"].shape == (480, 640, 3)
+    sample = dataset[0, 0]
+    assert sample["size"].tolist() == [480, 640]
+    assert sample["boxes"].tolist() == [[32, 8, 40, 16]]
+    assert sample["masks"].sum() == (sample["mask"] == sample["labels"].item() + 1).sum() == 64
+    inside = sample["masks"][0].numpy().astype(bool)
+    assert sample["image"][inside].min() > 200
+    assert sample["image"][:48][~inside[:48]].mean() < 10
+    cut = replace(data, tile=160, masks=False).dataset("val", augmented=False)
+    assert cut.source[0]["image"].shape == (160, 160, 3)  # pieces keep their pixels
+
+    module = DetectionModule(DataSpec(num_classes=2, image_size=64), Backbone("resnet10t"))
+    storage.save_model(Path("model"), module, data.preprocessing, "detection")
+    model = VisionModel().load(Path("model"), "cpu")
+    given: dict[str, Any] = {}
+    model.module.predict = lambda batch: given.update(batch) or [{}]  # type: ignore[method-assign,func-returns-value]
+    list(model.stream([str(data.sources["val"].paths[0])]))
+    assert given["size"].tolist() == [[480, 640]]
+    assert np.array_equal(given["image"][0].permute(1, 2, 0), sample["image"])
+
+
 @pytest.mark.parametrize(("strength", "tolerance"), [("light", 1.6), ("standard", 1.6), ("strong", 6)])
 def test_boxes_stay_tight_under_augmentation(strength: Any, tolerance: float) -> None:
     options = {"augmentation": strength, "flip": True, "train": 100, "objects": (1, 1)}  # none hides slivers of another

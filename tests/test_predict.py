@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from datamodules import DataError, ImageFolder
 from modules import ClassificationModule
@@ -181,6 +182,25 @@ def test_every_form_of_an_image_is_seen_as_in_training() -> None:
             model.prepare(form)
     with pytest.raises(DataError, match="the given bytes"):
         model.prepare(b"no image")
+
+
+def test_a_large_photograph_is_answered_as_in_training_and_nearly_as_its_pixels() -> None:
+    for name in ("china", "flower"):
+        Path("in", name).mkdir(parents=True)
+        for i in range(8):
+            picture = np.roll(load_sample_image(f"{name}.jpg"), 50 * i, 1)
+            Image.fromarray(picture).save(f"in/{name}/{i}.jpg", quality=90)
+    data = ImageFolder("in", image_size=64, num_workers=0, batch_size=16)
+    torch.manual_seed(0)
+    module = ClassificationModule(DataSpec(num_classes=2, image_size=64))
+    storage.save_model(Path("model"), module, data.preprocessing, "classification")
+    model = VisionModel().load(Path("model"))
+    dataset = data.dataset("train", augmented=False)
+    paths, pixels = data.sources["train"].paths.tolist(), [sample["image"] for sample in data.sources["train"]]
+    for i, path in enumerate(paths):
+        assert np.array_equal(model.prepare(path), dataset[i, 0]["image"])
+    small, whole = (pd.DataFrame(model.stream(given))["top"].map(lambda top: top["0"]) for given in (paths, pixels))
+    assert 0 < (small - whole).abs().max() < 0.02
 
 
 def test_mlflow_s_own_loading_takes_every_form(trained: VisionCLI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
-from datamodules.images import check_images, read_image, turned, warn_of_shared
+from datamodules.images import Reduction, check_images, read_reduced, turned, warn_of_shared
 from datamodules.options import OWN, Folder, Own, PositiveInt, Preprocessing
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
@@ -47,6 +48,13 @@ class BoxSource(TiledSource):
     def __init__(self, annotations: Annotations, channels: int = 3, tile: int | None = None) -> None:
         super().__init__(annotations.sizes, annotations.paths, lambda h, w: pieces(h, w, tile or max(h, w)))
         self.annotations, self.channels, self.tile = annotations, channels, tile
+        self.reduction: Reduction | None = None
+
+    def reduced(self, reduction: Reduction) -> "BoxSource":
+        """The same samples; images that are not cut into pieces are decoded smaller, with boxes and masks to match."""
+        same = copy(self)
+        same.reduction = None if self.tile else reduction
+        return same
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -67,14 +75,21 @@ class BoxSource(TiledSource):
     @override
     def read(self, which: int) -> Sample:
         a, rows = self.annotations, slice(self.annotations.starts[which], self.annotations.starts[which + 1])
-        image = read_image(str(a.paths[which]), self.channels)
-        if image.shape[:2] != tuple(a.sizes[which]):
+        image, factor = read_reduced(str(a.paths[which]), self.channels, self.reduction)
+        if image.shape[:2] != tuple(a.sizes[which] // factor):
             raise DataError(f"{a.paths[which]} changed its size since it was checked: start again.")
-        sample: Sample = {"image": image, "boxes": a.boxes[rows], "labels": a.labels[rows], "ignore": a.ignore[rows]}
+        sample: Sample = {
+            "image": image,
+            "size": a.sizes[which],
+            "boxes": a.boxes[rows] / factor,
+            "labels": a.labels[rows],
+            "ignore": a.ignore[rows],
+        }
         if a.areas is not None:
             sample["area"] = a.areas[rows]
         if a.outlines is not None:
-            sample["masks"] = masks = a.masks(which)
+            half = factor // 2
+            sample["masks"] = masks = np.ascontiguousarray(a.masks(which)[:, half::factor, half::factor])
             classes = np.zeros(image.shape[:2], np.uint8)
             for mask, label, ignore in zip(masks, sample["labels"], sample["ignore"], strict=True):
                 classes[mask.view(bool) & (classes == 0)] = 255 if ignore else label + 1
@@ -86,8 +101,9 @@ class BoxSource(TiledSource):
         sample = self.whole(which)
         if self.tile:
             part = slice(y, y + self.tile), slice(x, x + self.tile)
-            sample = sample | {"image": np.ascontiguousarray(sample["image"][part])}
-            height, width = sample["image"].shape[:2]
+            image = np.ascontiguousarray(sample["image"][part])
+            height, width = image.shape[:2]
+            sample = sample | {"image": image, "size": np.array([height, width], np.int64)}
             boxes = np.clip(
                 sample["boxes"] - np.array([x, y] * 2, np.float32), 0, np.array([width, height] * 2, np.float32)
             )
@@ -100,7 +116,7 @@ class BoxSource(TiledSource):
                 kept &= masks.any((1, 2))
                 sample |= {"masks": masks, "mask": sample["mask"][part]}
             sample = selected(sample | {"boxes": boxes}, kept)
-        return sample | {"size": np.array(sample["image"].shape[:2], np.int64)}
+        return sample
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -1,6 +1,7 @@
 """Images with a label each, in memory or in files: of a class, a domain or a person."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
@@ -10,7 +11,7 @@ from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
 from datamodules.base import DataError, digest_of
-from datamodules.images import inspect_images, read_image
+from datamodules.images import Reduction, inspect_images, read_reduced
 
 
 class LabelledSource:
@@ -35,13 +36,22 @@ class LabelledSource:
     ) -> None:
         self.images, self.labels, self.channels, self._digests = images, labels, channels, digests
         self.paths: NDArray[np.str_] | None = images if images.dtype.kind == "U" else None
+        self.reduction: Reduction | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def reduced(self, reduction: Reduction) -> Self:
+        """The same samples; images of files are decoded smaller."""
+        same = copy(self)
+        same.reduction = reduction
+        return same
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """An image, uint8 H×W×C."""
-        return self.images[index] if self.paths is None else read_image(str(self.paths[index]), self.channels)
+        if self.paths is None:
+            return self.images[index]
+        return read_reduced(str(self.paths[index]), self.channels, self.reduction)[0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.image(index), self.key: self.labels[index]}
@@ -158,6 +168,10 @@ class JoinedSource(ConcatDataset[Any]):
         super().__init__(cast(Any, sources))
         self.sources = sources
         self.labels = np.concatenate([source.labels for source in sources])
+
+    def reduced(self, reduction: Reduction) -> "JoinedSource":
+        """See `LabelledSource.reduced`."""
+        return JoinedSource(*(source.reduced(reduction) for source in self.sources))
 
     @cached_property
     def digest(self) -> str:

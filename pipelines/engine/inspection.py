@@ -30,9 +30,10 @@ def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | Non
     Returns:
         uint8 N×C×S×S, and int64 N or None.
     """
-    dataset = data.dataset("test" if "test" in data.sources else "val", augmented=False)
+    split = "test" if "test" in data.sources else "val"
+    dataset = data.dataset(split, augmented=False)
     places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
-    taken = [dataset.source[i] if prepare else dataset[i, 0] for i in places]
+    taken = [data.sources[split][i] if prepare else dataset[i, 0] for i in places]
     labels = np.array([s["label"] for s in taken]) if all("label" in s for s in taken) else None
     return collate([{"image": prepare(s["image"]) if prepare else s["image"]} for s in taken])["image"], labels
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.augmentations import reduction
 from datamodules.base import DataError, collate
-from datamodules.images import as_seen, read_image
+from datamodules.images import Reduction, as_seen, read_reduced
 from datamodules.tiles import pieces
 from modules.detection.tiles import Place, joined
 from pipelines.serving.store import load_model
@@ -38,6 +40,7 @@ class _Picture:
         places: left and top edge of each piece.
         height: of the picture.
         width: of the picture.
+        factor: how many times larger than ``pixels`` it is.
         whole: the module's input, where the picture is one piece.
     """
 
@@ -45,6 +48,7 @@ class _Picture:
     places: list[Place]
     height: int
     width: int
+    factor: int = 1
     whole: Sample | None = None
     parts: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
 
@@ -71,6 +75,8 @@ class VisionModel(PythonModel):
         """
         self.module, self.preprocessing = load_model(folder)
         self.transform = self.preprocessing.transform()
+        # Pieces are cut out of all of it; else training, evaluation and answers decode alike.
+        self.reduction: Reduction | None = None if self.preprocessing.tile else partial(reduction, self.transform)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -85,17 +91,17 @@ class VisionModel(PythonModel):
         Raises:
             ValueError: it cannot be read; the message names it.
         """
-        return self.transform(image=self._pixels(image))["image"]
+        return self.transform(image=self._pixels(image)[0])["image"]
 
     def _read(self, image: Any) -> "_Picture | ValueError":
         """An image, or why it cannot be read."""
         try:
-            pixels = self._pixels(image)
+            pixels, factor = self._pixels(image)
         except ValueError as error:
             return error
-        height, width = pixels.shape[:2]
+        height, width = (side * factor for side in pixels.shape[:2])
         places = pieces(height, width, self.preprocessing.tile or max(height, width))
-        picture = _Picture(pixels, places, height, width)
+        picture = _Picture(pixels, places, height, width, factor)
         if len(places) == 1:  # what is not cut is made ready at once, so that its pixels need not be kept
             picture.whole, picture.pixels = self._piece(picture, (0, 0)), pixels[:0].copy()
         return picture
@@ -107,21 +113,24 @@ class VisionModel(PythonModel):
         left, top = place
         side = self.preprocessing.tile or max(picture.pixels.shape)
         part = picture.pixels[top : top + side, left : left + side]
-        return {"image": self.transform(image=part)["image"], "size": np.array(part.shape[:2], np.int64)}
+        size = np.array(part.shape[:2], np.int64) * picture.factor
+        return {"image": self.transform(image=part)["image"], "size": size}
 
-    def _pixels(self, image: Any) -> NDArray[np.uint8]:
+    def _pixels(self, image: Any) -> tuple[NDArray[np.uint8], int]:
+        """An image, and how many times smaller it was decoded."""
         channels = self.preprocessing.in_chans
         if isinstance(image, str) and not os.path.exists(image):
             text = image.partition(",")[2] if image.startswith("data:") else image
             try:
-                return read_image(base64.b64decode("".join(text.split()), validate=True), channels)
+                data = base64.b64decode("".join(text.split()), validate=True)
+                return read_reduced(data, channels, self.reduction)
             except (binascii.Error, ValueError) as error:
                 why = f": {error}" if isinstance(error, DataError) else "."
                 raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
         if isinstance(image, str | os.PathLike | bytes):
-            return read_image(image, channels)
+            return read_reduced(image, channels, self.reduction)
         if isinstance(image, Image.Image):
-            return as_seen(image, channels)
+            return as_seen(image, channels), 1
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             raise ValueError(f"An array of an image holds uint8, not {pixels.dtype}.")
@@ -129,8 +138,8 @@ class VisionModel(PythonModel):
         if pixels.ndim != 3 or not (pixels.shape[2] in (1, 2, 3, 4, channels) and pixels.size):
             raise ValueError(f"An array of an image is H×W or H×W×C, not {'×'.join(map(str, pixels.shape))}.")
         if pixels.shape[2] == channels:
-            return pixels
-        return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
+            return pixels, 1
+        return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels), 1
 
     def stream(
         self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
