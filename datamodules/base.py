@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
-from typing import Any, Generic, Protocol, TypeVar, cast, get_args
+from typing import Any, Generic, Protocol, cast, get_args
 
 import albumentations as A
 import cv2
@@ -18,12 +18,13 @@ import torch
 from annotated_types import GroupedMetadata
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import TypeVar
 
 from datamodules.augmentations import reduction
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 P = TypeVar("P")
-S = TypeVar("S", bound="Source")
+S = TypeVar("S", bound="Source", default="Source")
 T = TypeVar("T")
 Key = tuple[int, int]  # (index of the sample, epoch)
 

@@ -4,14 +4,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
 from datamodules.annotated.writers import WRITERS, FileFormat
@@ -28,7 +28,7 @@ class Boxes(Source, Protocol):
         """The class of each box, where they are known without reading any."""
 
 
-S = TypeVar("S", bound=Boxes)
+S = TypeVar("S", bound=Boxes, default=Boxes)
 
 
 class DetectionDataset(KeyedDataset):

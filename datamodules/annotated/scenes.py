@@ -232,7 +232,7 @@ class Scenes:
     objects: tuple[int, int] = (1, 6)
     scene_seed: int = 0
     in_chans: Literal[1, 3] = 3
-    items: ClassVar[type[VisionDataModule]] = Digits
+    items: ClassVar[type[VisionDataModule[Any]]] = Digits
 
     def scenes(self, masks: bool) -> dict[str, SceneSource]:
         """The splits, which have scenes.

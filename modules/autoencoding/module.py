@@ -182,7 +182,7 @@ class AutoencodingModule(VisionModule):
             return features.unflatten(2, (side, side))
         if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
             return features.permute(0, 3, 1, 2)
-        return cast(Tensor, features)
+        return features
 
     def encode(self, image: Tensor) -> Code:
         """The codes of images as they are, uint8 B×C×S×S."""
@@ -273,9 +273,7 @@ class AutoencodingModule(VisionModule):
         if self.image_size >= SSIM_SIDE:
             figures["ssim"] = ssim(image, target).mean()
         if self.image_size >= MS_SSIM_SIDE:
-            figures["ms_ssim"] = cast(
-                Tensor, multiscale_structural_similarity_index_measure(image, target, data_range=1.0)
-            )
+            figures["ms_ssim"] = multiscale_structural_similarity_index_measure(image, target, data_range=1.0)
         return figures
 
     def _principal_components(self) -> PrincipalComponents | None:

@@ -1,7 +1,5 @@
 """What an autoencoder is put together from: the noise on its input, the penalty on its code."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -145,4 +143,4 @@ class Contractive(Penalty):
     @override
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(code, image, torch.randn_like(code), create_graph=True)
-        return cast(Tensor, self.weight * product.square().flatten(1).sum(1).mean())
+        return self.weight * product.square().flatten(1).sum(1).mean()

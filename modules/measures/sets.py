@@ -1,7 +1,7 @@
 """How alike two sets of images are, by their features: what stands in for FID, KID, precision and recall."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     real, fake = (real - mean) / spread, (fake - mean) / spread
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return cast(Tensor, (x @ y.T / x.shape[1] + 1) ** 3)
+        return (x @ y.T / x.shape[1] + 1) ** 3
 
     def within(x: Tensor) -> Tensor:
         values = kernel(x, x)
