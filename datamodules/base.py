@@ -93,6 +93,8 @@ class Source(Protocol):
 class KeyedDataset(Dataset[dict[str, Any]]):
     """Augments a source with randomness that depends on nothing but (seed, epoch, index).
 
+    Sample i is also i + N, i + 2·N, … of a source with N: the same one, augmented otherwise.
+
     Args:
         source: the samples; of files no more is decoded than the pipeline needs, see `augmentations.reduction`.
         transform: albumentations pipeline, which is given all keys of a sample and changes those that it knows (``image``,
@@ -117,9 +119,13 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         """The indices of one training epoch, of which consecutive pieces are the batches."""
         return generator.permutation(self.epoch_size)
 
+    def taken(self, generator: np.random.Generator, own: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """So many of some samples in random order, all equally often, and each time augmented otherwise."""
+        return np.resize(generator.permutation(own), count) + np.arange(count) // len(own) * len(self)
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
-        sample = self.source[index]
+        sample = self.source[index % len(self.source)]
         if self.transform is not None:
             sample = self.augment(sample, np.random.default_rng((self.seed, epoch, index)))
         return sample
@@ -135,7 +141,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
         batch = getattr(self.source, "batch", None) if self.transform is None else None
         if batch is not None:
-            return collate(batch([index for index, _ in keys]))
+            return collate(batch([index % len(self.source) for index, _ in keys]))
         return [self[key] for key in keys]
 
 

@@ -1,7 +1,7 @@
 """Images of several domains, which are to be translated into each other: unpaired, each domain with images of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import KeyedDataset, digest_of
+from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ImageFolder
 from datamodules.labelled.published import Digits
@@ -56,8 +57,12 @@ class DomainDataset(KeyedDataset):
         return np.take_along_axis(table, places, 1).ravel()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class _Domains(ClassificationDataModule):
     """Data whose classes are domains."""
+
+    sampling: Sampling = field(default="balanced", init=False)
+    class_weighting: Weighting = field(default="none", init=False)
 
     @override
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
@@ -65,6 +70,7 @@ class _Domains(ClassificationDataModule):
         return kind(self.sources[split], self.transform(augmented), self.seed)
 
 
+@dataclass(eq=False, repr=False)
 class DomainFolder(_Domains, ImageFolder):
     """Any folder with one sub-folder of images for each domain, such as ``A`` and ``B``; or below ``train``, ``val`` and
     ``test`` in it. What is lacking is drawn as `ImageFolder` does; training batches hold equal parts of all domains.

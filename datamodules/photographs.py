@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import albumentations as A
 import cv2
-import numpy as np
 from typing_extensions import override
 
 from datamodules.augmentations import Strength
-from datamodules.base import DataError, Key, KeyedDataset, Source
+from datamodules.base import DataError, KeyedDataset, Source
+from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.files import UnlabelledFolder
 from datamodules.labelled.sources import LabelledSource
 from datamodules.options import Own, PositiveInt, Preprocessing
@@ -39,11 +39,6 @@ class Crops(KeyedDataset):
     def epoch_size(self) -> int:
         return len(self) * self.repeats
 
-    @override
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        index, epoch = key
-        return self.augment(self.source[index % len(self)], np.random.default_rng((self.seed, epoch, index)))
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PhotographFolder(UnlabelledFolder):
@@ -69,6 +64,8 @@ class PhotographFolder(UnlabelledFolder):
     crop_pct: float = field(default=1.0, init=False)
     flip: bool = field(default=False, init=False)
     train_per_class: None = field(default=None, init=False)
+    sampling: Sampling = field(default="none", init=False)
+    class_weighting: Weighting = field(default="none", init=False)
     fit: Literal["crop", "extend"] = field(default="crop", init=False)
 
     @property

@@ -37,7 +37,8 @@ WORST = 18  # mistakes shown
 class ClassificationModule(VisionModule):
     """A backbone and a linear classifier, trained by cross-entropy.
 
-    Measures loss, accuracy (top-1, and top-5 from ten classes on), macro F1, the expected calibration error over 15
+    Measures loss, accuracy (top-1, and top-5 from ten classes on), the mean over classes of their accuracy
+    (``balanced_accuracy``), macro F1, the expected calibration error over 15
     bins (Guo et al. 2017, arXiv:1706.04599), and the accuracy of each class; shows the confusion matrix and the most
     confident mistakes.
 
@@ -50,13 +51,17 @@ class ClassificationModule(VisionModule):
         mixup: parameter α of mixup's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
         cutmix: parameter α of cutmix's (Yun et al. 2019, arXiv:1905.04899); 0 for none. With both, each batch draws
             one of them.
+        focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv:1708.02002), -(1 - p)^γ log p of the true class: how
+            little images count that are already right; 0 for cross-entropy.
     """
 
     monitor = "val/accuracy"
     mode = "max"
 
     takes = ("num_classes", "label_names", "in_chans", "image_size")
+    takes_for_training = ("class_weights",)
     needs = ("label",)
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -66,11 +71,14 @@ class ClassificationModule(VisionModule):
         label_smoothing: ShareBelowOne = 0.0,
         mixup: NonNegative = 0.0,
         cutmix: NonNegative = 0.0,
+        focal_gamma: NonNegative = 0.0,
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
         num_classes = data.num_classes
         self.head = take_head(self.backbone, num_classes)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+        weights = None if data.class_weights is None else torch.tensor(data.class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.mix = v2.RandomChoice(mixers) if mixers else None
@@ -91,7 +99,8 @@ class ClassificationModule(VisionModule):
 
     def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
         """See `VisionModule.solve_head`: a linear support vector machine."""
-        solution = solve(features, labels, self.num_classes)
+        weights = None if self.class_weights is None else self.class_weights.tolist()
+        solution = solve(features, labels, self.num_classes, weights)
         self.head.load_state_dict({"weight": torch.tensor(solution.weight), "bias": torch.tensor(solution.bias)})
         return solution
 
@@ -115,10 +124,30 @@ class ClassificationModule(VisionModule):
         if self.mix is not None:
             image, target = self.mix(image, target)
         logits = self.head(self.backbone(image))
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, target)
         for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
-            loss = loss + 0.3 * F.cross_entropy(aux, target, label_smoothing=self.label_smoothing)
+            loss = loss + 0.3 * self._loss(aux, target)
         return Losses({"loss": loss}, {"accuracy": (logits.detach().argmax(1) == label).float().mean()})
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over the images, not over their weights, so that it does not depend on the batches and processes.
+
+        Args:
+            logits: float B×K.
+            target: int64 B, or shares, float B×K.
+        """
+        if not self.focal_gamma:
+            losses = F.cross_entropy(
+                logits, target, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
+            )
+            return losses.mean()
+        shares = target if target.ndim == 2 else F.one_hot(target, self.num_classes)
+        shares = shares * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        if self.class_weights is not None:
+            shares = shares * self.class_weights
+        likely = logits.float().log_softmax(1)
+        doubt = (-likely.expm1()).clamp(min=1e-7) ** self.focal_gamma  # of a γ below 1, the slope at 0 is infinite
+        return -(shares * doubt * likely).sum(1).mean()
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
@@ -143,6 +172,8 @@ class ClassificationModule(VisionModule):
         self.figures[stage].reset()
         counts = values.pop(f"{stage}/confusion").cpu().numpy()
         report = Report({key.removeprefix(f"{stage}/"): value for key, value in values.items()})
+        there = counts.sum(1) > 0
+        report.figures["balanced_accuracy"] = float((counts.diagonal()[there] / counts.sum(1)[there]).mean())
         report.pictures["confusion_matrix"] = lambda: confusion_matrix(counts, self.label_names)
         mistakes, self.mistakes = self.mistakes, []
         if mistakes:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from modules.calibrated import CalibratedModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
+from modules.networks import BackboneError
 from modules.networks.backbones import take_head
 from modules.optimization import Optimization
 from modules.pictures.charts import rasterize
@@ -76,7 +78,8 @@ class MultiLabelModule(CalibratedModule):
         data: what its data are like.
         backbone: what it is built on.
         optimization: how it is trained.
-        loss: what logits and truth, both float B×K, cost, a scalar; by default the binary cross-entropy. Where most labels
+        loss: what logits and truth, both float B×K, cost, a scalar; by default the binary cross-entropy, where the presence
+            of a label weighs what the data's ``class_weights`` say. Where most labels
             lack in most images, ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
     """
 
@@ -85,7 +88,9 @@ class MultiLabelModule(CalibratedModule):
     training_only = ("loss.",)
 
     takes = ("num_classes", "label_names", "in_chans", "image_size")
+    takes_for_training = ("class_weights",)
     needs = ("labels",)
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -96,7 +101,14 @@ class MultiLabelModule(CalibratedModule):
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
         self.head = take_head(self.backbone, data.num_classes)
-        self.loss = loss or nn.BCEWithLogitsLoss()
+        self.loss = loss
+        weights = None if data.class_weights is None else torch.tensor(data.class_weights)
+        if weights is not None and loss is not None:
+            raise BackboneError(
+                f"--data.class_weighting weighs labels in the binary cross-entropy, and --model.loss {type(loss).__name__} takes "
+                "its place: leave one out."
+            )
+        self.register_buffer("class_weights", weights, persistent=False)
         self.keep_thresholds(torch.full((data.num_classes,), 0.5))
         self.answers = LabelAnswers()
         self.curves = PerStage(lambda _: MultilabelPrecisionRecallCurve(data.num_classes))
@@ -121,7 +133,12 @@ class MultiLabelModule(CalibratedModule):
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
-        return Losses({"loss": self.loss(self(batch["image"]).float(), batch["labels"].float())})
+        return self._losses(self(batch["image"]).float(), batch["labels"].float())
+
+    def _losses(self, logits: Tensor, truth: Tensor) -> Losses:
+        if self.loss is not None:
+            return Losses({"loss": self.loss(logits, truth)})
+        return Losses({"loss": F.binary_cross_entropy_with_logits(logits, truth, pos_weight=self.class_weights)})
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
@@ -133,7 +150,7 @@ class MultiLabelModule(CalibratedModule):
             chosen = share(self.trainer, stage, done, SHOWN, len(logits)).to(logits.device)
             kept = (part[chosen].cpu() for part in (batch["image"], probabilities, batch["labels"]))
             self.shown += zip(*kept, strict=True)
-        return Losses({"loss": self.loss(logits, batch["labels"].float())})
+        return self._losses(logits, batch["labels"].float())
 
     @override
     def report(self, stage: Stage) -> Report:

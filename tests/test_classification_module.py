@@ -23,6 +23,7 @@ from torchmetrics import MetricCollection
 
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
+from modules.callbacks.linear_head import solve
 from modules.callbacks.publish import Report
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
@@ -115,6 +116,7 @@ def test_metrics_are_those_of_scikit_learn_over_unequal_batches(perfect):
     probabilities, guesses = logits.softmax(1).numpy(), logits.argmax(1)
     expected = {
         "val/accuracy": accuracy_score(labels, guesses),
+        "val/balanced_accuracy": recall_score(labels, guesses, labels=range(9), average="macro"),
         "val/f1": f1_score(labels, guesses, average="macro"),
         "val/accuracy_top5": top_k_accuracy_score(labels, probabilities, k=5, labels=range(10)),
         "val/loss": float(-np.log(probabilities[range(40), labels]).mean()),
@@ -194,6 +196,42 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     target = (1 - share) * F.one_hot(labels, 4) + share / 4
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     assert torch.allclose(module.losses({"image": images, "label": labels}).total, expected, atol=1e-6)
+
+
+def test_classes_weigh_as_they_are_said_to_and_easy_images_count_little():
+    images, labels = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8), torch.tensor([0, 1, 2, 2])
+    data = DataSpec(1, 12, 3, class_weights=[0.5, 2, 1])
+    module = ClassificationModule(data)
+    with torch.no_grad():
+        likely = module(images).log_softmax(1)[range(4), labels]
+        weights = torch.tensor([0.5, 2, 1, 1])
+        assert module.losses({"image": images, "label": labels}).total == pytest.approx(
+            float(-(weights * likely).mean())
+        )
+        module.focal_gamma = 2.0
+        expected = -(weights * (1 - likely.exp()) ** 2 * likely).mean()
+        assert module.losses({"image": images, "label": labels}).total == pytest.approx(float(expected), rel=1e-5)
+        soft = 0.7 * torch.eye(3)[labels] + 0.1
+        module.label_smoothing, module.focal_gamma = 0.3, 1e-9
+        expected = -(soft * torch.tensor(data.class_weights) * module(images).log_softmax(1)).sum(1).mean()
+        assert module.losses({"image": images, "label": labels}).total == pytest.approx(float(expected), rel=1e-5)
+    module.focal_gamma = 0.5
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.bias.copy_(torch.tensor([200.0, 0, 0]))
+    module.losses({"image": images[:1], "label": labels[:1]}).total.backward()  # one that could not be more certain
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_weights_of_classes_let_a_solved_head_find_the_rare():
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.normal(0, 1, (400, 2)), rng.normal(1, 1, (12, 2))]).astype(np.float32)
+    labels = np.repeat([0, 1], (400, 12))
+    found = []
+    for weights in (None, [0.515, 17.2]):
+        solution = solve(features, labels, 2, weights)
+        found.append(int((features[400:] @ solution.weight.T + solution.bias).argmax(1).sum()))
+    assert found[0] < 6 < found[1]
 
 
 def mixed(**options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

@@ -1,11 +1,15 @@
 """Loading is exact: a function of (seed, epoch, index). Settings are checked where they are given."""
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from datamodules import COCODetection, DataError, Digits8x8, DigitScenes, Glyphs, ImageFolder, Photographs
 from datamodules.annotated.mixing import Mixing
+from datamodules.base import KeyedLoader
 from datamodules.cache import Cache
 from datamodules.options import Preprocessing
 
@@ -48,6 +52,82 @@ def test_a_loader_goes_on_in_mid_epoch_where_its_state_was_taken():
     assert same(batches(resumed), whole[5:])
     resumed.set_epoch(4)
     assert len(batches(resumed)) == len(whole)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Uneven(Digits8x8):
+    """Digits of three classes, of which there are 100, 25 and 4 to train on."""
+
+    def load(self):
+        sources = super().load()
+        train = sources["train"]
+        kept = [np.flatnonzero(train.labels == k)[:count] for k, count in enumerate((100, 25, 4))]
+        return sources | {"train": train.subset(np.concatenate(kept))}
+
+
+@pytest.mark.parametrize(("sampling", "shares"), [("balanced", [43, 43, 43]), ("sqrt", [76, 38, 15])])
+def test_classes_are_drawn_equally_often_or_by_their_roots(sampling, shares):
+    data = Uneven(sampling=sampling, batch_size=43, num_workers=0, augmentation="strong")
+    loader = data.train_dataloader()
+    labels = torch.cat([batch["label"] for batch in loader])
+    assert torch.bincount(labels).tolist() == shares
+    rare = torch.cat([batch["image"][batch["label"] == 2] for batch in loader])
+    assert len(rare.unique(dim=0)) > 4  # one that is seen again is augmented anew
+    own = np.concatenate([[index for index, _ in keys] for keys in list(loader.keys())])
+    counts = np.bincount(own % 129, minlength=129)
+    for label in range(3):
+        assert np.ptp(counts[data.sources["train"].labels == label]) <= 1
+    assert torch.bincount(torch.cat([batch["label"] for batch in data.plain_loader("train")])).tolist() == [100, 25, 4]
+
+
+def test_a_balanced_epoch_goes_on_in_its_middle_and_is_shared_by_processes():
+    data = Uneven(sampling="balanced", batch_size=10, num_workers=0, augmentation="light")
+    loader = data.train_dataloader()
+    loader.set_epoch(2)
+    whole = batches(loader)
+    resumed = Uneven(sampling="balanced", batch_size=10, num_workers=0, augmentation="light").train_dataloader()
+    resumed.load_state_dict({"epoch": 2, "batches_done": 7})
+    assert same(batches(resumed), whole[7:])
+    halves = [list(KeyedLoader(loader.dataset, 5, True, 0, rank, 2).keys()) for rank in range(2)]
+    loader.set_epoch(0)
+    for one, left, right in zip(loader.keys(), *halves, strict=True):
+        assert (one[::2], one[1::2]) == (left, right)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weights"),
+    [("none", None), ("balanced", [43 / 100, 43 / 25, 43 / 4]), ([3.0, 1, 0] + 7 * [1], [3.0, 1, 0] + 7 * [1])],
+)
+def test_weights_of_classes_go_by_their_numbers_or_are_given(weighting, weights):
+    found = Uneven(class_weighting=weighting).class_weights
+    assert found is None if weights is None else found[: len(weights)] == pytest.approx(weights)
+    root = Uneven(class_weighting="sqrt").class_weights
+    assert root[0] * 10 == pytest.approx(root[1] * 5) == pytest.approx(root[2] * 2)
+    assert np.dot(root[:3], [100, 25, 4]) == pytest.approx(129)
+
+
+def test_a_rare_class_is_told_with_what_helps_unless_that_is_set():
+    with pytest.warns(
+        UserWarning, match=r"Class '2' has 4 images to train on, '0' has 100: .* --data.sampling balanced"
+    ):
+        Uneven().setup("fit")
+    for data in (Uneven(sampling="sqrt"), Uneven(class_weighting="sqrt"), Digits8x8()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"class_weighting": [1.0, 2.0]}, r"must have 10 numbers, .* in this order: 0, 1, 2"),
+        ({"class_weighting": [-1.0] * 10}, r"0 or more each"),
+        ({"class_weighting": "sqrt", "sampling": "balanced"}, "twice: choose one"),
+    ],
+)
+def test_weights_and_sampling_that_cannot_be_are_refused(options, said):
+    with pytest.raises(DataError, match=said):
+        _ = Digits8x8(**options).class_weights
 
 
 def test_null_takes_the_classs_own_value_as_recipes_and_models_of_before_say():

@@ -71,8 +71,9 @@ def test_two_processes_see_the_batches_of_one():
 
 def test_everybody_weighs_the_same_and_few_pictures_are_repeated():
     dataset = PeopleDataset(source([30, 3, 3, 4]), None, 0, 4)
-    order = dataset.order(np.random.default_rng(0))
-    assert len(order) == dataset.epoch_size == dataset.rounds * 4 * 4
+    drawn = dataset.order(np.random.default_rng(0))
+    assert len(set(drawn)) == len(drawn) == dataset.epoch_size == dataset.rounds * 4 * 4  # augmented anew each time
+    order = drawn % len(dataset)
     assert np.bincount(dataset.source.labels[order]).tolist() == [dataset.rounds * 4] * 4
     rare = order[dataset.source.labels[order] == 1][:4]
     assert set(rare) == set(np.flatnonzero(dataset.source.labels == 1))

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from datamodules import DataError, MultiLabelTable
-from modules import Backbone, DataSpec, MultiLabelModule
+from modules import Backbone, BackboneError, DataSpec, MultiLabelModule
 from pipelines.multi_label import multi_label
 
 
@@ -125,6 +125,20 @@ def test_thresholds_go_with_the_weights_and_decide_what_is_told() -> None:
                 if p >= round(float(loaded.threshold[loaded.label_names.index(name)]), 6) - 1e-6}  # fmt: skip
         assert set(answer["labels"]) == told
         assert answer["labels"] == sorted(answer["labels"], key=lambda name: -answer["probabilities"][name])
+
+
+def test_the_presence_of_a_label_weighs_the_more_the_rarer_it_is() -> None:
+    rows = "\n".join(f"{k}.png,{'train' if k < 30 else 'val'},{int(k % 3 == 0)},{int(k % 2)}" for k in range(40))
+    data = table(f"path,split,rare,even\n{rows}", class_weighting="balanced")
+    assert data.class_weights == [2, 1]
+    spec = DataSpec.of(data, (*MultiLabelModule.takes, *MultiLabelModule.takes_for_training))
+    module, batch = MultiLabelModule(spec), data.samples("train", 8)
+    with torch.no_grad():
+        p, truth = module(batch["image"]).sigmoid(), batch["labels"]
+        expected = -(torch.tensor([2, 1]) * truth * p.log() + (1 - truth) * (1 - p).log()).mean()
+        assert module.losses(batch).total == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(BackboneError, match="leave one out"):
+        MultiLabelModule(spec, loss=torch.nn.BCEWithLogitsLoss())
 
 
 def test_a_single_label_is_a_matter_of_two_classes() -> None:

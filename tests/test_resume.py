@@ -308,6 +308,7 @@ def test_a_schedule_by_epochs_takes_up_another_rate() -> None:
         (["--model.optimization.optimizer", "SGD"], "--model.optimization.optimizer AdamW, and this command says SGD"),
         (["--data.batch_size", "30"], "100, and this command says 30"),
         (["--data.train_per_class", "29"], "learned from other data: the train split"),
+        (["--data.sampling", "sqrt"], "--data.sampling none, and this command says sqrt"),
         (["--seed_everything", "1"], "--seed_everything 0, and this command says 1"),
         (["--model.optimization.ema_decay", "0.9"], "--model.optimization.ema_decay"),
         (["--trainer.accumulate_grad_batches", "2"], "--trainer.accumulate_grad_batches"),

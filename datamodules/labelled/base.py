@@ -5,10 +5,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.augmentations import Strength, evaluation, training
-from datamodules.base import DataError, VisionDataModule
+from datamodules.base import DataError, KeyedDataset, VisionDataModule, listed
+from datamodules.labelled.balance import BalancedDataset, Sampling, Weighting, class_weights, warn_of_rare
 from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
 
@@ -55,9 +58,17 @@ class LabelledDataModule(VisionDataModule[S]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NamedDataModule(LabelledDataModule[S]):
-    """Base of data whose labels have names that a network learns."""
+    """Base of data whose labels have names that a network learns.
+
+    Args:
+        class_weighting: what the classes weigh in the loss: all the same; ``balanced``, by the inverse of the images to
+            train on that they have; ``sqrt``, by the root of that; or a number for each, in the order of their names.
+    """
+
+    class_weighting: Weighting = "none"
 
     lone: ClassVar[str] = "add images of another"  # what to do about a single class
+    remedy: ClassVar[str] = "--data.class_weighting balanced lets rare classes weigh more in the loss."
 
     @property
     def label_names(self) -> list[str]:
@@ -76,6 +87,41 @@ class NamedDataModule(LabelledDataModule[S]):
                 f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: {self.lone}."
             )
         return len(self.label_names)
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """See ``class_weighting``.
+
+        Raises:
+            DataError: the numbers are not one for each class, none below 0.
+        """
+        given = self.class_weighting
+        if isinstance(given, list):
+            names = list(self.label_names)
+            if len(given) != len(names) or not all(0 <= weight < float("inf") for weight in given) or not any(given):
+                raise DataError(
+                    f"--data.class_weighting {given} must have {len(names)} numbers, 0 or more each, one for each class of "
+                    f"{self.title} in this order: {listed(names)}."
+                )
+            return given
+        if given == "none" or "train" not in self.sources:
+            return None
+        return self._weights(self.sources["train"].labels)
+
+    def _weights(self, labels: NDArray[np.int64]) -> list[float]:
+        """What the classes weigh by the labels to train on."""
+        return class_weights(np.bincount(labels, minlength=self.num_classes), self.class_weighting)
+
+    @property
+    def balances(self) -> bool:
+        """Whether a setting takes care of rare classes."""
+        return self.class_weighting != "none"
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not self.balances:
+            counts = self.sources["train"].images_of_classes(len(self.label_names))
+            warn_of_rare(self.label_names, counts, self.remedy)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -96,9 +142,37 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
     Args:
         train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
             of what a larger one does.
+        sampling: how often an epoch has the images of each class: ``none``, each image once; ``balanced``, all classes
+            equally often; ``sqrt``, as the roots of their numbers. An epoch stays as long as it is.
     """
 
     train_per_class: PositiveInt | None = None
+    sampling: Sampling = "none"
+
+    remedy = (
+        "--data.sampling balanced lets the network see all classes equally often; --data.class_weighting balanced lets rare "
+        "ones weigh more in a classifier's loss."
+    )
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling != "none" and self.class_weighting != "none":
+            raise DataError(
+                f"--data.sampling {self.sampling} and --data.class_weighting {self.class_weighting} would make up for rare "
+                "classes twice: choose one of them."
+            )
+
+    @property
+    @override
+    def balances(self) -> bool:
+        return super().balances or self.sampling != "none"
+
+    @override
+    def dataset(self, split: str, augmented: bool) -> KeyedDataset:
+        if split != "train" or not augmented or self.sampling == "none":
+            return super().dataset(split, augmented)
+        return BalancedDataset(self.sources[split], self.transform(augmented), self.seed, self.sampling)
 
     @property
     def attributes(self) -> dict[str, list[str]]:
@@ -127,3 +201,9 @@ class MultiLabelDataModule(NamedDataModule[LabelSetSource]):
     """
 
     lone = "whether an image has it or not is two classes, of which `Manifest` takes one for each image"
+
+    @override
+    def _weights(self, labels: NDArray[np.int64]) -> list[float]:
+        present = labels.sum(0)
+        weights = (len(labels) - present) / np.maximum(present, 1)
+        return (weights**0.5 if self.class_weighting == "sqrt" else weights).tolist()

@@ -48,7 +48,7 @@ class PeopleDataset(KeyedDataset):
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         ends = self.source.counts.cumsum()[:-1]
         own = np.split(np.argsort(self.source.labels, kind="stable"), ends)
-        drawn = np.stack([np.resize(generator.permutation(mine), self.rounds * self.pictures) for mine in own]).reshape(
+        drawn = np.stack([self.taken(generator, mine, self.rounds * self.pictures) for mine in own]).reshape(
             len(own), self.rounds, self.pictures
         )
         return np.concatenate([drawn[generator.permutation(len(own)), r].ravel() for r in range(self.rounds)])

@@ -1,5 +1,6 @@
 """Linear heads that are solved for: a support vector machine on fixed features."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -69,12 +70,18 @@ class Scaler(TransformerMixin, BaseEstimator):
         return (features - self.mean_) / self.scale_
 
 
-def machine(penalty: float = UNTESTED) -> Any:
+def machine(penalty: float = UNTESTED, weights: Mapping[int, float] | None = None) -> Any:
     """The estimator of scikit-learn's that `solve` fits: `Scaler`, then a linear SVM."""
-    return make_pipeline(Scaler(), LinearSVC(C=penalty, dual=True, random_state=0, max_iter=5000))
+    svm = LinearSVC(C=penalty, dual=True, random_state=0, max_iter=5000, class_weight=weights)
+    return make_pipeline(Scaler(), svm)
 
 
-def solve(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int) -> Solution:
+def solve(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    class_weights: Sequence[float] | None = None,
+) -> Solution:
     """Fits a linear support vector machine to features, one class against the rest (Cortes & Vapnik 1995).
 
     C is chosen by stratified cross-validation, on 2,000 images at most. The scaling is folded into the weights, and
@@ -85,11 +92,13 @@ def solve(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes:
         features: float N×D.
         labels: int N, in [0, K).
         num_classes: K. A class without images is never answered.
+        class_weights: K, what the images of each class weigh; None for the same.
 
     Returns:
         The head.
     """
     present, counts = np.unique(labels, return_counts=True)
+    weights = None if class_weights is None else {k: class_weights[k] for k in present.tolist()}
     if len(present) < 2:
         return Solution(np.zeros((num_classes, features.shape[1])), np.where(np.isin(range(num_classes), present), 0.0, -1e4),
                         UNTESTED, None, len(labels))  # fmt: skip
@@ -102,10 +111,12 @@ def solve(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes:
             )[0]
             folds = max(2, min(folds, int(np.unique(labels[part], return_counts=True)[1].min())))
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
-        search = GridSearchCV(machine(), {"linearsvc__C": PENALTIES}, cv=split, refit=False)
+        search = GridSearchCV(machine(weights=weights), {"linearsvc__C": PENALTIES}, cv=split, refit=False)
         search.fit(features[part], labels[part])
         penalty, accuracy = search.best_params_["linearsvc__C"], float(search.best_score_)
-        held = cross_val_predict(machine(penalty), features[part], labels[part], cv=split, method="decision_function")
+        held = cross_val_predict(
+            machine(penalty, weights), features[part], labels[part], cv=split, method="decision_function"
+        )
         margins = np.stack([-held / 2, held / 2], 1) if held.ndim == 1 else held
         truth = (np.arange(len(part)), np.searchsorted(present, labels[part]))
         size = margins.std()
@@ -113,7 +124,7 @@ def solve(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes:
             lambda t: -log_softmax(margins / (size * np.exp(t)), 1)[truth].mean(), bounds=(-4, 4), method="bounded"
         )  # bounded: where all were right, it has no minimum
         temperature = float(size * np.exp(found.x))
-    fitted = machine(penalty).fit(features, labels)
+    fitted = machine(penalty, weights).fit(features, labels)
     scaler, svm = fitted[0], fitted[1]
     weight = svm.coef_ / scaler.scale_
     bias = svm.intercept_ - weight @ scaler.mean_

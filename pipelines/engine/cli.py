@@ -89,6 +89,11 @@ class VisionCLI(TaskParser):
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.title} is no data for {self.task}: it has no {name}. See --data.help.")
+        weighting = getattr(data, "class_weighting", "none")
+        if weighting != "none" and "class_weights" not in takes:
+            raise UsageError(
+                f"--data.class_weighting {weighting} is for losses over classes, and {self.task} has none: leave it out."
+            )
         if self.weights and self.subcommand in ("test", "predict"):
             take_whole(data, self.weights)
         if self.weights and self.weights.classes:

@@ -36,6 +36,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             "trainer.overfit_batches": trainer.overfit_batches,
             "model.backbone.transfer": str(model.transfer),
             "monitor": model.monitor,
+            **{f"data.{name}": getattr(datamodule, name) for name in ("sampling",) if hasattr(datamodule, name)},
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
         },
         "data": {name: split["digest"] for name, split in splits.items()},
