@@ -32,7 +32,7 @@ portable: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy modules datamodules pipelines examples
+	$(BIN)/mypy fovea.py modules datamodules pipelines examples
 
 bench: setup
 	$(BIN)/python -m benchmarks.input_pipeline

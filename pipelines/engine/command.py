@@ -94,35 +94,52 @@ def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
         name: what is started, after ``python -m pipelines.``
         kinds: errors that are mistakes; by default those that a command which trains nothing raises of itself.
     """
-    quieten()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    kinds = kinds or (ValueError, OSError, MlflowException, RequestException)
-    ours: tuple[type[Exception], ...] = (*kinds, MisconfigurationException)
     try:
-        yield
+        with explained(name, *kinds):
+            yield
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except UsageError as error:
+        refuse(str(error))
+
+
+@contextmanager
+def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Within it, a mistake of the user's is a `UsageError` of one paragraph; what is none stays the error that it is.
+
+    Args:
+        name: see `mistakes`.
+        kinds: see `mistakes`.
+    """
+    quieten()
+    kinds = kinds or (ValueError, OSError, MlflowException, RequestException)
+    ours: tuple[type[Exception], ...] = (*kinds, MisconfigurationException)
+    try:
+        yield
+    except (BrokenPipeError, UsageError):
+        raise
     except ArgumentError as error:
-        refuse(_plain(str(error), name))
+        raise UsageError(_plain(str(error), name)) from None
     except (MlflowException, RequestException) as error:
         if not isinstance(error, kinds):
             raise
-        refuse(redact(str(error)))  # they may name the server with its login
+        raise UsageError(redact(str(error))) from None  # they may name the server with its login
     except ours as error:
-        refuse(str(error))
+        raise UsageError(str(error)) from None
     except RuntimeError as error:
         if "conditioned on metric" not in str(error):  # what EarlyStopping says of a monitor that there is not
             raise
-        refuse(" ".join(str(error).split()))
+        raise UsageError(" ".join(str(error).split())) from None
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         if not isinstance(error.__cause__, ours):
             raise
-        refuse(str(error.__cause__))
+        raise UsageError(str(error.__cause__)) from None
 
 
 WORDS = {

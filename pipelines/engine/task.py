@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 
 import lightning as L
@@ -10,8 +11,9 @@ import lightning as L
 from datamodules import DataError
 from modules import BackboneError, VisionModule
 from modules.callbacks.divergence import DivergenceError
+from pipelines.__main__ import TASKS
 from pipelines.engine.cli import VisionCLI
-from pipelines.engine.command import UsageError, command, mistakes
+from pipelines.engine.command import UsageError, command, explained, mistakes
 from pipelines.engine.disk import DiskError, LockError
 from pipelines.engine.recipes import check_recipes, expand, with_recipe
 from pipelines.engine.settings import present
@@ -45,8 +47,21 @@ class Task:
             args: the command line; None takes the process's own. Without any argument it is ``fit``.
             callbacks: of the trainer, beside those that the command line names.
         """
-        given = present(expand(sys.argv[1:] if args is None else args)) or ["fit"]
-        with mistakes(self.name, *MISTAKES):
+        with mistakes(self.name, UsageError):
+            return self.run(sys.argv[1:] if args is None else args, callbacks)
+
+    def run(self, args: Sequence[str], callbacks: Sequence[L.Callback] = ()) -> VisionCLI:
+        """Trains or evaluates, for a program.
+
+        Args:
+            args: the command line. Without any argument it is ``fit``.
+            callbacks: of the trainer, beside those that the command line names.
+
+        Raises:
+            UsageError: it cannot be done as given; the message says what to give instead.
+        """
+        given = present(expand(args)) or ["fit"]
+        with explained(self.name, *MISTAKES):
             check_recipes(given)
             whole, start = with_start(with_recipe(given), self.module_class)
             return VisionCLI(
@@ -81,5 +96,8 @@ def find_task(name: str) -> Task:
     except (ImportError, AttributeError, TypeError):
         task = None
     if not isinstance(task, Task):
-        raise ValueError(f"There is no task {name!r}.")
+        near = get_close_matches(name, TASKS, 1)
+        raise ValueError(
+            f"There is no task {name!r}, but {', '.join(TASKS)}.{f' Did you mean {near[0]}?' if near else ''}"
+        )
     return task

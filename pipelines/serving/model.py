@@ -20,10 +20,12 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.augmentations import reduction
+from datamodules.augmentations import reduction as reduced_by
 from datamodules.base import DataError, collate
 from datamodules.images import Reduction, as_seen, read_reduced
+from datamodules.options import Preprocessing
 from datamodules.tiles import pieces
+from modules import VisionModule
 from modules.detection.tiles import Place, joined
 from pipelines.serving.store import load_model
 
@@ -73,10 +75,7 @@ class VisionModel(PythonModel):
         Raises:
             ValueError: the folder holds no such model, or there is no such device.
         """
-        self.module, self.preprocessing = load_model(folder)
-        self.transform = self.preprocessing.transform()
-        # Pieces are cut out of all of it; else training, evaluation and answers decode alike.
-        self.reduction: Reduction | None = None if self.preprocessing.tile else partial(reduction, self.transform)
+        self.take(*load_model(folder))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -85,18 +84,42 @@ class VisionModel(PythonModel):
             raise ValueError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
         return self
 
+    def take(self, module: VisionModule, preprocessing: Preprocessing) -> "VisionModel":
+        """Answers with a module that is at hand, on the device where it is.
+
+        Args:
+            module: it is put into evaluation mode.
+            preprocessing: what turns a picture into its input.
+
+        Returns:
+            Itself.
+        """
+        self.module, self.preprocessing = module.eval(), preprocessing
+        self.transform = self.preprocessing.transform()
+        # Pieces are cut out of all of it; else training, evaluation and answers decode alike.
+        self.reduction: Reduction | None = None if self.preprocessing.tile else partial(reduced_by, self.transform)
+        return self
+
+    def read(self, image: Any) -> NDArray[np.uint8]:
+        """Reads an image in any of the forms of `predict` as it is, uint8 H×W×C with the channels that the module takes.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+        return self._pixels(image, None)[0]
+
     def prepare(self, image: Any) -> NDArray[np.uint8]:
         """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C.
 
         Raises:
             ValueError: it cannot be read; the message names it.
         """
-        return self.transform(image=self._pixels(image)[0])["image"]
+        return self.transform(image=self._pixels(image, self.reduction)[0])["image"]
 
     def _read(self, image: Any) -> "_Picture | ValueError":
         """An image, or why it cannot be read."""
         try:
-            pixels, factor = self._pixels(image)
+            pixels, factor = self._pixels(image, self.reduction)
         except ValueError as error:
             return error
         height, width = (side * factor for side in pixels.shape[:2])
@@ -116,19 +139,19 @@ class VisionModel(PythonModel):
         size = np.array(part.shape[:2], np.int64) * picture.factor
         return {"image": self.transform(image=part)["image"], "size": size}
 
-    def _pixels(self, image: Any) -> tuple[NDArray[np.uint8], int]:
+    def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[np.uint8], int]:
         """An image, and how many times smaller it was decoded."""
         channels = self.preprocessing.in_chans
         if isinstance(image, str) and not os.path.exists(image):
             text = image.partition(",")[2] if image.startswith("data:") else image
             try:
                 data = base64.b64decode("".join(text.split()), validate=True)
-                return read_reduced(data, channels, self.reduction)
+                return read_reduced(data, channels, reduction)
             except (binascii.Error, ValueError) as error:
                 why = f": {error}" if isinstance(error, DataError) else "."
                 raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
         if isinstance(image, str | os.PathLike | bytes):
-            return read_reduced(image, channels, self.reduction)
+            return read_reduced(image, channels, reduction)
         if isinstance(image, Image.Image):
             return as_seen(image, channels), 1
         pixels = np.asarray(image)
