@@ -29,10 +29,13 @@ class Files:
     Args:
         in_chans: 3 to read the images as RGB, 1 as grey.
         on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
+        cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
+            ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
     """
 
     in_chans: Literal[1, 3] = 3
     on_bad_file: Literal["error", "skip"] = "error"
+    cache: Literal["none", "memory", "disk"] = "none"
 
 
 @dataclass(eq=False, repr=False)

@@ -413,6 +413,9 @@ def test_boxes_masks_and_answers_fit_a_picture_that_is_decoded_smaller() -> None
     inside = sample["masks"][0].numpy().astype(bool)
     assert sample["image"][inside].min() > 200
     assert sample["image"][:48][~inside[:48]].mean() < 10
+    for _ in range(2):
+        again = replace(data, cache="memory").dataset("val", augmented=False)[0, 0]
+        assert_same({key: again[key] for key in sample}, sample)
     cut = replace(data, tile=160, masks=False).dataset("val", augmented=False)
     assert cut.source[0]["image"].shape == (160, 160, 3)  # pieces keep their pixels
 

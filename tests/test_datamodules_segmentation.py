@@ -1,6 +1,7 @@
 """Class maps as people keep them, and what is said about those that cannot be used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,9 @@ def test_a_folder_of_masks_in_any_lossless_form_gives_the_same_classes(form: str
     assert len(found) == 8
     for i in range(8):  # those with nothing in them are kept
         assert np.array_equal(found[f"p{i}"], mask_of(i))
+    kept, plain = replace(data, cache="memory").dataset("val", False), data.dataset("val", False)
+    for _ in range(2):
+        assert np.array_equal(kept[0, 0]["image"], plain[0, 0]["image"])
     data.take_whole()
     assert {name: len(source) for name, source in data.sources.items()} == {"test": 8}
 

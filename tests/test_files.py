@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
 
+from datamodules import ImageFolder, decoded
 from modules import SegmentationModule
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
@@ -33,6 +34,93 @@ from pipelines.tracking.logger import RunLogger, run_id_of
 
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false",
          "--trainer.max_epochs", "2"]  # fmt: skip
+
+
+def photographs(count: int = 12) -> None:
+    """Folders of two classes of large pictures."""
+    pictures = np.random.default_rng(1).integers(0, 255, (count, 60, 80, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    for i, picture in enumerate(pictures):
+        file = Path("large", "ab"[i % 2], f"{i}.jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file, quality=90)
+
+
+def cached(cache: str, workers: int = 0) -> ImageFolder:
+    return ImageFolder("large", image_size=32, batch_size=4, num_workers=workers, augmentation="light", cache=cache)
+
+
+def epochs(data: ImageFolder, spoil: bool = False) -> list[np.ndarray]:
+    """The images of two epochs of training; the files may be gone before the second."""
+    loader, seen = data.loader("train"), []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        seen += [batch["image"].numpy() for batch in loader]
+        for path in data.sources["train"].paths if spoil and epoch == 0 else ():
+            Path(path).unlink()
+    loader._loader._iterator = None  # ends the workers at once, for which a garbage collection needs ten seconds
+    return seen
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where decoded images are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fovea" / "decoded"
+
+
+@pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("memory", 2), ("disk", 2)])
+def test_images_are_decoded_once_and_are_the_same(cache: str, workers: int, place: Path) -> None:
+    photographs(22)
+    plain = epochs(cached("none"))
+    data = cached(cache, workers)
+    assert len(data.sources["train"]) == 16  # whole batches, so that the first epoch has all
+    assert np.array_equal(epochs(data, spoil=True), plain)
+    assert len([*place.rglob("*-3-*")]) == (16 if cache == "disk" else 0)
+
+
+def test_of_the_images_that_were_kept_only_those_that_changed_are_decoded_again(place: Path) -> None:
+    photographs()
+    epochs(cached("disk"))
+    kept = {*place.rglob("*-3-*")}
+    changed = Path(cached("disk").sources["train"].paths[0])
+    Image.new("RGB", (320, 240), "red").save(changed)
+    torn, *_ = sorted(kept)
+    torn.write_bytes(torn.read_bytes()[:1000])  # as a machine that stops may leave it
+    now = cached("disk")
+    assert np.array_equal(epochs(now), epochs(cached("none")))
+    assert len({*place.rglob("*-3-*")} - kept) == 1
+    assert torn.stat().st_size > 1000
+
+
+def keep_and_forget(place: Path) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(place.parents[1])
+    while True:
+        shutil.rmtree(place, ignore_errors=True)
+        epochs(cached("disk"))
+
+
+def test_a_process_that_is_killed_while_it_keeps_images_leaves_none_that_is_torn(place: Path) -> None:
+    photographs()
+    plain = epochs(cached("none"))
+    child = processes.Process(target=keep_and_forget, args=(place,))
+    child.start()
+    while not [*place.rglob("*-3-*")]:
+        time.sleep(0.001)
+    child.kill()
+    child.join()
+    assert np.array_equal(epochs(cached("disk")), plain)
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_without_room_images_are_decoded_each_time_and_that_is_told(
+    cache: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs()
+    plain = epochs(cached("none"))
+    monkeypatch.setattr(decoded, "SPARED", 1 << 60)
+    with pytest.warns(UserWarning, match="can be had. What is not there is decoded each time"):
+        assert np.array_equal(epochs(cached(cache)), plain)
+    assert not list(place.rglob("*-3-*"))
 
 
 @contextmanager
@@ -120,6 +208,19 @@ class Fill(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.step:
             fill(self.disk)
+
+
+def test_decoded_images_that_the_disk_has_no_room_for_are_not_kept(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs()
+    plain = epochs(cached("none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    monkeypatch.setattr(decoded._Disk, "room", lambda self: 1 << 60)  # as on a disk that others fill
+    data = cached("disk")
+    data.prepare_data()
+    fill(disk)
+    with pytest.warns(UserWarning, match=r"No space left on device\. What is not there is decoded each time"):
+        assert np.array_equal(epochs(data), plain)
+    assert not list(disk.rglob("*-3-*"))
 
 
 @pytest.mark.filterwarnings("ignore:Left out of the run")

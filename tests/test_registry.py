@@ -94,7 +94,7 @@ def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
         for i in range(6):
             side = 20 + i
             chosen = np.flatnonzero(learned.sources["test"].labels == int(name))[i]
-            image = Image.fromarray(learned.sources["test"].image(chosen)[..., 0]).resize((side, side))
+            image = Image.fromarray(learned.sources["test"][chosen]["image"][..., 0]).resize((side, side))
             image.save(f"own/{name}/{i}.png")
     figures = evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0), output=Path("measured"))
     files = sorted(Path("own").rglob("*.png"))

@@ -20,7 +20,8 @@ from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
-from datamodules.images import Reduction, check_images, read_reduced, turned, warn_of_shared
+from datamodules.decoded import Caching, ImageFiles, as_it_is
+from datamodules.images import Reduction, check_images, turned, warn_of_shared
 from datamodules.options import OWN, Folder, Own, PositiveInt, Preprocessing
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
@@ -41,19 +42,22 @@ class BoxSource(TiledSource):
         annotations: images, boxes and, where there are to be masks, outlines.
         channels: 3 to read RGB, 1 to read grey.
         tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
+        cache: see `ImageFiles`.
     """
 
     counts = None  # of pixels
 
-    def __init__(self, annotations: Annotations, channels: int = 3, tile: int | None = None) -> None:
+    def __init__(
+        self, annotations: Annotations, channels: int = 3, tile: int | None = None, cache: Caching = "none"
+    ) -> None:
         super().__init__(annotations.sizes, annotations.paths, lambda h, w: pieces(h, w, tile or max(h, w)))
-        self.annotations, self.channels, self.tile = annotations, channels, tile
-        self.reduction: Reduction | None = None
+        self.annotations, self.tile = annotations, tile
+        self.images = ImageFiles(annotations.paths, annotations.digests, annotations.sizes, channels, cache)
 
     def reduced(self, reduction: Reduction) -> "BoxSource":
         """The same samples; images that are not cut into pieces are decoded smaller, with boxes and masks to match."""
         same = copy(self)
-        same.reduction = None if self.tile else reduction
+        same.images = self.images.reduced(as_it_is if self.tile else reduction)
         return same
 
     @property
@@ -75,8 +79,9 @@ class BoxSource(TiledSource):
     @override
     def read(self, which: int) -> Sample:
         a, rows = self.annotations, slice(self.annotations.starts[which], self.annotations.starts[which + 1])
-        image, factor = read_reduced(str(a.paths[which]), self.channels, self.reduction)
-        if image.shape[:2] != tuple(a.sizes[which] // factor):
+        image = self.images[which]
+        factor = int(a.sizes[which, 0]) // len(image)
+        if tuple(side * factor for side in image.shape[:2]) != tuple(a.sizes[which]):
             raise DataError(f"{a.paths[which]} changed its size since it was checked: start again.")
         sample: Sample = {
             "image": image,
@@ -221,7 +226,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         warn_of_shared({name: (part.paths, part.digests) for name, part in divided.items()})
         if "train" in divided:
             self._warn_of_rare(divided["train"])
-        return {name: BoxSource(part, self.in_chans, self.tile) for name, part in divided.items()}
+        return {name: BoxSource(part, self.in_chans, self.tile, self.cache) for name, part in divided.items()}
 
     def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
         """Boxes that are to be in pixels, but all are shares of their images, to pixels."""

@@ -1,7 +1,7 @@
 """Class maps in the formats in which people keep them: folders of masks, Pascal VOC, COCO."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,13 +31,14 @@ from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, digest_of, listed
+from datamodules.decoded import ImageFiles
 from datamodules.finding import child
 from datamodules.images import (
     EXTENSIONS,
+    Reduction,
     check_images,
     folded,
     images_in,
-    read_image,
     sub_folders,
     turned,
     warn_of_shared,
@@ -55,28 +56,38 @@ class MaskPictures:
     """Image files with a mask file each.
 
     Args:
-        paths: the images.
+        images: the images.
         masks: their masks.
-        sizes: int64 N×2, height and width.
         classes: what the masks' values mean.
-        channels: 3 to read RGB, 1 to read grey.
         digest: of the content.
         counts: pixels of each class, int64 256.
     """
 
-    paths: NDArray[np.str_]
+    images: ImageFiles
     masks: NDArray[np.str_]
-    sizes: NDArray[np.int64]
     classes: Classes
-    channels: int
     digest: str
     counts: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
+
+    @property
+    def paths(self) -> NDArray[np.str_]:
+        """The images' files."""
+        return self.images.paths
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Height and width, int64 N×2."""
+        return self.images.sizes
+
+    def reduced(self, reduction: Reduction) -> "MaskPictures":
+        """The same, with images that are kept where that is asked for; see `ImageFiles`."""
+        return replace(self, images=self.images.reduced(reduction))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = read_image(str(self.paths[index]), self.channels)
+        image = self.images[index]
         mask = self.classes.apply(read_values(str(self.masks[index]), self.classes.kind))
         if image.shape[:2] != mask.shape:
             raise DataError(f"{self.paths[index]} or its mask changed since they were checked: start again.")
@@ -124,6 +135,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
         self._check_values(masks, seen, classes)
         parts = self._divided({split: np.flatnonzero(groups == split) for split in pairs})
         warn_of_shared({name: (paths[rows], digests[rows]) for name, rows in parts.items()})
+        images = ImageFiles(paths, digests, sizes, self.in_chans, self.cache)
         result: dict[str, MaskPictures] = {}
         for name, rows in parts.items():
             counts = np.zeros(256, np.int64)
@@ -131,7 +143,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
                 np.add.at(counts, classes.apply(one.values), one.counts)
             content = " ".join([*digests[rows], *(seen[i].digest for i in rows), repr(sorted(classes.numbers.items()))])
             digest = digest_of(content.encode())
-            result[name] = MaskPictures(paths[rows], masks[rows], sizes[rows], classes, self.in_chans, digest, counts)
+            result[name] = MaskPictures(images[rows], masks[rows], classes, digest, counts)
         if "train" not in result:
             return result, classes.names
         empty = [name for name, n in zip(classes.names, result["train"].counts, strict=False) if not n]

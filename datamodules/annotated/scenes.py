@@ -341,4 +341,4 @@ class DigitSets(Scenes, MultiLabelDataModule):
 def _labelled(scenes: SceneSource) -> LabelSetSource:
     samples = [scenes[i] for i in range(len(scenes))]
     labels = np.stack([np.bincount(sample["labels"], minlength=10) > 0 for sample in samples]).astype(np.int64)
-    return LabelSetSource(np.stack([sample["image"] for sample in samples]), labels, scenes.in_chans)
+    return LabelSetSource(np.stack([sample["image"] for sample in samples]), labels)

@@ -1,6 +1,7 @@
 """What all data with class maps share: windows of pictures, augmentation, class weights, batches."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
@@ -14,6 +15,8 @@ from typing_extensions import override
 from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import Strength, padding, training_with_masks
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, digest_of
+from datamodules.decoded import as_it_is
+from datamodules.images import Reduction
 from datamodules.options import Own, PositiveInt, Preprocessing
 from datamodules.tiles import Place, TiledSource, tile_starts
 
@@ -51,6 +54,13 @@ class WindowSource(TiledSource):
 
         super().__init__(pictures.sizes, pictures.paths, layout)
         self.pictures, self.window = pictures, window
+
+    def reduced(self, reduction: Reduction) -> "WindowSource":
+        """The same windows, of pictures that are kept where that is asked for; none is smaller, for windows have its pixels."""
+        same = copy(self)
+        if reduced := getattr(self.pictures, "reduced", None):
+            same.pictures = reduced(as_it_is)
+        return same
 
     @cached_property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import DataError, listed
+from datamodules.decoded import ImageFiles
 from datamodules.finding import paths_in
 from datamodules.images import (
     EXTENSIONS,
@@ -39,7 +40,8 @@ Row = tuple[str, str, str]  # path; name of the class or the person; split, or `
 
 def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
     """Warns of images that are in more than one split."""
-    warn_of_shared({name: (part.images, part.digests) for name, part in parts.items()})
+    files = {name: part.images for name, part in parts.items()}
+    warn_of_shared({name: (own.paths, own.digests) for name, own in files.items() if isinstance(own, ImageFiles)})
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -48,23 +50,24 @@ class LabelledFiles(Files, LabelledDataModule[S]):
 
     one_size = False
 
-    def inspected(self, rows: Sequence[Row]) -> tuple[NDArray[Any], ...]:
+    def inspected(self, rows: Sequence[Row]) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
         """Looks at image files once, before training, and warns of what is strange about them.
 
         Args:
             rows: the files.
 
         Returns:
-            The paths, the names and the splits of the rows, their content digests, and whether they can be used.
+            The files, the names and the splits of the rows, and whether they can be used.
         """
         paths, names, splits = map(np.asarray, zip(*rows, strict=True))
         table, self.bad_files = check_images(paths, self.on_bad_file)
         digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
+        sizes = table[["height", "width"]].to_numpy(np.int64)
         if self.preprocessing.fit == "crop":
-            warn_of_cut(paths[good], table.loc[good, ["height", "width"]].to_numpy(np.int64))
+            warn_of_cut(paths[good], sizes[good])
         warn_of_two_names(paths[good], digests[good], names[good])
         warn_of_alike(np.unique(names).tolist())
-        return paths, names, splits, digests, good
+        return ImageFiles(paths, digests, sizes, self.in_chans, self.cache), names, splits, good
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -73,9 +76,9 @@ class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
 
     def _read(self, rows: Sequence[Row]) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
-        paths, names, splits, digests, good = self.inspected(rows)
+        files, names, splits, good = self.inspected(rows)
         numbers = {name: k for k, name in enumerate(self.label_names)}
-        whole = LabelledSource(paths, np.array([numbers[name] for name in names.tolist()]), self.in_chans, digests)
+        whole = LabelledSource(files, np.array([numbers[name] for name in names.tolist()]))
         parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
         learned = parts.get("train", parts.get("all"))
         empty = [] if learned is None else sorted(set(numbers.values()) - set(learned.labels.tolist()))
@@ -280,8 +283,8 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
 
     def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
         """Looks at the files, and shares them out."""
-        paths, people, splits, digests, good = self.inspected(rows)
-        whole = PeopleSource(paths, people, self.in_chans, digests)
+        files, people, splits, good = self.inspected(rows)
+        whole = PeopleSource(files, people)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
         divided = self.divide_people(parts)
         warn_of_shared_parts(divided)

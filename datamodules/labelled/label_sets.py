@@ -106,8 +106,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         names, places, labels = self._table
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
-        paths, _, splits, digests, good = self.inspected(rows)
-        whole = LabelSetSource(paths, labels, self.in_chans, digests)
+        files, _, splits, good = self.inspected(rows)
+        whole = LabelSetSource(files, labels)
         parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
         divided = self.divide(parts, self._drawn, self._drawn)
         if "train" in divided:

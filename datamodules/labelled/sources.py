@@ -11,32 +11,30 @@ from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
 from datamodules.base import DataError, digest_of
-from datamodules.images import Reduction, inspect_images, read_reduced
+from datamodules.decoded import ImageFiles
+from datamodules.images import Reduction
+
+Images = NDArray[np.uint8] | ImageFiles
 
 
 class LabelledSource:
     """Labelled images.
 
     Args:
-        images: uint8 N×H×W×C; or the paths of N files, as one array, since a list of Python strings grows in every worker
-            process.
+        images: uint8 N×H×W×C, or N files.
         labels: int64 N.
-        channels: 3 to read files as RGB, 1 as grey.
-        digests: content digest of each file, once `inspect_images` has found them.
     """
 
     key: ClassVar[str] = "label"  # of the labels in samples
 
-    def __init__(
-        self,
-        images: NDArray[Any],
-        labels: NDArray[np.int64],
-        channels: int = 3,
-        digests: NDArray[np.str_] | None = None,
-    ) -> None:
-        self.images, self.labels, self.channels, self._digests = images, labels, channels, digests
-        self.paths: NDArray[np.str_] | None = images if images.dtype.kind == "U" else None
-        self.reduction: Reduction | None = None
+    def __init__(self, images: Images, labels: NDArray[np.int64]) -> None:
+        self.images: Any = images
+        self.labels = labels
+
+    @property
+    def paths(self) -> NDArray[np.str_] | None:
+        """The images' files, where they are files."""
+        return self.images.paths if isinstance(self.images, ImageFiles) else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,49 +42,35 @@ class LabelledSource:
     def reduced(self, reduction: Reduction) -> Self:
         """The same samples; images of files are decoded smaller."""
         same = copy(self)
-        same.reduction = reduction
+        if isinstance(self.images, ImageFiles):
+            same.images = self.images.reduced(reduction)
         return same
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """An image, uint8 H×W×C."""
-        if self.paths is None:
-            return self.images[index]
-        return read_reduced(str(self.paths[index]), self.channels, self.reduction)[0]
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image(index), self.key: self.labels[index]}
+        return {"image": self.images[index], self.key: self.labels[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Several samples at once, stacked; their images have one size."""
-        images = self.images[indices] if self.paths is None else np.stack([self.image(i) for i in indices])
+        files = isinstance(self.images, ImageFiles)
+        images = np.stack([self.images[i] for i in indices]) if files else self.images[np.asarray(indices)]
         return {"image": images, self.key: self.labels[indices]}
-
-    def _parts(self, indices: NDArray[Any]) -> tuple[Any, ...]:
-        digests = None if self._digests is None else self._digests[indices]
-        return self.images[indices], self.labels[indices], self.channels, digests
 
     def subset(self, indices: NDArray[Any]) -> Self:
         """The samples at these positions."""
-        return type(self)(*self._parts(indices))
+        return type(self)(self.images[indices], self.labels[indices])
 
     def images_of_classes(self, classes: int) -> NDArray[np.int64]:
         """How many images there are of each class, by its number."""
         return np.bincount(self.labels, minlength=classes)
 
-    @property
-    def digests(self) -> NDArray[np.str_]:
-        """Content digest of each file."""
-        assert self.paths is not None
-        return inspect_images(self.paths)["digest"].to_numpy(np.str_) if self._digests is None else self._digests
-
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""
-        if self.paths is None:
-            content = self.images.tobytes() + self.labels.tobytes()
+        if isinstance(self.images, ImageFiles):
+            pairs = zip(self.images.digests, self.labels.tolist(), strict=True)
+            content = "\n".join(f"{digest} {label}" for digest, label in pairs).encode()
         else:
-            lines = [f"{digest} {label}" for digest, label in zip(self.digests, self.labels.tolist(), strict=True)]
-            content = "\n".join(lines).encode()
+            content = self.images.tobytes() + self.labels.tobytes()
         return digest_of(content)
 
 
@@ -96,8 +80,6 @@ class LabelSetSource(LabelledSource):
     Args:
         images: see `LabelledSource`.
         labels: int64 N×K of 0 and 1.
-        channels: see `LabelledSource`.
-        digests: see `LabelledSource`.
     """
 
     key = "labels"
@@ -113,27 +95,18 @@ class PeopleSource(LabelledSource):
     Args:
         images: see `LabelledSource`.
         people: the name of the person on each, str N.
-        channels: see `LabelledSource`.
-        digests: see `LabelledSource`.
         pairs: a verification protocol on them, int64 M×4: the places of two pictures, whether they are of one person, and
             the fold.
     """
 
-    def __init__(
-        self,
-        images: NDArray[Any],
-        people: NDArray[np.str_],
-        channels: int = 3,
-        digests: NDArray[np.str_] | None = None,
-        pairs: NDArray[np.int64] | None = None,
-    ) -> None:
+    def __init__(self, images: Images, people: NDArray[np.str_], pairs: NDArray[np.int64] | None = None) -> None:
         self.people, self.pairs = people, pairs
         self.names, labels = np.unique(people, return_inverse=True)
-        super().__init__(images, labels, channels, digests)
+        super().__init__(images, labels)
 
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image(index), "identity": self.labels[index], "index": np.int64(index)}
+        return {"image": self.images[index], "identity": self.labels[index], "index": np.int64(index)}
 
     @override
     def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
@@ -142,8 +115,7 @@ class PeopleSource(LabelledSource):
 
     @override
     def subset(self, indices: NDArray[Any]) -> "PeopleSource":  # without the protocol, whose places they were
-        images, _, *rest = self._parts(indices)
-        return PeopleSource(images, self.people[indices], *rest)
+        return PeopleSource(self.images[indices], self.people[indices])
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -153,7 +125,8 @@ class PeopleSource(LabelledSource):
     @cached_property
     @override
     def digest(self) -> str:
-        content = self.images.tobytes() if self.paths is None else "\n".join(self.digests).encode()
+        files = isinstance(self.images, ImageFiles)
+        content = "\n".join(self.images.digests).encode() if files else self.images.tobytes()
         return digest_of(content + "\n".join(self.people).encode())
 
 

@@ -1,0 +1,249 @@
+"""Image files as arrays of pictures: decoded no larger than needed, and only once where that is asked for."""
+
+import errno
+import math
+import mmap
+import os
+import shutil
+import struct
+import tempfile
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.images import Reduction, read_reduced
+
+Caching = Literal["none", "memory", "disk"]
+SPARED = 2 << 30  # bytes that are left free, for checkpoints on the disk and for everything else in memory
+HEADER = struct.Struct("<4I")  # of a file: MAGIC, height, width, channels
+MAGIC = 0x31564F46
+
+
+class ImageFiles:
+    """Image files that are read when they are asked for, as an array of pictures: a place gives one, places some of the files.
+
+    Args:
+        paths: N files.
+        digests: of their contents, N.
+        sizes: height and width as a viewer shows them, int64 N×2.
+        channels: 3 to read RGB, 1 to read grey.
+        cache: where decoded pictures are kept: ``memory`` is shared by the processes that are forked from this one, ``disk``
+            by all processes, now and later. What has no room is decoded each time; pictures are the same with and without.
+    """
+
+    def __init__(
+        self,
+        paths: NDArray[np.str_],
+        digests: NDArray[np.str_],
+        sizes: NDArray[np.int64],
+        channels: int = 3,
+        cache: Caching = "none",
+    ) -> None:
+        self.paths, self.digests, self.sizes, self.channels, self.cache = paths, digests, sizes, channels, cache
+        self._reduction: Reduction | None = None
+        self._kept: _Kept | None = None
+        self._known: dict[bytes, _Kept] = {}  # by the factors of all files; shared with copies
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+
+    @overload
+    def __getitem__(self, index: NDArray[Any]) -> Self: ...
+
+    def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[np.uint8] | ImageFiles":
+        if isinstance(index, np.ndarray):
+            rest = self.channels, self.cache
+            return type(self)(self.paths[index], self.digests[index], self.sizes[index], *rest)
+
+        def read() -> NDArray[np.uint8]:
+            return read_reduced(str(self.paths[index]), self.channels, self._reduction)[0]
+
+        return read() if self._kept is None else self._kept.get(index, read)
+
+    def reduced(self, reduction: Reduction) -> Self:
+        """The same files, decoded smaller, and kept where that is asked for."""
+        same = copy(self)
+        same._reduction = reduction
+        if self.cache != "none":
+            found, which = np.unique(self.sizes, axis=0, return_inverse=True)
+            factors = np.array([reduction(*size) for size in found.tolist()], np.uint8)[which.reshape(-1)]
+            kind = {"memory": _Memory, "disk": _Disk}[self.cache]
+            key = factors.tobytes()
+            if key not in self._known:
+                self._known[key] = kind(self, factors)
+            same._kept = self._known[key]
+        return same
+
+
+def as_it_is(height: int, width: int) -> int:
+    """The `Reduction` that leaves all pixels."""
+    return 1
+
+
+class _Kept(ABC):
+    """Decoded pictures of some files.
+
+    Args:
+        files: the files.
+        factors: how many times smaller each is decoded, uint8 N.
+    """
+
+    name: str  # for messages
+
+    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
+        self.channels, self.factors, self.full = files.channels, factors, False
+        sides = -(-files.sizes // factors[:, None].astype(np.int64))
+        needed, room = int(sides.prod(1).sum()) * files.channels, self.room() - SPARED
+        if needed > room:
+            self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB can be had")
+
+    def get(self, index: int, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The picture of a file, from here or else read and kept."""
+        pixels = self._find(index)
+        if pixels is None:
+            pixels = read()
+            if not self.full:
+                try:
+                    if self.room() - pixels.nbytes < SPARED:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    self._keep(index, pixels)
+                except OSError as error:
+                    self._give_up(error.strerror or str(error))
+        return pixels
+
+    def _give_up(self, why: str) -> None:
+        self.full = True
+        rank_zero_warn(f"Not all decoded images are kept {self.name}: {why}. What is not there is decoded each time.")
+
+    @abstractmethod
+    def room(self) -> int:
+        """Bytes that are free."""
+
+    @abstractmethod
+    def _find(self, index: int) -> NDArray[np.uint8] | None:
+        """The picture of a file, if it is there."""
+
+    @abstractmethod
+    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Keeps it; raises OSError where it cannot."""
+
+
+class _Disk(_Kept):
+    """Pictures in files under ``$XDG_CACHE_HOME/fovea/decoded``, named by the digest of what they were decoded from.
+
+    A file takes its name when it is whole, and counts only if it has the size that its first bytes say.
+    """
+
+    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
+        self.digests = files.digests
+        self.folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / "decoded"
+        self.name = f"in {self.folder}"
+        super().__init__(files, factors)
+
+    def _place(self, index: int) -> Path:
+        digest = str(self.digests[index])
+        return self.folder / digest[:2] / f"{digest}-{self.channels}-{self.factors[index]}"
+
+    @override
+    def room(self) -> int:
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
+        return shutil.disk_usage(there).free
+
+    @override
+    def _find(self, index: int) -> NDArray[np.uint8] | None:
+        try:
+            with self._place(index).open("rb", buffering=0) as file:
+                magic, *shape = HEADER.unpack(file.read(HEADER.size).ljust(HEADER.size))
+                size = math.prod(shape)
+                if magic != MAGIC or os.fstat(file.fileno()).st_size != HEADER.size + size:
+                    return None
+                pixels = np.empty(shape, np.uint8)
+                return pixels if file.readinto(pixels.data) == size else None
+        except OSError:
+            return None
+
+    @override
+    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        place = self._place(index)
+        part = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(HEADER.pack(MAGIC, *pixels.shape))
+                file.write(np.ascontiguousarray(pixels).data)
+            part.replace(place)
+        except OSError:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+class _Memory(_Kept):
+    """Pictures in an anonymous file in memory, which ends with the processes that have it open, however they end.
+
+    Each picture has its place from the start, as large as it can be; what is not written takes no room.
+    """
+
+    name = "in memory"
+
+    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
+        super().__init__(files, factors)
+        self._made_of = files, factors
+        sizes = files.sizes.prod(1) * files.channels
+        self._starts = np.concatenate([[0], np.cumsum(-(-sizes // mmap.PAGESIZE) * mmap.PAGESIZE)])
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("fovea")
+        else:  # the next best: one without a name
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        os.truncate(self._file, int(self._starts[-1]))
+        self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 8 * len(files))), np.int32)[: 2 * len(files)].reshape(-1, 2)
+
+    def __reduce__(self) -> Any:  # a process that is not forked begins one of its own
+        return type(self), self._made_of
+
+    @override
+    def room(self) -> int:
+        return free_memory()
+
+    @override
+    def _find(self, index: int) -> NDArray[np.uint8] | None:
+        height, width = self._shapes[index].tolist()
+        if not height:
+            return None
+        pixels = np.empty((height, width, self.channels), np.uint8)
+        return pixels if os.preadv(self._file, [pixels.data], int(self._starts[index])) == pixels.nbytes else None
+
+    @override
+    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        if os.pwrite(self._file, np.ascontiguousarray(pixels).data, int(self._starts[index])) == pixels.nbytes:
+            self._shapes[index, 1] = pixels.shape[1]
+            self._shapes[index, 0] = pixels.shape[0]  # last, since it says that the picture is there
+
+
+def free_memory() -> int:
+    """Bytes of memory that can still be had, by this machine and by this container."""
+    free = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
+    with suppress(OSError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(next(int(amount) << 10 for name, amount, *_ in lines if name == "MemAvailable:"))
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(stat["inactive_file"]))
+    return min(free)
