@@ -1,6 +1,7 @@
 """Parts of a model are saved as data, and made again: Fovea's own, a user's, and those of models saved by earlier versions."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from modules.autoencoding import GaussianNoise, Plain
 from modules.networks.parts import build, describe, upgrade
 from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
+from pipelines.classification import classification
+from pipelines.serving import registry
 from pipelines.serving import store as storage
 
 OWN = '''
@@ -218,3 +221,76 @@ def test_a_description_names_the_shortest_path_and_nests() -> None:
     assert describe(build(describe(SRResNet(4, 1)))) == describe(SRResNet(4, 1))
     moved = describe(GaussianNoise(0.1)) | {"class_path": "modules.somewhere.GaussianNoise"}
     assert build(moved).sigma == 0.1
+
+
+SHORT = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.train_per_class", "20", "--data.num_workers", "0",
+         "--trainer.enable_progress_bar", "false", "--max_epochs", "1"]  # fmt: skip
+OWN_NETWORK = """
+import timm
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, in_chans=3, num_classes=0, **_):
+        super().__init__()
+        self.num_features = self.head_hidden_size = 4
+        self.conv, self.head = nn.Conv2d(in_chans, 4, 3, 2, 1), nn.Linear(4, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self):
+        return self.head
+
+    def reset_classifier(self, num_classes, global_pool=None):
+        self.head = nn.Linear(4, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+@timm.models.register_model
+def tiny_own(pretrained=False, **options):
+    return timm.models.build_model_with_cfg(Tiny, "tiny_own", pretrained, **options)
+"""
+
+
+def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("code").mkdir()
+    Path("code", "net_of_mine.py").write_text(OWN_NETWORK)
+    classification(
+        [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", "--output", "out", "--register", "own"]
+    )
+    measured = classification(["test", "--output", "out"]).rows["test/accuracy"]  # config.yaml says what to import
+    assert registry.load("models:/own/1").module.backbone.recipe["backbone"] == "net_of_mine:tiny_own"
+    again = classification([*SHORT, "--backbone", "models:/own/1", "--output", "again"])  # of which there is the code
+    assert again.rows["test/accuracy"]
+    assert measured
+    monkeypatch.delitem(sys.modules, "net_of_mine")
+    sys.path.remove(str(Path("code").absolute()))
+    with pytest.raises(ValueError, match=r"tiny_own needs the code of net_of_mine, which is not here.*PYTHONPATH"):
+        registry.load("models:/own/1")
+    with pytest.raises(SystemExit):
+        classification([*SHORT, "--backbone", "models:/own/1"])
+    assert "tiny_own needs the code of net_of_mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("gone.py", None, "--import gone.py: there is no such file"),
+        ("my-code.py", "", "my-code is no name of a module"),
+        ("json.py", "", "Python knows another module json"),
+        ("torn_code.py", "x = 1\ny = nothing", "NameError: name 'nothing' is not defined .*torn_code.py, line 2"),
+        ("half_code.py", "def (", "SyntaxError"),
+        ("no_such_module", None, "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_code_that_cannot_be_imported_is_told(
+    name: str, code: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if code is not None:
+        Path(name).write_text(code)
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--import", name])
+    assert end.value.code == 2
+    assert re.search(told, " ".join(capsys.readouterr().err.split()))

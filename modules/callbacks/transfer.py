@@ -16,7 +16,7 @@ from typing_extensions import override
 from modules.callbacks.freezing import FIRST_LAYER, layers
 from modules.callbacks.linear_head import Scaler
 from modules.networks import BackboneError
-from modules.networks.backbones import create_backbone, untrained
+from modules.networks.backbones import create_backbone, imported, untrained
 from modules.networks.features import Grid, extract
 from modules.optimization import Optimization
 from modules.spec import Backbone, DataSpec, Strategy
@@ -201,7 +201,9 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
         features_only=output == "maps",
         **(backbone.options or {}),
     )
-    learned = pretrained or backbone.name != network.recipe["backbone"]  # from a file or a registered model
+    learned = pretrained or imported(backbone.name) != imported(
+        network.recipe["backbone"]
+    )  # from a file or a registered model
     licence: str | None = getattr(network, "licence", None)
     if pretrained:
         licence = str(network.pretrained_cfg.get("license") or "not stated")

@@ -1,6 +1,8 @@
 """One call for every backbone: timm's names, the lectures' networks, files of weights, registered models."""
 
 import difflib
+import importlib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,33 @@ from modules.networks.weights import _completed, _first_line, _fit, _misfit, _pa
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
+
+
+def imported(name: str) -> str:
+    """The name of a backbone whose code is imported, where it is ``MODULE:NAME``.
+
+    Raises:
+        BackboneError: there is no such module.
+    """
+    if not (given := re.fullmatch(r"([A-Za-z_][\w.]*):([\w.]+)", name)):
+        return name
+    try:
+        importlib.import_module(given[1])
+    except ImportError as error:
+        raise BackboneError(
+            f"The backbone {given[2]} needs the code of {given[1]}, which is not here ({error}): put its folder on PYTHONPATH, or, "
+            f"for a training, give its file with --import."
+        ) from None
+    return given[2]
+
+
+def with_code(name: str) -> str:
+    """The name of a backbone, with the module that registers it where that is neither timm's nor Fovea's: ``MODULE:NAME``."""
+    if not timm.is_model(name):
+        return name
+    module = timm.model_entrypoint(name.split(".")[0]).__module__
+    own = module.split(".")[0] in ("timm", __name__.split(".")[0], "__main__")
+    return name if own else f"{module}:{name}"
 
 
 def create_backbone(
@@ -30,7 +59,7 @@ def create_backbone(
     """Makes the network that turns an image into features.
 
     Args:
-        name: any timm name (``resnet18``, ``hf-hub:…``), one of `modules.networks` (``lenet5``), a file of weights
+        name: any timm name (``resnet18``, ``hf-hub:…``), ``MODULE:NAME`` of a network that a module registers with timm, one of `modules.networks` (``lenet5``), a file of weights
             (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code), or a registered model
             (``models:/name@alias``).
         pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
@@ -68,13 +97,14 @@ def create_backbone(
         name = architecture
     elif pretrained:
         weights = _packaged(name)
+    name = imported(name)
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise BackboneError(f"There is no backbone {name!r}.{hint}")
     if small_stem is None:
         small_stem = image_size <= 64
-    recipe: dict[str, Any] = {"backbone": name, "backbone_options": dict(options)}
+    recipe: dict[str, Any] = {"backbone": with_code(name), "backbone_options": dict(options)}
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if config is not None and config.fixed_input_size:
         options.setdefault("img_size", image_size)
@@ -98,6 +128,8 @@ def create_backbone(
             model = timm.create_model(name, features_only=True, **options, **levels)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
                 model = timm.create_model(name, features_only=True, feature_cls="getter", **options, **levels)
+        elif lacking := [part for part in ("num_features", "get_classifier", "reset_classifier") if part not in dir(model)]:
+            raise BackboneError(f"{name} is no network as timm's are: it has no {' and no '.join(lacking)}.")
         elif size != num_classes:
             model.reset_classifier(num_classes)
     except BackboneError:

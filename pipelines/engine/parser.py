@@ -132,6 +132,9 @@ class TaskParser(LightningCLI):
                             "task's")  # fmt: skip
         parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
                             help="whether the least or the greatest is the best")  # fmt: skip
+        parser.add_argument("--import", type=list[str] | str | None, default=None,
+                            help="file or module with code of your own, such as my_code.py: networks that it registers with timm "
+                            "and classes that it defines can be named like Fovea's")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,

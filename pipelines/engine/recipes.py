@@ -1,8 +1,11 @@
 """Command lines and recipes before they are parsed: what is given, and with what it is completed."""
 
 import argparse
+import importlib.util
 import os
 import shlex
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +55,55 @@ def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
     for option in options:
         parser.add_argument(option)
     return vars(parser.parse_known_args(args)[0])
+
+
+def import_code(args: Sequence[str]) -> None:
+    """Imports what a command line and its recipes name with ``--import``, so that its networks and classes can be named.
+
+    Args:
+        args: the command line, whose recipes are checked.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--import", dest="named", action="append", default=[])
+    named = [yaml.safe_load(text) for text in parser.parse_known_args(args)[0].named]
+    files = filter(os.path.isfile, recipes(args))
+    named += [yaml.safe_load(Path(file).read_text()).get("import") for file in files]
+    for given in named:
+        for name in given if isinstance(given, list) else [given]:
+            if name:
+                _import(str(name))
+
+
+def _import(given: str) -> None:
+    """Imports a file, as its name without ``.py`` from its own folder, or a module that Python finds.
+
+    Raises:
+        UsageError: that fails.
+    """
+    file, name = Path(given).absolute(), given
+    if file.suffix == ".py":
+        name = file.stem
+        if not file.is_file():
+            raise UsageError(f"--import {given}: there is no such file.")
+        if not name.isidentifier():
+            raise UsageError(
+                f"--import {given}: {name} is no name of a module; rename it, such as {file.with_stem('my_code').name}."
+            )
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        importlib.invalidate_caches()
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.origin or not file.samefile(spec.origin):
+            raise UsageError(f"--import {given}: Python knows another module {name}; give the file a name of its own.")
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # it is somebody's code
+        *_, last = traceback.extract_tb(error.__traceback__)
+        where = f" ({last.filename}, line {last.lineno})" if last.filename == str(file) else ""
+        raise UsageError(f"--import {given}: {type(error).__name__}: {' '.join(str(error).split())}{where}.") from error
 
 
 def data_class(args: Sequence[str], default: str) -> str:

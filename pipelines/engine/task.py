@@ -15,7 +15,7 @@ from pipelines.__main__ import TASKS
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import UsageError, command, explained, mistakes
 from pipelines.engine.disk import DiskError, LockError
-from pipelines.engine.recipes import check_recipes, expand, with_recipe
+from pipelines.engine.recipes import check_recipes, expand, import_code, with_recipe
 from pipelines.engine.settings import present
 from pipelines.engine.start import with_start
 from pipelines.engine.terminal import print_table
@@ -63,7 +63,9 @@ class Task:
         given = present(expand(args)) or ["fit"]
         with explained(self.name, *MISTAKES):
             check_recipes(given)
-            whole, start = with_start(with_recipe(given), self.module_class)
+            whole = with_recipe(given)
+            import_code(whole)
+            whole, start = with_start(whole, self.module_class)
             return VisionCLI(
                 self.name, self.module_class, self.default_data, whole, callbacks, start, [*self._commands]
             )
