@@ -128,7 +128,9 @@ def create_backbone(
             model = timm.create_model(name, features_only=True, **options, **levels)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
                 model = timm.create_model(name, features_only=True, feature_cls="getter", **options, **levels)
-        elif lacking := [part for part in ("num_features", "get_classifier", "reset_classifier") if part not in dir(model)]:
+        elif lacking := [
+            part for part in ("num_features", "get_classifier", "reset_classifier") if part not in dir(model)
+        ]:
             raise BackboneError(f"{name} is no network as timm's are: it has no {' and no '.join(lacking)}.")
         elif size != num_classes:
             model.reset_classifier(num_classes)
