@@ -1,19 +1,22 @@
 """How many images a second one core reads, augments and puts into batches: Fovea against torchvision.
 
-Both sides read the same JPEG files of 500×375 pixels and make batches of 224×224, in one process with one thread:
+Both sides read the same JPEG files, of 500×375 pixels as ImageNet's and of 4000×3000 as a telephone's, and make batches of
+224×224, in one process with one thread:
 
-- *decode*: the file's bytes to RGB pixels with OpenCV, and nothing else: what no input pipeline built on it can exceed;
+- *decode*: the file's bytes to RGB pixels with OpenCV, all of them, and nothing else: what no input pipeline that does so can
+  exceed;
 - *Fovea*: what `datamodules.ImageFolder` trains on with ``augmentation: light``, to the uint8 batch (the network
   normalises it on the device);
+- *Fovea, cached*: the same with ``cache: memory``, from the second epoch on;
 - *Fovea, normalised*: the same and the normalisation to float, on this core, as training without a GPU has it;
 - *torchvision*: `torchvision.datasets.ImageFolder` with RandomResizedCrop(224), RandomHorizontalFlip, PILToTensor,
   conversion to float and Normalize, and DataLoader's own collation, as torchvision's training reference has it;
 - *torchvision, same crop*: the same with the crop's scale and aspect that Fovea's light augmentation draws from.
 
-The files are random crops of the two photographs that come with scikit-learn, with a fixed seed. Rounds are
-interleaved; the table shows medians over them, and the ratio of each to torchvision's.
+The files are random crops of the two photographs that come with scikit-learn, with a fixed seed, and a sensor's noise on the
+large ones, which are a tenth as many. Rounds are interleaved; the table shows medians over them, and the ratio of each to torchvision's.
 
-    python -m benchmarks.input_pipeline [--rounds 7] [--files 200]
+    python -m benchmarks.input_pipeline [--rounds 7] [--files 200] [--sizes 500x375 4000x3000]
 """
 
 import argparse
@@ -36,13 +39,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from datamodules import ImageFolder
+from datamodules.decoded import Caching
 
-WIDTH, HEIGHT, SIDE, BATCH_SIZE = 500, 375, 224, 50
+SIDE, BATCH_SIZE = 224, 50
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_files(root: Path, count: int) -> None:
-    """Writes ``count`` training images and a few for validation, in a folder for each photograph."""
+def make_files(root: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
+    """Writes ``count`` training images of a width and height and a few for validation, in a folder for each photograph."""
     generator = np.random.default_rng(0)
     for label, picture in enumerate(load_sample_images().images):
         height, width = picture.shape[:2]
@@ -51,9 +55,11 @@ def make_files(root: Path, count: int) -> None:
             folder.mkdir(parents=True)
             for number in range(files):
                 h = int(generator.integers(height // 2, height + 1))
-                w = min(width, h * WIDTH // HEIGHT)
+                w = min(width, h * size[0] // size[1])
                 y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
-                crop = cv2.resize(picture[y : y + h, x : x + w], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+                crop = cv2.resize(picture[y : y + h, x : x + w], size, interpolation=cv2.INTER_CUBIC)
+                if size[0] > width:
+                    crop = (crop + generator.normal(0, 4, crop.shape)).clip(0, 255).astype(np.uint8)
                 file = str(folder / f"{number}.jpg")
                 cv2.imwrite(file, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
 
@@ -69,8 +75,10 @@ def decode(root: Path) -> Callable[[], int]:
     return run
 
 
-def fovea(root: Path, normalise: bool = False) -> Callable[[], int]:
-    data = ImageFolder(str(root), augmentation="light", image_size=SIDE, batch_size=BATCH_SIZE, num_workers=0)
+def fovea(root: Path, batch_size: int, normalise: bool = False, cache: Caching = "none") -> Callable[[], int]:
+    data = ImageFolder(
+        str(root), augmentation="light", image_size=SIDE, batch_size=batch_size, num_workers=0, cache=cache
+    )
     loader = data.loader("train")
     scale, shift = (
         torch.tensor(values).view(-1, 1, 1)
@@ -82,7 +90,7 @@ def fovea(root: Path, normalise: bool = False) -> Callable[[], int]:
         images = 0
         for batch in loader:
             image = batch["image"]
-            assert image.shape == (BATCH_SIZE, 3, SIDE, SIDE)
+            assert image.shape == (batch_size, 3, SIDE, SIDE)
             assert image.dtype == torch.uint8
             if normalise:
                 image = image.float().mul_(scale).add_(shift)
@@ -92,7 +100,7 @@ def fovea(root: Path, normalise: bool = False) -> Callable[[], int]:
     return run
 
 
-def reference(root: Path, crop: v2.Transform) -> Callable[[], int]:
+def reference(root: Path, batch_size: int, crop: v2.Transform) -> Callable[[], int]:
     steps = [
         crop,
         v2.RandomHorizontalFlip(),
@@ -101,12 +109,12 @@ def reference(root: Path, crop: v2.Transform) -> Callable[[], int]:
         v2.Normalize(MEAN, STD),
     ]
     data = torchvision.datasets.ImageFolder(str(root / "train"), v2.Compose(steps))
-    loader = DataLoader(data, BATCH_SIZE, shuffle=True, num_workers=0)
+    loader = DataLoader(data, batch_size, shuffle=True, num_workers=0)
 
     def run() -> int:
         images = 0
         for image, _ in loader:
-            assert image.shape == (BATCH_SIZE, 3, SIDE, SIDE)
+            assert image.shape == (batch_size, 3, SIDE, SIDE)
             assert image.dtype == torch.float32
             images += len(image)
         return images
@@ -119,40 +127,54 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=7, help="passes of each over the files, after one that does not count"
     )
-    parser.add_argument("--files", type=int, default=200, help=f"images, a multiple of {BATCH_SIZE}")
+    parser.add_argument("--files", type=int, default=200, help=f"images, a multiple of {2 * BATCH_SIZE}")
+    parser.add_argument("--sizes", nargs="+", default=["500x375", "4000x3000"], help="WIDTHxHEIGHT of the images")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    versions = {library.__name__: library.__version__ for library in (torch, torchvision, PIL, cv2, albumentations)}
+    print(f"\none of {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    for size in options.sizes:
+        width, height = map(int, size.split("x"))
+        compare((width, height), options.files if width < 1000 else options.files // 10, options.rounds)
+
+
+def compare(size: tuple[int, int], count: int, rounds: int) -> None:
+    """Times all on images of one width and height, and prints the table."""
+    batch_size = min(BATCH_SIZE, count)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         root = Path(folder, "images")
-        make_files(root, options.files)
+        make_files(root, count, size)
         passes = {
             "decode": decode(root),
-            "Fovea": fovea(root),
-            "Fovea, normalised": fovea(root, normalise=True),
-            "torchvision": reference(root, v2.RandomResizedCrop(SIDE)),
-            "torchvision, same crop": reference(root, v2.RandomResizedCrop(SIDE, (0.7, 1), (0.85, 1.18))),
+            "Fovea": fovea(root, batch_size),
+            "Fovea, cached": fovea(root, batch_size, cache="memory"),
+            "Fovea, normalised": fovea(root, batch_size, normalise=True),
+            "torchvision": reference(root, batch_size, v2.RandomResizedCrop(SIDE)),
+            "torchvision, same crop": reference(root, batch_size, v2.RandomResizedCrop(SIDE, (0.7, 1), (0.85, 1.18))),
         }
         speed: dict[str, list[float]] = {name: [] for name in passes}
-        for number in range(options.rounds + 1):
+        for number in range(rounds + 1):
             for name, run in passes.items():
                 start = time.perf_counter()
                 images = run()
                 if number:
                     speed[name].append(images / (time.perf_counter() - start))
-        size = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
-    versions = {library.__name__: library.__version__ for library in (torch, torchvision, PIL, cv2, albumentations)}
-    print(f"\none of {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(
-        f"median of {options.rounds} rounds; {options.files} JPEG files of {WIDTH}×{HEIGHT}, {size / 1000:.0f} kB each"
-    )
-    print(f"{'':24}{'images/s':>10}{'ratio':>8}{'ratios of the rounds':>25}")
+        bytes_each = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
+    print(f"\nmedian of {rounds} rounds; {count} JPEG files of {size[0]}×{size[1]}, {bytes_each / 1000:.0f} kB each")
+    print(f"{'':24}{'images/s':>10}{'ratio':>8}{'ratios of the rounds':>25}{'to decode':>12}")
     for name, values in speed.items():
-        ratios = [ours / theirs for ours, theirs in zip(values, speed["torchvision"], strict=True)]
+        ratios, shares = (
+            [ours / theirs for ours, theirs in zip(values, speed[base], strict=True)]
+            for base in ("torchvision", "decode")
+        )
         spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
-        print(f"{name:24}{statistics.median(values):10.1f}{statistics.median(ratios):8.2f}{spread:>25}")
+        print(
+            f"{name:24}{statistics.median(values):10.1f}{statistics.median(ratios):8.2f}{spread:>25}"
+            f"{statistics.median(shares):12.2f}"
+        )
 
 
 if __name__ == "__main__":
