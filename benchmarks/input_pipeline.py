@@ -14,7 +14,8 @@ Both sides read the same JPEG files, of 500×375 pixels as ImageNet's and of 400
 - *torchvision, same crop*: the same with the crop's scale and aspect that Fovea's light augmentation draws from.
 
 The files are random crops of the two photographs that come with scikit-learn, with a fixed seed, and a sensor's noise on the
-large ones, which are a tenth as many. Rounds are interleaved; the table shows medians over them, and the ratio of each to torchvision's.
+large ones, which are a tenth as many. Rounds are interleaved, and processor time counts, so that what else the machine does
+matters little; the table shows medians over them, and the ratios of each to torchvision's and to decoding.
 
     python -m benchmarks.input_pipeline [--rounds 7] [--files 200] [--sizes 500x375 4000x3000]
 """
@@ -158,10 +159,10 @@ def compare(size: tuple[int, int], count: int, rounds: int) -> None:
         speed: dict[str, list[float]] = {name: [] for name in passes}
         for number in range(rounds + 1):
             for name, run in passes.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 images = run()
                 if number:
-                    speed[name].append(images / (time.perf_counter() - start))
+                    speed[name].append(images / (time.process_time() - start))
         bytes_each = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
     print(f"\nmedian of {rounds} rounds; {count} JPEG files of {size[0]}×{size[1]}, {bytes_each / 1000:.0f} kB each")
     print(f"{'':24}{'images/s':>10}{'ratio':>8}{'ratios of the rounds':>25}{'to decode':>12}")
