@@ -31,7 +31,7 @@ STAND_INS = {  # what a reader puts in
     "RECIPE.yaml": "configs/classification/lenet5_digits.yaml",
     "configs/classification/RECIPE": "configs/classification/lenet5_digits.yaml",
     "configs/detection/RECIPE": "configs/detection/yolo_digit_scenes.yaml",
-    "configs/autoencoding/RECIPE": "configs/autoencoding/folder.yaml",
+    "configs/autoencoding/RECIPE": "configs/autoencoding/fashion_mnist_code32.yaml",
     "configs/super_resolution/RECIPE": "configs/super_resolution/srresnet_photographs.yaml",
     "A": "1",
     "B": "2",
