@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from inspect import signature
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,14 @@ def _run(command: Callable[[list[str]], object], args: list[str], folder: str, e
 
 
 def start(
-    command: Callable[[list[str]], object], args: list[str], world_size: int = 1, slurm: bool = False
+    command: Callable[[list[str]], object],
+    args: list[str],
+    world_size: int = 1,
+    slurm: bool = False,
+    agent: bool = False,
 ) -> list[int | None]:
-    """Runs a command line in as many processes as torchrun or srun would, and returns their exit codes."""
+    """Runs a command line in as many processes as torchrun or srun would, and returns their exit codes; with ``agent``, once
+    one of them has ended the others get SIGTERM."""
     environment = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "XDG_CACHE_HOME", "PATH")}
     if world_size > 1:
         with socket.socket() as free:
@@ -135,6 +142,11 @@ def start(
     started = [processes.Process(target=_run, args=(command, args, os.getcwd(), rank)) for rank in ranks]
     for process in started:
         process.start()
+    if agent:
+        wait([process.sentinel for process in started], 300)
+        time.sleep(0.1)  # between torchrun's looks
+        for process in started:
+            process.terminate()
     for process in started:
         process.join(300)
         if process.exitcode is None:

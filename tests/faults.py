@@ -20,13 +20,14 @@ class Kill(L.Callback):
     Args:
         step: the step.
         signal_name: which signal.
+        rank: of the process that alone gets it; by default all do.
     """
 
-    def __init__(self, step: int, signal_name: str = "SIGKILL") -> None:
-        self.step, self.signal_name = step, signal_name
+    def __init__(self, step: int, signal_name: str = "SIGKILL", rank: int | None = None) -> None:
+        self.step, self.signal_name, self.rank = step, signal_name, rank
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), getattr(signal, self.signal_name))
 
 

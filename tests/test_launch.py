@@ -54,6 +54,25 @@ def test_what_the_first_process_refuses_ends_the_others_too(slurm: bool) -> None
     assert all("was deleted: restore it" in said for said in refused())
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_is_named_and_the_run_ends(killed: int) -> None:
+    """Whoever is left says so, though torchrun ends it at the same moment."""
+    kill = [
+        "--trainer.callbacks+=faults.Kill",
+        "--trainer.callbacks.step",
+        "3",
+        "--trainer.callbacks.rank",
+        str(killed),
+    ]
+    codes = start(told, [*SMALL, *kill], 2, agent=True)
+    assert codes[killed] == -9
+    assert codes[1 - killed] == 2
+    assert f"Process {killed} of 2" in Path(f"said-{1 - killed}").read_text()
+    run = MlflowClient().get_run(run_id_of("out"))
+    assert run.info.status == "FAILED"
+    assert f"Process {killed} of 2" in run.data.tags["error"]
+
+
 @pytest.mark.parametrize(
     ("tasks", "found"),
     [

@@ -289,26 +289,29 @@ class VisionCLI(TaskParser):
         self.output.mkdir(parents=True, exist_ok=True)
         logger = self.trainer.logger if self.tracked else None
         assert logger is None or isinstance(logger, RunLogger)
-        try:
-            with heard(self.trainer):
+        with heard(self.trainer) as ending:
+            try:
                 with launch.agreed(self.trainer):
                     if logger:
                         self._begin_run(logger)
                 yield logger
-        except BaseException as error:
-            cause = self.watch.error or error
-            fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+            except BaseException as error:
+                ending()
+                cause = self.watch.error or error
+                fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+                fault = fault or launch.lost(cause, self.watch.processes)
+                if logger:
+                    logger.finish(fault or cause)
+                if isinstance(cause, KeyboardInterrupt | SIGTERMException):
+                    sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
+                if fault:
+                    raise fault from cause
+                raise
+            ending()
             if logger:
-                logger.finish(fault or cause)
-            if isinstance(cause, KeyboardInterrupt | SIGTERMException):
-                sys.exit(130 if isinstance(cause, KeyboardInterrupt) else 143)
-            if fault:
-                raise fault from cause
-            raise
-        if logger:
-            logger.finish()
-            if self.trainer.is_global_zero:
-                self.rows["run"] = logger.address()
+                logger.finish()
+                if self.trainer.is_global_zero:
+                    self.rows["run"] = logger.address()
 
     def _begin_run(self, logger: RunLogger) -> None:
         """Logs what the run is of."""

@@ -1,11 +1,14 @@
 """What started a process: a user, or torchrun or SLURM with the others of a job; and what these agree on."""
 
 import os
+import platform
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import lightning as L
 import psutil
@@ -92,6 +95,55 @@ def agreed(trainer: L.Trainer) -> Iterator[None]:
             raise error or UsageError(others[0])
     if error:
         raise error
+
+
+class LostError(RuntimeError):
+    """Another process of the job is gone; the message names it."""
+
+
+def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
+    """The machine and number of each process of a job, by its rank; none where there is one alone.
+
+    Args:
+        trainer: Lightning's, whose processes are connected.
+    """
+    if trainer.world_size == 1:
+        return []
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, (platform.node(), os.getpid()))
+    return found
+
+
+def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError | None:
+    """What an error means, if it is that another process does not answer any more.
+
+    Args:
+        error: what ended this process's part.
+        others: see `processes`.
+    """
+    if not others or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, torch.distributed.DistError) and not re.search("gloo|nccl|by peer", str(error), re.I):
+        return None
+    gone: list[int] = []
+    for _ in range(20):  # the connection is closed a moment before the process is gone
+        gone = [rank for rank, (node, pid) in enumerate(others) if node == platform.node() and not _lives(pid)]
+        if gone:
+            break
+        time.sleep(0.1)
+    who = " and ".join(f"Process {rank} of {len(others)} (number {others[rank][1]} here)" for rank in gone)
+    return LostError(
+        f"{who or f'Another of the {len(others)} processes'} is gone: it was killed, as the system does where memory runs out, "
+        "or ended with an error that it has told itself. The same command with the same --output goes on from the last "
+        "checkpoint."
+    )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_child() -> bool:

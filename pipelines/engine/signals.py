@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -49,18 +49,25 @@ def end(trainer: L.Trainer, number: int) -> NoReturn:
 
 
 @contextmanager
-def heard(trainer: L.Trainer) -> Iterator[None]:
+def heard(trainer: L.Trainer) -> Iterator[Callable[[], None]]:
     """Lets a signal end what is under way at once, but for the steps of a training, which `LastCheckpoint` ends in good order.
 
     Args:
         trainer: Lightning's.
+
+    Yields:
+        What is called when the command has come to its end and only tells the run: a first signal, such as torchrun's to those
+        that are left of a job, does not cut that short.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
+    ending = threading.Event()
 
     def act(number: int, frame: Any) -> None:
         signal.signal(number, before[number])  # a second one does not wait for the run to be ended
+        if ending.is_set():
+            return
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(number)
         end(trainer, number)
@@ -69,7 +76,7 @@ def heard(trainer: L.Trainer) -> Iterator[None]:
     for number in endings():
         signal.signal(number, act)
     try:
-        yield
+        yield ending.set
     finally:
         for number, handler in before.items():  # Lightning ignores Ctrl-C from the first one on
             signal.signal(number, handler)

@@ -15,13 +15,23 @@ from pipelines.__main__ import TASKS
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import UsageError, command, explained, mistakes
 from pipelines.engine.disk import DiskError, LockError
+from pipelines.engine.launch import LostError
 from pipelines.engine.recipes import check_recipes, expand, import_code, with_recipe
 from pipelines.engine.settings import present
 from pipelines.engine.start import with_start
 from pipelines.engine.terminal import print_table
 from pipelines.tracking.client import TrackingError
 
-MISTAKES = (BackboneError, DataError, DiskError, DivergenceError, LockError, TrackingError, UsageError)
+MISTAKES = (
+    BackboneError,
+    DataError,
+    DiskError,
+    DivergenceError,
+    LockError,
+    LostError,
+    TrackingError,
+    UsageError,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,12 +64,15 @@ class Journal:
         self.refused = 0  # entries that the server will never take
         self.last: dict[str, int] = {}  # the last step of each metric and picture
         self.fault: DiskError | None = None
+        self.status: str | None = None  # that an earlier process wrote last
         lines = self.file.read_bytes() if self.file.exists() else b""
         lines = lines[: lines.rfind(b"\n") + 1]  # a kill may have cut the last line
         for line in lines.splitlines():
             entry = _entry(line)
             if "step" in entry:
                 self.last[entry["key"]] = max(entry["step"], self.last.get(entry["key"], -1))
+            if entry.get("kind") == "status":
+                self.status = entry["value"]
         self._written = len(lines)
         mark = self._mark.read_bytes().strip() if self._mark.exists() else b""
         self._sent = min(int(mark), self._written) if mark.isdigit() else 0

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -20,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from PIL import Image
 
-from pipelines.engine.disk import held, whole, write_text
+from pipelines.engine.disk import LockError, held, whole, write_text
 from pipelines.engine.terminal import say
 from pipelines.tracking.client import TrackingError, experiment_id, needed, tracking_client
 from pipelines.tracking.journal import SENT_FILE, Journal, MachineMonitor
@@ -258,9 +259,13 @@ class RunLogger(Logger):
         _ = self.experiment
         return not self.journal.wait()
 
-    @rank_zero_only
     def finish(self, error: BaseException | None = None) -> None:
         """Ends the run with what is true: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
+        if getattr(rank_zero_only, "rank", 0):
+            if error is not None:
+                with suppress(ValueError, OSError):  # it is told in any case
+                    self._stand_in(error)
+            return
         if self.run_id is None:  # it never began
             self._hold.close()
             return
@@ -283,6 +288,27 @@ class RunLogger(Logger):
         elif error is None:
             (self.output / "error.txt").unlink(missing_ok=True)  # of an attempt before
         self._hold.close()
+
+    @needed()
+    def _stand_in(self, error: BaseException) -> None:
+        """Ends the run for the first process, where that was killed: as long as it lives, it holds the folder."""
+        if not (self.output / RUN_FILE).exists():
+            return
+        with ExitStack() as hold:
+            for attempt in range(10):  # the connection is closed a moment before the hold is
+                try:
+                    hold.enter_context(held(self.output))
+                    break
+                except LockError:
+                    if attempt == 9:
+                        return
+                    time.sleep(0.1)
+            journal = Journal(self.output, run_id_of(self.output), tracking_client())
+            if journal.status in (None, "RUNNING"):
+                message = f"the first process of the job was killed; of another: {type(error).__name__}: {error}"
+                journal.write({"kind": "tag", "key": "error", "value": redact(message)[:PARAM_LIMIT]})
+                journal.write({"kind": "status", "value": "FAILED"})
+            journal.close(patience=5)
 
     def address(self) -> str:
         """Where the run is seen: its page on a server, or its id in the embedded store."""

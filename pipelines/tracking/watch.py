@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from modules.training_data import settings_of
+from pipelines.engine.launch import processes
 
 
 class RunCallback(L.Callback):
@@ -14,9 +15,14 @@ class RunCallback(L.Callback):
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.processes: list[tuple[str, int]] = []
         self.train_seconds = 0.0
         self._times: dict[str, float] = defaultdict(float)
         self._images = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Learns which processes work together, to name one that is lost."""
+        self.processes = processes(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
