@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.classification import classification
+from pipelines.engine.command import command
 from pipelines.engine.terminal import print_table
 from pipelines.serving import registry
 
@@ -39,4 +40,4 @@ def demo() -> None:
 
 
 if __name__ == "__main__":
-    demo()
+    command(demo)

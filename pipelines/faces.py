@@ -103,7 +103,8 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             )
         for file in _found([path]):
             inner = Path(os.path.relpath(file, path)).parts
-            who[file] = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
+            person = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
+            _check_one(file, who.setdefault(file, person), person)
     files, embeddings = _embed(answering, list(who))
     people = [who[file] for file in files]
     files = [os.path.abspath(file) for file in files]
@@ -116,12 +117,22 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
                     f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
                     "that model, or make a new gallery."
                 )
+            given = dict(zip(files, people, strict=True))
+            for known, file in zip(old.people, old.files, strict=True):
+                _check_one(file, known, given.get(file, known))
             fresh = set(zip(people, files, strict=True))
             keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
             people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
             embeddings = np.concatenate([old.embeddings[keep], embeddings])
         Gallery(model, people, files, embeddings).write(gallery)
     return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
+
+
+def _check_one(file: str, first: str, second: str) -> None:
+    if first != second:
+        raise ValueError(
+            f"{file} is a picture of {first} and of {second}: enrol it for one of them, or cut both faces out."
+        )
 
 
 def identify(

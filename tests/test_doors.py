@@ -51,6 +51,17 @@ def test_a_name_is_started_as_its_module_is() -> None:
     assert texts[0] == texts[1] != ""
 
 
+@pytest.mark.parametrize("name", door.COMMANDS)
+def test_every_command_answers_to_help(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines", name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        door.main()
+    assert end.value.code == 0
+    assert f"usage: python -m pipelines.{name}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_help_of_a_task_is_about_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         find_task("facenet").main(["--help"])

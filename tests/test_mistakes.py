@@ -200,6 +200,10 @@ def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
         ),
         ("classification fit --config nowhere.yaml", "nowhere.yaml"),
         ("classification fit --config torn.yaml", "--config torn.yaml is no YAML"),
+        (
+            "classification fit --config endless.yaml",
+            "--config endless.yaml is no recipe: a part of it contains itself",
+        ),
         ("classification fit --config list.yaml", "--config list.yaml is no recipe"),
         ("predict", "predict also needs model and paths."),
     ],
@@ -210,6 +214,7 @@ def test_every_command_ends_alike(
     Image.new("RGB", (8, 8)).save("a.png")
     Path("torn.yaml").write_text("data: [1")
     Path("list.yaml").write_text("- data")
+    Path("endless.yaml").write_text("data: &a [*a]")
     name, *rest = command.split()
     monkeypatch.setattr(sys, "argv", [name, *rest])
     monkeypatch.delitem(sys.modules, f"pipelines.{name}", raising=False)

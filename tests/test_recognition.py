@@ -145,6 +145,7 @@ def test_mistakes_end_in_one_paragraph(trained, capsys):
     for args, said in (
         (("enrol", model, "people.parquet", file), "--name"),
         (("enrol", model, "other.parquet", "known"), "make a new gallery"),
+        (("enrol", model, "people.parquet", file, "--name", "other"), "and of other: enrol it for one"),
         (("enrol", model, "people.parquet", "nowhere"), "There is no file or folder nowhere"),
         (("identify", "none.parquet", file), "make one with enrol"),
         (("identify", "text.parquet", file), "is not a gallery"),

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -141,6 +142,7 @@ def check_recipes(args: Sequence[str]) -> None:
     for file in filter(os.path.isfile, recipes(args)):
         try:
             settings = yaml.safe_load(Path(file).read_text())
+            json.dumps(settings, default=str, skipkeys=True)  # refuses what contains itself
         except OSError as error:
             raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from None
         except UnicodeDecodeError:
@@ -148,6 +150,10 @@ def check_recipes(args: Sequence[str]) -> None:
                 " Weights go with --ckpt_path, or with --start." if file.endswith((".ckpt", ".safetensors")) else ""
             )
             raise UsageError(f"--config {file} is no text in UTF-8: give a recipe in YAML.{weights}") from None
+        except (ValueError, RecursionError):
+            raise UsageError(
+                f"--config {file} is no recipe: a part of it contains itself, or is nested too deeply."
+            ) from None
         except yaml.YAMLError as error:
             raise UsageError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(settings, dict):
