@@ -10,7 +10,7 @@ from datamodules.annotated.readers.coco import COCODetection
 from datamodules.annotated.readers.table import CSVDetection
 from datamodules.annotated.readers.voc import VOCDetection
 from datamodules.annotated.readers.yolo import YOLODetection
-from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets
+from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets, DigitSums
 from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
@@ -29,6 +29,7 @@ from datamodules.labelled.published import (
     FashionMNIST,
     Glyphs,
 )
+from datamodules.labelled.quantities import RegressionDataModule, RegressionTable
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
 
@@ -49,6 +50,7 @@ __all__ = [
     "DigitMasks",
     "DigitScenes",
     "DigitSets",
+    "DigitSums",
     "DigitTextures",
     "Digits",
     "Digits8x8",
@@ -66,6 +68,8 @@ __all__ = [
     "PhotographFolder",
     "Photographs",
     "PointCloud",
+    "RegressionDataModule",
+    "RegressionTable",
     "SegmentationDataModule",
     "UnlabelledFolder",
     "VOCDetection",

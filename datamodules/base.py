@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
-from typing import Any, Generic, Protocol, cast, get_args
+from typing import Any, ClassVar, Generic, Protocol, cast, get_args
 
 import albumentations as A
 import cv2
@@ -311,6 +311,8 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     batch_size: PositiveInt = 64
     num_workers: Own[NonNegativeInt] = OWN
     seed: int = 0
+
+    labels_are: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         super().__init__()

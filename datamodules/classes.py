@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.base import DataError, VisionDataModule, listed
+from datamodules.labelled.sources import ColumnSource
 
 IGNORED = 255  # in masks
 
@@ -81,5 +82,10 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
         )
     numbers = np.asarray([list(names).index(name) for name in own], np.int64)
     identity = data.identity()
-    sources: dict[str, Any] = {split: Renumbered(source, numbers) for split, source in data.sources.items()}
+    sources: dict[str, Any] = {
+        split: source.renumbered(numbers, len(names))
+        if isinstance(source, ColumnSource)
+        else Renumbered(source, numbers)
+        for split, source in data.sources.items()
+    }
     vars(data).update(label_names=list(names), sources=sources, identity=lambda: identity)

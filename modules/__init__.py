@@ -11,6 +11,7 @@ from modules.multi_label import MultiLabelModule
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
+from modules.regression import RegressionModule
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SuperResolutionModule
@@ -29,6 +30,7 @@ __all__ = [
     "MaskedAutoencodingModule",
     "MultiLabelModule",
     "Optimization",
+    "RegressionModule",
     "SegmentationModule",
     "SuperResolutionModule",
     "TranslationModule",

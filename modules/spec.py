@@ -23,6 +23,8 @@ class DataSpec:
         num_classes: number of classes; by default, that of ``label_names``.
         label_names: their names, in the order of their numbers; by default, the numbers.
         class_weights: what each class weighs in the loss; None for the same.
+        target_mean: mean of each quantity over the images to train on; None for 0.
+        target_std: standard deviation of each; None for 1.
         attributes: what the classes differ in, and its values: classes are all combinations, the last attribute changing
             fastest.
     """
@@ -32,6 +34,8 @@ class DataSpec:
     num_classes: int = 0
     label_names: list[str] | None = None
     class_weights: list[float] | None = None
+    target_mean: list[float] | None = None
+    target_std: list[float] | None = None
     attributes: dict[str, list[str]] | None = None
 
     def __post_init__(self) -> None:

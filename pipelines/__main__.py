@@ -7,6 +7,7 @@ from difflib import get_close_matches
 TASKS = {
     "classification": "one label for each image",
     "multi_label": "any number of labels for each image",
+    "regression": "numbers for each image, such as an age or a count",
     "detection": "boxes around objects",
     "segmentation": "a class for each pixel",
     "instance_segmentation": "a mask for each object",

@@ -19,6 +19,7 @@ from pipelines.engine.task import Task
 from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.multi_label import multi_label
+from pipelines.regression import regression
 from pipelines.segmentation import segmentation
 from pipelines.serving import registry
 from pipelines.super_resolution import super_resolution
@@ -43,6 +44,12 @@ CASES = (
     Case(
         multi_label,
         ["--data", "DigitSets", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5"],
+        ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3"],
+    ),
+    Case(
+        regression,
+        ["--data", "DigitSums", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
          "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5"],
         ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3"],
     ),

@@ -5,7 +5,7 @@ later ones in front of the earlier. One map says which object is on top at each 
 class map all come from it, so that they agree to the pixel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,9 +24,10 @@ from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
 from datamodules.base import DataError, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
-from datamodules.labelled.base import MultiLabelDataModule
+from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
 from datamodules.labelled.published import Digits
-from datamodules.labelled.sources import LabelSetSource
+from datamodules.labelled.quantities import RegressionDataModule
+from datamodules.labelled.sources import LabelSetSource, QuantitySource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
 from datamodules.splits import SPLITS
 
@@ -315,8 +316,8 @@ class DigitMasks(Scenes, SegmentationDataModule):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DigitSets(Scenes, MultiLabelDataModule):
-    """Scenes composed from real digits, labelled with the digits that are in them; see `Scenes`.
+class FewDigits(Scenes, LabelledDataModule[Any]):
+    """Small scenes composed from none to four real digits; see `Scenes`.
 
     Args:
         image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
@@ -327,18 +328,43 @@ class DigitSets(Scenes, MultiLabelDataModule):
     objects: tuple[int, int] = (0, 4)
     image_size: Own[PositiveInt] = OWN
     flip: Own[bool] = False  # it would change digits
-    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
     def __post_init__(self) -> None:
         self.image_size = self.image_size or self.scene_size
         super().__post_init__()
 
+    def images_and_digits(self) -> Iterator[tuple[str, NDArray[np.uint8], list[NDArray[np.int64]]]]:
+        """Of each split the name, the images, uint8 N×S×S×C, and the digits on each."""
+        for name, scenes in self.scenes(masks=False).items():
+            samples = [scenes[i] for i in range(len(scenes))]
+            yield name, np.stack([sample["image"] for sample in samples]), [sample["labels"] for sample in samples]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitSets(FewDigits, MultiLabelDataModule):
+    """Which digits are there? See `FewDigits`."""
+
+    label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+
     @override
     def load(self) -> dict[str, LabelSetSource]:
-        return {name: _labelled(scenes) for name, scenes in self.scenes(masks=False).items()}
+        return {
+            name: LabelSetSource(
+                images, np.stack([np.bincount(own, minlength=10) > 0 for own in digits]).astype(np.int64)
+            )
+            for name, images, digits in self.images_and_digits()
+        }
 
 
-def _labelled(scenes: SceneSource) -> LabelSetSource:
-    samples = [scenes[i] for i in range(len(scenes))]
-    labels = np.stack([np.bincount(sample["labels"], minlength=10) > 0 for sample in samples]).astype(np.int64)
-    return LabelSetSource(np.stack([sample["image"] for sample in samples]), labels)
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitSums(FewDigits, RegressionDataModule):
+    """How many digits are there, and what is their sum? See `FewDigits`."""
+
+    label_names: ClassVar[list[str]] = ["count", "sum"]
+
+    @override
+    def load(self) -> dict[str, QuantitySource]:
+        return {
+            name: QuantitySource(images, np.array([(len(own), own.sum()) for own in digits], np.float32))
+            for name, images, digits in self.images_and_digits()
+        }

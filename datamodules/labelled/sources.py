@@ -27,7 +27,7 @@ class LabelledSource:
 
     key: ClassVar[str] = "label"  # of the labels in samples
 
-    def __init__(self, images: Images, labels: NDArray[np.int64]) -> None:
+    def __init__(self, images: Images, labels: NDArray[Any]) -> None:
         self.images: Any = images
         self.labels = labels
 
@@ -74,7 +74,29 @@ class LabelledSource:
         return digest_of(content)
 
 
-class LabelSetSource(LabelledSource):
+class ColumnSource(LabelledSource):
+    """Images with a value for each of K labels or quantities.
+
+    Args:
+        images: see `LabelledSource`.
+        labels: N×K.
+    """
+
+    unknown: ClassVar[float] = 0  # the value of what the images are not asked about
+
+    def renumbered(self, numbers: NDArray[np.int64], count: int) -> Self:
+        """The same images, whose columns have other places.
+
+        Args:
+            numbers: int64 K, the new place of each column.
+            count: columns in all; those that there were not are `unknown`.
+        """
+        labels = np.full((len(self), count), self.unknown, self.labels.dtype)
+        labels[:, numbers] = self.labels
+        return type(self)(self.images, labels)
+
+
+class LabelSetSource(ColumnSource):
     """Images with any number of labels each. Samples have ``image`` and ``labels``, int64 K of 0 and 1.
 
     Args:
@@ -87,6 +109,18 @@ class LabelSetSource(LabelledSource):
     @override
     def images_of_classes(self, classes: int) -> NDArray[np.int64]:
         return self.labels.sum(0)
+
+
+class QuantitySource(ColumnSource):
+    """Images with quantities. Samples have ``image`` and ``target``, float32 K, NaN where it is not known.
+
+    Args:
+        images: see `LabelledSource`.
+        labels: float32 N×K.
+    """
+
+    key = "target"
+    unknown = float("nan")
 
 
 class PeopleSource(LabelledSource):

@@ -81,7 +81,7 @@ class Summary(L.Callback):
         parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
         if len(names := [*getattr(data, "label_names", [])]) > 1:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-            parts.append(f"{len(names)} classes ({shown})")
+            parts.append(f"{len(names)} {data.labels_are} ({shown})")
         if data.bad_files:
             parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
         say(f"Data: {data.title}: {'; '.join(parts)}.")

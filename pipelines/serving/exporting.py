@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules import ClassificationModule, DetectionModule, MultiLabelModule, SegmentationModule, VisionModule
+from modules import (
+    ClassificationModule,
+    DetectionModule,
+    MultiLabelModule,
+    RegressionModule,
+    SegmentationModule,
+    VisionModule,
+)
 from modules.detection.detector import OneStageDetector
 from pipelines.serving import registry
 
@@ -96,6 +103,25 @@ class ExportedMultiLabel(ExportedClassifier):
         return (logits.sigmoid() if self.preprocessing else logits,)
 
 
+class ExportedRegression(Exported):
+    """Quantities in their own units, float32 B×K."""
+
+    outputs = ("values",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.head, self.scaling = deepcopy(module.head), deepcopy(module.scaling)
+        self.meaning = f"values float32 B×{module.num_classes}"
+
+    @override
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (self.scaling.undo(logits),)
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+
 class ExportedDetector(Exported):
     """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
 
@@ -137,6 +163,7 @@ class ExportedSegmenter(Exported):
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
     ClassificationModule: ExportedClassifier,
     MultiLabelModule: ExportedMultiLabel,
+    RegressionModule: ExportedRegression,
     DetectionModule: ExportedDetector,
     SegmentationModule: ExportedSegmenter,
 }

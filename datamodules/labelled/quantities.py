@@ -1,0 +1,132 @@
+"""Images with quantities: a table of files and numbers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, listed
+from datamodules.finding import paths_in
+from datamodules.labelled.base import LabelledDataModule
+from datamodules.labelled.files import LabelledFiles, Table, warn_of_shared_parts
+from datamodules.labelled.sources import QuantitySource
+from datamodules.splits import stratified
+from datamodules.tables import by_split, check_table, read_table, spelled
+
+UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RegressionDataModule(LabelledDataModule[QuantitySource]):
+    """Base of data with quantities. Batches: ``image`` uint8 B×C×S×S, ``target`` float32 B×K, NaN where it is not known."""
+
+    labels_are = "quantities"
+
+    @property
+    def label_names(self) -> list[str]:
+        """The quantities' names."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """How many quantities there are."""
+        return len(self.label_names)
+
+    @property
+    def target_mean(self) -> list[float] | None:
+        """The mean of each quantity over the images to train on; None where there are none."""
+        return None if "train" not in self.sources else self._moments[0].tolist()
+
+    @property
+    def target_std(self) -> list[float] | None:
+        """The standard deviation of each quantity over the images to train on, 1 where it is always the same."""
+        return None if "train" not in self.sources else self._moments[1].tolist()
+
+    @cached_property
+    def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        values = self.sources["train"].labels.astype(np.float64)
+        known = np.isfinite(values).sum(0) > 0
+        if empty := [self.label_names[k] for k in np.flatnonzero(~known)]:
+            raise DataError(
+                f"No image to train on of {self.title} has a value of {empty[0]!r}: fill it in, or leave it out."
+            )
+        std = np.nanstd(values, 0)
+        return np.nanmean(values, 0), np.where(std > 0, std, 1.0)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule):
+    """A CSV or Parquet table with a row for each image, and a column of numbers for each quantity.
+
+    Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
+    small and large values of the first quantity are in all three. An empty cell is a value that is not known.
+
+    Args:
+        columns: the quantities; None takes all columns with nothing but numbers in them.
+    """
+
+    columns: list[str] | None = None
+
+    @cached_property
+    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.float32]]:
+        """The quantities' names; path and split of each image; and its values, N×K."""
+        file = Path(self.file)
+        table = read_table(file, "--data.file")
+        table = table.rename(columns=spelled(table, [self.path_column, "split"]))
+        needed = {self.path_column: "--data.path_column"} | dict.fromkeys(self.columns or [], "--data.columns")
+        check_table(table, file, needed, [self.path_column], must_train=False)
+        table = pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
+        others = [name for name in table.columns if name not in (self.path_column, "split")]
+        read = {name: _numbers(table[name]) for name in self.columns or others}
+        names = self.columns or [name for name, (_, wrong) in read.items() if not wrong]
+        for name in names:
+            if wrong := read[name][1]:
+                raise DataError(f"{file.resolve()} has {wrong[0]!r} under {name!r}, where numbers are to be.")
+        if not names:
+            raise DataError(
+                f"{file.resolve()} has no column of numbers beside {self.path_column!r}; it has {listed(table.columns)}. Name those "
+                "of the quantities with --data.columns."
+            )
+        rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
+        return names, rows, np.stack([read[name][0] for name in names], 1)
+
+    @property
+    @override
+    def label_names(self) -> list[str]:
+        return self._table[0]
+
+    @override
+    def load(self) -> dict[str, QuantitySource]:
+        _, places, values = self._table
+        rows = [
+            (path, " ".join(map(str, own)), split) for (path, split), own in zip(places, values.tolist(), strict=True)
+        ]
+        files, _, splits, good = self.inspected(rows)
+        whole = QuantitySource(files, values)
+        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
+        divided = self.divide(parts, _drawn, _drawn)
+        warn_of_shared_parts(divided)
+        return divided
+
+
+def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
+    """The numbers of a column, NaN where there is none, and the cells that are neither. The decimal may be a comma."""
+    text = cells.fillna("").astype(str).str.strip()
+    text = text.where(~text.str.casefold().isin(UNKNOWN), "")
+    numbers = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce").to_numpy(np.float32)
+    wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
+    return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
+
+
+def _drawn(source: QuantitySource) -> tuple[QuantitySource, QuantitySource]:
+    """The rest and a part with all sizes of the first quantity."""
+    count = max(1, min(10, len(source) // 20))
+    ranks = np.nan_to_num(source.labels[:, 0], nan=-np.inf).argsort(kind="stable").argsort(kind="stable")
+    groups = ranks * count // max(1, len(source))
+    rest, part = stratified(groups, 0.15, [f"of {k}" for k in range(count)], "validation and test", 2)
+    return source.subset(rest), source.subset(part)

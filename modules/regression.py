@@ -1,0 +1,188 @@
+"""Quantities of an image, such as an age, a count or a weight."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+from typing_extensions import override
+
+from modules.answers import Answer, Answers, Image
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
+from modules.callbacks.publish import Report
+from modules.measures.per_stage import PerStage
+from modules.networks.backbones import take_head
+from modules.optimization import Optimization
+from modules.pictures.charts import scatter
+from modules.pictures.sheets import enlarged, sheet
+from modules.spec import Backbone, DataSpec
+from modules.warm_start import ClassRows
+
+WORST = 18  # images that are shown
+DRAWN = 2000  # points of a chart
+
+
+class Standardization(nn.Module):
+    """Quantities in units in which those to train on have mean 0 and standard deviation 1, and back; kept with the weights.
+
+    Args:
+        mean: of each quantity, K.
+        std: standard deviation of each, K; one that is always the same has 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """float B×K to float B×K."""
+        return (value - self.mean) / self.std
+
+    def undo(self, value: Tensor) -> Tensor:
+        """float B×K to float B×K, in the units of the data."""
+        return value * self.std + self.mean
+
+
+class RegressionModule(VisionModule):
+    """A backbone and a linear regression of quantities, each standardised by the images to train on.
+
+    Where the value of a quantity is not known (NaN), it counts neither in the loss nor in the figures. Measures for each
+    quantity the mean absolute error (``mae/NAME``), the root of the mean squared one (``rmse/NAME``), both in its own units,
+    and the coefficient of determination, whose mean over quantities is ``r2``; shows what is said against what is true, and
+    the images with the largest errors.
+
+    Args:
+        data: what its data are like.
+        backbone: what it is built on.
+        optimization: how it is trained.
+        loss: what predictions and truth, both float N and standardised, cost, a scalar; by default Huber's loss with δ = 1
+            (Huber 1964), squared near the truth, absolute further away.
+    """
+
+    training_only = ("loss.",)
+
+    takes = ("label_names", "in_chans", "image_size")
+    takes_for_training = ("target_mean", "target_std")
+    needs = ("target",)
+
+    def __init__(
+        self,
+        data: DataSpec,
+        backbone: Backbone = Backbone("convnet"),
+        optimization: Optimization | None = None,
+        loss: nn.Module | None = None,
+    ) -> None:
+        super().__init__(data, backbone, optimization, "logits")
+        count = data.num_classes
+        self.head = take_head(self.backbone, count)
+        mean, std = (
+            torch.tensor(given or [other] * count) for given, other in ((data.target_mean, 0.0), (data.target_std, 1.0))
+        )
+        self.scaling = Standardization(mean, std)
+        self.loss = loss or nn.HuberLoss()
+        self.answers = ValueAnswers()
+        self.pairs = PerStage(lambda _: CatMetric(nan_strategy="disable"))
+        self.worst: list[tuple[float, Tensor, Tensor, Tensor]] = []  # error, image, prediction, truth
+
+    @property
+    @override
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {"head": ClassRows(), "scaling": ClassRows()}
+
+    def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> Image:
+        """See `VisionModule.draw_samples`; with the values."""
+        return sheet(batch["image"], columns, [self._told(row) for row in batch["target"]], side=112)
+
+    def _told(self, values: Tensor) -> str:
+        return "\n".join(f"{name} {value:.4g}" for name, value in zip(self.label_names, values.tolist(), strict=True))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to quantities in their own units, float B×K."""
+        return self.scaling.undo(self.head(self.backbone(self.normalize(image))).float())
+
+    @override
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        return self._losses(self(batch["image"]), batch["target"])
+
+    def _losses(self, said: Tensor, truth: Tensor) -> Losses:
+        said, truth = self.scaling(said), self.scaling(truth)
+        known = truth.isfinite()
+        count = int(known.sum())
+        loss = self.loss(said[known], truth[known]) if count else said.sum() * 0
+        return Losses({"loss": loss}, weight=count)
+
+    @override
+    def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
+        said, truth = self(batch["image"]), batch["target"]
+        self.pairs[stage].update(torch.stack([said, truth], 1))
+        with self.publisher.optional(f"{stage}/worst"):
+            error = (self.scaling(said) - self.scaling(truth)).abs().nan_to_num(-1).amax(1)
+            rows = zip(error.tolist(), batch["image"].cpu(), said.cpu(), truth.cpu(), strict=True)
+            self.worst = sorted([*self.worst, *rows], key=lambda row: -row[0])[:WORST]
+        return self._losses(said, truth)
+
+    @override
+    def report(self, stage: Stage) -> Report:
+        pairs = self.pairs[stage].compute().double().cpu().numpy()
+        self.pairs[stage].reset()
+        worst, self.worst = self.worst, []
+        report, rows, shares = Report(), [], []
+        for k, name in enumerate(self.label_names):
+            said, truth = pairs[np.isfinite(pairs[:, 1, k])][:, :, k].T
+            mae, rmse, r2 = errors(said, truth)
+            rows.append([name, len(truth), mae, rmse, r2])
+            if mae is not None and rmse is not None:
+                report.figures |= {f"mae/{name}": mae, f"rmse/{name}": rmse}
+                points = np.stack([truth, said], 1)[:: -(-len(truth) // DRAWN)].astype(np.float32)
+                report.pictures[f"values/{name}"] = partial(scatter, points, None, (), name, ("true", "predicted"))
+            shares += [r2] if r2 is not None else []
+        if shares:
+            report.figures["r2"] = float(np.mean(shares))
+        report.tables["per_quantity"] = ["quantity", "images", "mae", "rmse", "r2"], rows
+        if worst:
+            captions = [f"{self._told(said)}\nis {self._told(truth)}" for *_, said, truth in worst]
+            report.pictures["worst"] = lambda: sheet([image for _, image, *_ in worst], 6, captions, side=112)
+        return report
+
+    @torch.inference_mode()
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
+        """For each image ``values``, by the quantity's name and in its own units."""
+        rows = self(batch["image"]).tolist()
+        return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
+
+
+class ValueAnswers(Answers):
+    """Quantities of an image."""
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; the values stand above."""
+        said = ", ".join(f"{name} {value:.4g}" for name, value in answer["values"].items())
+        return sheet([enlarged(super().draw(image, answer), 112)], heading=said)
+
+
+def errors(said: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
+    """The mean absolute error, the root of the mean squared error, and the coefficient of determination 1 - Σ(y - ŷ)² / Σ(y - ȳ)².
+
+    >>> errors(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+    (0.3333333333333333, 0.5773502691896257, 0.5)
+
+    Args:
+        said: predictions, float64 N.
+        truth: float64 N.
+
+    Returns:
+        The three; None of nothing, and no coefficient of a quantity that is always the same.
+    """
+    if not len(truth):
+        return None, None, None
+    squares, spread = ((said - truth) ** 2).sum(), ((truth - truth.mean()) ** 2).sum()
+    r2 = float(1 - squares / spread) if spread > 0 else None
+    return float(np.abs(said - truth).mean()), float((squares / len(truth)) ** 0.5), r2
