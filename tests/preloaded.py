@@ -7,6 +7,10 @@ import sklearn.datasets  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import supervision  # noqa: F401
 from conftest import processes  # noqa: F401
+from PIL import Image
 from sqlalchemy.orm import configure_mappers
 
+import pipelines.engine.cli  # noqa: F401
+
 configure_mappers()
+Image.init()
