@@ -129,8 +129,9 @@ def readers(page: str) -> None:
     else:
         for of in ("FOLDER", "ANOTHER_FOLDER"):
             folder(of, ["summer", "winter"], 12)
-        rows = [f"{file},{file.parent.name}|{file.stem[-1]}" for file in sorted(Path("FOLDER").rglob("*.png"))]
-        Path("TABLE.csv").write_text("\n".join(["path,labels", *rows]))
+        files = sorted(Path("FOLDER").rglob("*.png"))
+        rows = [f"{file},{file.parent.name}|{file.stem[-1]},{k}" for k, file in enumerate(files)]
+        Path("TABLE.csv").write_text("\n".join(["path,labels,number", *rows]))
 
 
 def shortened(given: list[str]) -> list[str]:
