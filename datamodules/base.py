@@ -353,6 +353,11 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         """Channels of the images, 3 for RGB or 1 for grey."""
         return 3
 
+    @property
+    def class_weights(self) -> list[float] | None:
+        """What each class weighs in the loss; None for the same."""
+        return None
+
     @cached_property
     def sources(self) -> dict[str, S]:
         """The splits by name."""

@@ -1,13 +1,15 @@
 """Splits: the names that people give them, known here for all tasks and formats, and how missing ones are drawn."""
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from datamodules.base import DataError, listed
 from datamodules.images import images_in, sub_folders
@@ -160,3 +162,65 @@ def stratified(
         moved = rest[labels[rest] == label][0]
         rest, part = rest[rest != moved], np.append(part, moved)
     return np.sort(rest), np.sort(part)
+
+
+def fold_of(
+    labels: NDArray[np.int64],
+    folds: int,
+    fold: int,
+    label_names: Sequence[str],
+    groups: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """One of several parts of equal size, always the same, each with its share of every class. Together they are all samples.
+
+    Args:
+        labels: of all samples.
+        folds: how many parts.
+        fold: which one, from 0.
+        label_names: names for the message.
+        groups: what each sample is of, such as a patient; nothing is of two parts.
+
+    Returns:
+        The places of the rest and of the part, ascending.
+
+    Raises:
+        DataError: a class has fewer images, or images of fewer groups, than there are parts.
+    """
+    for label, name in enumerate(label_names):
+        own = labels == label
+        count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
+        if count < folds:
+            of = "images" if groups is None else "groups with images"
+            raise DataError(
+                f"Class {name!r} has {count} {of}, fewer than --data.folds {folds}, so that a fold would have none: give fewer "
+                "folds, add images, or leave the class out."
+            )
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    parts = kind(folds, shuffle=True, random_state=0).split(labels, labels, groups)
+    return next(itertools.islice(parts, fold, None))
+
+
+def stratified_by_group(
+    labels: NDArray[np.int64], groups: NDArray[Any], share: float, label_names: Sequence[str], purpose: str
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """`stratified`, with nothing of one group in both parts; the share is kept as nearly as groups allow it.
+
+    Args:
+        labels: of all samples.
+        groups: what each sample is of.
+        share: see `stratified`.
+        label_names: names for the message.
+        purpose: what the second part is for, for the message.
+
+    Raises:
+        DataError: there are too few groups for every class to be in both.
+    """
+    count = min(round(1 / share), len(np.unique(groups)))
+    if count > 1:
+        for rest, part in StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, groups):
+            if len(np.unique(labels[rest])) == len(label_names):
+                return rest, part
+    raise DataError(
+        f"Every class must have images of two groups or more, to spare one for {purpose}: add groups, leave out the classes "
+        f"that one group alone has, or bring splits of your own ({len(np.unique(groups))} groups, {len(label_names)} classes)."
+    )

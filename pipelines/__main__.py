@@ -25,6 +25,7 @@ COMMANDS = {
     "registry": "list, show, compare and promote registered models",
     "inspect": "look inside a registered model: filters, feature maps, Grad-CAM",
     "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",
+    "cross_validate": "train a recipe once for each fold of the data: mean and spread",
     "sweep": "search for the best settings of a recipe",
     "style": "paint one picture in the style of another",
     "transferability": "measure how far what a backbone learned carries over",

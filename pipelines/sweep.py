@@ -1,10 +1,7 @@
 """Searches for the best settings with Optuna: ``python -m pipelines.sweep RECIPE.yaml SPACE.yaml --trials 20``."""
 
-import contextlib
-import io
 import json
 import math
-import os
 import shlex
 import tempfile
 import time
@@ -20,7 +17,6 @@ import optuna
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -32,12 +28,12 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from typing_extensions import override
 
 from modules.training_data import settings_of
-from pipelines.engine.command import UsageError, command
-from pipelines.engine.ranges import check_ranges
+from pipelines.engine.children import ChildRun, complaint, new_parent, running
+from pipelines.engine.command import command
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving.registration import check_name
-from pipelines.tracking.client import experiment_id, tracking_client
+from pipelines.tracking.client import tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
 OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself
@@ -55,7 +51,7 @@ class _Ask(L.Callback):
         raise _JudgedError(pl_module.monitor, pl_module.mode)
 
 
-class TrialReport(L.Callback):
+class TrialReport(ChildRun):
     """Tells a trial what each validation came to, and ends the training if it is hopeless.
 
     Args:
@@ -64,17 +60,15 @@ class TrialReport(L.Callback):
     """
 
     def __init__(self, trial: optuna.Trial, parent: str) -> None:
-        self.trial, self.parent = trial, parent
+        super().__init__(parent, trial=str(trial.number))
+        self.trial = trial
         self.validations, self.pruned = 0, False
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes the run a child of the sweep's, before anything can go wrong in it."""
-        if stage == "fit" and trainer.logger:
-            client, run_id = trainer.logger.experiment, trainer.logger.version  # type: ignore[attr-defined]
-            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.parent)
-            client.set_tag(run_id, "trial", str(self.trial.number))
-            self.trial.set_user_attr("run_id", run_id)
+        super().setup(trainer, pl_module, stage)
+        if self.run_id is not None:
+            self.trial.set_user_attr("run_id", self.run_id)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -252,28 +246,13 @@ def _options(chosen: dict[str, Any]) -> list[str]:
 
 def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> None:
     """Lets the command line read every setting before the first training."""
-
-    def complaint(more: list[str]) -> str | None:
-        heard, printed = io.StringIO(), io.StringIO()
-        try:
-            with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(printed):
-                task([*args, *more, "--print_config"])
-        except SystemExit as end:
-            if end.code:
-                return heard.getvalue().strip().removeprefix("error: ")
-        try:
-            check_ranges("fit", yaml.safe_load(printed.getvalue()))
-        except UsageError as error:
-            return str(error)
-        return None
-
-    if said := complaint([]):
+    if said := complaint(task, args):
         raise ValueError(f"The recipe or --args cannot be used: {said}")
     for name, distribution in space.items():
         bounds: Any = distribution
         choices = isinstance(distribution, CategoricalDistribution)
         for value in bounds.choices if choices else (bounds.low, bounds.high):
-            if said := complaint(_options({name: value})):
+            if said := complaint(task, [*args, *_options({name: value})]):
                 raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
 
 
@@ -321,12 +300,8 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
         while "parent" not in study.user_attrs and time.monotonic() < patience:
             time.sleep(0.2)
     if "parent" not in study.user_attrs:
-        client = tracking_client()
-        run_id = os.environ.get("MLFLOW_RUN_ID")
-        if run_id is None:
-            run_id = client.create_run(experiment_id(client, experiment), run_name=name).info.run_id
-        client.log_dict(run_id, plan, "sweep.json")
-        client.set_tag(run_id, "study", name)
+        run_id = new_parent(experiment, name, plan, "sweep.json")
+        MlflowClient().set_tag(run_id, "study", name)
         study.set_user_attr("plan", plan)
         study.set_user_attr("parent", run_id)
     changed = [key for key, value in plan.items() if study.user_attrs["plan"].get(key) != value]
@@ -391,17 +366,11 @@ def sweep(
     monitor, mode = _judged(trained, common)
     shared = _study(name, storage, f"{mode}imize", plan, experiment)
     parent = shared.user_attrs["parent"]
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it is the sweep's, not the trials'
     work = Sweep(shared, found, trained, common, Path("outputs", "sweeps", name), parent, monitor, mode)
-    client = MlflowClient()
-    client.update_run(parent, "RUNNING")
-    try:
+    with running(parent):
         work.run(trials)
         rows = _report(work, register)
-    except BaseException as error:
-        client.set_terminated(parent, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-        raise
-    client.set_terminated(parent, "FINISHED" if "trial" in rows else "FAILED")
+    MlflowClient().set_terminated(parent, "FINISHED" if "trial" in rows else "FAILED")
     print_table(name, rows)
     return 0 if "trial" in rows else 1
 

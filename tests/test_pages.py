@@ -29,6 +29,7 @@ NOT_RUN = {  # how commands begin that are left to other tests, and why
     "python -m pipelines.facenet align": "the network, for the package with the weights; test_alignment has a stand-in",
     "python -m pipelines.style CONTENT.jpg STYLE.jpg --out": "VGG19, a download of 574 MB",
     "python -m benchmarks": "minutes to hours",
+    "python -m pipelines.cross_validate": "test_cross_validation trains all folds",
 }
 LESS = {  # what makes commands short that have this in themselves or their recipes
     r" fit (?!.*help)": "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.limit_train_batches=1 "

@@ -182,6 +182,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         return count
 
     @property
+    @override
     def class_weights(self) -> list[float] | None:
         """See ``class_weighting``; a class without pixels weighs nothing."""
         if self.class_weighting == "none" or "train" not in self.sources:

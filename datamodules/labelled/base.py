@@ -89,6 +89,7 @@ class NamedDataModule(LabelledDataModule[S]):
         return len(self.label_names)
 
     @property
+    @override
     def class_weights(self) -> list[float] | None:
         """See ``class_weighting``.
 
@@ -119,7 +120,7 @@ class NamedDataModule(LabelledDataModule[S]):
 
     @override
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not self.balances:
+        if stage == "fit" and "train" in self.sources and not self.balances:
             counts = self.sources["train"].images_of_classes(len(self.label_names))
             warn_of_rare(self.label_names, counts, self.remedy)
 

@@ -1,13 +1,15 @@
 """Labelled image files that one has oneself: a folder for each class or person, a folder without classes, tables of paths."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
+from annotated_types import Ge
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -29,13 +31,15 @@ from datamodules.images import (
     warn_of_two_names,
 )
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
-from datamodules.labelled.people import FaceDataModule
+from datamodules.labelled.people import FaceDataModule, by_person
 from datamodules.labelled.sources import LabelledSource, PeopleSource
-from datamodules.options import Files, Folder
-from datamodules.splits import SPLITS, split_folders, stratified
+from datamodules.options import Files, Folder, NonNegativeInt
+from datamodules.splits import SPLITS, fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, read_table, spelled, text_of, warn_of_alike
 
 Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
+Indices = NDArray[np.intp]
+DRAWN = 0.15  # of the files, for the test, and of the rest, for validation
 
 
 def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
@@ -46,9 +50,44 @@ def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LabelledFiles(Files, LabelledDataModule[S]):
-    """Base of the modules that read labelled files."""
+    """Base of the modules that read labelled files.
+
+    Args:
+        folds: cross-validation: divide data without splits into so many parts of equal size, always the same. Part ``fold``
+            is the test split; validation is drawn from the others.
+        fold: which one, from 0.
+    """
+
+    folds: Annotated[int, Ge(2)] | None = None
+    fold: NonNegativeInt | None = None
 
     one_size = False
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.folds is None) != (self.fold is None):
+            given, lacking = ("fold", "folds") if self.folds is None else ("folds", "fold")
+            raise DataError(
+                f"--data.{given} {getattr(self, given)} needs --data.{lacking} too: --data.folds 5 --data.fold 0 is the first of "
+                "five. All of them, one after the other, are trained by python -m pipelines.cross_validate."
+            )
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise DataError(
+                f"--data.fold {self.fold} is none of {self.folds} folds, whose numbers are 0 to {self.folds - 1}."
+            )
+
+    def check_folds(self, splits: Iterable[str]) -> None:
+        """Makes sure that data which are to be divided into folds have no splits.
+
+        Raises:
+            DataError: they have.
+        """
+        if self.folds is not None and (found := sorted(set(splits) - {"all"})):
+            raise DataError(
+                f"--data.folds {self.folds} divides data without splits, and {self.title} has {listed(found)}: leave --data.folds "
+                "out, or give all images as one."
+            )
 
     def inspected(self, rows: Sequence[Row]) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
         """Looks at image files once, before training, and warns of what is strange about them.
@@ -69,35 +108,77 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         warn_of_alike(np.unique(names).tolist())
         return ImageFiles(paths, digests, sizes, self.in_chans, self.cache), names, splits, good
 
+    def shared_out(
+        self,
+        whole: S,
+        splits: NDArray[np.str_],
+        good: NDArray[np.bool_],
+        strata: Callable[[NDArray[Any]], tuple[NDArray[np.int64], Sequence[str]]],
+        groups: NDArray[np.str_] | None = None,
+    ) -> dict[str, S]:
+        """The splits, of which those that are missing are drawn.
+
+        Args:
+            whole: all files.
+            splits: which split each is of, or ``all``.
+            good: whether each can be used.
+            strata: what of labels is to be in all splits alike: numbers of classes, or of other groups, int64 N, and their
+                names.
+            groups: what each file is of, such as a patient; nothing of one is in two splits.
+        """
+        parts = {split: np.flatnonzero(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
+        self.check_folds(parts)
+        if groups is not None:
+            self._check_groups(parts, groups)
+
+        def drawn(own: Indices, purpose: str, least: int) -> tuple[Indices, Indices]:
+            labels, names = strata(whole.labels[own])
+            if groups is None:
+                rest, part = stratified(labels, DRAWN, names, purpose, least)
+            else:
+                rest, part = stratified_by_group(labels, groups[own], DRAWN, names, purpose)
+            return own[rest], own[part]
+
+        def test(own: Indices) -> tuple[Indices, Indices]:
+            if self.folds is None or self.fold is None:
+                return drawn(own, "validation and test", 3)
+            labels, names = strata(whole.labels[own])
+            rest, part = fold_of(labels, self.folds, self.fold, names, None if groups is None else groups[own])
+            return own[rest], own[part]
+
+        indices = self.divide(parts, test, lambda own: drawn(own, "validation", 2))
+        divided = {name: whole.subset(own) for name, own in indices.items()}
+        warn_of_shared_parts(divided)
+        return divided
+
+    def _check_groups(self, parts: Mapping[str, Indices], groups: NDArray[np.str_]) -> None:
+        owners: dict[str, str] = {}
+        for split, own in parts.items():
+            for group in np.unique(groups[own]).tolist():
+                if owners.setdefault(group, split) != split:
+                    raise DataError(
+                        f"{self.title}: images of {group!r} are in the splits {owners[group]} and {split}. With --data.group_column "
+                        "a group is in one split only: give all its images to one, or leave the column `split` out."
+                    )
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
     """Shared by the modules that read files of classes."""
 
-    def _read(self, rows: Sequence[Row]) -> dict[str, LabelledSource]:
+    def _read(self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
         files, names, splits, good = self.inspected(rows)
         numbers = {name: k for k, name in enumerate(self.label_names)}
         whole = LabelledSource(files, np.array([numbers[name] for name in names.tolist()]))
-        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
-        learned = parts.get("train", parts.get("all"))
-        empty = [] if learned is None else sorted(set(numbers.values()) - set(learned.labels.tolist()))
+        learned = whole.labels[good & np.isin(splits, ("train", "all"))]
+        empty = sorted(set(numbers.values()) - set(learned.tolist())) if {"train", "all"} & set(splits) else []
         if empty:
             raise DataError(
                 f"No image to train on in class {self.label_names[empty[0]]!r} of {self.title} ({len(empty)} of "
                 f"{len(numbers)} classes are empty): add images, or remove the class."
             )
-        divided = self.divide(
-            parts,
-            lambda whole: self._drawn(whole, "validation and test", 3),
-            lambda train: self._drawn(train, "validation", 2),
-        )
-        warn_of_shared_parts(divided)
-        return divided
-
-    def _drawn(self, source: LabelledSource, purpose: str, least: int) -> tuple[LabelledSource, LabelledSource]:
-        rest, part = stratified(source.labels, 0.15, self.label_names, purpose, least)
-        return source.subset(rest), source.subset(part)
+        return self.shared_out(whole, splits, good, lambda labels: (labels, self.label_names), groups)
 
 
 @dataclass(eq=False, repr=False)
@@ -206,37 +287,47 @@ class Table(Files):
     Args:
         file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
         path_column: column with the images' paths, relative to the table or absolute.
+        group_column: column that says what an image is of, such as a patient or a place; splits and folds are drawn so that
+            nothing is in two of them.
     """
 
     file: str
     _: KW_ONLY
     path_column: str = "path"
+    group_column: str | None = None
 
     @property
     def title(self) -> str:
         """See `VisionDataModule.title`; the table's name."""
         return Path(self.file).stem
 
-    def rows(self, column: str, option: str) -> list[Row]:
-        """The rows.
+    def rows(self, table: pd.DataFrame, column: str) -> list[Row]:
+        """The rows of a table that was `checked`, with the names in a column."""
+        paths, names = paths_in(table[self.path_column], Path(self.file)), map(composed, table[column].astype(str))
+        return list(zip(paths, names, table["split"].tolist(), strict=True))
+
+    def groups(self, table: pd.DataFrame) -> NDArray[np.str_] | None:
+        """What each row of a table that was `checked` is of; None where no column says it."""
+        return None if self.group_column is None else table[self.group_column].astype(str).to_numpy(np.str_)
+
+    def checked(self, columns: dict[str, str], filled: Sequence[str], others: Sequence[str] = ()) -> pd.DataFrame:
+        """The table, sorted by splits, which its column ``split`` names as `by_split` does.
 
         Args:
-            column: that of the names.
-            option: the setting that says which it is.
+            columns: those that it must have beside the paths, each with the setting that names it.
+            filled: those of which no cell may be empty.
+            others: those that it may have.
 
         Raises:
-            DataError: they cannot be used.
+            DataError: see `check_table`.
         """
         file = Path(self.file)
+        grouped = {} if self.group_column is None else {self.group_column: "--data.group_column"}
         table = read_table(file, "--data.file")
-        table = table.rename(columns=spelled(table, [self.path_column, column, "split"]))
-        columns = {self.path_column: "--data.path_column", column: option}
-        check_table(table, file, columns, list(columns), must_train=False)
-        return [
-            (path, composed(name), split)
-            for split, part in by_split(table).items()
-            for path, name in zip(paths_in(part[self.path_column], file), part[column].astype(str), strict=True)
-        ]
+        table = table.rename(columns=spelled(table, [self.path_column, *columns, *grouped, *others, "split"]))
+        columns = {self.path_column: "--data.path_column", **columns, **grouped}
+        check_table(table, file, columns, [self.path_column, *filled, *grouped], must_train=False)
+        return pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -250,8 +341,12 @@ class Manifest(Table, _ClassFiles):
     label_column: str = "label"
 
     @cached_property
+    def _table(self) -> pd.DataFrame:
+        return self.checked({self.label_column: "--data.label_column"}, [self.label_column])
+
+    @cached_property
     def _rows(self) -> list[Row]:
-        return self.rows(self.label_column, "--data.label_column")
+        return self.rows(self._table, self.label_column)
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -268,7 +363,7 @@ class Manifest(Table, _ClassFiles):
                 f"{self.file}: the {unknown[2]} split has the label {unknown[1]!r}, which training does not have: "
                 f"the labels there are {listed(names)}."
             )
-        return self._read(self._rows)
+        return self._read(self._rows, self.groups(self._table))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -286,7 +381,8 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
         files, people, splits, good = self.inspected(rows)
         whole = PeopleSource(files, people)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
-        divided = self.divide_people(parts)
+        self.check_folds(parts)
+        divided = self.divide_people(parts, partial(by_person, folds=self.folds, fold=self.fold or 0))
         warn_of_shared_parts(divided)
         train = divided.get("train")
         if train is not None and self.on_lone_picture == "skip" and (lone := train.counts < 2).any():
@@ -471,7 +567,9 @@ class PeopleTable(Table, _FaceFiles):
     """
 
     person_column: str = "identity"
+    group_column: None = field(default=None, init=False)  # people are the groups
 
     @override
     def load(self) -> dict[str, PeopleSource]:
-        return self._read(self.rows(self.person_column, "--data.person_column"))
+        table = self.checked({self.person_column: "--data.person_column"}, [self.person_column])
+        return self._read(self.rows(table, self.person_column))

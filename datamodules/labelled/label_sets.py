@@ -14,10 +14,8 @@ from datamodules.base import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
-from datamodules.labelled.files import LabelledFiles, Table, warn_of_shared_parts
+from datamodules.labelled.files import LabelledFiles, Table
 from datamodules.labelled.sources import LabelSetSource
-from datamodules.splits import stratified
-from datamodules.tables import by_split, check_table, read_table, spelled
 
 ANSWERS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "y"), 1),
@@ -46,16 +44,11 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
     label_columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64]]:
-        """The labels' names; path and split of each image; and its labels, N×K."""
+    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64], NDArray[np.str_] | None]:
+        """The labels' names; path and split of each image; its labels, N×K; and what it is of."""
         file = Path(self.file)
-        table = read_table(file, "--data.file")
-        wanted = [self.path_column, "split", *([] if self.label_columns else [self.label_column])]
-        table = table.rename(columns=spelled(table, wanted))
-        columns = {self.path_column: "--data.path_column"}
-        columns |= dict.fromkeys(self.label_columns or [], "--data.label_columns")
-        check_table(table, file, columns, [self.path_column], must_train=False)
-        table = pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
+        optional = [] if self.label_columns else [self.label_column]
+        table = self.checked(dict.fromkeys(self.label_columns or [], "--data.label_columns"), [], optional)
         names, labels = self._of_cells(table) if self._in_cells(table) else self._of_columns(table)
         if not names:
             lacking = (
@@ -67,7 +60,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 "--data.label_columns."
             )
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
-        return names, rows, labels
+        return names, rows, labels, self.groups(table)
 
     def _in_cells(self, table: pd.DataFrame) -> bool:
         return self.label_columns is None and self.label_column in table
@@ -85,7 +78,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         return names, np.array([[name in own for name in names] for own in sets], np.int64).reshape(len(sets), -1)
 
     def _of_columns(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
-        others = [name for name in table.columns if name not in (self.path_column, "split")]
+        others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
         cells = table.fillna("").astype(str).apply(lambda column: column.str.strip().str.casefold())
         names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all() and cells[name].any()]
         for name in names:
@@ -103,13 +96,17 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
     @override
     def load(self) -> dict[str, LabelSetSource]:
-        names, places, labels = self._table
+        names, places, labels, groups = self._table
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
         files, _, splits, good = self.inspected(rows)
         whole = LabelSetSource(files, labels)
-        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
-        divided = self.divide(parts, self._drawn, self._drawn)
+
+        def alike(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+            found = strata(labels, max(RARE, self.folds or 0))
+            return found, [f"of {k}" for k in range(found.max(initial=0) + 1)]
+
+        divided = self.shared_out(whole, splits, good, alike, groups)
         if "train" in divided:
             for name, count in zip(names, divided["train"].labels.sum(0).tolist(), strict=True):
                 if count in (0, len(divided["train"])):
@@ -117,17 +114,10 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                     rank_zero_warn(
                         f"{self.title}: {each} image to train on has the label {name!r}; nothing can be learned of it."
                     )
-        warn_of_shared_parts(divided)
         return divided
 
-    def _drawn(self, source: LabelSetSource) -> tuple[LabelSetSource, LabelSetSource]:
-        groups = strata(source.labels)
-        names = [f"of {k}" for k in range(groups.max(initial=0) + 1)]
-        rest, part = stratified(groups, 0.15, names, "validation and test", 2)
-        return source.subset(rest), source.subset(part)
 
-
-def strata(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def strata(labels: NDArray[np.int64], least: int = RARE) -> NDArray[np.int64]:
     """Groups of images, by the rarest label of each, from which parts are drawn with nearly the same shares of all labels.
 
     >>> strata(np.array([[1, 0], [1, 1], [0, 0]] * 8)).tolist()[:3]
@@ -135,12 +125,13 @@ def strata(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
     Args:
         labels: int64 N×K of 0 and 1.
+        least: images of a group; one of fewer is part of the largest.
 
     Returns:
-        int64 N; a group of fewer than `RARE` images is part of the largest.
+        int64 N.
     """
     rank = labels.sum(0).argsort(kind="stable").argsort(kind="stable")
     order = np.where(labels == 1, rank, labels.shape[1]).min(1)
     _, group, sizes = np.unique(order, return_inverse=True, return_counts=True)
-    group = np.where(sizes[group] < RARE, sizes.argmax(), group)
+    group = np.where(sizes[group] < least, sizes.argmax(), group)
     return np.unique(group, return_inverse=True)[1].astype(np.int64)

@@ -1,6 +1,6 @@
 """Pictures of people: labels that are split by group. Batches hold several pictures of each, and nobody is in two splits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -113,18 +113,25 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
             )
         return PeopleDataset(source, self.transform(augmented), self.seed, pictures)
 
-    def divide_people(self, parts: Mapping[str, PeopleSource]) -> dict[str, PeopleSource]:
+    def divide_people(
+        self,
+        parts: Mapping[str, PeopleSource],
+        test: Callable[[PeopleSource], tuple[PeopleSource, PeopleSource]] | None = None,
+    ) -> dict[str, PeopleSource]:
         """Splits in which nobody is twice; those that are missing are drawn, always the same.
 
         Args:
             parts: see `VisionDataModule.divide`. Where there is none for validation, it is drawn from four people or more.
+            test: how the test split is drawn; by default, as `by_person` does.
 
         Raises:
             DataError: there are too few people, or somebody is in two splits.
         """
         if "train" in parts or "all" in parts:
             self._check_owners(parts)
-        divided = self.divide(parts, by_person, lambda train: by_person(train) if len(train.names) > 3 else None)
+        divided = self.divide(
+            parts, test or by_person, lambda train: by_person(train) if len(train.names) > 3 else None
+        )
         if "train" not in divided:  # a set that is only for the test
             return divided
         for name in ("train", "val"):
@@ -151,9 +158,24 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
                     )
 
 
-def by_person(source: PeopleSource) -> tuple[PeopleSource, PeopleSource]:
-    """The rest, and the pictures of 15 % of the people, two at least, always the same."""
+def by_person(source: PeopleSource, folds: int | None = None, fold: int = 0) -> tuple[PeopleSource, PeopleSource]:
+    """The rest, and the pictures of 15 % of the people, two at least, always the same.
+
+    Args:
+        source: the pictures.
+        folds: take one of so many equal parts of the people instead; together these are all.
+        fold: which one, from 0.
+
+    Raises:
+        DataError: a part has fewer than two people.
+    """
     count = len(source.names)
-    chosen = np.random.default_rng(0).permutation(count)[: max(2, round(SHARE * count))]
+    order = np.random.default_rng(0).permutation(count)
+    if folds is not None and count < 2 * folds:
+        raise DataError(
+            f"{count} people are too few for --data.folds {folds}: each fold takes two. Give {count // 2} folds at most, or "
+            "add people."
+        )
+    chosen = order[: max(2, round(SHARE * count))] if folds is None else np.array_split(order, folds)[fold]
     drawn = np.isin(source.labels, chosen)
     return source.subset(~drawn), source.subset(drawn)

@@ -13,10 +13,8 @@ from typing_extensions import override
 from datamodules.base import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
-from datamodules.labelled.files import LabelledFiles, Table, warn_of_shared_parts
+from datamodules.labelled.files import LabelledFiles, Table
 from datamodules.labelled.sources import QuantitySource
-from datamodules.splits import stratified
-from datamodules.tables import by_split, check_table, read_table, spelled
 
 UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
 
@@ -73,15 +71,11 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
     columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.float32]]:
-        """The quantities' names; path and split of each image; and its values, N×K."""
+    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.float32], NDArray[np.str_] | None]:
+        """The quantities' names; path and split of each image; its values, N×K; and what it is of."""
         file = Path(self.file)
-        table = read_table(file, "--data.file")
-        table = table.rename(columns=spelled(table, [self.path_column, "split"]))
-        needed = {self.path_column: "--data.path_column"} | dict.fromkeys(self.columns or [], "--data.columns")
-        check_table(table, file, needed, [self.path_column], must_train=False)
-        table = pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
-        others = [name for name in table.columns if name not in (self.path_column, "split")]
+        table = self.checked(dict.fromkeys(self.columns or [], "--data.columns"), [])
+        others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
         read = {name: _numbers(table[name]) for name in self.columns or others}
         names = self.columns or [name for name, (_, wrong) in read.items() if not wrong]
         for name in names:
@@ -93,7 +87,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                 "of the quantities with --data.columns."
             )
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
-        return names, rows, np.stack([read[name][0] for name in names], 1)
+        return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)
 
     @property
     @override
@@ -102,16 +96,13 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
     @override
     def load(self) -> dict[str, QuantitySource]:
-        _, places, values = self._table
+        _, places, values, groups = self._table
         rows = [
             (path, " ".join(map(str, own)), split) for (path, split), own in zip(places, values.tolist(), strict=True)
         ]
         files, _, splits, good = self.inspected(rows)
         whole = QuantitySource(files, values)
-        parts = {split: whole.subset(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
-        divided = self.divide(parts, _drawn, _drawn)
-        warn_of_shared_parts(divided)
-        return divided
+        return self.shared_out(whole, splits, good, lambda own: _strata(own, max(20, self.folds or 0)), groups)
 
 
 def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
@@ -123,10 +114,8 @@ def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
     return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
 
 
-def _drawn(source: QuantitySource) -> tuple[QuantitySource, QuantitySource]:
-    """The rest and a part with all sizes of the first quantity."""
-    count = max(1, min(10, len(source) // 20))
-    ranks = np.nan_to_num(source.labels[:, 0], nan=-np.inf).argsort(kind="stable").argsort(kind="stable")
-    groups = ranks * count // max(1, len(source))
-    rest, part = stratified(groups, 0.15, [f"of {k}" for k in range(count)], "validation and test", 2)
-    return source.subset(rest), source.subset(part)
+def _strata(values: NDArray[Any], least: int) -> tuple[NDArray[np.int64], list[str]]:
+    """Groups of images with the same size of the first quantity, ten at most, of so many images at least, and their names."""
+    count = max(1, min(10, len(values) // least))
+    ranks = np.nan_to_num(values[:, 0], nan=-np.inf).argsort(kind="stable").argsort(kind="stable")
+    return ranks * count // max(1, len(values)), [f"of {k}" for k in range(count)]

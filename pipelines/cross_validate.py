@@ -1,0 +1,117 @@
+"""Trains a recipe once for each fold of the data: ``python -m pipelines.cross_validate RECIPE.yaml --folds 5``."""
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import yaml
+from mlflow.tracking import MlflowClient
+
+from pipelines.engine.children import ChildRun, complaint, new_parent, running
+from pipelines.engine.command import command
+from pipelines.engine.disk import LockError, held, write_text
+from pipelines.engine.task import Task, find_task
+from pipelines.engine.terminal import print_table, say
+from pipelines.tracking.client import tracking_client
+
+
+def cross_validate(
+    recipe: Path,
+    folds: int = 5,
+    task: str = "classification",
+    name: str | None = None,
+    experiment: str | None = None,
+    args: str = "",
+) -> None:
+    """Trains a recipe once for each fold of its data, and tells what the tests of all folds came to: mean ± standard deviation.
+
+    The data are files without splits of their own, such as ImageFolder and tables. Each fold is the test split of one training
+    (see ``--data.folds``), which is as the task's own command line does it, on one device, and a child of the command's run in
+    MLflow. The same command again goes on where it was cut off, within the fold.
+
+    Args:
+        recipe: YAML file with data, module and trainer.
+        folds: how many.
+        task: the task.
+        name: what it is called: the run, and the folder in outputs/cross_validation. Default: that of the recipe.
+        experiment: MLflow experiment. Default: the task's.
+        args: further settings of the command line, such as ``"--data.root FOLDER --trainer.max_epochs 5"``.
+
+    Raises:
+        ValueError: a file cannot be read, a setting cannot be used, or the folder has another cross-validation.
+    """
+    if folds < 2:
+        raise ValueError(f"--folds must be at least 2, not {folds}.")
+    trained = find_task(task)
+    tracking_client()  # soon says if MLflow does not answer
+    name, experiment = name or recipe.stem, experiment or task
+    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment,
+              "--register=null", f"--data.folds={folds}"]  # fmt: skip
+    if said := complaint(trained, [*common, "--data.fold=0"]):
+        raise ValueError(f"The recipe or --args cannot be used for cross-validation: {said}")
+    plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "folds": folds}
+    folder = Path("outputs", "cross_validation", name)
+    try:
+        with held(folder):
+            _train(trained, common, folder, plan, experiment)
+    except LockError:
+        raise ValueError(
+            f"{folder.resolve()} is in use by the same command: wait until that has ended, or give this one a --name."
+        ) from None
+
+
+def _train(task: Task, common: list[str], folder: Path, plan: dict[str, Any], experiment: str) -> None:
+    """Trains the folds that have not been, and tells of all."""
+    file = folder / "folds.json"
+    if file.exists():
+        state = json.loads(file.read_text())
+        changed = [key for key, value in plan.items() if state["plan"].get(key) != value]
+        if changed and any(folder.glob("*/last.ckpt")):
+            raise ValueError(
+                f"{folder} was begun with other {' and '.join(changed)}: give the same as then, or give this "
+                "cross-validation a name of its own with --name."
+            )
+    else:
+        state, changed = {"done": {}}, [*plan]
+    if changed:
+        state |= {"plan": plan, "parent": new_parent(experiment, folder.name, plan, "cross_validation.json")}
+        write_text(file, json.dumps(state))
+    parent, done = state["parent"], state["done"]
+    with running(parent):
+        for fold in range(plan["folds"]):
+            if str(fold) in done:
+                continue
+            say(f"Fold {fold} of {plan['folds']}, counted from 0.")
+            child = ChildRun(parent, fold=str(fold))
+            cli = task([*common, f"--data.fold={fold}", "--output", str(folder / str(fold))], [child])
+            figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+            figures = {key: value for key, value in figures.items() if key.startswith("test/") and math.isfinite(value)}
+            done[str(fold)] = {"run": child.run_id, "figures": figures}
+            write_text(file, json.dumps(state))
+        rows = _report(parent, [done[str(fold)] for fold in range(plan["folds"])])
+    MlflowClient().set_terminated(parent, "FINISHED")
+    print_table(folder.name, rows | {"folder": str(folder)})
+
+
+def _report(parent: str, folds: list[dict[str, Any]]) -> dict[str, str]:
+    """What the folds came to, for the reader and for the parent run."""
+    client = MlflowClient()
+    keys = [key for key in folds[0]["figures"] if all(key in fold["figures"] for fold in folds)]
+    table = [[k, *(fold["figures"][key] for key in keys), fold["run"]] for k, fold in enumerate(folds)]
+    client.log_dict(parent, {"columns": ["fold", *keys, "run"], "data": table}, "folds.json")
+    rows = {"folds": f"{len(folds)}; mean ± standard deviation (each fold)"}
+    for key in keys:
+        values = np.array([fold["figures"][key] for fold in folds])
+        mean, spread = float(values.mean()), float(values.std(ddof=1))
+        client.log_metric(parent, key, mean)
+        client.log_metric(parent, f"{key}_std", spread)
+        rows[key] = f"{mean:.4f} ± {spread:.4f} ({', '.join(f'{value:.4f}' for value in values)})"
+    return rows | {"run": f"{parent} in {mlflow.get_tracking_uri()}"}
+
+
+if __name__ == "__main__":
+    command(cross_validate)

@@ -1,0 +1,90 @@
+"""Several trainings of one recipe, as child runs of one run in MLflow: what sweeps and cross-validation share."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import yaml
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from typing_extensions import override
+
+from pipelines.engine.command import UsageError
+from pipelines.engine.ranges import check_ranges
+from pipelines.engine.task import Task
+from pipelines.tracking.client import experiment_id, tracking_client
+
+
+class ChildRun(L.Callback):
+    """Makes the run of a training a child of another, before anything can go wrong in it.
+
+    Args:
+        parent: the other run.
+        tags: what it has beside.
+    """
+
+    def __init__(self, parent: str, **tags: str) -> None:
+        self.tags = {MLFLOW_PARENT_RUN_ID: parent, **tags}
+        self.run_id: str | None = None
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.logger:
+            client: MlflowClient = trainer.logger.experiment  # type: ignore[attr-defined]
+            self.run_id = str(trainer.logger.version)
+            for key, value in self.tags.items():
+                client.set_tag(self.run_id, key, value)
+
+
+def complaint(task: Task, args: list[str]) -> str | None:
+    """What the command line of a task has against settings, before anything is trained; None where it takes them."""
+    heard, printed = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(printed):
+            task([*args, "--print_config"])
+    except SystemExit as end:
+        if end.code:
+            return heard.getvalue().strip().removeprefix("error: ")
+    try:
+        check_ranges("fit", yaml.safe_load(printed.getvalue()))
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -> str:
+    """A run for others to be children of; that of ``mlflow run``, where that started the command.
+
+    Args:
+        experiment: its experiment's name.
+        name: its name.
+        plan: what is trained.
+        file: what the plan is called in the run.
+
+    Returns:
+        The run's id.
+    """
+    client = tracking_client()
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None:
+        run_id = str(client.create_run(experiment_id(client, experiment), run_name=name).info.run_id)
+    client.log_dict(run_id, dict(plan), file)
+    return run_id
+
+
+@contextlib.contextmanager
+def running(parent: str) -> Iterator[None]:
+    """Lets a parent run be running while its children are trained; what ends that ends the run with its true status, and
+    without an error it stays running."""
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it is the parent's, not the children's
+    client = MlflowClient()
+    client.update_run(parent, "RUNNING")
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143))
+        client.set_terminated(parent, "KILLED" if stopped else "FAILED")
+        raise
