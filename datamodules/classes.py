@@ -38,6 +38,8 @@ class Renumbered:
             return None
         if name == "batch":
             return lambda indices: self._renumbered(value(indices))
+        if name == "reduced":
+            return lambda reduction: Renumbered(value(reduction), self.numbers)
         if name == "labels":
             return self.numbers[value]
         if name == "counts":  # by class
