@@ -36,8 +36,8 @@ class Renumbered:
         value = getattr(self.source, name)
         if value is None:
             return None
-        if name == "batch":
-            return lambda indices: self._renumbered(value(indices))
+        if name in ("batch", "cut"):
+            return lambda *place: self._renumbered(value(*place))
         if name == "reduced":
             return lambda reduction: Renumbered(value(reduction), self.numbers)
         if name == "labels":

@@ -209,6 +209,10 @@ def test_classes_of_boxes_and_masks_are_numbered_as_the_network_does() -> None:
     assert dict(zip(names, pixels.class_weights or [], strict=True)) == weights | {"frog": 0}
     mask = pixels.sources["train"][0]["mask"]
     assert {names[k] for k in np.unique(mask[mask != 255])} == {"background", "cat", "dog"}
+    assert np.array_equal(pixels.dataset("train", False)[0, 0]["mask"], mask)
+    learned = pixels.dataset("train", True)[0, 0]["mask"]
+    assert {names[k] for k in np.unique(learned[learned != 255])} <= {"background", "cat", "dog"}
+    assert (learned == names.index("background")).any()
 
 
 NAMED = {
