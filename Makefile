@@ -41,8 +41,8 @@ bench: setup
 # The API reference, of the docstrings, in site/.
 docs: setup
 	$(BIN)/python -m pdoc -d google -o site datamodules modules modules.base modules.adversarial modules.autoencoding \
-		modules.detection modules.facenet modules.instance_segmentation modules.segmentation modules.super_resolution \
-		modules.translation modules.inspection modules.networks
+		modules.detection modules.facenet modules.instance_segmentation modules.segmentation modules.stylization \
+		modules.super_resolution modules.translation modules.inspection modules.networks
 
 clean:
 	rm -rf .venv

@@ -14,6 +14,7 @@ from modules.optimization import Optimization, WarmupCosine
 from modules.regression import RegressionModule
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec
+from modules.stylization import StylizationModule
 from modules.super_resolution import SuperResolutionModule
 from modules.translation import TranslationModule
 
@@ -32,6 +33,7 @@ __all__ = [
     "Optimization",
     "RegressionModule",
     "SegmentationModule",
+    "StylizationModule",
     "SuperResolutionModule",
     "TranslationModule",
     "VisionModule",

@@ -84,3 +84,11 @@ class PictureAnswers(Answers):
             f".{name}.png": PIL.Image.fromarray(each[..., 0] if each.shape[2] == 1 else each)
             for name, each in made.items()
         }
+
+
+class MadeAnswers(PictureAnswers):
+    """Pictures made of pictures: an answer's first one stands for the picture itself."""
+
+    def draw(self, image: Image, answer: Answer) -> Image:
+        """See `Answers.draw`; the made picture alone."""
+        return Answers.draw(self, from_address(next(iter(answer["pictures"].values()))), answer)

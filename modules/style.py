@@ -18,13 +18,13 @@ def gram(maps: Tensor) -> Tensor:
 
 
 def content_loss(maps: Tensor, wanted: Tensor) -> Tensor:
-    """½Σ(F − P)² of maps, float of any shape (equation 1)."""
-    return 0.5 * (maps - wanted).square().sum()
+    """½Σ(F − P)² of each picture's maps, float B×K×h×w, as float B (equation 1)."""
+    return 0.5 * (maps - wanted).square().flatten(1).sum(1)
 
 
 def style_loss(grams: Tensor, wanted: Tensor) -> Tensor:
-    """¼Σ(G − A)² of what `gram` gives: equation 4, whose 1 / (4 K² h² w²) is in the Gram matrices here."""
-    return 0.25 * (grams - wanted).square().sum()
+    """¼Σ(G − A)² of what `gram` gives, as float B: equation 4, whose 1 / (4 K² h² w²) is in the Gram matrices here."""
+    return 0.25 * (grams - wanted).square().flatten(1).sum(1)
 
 
 def total_variation(image: Tensor) -> Tensor:
@@ -57,14 +57,14 @@ class StyleLosses(NamedTuple):
 
 
 class StyleObjective:
-    """αL_content + βL_style + γL_variation of a picture, float 1×3×H×W.
+    """αL_content + βL_style + γL_variation of pictures, float B×3×H×W; the mean over them.
 
     L_content is `content_loss` as a share of what maps of zeros would cost, and so is `style_loss` in each layer, of which
     L_style is the mean. These constants are w_l of the paper: weights mean the same in all networks and sizes.
 
     Args:
         features: the network.
-        content: float 1×3×H×W in [0, 1].
+        content: what `__call__` compares with by itself, float 1×3×H×W in [0, 1].
         style: float 1×3×h×w in [0, 1].
         style_layers, content_layer: names of layers; None takes `usual_layers`.
         weights: α, β and γ.
@@ -78,20 +78,25 @@ class StyleObjective:
         self.features, self.weights = features, weights
         self.style_layers, self.content_layer = [*(style_layers or usual[0])], content_layer or usual[1]
         with torch.no_grad():
-            self._wanted = features.named(content, [self.content_layer])[self.content_layer]
+            self._wanted = self._content(content)
             self._grams = {name: gram(maps) for name, maps in features.named(style, self.style_layers).items()}
 
-    def __call__(self, image: Tensor) -> StyleLosses:
-        """The losses of a picture."""
+    @torch.no_grad()
+    def _content(self, image: Tensor) -> Tensor:
+        return self.features.named(image, [self.content_layer])[self.content_layer]
+
+    def __call__(self, image: Tensor, content: Tensor | None = None) -> StyleLosses:
+        """The losses of pictures, with contents of their own or the one that was given first."""
+        wanted = self._wanted if content is None else self._content(content)
         maps = self.features.named(image, [*self.style_layers, self.content_layer])
-        content = _share(content_loss, maps[self.content_layer], self._wanted)
+        content_share = _share(content_loss, maps[self.content_layer], wanted)
         style = torch.stack([_share(style_loss, gram(maps[name]), a) for name, a in self._grams.items()]).mean()
-        parts = torch.stack([content, style, total_variation(image)])
+        parts = torch.stack([content_share, style, total_variation(image)])
         return StyleLosses((parts * parts.new_tensor(self.weights)).sum(), *parts)
 
 
 def _share(loss: Callable[[Tensor, Tensor], Tensor], value: Tensor, wanted: Tensor) -> Tensor:
-    return loss(value, wanted) / loss(torch.zeros_like(wanted), wanted).clamp_min(1e-12)
+    return (loss(value, wanted) / loss(torch.zeros_like(wanted), wanted).clamp_min(1e-12)).mean()
 
 
 def stylize(

@@ -15,7 +15,7 @@ from typing_extensions import override
 from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, as_uint8
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
 from modules.adversarial.players import Score
-from modules.answers import Answer, Answers, PictureAnswers
+from modules.answers import MadeAnswers
 from modules.base import Stage
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -24,9 +24,10 @@ from modules.measures.images import MSE, SSIM_SIDE, FixedFeatures, Reconstructio
 from modules.networks import BackboneError
 from modules.networks.decoders import Norm, normalization
 from modules.networks.parts import Part, describe, upgrade, within
+from modules.networks.translators import in_pieces
 from modules.networks.weights import read_weights, registered_files
 from modules.optimization import WarmupCosine
-from modules.pictures.sheets import as_address, from_address, sheet
+from modules.pictures.sheets import as_address, sheet
 from modules.ranges import NonNegative, PositiveInt
 from modules.spec import Backbone, DataSpec
 
@@ -198,7 +199,7 @@ class SuperResolutionModule(AdversarialModule):
         similarity: str | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization or SuperResolutionOptimization())
-        self.answers = EnlargedAnswers(data.image_size)
+        self.answers = MadeAnswers(data.image_size)
         in_chans, image_size = data.in_chans, data.image_size
         within("adversarial", adversarial, 0)
         self.weight = adversarial
@@ -310,17 +311,8 @@ class SuperResolutionModule(AdversarialModule):
         Returns:
             uint8 B×C×fH×fW.
         """
-        f, (height, width) = self.factor, image.shape[-2:]
-        rim = cast(SRResNet, self.average).reach
-        result = image.new_empty(*image.shape[:2], f * height, f * width)
-        for top in range(0, height, TILE):
-            for left in range(0, width, TILE):
-                y, x = max(0, top - rim), max(0, left - rim)
-                piece = image[..., y : top + TILE + rim, x : left + TILE + rim]
-                made = as_uint8(self.average(as_float(piece)))[..., f * (top - y) :, f * (left - x) :]
-                place = result[..., f * top : f * (top + TILE), f * left : f * (left + TILE)]
-                place.copy_(made[..., : place.shape[-2], : place.shape[-1]])
-        return result
+        network = cast(SRResNet, self.average)
+        return in_pieces(lambda piece: as_uint8(network(as_float(piece))), image, TILE, network.reach, self.factor)
 
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -328,14 +320,6 @@ class SuperResolutionModule(AdversarialModule):
         PNG as a ``data:`` address."""
         made = self.enlarge(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
         return [{"size": list(image.shape[:2]), "pictures": {"enlarged": as_address(image)}} for image in made]
-
-
-class EnlargedAnswers(PictureAnswers):
-    """Pictures made larger."""
-
-    def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
-        """See `Answers.draw`; the enlarged picture alone."""
-        return Answers.draw(self, from_address(answer["pictures"]["enlarged"]), answer)
 
 
 def _load(net: SRResNet, address: str) -> None:

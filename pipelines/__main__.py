@@ -17,6 +17,7 @@ TASKS = {
     "gan": "images made from noise",
     "super_resolution": "images with four times the side",
     "translation": "images of one domain turned into another",
+    "stylization": "any picture painted in one style, in a single pass",
 }
 COMMANDS = {
     "demo": "train, register and ask a classifier of digits, in a minute",

@@ -11,7 +11,7 @@ from pipelines.serving.exporting import SUFFIXES, Format, describe_export, expor
 def export(
     model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
 ) -> str:
-    """Writes a registered model of classification, detection or semantic segmentation as a file that runs without Fovea, for batches of any size.
+    """Writes a registered model of classification, detection, semantic segmentation or stylization as a file that runs without Fovea, for batches of any size.
 
     The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
     1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
@@ -49,7 +49,7 @@ def export(
     network = exported(model, module, preprocessing)
     if network is None and chosen != "safetensors":
         raise ValueError(
-            f"{model} is a {type(module).__name__}; only classifiers, detectors and semantic segmentation are exported."
+            f"{model} is a {type(module).__name__}; only classifiers, detectors, semantic segmentation and stylization are exported."
         )
     metadata = describe_export(model, folder, module, network, chosen)
     difference = write(model, file, chosen, module, network, metadata, opset)

@@ -25,6 +25,7 @@ from modules import (
     InstanceSegmentationModule,
     MaskedAutoencodingModule,
     SegmentationModule,
+    StylizationModule,
     SuperResolutionModule,
     TranslationModule,
 )
@@ -258,8 +259,11 @@ EVERY = {
         Backbone("patchgan", options={"width": 4}),
         translator=ResidualTranslator(4, 1),
     ),
+    "stylization": lambda: StylizationModule(
+        DataSpec(image_size=16), Backbone("test_resnet"), translator=ResidualTranslator(4, 1)
+    ),
 }
-EXPORTED = ("classification", "detection", "segmentation")
+EXPORTED = ("classification", "detection", "segmentation", "stylization")
 
 
 @pytest.mark.parametrize("task", EVERY)
@@ -277,6 +281,24 @@ def test_every_task_is_exported_in_every_format_or_says_which_are(task: str, tmp
             assert torch.equal(twin.state_dict()[key], value), key
     if task not in EXPORTED:  # those that are have tests above, which take longer
         for suffix in ("onnx", "pt", "pt2"):
-            with pytest.raises(ValueError, match="only classifiers, detectors and semantic segmentation are exported"):
+            with pytest.raises(
+                ValueError, match="only classifiers, detectors, semantic segmentation and stylization are exported"
+            ):
                 export.export(str(tmp_path), Path(f"net.{suffix}"))
     assert sorted(file.name for file in Path().iterdir() if file.name.startswith("net")) == ["net.safetensors"]
+
+
+def test_a_stylizer_in_onnx_paints_pictures_of_other_sizes_as_the_model_does() -> None:
+    torch.manual_seed(0)
+    module = EVERY["stylization"]().eval()
+    for parameter in module.painter.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    storage.save_model(Path("model"), module, Preprocessing(16, 3, "native"), "stylization")
+    export.export("model", Path("painter.onnx"))
+    session = onnxruntime.InferenceSession("painter.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["input"] == "uint8 B×3×H×W"
+    image = torch.randint(256, (2, 3, 24, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = module(image)
+    assert ((wanted > 0) & (wanted < 1)).float().mean() > 0.2
+    assert np.abs(session.run(None, {"image": image.numpy()})[0] - wanted.numpy()).max() < 1e-4

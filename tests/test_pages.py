@@ -122,7 +122,7 @@ def readers(page: str) -> None:
         mask[30:80, 20:110] = 1
         for file in Path("FOLDER/images").iterdir():
             Image.fromarray(mask).save(f"FOLDER/masks/{file.name}")
-    elif page == "detection.md":
+    elif page in ("detection.md", "style.md"):
         film = cv2.VideoWriter("FILM.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 96))
         for _ in range(3):
             film.write(np.zeros((96, 96, 3), np.uint8))

@@ -2,17 +2,26 @@
 
 from pathlib import Path
 
+import cv2
 import mlflow
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from datamodules.options import Preprocessing
+from modules import Backbone, DataSpec, StylizationModule, stylization
 from modules.measures.images import FixedFeatures
+from modules.networks.translators import ResidualTranslator
+from modules.pictures.sheets import from_address
 from modules.style import StyleObjective, content_loss, gram, luminance, style_loss, stylize, total_variation
+from pipelines import predict
 from pipelines.engine.command import command
-from pipelines.serving.video import Video
+from pipelines.serving import store
+from pipelines.serving.video import Drawing, Video
 from pipelines.style import style
+from pipelines.stylization import stylization as training
 
 SMALL = ["--backbone", "test_resnet", "--pretrained", "false", "--size", "72"]
 
@@ -143,3 +152,111 @@ def test_what_cannot_be_is_told_in_a_paragraph(given, told, capsys):
     assert told in message
     assert message.count("\n") == 1
     assert not Path("style.png").exists()
+
+
+def painter(style: str | None = None, **options) -> StylizationModule:
+    """A small stylizer whose weights are not those that it begins with."""
+    torch.manual_seed(0)
+    data, backbone = DataSpec(image_size=48), Backbone("test_resnet")
+    module = StylizationModule(data, backbone, translator=ResidualTranslator(4, 2), style=style, **options).eval()
+    for parameter in module.painter.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def test_a_stylizer_learns_from_the_losses_of_style_transfer():
+    content, stripes = pictures()
+    module = painter(stripes, style_size=48, content_weight=2.0, style_weight=3.0, variation_weight=5.0)
+    image = torch.from_numpy(np.stack([np.asarray(Image.open(content))[:48, :48]] * 2)).permute(0, 3, 1, 2).clone()
+    image[1] = 255 - image[1].flip(1)
+    losses = module.losses({"image": image})
+    small = Image.open(stripes).resize((38, 48), Image.Resampling.LANCZOS)
+    wanted = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None] / 255
+    alone = []
+    for one in image:  # each picture by itself, as pipelines.style has it
+        features = FixedFeatures("test_resnet", network=module.backbone)
+        objective = StyleObjective(features, one[None] / 255, wanted, weights=(2.0, 3.0, 5.0))
+        alone.append(objective(module.paint(one[None])))
+    for name, weight in (("content", 2.0), ("style", 3.0), ("variation", 5.0)):
+        mean = weight * (getattr(alone[0], name) + getattr(alone[1], name)).item() / 2
+        assert losses.terms[name].item() == pytest.approx(mean, rel=1e-4)
+    assert losses.total.item() == pytest.approx((alone[0].total + alone[1].total).item() / 2, rel=1e-4)
+    losses.total.backward()
+    learning = {name.partition(".")[0] for name, p in module.named_parameters() if p.grad is not None}
+    assert learning == {"painter"}
+
+
+def test_a_large_picture_is_painted_in_pieces_as_in_one_piece(monkeypatch):
+    module = painter()
+    y, x = torch.meshgrid(torch.arange(150), torch.arange(210), indexing="ij")
+    image = torch.stack([x, y + 60, (x * y) % 256]).byte()[None]  # its statistics differ from place to place
+    assert module.stylize(image).shape == image.shape
+    image = image[..., :148, :208]  # what four divides is not extended
+    whole = module.stylize(image)
+    assert ((whole > 0) & (whole < 255)).float().mean() > 0.5
+    monkeypatch.setattr(stylization, "VALUES", 0)
+    monkeypatch.setattr(stylization, "TILE", 64)
+    apart = (module.stylize(image).int() - whole).abs()
+    assert apart.max() <= 1  # both are rounded
+    assert apart.float().mean() < 255e-3 / 10
+    module.reach = 8
+    assert (module.stylize(image).int() - whole).abs().max() > 1, "this picture shows no seams"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 70), (9, 50), (50, 37)])
+def test_a_picture_of_any_size_is_painted_at_its_size(size):
+    made = painter().predict({"image": torch.randint(256, (1, 3, *size), dtype=torch.uint8)})
+    assert from_address(made[0]["pictures"]["stylized"]).shape == (*size, 3)
+
+
+def test_the_extractor_of_a_stylizer_never_is_in_training_mode():
+    module = StylizationModule(DataSpec(image_size=48), Backbone("test_resnet"))
+    assert not any(part.training for part in module.backbone.modules())  # a trainer leaves modes as they are
+    assert module.train().painter.training
+    assert not any(part.training for part in module.backbone.modules())
+
+
+def test_a_film_is_painted_frame_by_frame():
+    module = painter()
+    store.save_model(Path("model"), module, Preprocessing(48, 3, "native"), "stylization")
+    y, x = np.mgrid[:64, :96]
+    frames = [np.stack([x + 20 * k, 2 * y, 255 - x - y], 2).clip(0, 255).astype(np.uint8) for k in range(3)]
+    film = Drawing("film.mp4", 10)
+    for k, frame in enumerate(frames):
+        film.write(frame, k / 10)
+    film.close()
+    assert predict.predict("model", ["film.mp4"], "out") == 0
+    drawn = [*Video("out/film.mp4")]
+    assert len(drawn) == len(frames)
+    for frame, made in zip(frames, drawn, strict=True):
+        wanted = module.stylize(torch.from_numpy(frame).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        assert made.shape == frame.shape
+        plain, *others = (cv2.blur(image.astype(np.float32), (5, 5)) for image in (made, wanted, frame))
+        far, unpainted = (np.abs(plain - other).mean() for other in others)
+        assert far < unpainted / 2, "but for the codec it is the painted one"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "Name its file: --model.style FILE"),
+        (["--model.style", "nowhere.png"], "nowhere.png: there is no such file"),
+        (["--model.style", "text.png"], "text.png: it is no picture that can be read"),
+        (["--model.style", "stripes.png", "--model.content_layer", "layer9"], "no layer 'layer9'; its stages are"),
+        (
+            ["--model.style", "stripes.png", "--model.backbone.transfer", "finetune"],
+            "--model.backbone.transfer finetune",
+        ),
+    ],
+)
+def test_what_a_stylizer_cannot_learn_is_told_in_a_paragraph(given, told, capsys):
+    pictures()
+    Path("text.png").write_text("no picture")
+    small = ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone", "test_resnet",
+             "--model.backbone.pretrained", "false"]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        training(["fit", *small, *given, "--output", "out"])
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told in message
+    assert "Traceback" not in message

@@ -168,11 +168,15 @@ class FixedFeatures:
         backbone: what `modules.create_backbone` takes.
         pretrained: with published weights.
         backbone_options: further arguments of the network, such as ``out_indices``.
+        network: the network, where there is one already; it stays as it is.
     """
 
-    def __init__(self, backbone: str, pretrained: bool = False, backbone_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, backbone: str, pretrained: bool = False, backbone_options: dict[str, Any] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
-        self._network: Any = None
+        self._network: Any = network
 
     def network(self, image: Tensor) -> Any:
         """The network itself, made for images such as the first one, float B×C×H×W, on the device of this one."""

@@ -136,6 +136,8 @@ def upgrade(saved: Any) -> Any:
         options = {key: value for key, value in saved.items() if key != "class"}
         return upgrade({"class_path": _whole(saved["class"]), "init_args": options})
     result = {key: upgrade(value) for key, value in saved.items()}
+    if result.keys() == {"class_path", "init_args"}:  # its file may have moved
+        result["class_path"] = _whole(result["class_path"])
     for key in ("detector", "decoder"):
         if isinstance(name := saved.get(key), str) and f"{key}_options" in saved:
             result[key] = {"class_path": _whole(name), "init_args": result.pop(f"{key}_options")}

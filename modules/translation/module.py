@@ -24,16 +24,15 @@ from modules.measures.sets import frechet_distance
 from modules.networks import BackboneError
 from modules.networks.backbones import untrained
 from modules.networks.parts import Draws, describe, within
+from modules.networks.translators import ResidualTranslator, Translator
 from modules.pictures.sheets import Image, as_address, sheet, stacked
 from modules.ranges import NonNegative, NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data, training_data
 from modules.translation.translators import (
     ImagePool,
-    ResidualTranslator,
     SeparateTranslators,
     SharedTranslator,
-    Translator,
     by_domain,
     domain_of,
     told,

@@ -1,4 +1,4 @@
-"""Networks that turn an image into another one, how they are told of which domain it shall be, and the pool of images."""
+"""How networks are told of which domain an image shall be, and the pool of images."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,82 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.networks.parts import Part, within
-from modules.ranges import PositiveInt
-
-
-class Translator(Part):
-    """Layers from an image to an image of the same size."""
-
-    def build(self, in_chans: int, out_chans: int) -> None:
-        """Makes the layers.
-
-        Args:
-            in_chans: channels of what comes in: of the image, and of what says which domain is asked for.
-            out_chans: channels of the images.
-        """
-        raise NotImplementedError
-
-    def forward(self, image: Tensor) -> Tensor:
-        """float B×in_chans×H×W to float B×out_chans×H×W, without bounds."""
-        raise NotImplementedError
-
-
-class _Residual(nn.Module):
-    """Two 3×3 convolutions whose result is added to what comes in."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=False), nn.InstanceNorm2d(width), nn.ReLU(),
-            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=False), nn.InstanceNorm2d(width),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
-
-
-class ResidualTranslator(Translator):
-    """Two convolutions of stride 2, residual blocks, and back (Johnson et al. 2016, arXiv:1603.08155), with reflection
-    padding and instance normalisation (Ulyanov et al. 2016, arXiv:1607.08022): the generator of CycleGAN and StarGAN.
-
-    On the way back the nearest value is repeated before each convolution, which makes no checkerboard, instead of a
-    transposed convolution. The first convolution is not normalised: that would take away what a constant plane says of the
-    wanted domain. Images may have any size of eight pixels or more: a side that four does not divide is
-    extended by its mirror image, and cut off again.
-
-    Args:
-        width: channels of the first convolution, ``64`` in the papers; the blocks have four times as many.
-        blocks: residual blocks; in the papers 6 for images of 128 pixels, 9 from 256 on.
-    """
-
-    def __init__(self, width: PositiveInt = 64, blocks: PositiveInt = 6) -> None:
-        super().__init__()
-        within("width", width, 1)
-        within("blocks", blocks, 0)
-        self.width, self.blocks = width, blocks
-
-    @override
-    def build(self, in_chans: int, out_chans: int) -> None:
-
-        def block(before: int, after: int, kernel: int, stride: int = 1, norm: bool = True) -> list[nn.Module]:
-            conv = nn.Conv2d(before, after, kernel, stride, bias=not norm)
-            normed = [nn.InstanceNorm2d(after)] if norm else []
-            return [nn.ReflectionPad2d(kernel // 2), conv, *normed, nn.ReLU()]
-
-        w = self.width
-        self.layers = nn.Sequential(
-            *block(in_chans, w, 7, norm=False), *block(w, 2 * w, 3, 2), *block(2 * w, 4 * w, 3, 2),
-            *(_Residual(4 * w) for _ in range(self.blocks)),
-            nn.Upsample(scale_factor=2), *block(4 * w, 2 * w, 3), nn.Upsample(scale_factor=2), *block(2 * w, w, 3),
-            nn.ReflectionPad2d(3), nn.Conv2d(w, out_chans, 7),
-        )  # fmt: skip
-
-    @override
-    def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[2:]
-        lacking = (0, -width % 4, 0, -height % 4)
-        return self.layers(F.pad(image, lacking, mode="reflect"))[..., :height, :width]
+from modules.networks.translators import Translator
 
 
 def by_domain(networks: Sequence[Callable[[Tensor], Tensor]], image: Tensor, domain: Tensor) -> Tensor:

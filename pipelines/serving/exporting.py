@@ -5,10 +5,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -26,6 +26,7 @@ from modules import (
     MultiLabelModule,
     RegressionModule,
     SegmentationModule,
+    StylizationModule,
     VisionModule,
 )
 from modules.detection.detector import OneStageDetector
@@ -48,6 +49,7 @@ class Exported(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    free: ClassVar[Mapping[int, Any]] = {}  # dimensions of images that may have any size, beside the first
     outputs: tuple[str, ...]  # names of what `forward` answers with
     meaning: str  # of them
 
@@ -160,12 +162,35 @@ class ExportedSegmenter(Exported):
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{module.image_size}×{module.image_size}"
 
 
+class ExportedStylizer(Exported):
+    """The painted pictures, float32 in [0, 1] and of the images' size, whose sides four divides."""
+
+    free: ClassVar[Mapping[int, Any]] = {2: 4 * torch.export.Dim("rows"), 3: 4 * torch.export.Dim("columns")}
+    outputs = ("picture",)
+
+    @override
+    def take(self, module: Any) -> None:
+        if module.image_size % 4:
+            raise ValueError(f"it learned from images of {module.image_size} pixels, which four does not divide")
+        self.backbone = deepcopy(module.painter).to(memory_format=torch.contiguous_format)
+        self.meaning = f"picture float32 B×{module.in_chans}×H×W in [0, 1]"
+
+    @override
+    def answer(self, features: Any) -> tuple[Tensor, ...]:
+        return (((features - self.shift) / (255 * self.scale)).clamp(0, 1),)
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
     ClassificationModule: ExportedClassifier,
     MultiLabelModule: ExportedMultiLabel,
     RegressionModule: ExportedRegression,
     DetectionModule: ExportedDetector,
     SegmentationModule: ExportedSegmenter,
+    StylizationModule: ExportedStylizer,
 }
 
 
@@ -290,7 +315,8 @@ def describe_export(model: str, folder: Path, module: Any, network: Exported | N
         "mean": [round(x, 6) for x in (-module.shift.flatten() * std).tolist()],
         "std": [round(x, 6) for x in std.tolist()],
         "input": f"{'uint8' if network is None or network.preprocessing else 'normalised float32'} "
-        f"B×{module.in_chans}×{module.image_size}×{module.image_size}",
+        f"B×{module.in_chans}×"
+        + (f"{module.image_size}×{module.image_size}" if not (network and network.free) else "H×W"),
         "output": network.meaning if network else "nothing by itself",
     }
     if format == "onnx" and isinstance(network, ExportedDetector):
@@ -325,7 +351,7 @@ def _write(
     if format == "torchscript":
         torch.jit.save(torch.jit.trace(network, example, check_trace=False), file, _extra_files=extra)
         return
-    sizes = ({0: torch.export.Dim("batch")},)
+    sizes = ({0: torch.export.Dim("batch"), **network.free},)
     program = torch.export.export(network, example, dynamic_shapes=sizes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine

@@ -1,0 +1,246 @@
+"""Pictures painted in one style by a network, in one pass (Johnson et al. 2016, arXiv:1603.08155)."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from modules.answers import MadeAnswers
+from modules.base import Stage, VisionModule
+from modules.callbacks.means import Losses
+from modules.callbacks.publish import Report
+from modules.measures.images import FixedFeatures
+from modules.networks import BackboneError
+from modules.networks.parts import describe, within
+from modules.networks.translators import ResidualTranslator, in_pieces
+from modules.optimization import Optimization
+from modules.pictures.sheets import Image, as_address, sheet, stacked
+from modules.ranges import NonNegative, PositiveInt
+from modules.spec import Backbone, DataSpec
+from modules.style import StyleObjective
+from modules.training_data import given_data
+
+PICTURED = 4  # images in the pictures
+LEAST = 8  # side of what the painter takes, in pixels
+VALUES = 2**27  # in the largest map of a picture that is painted whole; larger ones go piece by piece
+TILE = 512  # side of the pieces, in pixels; a multiple of four
+SAMPLES, SAMPLE = 4, 256  # pieces along each side that its statistics are taken of, and their side
+
+
+class Painter(nn.Module):
+    """Adds to an image what a translator makes of it; at the beginning nothing.
+
+    Args:
+        translator: not built yet.
+        in_chans: channels of the images.
+    """
+
+    def __init__(self, translator: ResidualTranslator, in_chans: int) -> None:
+        super().__init__()
+        translator.build(in_chans, in_chans)
+        self.translator = translator
+        last = cast(nn.Conv2d, translator.layers[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(Tensor, last.bias))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised float B×C×H×W, of eight pixels a side or more, to the same."""
+        return image + self.translator(image)
+
+
+class StylizationModule(VisionModule):
+    """A network that paints any picture in the style of one, in a single pass (Johnson et al. 2016).
+
+    What it minimises is what `StyleObjective` minimises for one picture: content, style and total variation, seen by a
+    network that does not learn. That is its ``backbone``, which is left behind with the training. The painter begins
+    with the picture as it is and learns what to add; in the paper it paints all anew.
+
+    Instance normalisation takes its statistics from the whole picture. A large one is painted piece by piece, without
+    seams, with statistics of samples that are spread over it evenly: memory does not grow with it.
+
+    Measures: ``loss`` and its three parts, each with its weight.
+
+    Args:
+        data: what its data are like.
+        backbone: whose features are compared.
+        optimization: how the painter is trained.
+        translator: layers of the painter.
+        style: file of the picture that is painted like; only a model that is not trained can do without.
+        style_size: its longer side in training, in pixels: the size of what is taken over.
+        style_layers: layers whose Gram matrices are compared; by default the paper's of VGG19, all stages of others.
+        content_layer: layer whose maps are compared; by default conv4_2 of VGG19, the last stage up to stride 8 of others.
+        content_weight: α.
+        style_weight: β.
+        variation_weight: weight of total variation, which smooths.
+
+    Raises:
+        BackboneError: the backbone cannot be made or has no such layers, or the style cannot be read.
+    """
+
+    series: ClassVar[tuple[str, ...]] = ("val/stylized",)
+    training_only: ClassVar[tuple[str, ...]] = ("backbone.",)
+
+    def __init__(
+        self,
+        data: DataSpec,
+        backbone: Backbone = Backbone("vgg19", pretrained=True),
+        optimization: Optimization | None = None,
+        translator: ResidualTranslator | None = None,
+        style: str | None = None,
+        style_size: PositiveInt = 256,
+        style_layers: list[str] | None = None,
+        content_layer: str | None = None,
+        content_weight: NonNegative = 1.0,
+        style_weight: NonNegative = 30.0,
+        variation_weight: NonNegative = 100.0,
+    ) -> None:
+        if backbone.transfer is not None:
+            raise BackboneError(
+                f"--model.backbone.transfer {backbone.transfer} is for backbones that learn; here it only compares "
+                "pictures: leave it out."
+            )
+        super().__init__(data, backbone, optimization, "maps")
+        self.backbone.requires_grad_(False).eval()  # also where a trainer leaves modes as they are
+        self.answers = MadeAnswers(data.image_size)
+        net = translator or ResidualTranslator(32, 5)
+        self.painter = Painter(net, data.in_chans)
+        self.width, self.reach, self.translator = net.width, net.reach, describe(net)
+        if self.channels_last:
+            self.painter.to(memory_format=torch.channels_last)
+        self.layers = style_layers, content_layer
+        self.weights = (content_weight, style_weight, variation_weight)
+        for name, value in zip(("content_weight", "style_weight", "variation_weight"), self.weights, strict=True):
+            within(name, value, 0)
+        within("style_size", style_size, 16)
+        self.style = None if style is None else _read(style, style_size, data.in_chans)
+        if self.style is not None:
+            try:
+                self._comparing(torch.zeros(1, data.in_chans, data.image_size, data.image_size))
+            except ValueError as error:
+                raise BackboneError(str(error)) from None
+        self._objective: StyleObjective | None = None
+
+    @override
+    def parts(self) -> dict[str, Any]:
+        return {"translator": self.translator}
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but not for the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.style is None and stage != "predict":
+            raise BackboneError("Which picture is to be painted like? Name its file: --model.style FILE.")
+        super().setup(stage)
+
+    def _comparing(self, content: Tensor) -> StyleObjective:
+        """What compares pictures on the device of some, float B×C×H×W in [0, 1]."""
+        features = FixedFeatures(self.backbone.recipe["backbone"], network=self.backbone)
+        style = cast(Tensor, self.style).to(content.device)
+        return StyleObjective(features, content[:1], style, *self.layers, self.weights)
+
+    def paint(self, image: Tensor) -> Tensor:
+        """uint8 B×C×H×W, of eight pixels a side or more, to float of the same shape, mostly in [0, 1]."""
+        return self._as_float(self.painter(self.normalize(image)))
+
+    def _as_float(self, image: Tensor) -> Tensor:
+        return (image.float() - self.shift) / (255 * self.scale)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×H×W to pictures, float B×C×H×W in [0, 1]."""
+        return self.paint(image).clamp(0, 1)
+
+    @override
+    def losses(self, batch: dict[str, Tensor]) -> Losses:
+        content = batch["image"].float() / 255
+        if self._objective is None:  # not before the weights of the backbone are those of a checkpoint
+            self._objective = self._comparing(content)
+        _, *parts = self._objective(self.paint(batch["image"]), content)
+        names = ("content", "style", "variation")
+        return Losses({name: weight * part for name, weight, part in zip(names, self.weights, parts, strict=True)})
+
+    @override
+    def report(self, stage: Stage) -> Report:
+        report, data = Report(), given_data(self.trainer)
+        if data is not None:
+            report.pictures["stylized"] = lambda: self._beside(data.samples(stage, PICTURED)["image"])
+        return report
+
+    def _beside(self, image: Tensor) -> Image:
+        """Images and below them how they are painted."""
+        made = self.stylize(image.to(self.device)).cpu()
+        return stacked(sheet(part, len(part), heading=name) for name, part in (("image", image), ("stylized", made)))
+
+    # What others ask it for
+
+    @torch.inference_mode()
+    def stylize(self, image: Tensor) -> Tensor:
+        """Paints pictures, piece by piece where they are large.
+
+        Args:
+            image: uint8 B×C×H×W of any size.
+
+        Returns:
+            uint8 B×C×H×W.
+        """
+        height, width = image.shape[-2:]
+        if min(height, width) < LEAST:
+            rim = (0, max(0, LEAST - width), 0, max(0, LEAST - height))
+            image = F.pad(image.float(), rim, mode="replicate").byte()
+        if self.width * height * width <= VALUES:
+            made = as_uint8(self.paint(image))
+        else:
+            made = torch.cat([in_pieces(self._settled(one), one, TILE, self.reach) for one in image.split(1)])
+        return made[..., :height, :width]
+
+    def _settled(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """Paints parts of a picture, uint8 1×C×H×W, all with its statistics."""
+        painter = deepcopy(self.painter)
+        for name, layer in [*painter.named_modules()]:
+            if isinstance(layer, nn.InstanceNorm2d):  # the other one takes statistics over samples, and keeps them
+                kept = nn.BatchNorm2d(layer.num_features, layer.eps, momentum=1.0, affine=False, device=image.device)
+                painter.set_submodule(name, kept)
+        rows, columns = (torch.linspace(0, max(0, side - SAMPLE), SAMPLES).int().tolist() for side in image.shape[2:])
+        samples = [image[..., y : y + SAMPLE, x : x + SAMPLE] for y in rows for x in columns]
+        painter.train()(self.normalize(torch.cat(samples)))
+        painter.eval()
+        return lambda piece: as_uint8(self._as_float(painter(self.normalize(piece))))
+
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image among its ``pictures`` the one ``stylized``, of the same size, a PNG as a ``data:`` address."""
+        made = self.stylize(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
+        return [{"pictures": {"stylized": as_address(picture)}} for picture in made]
+
+
+def _read(file: str, size: int, channels: int) -> Tensor:
+    """A picture, float 1×C×H×W in [0, 1], scaled to a longer side.
+
+    Raises:
+        BackboneError: it cannot be read.
+    """
+    try:
+        with PIL.Image.open(file) as opened:
+            picture = PIL.ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else "it is no picture that can be read"
+        raise BackboneError(f"--model.style {file}: {why}. Name the file of the picture to paint like.") from None
+    width, height = (max(1, round(side * size / max(picture.size))) for side in picture.size)
+    pixels = np.array(picture.resize((width, height), PIL.Image.Resampling.LANCZOS)).reshape(height, width, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def as_uint8(image: Tensor) -> Tensor:
+    """Float in [0, 1] to uint8."""
+    return (image * 255).round().clamp(0, 255).byte()

@@ -1,0 +1,9 @@
+"""Train and use feed-forward style transfer: ``python -m pipelines.stylization fit|validate|test|predict``."""
+
+from modules import StylizationModule
+from pipelines.engine.task import Task
+
+stylization = Task("stylization", StylizationModule, "datamodules.Photographs")
+
+if __name__ == "__main__":
+    stylization.main()
