@@ -185,7 +185,7 @@ def test_code_in_a_file_of_weights_is_not_run():
     [
         ("weights.pth", {}, "architecture resnet18"),
         ("none.safetensors", {"architecture": "resnet18"}, "no file of weights .*none.safetensors"),
-        ("text.safetensors", {"architecture": "resnet18"}, "text.safetensors is not a file of weights"),
+        ("text.safetensors", {"architecture": "resnet18"}, "text.safetensors is not a file of weights, or is damaged"),
         ("list.pth", {"architecture": "resnet18"}, "list.pth is not a dictionary of weights"),
         ("weights.pth", {"architecture": "resnt18"}, "'resnt18'. Did you mean resnet18"),
         ("convnext_ato", {}, "'convnext_ato'. Did you mean .*convnext_atto"),

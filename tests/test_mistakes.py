@@ -76,6 +76,9 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
         ("--data Digitss", "There is no Digitss for --data. Did you mean Digits?"),
         ("--data ImageFolder", "--data also needs --data.root."),
         ("--data.batchsize 3", "There is no --data.batchsize: Digits8x8 has no such setting."),
+        ("--model.mixupp 1", "classification has no setting --model.mixupp. Did you mean --model.mixup?"),
+        ("--config misspelt.yaml", "classification has no setting --modell.mixup. Did you mean --model.mixup?"),
+        ("--output damaged", "damaged/last.ckpt is not a file of weights, or is damaged"),
         ("--data.image_size large", "--data.image_size must be a whole number, not large."),
         ("--data.augmentation some", "--data.augmentation must be one of none, light, standard, strong, not some."),
         ("--model.optimization.optimizer Adamm", "There is no Adamm for --model.optimization.optimizer. Did you mean Adam"),
@@ -94,6 +97,9 @@ def test_what_cannot_be_read_as_a_setting_is_told_in_a_sentence(
     mistake: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("model.safetensors").write_bytes(b"\x80\x02")
+    Path("misspelt.yaml").write_text("modell: {mixup: 1}")
+    Path("damaged").mkdir()
+    Path("damaged", "last.ckpt").touch()
     message = said(lambda: classification([*SMALL, *mistake.split()]), capsys)
     assert told in " ".join(message.split())
     assert "class_path" not in message

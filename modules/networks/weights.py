@@ -45,7 +45,7 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
             "opened, since that could run code."
         ) from None
     except Exception as error:  # the reader of damaged files raises all kinds
-        raise BackboneError(f"{path} is not a file of weights: {_first_line(error)}") from None
+        raise BackboneError(f"{path} is not a file of weights, or is damaged: {_first_line(error)}.") from None
     for key in ("state_dict", "model"):  # where training programs put them
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -122,7 +122,9 @@ class LastCheckpoint(Checkpoint):
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._signal = number
-        say(f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint.")
+        say(
+            f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint; a second one ends it at once."
+        )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens to signals."""

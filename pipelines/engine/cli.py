@@ -298,7 +298,9 @@ class VisionCLI(TaskParser):
             except BaseException as error:
                 ending()
                 cause = self.watch.error or error
-                fault = disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+                fault: Exception | None = (
+                    disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
+                )
                 fault = fault or launch.lost(cause, self.watch.processes)
                 if logger:
                     logger.finish(fault or cause)
@@ -385,7 +387,15 @@ class VisionCLI(TaskParser):
         """
         if self._refused:
             raise self._refused
-        checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+        try:
+            checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+        except BackboneError as error:
+            if self.options.ckpt_path:
+                raise
+            raise UsageError(
+                f"{error} Put a whole copy in its place; or go on from the best validation, with --ckpt_path "
+                f"{self.output / 'best.ckpt'}; or begin anew in another --output."
+            ) from None
         if checkpoint is not None:  # before the run is told of it
             check_network(checkpoint["architecture"], model.architecture)
             continue_from(model, checkpoint)

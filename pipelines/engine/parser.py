@@ -1,12 +1,16 @@
 """What can be said on the command line that all tasks share."""
 
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Literal
 
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
 
 from datamodules import VisionDataModule
 from modules import VisionModule
@@ -96,6 +100,18 @@ class TaskParser(LightningCLI):
         """The subcommands, and the arguments of the trainer's methods that are not for users."""
         ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            if strange := re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", str(error)):
+                given: Any = parser
+                known = given._subcommands_action.choices[self._named[0]]._option_string_actions
+                if near := get_close_matches(f"--{strange[1]}", known, 1, 0.8):
+                    raise UsageError(f"{self.task} has no setting --{strange[1]}. Did you mean {near[0]}?") from None
+            raise
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)

@@ -72,8 +72,8 @@ class Task:
         """
         given = present(expand(args)) or ["fit"]
         with explained(self.name, *MISTAKES):
-            check_recipes(given)
             whole = with_recipe(given)
+            check_recipes(whole)
             import_code(whole)
             whole, start = with_start(whole, self.module_class)
             return VisionCLI(
