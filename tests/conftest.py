@@ -10,16 +10,19 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from inspect import signature
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import jsonargparse._deprecated
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
+from datamodules.labelled import published
 from modules import DataSpec, VisionModule
 from modules.measures import extractors
 from pipelines.engine.settings import upgraded
@@ -53,6 +56,25 @@ def _trained(network: torch.nn.Module, *args: Any) -> None:
 
 
 extractors._train = _trained
+
+
+DRAWN = published._glyphs
+
+
+@cache
+def _drawn() -> tuple[np.ndarray, np.ndarray]:
+    """Remembers, for all tests and their processes, the characters, whose drawing takes seconds."""
+    file = Path(os.environ["XDG_CACHE_HOME"], "glyphs.npz")
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.npz")
+        np.savez(part, *DRAWN())
+        part.replace(file)
+    with np.load(file) as kept:
+        return kept["arr_0"], kept["arr_1"]
+
+
+published._glyphs = _drawn
 
 
 class Steps(Logger):

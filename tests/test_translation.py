@@ -359,12 +359,12 @@ def test_other_parts_train_both_players(coloured: DigitAttributes) -> None:
             label_names=coloured.label_names,
             attributes=coloured.attributes,
             in_chans=3,
-            image_size=28,
+            image_size=16,
             shared=True,
             **small | options,
         )
         before = state(made.generator)
-        train(made, 2, DigitAttributes(augmentation="none", batch_size=8), precision="bf16-mixed")
+        train(made, 2, DigitAttributes(augmentation="none", image_size=16, batch_size=4), precision="bf16-mixed")
         assert not same(before, state(made.generator))
         assert all(value.isfinite().all() for value in made.state_dict().values())
 
@@ -400,15 +400,24 @@ def test_a_translation_made_to_fail_is_named_and_a_healthy_one_is_not(failure: s
     assert made.health.found.keys() >= {failure} if failure else not made.health.found, made.health.found
 
 
+class First(L.Callback):
+    """Keeps the weights with which a training begins."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.weights = {key: value.clone() for key, value in pl_module.state_dict().items()}
+
+
 def test_two_processes_train_what_one_does() -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0", "--model.pool", "0",
            "--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", "0.002"]  # fmt: skip
     assert start(translation, ["fit", *SMALL, *two, "--output", "two"], 2) == [0, 0]
-    one = translation(["fit", *SMALL, *two[6:], "--data.batch_size", "32", "--output", "one"])
+    first = First()
+    one = translation(["fit", *SMALL, *two[6:], "--data.batch_size", "32", "--output", "one"], [first])
     weights = [torch.load(f"{folder}/last.ckpt", weights_only=True)["state_dict"] for folder in ("one", "two")]
     for key, value in weights[0].items():
         if not key.startswith("means."):
-            assert torch.allclose(value, weights[1][key], atol=2e-5), key
+            moved, apart = (float((value - other[key]).norm()) for other in (first.weights, weights[1]))
+            assert apart <= 0.05 * moved + 1e-6, key  # flat channels enlarge roundings; a wrong mean is half apart
     assert one.model.monitor == "val/fd_convnet"
 
 
