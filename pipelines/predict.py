@@ -33,6 +33,8 @@ def predict(
     nms: float | None = None,
     max_detections: int | None = None,
     across_classes: bool | None = None,
+    classes: list[str] | None = None,
+    save_crops: bool = False,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos.
 
@@ -53,6 +55,8 @@ def predict(
         nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default as in training.
         max_detections: boxes of an image, or of a piece of one, that are told at most; by default as in training.
         across_classes: drop the less certain box where the two are of different classes too.
+        classes: tell boxes of these classes only, such as ``"[car, bus]"``.
+        save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and passed over; 2 if nothing was
@@ -82,7 +86,8 @@ def predict(
     drawings = places(files, root, out) if out else {}
     answering = load(model, device)
     module = answering.module
-    choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes}
+    choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,
+              "classes": classes}  # fmt: skip
     if given := [name for name, value in choice.items() if value is not None]:
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--{given[0]} is about boxes, which a {type(module).__name__} does not find.")
@@ -90,13 +95,15 @@ def predict(
     images = [file for file in files if not video.is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for what detectors answer, and {model} is none.")
+    if save_crops and not (out and isinstance(module, DetectionModule)):
+        raise ValueError("--save_crops is for what detectors find: give one, and say where with --out FOLDER.")
     if form == "coco" and len(images) < len(files):
         raise ValueError("--form coco is for images, and there are videos: choose yolo or mot.")
     with ExitStack() as stack:
         sinks: list[Sink] = [stack.enter_context(Told(json))]
         progress = stack.enter_context(_bars(json))
         if out:
-            folder = FolderSink(out, module, drawings, root, form, truth, 2 * batch_size, tell)
+            folder = FolderSink(out, module, drawings, root, form, truth, save_crops, 2 * batch_size, tell)
             sinks.append(stack.enter_context(folder))
         bar = progress.add_task("images", total=len(images), visible=bool(images))
         answers = answering.stream(map(Path, images), batch_size, lambda done: progress.update(bar, completed=done))

@@ -295,6 +295,12 @@ def test_which_boxes_are_kept_can_be_chosen(kind: str) -> None:
 
     assert len(boxes()["boxes"]) == 7
     assert len(boxes(max_detections=40)["boxes"]) == 40
+    every = boxes()["labels"]
+    name = every[0]
+    assert boxes(classes=[name])["labels"] == [label for label in every if label == name]
+    with pytest.raises(BackboneError, match=r"no class 'unicorn', but"):
+        module.choose(classes=["unicorn"])
+    module.choose(classes=module.label_names)
     apart = boxes(nms=0.1, across_classes=True, max_detections=300)
     found = torch.tensor(apart["boxes"])
     assert 1 < len(found) < 300

@@ -146,6 +146,16 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
     assert answers("--threshold", "0.999")[0]["boxes"] == []
     assert len(answers("--across_classes", "true", "--nms", "0.3")[0]["boxes"]) < len(plain["boxes"])
 
+    name = plain["labels"][0]
+    (own,) = answers("--classes", f"[{name}]", "--out", "o", "--save_crops", "true")
+    assert own["labels"] == [label for label in plain["labels"] if label == name]
+    written = sorted(Path("o/crops").rglob("*.png"), key=lambda file: int(file.stem.split("-")[-1]))
+    assert [file.parent.name for file in written] == own["labels"]
+    for file, (left, top, right, bottom) in zip(written, own["boxes"], strict=True):
+        with Image.open(file) as part:
+            assert abs(part.width - (right - left)) < 2
+            assert abs(part.height - (bottom - top)) < 2
+
     storage.save_model(Path("faces"), ClassificationModule(DataSpec(num_classes=2, image_size=32), Backbone("lenet5")),
                         Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     with pytest.raises(ValueError, match="--nms is about boxes, which a ClassificationModule does not find"):

@@ -1,6 +1,6 @@
 """Boxes around objects, with a label each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,6 +76,7 @@ class DetectionModule(CalibratedModule):
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self.keep_thresholds(torch.tensor(UNSURE))
+        self.told: set[int] | None = None  # classes; None for all
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.answers = BoxAnswers(self.label_names)
@@ -88,6 +89,7 @@ class DetectionModule(CalibratedModule):
         max_detections: int | None = None,
         nms: float | None = None,
         across_classes: bool | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Sets which boxes are told; None leaves a setting as it is.
 
@@ -96,10 +98,14 @@ class DetectionModule(CalibratedModule):
             max_detections: see the class.
             nms: see the class; in [0, 1].
             across_classes: see the class.
+            classes: names of those that are told.
 
         Raises:
-            BackboneError: a value is outside its range.
+            BackboneError: a value is outside its range, or there is no such class.
         """
+        if unknown := [name for name in classes or () if name not in self.label_names]:
+            raise BackboneError(f"There is no class {unknown[0]!r}, but {', '.join(self.label_names)}.")
+        self.told = self.told if classes is None else {self.label_names.index(name) for name in classes}
         if max_detections is not None and max_detections < 1:
             raise BackboneError(f"max_detections is at least 1, not {max_detections}.")
         for name, value in (("nms", nms), ("threshold", threshold)):
@@ -234,6 +240,8 @@ class DetectionModule(CalibratedModule):
         for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
             size = batch["size"][i].tolist() if "size" in batch else [self.image_size] * 2
             sure = found["scores"] >= self.threshold
+            if self.told is not None:
+                sure &= torch.isin(found["labels"], torch.tensor([*self.told], device=self.device))
             result.append(self._told({key: value[sure] for key, value in found.items()}, size))
         return result
 

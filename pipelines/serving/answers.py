@@ -1,5 +1,6 @@
 """What becomes of answers: told on the screen, kept in a folder, drawn, written for other tools, joined for whole pictures."""
 
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,6 +101,7 @@ class FolderSink(ExitStack):
         root: the folder that all files have in common.
         form: a format of another tool in which the answers are written too.
         truth: see `AnswerWriter`.
+        crops: whether what is in boxes is written too, into ``crops/CLASS``.
         ahead: answers that may wait to be drawn.
         tell: takes what is to be told of drawings that fail.
     """
@@ -112,12 +114,13 @@ class FolderSink(ExitStack):
         root: str,
         form: AnswerFormat | None,
         truth: str | None,
+        crops: bool,
         ahead: int,
         tell: Callable[[str], object],
     ) -> None:
         super().__init__()
         self.out, self.module, self.places, self.root = out, module, places, root
-        self.form, self.truth, self.ahead, self.tell = form, truth, ahead, tell
+        self.form, self.truth, self.crops, self.ahead, self.tell = form, truth, crops, ahead, tell
         self._coco = COCOFile(module)
         self._drawn: deque[tuple[str, Future[None]]] = deque()
 
@@ -152,7 +155,7 @@ class FolderSink(ExitStack):
         self._lines.write(dumps(row) + "\n")
         if "frame" not in where:
             self._coco.add(os.path.relpath(os.path.abspath(file), os.path.realpath(self.out)), answer)
-            self._drawn.append((file, self._pool.submit(_draw, self.module, file, answer, *self.places[file])))
+            self._drawn.append((file, self._pool.submit(self._draw, file, answer)))
             if len(self._drawn) > self.ahead:
                 self._see()
 
@@ -165,6 +168,19 @@ class FolderSink(ExitStack):
             raise
         except Exception as error:
             self.tell(f"{file} was answered, but could not be drawn: {error!r}")
+
+    def _draw(self, file: str, answer: Answer) -> None:
+        image, (place, beside) = read_image(file), self.places[file]  # again: those of two batches may be gigabytes
+        write_image(place, self.module.answers.draw(image, answer), quality=90)
+        for suffix, picture in self.module.answers.pictures(answer).items():
+            write_image(beside.with_suffix(suffix), picture)
+        if self.crops:
+            stem = "-".join(beside.relative_to(self.out).with_suffix("").parts)
+            for k, (label, box) in enumerate(zip(answer["labels"], answer["boxes"], strict=True)):
+                left, top = (max(0, int(value)) for value in box[:2])
+                part = image[top : max(top + 1, math.ceil(box[3])), left : max(left + 1, math.ceil(box[2]))]
+                if part.size:
+                    write_image(Path(self.out, "crops", label.replace("/", "-"), f"{stem}-{k + 1}.png"), part)
 
 
 def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Path]]:
@@ -196,13 +212,6 @@ def _starts(name: str) -> Iterable[str]:
     folder, base = os.path.split(name.casefold())
     parts = base.split(".")
     return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
-
-
-def _draw(module: VisionModule, file: str, answer: dict[str, Any], place: str, beside: Path) -> None:
-    # The image is read again: to keep those of two batches would take gigabytes where they are photographs.
-    write_image(place, module.answers.draw(read_image(file), answer), quality=90)
-    for suffix, picture in module.answers.pictures(answer).items():
-        write_image(beside.with_suffix(suffix), picture)
 
 
 class COCOFile:
