@@ -111,7 +111,11 @@ class NamedDataModule(LabelledDataModule[S]):
 
     def _weights(self, labels: NDArray[np.int64]) -> list[float]:
         """What the classes weigh by the labels to train on."""
-        return class_weights(np.bincount(labels, minlength=self.num_classes), self.class_weighting)
+        return class_weights(self._images(labels), self.class_weighting)
+
+    def _images(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many images there are of each class, of their labels, int64 K."""
+        return np.bincount(labels, minlength=len(self.label_names))
 
     @property
     def balances(self) -> bool:
@@ -121,7 +125,7 @@ class NamedDataModule(LabelledDataModule[S]):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit" and "train" in self.sources and not self.balances:
-            counts = self.sources["train"].images_of_classes(len(self.label_names))
+            counts = self._images(self.sources["train"].labels)
             warn_of_rare(self.label_names, counts, self.remedy)
 
     @override
@@ -129,7 +133,7 @@ class NamedDataModule(LabelledDataModule[S]):
         """Name, label names, and per split the size, the images of each class and the content digest."""
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
-            counts = source.images_of_classes(len(self.label_names))
+            counts = self._images(source.labels)
             identity["splits"][name]["classes"] = dict(zip(self.label_names, counts.tolist(), strict=True))
         return identity
 
@@ -202,6 +206,10 @@ class MultiLabelDataModule(NamedDataModule[LabelSetSource]):
     """
 
     lone = "whether an image has it or not is two classes, of which `Manifest` takes one for each image"
+
+    @override
+    def _images(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        return labels.sum(0)
 
     @override
     def _weights(self, labels: NDArray[np.int64]) -> list[float]:

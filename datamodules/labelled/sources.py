@@ -59,10 +59,6 @@ class LabelledSource:
         """The samples at these positions."""
         return type(self)(self.images[indices], self.labels[indices])
 
-    def images_of_classes(self, classes: int) -> NDArray[np.int64]:
-        """How many images there are of each class, by its number."""
-        return np.bincount(self.labels, minlength=classes)
-
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""
@@ -105,10 +101,6 @@ class LabelSetSource(ColumnSource):
     """
 
     key = "labels"
-
-    @override
-    def images_of_classes(self, classes: int) -> NDArray[np.int64]:
-        return self.labels.sum(0)
 
 
 class QuantitySource(ColumnSource):
