@@ -79,8 +79,8 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
         return
     if unknown := sorted(set(own) - set(names)):
         raise DataError(
-            f"{data.title} has the class {unknown[0]!r}, which the network has not learned. The data have {listed(own)}; "
-            f"the network knows {listed(names)}. Name the classes as the network does, or choose other weights."
+            f"{data.title} has {unknown[0]!r} among its {data.labels_are}, which the network has not learned. The data have {listed(own)}; "
+            f"the network knows {listed(names)}. Name them as the network does, or choose other weights."
         )
     numbers = np.asarray([list(names).index(name) for name in own], np.int64)
     identity = data.identity()

@@ -67,7 +67,7 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     learned, names = classes_of(saved), classes_of(own)
     if learned is not None and names is not None and learned != names:
         raise BackboneError(
-            f"The checkpoint is of a network that has learned other classes, or in another order: "
+            f"The checkpoint is of a network that has learned other labels, or in another order: "
             f"{shortened(learned)}; here they are {shortened(names)}. Give it the data with its own classes, or train anew "
             "in another --output; to keep what it has learned, give the file as --start."
         )

@@ -58,8 +58,12 @@ def test_numbers_are_read_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
+        ("path,age\n0.png,1\n", {}, "1 image is too few to draw splits from.*'split'"),
         ("path,age\n0.png,old\n1.png,3\n", {}, "no column of numbers.*--data.columns"),
         ("path,age\n0.png,old\n1.png,3\n", {"columns": ["age"]}, "'old' under 'age'"),
+        ("path,age\n0.png,3\n1.png,inf\n2.png,4\n", {}, "nearest to one is 'age', which also has 'inf'"),
+        ('path,pay\n0.png,"1,000"\n1.png,999\n2.png,"1,200"\n', {}, "Is '1,000' under 'pay' .* a thousand times more"),
+        ('path,pay\n0.png,"900,000"\n1.png,"1,000,000"\n', {}, "Is '900,000' under 'pay'"),
         ("path,age\n0.png,1\n", {"columns": ["weight"]}, "no column 'weight'"),
         (
             "path,age,split\n0.png,,train\n1.png,3,test\n2.png,4,val\n",
@@ -110,7 +114,8 @@ def test_from_a_table_to_a_registered_model_that_answers_in_the_data_s_units() -
     rows = "\n".join(f"{k}.png,{'train' if k < 28 else 'val' if k < 34 else 'test'},{1000 + 10 * k}" for k in range(40))
     table(f"path,split,brightness\n{rows}")
     command = ["fit", "--data", "RegressionTable", "--data.file", "t.csv", "--data.image_size", "16", "--backbone", "mlp",
-               "--data.augmentation", "none", "--data.num_workers", "0", "--lr", "0.01", "--trainer.max_epochs", "30",
+               "--data.augmentation", "none", "--data.num_workers", "0", "--lr", "0.01", "--trainer.max_epochs", "4",
+               "--data.batch_size", "4",
                "--trainer.enable_progress_bar", "false", "--output", "o", "--register", "brightness"]  # fmt: skip
     regression(command)
     dark, answer = registry.load("models:/brightness/1").predict(None, ["3.png", "20.png"])["values"]
@@ -128,9 +133,10 @@ def test_columns_go_by_their_names_where_another_network_has_them_in_another_ord
     before = data.sources["test"].labels
     adopt_classes(data, ["a", "c", "b"])
     after = data.sources["test"]
+    assert list(data.label_names) == ["a", "c", "b"]
     np.testing.assert_array_equal(
         after.labels, np.stack([before[:, 1], np.full(len(before), unknown), before[:, 0]], 1)
     )
     np.testing.assert_array_equal(after[0][after.key], after.labels[0])
-    with pytest.raises(DataError, match="'b', which the network has not learned"):
+    with pytest.raises(DataError, match="'b' among its .*, which the network has not learned"):
         adopt_classes(kind("t.csv", image_size=16, num_workers=0), ["a"])

@@ -89,7 +89,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 )
         return names, cells[names].replace(ANSWERS).to_numpy(np.int64)
 
-    @property
+    @cached_property  # not a property: `adopt_classes` replaces it
     @override
     def label_names(self) -> list[str]:
         return self._table[0]

@@ -82,14 +82,22 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
             if wrong := read[name][1]:
                 raise DataError(f"{file.resolve()} has {wrong[0]!r} under {name!r}, where numbers are to be.")
         if not names:
+            near = min(others, key=lambda name: len(read[name][1]), default=None)
+            hint = "" if near is None else f" The nearest to one is {near!r}, which also has {read[near][1][0]!r}."
             raise DataError(
-                f"{file.resolve()} has no column of numbers beside {self.path_column!r}; it has {listed(table.columns)}. Name those "
-                "of the quantities with --data.columns."
+                f"{file.resolve()} has no column of numbers alone beside {self.path_column!r}, but {listed(others) or 'no other'}.{hint} "
+                "Name the columns of the quantities with --data.columns."
             )
+        for name in names:
+            if unclear := _unclear(table[name]):
+                raise DataError(
+                    f"Is {unclear!r} under {name!r} in {file.resolve()} a thousand times more than it would be with a decimal "
+                    "comma? Write numbers without a mark between thousands, and with a point for the decimals."
+                )
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
         return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)
 
-    @property
+    @cached_property  # not a property: `adopt_classes` replaces it
     @override
     def label_names(self) -> list[str]:
         return self._table[0]
@@ -106,16 +114,33 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
 
 def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
-    """The numbers of a column, NaN where there is none, and the cells that are neither. The decimal may be a comma."""
+    """The numbers of a column, NaN where there is none, and the cells that are neither. The decimal may be a comma, see
+    `_unclear`."""
     text = cells.fillna("").astype(str).str.strip()
     text = text.where(~text.str.casefold().isin(UNKNOWN), "")
-    numbers = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce").to_numpy(np.float32)
+    numbers = pd.to_numeric(
+        text.str.replace(",", "" if _unclear(text) else ".", regex=False), errors="coerce"
+    ).to_numpy(np.float32)
     wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
     return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
 
 
+def _unclear(cells: "pd.Series[Any]") -> str | None:
+    """A number whose comma may stand between thousands, where all commas of the column may."""
+    text = cells.dropna().astype(str).str.strip()
+    commas = text[text.str.contains(",", regex=False)]
+    return (
+        str(commas.iloc[0])
+        if len(commas) and commas.str.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?").all()
+        else None
+    )
+
+
 def _strata(values: NDArray[Any], least: int) -> tuple[NDArray[np.int64], list[str]]:
     """Groups of images with the same size of the first quantity, ten at most, of so many images at least, and their names."""
+    if len(values) < 4:
+        few = f"{len(values)} image{' is' if len(values) == 1 else 's are'}"
+        raise DataError(f"{few} too few to draw splits from: add some, or say what is what in a column 'split'.")
     count = max(1, min(10, len(values) // least))
     ranks = np.nan_to_num(values[:, 0], nan=-np.inf).argsort(kind="stable").argsort(kind="stable")
     return ranks * count // max(1, len(values)), [f"of {k}" for k in range(count)]

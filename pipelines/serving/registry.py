@@ -304,6 +304,10 @@ def _find(address: str) -> None:
     Raises:
         ValueError: there is no such model, alias or version, or it is written in another way.
     """
+    if address[:1] in "/." or not address.removeprefix("models:/"):
+        raise ValueError(
+            f"{address!r} is no address of a registered model: give models:/NAME@ALIAS or models:/NAME/VERSION."
+        )
     parts = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", address, re.DOTALL)
     assert parts
     name, sign, version = parts.groups()
