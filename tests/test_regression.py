@@ -138,5 +138,5 @@ def test_columns_go_by_their_names_where_another_network_has_them_in_another_ord
         after.labels, np.stack([before[:, 1], np.full(len(before), unknown), before[:, 0]], 1)
     )
     np.testing.assert_array_equal(after[0][after.key], after.labels[0])
-    with pytest.raises(DataError, match="'b' among its .*, which the network has not learned"):
+    with pytest.raises(DataError, match=r"'b' among its .*, which the network has not learned"):
         adopt_classes(kind("t.csv", image_size=16, num_workers=0), ["a"])
