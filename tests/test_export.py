@@ -182,6 +182,13 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
                 )
 
 
+def test_a_detector_that_finds_all_that_it_may_is_written_too(tmp_path: Path) -> None:
+    folder, module = detector(YOLO, tmp_path / "saved")
+    module.choose(threshold=0.0, max_detections=5)  # of an image; the file's are of each class
+    storage.save_model(folder, module, Preprocessing(64, 3, "pad"), "detection")
+    assert float(export.export(str(folder), Path("boxes.onnx")).split()[-1].rstrip(".")) <= 1e-4
+
+
 def test_a_detector_as_pt2_gives_all_places(tmp_path: Path) -> None:
     folder, module = detector(YOLO, tmp_path / "saved")
     export.export(str(folder), Path("boxes.pt2"), preprocessing=False)
