@@ -33,7 +33,7 @@ def predict(
     nms: float | None = None,
     max_detections: int | None = None,
     across_classes: bool | None = None,
-    classes: list[str] | None = None,
+    classes: list[str] | str | None = None,
     save_crops: bool = False,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos.
@@ -55,7 +55,7 @@ def predict(
         nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default as in training.
         max_detections: boxes of an image, or of a piece of one, that are told at most; by default as in training.
         across_classes: drop the less certain box where the two are of different classes too.
-        classes: tell boxes of these classes only, such as ``"[car, bus]"``.
+        classes: tell boxes of these classes only, such as ``car,bus``; a list where names have commas in them.
         save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
 
     Returns:
@@ -86,6 +86,7 @@ def predict(
     drawings = places(files, root, out) if out else {}
     answering = load(model, device)
     module = answering.module
+    classes = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
     choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,
               "classes": classes}  # fmt: skip
     if given := [name for name, value in choice.items() if value is not None]:
