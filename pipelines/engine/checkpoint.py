@@ -122,8 +122,9 @@ class LastCheckpoint(Checkpoint):
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._signal = number
+        again = "; pressed again, it ends at once" if number == signal.SIGINT else ""
         say(
-            f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint; a second one ends it at once."
+            f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint{again}."
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
