@@ -122,7 +122,7 @@ class LastCheckpoint(Checkpoint):
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._signal = number
-        again = "; pressed again, it ends at once" if number == signal.SIGINT else ""
+        again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
         say(
             f"{signal.Signals(number).name}: the training ends after this step or validation, with a checkpoint{again}."
         )
