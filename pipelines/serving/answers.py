@@ -154,8 +154,9 @@ class FolderSink(ExitStack):
             self._writer.add(os.path.relpath(os.path.abspath(file), self.root), row, where.get("frame"))
         self._lines.write(dumps(row) + "\n")
         if "frame" not in where:
+            crops = Path(self.out) if self.crops else None
             self._coco.add(os.path.relpath(os.path.abspath(file), os.path.realpath(self.out)), answer)
-            self._drawn.append((file, self._pool.submit(self._draw, file, answer)))
+            self._drawn.append((file, self._pool.submit(_draw, self.module, file, answer, *self.places[file], crops)))
             if len(self._drawn) > self.ahead:
                 self._see()
 
@@ -168,19 +169,6 @@ class FolderSink(ExitStack):
             raise
         except Exception as error:
             self.tell(f"{file} was answered, but could not be drawn: {error!r}")
-
-    def _draw(self, file: str, answer: Answer) -> None:
-        image, (place, beside) = read_image(file), self.places[file]  # again: those of two batches may be gigabytes
-        write_image(place, self.module.answers.draw(image, answer), quality=90)
-        for suffix, picture in self.module.answers.pictures(answer).items():
-            write_image(beside.with_suffix(suffix), picture)
-        if self.crops:
-            stem = "-".join(beside.relative_to(self.out).with_suffix("").parts)
-            for k, (label, box) in enumerate(zip(answer["labels"], answer["boxes"], strict=True)):
-                left, top = (max(0, int(value)) for value in box[:2])
-                part = image[top : max(top + 1, math.ceil(box[3])), left : max(left + 1, math.ceil(box[2]))]
-                if part.size:
-                    write_image(Path(self.out, "crops", label.replace("/", "-"), f"{stem}-{k + 1}.png"), part)
 
 
 def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Path]]:
@@ -212,6 +200,20 @@ def _starts(name: str) -> Iterable[str]:
     folder, base = os.path.split(name.casefold())
     parts = base.split(".")
     return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
+
+
+def _draw(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
+    image = read_image(file)  # again: those of two batches would take gigabytes where they are photographs
+    write_image(place, module.answers.draw(image, answer), quality=90)
+    for suffix, picture in module.answers.pictures(answer).items():
+        write_image(beside.with_suffix(suffix), picture)
+    if crops is not None:
+        stem = "-".join(beside.relative_to(crops).with_suffix("").parts)
+        for k, (label, box) in enumerate(zip(answer["labels"], answer["boxes"], strict=True)):
+            left, top = (max(0, int(value)) for value in box[:2])
+            part = image[top : max(top + 1, math.ceil(box[3])), left : max(left + 1, math.ceil(box[2]))]
+            if part.size:
+                write_image(crops / "crops" / label.replace("/", "-") / f"{stem}-{k + 1}.png", part)
 
 
 class COCOFile:
