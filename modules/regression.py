@@ -1,5 +1,7 @@
 """Quantities of an image, such as an age, a count or a weight."""
 
+import re
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -134,14 +136,14 @@ class RegressionModule(VisionModule):
         self.pairs[stage].reset()
         worst, self.worst = self.worst, []
         report, rows, shares = Report(), [], []
-        for k, name in enumerate(self.label_names):
+        for k, (name, key) in enumerate(zip(self.label_names, keys(self.label_names), strict=True)):
             said, truth = pairs[np.isfinite(pairs[:, 1, k])][:, :, k].T
             mae, rmse, r2 = errors(said, truth)
             rows.append([name, len(truth), mae, rmse, r2])
             if mae is not None and rmse is not None:
-                report.figures |= {f"mae/{name}": mae, f"rmse/{name}": rmse}
+                report.figures |= {f"mae/{key}": mae, f"rmse/{key}": rmse}
                 points = np.stack([truth, said], 1)[:: -(-len(truth) // DRAWN)].astype(np.float32)
-                report.pictures[f"values/{name}"] = partial(scatter, points, None, (), name, ("true", "predicted"))
+                report.pictures[f"values/{key}"] = partial(scatter, points, None, (), name, ("true", "predicted"))
             shares += [r2] if r2 is not None else []
         if shares:
             report.figures["r2"] = float(np.mean(shares))
@@ -166,6 +168,16 @@ class ValueAnswers(Answers):
         """See `Answers.draw`; the values stand above."""
         said = ", ".join(f"{name} {value:.4g}" for name, value in answer["values"].items())
         return sheet([enlarged(super().draw(image, answer), 112)], heading=said)
+
+
+def keys(names: Sequence[str]) -> list[str]:
+    """Names in the letters that MLflow takes for figures, each another.
+
+    >>> keys(["weight (kg)", "weight [kg]", "age"])
+    ['weight _kg_ 1', 'weight _kg_ 2', 'age']
+    """
+    plain = [re.sub(r"[^\w. -]+", "_", name, flags=re.ASCII) for name in names]
+    return [name if plain.count(name) == 1 else f"{name} {k}" for k, name in enumerate(plain, 1)]
 
 
 def errors(said: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:

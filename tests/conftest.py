@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
+from PIL import Image
 
 from datamodules.labelled import published
 from modules import DataSpec, VisionModule
@@ -90,6 +91,15 @@ class Steps(Logger):
             self.series[key].append((step, value))
 
     def log_hyperparams(self, params: object) -> None: ...
+
+
+def written_table(text: str, images: int) -> str:
+    """A table in the working folder, and the images that it may name, ``0.png`` and on; returns the table's name."""
+    for k in range(images):
+        if not Path(f"{k}.png").exists():
+            Image.fromarray(np.full((16, 16, 3), 6 * k, np.uint8)).save(f"{k}.png")
+    Path("t.csv").write_text(text)
+    return "t.csv"
 
 
 def built(kind: type[VisionModule], **options: Any) -> Any:

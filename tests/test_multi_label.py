@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import written_table
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
@@ -16,12 +16,7 @@ from pipelines.multi_label import multi_label
 
 
 def table(text: str, images: int = 40, **options: Any) -> MultiLabelTable:
-    """A table in the working folder, of images that are there."""
-    for k in range(images):
-        if not Path(f"{k}.png").exists():
-            Image.fromarray(np.full((16, 16, 3), 6 * k, np.uint8)).save(f"{k}.png")
-    Path("t.csv").write_text(text)
-    return MultiLabelTable("t.csv", image_size=16, num_workers=0, **options)
+    return MultiLabelTable(written_table(text, images), image_size=16, num_workers=0, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from conftest import written_table
+from mlflow.tracking import MlflowClient
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from datamodules import DataError, MultiLabelTable, RegressionTable
@@ -16,6 +17,7 @@ from modules import Backbone, DataSpec, RegressionModule
 from pipelines import export
 from pipelines.regression import regression
 from pipelines.serving import registry
+from pipelines.tracking.logger import run_id_of
 
 SPEC = DataSpec(
     label_names=["age", "height"], in_chans=1, image_size=16, target_mean=[40.0, 1.7], target_std=[20.0, 0.1]
@@ -23,12 +25,7 @@ SPEC = DataSpec(
 
 
 def table(text: str, images: int = 40, **options: Any) -> RegressionTable:
-    """A table in the working folder, of images that are there."""
-    for k in range(images):
-        if not Path(f"{k}.png").exists():
-            Image.fromarray(np.full((16, 16, 3), 6 * k, np.uint8)).save(f"{k}.png")
-    Path("t.csv").write_text(text)
-    return RegressionTable("t.csv", image_size=16, num_workers=0, **options)
+    return RegressionTable(written_table(text, images), image_size=16, num_workers=0, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -111,19 +108,21 @@ def test_a_value_that_is_not_known_teaches_nothing() -> None:
 
 
 def test_from_a_table_to_a_registered_model_that_answers_in_the_data_s_units() -> None:
+    # MLflow takes no brackets in the names of figures
     rows = "\n".join(f"{k}.png,{'train' if k < 28 else 'val' if k < 34 else 'test'},{1000 + 10 * k}" for k in range(40))
-    table(f"path,split,brightness\n{rows}")
+    table(f"path,split,brightness (%)\n{rows}")
     command = ["fit", "--data", "RegressionTable", "--data.file", "t.csv", "--data.image_size", "16", "--backbone", "mlp",
                "--data.augmentation", "none", "--data.num_workers", "0", "--lr", "0.01", "--trainer.max_epochs", "4",
                "--data.batch_size", "4",
                "--trainer.enable_progress_bar", "false", "--output", "o", "--register", "brightness"]  # fmt: skip
     regression(command)
+    assert "test/mae/brightness _" in MlflowClient().get_run(run_id_of("o")).data.metrics
     dark, answer = registry.load("models:/brightness/1").predict(None, ["3.png", "20.png"])["values"]
-    assert 800 < dark["brightness"] < answer["brightness"] < 1500
+    assert 800 < dark["brightness (%)"] < answer["brightness (%)"] < 1500
     export.export("models:/brightness/1", Path("b.onnx"))
     pixels = np.full((1, 3, 16, 16), 120, np.uint8)
     (said,) = onnxruntime.InferenceSession("b.onnx").run(None, {"image": pixels})
-    assert said[0, 0] == pytest.approx(answer["brightness"], abs=0.01)
+    assert said[0, 0] == pytest.approx(answer["brightness (%)"], abs=0.01)
 
 
 @pytest.mark.parametrize(("kind", "unknown"), [(RegressionTable, np.nan), (MultiLabelTable, 0)])
