@@ -15,9 +15,10 @@ from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
 from datamodules.labelled.base import ClassificationDataModule, MultiLabelDataModule
-from datamodules.labelled.files import CelebA, ImageFolder, Manifest, PeopleFolder, PeopleTable, UnlabelledFolder
+from datamodules.labelled.files import ImageFolder, Manifest, UnlabelledFolder
 from datamodules.labelled.label_sets import MultiLabelTable
 from datamodules.labelled.people import FaceDataModule
+from datamodules.labelled.people_files import CelebA, PeopleFolder, PeopleTable
 from datamodules.labelled.published import (
     CIFAR10,
     CIFAR100,

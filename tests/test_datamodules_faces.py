@@ -8,8 +8,8 @@ from PIL import Image
 
 from datamodules import ORL, CelebA, DataError, Glyphs, PeopleFolder, PeopleTable
 from datamodules.base import KeyedLoader
-from datamodules.labelled.files import read_pairs
 from datamodules.labelled.people import PeopleDataset
+from datamodules.labelled.people_files import read_pairs
 from datamodules.labelled.sources import PeopleSource
 
 QUICK = {"image_size": 8, "batch_size": 8, "pictures_per_person": 2, "num_workers": 0}
