@@ -869,6 +869,7 @@ def test_a_wrong_file_of_a_published_set_is_refused_by_name(name: str, registry:
     assert files_in("data") == []
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_a_published_set_that_is_interrupted_leaves_nothing(registry: Path) -> None:
     given = registry.read_text()
     registry.write_text("#!/bin/sh\necho half > package.tgz\nkill -INT $PPID\nsleep 5\n")

@@ -222,14 +222,6 @@ def test_two_processes_that_are_killed_go_on_to_the_same() -> None:
     assert same("cut")
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C interrupts also a process that was started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 HOOKS = ["on_test_batch_end", "on_train_end", "on_fit_start", "on_train_batch_start", "on_validation_batch_end", "on_test_start",
          "on_test_end"]  # fmt: skip
 QUICK = [("on_test_batch_end", "SIGTERM"), ("on_train_end", "SIGTERM"), ("on_fit_start", "SIGINT")]

@@ -88,8 +88,9 @@ class EpochMeans(L.Callback):
         self._mean(key, value.device).update(value.detach(), weight)
 
     def _mean(self, key: str, device: torch.device) -> Mean:
-        mean = self._means.setdefault(key, Mean())
-        return mean if mean.total.device == device else mean.to(device)
+        if key not in self._means:
+            self._means[key] = Mean()
+        return self._means[key].to(device) if self._means[key].total.device != device else self._means[key]
 
     def _reset(self, stage: str) -> None:
         for key, mean in self._means.items():

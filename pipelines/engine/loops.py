@@ -11,6 +11,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from modules.training_data import settings_of
 from pipelines.engine.checkpoint import LastCheckpoint
 
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
 Moment = Literal["before validation", "after batch"]  # at which nothing is half done
 
 
@@ -99,3 +107,11 @@ class _FitLoop(fit_loop._FitLoop):
         """Ends the epoch."""
         super().on_advance_end()
         self.epoch_loop.save("after batch", LastCheckpoint.end_epoch)
+
+    def on_run_start(self) -> None:
+        """Begins, and spares each step the calls of callbacks that do nothing in it; Lightning passes over ``None``."""
+        for callback in settings_of(self.trainer).callbacks:
+            for hook in STEP_HOOKS:
+                if getattr(type(callback), hook) is getattr(L.Callback, hook):
+                    setattr(callback, hook, None)
+        super().on_run_start()
