@@ -38,11 +38,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.overhead
 
-# The API reference, of the docstrings, in site/.
+# The pages and the API reference, in site/; open site/index.html. Any warning fails.
 docs: setup
-	$(BIN)/python -m pdoc -d google -o site datamodules modules modules.base modules.adversarial modules.autoencoding \
-		modules.detection modules.facenet modules.instance_segmentation modules.segmentation modules.stylization \
-		modules.super_resolution modules.translation modules.inspection modules.networks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 clean:
 	rm -rf .venv

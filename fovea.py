@@ -1,5 +1,6 @@
 """Fovea from Python: what ``python -m pipelines.TASK fit`` and ``python -m pipelines.predict`` do, for scripts and notebooks.
 
+```python
 import fovea
 
 training = fovea.train("classification", data="ImageFolder", root="FOLDER", backbone="resnet18", max_epochs=10)
@@ -7,6 +8,7 @@ training.metrics["test/accuracy"]
 training.model.predict(["PICTURE.jpg"])
 training.register("mine")  # 'models:/mine/1'
 fovea.load("models:/mine/1").predict(["PICTURE.jpg"])
+```
 """
 
 import json

@@ -19,7 +19,7 @@ CANVASES = (256, 1024, 4096)  # columns on which receptive fields are measured
 class Field(NamedTuple):
     """What the units of a layer see of the image.
 
-    Args:
+    Attributes:
         size: side of the square that a unit sees, in pixels; None for all of the image.
         stride: pixels from one unit to the next.
         start: first pixel that the first unit sees, negative where it sees the padding.

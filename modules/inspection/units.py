@@ -44,7 +44,8 @@ def top_patches(
     Args:
         module: the network.
         images: uint8 N×C×S×S.
-        layer, channel: the unit; it is looked for at every place of the map.
+        layer: name of the layer.
+        channel: the unit; it is searched for at every position of the map.
         count: how many.
         batch_size: images that go through the network together.
 
@@ -72,7 +73,8 @@ def gradient_ascent(
 
     Args:
         module: the network.
-        layer, channel: the unit; its mean over the map is raised.
+        layer: name of the layer.
+        channel: the unit, whose mean over the map is maximised.
         steps: of Adam.
         rate: Adam's learning rate.
         seed: seed of the noise and of the movements.
