@@ -354,6 +354,11 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return 3
 
     @property
+    def class_counts(self) -> list[int]:
+        """Images to train on of each class; empty where images are not counted by classes."""
+        return []
+
+    @property
     def class_weights(self) -> list[float] | None:
         """What each class weighs in the loss; None for the same."""
         return None

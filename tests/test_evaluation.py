@@ -74,11 +74,18 @@ def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureF
     fit = classification(["fit", *DIGITS, "--data.batch_size", "300", "--output", "out", "--trainer.max_epochs", "3"])
     said = capsys.readouterr().err
     counts = ", ".join(f"{len(source):,} {split}" for split, source in fit.datamodule.sources.items())
-    assert f"Data: Digits8x8: {counts}; 10 classes (0, 1, 2, 3, 4, 5, 6, 7, …)." in said
+    assert (
+        f"Data: Digits8x8: {counts}; 10 classes (0, 1, 2, 3, 4, 5, 6, 7, …), from 121 images of 8 to 128 of 5 " in said
+    )
+    assert "12 × 12 pixels, 1 channel." in said
+    assert "Network: lenet5; " in said
     assert f"On cpu: 4 steps an epoch, {fit.trainer.global_step} in all, 300 images a batch." in said
     assert said.count("Data:") == 1
     classification(["test", "--output", "out"])
     assert "2 batches of the test split" in capsys.readouterr().err
+    few = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]  # a batch, not all of them
+    classification(["fit", *DIGITS, "--output", "few", *few])
+    assert "On cpu: 1 step an epoch, 1 in all" in capsys.readouterr().err
 
 
 def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,15 +118,19 @@ class NamedDataModule(LabelledDataModule[S]):
         return np.bincount(labels, minlength=len(self.label_names))
 
     @property
+    @override
+    def class_counts(self) -> list[int]:
+        return self._images(self.sources["train"].labels).tolist() if "train" in self.sources else []
+
+    @property
     def balances(self) -> bool:
         """Whether a setting takes care of rare classes."""
         return self.class_weighting != "none"
 
     @override
     def setup(self, stage: str) -> None:
-        if stage == "fit" and "train" in self.sources and not self.balances:
-            counts = self._images(self.sources["train"].labels)
-            warn_of_rare(self.label_names, counts, self.remedy)
+        if stage == "fit" and (counts := self.class_counts) and not self.balances:
+            warn_of_rare(self.label_names, np.array(counts), self.remedy)
 
     @override
     def identity(self) -> dict[str, Any]:

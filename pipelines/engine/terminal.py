@@ -62,7 +62,9 @@ class Summary(L.Callback):
         """What is ahead of a training, also of one that goes on."""
         steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
-        ahead = f"{steps:,} steps an epoch" + (f", {total:,} in all" if total != float("inf") else "")
+        ahead = f"{steps:,} step{'s' * (steps != 1)} an epoch" + (
+            f", {total:,} in all" if total != float("inf") else ""
+        )
         self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,14 +83,28 @@ class Summary(L.Callback):
         parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
         if len(names := [*getattr(data, "label_names", [])]) > 1:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-            parts.append(f"{len(names)} {data.labels_are} ({shown})")
+            parts.append(f"{len(names)} {data.labels_are} ({shown})" + _extremes(names, data.class_counts))
+        parts.append(
+            f"{data.image_size} × {data.image_size} pixels, {data.in_chans} channel{'s' * (data.in_chans > 1)}"
+        )
         if data.bad_files:
             parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
         say(f"Data: {data.title}: {'; '.join(parts)}.")
         device = trainer.strategy.root_device
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        network: Any = trainer.lightning_module
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        say(f"Network: {network.backbone.recipe['backbone']}; {weights:,} parameters in all.")
         processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"
         say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {data.batch_size * trainer.world_size} images a batch.")
+
+
+def _extremes(names: list[str], counts: list[int]) -> str:
+    """The classes with the fewest and the most images to train on."""
+    if len(set(counts)) < 2:
+        return f", {counts[0]:,} images to train on of each" if counts else ""
+    (least, rarest), *_, (most, commonest) = sorted(zip(counts, names, strict=True))
+    return f", from {least:,} images of {rarest} to {most:,} of {commonest} to train on"
 
 
 def quieten() -> None:

@@ -25,8 +25,25 @@ class VisionTrainer(L.Trainer):
     """Lightning's trainer, from whose checkpoints a training goes on exactly, and which can show what a network is given
     to see."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        # Lightning's `Optional[Union[int, float]]` is one object with the other order, whichever library said it first: 1 would
+        # be read as 1.0, which is all batches.
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
         self._signal_connector = Signals(self)
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
