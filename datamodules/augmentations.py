@@ -1,6 +1,7 @@
 """Albumentations recipes. Images stay uint8: the network normalises them on the device."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import albumentations as A
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
+Step = A.BasicTransform | A.BaseCompose
+Numbers = Mapping[str, float]  # of a strength
+Strengths = Mapping[str, Numbers]
 Fit = Literal["crop", "pad", "extend", "native"]
 GREY = 114  # what is laid around a picture
 SPARE = 1.25  # how many times larger than needed a picture that was decoded smaller is still
@@ -90,47 +94,69 @@ def _extended(side: int, options: dict[str, Any]) -> list[A.BasicTransform]:
     return [A.LongestMaxSize(side, **options), A.PadIfNeeded(side, side, border_mode=cv2.BORDER_REPLICATE, p=1)]
 
 
-def training(
-    strength: Strength, image_size: int, crop_pct: float = 0.875, flip: bool = True, fit: Fit = "crop"
-) -> A.Compose:
-    """Random changes that leave the label as it is.
+BOUNDS = {  # of numbers; of others 0 and 1
+    "crop": (0.01, 1),
+    "scale": (0, 0.9),
+    "rotate": (0, 180),
+    "shear": (0, 80),
+    "hue": (0, 180),
+    "saturation": (0, 255),
+    "operations": (1, 14),
+}
+LABELLED: Strengths = {
+    "light": {"crop": 0.7},
+    "standard": {
+        "crop": 0.5, "shift": 0.1, "scale": 0.1, "rotate": 12, "brightness": 0.2, "contrast": 0.2, "noise": 0.05,
+    },
+    "strong": {
+        "crop": 0.35, "operations": 2, "shift": 0.2, "scale": 0.3, "rotate": 30, "shear": 17, "brightness": 0.4,
+        "contrast": 0.4, "noise": 0.1, "erase": 0.25,
+    },
+}  # fmt: skip
+BOXED: Strengths = {
+    "light": {"shift": 0.05, "scale": 0.1},
+    "standard": {
+        "shift": 0.1, "scale": 0.25, "brightness": 0.2, "contrast": 0.2, "noise": 0.05, "hue": 10, "saturation": 30,
+    },
+    "strong": {
+        "shift": 0.15, "scale": 0.5, "rotate": 8, "shear": 4, "brightness": 0.3, "contrast": 0.3, "noise": 0.08, "hue": 15,
+        "saturation": 60, "erase": 0.25,
+    },
+}  # fmt: skip
+MASKED: Strengths = {
+    "light": BOXED["light"],
+    "standard": {**BOXED["standard"], "rotate": 10},
+    "strong": {**BOXED["strong"], "rotate": 20, "shear": 5},
+}
+
+
+def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list[Step]:
+    """Random changes that leave the label as it is; the first cuts a part out of a picture of any size.
 
     Args:
-        strength: ``none`` is `evaluation`; ``light`` crops and flips; ``standard`` adds shift, scale, rotation,
-            contrast and Gaussian noise; ``strong`` draws two of fourteen operations as RandAugment does
-            (Cubuk et al. 2019, arXiv:1909.13719) and erases a patch (Zhong et al. 2017, arXiv:1708.04896).
-        image_size: side of the square result, in pixels.
-        crop_pct: as in `evaluation`.
+        numbers: a strength of `LABELLED`: ``light`` crops and flips; ``standard`` adds shift, scale, rotation, contrast and
+            Gaussian noise; ``strong`` draws two of fourteen operations as RandAugment does (Cubuk et al. 2019,
+            arXiv:1909.13719) and erases a patch (Zhong et al. 2017, arXiv:1708.04896).
+        size: height and width of the result, in pixels.
         flip: mirror left and right; off where that changes the label, as with digits and letters.
-        fit: ``extend`` extends pictures as `evaluation` does, before a part is cut out at random.
     """
-    if strength == "none":
-        return evaluation(image_size, crop_pct, fit)
-    mirror: list[A.BasicTransform] = [A.HorizontalFlip()] if flip else []
-    # Small pictures are nearly all object: a hard crop would cut it off.
-    least = {"light": 0.7, "standard": 0.5, "strong": 0.35}[strength] if image_size > 64 else 0.75
-    crop = RandomResizedCrop(
-        (image_size, image_size), scale=(least, 1), ratio=(0.85, 1.18), area_for_downscale="image", p=1
-    )
-    steps = [crop, *mirror]
+    n = numbers
+    steps: list[Step] = [
+        RandomResizedCrop(size, scale=(n["crop"], 1), ratio=(0.85, 1.18), area_for_downscale="image", p=1),
+        *([A.HorizontalFlip()] if flip else []),
+    ]
     border = {"border_mode": cv2.BORDER_CONSTANT}
-    if strength == "standard":
-        steps += [
-            A.Affine(translate_percent=(-0.1, 0.1), scale=(0.9, 1.1), rotate=(-12, 12), p=0.7, **border),
-            A.RandomBrightnessContrast(0.2, 0.2, p=0.3),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.1),
-        ]
-    elif strength == "strong":
+    if "operations" in n:
         operations = [
-            A.Affine(rotate=(-30, 30), p=1, **border),
-            A.Affine(shear={"x": (-17, 17)}, p=1, **border),
-            A.Affine(shear={"y": (-17, 17)}, p=1, **border),
-            A.Affine(translate_percent={"x": (-0.2, 0.2)}, p=1, **border),
-            A.Affine(translate_percent={"y": (-0.2, 0.2)}, p=1, **border),
-            A.Affine(scale=(0.7, 1.3), p=1, **border),
-            A.RandomBrightnessContrast(0.4, 0, p=1),
-            A.RandomBrightnessContrast(0, 0.4, p=1),
-            A.GaussNoise(std_range=(0.02, 0.1), p=1),
+            A.Affine(rotate=_around(n["rotate"]), p=1, **border),
+            A.Affine(shear={"x": _around(n["shear"])}, p=1, **border),
+            A.Affine(shear={"y": _around(n["shear"])}, p=1, **border),
+            A.Affine(translate_percent={"x": _around(n["shift"])}, p=1, **border),
+            A.Affine(translate_percent={"y": _around(n["shift"])}, p=1, **border),
+            A.Affine(scale=_around(n["scale"], 1), p=1, **border),
+            A.RandomBrightnessContrast(n["brightness"], 0, p=1),
+            A.RandomBrightnessContrast(0, n["contrast"], p=1),
+            A.GaussNoise(std_range=(min(0.02, n["noise"]), n["noise"]), p=1),
             A.Sharpen(p=1),
             A.Posterize(4, p=1),
             A.Solarize((0.5, 1), p=1),
@@ -138,68 +164,72 @@ def training(
             A.AutoContrast(p=1),
         ]
         erase = A.CoarseDropout(
-            num_holes_range=(1, 1), hole_height_range=(0.1, 0.4), hole_width_range=(0.1, 0.4), fill="random", p=0.25
+            num_holes_range=(1, 1),
+            hole_height_range=(0.1, 0.4),
+            hole_width_range=(0.1, 0.4),
+            fill="random",
+            p=n["erase"],
         )
-        steps += [A.SomeOf(operations, 2, p=1), erase]
-    extend = _extended(image_size, {"area_for_downscale": "image", "p": 1}) if fit == "extend" else []
-    return A.Compose([*extend, *steps])
+        steps += [A.SomeOf(operations, int(n["operations"]), p=1), erase]
+    elif "rotate" in n:
+        moves = {"scale": _around(n["scale"], 1), "rotate": _around(n["rotate"])}
+        steps += [
+            A.Affine(translate_percent=_around(n["shift"]), p=0.7, **moves, **border),
+            A.RandomBrightnessContrast(n["brightness"], n["contrast"], p=0.3),
+            A.GaussNoise(std_range=(min(0.01, n["noise"]), n["noise"]), p=0.1),
+        ]
+    return steps
 
 
-def training_with_boxes(
-    strength: Strength, image_size: int, boxes: A.BboxParams, flip: bool = True, colour: bool = True
-) -> A.Compose:
+def _around(spread: float, middle: float = 0) -> tuple[float, float]:
+    return middle - spread, middle + spread
+
+
+def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True) -> list[Step]:
     """Random changes under which boxes stay tight: shift, scale and mirroring move them exactly.
 
     Only ``strong`` turns and shears a little; a box then encloses the ellipse in it, which is nearer to most objects than
     its corners are. Where there are masks, boxes are taken from them anyway.
 
     Args:
-        strength: ``none`` is `evaluation`; ``light`` mirrors, shifts and scales a little; ``standard`` does more of it, and
+        numbers: a strength of `BOXED`: ``light`` mirrors, shifts and scales a little; ``standard`` does more of it, and
             changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to one and a half,
             also turns, shears, blurs, greys and erases.
-        image_size: side of the square result, in pixels.
-        boxes: how boxes come and go.
         flip: mirror left and right; off where that changes the class, as with digits.
         colour: whether images have three channels.
     """
-    steps: list[A.BasicTransform | A.BaseCompose] = [*evaluation(image_size, fit="pad").transforms]
-    if strength == "none":
-        return A.Compose(steps, bbox_params=boxes)
-    scale, shift = {"light": (0.1, 0.05), "standard": (0.25, 0.1), "strong": (0.5, 0.15)}[strength]
     moves: dict[str, Any] = {
-        "scale": (1 - scale, 1 + scale),
-        "translate_percent": (-shift, shift),
+        "scale": _around(numbers["scale"], 1),
+        "translate_percent": _around(numbers["shift"]),
         "keep_ratio": True,
         "fill": GREY,
         "rotate_method": "ellipse",
         "p": 1,
     }
-    if strength == "strong":
-        moves |= {"rotate": (-8, 8), "shear": (-4, 4)}
-    steps += [A.HorizontalFlip()] if flip else []
-    steps += [A.Affine(**moves)]
-    return A.Compose([*steps, *_lighting(strength, colour)], bbox_params=boxes)
+    moves |= {name: _around(numbers[name]) for name in ("rotate", "shear") if name in numbers}
+    return [*([A.HorizontalFlip()] if flip else []), A.Affine(**moves), *_lighting(numbers, colour)]
 
 
-def _lighting(strength: Strength, colour: bool) -> list[A.BasicTransform | A.BaseCompose]:
+def _lighting(n: Numbers, colour: bool) -> list[Step]:
     """Changes that leave everything in its place."""
-    steps: list[A.BasicTransform | A.BaseCompose] = []
-    hues: dict[Strength, list[A.BasicTransform]] = {
-        "standard": [A.HueSaturationValue(10, 30, 0, p=0.3)],
-        "strong": [A.HueSaturationValue(15, 60, 0, p=0.5), A.ToGray(p=0.1)],
-    }
-    if strength == "standard":
+    steps: list[Step] = []
+    strong = "erase" in n
+    if strong:
+        noise = A.GaussNoise(std_range=(min(0.02, n["noise"]), n["noise"]), p=1)
         steps += [
-            A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
-            A.GaussNoise(std_range=(0.01, 0.05), noise_scale_factor=0.5, p=0.1),
+            A.RandomBrightnessContrast(n["brightness"], n["contrast"], p=0.7),
+            A.OneOf([noise, A.GaussianBlur((3, 5), p=1)], p=0.3),
+            A.CoarseDropout((1, 3), (0.05, 0.15), (0.05, 0.15), fill="random", p=n["erase"]),
         ]
-    elif strength == "strong":
+    elif "noise" in n:
         steps += [
-            A.RandomBrightnessContrast(0.3, 0.3, p=0.7),
-            A.OneOf([A.GaussNoise(std_range=(0.02, 0.08), p=1), A.GaussianBlur((3, 5), p=1)], p=0.3),
-            A.CoarseDropout((1, 3), (0.05, 0.15), (0.05, 0.15), fill="random", p=0.25),
+            A.RandomBrightnessContrast(n["brightness"], n["contrast"], p=0.5),
+            A.GaussNoise(std_range=(min(0.01, n["noise"]), n["noise"]), noise_scale_factor=0.5, p=0.1),
         ]
-    return steps + (hues.get(strength, []) if colour else [])
+    if colour and "hue" in n:
+        steps.append(A.HueSaturationValue(n["hue"], n["saturation"], 0, p=0.5 if strong else 0.3))
+        steps += [A.ToGray(p=0.1)] if strong else []
+    return steps
 
 
 def padding(image_size: int) -> A.PadIfNeeded:
@@ -207,37 +237,28 @@ def padding(image_size: int) -> A.PadIfNeeded:
     return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, fill_mask=255, p=1)
 
 
-def training_with_masks(
-    strength: Strength, image_size: int, flip: bool = True, turn: bool = False, colour: bool = True
-) -> A.Compose:
+def training_with_masks(numbers: Numbers, flip: bool = True, turn: bool = False, colour: bool = True) -> list[Step]:
     """Random changes of windows and their class maps, which are never interpolated; what comes from outside of a window
     does not count (255).
 
     Args:
-        strength: ``none`` only fills up; ``light`` mirrors and shifts and scales a little; ``standard`` does more of it,
+        numbers: a strength of `MASKED`: ``light`` mirrors and shifts and scales a little; ``standard`` does more of it,
             turns a little, and changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to
             one and a half, also shears, blurs, greys and erases.
-        image_size: side of the square result, in pixels.
         flip: mirror left and right; off where that changes the class, as with digits.
         turn: all eight positions of the square, for pictures without an upper side, from the air or a microscope.
         colour: whether images have three channels.
     """
-    steps: list[A.BasicTransform | A.BaseCompose] = [padding(image_size)]
-    if strength == "none":
-        return A.Compose(steps)
-    scale, shift, angle = {"light": (0.1, 0.05, 0), "standard": (0.25, 0.1, 10), "strong": (0.5, 0.15, 20)}[strength]
-    steps += [A.D4(p=1)] if turn else [A.HorizontalFlip()] if flip else []
-    steps += [
-        A.Affine(
-            scale=(1 - scale, 1 + scale),
-            translate_percent=(-shift, shift),
-            rotate=(-angle, angle),
-            shear=(-5, 5) if strength == "strong" else (0, 0),
-            keep_ratio=True,
-            fill=GREY,
-            fill_mask=255,
-            mask_interpolation=cv2.INTER_NEAREST,
-            p=0.8,
-        )
-    ]
-    return A.Compose([*steps, *_lighting(strength, colour)])
+    moves = A.Affine(
+        scale=_around(numbers["scale"], 1),
+        translate_percent=_around(numbers["shift"]),
+        rotate=_around(numbers.get("rotate", 0)),
+        shear=_around(numbers.get("shear", 0)),
+        keep_ratio=True,
+        fill=GREY,
+        fill_mask=255,
+        mask_interpolation=cv2.INTER_NEAREST,
+        p=0.8,
+    )
+    mirror: list[Step] = [A.D4(p=1)] if turn else [A.HorizontalFlip()] if flip else []
+    return [*mirror, moves, *_lighting(numbers, colour)]

@@ -9,7 +9,7 @@ import albumentations as A
 import cv2
 from typing_extensions import override
 
-from datamodules.augmentations import Strength
+from datamodules.augmenting import Augmentation
 from datamodules.base import DataError, KeyedDataset, Source
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.files import UnlabelledFolder
@@ -60,7 +60,7 @@ class PhotographFolder(UnlabelledFolder):
     crops: PositiveInt = 32
     batch_size: PositiveInt = 16
     # What changes pictures otherwise is no setting here.
-    augmentation: Strength = field(default="none", init=False)
+    augmentation: Augmentation = field(default="none", init=False)
     crop_pct: float = field(default=1.0, init=False)
     flip: bool = field(default=False, init=False)
     train_per_class: None = field(default=None, init=False)

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
+import albumentations as A
 import cv2
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
-from datamodules.augmentations import RandomResizedCrop, evaluation, reduction, training
+from datamodules.augmentations import RandomResizedCrop, evaluation, reduction
 from datamodules.base import KeyedDataset
 from datamodules.images import check_images, inspect_images, read_image, read_reduced
 from datamodules.labelled.published import DEBIAN_DATASETS
@@ -140,6 +141,13 @@ def test_a_jpeg_is_decoded_smaller_and_everything_else_whole(factor: int) -> Non
     assert read_reduced(encode(Image.new("RGB", (9, 17)), "JPEG"), 3, lambda h, w: 8)[0].shape == (3, 2, 3)
 
 
+def changes(size: int, channels: Literal[1, 3] = 3, **settings: Any) -> A.Compose:
+    """What is done to training images."""
+    change = ImageFolder(".", image_size=size, in_chans=channels, num_workers=0, **settings).transform(True)
+    assert change is not None
+    return change
+
+
 def test_no_picture_is_decoded_smaller_than_what_is_made_of_it() -> None:
     rng = np.random.default_rng(0)
     for strength in ("light", "standard", "strong"):
@@ -151,7 +159,7 @@ def test_no_picture_is_decoded_smaller_than_what_is_made_of_it() -> None:
             (100, 2000),
             *rng.integers(64, 2500, (20, 2)),
         ]:
-            change = training(strength, 100)
+            change = changes(100, augmentation=strength)
             factor = reduction(change, height, width)
             assert factor == reduction(change, width, height)
             crop = change.transforms[0]
@@ -682,7 +690,7 @@ def test_a_setting_that_cannot_be_used_is_refused_before_training(
 def test_augmentation_gives_the_size_asked_for(strength: str, channels: int, shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
     for size in (20, 65):  # on both sides of the size up to which images are cropped less
-        change = training(strength, size)
+        change = changes(size, channels, augmentation=strength)
         for seed in range(12):
             change.set_random_seed(seed)
             result = change(image=image)["image"]
@@ -695,7 +703,7 @@ def test_augmentation_gives_the_size_asked_for(strength: str, channels: int, sha
 def test_images_are_mirrored_only_where_that_is_asked_for(strength: str, flip: bool) -> None:
     image = np.zeros((24, 24, 1), np.uint8)
     image[:, :12] = 200
-    change = training(strength, 24, flip=flip)
+    change = changes(24, 1, augmentation=strength, flip=flip)
     mirrored = []
     for seed in range(50):
         change.set_random_seed(seed)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from datamodules import COCOSegmentation, DataError, DigitMasks, DigitScenes, MaskFolder, VOCSegmentation
-from datamodules.augmentations import training_with_masks
 from datamodules.base import KeyedLoader
 
 COLOURS = {(0, 0, 0): 0, (128, 64, 0): 1, (0, 0, 200): 2}
@@ -276,7 +275,8 @@ def test_masks_move_with_their_images_and_are_never_interpolated(strength: str, 
     mask = np.zeros((64, 64), np.uint8)
     mask[8:30, 10:50], mask[36:60, 5:28], mask[36:60, 36:60] = 100, 200, 7
     image = mask[..., None].repeat(3, 2)
-    transform = training_with_masks(strength, 64, True, turn)  # type: ignore[arg-type]
+    transform = MaskFolder("data", image_size=64, augmentation=strength, turn=turn).transform(True)
+    assert transform is not None
     geometry = [
         t for t in transform.transforms if type(t).__name__ in ("D4", "HorizontalFlip", "Affine", "PadIfNeeded")
     ]

@@ -80,7 +80,7 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
         ("--config misspelt.yaml", "classification has no setting --modell.mixup. Did you mean --model.mixup?"),
         ("--output damaged", "damaged/last.ckpt is not a file of weights, or is damaged"),
         ("--data.image_size large", "--data.image_size must be a whole number, not large."),
-        ("--data.augmentation some", "--data.augmentation must be one of none, light, standard, strong, not some."),
+        ("--data.augmentation some", "--data.augmentation must be a list or one of none, light, standard, strong, not some."),
         ("--model.optimization.optimizer Adamm", "There is no Adamm for --model.optimization.optimizer. Did you mean Adam"),
         ("--model.optimization.optimizer SGD --model.optimization.optimizer.lr high", "optimizer.lr must be a number, not high."),
         ("--model.optimization.lr_scheduler StepLR", "also needs --model.optimization.lr_scheduler.step_size. See"),

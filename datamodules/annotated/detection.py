@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ from typing_extensions import TypeVar, override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
 from datamodules.annotated.writers import WRITERS, FileFormat
-from datamodules.augmentations import Strength, evaluation, training_with_boxes
+from datamodules.augmentations import BOXED, evaluation, training_with_boxes
+from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
 from datamodules.options import OWN, Own, PositiveInt, Preprocessing
 
@@ -99,6 +101,7 @@ class DetectionDataset(KeyedDataset):
         boxes = np.asarray(moved.pop("bboxes"), np.float32).reshape(-1, 4)
         kept = np.asarray(moved.pop("index"), np.int64).reshape(-1)
         if "masks" in sample:  # they are exact
+            kept = np.unique(kept)  # a border that mirrors the picture gives boxes twice
             masks = np.asarray(moved.get("masks", sample["masks"]), np.uint8)
             masks = masks[kept] if len(kept) else np.zeros((0, *moved["image"].shape[:2]), np.uint8)
             seen = masks.any((1, 2))
@@ -120,13 +123,14 @@ class DetectionDataModule(VisionDataModule[S]):
     A picture is fitted into the square whole, its longer side to S, with grey at the right or at the bottom.
 
     Args:
-        augmentation: strength of the changes made to training images.
+        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+            albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
         mixing: how often training samples are made of several pictures.
         image_size: side of the square images that the network sees, in pixels.
         flip: mirror training images, where that does not change the class.
     """
 
-    augmentation: Strength = "standard"
+    augmentation: Augmentation = "standard"
     mixing: Own[Mixing] = OWN
     image_size: Own[PositiveInt] = 640
     flip: Own[bool] = True
@@ -159,7 +163,10 @@ class DetectionDataModule(VisionDataModule[S]):
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.augmentation != "none":
             boxes = A.BboxParams("pascal_voc", ["index"], clip=True, min_visibility=VISIBLE, min_width=2, min_height=2)
-            return training_with_boxes(self.augmentation, self.image_size, boxes, self.flip, self.in_chans == 3)
+            size, fit = (self.image_size, self.image_size), evaluation(self.image_size, fit="pad").transforms
+            build = partial(training_with_boxes, flip=self.flip, colour=self.in_chans == 3)
+            masks = ("mask", "masks") if self.masks else ()
+            return Augmenter(size, self.in_chans, fit, BOXED, build, boxes, masks).compose(self.augmentation)
         return evaluation(self.image_size, fit="pad", boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
 
     @override

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 import albumentations as A
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.annotated.sample import IGNORE, MOST
-from datamodules.augmentations import Strength, padding, training_with_masks
+from datamodules.augmentations import MASKED, padding, training_with_masks
+from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, digest_of
 from datamodules.decoded import as_it_is
 from datamodules.images import Reduction
@@ -145,7 +146,8 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     does not count.
 
     Args:
-        augmentation: strength of the changes made to training images.
+        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+            albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
         class_weighting: what the classes' pixels weigh in the loss: all the same; ``median``, the median of the classes'
             shares by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the root of that.
         image_size: side of the square windows that the network sees, in pixels.
@@ -153,7 +155,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         turn: turn training images by quarters too, where pictures have no upper side.
     """
 
-    augmentation: Strength = "standard"
+    augmentation: Augmentation = "standard"
     class_weighting: Weighting = "none"
     image_size: Own[WindowSide] = 256
     flip: Own[bool] = True
@@ -206,7 +208,9 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; the keys are those of albumentations, and ``size``."""
         if training_split and self.augmentation != "none":
-            return training_with_masks(self.augmentation, self.image_size, self.flip, self.turn, self.in_chans == 3)
+            size, fit = (self.image_size, self.image_size), [padding(self.image_size)]
+            build = partial(training_with_masks, flip=self.flip, turn=self.turn, colour=self.in_chans == 3)
+            return Augmenter(size, self.in_chans, fit, MASKED, build, masks=("mask",)).compose(self.augmentation)
         return A.Compose([padding(self.image_size)])
 
     @override

@@ -1,7 +1,7 @@
 """What all data with one label an image share: how images are prepared and augmented; and images of classes."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import albumentations as A
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.augmentations import Strength, evaluation, training
+from datamodules.augmentations import LABELLED, evaluation, training
+from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, KeyedDataset, VisionDataModule, listed
 from datamodules.labelled.balance import BalancedDataset, Sampling, Weighting, class_weights, warn_of_rare
 from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
@@ -23,7 +24,8 @@ class LabelledDataModule(VisionDataModule[S]):
     """Base of data with one label an image, be it a class, a domain or a person.
 
     Args:
-        augmentation: strength of the changes made to training images.
+        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+            albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
         image_size: side of the square images that the network sees, in pixels.
         crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it square. None
             takes 0.875, or 1 for images of up to 64 pixels.
@@ -32,7 +34,7 @@ class LabelledDataModule(VisionDataModule[S]):
             colours of their border.
     """
 
-    augmentation: Strength = "standard"
+    augmentation: Augmentation = "standard"
     image_size: Own[PositiveInt] = 224
     crop_pct: Own[Share] = OWN
     flip: Own[bool] = True
@@ -51,7 +53,12 @@ class LabelledDataModule(VisionDataModule[S]):
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.augmentation != "none":
-            return training(self.augmentation, self.image_size, self.crop_pct, self.flip, self.fit)
+            size, crops = (self.image_size, self.image_size), self.fit == "crop"
+            fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit).transforms
+            # Small pictures are nearly all object: a hard crop would cut it off.
+            strengths = LABELLED if min(size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
+            build = partial(training, size=size, flip=self.flip)
+            return Augmenter(size, self.in_chans, fit, strengths, build, keep=not crops).compose(self.augmentation)
         fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
         return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
 

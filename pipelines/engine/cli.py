@@ -98,6 +98,8 @@ class VisionCLI(TaskParser):
             take_whole(data, self.weights)
         if self.weights and self.weights.classes:
             adopt_classes(data, self.weights.classes)
+        if self.subcommand in ("fit", "preview"):
+            data.transform(True)  # which says what is wrong with an augmentation
         return DataSpec.of(data, takes)
 
     def before_instantiate_classes(self) -> None:
