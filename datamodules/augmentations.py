@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import albumentations as A
 import cv2
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 Strength = Literal["none", "light", "standard", "strong"]
-Step = A.BasicTransform | A.BaseCompose
+Step: TypeAlias = A.BasicTransform | A.BaseCompose
 Numbers = Mapping[str, float]  # of a strength
 Strengths = Mapping[str, Numbers]
 Fit = Literal["crop", "pad", "extend", "native"]

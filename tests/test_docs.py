@@ -58,7 +58,9 @@ def commands(page: Path) -> list[str]:
 def words(command: str) -> list[str]:
     """The arguments of a command, with something in the place of what the reader puts in."""
     found = []
-    for word in shlex.split(command.replace("[", " ").replace("]", " "), comments=True):
+    # Brackets in no quotes are around what may be left out.
+    plain = re.sub(r"(\"[^\"]*\")|[\[\]]", lambda found: found[1] or " ", command)
+    for word in shlex.split(plain, comments=True):
         if word not in ("…", "..."):
             found.append(STAND_INS.get(word, word.replace("…", "x")))
     return found
