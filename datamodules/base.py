@@ -212,7 +212,7 @@ class KeyedLoader:
         same_order: bool = False,
     ) -> None:
         if len(dataset) < world_size:
-            raise DataError(f"{len(dataset)} samples cannot be shared by {world_size} processes: use fewer.")
+            raise DataError(f"{len(dataset)} samples cannot be divided among {world_size} processes: use fewer.")
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
         self.rank, self.world_size, self.same_order = rank, world_size, same_order
         self.epoch = self.batches_done = self._first = 0
@@ -433,7 +433,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
             DataError: there is no such split.
         """
         if split not in self.sources:
-            remedy = "what is to be learned from is missing" if split == "train" else "bring one, or measure on another"
+            remedy = "there is nothing to train on" if split == "train" else "provide one, or evaluate on another"
             raise DataError(f"{self.title} has no {split} split; it has {', '.join(self.sources)}: {remedy}.")
         training, trainer = split == "train", cast(Any, self.trainer)
         overfit = trainer is not None and trainer.overfit_batches > 0

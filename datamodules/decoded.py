@@ -108,7 +108,7 @@ class _Kept(ABC):
         sides = -(-files.sizes // factors[:, None].astype(np.int64))
         needed, room = int(sides.prod(1).sum()) * files.channels, self.room() - SPARED
         if needed > room:
-            self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB can be had")
+            self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB are available")
 
     def get(self, index: int, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """The picture of a file, from here or else read and kept."""
@@ -126,7 +126,7 @@ class _Kept(ABC):
 
     def _give_up(self, why: str) -> None:
         self.full = True
-        rank_zero_warn(f"Not all decoded images are kept {self.name}: {why}. What is not there is decoded each time.")
+        rank_zero_warn(f"Not all decoded images are kept {self.name}: {why}. The others are decoded each time.")
 
     @abstractmethod
     def room(self) -> int:

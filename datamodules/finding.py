@@ -108,7 +108,7 @@ class Finder:
         """
         if not written or "\0" in written:
             raise DataError(
-                f"{by} names the image {quoted(written)}, which is no file's name: write where the image is."
+                f"{by} names the image {quoted(written)}, which is not a file name: write where the image is."
             )
         names = parts_of(written)
         if (found := next((path for name in names if (path := self.at(name)) is not None), None)) is not None:
@@ -131,7 +131,9 @@ class Finder:
                 ]
                 if len(here) == 1 and max(ends) == len(parts):
                     if parts in bare:
-                        self.notes.add("An image is of another kind than is said", f"{by}: {written} is {here[0].name}")
+                        self.notes.add(
+                            "An image has another extension than is said", f"{by}: {written} is {here[0].name}"
+                        )
                     return here[0]  # only upper and lower case are different, or the extension
                 if not best or max(ends) < self._least or (parts in bare and len(here) < 2):
                     continue
@@ -143,7 +145,7 @@ class Finder:
                 self._least = max(ends)
                 if max(ends) < len(parts):
                     self.notes.add(
-                        "An image is not where it is said to be, and was found by its name", f"{by}: {written}"
+                        "An image is not at the path that is given, and was found by its name", f"{by}: {written}"
                     )
                 return best[0]
         return None

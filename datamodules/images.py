@@ -116,7 +116,8 @@ def warn_of_left_out(files: Sequence[Path]) -> None:
             (file.suffix.lower() or "without suffix") if file.exists() else "broken link" for file in files
         ).most_common()
         rank_zero_warn(
-            f"Left out: {len(files)} files of kinds that are not read ({listed(f'{n} {kind}' for kind, n in kinds)}); the "
+            f"Left out: {len(files)} files in formats that are not supported "
+            f"({listed(f'{n} {kind}' for kind, n in kinds)}); the "
             f"first: {files[0]}. Convert pictures to one of these: {KINDS}."
         )
 
@@ -371,14 +372,15 @@ def check_images(paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"])
         shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
         count = f"{len(reasons)} of {len(paths)} images cannot be read: {shown}"
         if on_bad_file == "error":
-            raise DataError(f"{count}. Mend or remove them, or go on without them: --data.on_bad_file skip.")
+            raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file skip.")
         if len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
             raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
         rank_zero_warn(f"Skipped: {count}.")
     several = table["frames"].to_numpy() > 1
     if several.any():
         rank_zero_warn(
-            f"{several.sum()} images have several frames or pages, of which the first is taken; one: {paths[several][0]}."
+            f"{several.sum()} images have several frames or pages, of which the first is used, such as "
+            f"{paths[several][0]}."
         )
     bits = Counter(table["bits"][table["bits"] > 8])
     if bits.keys() - {16}:
@@ -399,8 +401,8 @@ def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) 
         shared = [path for path, digest in zip(paths, digests, strict=True) if seen.get(digest, name) != name]
         if shared:
             rank_zero_warn(
-                f"{len(shared)} images of the {name} split are also in another one, which flatters the figures; "
-                f"the first: {shared[0]}."
+                f"{len(shared)} images of the {name} split are also in another one, so the figures look better than "
+                f"they are; the first: {shared[0]}."
             )
         seen.update(dict.fromkeys(digests, name))
 
@@ -420,7 +422,8 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
         first = several[several["digest"] == several["digest"].iloc[0]].drop_duplicates("name")["name"]
         shown = " and ".join(f"{paths[row]} as {name!r}" for row, name in first.items())
         rank_zero_warn(
-            f"{several['digest'].nunique()} images are there under more than one name; the first: {shown}. Keep the right one."
+            f"{several['digest'].nunique()} images occur under more than one name; the first: {shown}. Keep the "
+            "right one."
         )
 
 

@@ -82,5 +82,5 @@ def _read(file: Path) -> NDArray[np.float64]:
     except (ValueError, OSError) as error:
         raise DataError(f"{file} cannot be read as points: {str(error)[:200]}.") from None
     if points.ndim != 2 or points.shape[1] not in (2, 3) or len(points) < 2 or not np.isfinite(points).all():
-        raise DataError(f"{file} holds {'×'.join(map(str, points.shape))} values; wanted are N×2 or N×3, all finite.")
+        raise DataError(f"{file} holds {'×'.join(map(str, points.shape))} values; they must be N×2 or N×3, all finite.")
     return points

@@ -76,7 +76,8 @@ def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
             continue
         if split in found:
             raise DataError(
-                f"{found[split]} and {path} both are names of the {split} split: put the images of one into the other, or "
+                f"{found[split]} and {path} are both names of the {split} split: put the images of one into the "
+                "other, or "
                 f"rename one; the names are {', '.join(SPLITS)}."
             )
         found[split] = path
@@ -110,8 +111,8 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
     if unclear and len(meant) > 1 and "train" in meant:  # a train_station alone is a class
         raise DataError(
             f"Is {unclear[0].name} in {root.resolve()} a split? It is named like one beside "
-            f"{listed(f.name for f in folders if f != unclear[0])}, but not as splits are. Name the folders of splits {names}, "
-            "and what is no split without these words; or give one folder of classes with --data.root."
+            f"{listed(f.name for f in folders if f != unclear[0])}, but not as splits are. Name the folders of "
+            f"splits {names}, and other folders without these words; or give one folder of classes with --data.root."
         )
     others = (
         {folder.name: len(images_in(folder)) for folder in folders if folder not in found.values()} if found else {}
@@ -120,7 +121,8 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
         if "train" not in found:
             raise DataError(
                 f"Is {', '.join(f.name for f in found.values())} in {root.resolve()} a split? It is named like one, but lies "
-                f"beside {listed(beside)}. If it is, put what to train on into a folder train; else give it another name. "
+                f"beside {listed(beside)}. If it is, put the training images into a folder train; otherwise give it "
+                "another name. "
                 f"The names of splits are {names}."
             )
         rank_zero_warn(
@@ -154,7 +156,7 @@ def stratified(
         if count < least:
             raise DataError(
                 f"Class {name!r} has {count} image{'' if count == 1 else 's'}, too few to spare one for {purpose}: "
-                f"it takes {least}. Add images, leave the class out, or bring splits of your own."
+                f"at least {least} are needed. Add images, leave the class out, or provide your own splits."
             )
     size = max(round(share * len(labels)), len(label_names))
     rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
@@ -192,7 +194,8 @@ def fold_of(
         if count < folds:
             of = "images" if groups is None else "groups with images"
             raise DataError(
-                f"Class {name!r} has {count} {of}, fewer than --data.folds {folds}, so that a fold would have none: give fewer "
+                f"Class {name!r} has {count} {of}, fewer than --data.folds {folds}, so a fold would have none: give "
+                "fewer "
                 "folds, add images, or leave the class out."
             )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -221,6 +224,7 @@ def stratified_by_group(
             if len(np.unique(labels[rest])) == len(label_names):
                 return rest, part
     raise DataError(
-        f"Every class must have images of two groups or more, to spare one for {purpose}: add groups, leave out the classes "
-        f"that one group alone has, or bring splits of your own ({len(np.unique(groups))} groups, {len(label_names)} classes)."
+        f"Every class needs images from two groups or more, to spare one for {purpose}: add groups, leave out the "
+        f"classes that occur in only one group, or provide your own splits ({len(np.unique(groups))} groups, "
+        f"{len(label_names)} classes)."
     )

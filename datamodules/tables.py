@@ -111,7 +111,7 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
             data = file.read_bytes()
             text, guessed = decoded(gzip.decompress(data) if file.suffix.lower() == ".gz" else data)
             if "\0" in text or data.startswith(b"PK\3\4"):
-                raise ValueError("it is no text")
+                raise ValueError("it is not text")
             said = re.match(r"\s*\"?sep=(.)\"?[\r\n]+", text)
             text = text[said.end() :] if said else text
             # Programs write a semicolon where the comma is decimal.
@@ -161,7 +161,7 @@ def warn_of_alike(names: Sequence[str]) -> None:
         alike.setdefault("".join(str(name).casefold().split()), []).append(name)
     if pairs := [same for same in alike.values() if len(same) > 1]:
         rank_zero_warn(
-            f"These names differ only in case or spaces, and are taken for different ones: "
+            "These names differ only in case or spaces, and are treated as different: "
             f"{'; '.join(', '.join(map(repr, same)) for same in pairs[:5])}. If they are the same, write them alike."
         )
 
@@ -185,7 +185,8 @@ def check_table(
         if column not in table:
             if any(str(name).lower().endswith(EXTENSIONS) for name in table.columns):
                 raise DataError(
-                    f"The first line of {file.resolve()} names no columns, but an image: {listed(table.columns)}. Put a line "
+                    f"The first line of {file.resolve()} does not name columns, but an image: "
+                    f"{listed(table.columns)}. Put a line "
                     f"with the names above it: {', '.join(columns)}."
                 )
             near = difflib.get_close_matches(column, map(str, table.columns), 1)

@@ -105,7 +105,7 @@ def test_folds_that_cannot_be_are_refused_by_name(pictures: Path) -> None:
     for name, folder in own.items():
         Path("splits", name).symlink_to(folder)
     for said, make in {
-        "--data.fold 3 is none of 3 folds, whose numbers are 0 to 2": lambda: KINDS["folder"](
+        "--data.fold 3 does not exist: 3 folds are numbered 0 to 2": lambda: KINDS["folder"](
             pictures, {"folds": 3, "fold": 3}
         ),
         "--data.folds 3 needs --data.fold too": lambda: KINDS["folder"](pictures, {"folds": 3}),

@@ -331,7 +331,7 @@ def test_what_lies_beside_the_splits_and_the_classes_is_counted_and_named() -> N
     with pytest.warns(UserWarning, match="Left out") as told:
         assert len(paths(ImageFolder("pets"))["train"]) == 6
     said = " ".join(str(warning.message) for warning in told)
-    for part in ("3 images in extra", "stray.png", "1 files of kinds", "1 .heic", "new.heic"):
+    for part in ("3 images in extra", "stray.png", "1 files in formats", "1 .heic", "new.heic"):
         assert part in said
     assert "notes" not in said
 
@@ -540,7 +540,7 @@ FOLDERS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "a class without images": (lambda: make_folder("pets", cat=4, dog=0), ["'dog'", "add images"]),
     "a class with too few": (
         lambda: make_folder("pets", cat=9, dog=2),
-        ["'dog' has 2 images", "takes 3", "Add images"],
+        ["'dog' has 2 images", "at least 3", "Add images"],
     ),
     "one class": (lambda: make_folder("pets", cat=4), ["'cat'", "add images of another"]),
     "what looks like splits": (
@@ -558,7 +558,7 @@ FOLDERS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "only a test": (lambda: make_splits("pets", test={"cat": 4, "dog": 4}), ["no train split", "has test"]),
     "classes one level lower": (
         lambda: make_splits("pets", archive={"cat": 4, "dog": 4}),
-        ["archive", "cat, dog", "one level higher"],
+        ["archive", "cat, dog", "one level up"],
     ),
     "class unknown to training": (
         lambda: make_splits("pets", train={"cat": 2, "dog": 2}, val={"cat": 1, "dgo": 1}),
@@ -604,7 +604,7 @@ TABLES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: make_table("t.csv", label=["a", "b"] * 5 + ["c"] * 2, split=["train"] * 10 + ["test"] * 2),
         ["t.csv", "'c'", "a, b"],
     ),
-    "no text": (lambda: written("t.csv", b"path,label\na.png,\0"), ["t.csv", "it is no text"]),
+    "not text": (lambda: written("t.csv", b"path,label\na.png,\0"), ["t.csv", "it is not text"]),
     "no header": (lambda: written("t.csv", b"a.png,cat\nb.png,dog\n"), ["t.csv", "first line", "path, label"]),
     "no such image": (
         lambda: make_table("t.csv", path=["gone.png"] + [f"images/all/{i}.png" for i in range(1, 12)]),

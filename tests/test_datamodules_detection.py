@@ -246,7 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[], BoxFiles], str]] = {
     "no lists": (coco(lambda c: c.pop("images")), "no lists 'images' and 'categories'"),
     "no boxes": (coco(lambda c: c.update(annotations=[])) and edited("csv", "boxes.csv", lambda t: t.splitlines()[0] + "\nimages/train/000001.png,,,,,,0,train"), "has no boxes"),
     "an image that is not there": (removed, r"1 of 32 images cannot be read: \S+000003.png \(No such file"),
-    "a turned image": (turned, r"has 40×30 pixels, but it has 30×40. It is turned by its EXIF tag"),
+    "a turned image": (turned, r"has 40×30 pixels, but it has 30×40. Its EXIF tag rotates it"),
     "sizes in CSV": (edited("csv", "boxes.csv", csv_as_sizes), "if they were x, y, width, height.*box_format xywh"),
     "a word in CSV": (edited("csv", "boxes.csv", lambda t: t.replace("images/train/000002.png,", "images/train/000002.png,x", 1)), r"boxes.csv, row \d+.*is no number"),
     "columns of CSV": (edited("csv", "boxes.csv", lambda t: t.replace("xmin", "left", 1)), "no column 'xmin'"),
@@ -257,7 +257,7 @@ MISTAKES: dict[str, tuple[Callable[[], BoxFiles], str]] = {
     "broken XML": (edited("voc", "Annotations/train_000001.xml", lambda t: t[:50]), "train_000001.xml cannot be read as XML"),
     "other XML": (edited("voc", "Annotations/train_000001.xml", lambda t: "<a/>"), "its root is <a>"),
     "a class only in validation": (edited("voc", "Annotations/val_000001.xml", lambda t: t.replace("<name>", "<name>new", 1)), "val_000001.xml, object 1.*unknown class, 'new"),
-    "two XML of an image": (edited("voc", "Annotations/train_000001.xml", lambda t: t.replace("000001", "000002", 1)), "are both of the image"),
+    "two XML of an image": (edited("voc", "Annotations/train_000001.xml", lambda t: t.replace("000001", "000002", 1)), "both describe the image"),
     "no folder": (lambda: opened("coco", "nowhere"), "There is no .*nowhere"),
     "an empty folder": (lambda: opened("coco", str(Path("empty").mkdir() or "empty")), "neither train.json nor"),
 }  # fmt: skip
@@ -567,7 +567,7 @@ def test_a_mistake_on_the_command_line_is_one_paragraph(capsys: pytest.CaptureFi
     for args, message in [
         (["--data", "COCODetection", "--data.root", "nowhere"], "There is no"),
         (["--data", "DigitScenes", "--data.mixing.mosaic", "2"], "at most 1, not 2"),
-        (["--data", "DigitScenes", "--data.masks", "true", "--data.mixing.mixup", "1"], "mixup has no masks"),
+        (["--data", "DigitScenes", "--data.masks", "true", "--data.mixing.mixup", "1"], "mixup cannot blend masks"),
     ]:
         with pytest.raises(SystemExit) as end:
             detection(["preview", *args, "--output", "out", "--trainer.logger", "false"])
@@ -585,4 +585,4 @@ def test_scenes_are_converted_on_the_command_line(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as end:
         command(convert, ["out", "--data", "DigitScenes", *small])
     assert end.value.code == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

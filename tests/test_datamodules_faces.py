@@ -152,7 +152,7 @@ def test_what_is_wrong_with_the_people_is_said_before_training(tmp_path):
     lone = [s for s in data.sources["train"].names if s in ("p11", "p_11")]
     assert lone, "the draw is fixed"
     message = complaint(data.train_dataloader)
-    assert f"{lone[0]} has one picture only" in message
+    assert f"{lone[0]} has only one picture" in message
     assert "--data.on_lone_picture skip" in message
     kept = PeopleFolder(str(root), on_lone_picture="skip", **QUICK)
     with pytest.warns(UserWarning, match="1 people with a single picture"):
@@ -229,7 +229,7 @@ def test_lfws_pairs_are_the_test_split_as_they_are(tmp_path):
     ("pairs", "header", "said"),
     [
         ([*PAIRS[:-1], "p02\t3\tp09\t2"], "2\t2", "line 9, names picture 2 of p09, but there is no"),
-        ([*PAIRS[:-1], "p02 x p03 2"], "2\t2", "line 9: 'p02 x p03 2' is no pair"),
+        ([*PAIRS[:-1], "p02 x p03 2"], "2\t2", "line 9: 'p02 x p03 2' is not a pair"),
         (PAIRS[:-1], "2\t2", "announces 2 × 2 × 2 pairs and has 7"),
         (PAIRS, "name\timagenum1\timagenum2", "does not begin as LFW's pairs.txt does"),
     ],
@@ -272,4 +272,4 @@ def test_lists_of_celeba_that_cannot_be_read_are_named(tmp_path):
     assert "'1.jpg 7 x' is not a picture and its number" in complaint(lambda: CelebA(str(tmp_path), **QUICK).sources)
     (tmp_path / "identity_CelebA.txt").write_text("1.jpg 7\n2.jpg 8\n")
     (tmp_path / "list_eval_partition.txt").write_text("1.jpg 0\n2.jpg 7\n")
-    assert "which split 2.jpg is of" in complaint(lambda: CelebA(str(tmp_path), **QUICK).sources)
+    assert "which split 2.jpg belongs to" in complaint(lambda: CelebA(str(tmp_path), **QUICK).sources)

@@ -108,7 +108,7 @@ def test_splits_in_folders_and_names_with_a_suffix() -> None:
             file.rename(file.with_stem(f"{file.stem}_gt"))
     data = MaskFolder("data", mask_suffix="_gt", image_size=64)
     assert {name: len(source) for name, source in data.sources.items()} == {"train": 3, "val": 3}
-    with pytest.warns(UserWarning, match=r"called as p0_gt.png is for p0.png"):
+    with pytest.warns(UserWarning, match=r"named like p0_gt.png for p0.png"):
         assert masks_by_name(MaskFolder("data")).keys() == masks_by_name(data).keys()
 
 
@@ -142,7 +142,7 @@ def spoil(what: str) -> None:
         ("size", r"data/masks/p0.png has 50×40 pixels, its image data/images/p0.png has 56×40"),
         ("unknown", r"data/masks/p0.png has values that stand for no class: 3, 6 \(.*%.*\). Known are 0 ground"),
         ("jpeg", r"data/masks/p0.jpg has \d+ different values.*it is a JPEG.*PNG or TIFF"),
-        ("colours", r"data/masks/p0.png is in colours, .*classes.csv"),
+        ("colours", r"data/masks/p0.png is in colour, .*classes.csv"),
         ("unreadable", r"data/masks/p0.png cannot be read as a mask"),
         ("turned", r"EXIF"),
     ],

@@ -118,7 +118,7 @@ def test_without_room_images_are_decoded_each_time_and_that_is_told(
     photographs()
     plain = epochs(cached("none"))
     monkeypatch.setattr(decoded, "SPARED", 1 << 60)
-    with pytest.warns(UserWarning, match="can be had. What is not there is decoded each time"):
+    with pytest.warns(UserWarning, match="are available. The others are decoded each time"):
         assert np.array_equal(epochs(cached(cache)), plain)
     assert not list(place.rglob("*-3-*"))
 
@@ -218,7 +218,7 @@ def test_decoded_images_that_the_disk_has_no_room_for_are_not_kept(disk: Path, m
     data = cached("disk")
     data.prepare_data()
     fill(disk)
-    with pytest.warns(UserWarning, match=r"No space left on device\. What is not there is decoded each time"):
+    with pytest.warns(UserWarning, match=r"No space left on device\. The others are decoded each time"):
         assert np.array_equal(epochs(data), plain)
     assert not list(disk.rglob("*-3-*"))
 

@@ -190,15 +190,15 @@ def _() -> Masks:
     return foreground(folder(lambda m: (m > 0) * np.uint8(255), "masks/{}.gif"))
 
 
-case("GIF in colours", says=r"p0.gif is in colours.*name, r, g, b")(lambda: folder(indexed, "masks/{}.gif"))
-case("colours", says=r"p0.png is in colours, .*classes.csv")(lambda: folder(lambda m: COLOURS[m]))
-case("a floating-point share", says=r"p0.tif has values that are no numbers of classes, such as 0.5")(
+case("GIF in colours", says=r"p0.gif is in colour.*name, r, g, b")(lambda: folder(indexed, "masks/{}.gif"))
+case("colours", says=r"p0.png is in colour, .*classes.csv")(lambda: folder(lambda m: COLOURS[m]))
+case("a floating-point share", says=r"p0.tif has values that are not class numbers, such as 0.5")(
     lambda: folder(lambda m: m.astype(np.float32) / 2, "masks/{}.tif")
 )
-case("not a number", says=r"p0.tif has values that are no numbers of classes, such as nan")(
+case("not a number", says=r"p0.tif has values that are not class numbers, such as nan")(
     lambda: folder(lambda m: np.where(m > 1, np.nan, m).astype(np.float32), "masks/{}.tif")
 )
-case("negative values", says=r"p0.tif has values that are no numbers of classes, such as -1")(
+case("negative values", says=r"p0.tif has values that are not class numbers, such as -1")(
     lambda: folder(lambda m: m.astype(np.int32) - 1, "masks/{}.tif")
 )
 
@@ -249,9 +249,9 @@ def _() -> Masks:
     return {name: table[mask] for name, mask in folder(lambda m: table[m]).items()}
 
 
-case(
-    "nothing but background", says=r"All pixels of the masks of data have the value 0: there is nothing to tell apart"
-)(lambda: folder(lambda m: m * 0))
+case("nothing but background", says=r"All pixels of the masks of data have the value 0: there is nothing to learn")(
+    lambda: folder(lambda m: m * 0)
+)
 case("nothing but background, binary", says=r"have no class but 'background'.*nothing to tell apart", **BINARY)(
     lambda: folder(lambda m: m * 0)
 )
@@ -428,10 +428,10 @@ def _() -> None:
 
 
 for name, mask in (("_mask", "masks/{}_mask.png"), (".seg", "masks/{}.seg.png"), ("mask_", "masks/mask_{}.png")):
-    case(f"names with {name}", told=r"called as .* is for p0.png")(lambda mask=mask: folder(mask=mask))
+    case(f"names with {name}", told=r"named like .* for p0.png")(lambda mask=mask: folder(mask=mask))
 
 
-@case("names in words of their own", told=r"called as label-10.png is for image-10.jpg")
+@case("names in words of their own", told=r"named like label-10.png for image-10.jpg")
 def _() -> Masks:
     found = folder(mask="masks/label-{}.png", picture="images/image-{}.jpg", names=("9", "10", "11", "12"))
     return {f"image-{name}": mask for name, mask in found.items()}
@@ -455,7 +455,7 @@ def _() -> Masks:
 
 @case(
     "names as Cityscapes has them",
-    told=r"called as ulm_0_7_gt_ids.png is for ulm_0_7_left.png",
+    told=r"named like ulm_0_7_gt_ids.png for ulm_0_7_left.png",
     options={"images": "left", "masks": "gt", "mask_suffix": "_gt_ids"},
 )
 def _() -> Masks:
@@ -469,9 +469,7 @@ def _() -> Masks:
     return {f"{name}_left": mask for name, mask in found.items()}
 
 
-@case(
-    "names as DRIVE has them", told=r"called as 21_manual1.gif is for 21_training.tif", options={"masks": "1st_manual"}
-)
+@case("names as DRIVE has them", told=r"named like 21_manual1.gif for 21_training.tif", options={"masks": "1st_manual"})
 def _() -> Masks:
     found = folder(
         mask="training/1st_manual/{}_manual1.gif",
@@ -540,7 +538,7 @@ def _() -> None:
     save("data/masks/p0.tif", truth(0))
 
 
-@case("masks of no image", told=r"2 of 6 masks are of no image; the first: data/masks/q.png")
+@case("masks of no image", told=r"2 of 6 masks belong to no image; the first: data/masks/q.png")
 def _() -> Masks:
     for name in ("q", "r"):
         save(f"data/masks/{name}.png", truth(0))

@@ -137,7 +137,7 @@ def test_the_presence_of_a_label_weighs_the_more_the_rarer_it_is() -> None:
 
 
 def test_a_single_label_is_a_matter_of_two_classes() -> None:
-    with pytest.raises(DataError, match=r"one class only, 'a'.*two classes"):
+    with pytest.raises(DataError, match=r"only one class, 'a'.*two classes"):
         _ = table("path,labels\n0.png,a\n1.png,\n", 2).num_classes
 
 

@@ -122,7 +122,7 @@ def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> Non
     assert registry.pinned("models:/two@listed") == "models:/two/1"
     assert "models:/two/1 is in copy" in registry.download("models:/two@listed", "copy")
     assert storage.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="already exists"):
         registry.download("models:/two/1", "copy")
     assert registry.demote("two", "listed") == "two version 1 is listed no more."
     with pytest.raises(ValueError, match="No version of two is listed"):

@@ -56,7 +56,7 @@ def test_numbers_are_read_as_they_are_written() -> None:
     ("text", "options", "said"),
     [
         ("path,age\n0.png,1\n", {}, "1 image is too few to draw splits from.*'split'"),
-        ("path,age\n0.png,old\n1.png,3\n", {}, "no column of numbers.*--data.columns"),
+        ("path,age\n0.png,old\n1.png,3\n", {}, "no column with only numbers.*--data.columns"),
         ("path,age\n0.png,old\n1.png,3\n", {"columns": ["age"]}, "'old' under 'age'"),
         ("path,age\n0.png,3\n1.png,inf\n2.png,4\n", {}, "nearest to one is 'age', which also has 'inf'"),
         ('path,pay\n0.png,"1,000"\n1.png,999\n2.png,"1,200"\n', {}, "Is '1,000' under 'pay' .* a thousand times more"),
@@ -65,7 +65,7 @@ def test_numbers_are_read_as_they_are_written() -> None:
         (
             "path,age,split\n0.png,,train\n1.png,3,test\n2.png,4,val\n",
             {"columns": ["age"]},
-            "No image to train on .* 'age'",
+            "No training image .* 'age'",
         ),
     ],
 )

@@ -27,11 +27,12 @@ from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
 
 TOLD = {  # of what `compiled` says of boxes
-    "a copy": "boxes are there twice, and count once",
-    "an outline apart": "objects have an outline that agrees with less than half of their box, as one for another size of the "
-    "image would",
-    "in the first pixel": "boxes lie in the first pixel of their images: are they shares of the image? They are read as pixels",
-    "its own mask": "objects have a box but no outline, while others have: the box is taken as their mask",
+    "a copy": "boxes are duplicates, and count once",
+    "an outline apart": "objects have an outline that overlaps with less than half of their box, as one for another "
+    "image size would",
+    "in the first pixel": "boxes lie within the first pixel of their image: are they fractions of the image? They "
+    "are read as pixels",
+    "its own mask": "objects have a box but no outline, while others do: the box is used as their mask",
 }
 
 
@@ -82,7 +83,7 @@ class BoxSource(TiledSource):
         image = self.images[which]
         factor = int(a.sizes[which, 0]) // len(image)
         if tuple(side * factor for side in image.shape[:2]) != tuple(a.sizes[which]):
-            raise DataError(f"{a.paths[which]} changed its size since it was checked: start again.")
+            raise DataError(f"{a.paths[which]} has changed its size since it was checked: start again.")
         sample: Sample = {
             "image": image,
             "size": a.sizes[which],
@@ -154,7 +155,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         super().__post_init__()
         self.image_size = self.image_size or self.tile or 640
         if self.mixing.copy_paste and not self.masks:
-            raise DataError("--data.mixing.copy_paste takes masks: --data.masks true, with outlines in the files.")
+            raise DataError("--data.mixing.copy_paste needs masks: --data.masks true, with outlines in the files.")
         self.notes = Notes()
 
     @property
@@ -189,7 +190,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         paths = np.array([record.path for record in records], np.str_)
         if not any(map(os.path.isfile, paths)):
             raise DataError(
-                f"None of the {len(paths)} images is there; the first is {paths[0]}, named by {records[0].file}."
+                f"None of the {len(paths)} images was found; the first is {paths[0]}, named by {records[0].file}."
             )
         table, self.bad_files = check_images(paths, self.on_bad_file)
         sizes = table[["height", "width"]].to_numpy(np.int64)
@@ -200,13 +201,13 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
                 why = ""
                 if said[::-1] == seen:
                     why = (
-                        " It is turned by its EXIF tag, which the boxes leave out."
+                        " Its EXIF tag rotates it, which the boxes do not take into account."
                         if turned(records[k].path)
-                        else " Width and height look interchanged."
+                        else " Width and height seem to be swapped."
                     )
                 raise DataError(
                     f"{records[k].file} says that {records[k].path} has {said[1]}×{said[0]} pixels, but it has "
-                    f"{seen[1]}×{seen[0]}.{why} Its boxes are of another picture: bring the two together."
+                    f"{seen[1]}×{seen[0]}.{why} Its boxes seem to belong to another picture: make the two agree."
                 )
         self._scale(records, sizes)
         parts: dict[str, Annotations] = {}
@@ -234,8 +235,8 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
             return
         first = next(record for record in records if record.boxes)
         rank_zero_warn(
-            f"All boxes of {Path(self.root).resolve()} lie in the first pixel, so that they are shares of the images, and read so; the "
-            f"first is [{', '.join(f'{value:g}' for value in first.boxes[0].values)}] in {first.file}."
+            f"All boxes of {Path(self.root).resolve()} lie within the first pixel, so they are read as fractions of "
+            f"the images; the first is [{', '.join(f'{value:g}' for value in first.boxes[0].values)}] in {first.file}."
         )
         self.box_format = "xyxy" if self.box_format == "voc" else self.box_format
         for record, (height, width) in zip(records, sizes.tolist(), strict=True):
@@ -273,7 +274,7 @@ def spared(annotations: Annotations) -> tuple[Annotations, Annotations]:
     """
     size = len(annotations)
     if size < 2:
-        raise DataError("One image is too few to keep some for validation: add images, or bring splits of your own.")
+        raise DataError("One image is too few to keep some for validation: add images, or provide your own splits.")
     counts = np.bincount(annotations.labels, minlength=1)
     starts = annotations.starts
     part: list[int] = []

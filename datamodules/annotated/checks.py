@@ -82,8 +82,8 @@ def _mistaken(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFo
         }
     elif form == "yolo":
         others = {
-            "corners as shares of the image": (values * scale, "xyxy"),
-            "x, y, width, height as shares of the image": (values * scale, "xywh"),
+            "corners as fractions of the image": (values * scale, "xyxy"),
+            "x, y, width, height as fractions of the image": (values * scale, "xywh"),
         }
     for name, (given, other) in others.items():
         if name != DESCRIBED[form] and not (faults(corners(given, sizes, other), sizes) != "").any():
@@ -175,7 +175,7 @@ def compiled(
         way = (
             "More than one in ten is too many to drop: look at the file."
             if on_bad_box == "drop"
-            else "Mend them, or let them be cut off at the image's edge or dropped: --data.on_bad_box drop."
+            else "Correct them, or have them clipped at the image's edge or dropped: --data.on_bad_box drop."
         )
         raise DataError(
             f"{len(bad)} of {len(boxes)} boxes cannot be used: {shown}.{names} {mistaken}{remedy if mistaken else way}"
@@ -239,7 +239,7 @@ def encoded(outline: Any, height: int, width: int) -> bytes:
         polygons = _polygons(outline, height, width)
         code = rle.merge(rle.frPyObjects(polygons, height, width))
     if not rle.area(code):
-        raise ValueError("has an outline without a pixel in it")
+        raise ValueError("has an outline that covers no pixel")
     return bytes(code["counts"])
 
 
@@ -253,7 +253,7 @@ def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) ->
     left, top, across, down = np.ravel(rle.toBbox({"size": [height, width], "counts": code})).tolist()
     shared = np.minimum(box[2:], (left + across, top + down)) - np.maximum(box[:2], (left, top))
     if (shared < -1).any():
-        raise ValueError("has an outline that lies elsewhere")
+        raise ValueError("has an outline that lies outside it")
     both = np.clip(shared, 0, None).prod()
     sides = box[2:] - box[:2]
     return bool(sides.min() >= 8 and both < 0.5 * (sides.prod() + across * down - both))
@@ -278,12 +278,12 @@ def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
         if not numbers.size:
             continue
         if not np.isfinite(numbers).all() or numbers.size % 2:
-            raise ValueError("has an outline that is no list of x and y")
+            raise ValueError("has an outline that is not a list of x and y")
         if numbers.size < 6:
             raise ValueError("has an outline of fewer than three points")
         points = numbers.reshape(-1, 2)
         if in_shares(np.hstack([points, points])).all():
-            raise ValueError("has an outline that lies in the first pixel, as shares of the image would")
+            raise ValueError("has an outline that lies within the first pixel, as fractions of the image would")
         if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
             raise ValueError("has an outline that is far outside")
         polygons.append(numbers.tolist())
@@ -310,7 +310,7 @@ def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
             runs = np.array(counts, np.int64).reshape(-1)
     pixels = height * width
     if runs is None or not runs.size or (runs < 0).any() or (runs > pixels).any() or runs.sum() != pixels:
-        raise ValueError("has a run-length code that is not whole")
+        raise ValueError("has a run-length code that is incomplete")
     return data or rle.frPyObjects({"size": sides, "counts": runs.tolist()}, height, width)["counts"]
 
 

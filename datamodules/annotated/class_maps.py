@@ -117,8 +117,8 @@ class _MaskFiles(Folder, SegmentationDataModule):
         if without:
             shown = "; ".join([*without[:3], *["…"] * (len(without) > 3)])
             raise DataError(
-                f"{len(without)} of {len(everything)} images have no mask {self.wanted}: {shown}. An image with nothing in it "
-                "needs a mask too, all background; move those without aside."
+                f"{len(without)} of {len(everything)} images have no mask {self.wanted}: {shown}. An image with "
+                "nothing in it needs a mask too, all background. Move images without a mask elsewhere."
             )
         paths = np.array([str(image) for _, image, _ in everything], np.str_)
         table, self.bad_files = check_images(paths, self.on_bad_file)
@@ -190,7 +190,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
                 lies = one.size == (width, height)
                 why = ""
                 if lies and turned(str(path)):
-                    why = " The image is turned by its EXIF tag, the mask is not."
+                    why = " The image is rotated by its EXIF tag, the mask is not."
                 elif lies:
                     why = " One of the two lies on its side."
                 faults.append(
@@ -325,7 +325,7 @@ class MaskFolder(_MaskFiles):
                 known = [file for file in known if file.stem.endswith(suffix)]
                 files = [file for file in files if not file.stem.endswith(suffix)]
             if not files:
-                raise DataError(f"{images.resolve()} has no images; those read are {', '.join(EXTENSIONS)}.")
+                raise DataError(f"{images.resolve()} has no images in a supported format: {', '.join(EXTENSIONS)}.")
             if split == "test" and not known:
                 rank_zero_warn(f"Left out: the {len(files)} images of the test split, which has no masks.")
                 continue

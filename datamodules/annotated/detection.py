@@ -142,7 +142,9 @@ class DetectionDataModule(VisionDataModule[S]):
         if not isinstance(self.mixing, Mixing):  # None, or as a registered model has it
             self.mixing = Mixing(**(self.mixing or {}))
         if self.mixing.mixup and self.masks:
-            raise DataError("--data.mixing.mixup has no masks: a pixel would be of two objects. Set it to 0.")
+            raise DataError(
+                "--data.mixing.mixup cannot blend masks, because a pixel would belong to two objects: set it to 0."
+            )
 
     @property
     def label_names(self) -> list[str]:
@@ -196,7 +198,7 @@ class DetectionDataModule(VisionDataModule[S]):
             DataError: the folder is there already.
         """
         if Path(folder).exists():
-            raise DataError(f"{Path(folder).resolve()} is there already: name a new folder.")
+            raise DataError(f"{Path(folder).resolve()} already exists: name a new folder.")
         sources, place = self.sources, Path(folder).absolute()
         place.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # it has its name once it is whole

@@ -18,7 +18,7 @@ DESCRIBED = {
     "xyxy": "xmin, ymin, xmax, ymax",
     "xywh": "x, y, width, height",
     "voc": "xmin, ymin, xmax, ymax",
-    "yolo": "centre x, centre y, width, height as shares of the image",
+    "yolo": "centre x, centre y, width, height as fractions of the image",
 }
 COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 

@@ -297,7 +297,9 @@ class AnswerWriter:
         if truth is not None:
             self._images, self._categories = _ids(Path(truth))
             if lacking := [name for name in self.label_names if name not in self._categories]:
-                raise DataError(f"{truth} has no category {lacking[0]!r}, which the model has: it is of other data.")
+                raise DataError(
+                    f"{truth} has no category {lacking[0]!r}, which the model has: it belongs to other data."
+                )
         self._entries: list[dict[str, Any]] = []
         self._frames: Counter[str] = Counter()  # of folders of images
         self._stems: dict[str, str] = {}
@@ -323,17 +325,17 @@ class AnswerWriter:
             DataError: the answer has no boxes, the image is not in ``truth``, or it is a video and the format is COCO's.
         """
         if "boxes" not in answer:
-            raise DataError(f"The answers have no boxes, and {self.form} is a format of boxes.")
+            raise DataError(f"The answers have no boxes, and {self.form} is a format for boxes.")
         {"coco": self._add_coco, "yolo": self._add_yolo, "mot": self._add_mot}[self.form](file, answer, frame)
 
     def _add_coco(self, file: str, answer: dict[str, Any], frame: int | None) -> None:
         if frame is not None:
-            raise DataError(f"{file} is a video, and COCO's results are of images: write mot or yolo.")
+            raise DataError(f"{file} is a video, and COCO's results are for images: write mot or yolo.")
         if self.truth is None:
             self._images.setdefault(file, len(self._images) + 1)
         image = self._images.get(file, self._images.get(Path(file).name))
         if image is None:
-            raise DataError(f"{self.truth} has no image {file}: ask about the images that it is of.")
+            raise DataError(f"{self.truth} has no image {file}: predict the images that it lists.")
         columns = [answer[key] for key in ("boxes", "labels", "scores")]
         masks = answer.get("masks") or [None] * len(answer["boxes"])
         for (x1, y1, x2, y2), label, score, mask in zip(*columns, masks, strict=True):

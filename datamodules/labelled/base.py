@@ -91,7 +91,8 @@ class NamedDataModule(LabelledDataModule[S]):
         """
         if len(self.label_names) < 2:
             raise DataError(
-                f"{self.title} has one class only, {self.label_names[0]!r}, so that nothing can be told apart: {self.lone}."
+                f"{self.title} has only one class, {self.label_names[0]!r}, so there is nothing to tell apart: "
+                f"{self.lone}."
             )
         return len(self.label_names)
 
@@ -175,8 +176,8 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
         super().__post_init__()
         if self.sampling != "none" and self.class_weighting != "none":
             raise DataError(
-                f"--data.sampling {self.sampling} and --data.class_weighting {self.class_weighting} would make up for rare "
-                "classes twice: choose one of them."
+                f"--data.sampling {self.sampling} and --data.class_weighting {self.class_weighting} would compensate "
+                "for rare classes twice: choose one of them."
             )
 
     @property

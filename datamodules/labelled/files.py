@@ -72,7 +72,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
             )
         if self.folds is not None and self.fold is not None and self.fold >= self.folds:
             raise DataError(
-                f"--data.fold {self.fold} is none of {self.folds} folds, whose numbers are 0 to {self.folds - 1}."
+                f"--data.fold {self.fold} does not exist: {self.folds} folds are numbered 0 to {self.folds - 1}."
             )
 
     def check_folds(self, splits: Iterable[str]) -> None:
@@ -232,8 +232,8 @@ class ImageFolder(Folder, _ClassFiles):
             )
             if len(inner) > 1:
                 raise DataError(
-                    f"{folder.resolve()} has one folder only, {self.label_names[0]}, which would be the one class. Are the "
-                    f"classes {listed(f.name for f in inner)} in it? Then put these one level higher."
+                    f"{folder.resolve()} has only one sub-folder, {self.label_names[0]}, which would be the only "
+                    f"class. Are the classes {listed(f.name for f in inner)} in it? Then move these one level up."
                 )
         return super().num_classes
 
@@ -245,7 +245,7 @@ class ImageFolder(Folder, _ClassFiles):
             found = self._files(folder, left_out)
             if not found:
                 warn_of_left_out(left_out)
-                raise DataError(f"{folder.resolve()} has no images; those read are {KINDS}.")
+                raise DataError(f"{folder.resolve()} has no images in a supported format: {KINDS}.")
             rows += [(path, name, split) for path, name in found]
         warn_of_left_out(left_out)
         return self._read(rows)
@@ -253,7 +253,9 @@ class ImageFolder(Folder, _ClassFiles):
     def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
         """The images of a split and their classes, class by class."""
         if beside := [file for file in sorted(folder.iterdir()) if is_image(file)]:
-            rank_zero_warn(f"Left out: {len(beside)} images that are in no class's folder; the first: {beside[0]}.")
+            rank_zero_warn(
+                f"Left out: {len(beside)} images that are not in the folder of a class; the first: {beside[0]}."
+            )
         return sorted(named_files(folder, left_out), key=lambda row: row[1])
 
 

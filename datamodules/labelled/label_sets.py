@@ -112,7 +112,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 if count in (0, len(divided["train"])):
                     each = "no" if count == 0 else "every"
                     rank_zero_warn(
-                        f"{self.title}: {each} image to train on has the label {name!r}; nothing can be learned of it."
+                        f"{self.title}: {each} image to train on has the label {name!r}; nothing can be learned "
+                        "about it."
                     )
         return divided
 

@@ -94,8 +94,8 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
         source, pictures = self.sources["train"], self.pictures_per_person
         if lone := source.names[source.counts < 2].tolist():
             raise DataError(
-                f"{self.title}: {lone[0]} has one picture only, and training compares two of a person "
-                f"({len(lone)} of {len(source.names)} people are so). Add pictures, or leave these people out: "
+                f"{self.title}: {lone[0]} has only one picture, and training compares two pictures of each person "
+                f"({len(lone)} of {len(source.names)} people are affected). Add pictures, or leave these people out: "
                 "--data.on_lone_picture skip."
             )
         whole = self.batch_size * (self.trainer.world_size if self.trainer else 1)
@@ -105,7 +105,9 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
             )
         people = whole // pictures
         if people < 2:
-            raise DataError(f"A batch of {whole} has {people} people with {pictures} pictures: it takes two people.")
+            raise DataError(
+                f"A batch of {whole} has {people} people with {pictures} pictures: at least two people are needed."
+            )
         if len(source.names) < people:
             raise DataError(
                 f"{self.title} has {len(source.names)} people to train on, fewer than the {people} of a batch: choose a "
@@ -138,12 +140,13 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
             if name not in divided or len(divided[name].names) < 2:
                 people = np.unique(np.concatenate([part.names for part in parts.values()]))
                 raise DataError(
-                    f"{self.title} has {len(people)} people, too few for splits by person: it takes two to train on, two "
+                    f"{self.title} has {len(people)} people, too few for splits by person: at least two are needed "
+                    "to train on, two "
                     "for validation and, without a test set, two for the test."
                 )
         if not (divided["val"].counts > 1).any():
             raise DataError(
-                f"{self.title}: nobody in the validation split has two pictures, so that nothing can be measured."
+                f"{self.title}: nobody in the validation split has two pictures, so nothing can be measured."
             )
         return divided
 
@@ -153,8 +156,8 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
             for person in parts[part].names.tolist():
                 if owners.setdefault(person, part) != part:
                     raise DataError(
-                        f"{self.title}: {person} is in the split {owners[person]} and in {part}. People are tested who were "
-                        "not seen in training: keep all pictures of a person in one split."
+                        f"{self.title}: {person} is in the split {owners[person]} and in {part}. The test is about "
+                        "people who were not seen in training: keep all pictures of a person in one split."
                     )
 
 

@@ -161,7 +161,7 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
             continue
         mates = len(fields) == 3
         if not (mates or len(fields) == 4) or not (fields[1].isdigit() and fields[-1].isdigit()):
-            raise DataError(f"{file.resolve()}, line {line}: {' '.join(fields)!r} is no pair such as 'name 1 2' or 'name 1 other 2'.")  # fmt: skip
+            raise DataError(f"{file.resolve()}, line {line}: {' '.join(fields)!r} is not a pair such as 'name 1 2' or 'name 1 other 2'.")  # fmt: skip
         other = fields[0] if mates else fields[2]
         rows.append((place(fields[0], fields[1], line), place(other, fields[-1], line), mates, len(rows) // size))
     if len(rows) != size * (int(header[0]) if len(header) == 2 else 1):
@@ -198,7 +198,7 @@ class CelebA(_FaceFiles):
             splits = {file: names.get(number) for file, number in _pairs(partition).items()}
             if lacking := next((file for file in people if not splits.get(file)), None):
                 raise DataError(
-                    f"{partition} does not say which split {lacking} is of: write a line '{lacking} 0', or 1 or 2."
+                    f"{partition} does not say which split {lacking} belongs to: write a line '{lacking} 0', or 1 or 2."
                 )
         return self._read([(str(images / file), who, splits.get(file) or "all") for file, who in people.items()])
 

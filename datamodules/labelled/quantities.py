@@ -51,7 +51,7 @@ class RegressionDataModule(LabelledDataModule[QuantitySource]):
         known = np.isfinite(values).sum(0) > 0
         if empty := [self.label_names[k] for k in np.flatnonzero(~known)]:
             raise DataError(
-                f"No image to train on of {self.title} has a value of {empty[0]!r}: fill it in, or leave it out."
+                f"No training image of {self.title} has a value for {empty[0]!r}: fill it in, or leave the column out."
             )
         std = np.nanstd(values, 0)
         return np.nanmean(values, 0), np.where(std > 0, std, 1.0)
@@ -80,12 +80,13 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
         names = self.columns or [name for name, (_, wrong) in read.items() if not wrong]
         for name in names:
             if wrong := read[name][1]:
-                raise DataError(f"{file.resolve()} has {wrong[0]!r} under {name!r}, where numbers are to be.")
+                raise DataError(f"{file.resolve()} has {wrong[0]!r} under {name!r}, where numbers are expected.")
         if not names:
             near = min(others, key=lambda name: len(read[name][1]), default=None)
             hint = "" if near is None else f" The nearest to one is {near!r}, which also has {read[near][1][0]!r}."
             raise DataError(
-                f"{file.resolve()} has no column of numbers alone beside {self.path_column!r}, but {listed(others) or 'no other'}.{hint} "
+                f"{file.resolve()} has no column with only numbers beside {self.path_column!r}, but "
+                f"{listed(others) or 'no other'}.{hint} "
                 "Name the columns of the quantities with --data.columns."
             )
         for name in names:
@@ -140,7 +141,7 @@ def _strata(values: NDArray[Any], least: int) -> tuple[NDArray[np.int64], list[s
     """Groups of images with the same size of the first quantity, ten at most, of so many images at least, and their names."""
     if len(values) < 4:
         few = f"{len(values)} image{' is' if len(values) == 1 else 's are'}"
-        raise DataError(f"{few} too few to draw splits from: add some, or say what is what in a column 'split'.")
+        raise DataError(f"{few} too few to draw splits from: add some, or assign them in a column 'split'.")
     count = max(1, min(10, len(values) // least))
     ranks = np.nan_to_num(values[:, 0], nan=-np.inf).argsort(kind="stable").argsort(kind="stable")
     return ranks * count // max(1, len(values)), [f"of {k}" for k in range(count)]

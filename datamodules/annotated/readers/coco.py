@@ -115,7 +115,7 @@ class COCODetection(BoxFiles):
             values = four_numbers(entry.get("bbox"))
             if not entry.get("bbox") and (around := _around(outline)):
                 self.notes.add(
-                    "An annotation has no box, and was given the one around its outline", f"{file}, annotation {key}"
+                    "An annotation has no box; the box around its outline is used", f"{file}, annotation {key}"
                 )
                 values = around
             ignore, area = as_flag(entry.get("iscrowd")), as_number(entry.get("area"))
@@ -164,7 +164,8 @@ class COCODetection(BoxFiles):
             empty = key not in used and (name not in known or counts[name] > 1)
             if empty and (root or name in ("_background_", "__ignore__")):
                 self.notes.add(
-                    f"The category {name!r} has no objects and only heads the others or stands for none: it is no class",
+                    f"The category {name!r} has no objects and only groups the others or stands for none: it is not "
+                    "a class",
                     file,
                 )
                 continue
@@ -205,7 +206,7 @@ def _by_id(file: Path, content: dict[str, Any], group: str) -> list[Entry]:
     """The entries of one of the lists, each with its id."""
     entries, keyed = content.get(group) or [], []
     if not isinstance(entries, list):
-        raise DataError(f"{file}: {group!r} is no list, but {quoted(entries)}.")
+        raise DataError(f"{file}: {group!r} is not a list, but {quoted(entries)}.")
     for place, entry in enumerate(entries, 1):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         if key is None and isinstance(entry, dict) and group == "annotations" and entry.get("id") is None:

@@ -124,28 +124,31 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
             pixels, palette = _pixels(image, data, kind)
             lossy = image.format == "JPEG"
     except PIL.UnidentifiedImageError:
-        raise DataError(f"{file} cannot be read as a mask: it is no image of a kind that is read.") from None
+        raise DataError(f"{file} cannot be read as a mask: it is not an image in a supported format.") from None
     except Exception as error:  # whatever a decoder makes of a broken file
         raise DataError(f"{file} cannot be read as a mask: {error or type(error).__name__}.") from None
     if frames > 1:
-        raise DataError(f"{file} holds {frames} pictures, and which of them is the mask is not known: save one alone.")
+        raise DataError(
+            f"{file} holds {frames} pictures, and it is not clear which one is the mask: save only that one."
+        )
     if pixels.ndim == 3 and kind == "numbers":
         if (pixels[..., :1] != pixels[..., 1:]).any():
             raise DataError(
-                f"{file} is in colours, but nothing says which class a colour is: write classes.csv with the columns "
+                f"{file} is in colour, but nothing says which class a colour stands for: write classes.csv with the "
+                "columns "
                 "name, r, g, b; or make all colours but black one class: --data.binary true."
             )
         pixels = pixels[..., 0]
     elif pixels.ndim == 3:
         pixels = _packed(pixels.astype(np.int64)) if kind == "colours" else pixels.max(2)
     if not np.isfinite(pixels).all():
-        raise DataError(f"{file} has values that are no numbers of classes, such as nan.")
+        raise DataError(f"{file} has values that are not class numbers, such as nan.")
     whole = pixels.astype(np.int64)
     if kind == "colours":
         return whole, palette
     odd = (whole != pixels) | (whole < 0) | (whole > 65535)
     if kind == "numbers" and odd.any():
-        raise DataError(f"{file} has values that are no numbers of classes, such as {pixels[odd][0]}.")
+        raise DataError(f"{file} has values that are not class numbers, such as {pixels[odd][0]}.")
     return ((pixels > 127 if lossy else pixels > 0).astype(np.int64), {}) if kind == "binary" else (whole, palette)
 
 
@@ -154,7 +157,7 @@ def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[An
     if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] in (2, 4, 6):  # Pillow makes 8 bits of them
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None:
-            raise ValueError("its 16 bits a channel cannot be decoded")
+            raise ValueError("its 16 bits per channel cannot be decoded")
         bands: NDArray[Any] = np.atleast_3d(deep)
         if kind == "colours":
             bands = bands >> 8
@@ -245,20 +248,20 @@ def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
     known = [value for value in values if value != IGNORE]
     if IGNORE in values and known in ([0], []):
         raise DataError(
-            f"The masks of {name} have the values {' and '.join(map(str, values))} only, and 255 stands for pixels that do not "
-            "count. If it is your foreground: --data.binary true."
+            f"The masks of {name} have the values {' and '.join(map(str, values))} only, and pixels with 255 are "
+            "ignored. If 255 is your foreground: --data.binary true."
         )
     if len(known) < 2:
         raise DataError(
-            f"All pixels of the masks of {name} have the value {known[0] if known else 'none'}: there is nothing to tell apart. "
-            "Are these the masks?"
+            f"All pixels of the masks of {name} have the value {known[0] if known else 'none'}: there is nothing to "
+            "learn. Are these the masks?"
         )
     ones = [file for file, one in zip(files, looks, strict=True) if {0, 1} == set(one.values.tolist())]
     full = [file for file, one in zip(files, looks, strict=True) if {0, IGNORE} == set(one.values.tolist())]
     if known == [0, 1] and ones and full and len(ones) + len(full) >= sum(len(one.values) > 1 for one in looks):
         raise DataError(
-            f"Some masks of {name} have a foreground of 1, as {ones[0]}, others one of 255, as {full[0]}, which stands for pixels "
-            "that do not count. If both are your foreground: --data.binary true."
+            f"Some masks of {name} have a foreground of 1, as {ones[0]}, others one of 255, as {full[0]}, which "
+            "means that a pixel is ignored. If both are your foreground: --data.binary true."
         )
     remedy = (
         "--data.binary true makes all of them one class; if they are classes, name them in classes.csv (name,value)."
@@ -275,9 +278,10 @@ def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
         more = "…" * (len(values) > 8)
         rows = "".join(f"; {value},{value}" for value in values[:8]) + more
         raise DataError(
-            f"The masks of {name} have the values {', '.join(map(str, values[:8]))}{more}: as numbers of classes they would be {count}, "
-            f"{count - len(known)} of them empty. Write classes.csv with what each value is, row by row: name,value{rows} "
-            "(with your names; one called ignore does not count)."
+            f"The masks of {name} have the values {', '.join(map(str, values[:8]))}{more}: as class numbers they "
+            f"would be {count}, "
+            f"{count - len(known)} of them empty. Write classes.csv with a row for each value: name,value{rows} "
+            "(with your names; a class called ignore is ignored)."
         )
     return Classes([str(k) for k in range(count)], {k: k for k in range(count)})
 

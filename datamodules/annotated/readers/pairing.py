@@ -62,7 +62,7 @@ def matched(
             found = _by_name({image: (name,) for image, name in cores.items()}, others)
         if found:
             image, mask = next(iter(found.items()))
-            rank_zero_warn(f"Masks are taken to be called as {mask.name} is for {image.name}.")
+            rank_zero_warn(f"Masks seem to be named like {mask.name} for {image.name}.")
     owners: dict[Path, Path] = {}
     for image, mask in found.items():
         if mask in owners:
@@ -72,7 +72,7 @@ def matched(
             )
         owners[mask] = image
     if unused := [mask for mask in masks if mask not in owners]:
-        rank_zero_warn(f"{len(unused)} of {len(masks)} masks are of no image; the first: {unused[0]}.")
+        rank_zero_warn(f"{len(unused)} of {len(masks)} masks belong to no image; the first: {unused[0]}.")
     return [(image, found.get(image)) for image in images]
 
 

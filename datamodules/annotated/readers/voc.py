@@ -101,7 +101,8 @@ class VOCDetection(BoxFiles):
             return "voc"
         record, box = zeros[0]
         rank_zero_warn(
-            f"The boxes of {Path(self.root).resolve()} are counted from 0, not from 1 as in Pascal VOC, and read so: {len(zeros)} begin "
+            f"The boxes of {Path(self.root).resolve()} are counted from 0, not from 1 as in Pascal VOC, and read as "
+            f"such: {len(zeros)} begin "
             f"at 0, the first in {record.file}, object {box.number}."
         )
         return "xyxy"
@@ -123,7 +124,7 @@ class VOCDetection(BoxFiles):
             finder = finders.setdefault(file.parent, Finder(Path(self.root), places, self.notes))
             path = _image_of(file, content, finder)
             if str(path) in records:
-                raise DataError(f"{file} and {records[str(path)].file} are both of the image {path}: keep one.")
+                raise DataError(f"{file} and {records[str(path)].file} both describe the image {path}: keep one.")
             size = as_size(content.findtext("size/height"), content.findtext("size/width"))
             record = records[str(path)] = Record(str(path), str(file), size)
             for number, entry in enumerate(content.iter("object"), 1):
@@ -132,9 +133,7 @@ class VOCDetection(BoxFiles):
                 outline = None if corners is None else [corners.ravel().tolist()]
                 if corners is not None and entry.find("bndbox") is None:
                     kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
-                    self.notes.add(
-                        f"An object has a {kind}, of which the box around it is used", f"{file}, object {number}"
-                    )
+                    self.notes.add(f"An object has a {kind}; the box around it is used", f"{file}, object {number}")
                     # Pixels are counted from 1 in VOC, but a polygon's points are places.
                     values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
                 label = composed(entry.findtext("name") or "").strip() or None

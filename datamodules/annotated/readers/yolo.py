@@ -31,7 +31,7 @@ class YOLODetection(BoxFiles):
     """
 
     noun = "line"
-    remedy = "Write them as shares of the image: divide x and width by its width, y and height by its height."
+    remedy = "Write them as fractions of the image: divide x and width by its width, y and height by its height."
     box_format = "yolo"
 
     @override
@@ -157,7 +157,7 @@ class YOLODetection(BoxFiles):
             for record in records:
                 file = Path(record.file)
                 if taken.get(file, Path(record.path)) != Path(record.path):  # an image may be in two splits
-                    raise DataError(f"{record.path} and {taken[file]} share the labels {file}: rename one.")
+                    raise DataError(f"{record.path} and {taken[file]} share the label file {file}: rename one.")
                 taken[file] = Path(record.path)
                 for number, line in enumerate(
                     text_of(file, self.notes).splitlines() if os.path.isfile(file) else [], 1
@@ -170,17 +170,17 @@ class YOLODetection(BoxFiles):
             place = f"{record.file}, line {number}"
             outline = None
             if keypoints and len(values) == 4 + keypoints:
-                self.notes.add("A label is a pose, of which the box is used and the keypoints are left out", place)
+                self.notes.add("A label is a pose; its box is used and its keypoints are dropped", place)
                 values = values[:4]
             elif len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:
-                self.notes.add("A label ends in a score, which is left out", place)
+                self.notes.add("A label ends with a score, which is dropped", place)
                 values = values[:-1]
             if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
-                raise DataError(f"{place}: a class and 4 numbers, or 6 or more, not {len(values)}.")
+                raise DataError(f"{place}: write a class and 4 numbers, or 6 or more, not {len(values)}.")
             if len(values) > 4:
                 outline = np.array(values).reshape(-1, 2)  # in shares, until the image's size is known
                 if len(values) == 8 and _is_turned(outline):
-                    self.notes.add("A label is a rotated box, of which the box around it is used", place)
+                    self.notes.add("A label is a rotated box; the box around it is used", place)
                 low, high = outline.min(0), outline.max(0)
                 values = [*((low + high) / 2).tolist(), *(high - low).tolist()]
             record.boxes.append(Box(values, label, number, outline=outline))
@@ -202,24 +202,22 @@ class YOLODetection(BoxFiles):
                 and file.stem.casefold().partition(".")[0] not in OTHER_TEXTS
                 and file.name[0] != "."
             )
-            lone = f", and {orphans[0].name} there is of no image" if orphans else ""
-            first = f"{without[0].path} would have its labels in {without[0].file}, which is not there{lone}"
+            lone = f", and {orphans[0].name} there belongs to no image" if orphans else ""
+            first = f"{without[0].path} should have its labels in {without[0].file}, which is not there{lone}"
             if len(without) == len(records) and split in ("train", "all"):
                 raise DataError(
                     f"None of the {len(records)} images to train on has labels: {first}. Give an image and its labels the same name, "
                     "and put them into folders images/ and labels/ that mirror each other, or side by side."
                 )
             if len(without) == len(records):
-                self.notes.add(
-                    f"No image of the split {split!r} has labels, so that nothing can be measured on it", first
-                )
+                self.notes.add(f"No image of the split {split!r} has labels, so nothing can be measured on it", first)
             elif orphans and len(without) > len(records) / 2:
                 raise DataError(
-                    f"{len(without)} of {len(records)} images have no labels, while {len(orphans)} files of labels are of no image: "
-                    f"{first}. Give an image and its labels the same name."
+                    f"{len(without)} of {len(records)} images have no labels, while {len(orphans)} label files "
+                    f"belong to no image: {first}. Give an image and its labels the same name."
                 )
             for orphan in orphans:
-                self.notes.add("A file of labels is of no image", orphan)
+                self.notes.add("A label file belongs to no image", orphan)
 
 
 def _head(file: Path) -> str:
