@@ -47,8 +47,8 @@ def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
     found = None if Path(path).suffix == ".safetensors" else torch.load(path, device, weights_only=True)
     if not isinstance(found, dict) or not {"architecture", "state_dict"} <= found.keys():
         raise BackboneError(
-            f"{path} holds weights alone and is no checkpoint of a training. To start another training from them, name the "
-            "file as --model.backbone; a registered model is asked with python -m pipelines.predict."
+            f"{path} contains only weights, and is not the checkpoint of a training. To start another training from "
+            "them, name the file as --model.backbone; to use a registered model, start python -m pipelines.predict."
         )
     return found
 
@@ -68,8 +68,8 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     if learned is not None and names is not None and learned != names:
         raise BackboneError(
             f"The checkpoint is of a network that has learned other labels, or in another order: "
-            f"{shortened(learned)}; here they are {shortened(names)}. Give it the data with its own classes, or train anew "
-            "in another --output; to keep what it has learned, give the file as --start."
+            f"{shortened(learned)}; here they are {shortened(names)}. Give it data with these classes, or start a "
+            "new training with another --output; to keep what it has learned, give the file as --start."
         )
     for key, value in saved.items():
         if key not in CHANGEABLE and own.get(key) != value:

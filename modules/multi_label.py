@@ -105,8 +105,8 @@ class MultiLabelModule(CalibratedModule):
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         if weights is not None and loss is not None:
             raise BackboneError(
-                f"--data.class_weighting weighs labels in the binary cross-entropy, and --model.loss {type(loss).__name__} takes "
-                "its place: leave one out."
+                "--data.class_weighting weights the labels in the binary cross-entropy, which --model.loss "
+                f"{type(loss).__name__} replaces: leave one out."
             )
         self.register_buffer("class_weights", weights, persistent=False)
         self.keep_thresholds(torch.full((data.num_classes,), 0.5))

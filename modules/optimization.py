@@ -222,7 +222,7 @@ def build_optimizer(
     try:
         optimizer = plan.optimizer(groups)
     except ValueError as error:
-        raise BackboneError(f"--model.optimization.optimizer cannot be made: {error}") from None
+        raise BackboneError(f"--model.optimization.optimizer cannot be created: {error}") from None
     for group in optimizer.param_groups:
         group["lr"] = (lr or group["lr"]) * group.pop("lr_scale")
     try:
@@ -289,7 +289,7 @@ class ChangedSettings(L.Callback):
         rates = sorted({group["lr"] for group in scheduler.optimizer.param_groups})
         length = new["schedule"].get("total_steps")
         return (
-            "The learning rate is laid out anew"
+            "The learning-rate schedule is computed anew"
             + (f" over {length} steps instead of {old['schedule'].get('total_steps')}" if length else "")
             + f": from step {step} on it is {' to '.join(f'{rate:.4g}' for rate in {*rates[:1], *rates[-1:]})}."
         )

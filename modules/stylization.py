@@ -141,7 +141,7 @@ class StylizationModule(VisionModule):
     @override
     def setup(self, stage: str) -> None:
         if self.style is None and stage != "predict":
-            raise BackboneError("Which picture is to be painted like? Name its file: --model.style FILE.")
+            raise BackboneError("Which style should be used? Name the file of a picture: --model.style FILE.")
         super().setup(stage)
 
     def _comparing(self, content: Tensor) -> StyleObjective:
@@ -234,8 +234,8 @@ def _read(file: str, size: int, channels: int) -> Tensor:
         with PIL.Image.open(file) as opened:
             picture = PIL.ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else "it is no picture that can be read"
-        raise BackboneError(f"--model.style {file}: {why}. Name the file of the picture to paint like.") from None
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as a picture"
+        raise BackboneError(f"--model.style {file}: {why}. Name the file of the style picture.") from None
     width, height = (max(1, round(side * size / max(picture.size))) for side in picture.size)
     pixels = np.array(picture.resize((width, height), PIL.Image.Resampling.LANCZOS)).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255

@@ -92,7 +92,7 @@ class SRResNet(Part):
         within("blocks", blocks, 0)
         self.width, self.blocks, self.norm, self.factor, self.bicubic = width, blocks, norm, factor, bicubic
         if factor < 2 or factor & (factor - 1):
-            raise BackboneError(f"factor of a part is a power of two, not {factor}.")
+            raise BackboneError(f"factor of a part must be a power of two, not {factor}.")
 
     def build(self, channels: int) -> None:
         """Makes the layers for images of so many channels."""
@@ -206,7 +206,7 @@ class SuperResolutionModule(AdversarialModule):
         self.content, self.objective = content or MSE(), objective or NonSaturating()
         if self.content.nats:
             raise BackboneError(
-                f"{type(self.content).__name__} judges probabilities, not images: choose MSE, L1, SSIM or Perceptual."
+                f"{type(self.content).__name__} compares probabilities, not images: choose MSE, L1, SSIM or Perceptual."
             )
         if self.objective.energy:
             raise BackboneError("The objective's score is an autoencoder's error: choose another one here.")
@@ -333,7 +333,7 @@ def _load(net: SRResNet, address: str) -> None:
     if saved != mine:
         other = f"is {saved}, this one is {mine}" if saved else "there is none"
         raise BackboneError(
-            f"--model.start wants a super-resolution model with the same generator; that of {address} {other}."
+            f"--model.start needs a super-resolution model with the same generator; that of {address} {other}."
         )
     weights = {
         key.removeprefix("average."): v for key, v in read_weights(file, whole=True).items() if "average." in key

@@ -45,7 +45,7 @@ def training_data(trainer: L.Trainer) -> TrainingData:
     data = given_data(trainer)
     if data is None:
         raise BackboneError(
-            "This looks at the data itself: give the trainer a data module of `datamodules` instead of loaders."
+            "This needs the data module: give the trainer a data module of `datamodules` instead of loaders."
         )
     return data
 

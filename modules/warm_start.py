@@ -171,7 +171,7 @@ def _unlike(
     keys = [key for key in keys if key not in ("num_classes", "in_chans")] or keys  # to which weights are fitted
     differences = [f"{key} is {one.get(key)} (was {other.get(key)})" for key in keys]
     return (
-        f"It does not fit this network as a whole: {len(names)} of its parts differ, such as {names[0]} ({shape(own)} here, "
+        f"It does not fit this network: {len(names)} of its parts differ, such as {names[0]} ({shape(own)} here, "
         f"{shape(there)} there). What differs in the settings: {'; '.join(differences) or 'nothing'}. Leave these as they were, "
         "or take its backbone alone, with --model.backbone."
     )

@@ -72,7 +72,7 @@ def _train(task: Task, common: list[str], folder: Path, plan: dict[str, Any], ex
         changed = [key for key, value in plan.items() if state["plan"].get(key) != value]
         if changed and any(folder.glob("*/last.ckpt")):
             raise ValueError(
-                f"{folder} was begun with other {' and '.join(changed)}: give the same as then, or give this "
+                f"{folder} was started with other {' and '.join(changed)}: give the same again, or give this "
                 "cross-validation a name of its own with --name."
             )
     else:

@@ -44,7 +44,7 @@ def evaluate(
     learned = {value for key, value in version.tags.items() if key.startswith("digest.")}
     if data.sources and data.drawn and learned.isdisjoint(source.digest for source in data.sources.values()):
         data.take_whole()
-        say(f"{data.title} has no splits, and the model has not learned from it: all of it is the test.")
+        say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
     title = f"{name}-{number}-{data.title}-{stamp()}".lower()

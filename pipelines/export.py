@@ -37,13 +37,11 @@ def export(
     """
     chosen = format or SUFFIXES.get(file.suffix.lower())
     if chosen is None:
-        raise ValueError(
-            f"{file}: the suffix says nothing of the format; add --format onnx|torchscript|pt2|safetensors."
-        )
+        raise ValueError(f"{file}: the suffix does not name a format; add --format onnx|torchscript|pt2|safetensors.")
     if opset is not None and chosen != "onnx":
         raise ValueError(f"--opset is for onnx; {chosen} has none.")
     if chosen == "safetensors" and not preprocessing:
-        raise ValueError("safetensors holds the weights alone, so --preprocessing false says nothing of it.")
+        raise ValueError("safetensors holds the weights alone: leave --preprocessing out.")
     folder = registry.model_folder(model)
     module, _ = storage.load_model(folder)
     network = exported(model, module, preprocessing)

@@ -93,13 +93,13 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
         ValueError: the model, the gallery or the pictures cannot be used.
     """
     if name is not None and not name.strip():
-        raise ValueError("--name is empty: say who is on the pictures.")
+        raise ValueError("--name is empty: say who is in the pictures.")
     model, (answering, _) = pinned(model), _load(model, device)
     who: dict[str, str] = {}
     for path in _matches(paths):
         if os.path.isfile(path) and name is None:
             raise ValueError(
-                f"Who is on {path}? Say it with --name, or give a folder with a sub-folder for each person."
+                f"Who is in {path}? Say it with --name, or give a folder with a sub-folder for each person."
             )
         for file in _found([path]):
             inner = Path(os.path.relpath(file, path)).parts
@@ -223,7 +223,7 @@ def cluster(
     limit = _threshold(threshold, module)
     files, embeddings = _embed(answering, _found(paths, out))
     if method == "agglomerative" and len(files) > 20_000:
-        raise ValueError(f"{len(files)} pictures are too many to compare all with all: --method dbscan.")
+        raise ValueError(f"{len(files)} pictures are too many to compare each with every other: --method dbscan.")
     numbers = connected_people(embeddings, limit, method)
     groups = [np.flatnonzero(numbers == n).tolist() for n in np.unique(numbers[numbers >= 0])]
     several = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)

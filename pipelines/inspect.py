@@ -93,7 +93,7 @@ def inspect(
     except (ValueError, OSError) as error:
         if data is not None or not given:
             raise
-        rows.append(("data", f"the given images are taken instead of what it learned from: {error}"))
+        rows.append(("data", f"the given images are used instead of its training data: {error}"))
         pool = collate([{"image": image} for image in given.values()])["image"]
     if given:
         images = collate([{"image": image} for image in given.values()])["image"]

@@ -66,11 +66,11 @@ def predict(
         ValueError: there is no such model or device, a drawing would replace an image, or the answers have no such form.
     """
     if batch_size < 1:
-        raise ValueError(f"--batch_size is at least 1, not {batch_size}.")
+        raise ValueError(f"--batch_size must be at least 1, not {batch_size}.")
     if form and not out:
         raise ValueError(f"--form {form} writes files: say where with --out FOLDER.")
     if truth and form != "coco":
-        raise ValueError("--truth is for results of COCO's: --form coco.")
+        raise ValueError("--truth goes with COCO's results: --form coco.")
     bad: list[str] = []
 
     def tell(message: str) -> None:
@@ -95,7 +95,7 @@ def predict(
         module.choose(**choice)  # type: ignore[arg-type]
     images = [file for file in files if not video.is_video(file)]
     if form and not isinstance(module, DetectionModule):
-        raise ValueError(f"--form {form} is for what detectors answer, and {model} is none.")
+        raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")
     if save_crops and not (out and isinstance(module, DetectionModule)):
         raise ValueError("--save_crops is for what detectors find: give one, and say where with --out FOLDER.")
     if form == "coco" and len(images) < len(files):

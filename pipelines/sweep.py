@@ -165,14 +165,14 @@ class Sweep:
         try:
             cli = self.task([*self.args, *_options(chosen), "--output", str(self.output(trial))], [report])
             if (cli.model.monitor, cli.model.mode) != (self.monitor, self.mode):
-                raise ValueError(f"with these settings {cli.model.monitor} judges, in the sweep {self.monitor}")
+                raise ValueError(f"these settings choose by {cli.model.monitor}, but the sweep by {self.monitor}")
             scores = [
                 c.best_model_score
                 for c in settings_of(cli.trainer).callbacks
                 if isinstance(c, ModelCheckpoint) and c.monitor == self.monitor
             ]
             if not scores or scores[0] is None or not math.isfinite(scores[0]):
-                raise ValueError(f"{self.monitor} came to no figure")
+                raise ValueError(f"{self.monitor} has no value")
         except SystemExit as end:
             if end.code in (130, 143):  # Ctrl-C and SIGTERM: the trial goes on when the sweep does
                 self.study.tell(trial, state=TrialState.FAIL)
@@ -307,7 +307,7 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
     changed = [key for key, value in plan.items() if study.user_attrs["plan"].get(key) != value]
     if changed:
         raise ValueError(
-            f"The study {name} was begun with another {' and '.join(changed)}; give this one a name with --study."
+            f"The study {name} was started with another {' and '.join(changed)}; give this one a name with --study."
         )
     return study
 
@@ -388,7 +388,7 @@ def _report(work: Sweep, register: str | None) -> dict[str, str]:
     client.log_dict(work.parent, {"columns": columns, "data": table}, "trials.json")
     if not states[TrialState.COMPLETE]:
         errors = [t.user_attrs["error"] for t in known if "error" in t.user_attrs]
-        return rows | {"error": errors[-1] if errors else "no trial came to an end"}
+        return rows | {"error": errors[-1] if errors else "no trial finished"}
     best = work.study.best_trial
     client.log_metric(work.parent, work.monitor, float(best.value or 0.0))
     client.set_tag(work.parent, "best_run", best.user_attrs["run_id"])

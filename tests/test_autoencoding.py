@@ -399,7 +399,7 @@ def test_masked_autoencoder_trains_and_starts_a_classification(tmp_path: Path) -
     assert losses[-1] < losses[0]
     cli = classification(["fit", *SMALL, "--model.backbone", "models:/mae/1", "--trainer.max_epochs", "1"])
     assert cli.model.backbone.recipe["backbone_options"]["embed_dim"] == 24
-    with pytest.raises(BackboneError, match="no plain vision transformer"):
+    with pytest.raises(BackboneError, match="not a plain vision transformer"):
         MaskedAutoencodingModule(DataSpec(in_chans=1, image_size=16), Backbone("convnet"))
 
 

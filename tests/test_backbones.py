@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_are_named_in_a_few_words():
     message = complaint("shapes.pth", architecture="resnet18", image_size=32)
     assert "shapes.pth" in message
     assert "size mismatch for layer1.0.conv1.weight" in message
-    assert "shapes.pth are not those of convnext_atto" in complaint("shapes.pth", architecture="convnext_atto")
+    assert "shapes.pth do not fit convnext_atto" in complaint("shapes.pth", architecture="convnext_atto")
 
 
 class Payload:

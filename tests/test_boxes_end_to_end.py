@@ -60,7 +60,7 @@ def test_without_objects_there_are_no_figures_and_the_loss_chooses(capsys: pytes
     spots = [[[10.0 * k, 20.0, 12.0, 9.0], [30.0, 10.0 * k, 10.0, 14.0]] for k in range(1, 5)]
     write_coco("data", 64, {"train": spots, "val": [[], []], "test": [[], [], []]})
     data = ["--data", "COCODetection", "--data.root", "data", "--data.image_size", "64", "--data.batch_size", "2"]
-    with pytest.warns(UserWarning, match="no object to be found in the val split"):
+    with pytest.warns(UserWarning, match="The val split has no objects"):
         cli = detection(["fit", *data, *SMALL, "--trainer.max_epochs", "3", "--model.optimization.lr", "0.01"])
     assert "the best checkpoint is that with the lowest val/loss" in capsys.readouterr().err
     client, run = MlflowClient(), run_id_of("out")

@@ -165,7 +165,7 @@ trainer: {{max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_ever
     assert parent.data.metrics["test/loss"] == pytest.approx(statistics.mean(values))
     assert parent.data.metrics["test/loss_std"] == pytest.approx(statistics.stdev(values))
     assert f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="begun with other args"):
+    with pytest.raises(ValueError, match="started with other args"):
         command([f"{args[0]} --trainer.max_epochs 3"])
 
 

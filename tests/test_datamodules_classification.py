@@ -663,7 +663,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(capsys: pytes
     ],
     ids=[
         "backbone",
-        "no checkpoint",
+        "not the checkpoint",
         "text as checkpoint",
         "output",
         "choice",

@@ -308,7 +308,7 @@ def test_which_boxes_are_kept_can_be_chosen(kind: str) -> None:
     again = DetectionModule.from_architecture(module.architecture)
     assert again.architecture == module.architecture
     assert again.detector.nms_iou == 0.1
-    with pytest.raises(BackboneError, match="nms is between 0 and 1, not 2"):
+    with pytest.raises(BackboneError, match="nms must be between 0 and 1, not 2"):
         module.choose(nms=2)
 
 

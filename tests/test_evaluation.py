@@ -94,7 +94,7 @@ def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys
     cli = classification(["fit", *short])
     assert 1e-5 < cli.model.lr < 1
     assert cli.trainer.global_step == 4
-    told = re.search(r"takes a rate of (\S+), found in (\d+) steps", capsys.readouterr().err)
+    told = re.search(r"chooses a rate of (\S+), found in (\d+) steps", capsys.readouterr().err)
     assert told is not None
     assert told[1] == f"{cli.model.lr:.3g}"
     assert int(told[2]) > 12  # the first ten are not looked at

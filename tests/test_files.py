@@ -291,7 +291,7 @@ def test_a_model_that_the_disk_has_no_room_for_is_not_registered(
     assert classification(command).rows["registered"] == "models:/roomless/1"
 
 
-@pytest.mark.filterwarnings("ignore:MLflow does not take film")
+@pytest.mark.filterwarnings("ignore:MLflow does not accept film")
 def test_torn_pictures_fail_no_training() -> None:
     command = ["fit", *SMALL, "--trainer.max_epochs", "1", "--output", "out"]
     classification(command)

@@ -481,7 +481,7 @@ def test_a_progressive_pair_grows_with_the_generators_steps() -> None:
     train(made, 4)
     parts = (made.generator.decoder, made.backbone, made.average.decoder)
     assert [float(part.phase) for part in parts] == pytest.approx([0.5] * 3)
-    with pytest.raises(BackboneError, match="grow together"):
+    with pytest.raises(BackboneError, match="must grow"):
         module(backbone="progressive", growth=2)
 
 

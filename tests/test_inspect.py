@@ -332,9 +332,9 @@ def test_what_has_no_meaning_is_said(run_id: str) -> None:
     assert pictures.draw_explanation(module, image).shape[2] == 3, "occlusion alone"
     assert pictures.default_unit(module, image)[0] == "neck.3"
     swin = network(NETWORKS["swin"][0], **SWIN)
-    with pytest.raises(ValueError, match="cut into windows"):
+    with pytest.raises(ValueError, match="divided into windows"):
         see.feature_maps(swin, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["layers.0.blocks.0.attn"])
-    with pytest.raises(ValueError, match=r"\(1×7×3\) cannot be laid out as maps"):
+    with pytest.raises(ValueError, match=r"\(1×7×3\) cannot be shown as maps"):
         Tap("odd", False, 0, True).hook(swin, None, torch.zeros(1, 7, 3))
 
 

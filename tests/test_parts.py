@@ -135,7 +135,7 @@ def test_a_part_that_forgets_its_arguments_is_named_before_the_training(own) -> 
 
 @pytest.mark.parametrize("path", ["subprocess.Popen", "builtins.eval", "os.system", "torch.nn.Nothing"])
 def test_nothing_but_a_part_is_made(path: str) -> None:
-    with pytest.raises(ValueError, match=r"is no Part|there is no|is no Module"):
+    with pytest.raises(ValueError, match=r"is not a Part|there is no|is not a Module"):
         build({"class_path": path, "init_args": {}})
 
 
@@ -277,7 +277,7 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
     ("name", "code", "told"),
     [
         ("gone.py", None, "--import gone.py: there is no such file"),
-        ("my-code.py", "", "my-code is no name of a module"),
+        ("my-code.py", "", "my-code is not a valid name"),
         ("json.py", "", "Python knows another module json"),
         ("torn_code.py", "x = 1\ny = nothing", "NameError: name 'nothing' is not defined .*torn_code.py, line 2"),
         ("half_code.py", "def (", "SyntaxError"),

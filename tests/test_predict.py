@@ -120,7 +120,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(trained: VisionCLI, capsys: pytes
         (["in", "--device", "cuda:99"], "The device cuda:99 cannot be used"),
         (["in", "--batch_size", "0"], "at least 1"),
         (["in", "--form", "yolo"], "say where with --out"),
-        (["in", "--form", "yolo", "--out", "o"], "for what detectors answer"),
+        (["in", "--form", "yolo", "--out", "o"], "for the answers of detectors"),
         (["in", "--form", "mot", "--out", "o", "--truth", "t.json"], "--form coco"),
     ]:
         assert ask(*args) == 2, args

@@ -124,7 +124,7 @@ def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> Non
     assert storage.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
     with pytest.raises(ValueError, match="already exists"):
         registry.download("models:/two/1", "copy")
-    assert registry.demote("two", "listed") == "two version 1 is listed no more."
+    assert registry.demote("two", "listed") == "two version 1 is no longer listed."
     with pytest.raises(ValueError, match="No version of two is listed"):
         registry.demote("two", "listed")
 

@@ -277,7 +277,7 @@ def test_more_epochs_and_another_rate_are_taken_up(capsys: pytest.CaptureFixture
     classification([*SMALL, "--output", "bit-by-bit", "--trainer.max_epochs", "4"])
     said = capsys.readouterr()
     assert "trainer.max_epochs is 4 (was 2)" in said.err
-    assert "laid out anew over 12 steps instead of 6: from step 6 on" in said.out
+    assert "computed anew over 12 steps instead of 6: from step 6 on" in said.out
     assert [rates("bit-by-bit")[step] for step in range(6, 12)] == [rates("at-once")[step] for step in range(6, 12)]
     more = ["--trainer.max_epochs", "5", "--model.optimization.lr", "0.01", "--model.optimization.lr_scheduler",
             "modules.optimization.WarmupCosine", "--model.optimization.lr_scheduler.final", "0.5"]  # fmt: skip
@@ -299,12 +299,12 @@ def test_a_schedule_by_epochs_takes_up_another_rate() -> None:
     [
         (["--model.optimization.optimizer", "SGD"], "--model.optimization.optimizer AdamW, and this command says SGD"),
         (["--data.batch_size", "30"], "100, and this command says 30"),
-        (["--data.train_per_class", "29"], "learned from other data: the train split"),
+        (["--data.train_per_class", "29"], "was trained on other data: the train split"),
         (["--data.sampling", "sqrt"], "--data.sampling none, and this command says sqrt"),
         (["--seed_everything", "1"], "--seed_everything 0, and this command says 1"),
         (["--model.optimization.ema_decay", "0.9"], "--model.optimization.ema_decay"),
         (["--trainer.accumulate_grad_batches", "2"], "--trainer.accumulate_grad_batches"),
-        (["--trainer.max_epochs", "1"], "2 epochs behind it, more than --trainer.max_epochs 1"),
+        (["--trainer.max_epochs", "1"], "2 epochs, more than --trainer.max_epochs 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

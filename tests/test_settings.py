@@ -133,7 +133,7 @@ def test_the_best_checkpoint_is_chosen_by_the_figure_that_is_asked_for(
         assert {point.step: point.value for point in history}[step] == best
     for wrong, said in (
         (["--monitor", "val/f1"], "--monitor val/NAME --monitor_mode"),
-        (["--monitor", "train/loss", "--monitor_mode", "min"], "figure of the validation"),
+        (["--monitor", "train/loss", "--monitor_mode", "min"], "validation figure"),
         (["--monitor", "val/f2", "--monitor_mode", "max"], "val/f2"),
         (["--output", "val_f1-max", "--max_epochs", "4"], "--monitor val/f1"),
     ):

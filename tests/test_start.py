@@ -283,8 +283,8 @@ def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixtur
     saved(source, "classification")
     Path("empty").mkdir()
     for given, words in {
-        ("empty",): "is no trained network",
-        ("missing.ckpt",): "is no trained network",
+        ("empty",): "is not a trained network",
+        ("missing.ckpt",): "is not a trained network",
         ("models:/nobody@champion",): "nobody",
         ("source", "--model.backbone.transfer", "scratch"): "leave one out",
         ("source", "--model.backbone", "lenet5"): "backbone is lenet5 (was test_resnet)",

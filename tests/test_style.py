@@ -239,9 +239,9 @@ def test_a_film_is_painted_frame_by_frame():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "Name its file: --model.style FILE"),
+        ([], "--model.style FILE"),
         (["--model.style", "nowhere.png"], "nowhere.png: there is no such file"),
-        (["--model.style", "text.png"], "text.png: it is no picture that can be read"),
+        (["--model.style", "text.png"], "text.png: it cannot be read as a picture"),
         (["--model.style", "stripes.png", "--model.content_layer", "layer9"], "no layer 'layer9'; its stages are"),
         (
             ["--model.style", "stripes.png", "--model.backbone.transfer", "finetune"],

@@ -136,7 +136,7 @@ def test_the_discriminator_learns_only_where_it_is_asked(adversarial: float) -> 
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"image_size": 18}, "multiple of 4"), ({"content": BCE()}, "judges probabilities"), ({"adversarial": -1.0}, "at least 0"),
+    ({"image_size": 18}, "multiple of 4"), ({"content": BCE()}, "compares probabilities"), ({"adversarial": -1.0}, "at least 0"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):
@@ -179,7 +179,7 @@ def test_an_srgan_goes_on_from_a_registered_srresnet_and_enlarges_pictures(
     assert second.model.mode == "min"
     with pytest.raises(SystemExit):
         super_resolution(["fit", *data, *QUIET, *gan])
-    assert "wants a super-resolution model with the same generator" in capsys.readouterr().err
+    assert "needs a super-resolution model with the same generator" in capsys.readouterr().err
 
     Image.fromarray(photograph(21, 34)).save(tmp_path / "small.jpg")
     assert predict("models:/larger/1", [str(tmp_path / "small.jpg")], out="out", device="cpu") == 0

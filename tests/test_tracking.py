@@ -241,7 +241,7 @@ def test_no_command_waits_for_a_server_that_is_not_there(
             assert "Traceback" not in said, name
         Path("out").mkdir(exist_ok=True)
         Path("out/run.json").write_text(json.dumps({"run_id": "x", "tracking_uri": os.environ["MLFLOW_TRACKING_URI"]}))
-        with pytest.raises(ValueError, match="still does not take it: it does not answer"):
+        with pytest.raises(ValueError, match="still does not accept it: it does not answer"):
             send(Path("out"))
 
 
@@ -306,7 +306,7 @@ def test_a_server_that_is_gone_at_the_end_gets_all_of_it_later(
         first = classification(["fit", *LONG, *OUTAGE, "--register", "later"])
     assert first.rows["registered"].startswith("no: MLflow does not answer.")
     command = [sys.executable, "-m", "pipelines.tracking", "out"]
-    assert "still does not take it" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert "still does not accept it" in subprocess.run(command, capture_output=True, text=True).stderr
     server.start()
     server.wait()
     assert run().info.status == "RUNNING"
@@ -474,7 +474,7 @@ def test_weights_that_are_spoilt_in_the_last_step_of_an_epoch_are_not_kept() -> 
              "--trainer.callbacks.parameter", "backbone.conv2.weight"]  # fmt: skip
     with pytest.raises(SystemExit):
         classification(["fit", *SMALL, *spoil])
-    assert f"spoilt at step {2 * steps}" in run().data.tags["error"]
+    assert f"Not all weights are finite at step {2 * steps}" in run().data.tags["error"]
     assert "is the parameter backbone.conv2.weight" in run().data.tags["error"]
     for file in ("last", "best"):
         checkpoint = torch.load(f"out/{file}.ckpt", weights_only=True)

@@ -335,7 +335,7 @@ def test_two_processes_go_on_each_with_its_own_pool() -> None:
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"label_names": None}, "two domains"),
+    ({"label_names": None}, "two or more domains"),
     ({"attributes": {"x": ["a"], "y": ["b", "c"]}}, "shared true"),
     ({"objective": EnergyBased()}, "autoencoder"),
     ({"backbone": "vit_tiny_patch16_224"}, "feature maps"),
@@ -486,4 +486,4 @@ def test_folders_of_ones_own_train(textures: DigitTextures, capsys: pytest.Captu
     with pytest.raises(SystemExit) as end:
         translation(["fit", "--data", "UnlabelledFolder", "--data.root", "mine", *SMALL, "--output", "no"])
     assert end.value.code == 2
-    assert "two domains" in capsys.readouterr().err
+    assert "two or more domains" in capsys.readouterr().err

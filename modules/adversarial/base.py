@@ -127,8 +127,8 @@ class AdversarialModule(VisionModule):
         plan = optimization or AdversarialOptimization()
         if backbone.transfer is not None:
             raise BackboneError(
-                f"--model.backbone.transfer {backbone.transfer} is for networks that learn a task with their backbone; here it "
-                "is one of two players, which both learn: leave it out."
+                f"--model.backbone.transfer {backbone.transfer} is for networks that learn a task with their "
+                "backbone; here it is one of two networks that are both trained: leave it out."
             )
         super().__init__(data, backbone, plan)
         self.adversarial = plan

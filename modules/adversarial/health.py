@@ -9,12 +9,12 @@ from torch import Tensor
 GRACE = 200  # generator's steps before anything is judged
 PATIENCE = 3  # checks in a row that must say the same
 CAUSES = {
-    "mode collapse": "the generator makes too few different images; a lower rate, R1, spectral normalisation, or a "
-    "larger batch help",
-    "diminished gradient": "the discriminator is so sure that the generator learns nothing; a lower rate of the "
-    "discriminator, R1, or another objective help",
-    "non-convergence": "the generator's images change from check to check as much as they differ; lower rates, a "
-    "lower momentum (betas), or R1 help",
+    "mode collapse": "the generator makes too few different images; try a lower rate, R1, spectral normalisation, or "
+    "a larger batch",
+    "diminished gradient": "the discriminator is so sure that the generator learns nothing; try a lower rate for the "
+    "discriminator, R1, or another objective",
+    "non-convergence": "the generator's images change from check to check as much as they differ; try lower rates, a "
+    "lower momentum (betas), or R1",
 }
 
 

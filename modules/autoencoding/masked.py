@@ -82,8 +82,8 @@ class MaskedAutoencodingModule(VisionModule):
         super().__init__(data, backbone, optimization)
         if not isinstance(self.backbone, VisionTransformer):
             raise BackboneError(
-                f"{backbone.name} is no plain vision transformer, which a masked autoencoder needs: choose one, such as "
-                "vit_tiny_patch16_224, or train python -m pipelines.autoencoding with --model.noise Masking."
+                f"{backbone.name} is not a plain vision transformer, which a masked autoencoder needs: choose one, "
+                "such as vit_tiny_patch16_224, or train python -m pipelines.autoencoding with --model.noise Masking."
             )
         self.share = share
         self.normalize_patches = normalize_patches

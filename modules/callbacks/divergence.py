@@ -82,7 +82,7 @@ class DivergenceGuard(L.Callback):
             DivergenceError: there is one that is not finite.
         """
         if not all(value.isfinite().all() for value in module.parameters()):
-            raise self._error(module, f"The weights are spoilt at step {module.global_step}", {})
+            raise self._error(module, f"Not all weights are finite at step {module.global_step}", {})
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +102,7 @@ class DivergenceGuard(L.Callback):
             torch.distributed.all_gather_object(places, where)
             where = next((place for place in places if place), "")
         return DivergenceError(
-            f"{what}{self._finite}. The first thing that is not finite is {where or 'the loss itself'}. No checkpoint is made of "
-            "it. What often helps: a lower --model.optimization.lr, --trainer.gradient_clip_val 1, a longer warm-up, another "
-            "--trainer.precision."
+            f"{what}{self._finite}. The first thing that is not finite is {where or 'the loss itself'}. No checkpoint "
+            "of it is written. What often helps: a lower --model.optimization.lr, --trainer.gradient_clip_val 1, a "
+            "longer warm-up, another --trainer.precision."
         )

@@ -115,7 +115,7 @@ def choose(evidence: Evidence) -> Choice:
     e, size = evidence, "large" if evidence.per_class >= LARGE else "small"
     count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} a class"
     if e.similar is None:
-        why = f"There are {count}, and without a label for each image nothing says how similar the source is."
+        why = f"There are {count}. Without a label for each image, the similarity to the source is not known."
         return Choice("finetune", f"{size}, similarity not known", why, e)
     seen = f"a linear classifier is right in {e.features:.0%} on the features and in {e.pixels:.0%} on the pixels"
     if e.similar and size == "small":

@@ -107,10 +107,10 @@ class DetectionModule(CalibratedModule):
             raise BackboneError(f"There is no class {unknown[0]!r}, but {', '.join(self.label_names)}.")
         self.told = self.told if classes is None else {self.label_names.index(name) for name in classes}
         if max_detections is not None and max_detections < 1:
-            raise BackboneError(f"max_detections is at least 1, not {max_detections}.")
+            raise BackboneError(f"max_detections must be at least 1, not {max_detections}.")
         for name, value in (("nms", nms), ("threshold", threshold)):
             if value is not None and not 0 <= value <= 1:
-                raise BackboneError(f"{name} is between 0 and 1, not {value}.")
+                raise BackboneError(f"{name} must be between 0 and 1, not {value}.")
         if threshold is not None:
             self.threshold.fill_(threshold)
         self.detector.choose(max_detections, nms, across_classes)
@@ -173,8 +173,8 @@ class DetectionModule(CalibratedModule):
         keys = ("boxes", "labels", "ignore", *(("area",) if "area" in batch else ()))
         if any(len(boxes) > self.detector.max_detections for boxes in batch["boxes"]):
             rank_zero_warn(
-                f"There are images with more than {self.detector.max_detections} objects, of which only as many are found: "
-                "raise --model.max_detections."
+                f"Some images have more than {self.detector.max_detections} objects, and no more than that are "
+                "found: raise --model.max_detections."
             )
         truth = [dict(zip(keys, values, strict=True)) for values in zip(*(batch[key] for key in keys), strict=True)]
         found, truth = self._original(found, batch), self._original(truth, batch)
@@ -209,8 +209,8 @@ class DetectionModule(CalibratedModule):
             self.calibrate(torch.tensor(values["threshold"]))
         if "ap" not in values:
             rank_zero_warn(
-                f"There is no object to be found in the {stage} split: no average precision, and no threshold to tell boxes "
-                f"from, which stays {float(self.measured):g}."
+                f"The {stage} split has no objects. So there is no average precision, and the threshold from which "
+                f"boxes are kept stays {float(self.measured):g}."
             )
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names

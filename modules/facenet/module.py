@@ -115,7 +115,7 @@ class FaceNetModule(VisionModule):
         if embedding_size < 2:
             raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
         if not 0 < false_accept_rate < 1:
-            raise BackboneError(f"--model.false_accept_rate is a share between 0 and 1, not {false_accept_rate}.")
+            raise BackboneError(f"--model.false_accept_rate must be a share between 0 and 1, not {false_accept_rate}.")
         self.embedding_size = embedding_size
         self.false_accept_rate, self.threshold = false_accept_rate, threshold
         self.levels, self.mirror, self.whiten = levels, mirror, whiten

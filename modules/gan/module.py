@@ -123,10 +123,12 @@ class GANModule(AdversarialModule):
         self.regularizer = regularizer
         features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         if conditional and encoder is not None:
-            raise BackboneError("A VAE-GAN's noise says all of an image, also its class: choose conditional: false.")
+            raise BackboneError(
+                "The noise of a VAE-GAN encodes the whole image, including its class: set conditional: false."
+            )
         if self.objective.energy:
             if conditional:
-                raise BackboneError("The error of an autoencoder knows no classes: choose another objective.")
+                raise BackboneError("The error of an autoencoder does not depend on classes: choose another objective.")
             inner = discriminator_decoder or UpsampledConvolutions()
             self.head: nn.Module = Energy(inner, features, in_chans, image_size, latent_size, self.objective.energy)
         else:
@@ -134,8 +136,9 @@ class GANModule(AdversarialModule):
         norms = [layer for layer in self.backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         if norms and regularizer is not None:
             raise BackboneError(
-                f"{type(regularizer).__name__} wants scores that depend on one image alone, so a discriminator without "
-                "batch normalisation: dcgan has none by default, other backbones take --model.spectral_norm true instead."
+                f"{type(regularizer).__name__} needs scores that depend on one image only, so a discriminator "
+                "without batch normalisation: dcgan has none by default; for other backbones, set "
+                "--model.spectral_norm true."
             )
         if spectral_norm:
             normalize_spectrum(self.backbone)
@@ -145,8 +148,8 @@ class GANModule(AdversarialModule):
         growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
         if growing and (len(growing) < 2 or growth < 1):
             raise BackboneError(
-                "Networks grow together: take --model.backbone.name progressive with --model.generator Progressive, and give "
-                "--model.growth the generator's steps at each resolution."
+                "Both networks must grow: use --model.backbone.name progressive with --model.generator Progressive, "
+                "and give --model.growth the generator's steps at each resolution."
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
         self.health: Health = Health(health_every)

@@ -81,7 +81,7 @@ def dissectible_layers(generator: nn.Module, noise: Tensor, label: Tensor | None
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ValueError("This generator has no maps, which dissection is about: take one made of convolutions.")
+        raise ValueError("This generator has no feature maps to dissect: use a convolutional one.")
     return found
 
 

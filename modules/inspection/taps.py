@@ -82,7 +82,7 @@ class Tap(nn.Module):
                 maps = self(places.transpose(1, 2).unflatten(2, (side, side)))
                 return torch.cat([whole, maps.flatten(2).transpose(1, 2)], 1)
         shape = "×".join(map(str, result.shape)) if isinstance(result, Tensor) else type(result).__name__
-        raise ValueError(f"What {self.name} gives out ({shape}) cannot be laid out as maps: choose another layer.")
+        raise ValueError(f"The output of {self.name} ({shape}) cannot be shown as maps: choose another layer.")
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _run(module: VisionModule, pixels: Tensor, taps: dict[str, Tap]) -> None:
     for name, tap in taps.items():
         if len(tap.maps) != len(pixels):
             raise ValueError(
-                f"What {name} gives out is cut into windows, and no map of an image: choose another layer."
+                f"The output of {name} is divided into windows and is not a map of the image: choose another layer."
             )
 
 
@@ -172,7 +172,7 @@ def filters(module: VisionModule, layer: str | None = None) -> tuple[str, NDArra
                 raise NotApplicableError(f"{name} is fully connected, and not to the pixels: it has no filters.")
             weight = weight.unflatten(1, (channels, side, side))
         if weight.ndim != 4 or weight.shape[-1] == 1:
-            raise NotApplicableError(f"The kernels of {name} have one pixel: there is no pattern in them.")
+            raise NotApplicableError(f"The kernels of {name} are 1×1: there is no pattern in them.")
         return name, weight.detach().float().cpu().numpy()
     raise NotApplicableError(f"{layer or 'The network'} has no filters.")
 

@@ -152,7 +152,8 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
     saved = description["module"]
     if saved.get("in_chans", in_chans) != in_chans:
         raise BackboneError(
-            f"{address} looks at images of {saved['in_chans']} channels, these have {in_chans}: name another extractor."
+            f"{address} takes images with {saved['in_chans']} channels, but these have {in_chans}: name another "
+            "extractor."
         )
     side = saved.get("image_size", image_size)
     backbone = create_backbone(address, in_chans=in_chans, image_size=side)

@@ -221,13 +221,13 @@ class FixedFeatures:
             seen |= dict(zip(levels, self(image), strict=True))
         except (RuntimeError, AssertionError, ValueError) as error:
             size, why = f"{image.shape[3]}×{image.shape[2]}", str(error).partition("\n")[0]
-            raise ValueError(f"{self.backbone} takes no images of {size} pixels: {why}") from None
+            raise ValueError(f"{self.backbone} does not accept images of {size} pixels: {why}") from None
         finally:
             for handle in hooks:
                 handle.remove()
         for name in layers:
             if not isinstance(seen.get(name), Tensor) or seen[name].ndim != 4:
-                raise ValueError(f"The layer {name} of {self.backbone} gives out no maps: name another one.")
+                raise ValueError(f"The layer {name} of {self.backbone} does not output maps: name another one.")
         return {name: seen[name] for name in layers}
 
 

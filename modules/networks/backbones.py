@@ -91,7 +91,7 @@ def create_backbone(
         weights = read_weights(name)
         if architecture is None:
             raise BackboneError(
-                f"Of which architecture are the weights in {name}? Say it, such as "
+                f"To which architecture do the weights in {name} belong? Name it, for example "
                 "--model.backbone.options.architecture resnet18."
             )
         name = architecture
@@ -131,7 +131,7 @@ def create_backbone(
         elif lacking := [
             part for part in ("num_features", "get_classifier", "reset_classifier") if part not in dir(model)
         ]:
-            raise BackboneError(f"{name} is no network as timm's are: it has no {' and no '.join(lacking)}.")
+            raise BackboneError(f"{name} is not a network like timm's: it has no {' and no '.join(lacking)}.")
         elif size != num_classes:
             model.reset_classifier(num_classes)
     except BackboneError:
@@ -141,7 +141,7 @@ def create_backbone(
             raise BackboneError(_misfit(source, name, str(error))) from None
         if pretrained and not isinstance(error, TypeError):
             raise BackboneError(
-                f"The pretrained weights of {name} cannot be had ({type(error).__name__}: {_first_line(error)}). "
+                f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). "
                 "Train from scratch (pretrained: false), or name a local file of weights as the backbone."
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
@@ -162,7 +162,8 @@ def create_backbone(
                 model.eval()(torch.zeros(1, in_chans, image_size, image_size))
         except RuntimeError as error:
             raise BackboneError(
-                f"{name} cannot take images of {image_size} pixels ({_first_line(error)}): set a greater --data.image_size."
+                f"{name} cannot take images of {image_size} pixels ({_first_line(error)}): set a larger "
+                "--data.image_size."
             ) from None
         model.train()
     return model

@@ -51,7 +51,7 @@ def normalization(norm: Norm, channels: int) -> nn.Module:
         BackboneError: there is none of this name.
     """
     if norm not in (known := get_args(Norm)):
-        raise BackboneError(f"norm of a part is one of {', '.join(known)}, not {norm!r}.")
+        raise BackboneError(f"norm of a part must be one of {', '.join(known)}, not {norm!r}.")
     return nn.BatchNorm2d(channels) if norm == "batch" else PixelNorm() if norm == "pixel" else nn.Identity()
 
 

@@ -74,8 +74,8 @@ def _strides(backbone: Any) -> list[int]:
     strides = sorted(set(backbone.feature_info.reduction()))
     if any(stride & (stride - 1) for stride in strides):
         raise BackboneError(
-            f"The maps of this backbone have the strides {strides}, which are no powers of two: choose another, or for a "
-            "ViT other patches, such as --model.backbone.options.patch_size 16."
+            f"The maps of this backbone have the strides {strides}, which are not powers of two: choose another "
+            "backbone, or for a ViT another patch size, such as --model.backbone.options.patch_size 16."
         )
     return strides
 

@@ -100,7 +100,7 @@ def find_class(path: str, base: type) -> type:
             else f"there is no part {path!r} in this version of Fovea"
         )
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{path} is no {base.__name__}")
+        raise ValueError(f"{path} is not a {base.__name__}")
     return found
 
 

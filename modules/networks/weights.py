@@ -41,8 +41,8 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BackboneError(
-            f"{path} is no file of weights, or holds more than weights{f', {named[1]},' if named else ''} and is not "
-            "opened, since that could run code."
+            f"{path} is not a file of weights, or contains more than weights{f', {named[1]},' if named else ''} and "
+            "is not opened, because that could run code."
         ) from None
     except Exception as error:  # the reader of damaged files raises all kinds
         raise BackboneError(f"{path} is not a file of weights, or is damaged: {_first_line(error)}.") from None
@@ -170,7 +170,7 @@ def _misfit(source: str, name: str, error: str) -> str:
     parts = lines[1:] if "state_dict" in lines[0] else lines
     shown = "; ".join(part if len(part) < 120 else f"{part[:120]}…" for part in parts[:4])
     more = f" (and {len(parts) - 4} more)" if len(parts) > 4 else ""
-    return f"The weights of {source} are not those of {name}: {shown}{more}"
+    return f"The weights of {source} do not fit {name}: {shown}{more}"
 
 
 def _strided_stem(model: nn.Module) -> tuple[str, nn.Conv2d] | None:

@@ -119,7 +119,7 @@ class TranslationModule(AdversarialModule):
         domains = len(self.label_names)
         if domains < 2 or math.prod(self.sizes) != domains:
             raise BackboneError(
-                "Translation is between two domains or more: take data with labels, such as --data DomainFolder with a "
+                "Translation needs two or more domains: use data with labels, such as --data DomainFolder with a "
                 "folder for each domain."
             )
         if len(self.sizes) > 1 and not shared:
@@ -143,7 +143,7 @@ class TranslationModule(AdversarialModule):
         self.backbone.train()
         if features.ndim != 4 or features.shape[2] != features.shape[3]:
             raise BackboneError(
-                f"{backbone.name} has no feature maps in the order C×H×W to score patches of: take patchgan."
+                f"{backbone.name} has no feature maps in the order C×H×W to score patches of: use patchgan."
             )
         channels = features.shape[1]
         scores = nn.ModuleList(nn.Conv2d(channels, 1, 4, padding="same") for _ in range(copies))

@@ -88,7 +88,7 @@ class VisionCLI(TaskParser):
         takes = (*self.module_class.takes, *self.module_class.takes_for_training)
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
-                raise UsageError(f"{data.title} is no data for {self.task}: it has no {name}. See --data.help.")
+                raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. See --data.help.")
         weighting = getattr(data, "class_weighting", "none")
         if weighting != "none" and "class_weights" not in takes:
             raise UsageError(
@@ -160,7 +160,8 @@ class VisionCLI(TaskParser):
         if self.subcommand != "preview":
             if not self.options.ckpt_path and not given.exists():
                 raise UsageError(
-                    f"Which weights? Give the folder of a training with --output, or a file with --ckpt_path; {given} is none."
+                    "Which weights? Give the folder of a training with --output, or a file with --ckpt_path; "
+                    f"{given} is neither."
                 )
             self.weights = Weights.read(given)
             sys.argv += ["--ckpt_path", str(given)]
@@ -173,7 +174,7 @@ class VisionCLI(TaskParser):
         sample = data.samples(next(iter(data.sources)), 1) if self.model.needs else {}
         if lacking := [name for name in self.model.needs if name not in sample]:
             raise UsageError(
-                f"{data.title} is no data for {self.task}: its samples have no {lacking[0]}. See --data.help."
+                f"{data.title} does not fit {self.task}: its samples have no {lacking[0]}. See --data.help."
             )
         self._choose_monitor()
         given = self._get(self.config_init, "trainer")
@@ -219,7 +220,7 @@ class VisionCLI(TaskParser):
         monitor, mode = self.options.monitor, self.options.monitor_mode
         if (monitor is None) != (mode is None) or (monitor and not monitor.startswith("val/")):
             raise UsageError(
-                "The best checkpoint is chosen by a figure of the validation and whether the least or the greatest is the best: "
+                "To choose the best checkpoint, name a validation figure and whether lower or higher is better: "
                 f"--monitor val/NAME --monitor_mode min or max, not {monitor} and {mode}."
             )
         if monitor:
@@ -275,7 +276,7 @@ class VisionCLI(TaskParser):
         address = self.start.address
         if self.model.transfer == "scratch":
             raise UsageError(
-                f"--model.backbone.transfer scratch forgets what was learned, from which --start {address} starts: leave one out."
+                f"--model.backbone.transfer scratch discards what --start {address} would start from: leave one out."
             )
         try:
             said = warm_start(self.model, self.start.load())
@@ -353,9 +354,9 @@ class VisionCLI(TaskParser):
             best = self.output / "best.ckpt"
             if not best.exists():
                 if last.exists():
-                    self.rows["checkpoint"] = f"{last}; nothing was validated, so that there is no best one to test"
+                    self.rows["checkpoint"] = f"{last}; nothing was validated, so there is no best one to test"
                     if self.options.register:
-                        self.rows["registered"] = "no: nothing was validated, so that there is no best model"
+                        self.rows["registered"] = "no: nothing was validated, so there is no best model"
                 return
             if "test" in datamodule.sources:
                 self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
@@ -395,8 +396,8 @@ class VisionCLI(TaskParser):
             if self.options.ckpt_path:
                 raise
             raise UsageError(
-                f"{error} Put a whole copy in its place; or go on from the best validation, with --ckpt_path "
-                f"{self.output / 'best.ckpt'}; or begin anew in another --output."
+                f"{error} Replace it with an intact copy; or continue from the best validation, with --ckpt_path "
+                f"{self.output / 'best.ckpt'}; or start again with another --output."
             ) from None
         if checkpoint is not None:  # before the run is told of it
             check_network(checkpoint["architecture"], model.architecture)

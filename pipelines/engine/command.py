@@ -177,7 +177,7 @@ def _plain(message: str, command: str) -> str:
     if bare := re.search(r"argument (?:-\w, |-\w/)?(--[\w.]+).*: expected (?:one|at least one) argument", message):
         return f"{bare[1]}, or a setting below it, has no value: write {bare[1]} VALUE.{see}"
     if "was not provided" in message:
-        return f"What shall {command} do?{see}"
+        return f"What should {command} do?{see}"
     if strange := re.search(r"unrecognized arguments: (.*)", message):
         return f"{command} does not know what to do with {strange[1]}.{see}"
     if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
@@ -196,7 +196,7 @@ def _plain(message: str, command: str) -> str:
         near = get_close_matches(name[1], known, 1)
         where = message.partition(":")[0] if option == "--" else option
         if name[1] in near:
-            return f"{name[1]} is none of what {command} takes for {where}.{see}"
+            return f"{name[1]} is not what {command} takes for {where}.{see}"
         return f"There is no {name[1]} for {where}.{f' Did you mean {near[0]}?' if near else ''}{see}"
     if given and (kinds or choices):
         wanted = " or ".join([*dict.fromkeys(kinds), *([f"one of {choices}"] if choices else [])])

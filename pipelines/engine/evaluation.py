@@ -57,7 +57,7 @@ def take_whole(data: VisionDataModule, weights: Weights) -> None:
     """Lets data without splits be the test as a whole, where the network has not learned from them."""
     if weights.learned and data.sources and data.drawn and weights.new_to(data):
         data.take_whole()
-        say(f"{data.title} has no splits, and the network has not learned from it: all of it is the test.")
+        say(f"{data.title} has no splits, and the network was not trained on it: all of it is the test split.")
 
 
 def write_predictions(batches: Any, trainer: Any, model: VisionModule, datamodule: VisionDataModule, file: Path) -> int:

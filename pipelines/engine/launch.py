@@ -47,10 +47,10 @@ class Launcher:
             return None
         what = "each would train a model of its own" if world_size == 1 else "they would wait for each other for ever"
         return (
-            f"{self.name} started {self.processes} {'process' if self.processes == 1 else 'processes'}, but the trainer "
-            f"counts on {world_size}: {what}. Give --trainer.devices {self.on_this_node} --trainer.num_nodes {self.nodes}, "
-            "and let every process see all devices of its machine (srun with --gpus-per-node instead of --gpus-per-task, no "
-            "CUDA_VISIBLE_DEVICES for each process)."
+            f"{self.name} started {self.processes} {'process' if self.processes == 1 else 'processes'}, but the "
+            f"trainer expects {world_size}: {what}. Give --trainer.devices {self.on_this_node} --trainer.num_nodes "
+            f"{self.nodes}, and let every process see all devices of its machine (srun with --gpus-per-node instead "
+            "of --gpus-per-task, no CUDA_VISIBLE_DEVICES for each process)."
         )
 
 
@@ -133,9 +133,9 @@ def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError |
         time.sleep(0.1)
     who = " and ".join(f"Process {rank} of {len(others)} (number {others[rank][1]} here)" for rank in gone)
     return LostError(
-        f"{who or f'Another of the {len(others)} processes'} is gone: it was killed, as the system does where memory runs out, "
-        "or ended with an error that it has told itself. The same command with the same --output goes on from the last "
-        "checkpoint."
+        f"{who or f'Another of the {len(others)} processes'} has ended: it was killed, as happens when memory runs "
+        "out, or failed with an error that it printed itself. The same command with the same --output goes on from "
+        "the last checkpoint."
     )
 
 

@@ -135,7 +135,7 @@ class TaskParser(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what a run needs, and hands what the data know to the module."""
         parser.add_argument("--output", type=str | None, default=None,
-                            help="folder of the training; one that was cut off goes on. Default: a new one in outputs/")  # fmt: skip
+                            help="folder of the training; an interrupted one is resumed. Default: a new one in outputs/")  # fmt: skip
         parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
         parser.add_argument("--run_name", type=str | None, default=None, help="name of the run in MLflow")
         parser.add_argument("--register", type=str | None, default=None,
@@ -144,15 +144,14 @@ class TaskParser(LightningCLI):
                             help="fit: start from a whole trained network, of which it takes the architecture and all weights "
                             "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
         parser.add_argument("--monitor", type=str | None, default=None,
-                            help="figure of the validation by which the best checkpoint is chosen, such as val/f1. Default: the "
-                            "task's")  # fmt: skip
+                            help="validation figure that chooses the best checkpoint, such as val/f1. Default: the task's")  # fmt: skip
         parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
-                            help="whether the least or the greatest is the best")  # fmt: skip
+                            help="whether lower (min) or higher (max) is better")  # fmt: skip
         parser.add_argument("--import", type=list[str] | str | None, default=None,
                             help="file or module with code of your own, such as my_code.py: networks that it registers with timm "
                             "and classes that it defines can be named like Fovea's")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
-                            help="checkpoint to go on from or to evaluate. Default: the one in --output")  # fmt: skip
+                            help="checkpoint to resume or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
                             help="fit: longest time between two checkpoints")  # fmt: skip
         # jsonargparse carries the default values of one class over to the next: those of the class that is asked for

@@ -91,7 +91,8 @@ def _import(given: str) -> None:
             raise UsageError(f"--import {given}: there is no such file.")
         if not name.isidentifier():
             raise UsageError(
-                f"--import {given}: {name} is no name of a module; rename it, such as {file.with_stem('my_code').name}."
+                f"--import {given}: {name} is not a valid name for a module; rename it, for example to "
+                f"{file.with_stem('my_code').name}."
             )
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))
@@ -149,15 +150,15 @@ def check_recipes(args: Sequence[str]) -> None:
             weights = (
                 " Weights go with --ckpt_path, or with --start." if file.endswith((".ckpt", ".safetensors")) else ""
             )
-            raise UsageError(f"--config {file} is no text in UTF-8: give a recipe in YAML.{weights}") from None
+            raise UsageError(f"--config {file} is not text in UTF-8: give a recipe in YAML.{weights}") from None
         except (ValueError, RecursionError):
             raise UsageError(
-                f"--config {file} is no recipe: a part of it contains itself, or is nested too deeply."
+                f"--config {file} is not a recipe: a part of it contains itself, or is nested too deeply."
             ) from None
         except yaml.YAMLError as error:
-            raise UsageError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
+            raise UsageError(f"--config {file} is not valid YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(settings, dict):
-            raise UsageError(f"--config {file} is no recipe: it has no settings such as model: and trainer: in it.")
+            raise UsageError(f"--config {file} is not a recipe: it has no settings such as model: and trainer: in it.")
         for part in ("model", "trainer"):
             if not isinstance(settings.get(part) or {}, dict):
                 raise UsageError(f"--config {file}: {part} has settings by their names, not {settings[part]!r}.")

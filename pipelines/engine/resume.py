@@ -69,24 +69,23 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
     for name, limit, done in (("epochs", trainer.max_epochs or -1, epoch), ("steps", trainer.max_steps, step)):
         if 0 <= limit < done:
             raise UsageError(
-                f"{file} has {done} {name} behind it, more than --trainer.max_{name} {limit}: give at least {done}, or "
-                "begin a new training with another --output."
+                f"{file} has completed {done} {name}, more than --trainer.max_{name} {limit}: give at least {done}, or "
+                "start a new training with another --output."
             )
-    way_out = f"begin a new training with another --output, for which --start {file} is a start."
+    way_out = f"start a new training with another --output, which can begin with these weights (--start {file})."
     before = checkpoint.get("recipe") or {"fixed": {}, "data": {}, "settings": now["settings"]}
     for name, value in before["fixed"].items():
         key = current(name)
         if key in now["fixed"] and now["fixed"][key] != value:
             raise UsageError(
-                f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot change "
-                f"within a training: give it as it was, or {way_out}"
+                f"{file} was trained with --{key} {value}, and this command says {now['fixed'][key]}. It cannot "
+                f"change within a training: give the same value, or {way_out}"
             )
     for split in ("train", "val"):
         if trainer.is_global_zero and before["data"].get(split, "") not in ("", now["data"].get(split)):
             raise UsageError(
-                f"{file} learned from other data: the {split} split of {data} is not what it "
-                f"was (digest {before['data'][split]}, now {now['data'].get(split)}). Give the data as they were, or "
-                f"{way_out}"
+                f"{file} was trained on other data: the {split} split of {data} has changed (digest "
+                f"{before['data'][split]}, now {now['data'].get(split)}). Give the same data as before, or {way_out}"
             )
     before["settings"] = {current(key): value for key, value in before["settings"].items()}
     keys = sorted(before["settings"].keys() | now["settings"].keys())
@@ -94,9 +93,11 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
     other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
     say(
         f"Going on from {file}: {epoch} epochs and {step} steps are done."
-        + (f" Other than before: {'; '.join(other.values())}." if other else "")
+        + (f" Changed since then: {'; '.join(other.values())}." if other else "")
     )
     goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
     if checkpoint.get("stopped") and not goes_on:
-        say("It had ended early, and stays so: other --trainer.callbacks or more --trainer.max_epochs let it go on.")
+        say(
+            "It had stopped early and does not continue: change --trainer.callbacks or raise --trainer.max_epochs to train further."
+        )
     return goes_on

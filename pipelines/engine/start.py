@@ -119,8 +119,9 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
         else:
             hint = f" Registered is models:/{address}." if registry.versions_of(address) else ""
             raise BackboneError(
-                f"--start {address} is no trained network: give a registered model (models:/NAME@ALIAS), the folder that "
-                f"`registry load` wrote, with architecture.yaml and model.safetensors, or a best.ckpt.{hint}"
+                f"--start {address} is not a trained network: give a registered model (models:/NAME@ALIAS), the "
+                "folder that `registry load` wrote, with architecture.yaml and model.safetensors, or a "
+                f"best.ckpt.{hint}"
             )
     except BackboneError:
         raise

@@ -111,6 +111,6 @@ class RateFinder(LearningRateFinder):
         found = self.optimal_lr and self.optimal_lr.suggestion()
         steps = len(self.optimal_lr.results["lr"]) if self.optimal_lr else 0
         if found:
-            say(f"LearningRateFinder takes a rate of {found:.3g}, found in {steps} steps.")
+            say(f"LearningRateFinder chooses a rate of {found:.3g}, found in {steps} steps.")
         else:
             say(f"LearningRateFinder found no rate in {steps} steps: --model.optimization.lr stays as it is.")

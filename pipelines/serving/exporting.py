@@ -132,7 +132,7 @@ class ExportedDetector(Exported):
     @override
     def take(self, module: Any) -> None:
         if not isinstance(module.detector, OneStageDetector):
-            raise ValueError(f"a {type(module.detector).__name__} is not exported, only detectors of one stage")
+            raise ValueError(f"a {type(module.detector).__name__} is not exported, only one-stage detectors")
         if module.across_classes:
             raise ValueError(
                 "a detector whose boxes are chosen across classes is not exported: onnx chooses within classes"
@@ -156,7 +156,9 @@ class ExportedSegmenter(Exported):
     @override
     def take(self, module: Any) -> None:
         if module.image_size % module.multiple:
-            raise ValueError(f"images of {module.image_size} pixels are no multiple of the network's {module.multiple}")
+            raise ValueError(
+                f"images of {module.image_size} pixels are not a multiple of the network's {module.multiple}"
+            )
         self.head = deepcopy(module.decoder).to(memory_format=torch.contiguous_format)
         self.outputs = ("probabilities" if self.preprocessing else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{module.image_size}×{module.image_size}"
@@ -171,7 +173,7 @@ class ExportedStylizer(Exported):
     @override
     def take(self, module: Any) -> None:
         if module.image_size % 4:
-            raise ValueError(f"it learned from images of {module.image_size} pixels, which four does not divide")
+            raise ValueError(f"it was trained on images of {module.image_size} pixels, which is not a multiple of four")
         self.backbone = deepcopy(module.painter).to(memory_format=torch.contiguous_format)
         self.meaning = f"picture float32 B×{module.in_chans}×H×W in [0, 1]"
 

@@ -105,8 +105,8 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
     """
     if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"v?\d+|latest", alias, re.IGNORECASE):
         raise ValueError(
-            f"--alias {alias!r} cannot be an alias: it has letters, digits, - and _, and is neither `latest` nor a number, "
-            "which is a version."
+            f"--alias {alias!r} cannot be an alias: use letters, digits, - and _, but neither `latest` nor a number, "
+            "which means a version."
         )
     client, claim = MlflowClient(), f"claim.{alias}"
     candidate = _version(name, version)
@@ -122,7 +122,7 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
             why = f"forced; {why}"
             client.delete_model_version_tag(name, champion.version, claim)
         elif not _comparable(candidate, champion):
-            return f"{kept}version {candidate.version} was measured on other data. To promote it all the same: --force true"
+            return f"{kept}version {candidate.version} was measured on other data. To promote it anyway: --force true"
         elif not _is_better(candidate, champion):
             return f"{kept}{why} is not better."
     client.set_model_version_tag(name, candidate.version, claim, why)
@@ -175,7 +175,7 @@ def demote(name: str, alias: str = "champion") -> str:
         raise ValueError(f"No version of {name} is {alias}.")
     client.delete_registered_model_alias(name, alias)
     client.delete_model_version_tag(name, str(holder), f"claim.{alias}")
-    return f"{name} version {holder} is {alias} no more."
+    return f"{name} version {holder} is no longer {alias}."
 
 
 def list_models() -> str:
@@ -306,7 +306,7 @@ def _find(address: str) -> None:
     """
     if address[:1] in "/." or not address.removeprefix("models:/"):
         raise ValueError(
-            f"{address!r} is no address of a registered model: give models:/NAME@ALIAS or models:/NAME/VERSION."
+            f"{address!r} is not the address of a registered model: give models:/NAME@ALIAS or models:/NAME/VERSION."
         )
     parts = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", address, re.DOTALL)
     assert parts
@@ -314,7 +314,8 @@ def _find(address: str) -> None:
     found = _version(name, f"{sign.strip('/')}{version}" or None)
     if not (address.startswith("models:/") and version):
         raise ValueError(
-            f"{address} is no address of a registered model: give models:/{name}/{found.version}, or models:/{name}@ALIAS."
+            f"{address} is not the address of a registered model: give models:/{name}/{found.version}, or "
+            f"models:/{name}@ALIAS."
         )
 
 
@@ -344,7 +345,7 @@ def download(address: str, folder: str) -> str:
         ValueError: there is no such model, or the folder is there.
     """
     if Path(folder).exists():
-        raise ValueError(f"{Path(folder).resolve()} is there already: name a new folder.")
+        raise ValueError(f"{Path(folder).resolve()} already exists: name a new folder.")
     source = model_folder(address)
     try:
         shutil.copytree(source, folder)

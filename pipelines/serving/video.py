@@ -66,7 +66,7 @@ class Video:
         whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
         if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
             return ""  # frames are counted by the rate where they are not evenly spaced
-        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is cut off."
+        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is truncated."
 
 
 class Drawing:

@@ -34,11 +34,11 @@ def send(output: Path) -> str:
     try:
         reach(uri)
     except TrackingError:
-        raise ValueError(f"MLflow at {redact(uri)} still does not take it: it does not answer.") from None
+        raise ValueError(f"MLflow at {redact(uri)} still does not accept it: it does not answer.") from None
     with held(output):
         journal = Journal(output, run_id, MlflowClient(uri))
         if journal.close(patience=5):
-            raise ValueError(f"MLflow at {redact(uri)} still does not take it: {redact(str(journal.error))[:300]}")
+            raise ValueError(f"MLflow at {redact(uri)} still does not accept it: {redact(str(journal.error))[:300]}")
     return f"All of {output} is in run {journal.run_id}."
 
 

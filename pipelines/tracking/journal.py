@@ -267,7 +267,7 @@ class Journal:
                 raise RunGoneError(f"Run {self.run_id} was deleted: {restore}.") from error
         except MlflowException as gone:
             if gone.error_code == ABSENT:
-                raise RunGoneError(f"Run {self.run_id} is not there any more.") from error
+                raise RunGoneError(f"Run {self.run_id} no longer exists.") from error
             raise
         if error.error_code == ABSENT:
             raise error
@@ -275,7 +275,7 @@ class Journal:
     def _note_refusal(self, name: str, error: Exception) -> None:
         self.refused += 1
         if self.refused == 1:
-            rank_zero_warn(f"MLflow does not take {name}, which is left out of the run: {redact(str(error))[:300]}")
+            rank_zero_warn(f"MLflow does not accept {name}, which is left out of the run: {redact(str(error))[:300]}")
 
 
 def _entry(line: bytes) -> dict[str, Any]:

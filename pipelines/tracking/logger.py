@@ -102,14 +102,12 @@ class RunLogger(Logger):
             run_id = client.create_run(experiment_id(client, self._experiment_name), run_name=run_name).info.run_id
         if original:
             say(
-                f"{self.output} is a copy of {original}, whose run is left alone: a run of its own gets all that was recorded "
-                "before, and what is to come."
+                f"{self.output} is a copy of {original}, whose run stays as it is: a new run gets everything "
+                "recorded so far, and what follows."
             )
             self.tags["copy_of"] = before["run_id"]
         elif not before and (self.output / SENT_FILE).exists():
-            say(
-                f"{self.output} does not say any more which run is its own: a new one gets all that was recorded before."
-            )
+            say(f"{self.output} no longer says which run is its own: a new one gets everything recorded so far.")
         if original or not before:
             (self.output / SENT_FILE).unlink(missing_ok=True)
         tags = redact(self.tags | _provenance())
@@ -282,7 +280,7 @@ class RunLogger(Logger):
         if self.journal.close():
             why = redact(str(self.journal.error))[:300]
             rank_zero_warn(
-                f"MLflow did not take all of the run ({why}). What is left is kept in {self.output}; "
+                f"MLflow did not accept all of the run ({why}). What is left is kept in {self.output}; "
                 f"once it answers, send it with: python -m pipelines.tracking {self.output}"
             )
         elif error is None:
