@@ -303,8 +303,8 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
 
     Args:
         batch_size: samples in a batch, for each process.
-        num_workers: processes that read and augment; None takes the cores that this process may use, up to eight,
-            and none where two or fewer are left.
+        num_workers: processes that read and augment; None uses the cores available to this process, up to eight, or no
+            processes if two or fewer are left.
         seed: seed of order and augmentation. The command line sets it to ``seed_everything``.
     """
 

@@ -28,7 +28,7 @@ class Files:
 
     Args:
         in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what an unreadable image means: stop and name it, or go on without it, counted and listed.
+        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed.
         cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
             ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
     """

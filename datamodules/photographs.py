@@ -45,7 +45,7 @@ class PhotographFolder(UnlabelledFolder):
     """All photographs in a folder and in those below; or below ``train``, ``val`` and ``test`` in it.
 
     They keep their resolution. In training random squares are cut out, in one of the eight positions of a square; in
-    evaluation one from the middle of each. A smaller picture is continued by its mirror image.
+    evaluation one from the middle of each. A smaller picture is extended by reflection.
 
     Batches: ``image`` uint8 B×C×S×S, S being ``image_size`` in training and ``evaluation_size`` else.
 

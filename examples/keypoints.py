@@ -79,8 +79,8 @@ class KeypointModule(VisionModule):
     """A backbone and a linear regression of points, trained by the L1 distance (Sun et al. 2018, arXiv:1711.08229).
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         optimization: how it is trained.
     """
 

@@ -39,11 +39,11 @@ Stage = Literal["train", "val", "test"]
 
 class VisionModule(L.LightningModule):
     """Base of all task modules. A subclass adds its head, says in `losses` what is minimised, and writes of the other hooks
-    those that it needs. What happens around a training is the affair of `configure_callbacks`.
+    those that it needs. `configure_callbacks` adds what happens around a training.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         optimization: how it is trained.
         output: what the backbone gives: one ``vector`` an image, feature ``maps``, a list of float B×C×H×W, or ``logits``
             of the classes.

@@ -43,8 +43,8 @@ class ClassificationModule(VisionModule):
     confident mistakes.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         optimization: how it is trained.
         label_smoothing: share of the target that is spread over all classes, in [0, 1) (Szegedy et al. 2016,
             arXiv:1512.00567).

@@ -37,8 +37,8 @@ VISIBLE = 0.5  # share of an object that must not lie behind others for it to be
 
 
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN (He et al. 2017, arXiv:1703.06870), by torchvision: Faster R-CNN with a branch that says for each region
-    which of 28×28 places belong to the object.
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870), by torchvision: Faster R-CNN with a branch that says for each
+    region which of 28×28 positions belong to the object.
 
     Args:
         backbone: see `modules.detection.Detector`.
@@ -85,8 +85,8 @@ class MaskMetric(nn.Module):
     """How good masks are: COCO's average precision, and panoptic quality.
 
     Both are measured in the pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868)
-    the confident objects are laid over each other, the most certain in front, and what nobody owns is the background, which
-    counts as a class of its own.
+    the confident objects are laid over each other, the most certain in front, and pixels without an object are the
+    background, which counts as a class of its own.
 
     Args:
         num_classes: number of classes, without the background.
@@ -173,12 +173,12 @@ class InstanceSegmentationModule(DetectionModule):
 
     Args:
         data: what its data, which have masks, are like.
-        backbone: what it is built on.
+        backbone: the network that it is built on.
         detector: what finds objects in the maps: MaskRCNN.
         optimization: how it is trained.
-        max_detections: objects of an image that are told, and count; COCO's figures are those of 100.
-        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.5.
-        across_classes: drop it where they are of different classes too.
+        max_detections: most objects per image that are returned and measured; COCO's figures are for 100.
+        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default 0.5.
+        across_classes: suppress it even if the two are of different classes.
     """
 
     monitor = "val/mask_ap"

@@ -68,19 +68,19 @@ class Curve(NamedTuple):
 
 
 class MultiLabelModule(CalibratedModule):
-    """A backbone and a linear classifier that says of each label by itself whether an image has it.
+    """A backbone and a linear classifier that decides for each label separately whether an image has it.
 
     Measures the mean average precision over labels (``map``) and the mean F1 at thresholds of each label; these are those with
     the best F1 in validation, and are kept with the weights: `predict` tells the labels that reach theirs. Shows these of each
     label, precision against recall, and what is said of the same images each epoch.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         optimization: how it is trained.
-        loss: what logits and truth, both float B×K, cost, a scalar; by default the binary cross-entropy, where the presence
-            of a label weighs what the data's ``class_weights`` say. Where most labels
-            lack in most images, ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
+        loss: loss of logits and truth, both float B×K, a scalar; by default the binary cross-entropy, where the
+            presence of a label weighs what the data's ``class_weights`` say. If most labels are absent from most
+            images, use ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
     """
 
     monitor = "val/map"

@@ -328,7 +328,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class WeightAverage(WeightAveraging):
-    """The exponential moving average of weights and statistics, with which is validated, tested and kept.
+    """The exponential moving average of weights and statistics, which is validated, tested and kept.
 
     The decay at step n is min(``decay``, (1 + n) / (10 + n)), so that the initial weights do not weigh on a short
     training.

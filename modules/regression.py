@@ -57,14 +57,14 @@ class RegressionModule(VisionModule):
 
     Where the value of a quantity is not known (NaN), it counts neither in the loss nor in the figures. Measures for each
     quantity the mean absolute error (``mae/NAME``), the root of the mean squared one (``rmse/NAME``), both in its own units,
-    and the coefficient of determination, whose mean over quantities is ``r2``; shows what is said against what is true, and
+    and the coefficient of determination, whose mean over quantities is ``r2``; shows predicted against true values, and
     the images with the largest errors.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         optimization: how it is trained.
-        loss: what predictions and truth, both float N and standardised, cost, a scalar; by default Huber's loss with δ = 1
+        loss: loss of predictions and truth, both float N and standardised, a scalar; by default Huber's with δ = 1
             (Huber 1964), squared near the truth, absolute further away.
     """
 

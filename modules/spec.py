@@ -63,7 +63,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The network that a task is built on, and how it is put to its new use.
+    """The network that a task is built on, and how it is adapted.
 
     Args:
         name: any timm name, ``lenet5`` and the other networks of `modules.networks`, a file of weights, or a registered
@@ -73,7 +73,7 @@ class Backbone:
             ``architecture`` (of a file of weights) or ``small_stem``.
         compile: compile it with ``torch.compile``.
         channels_last: memory order of images and kernels; the faster one on most devices.
-        transfer: how it is put to its new use; None as ``optimization`` says. ``scratch``: without what it learned before.
+        transfer: how it is adapted; None as ``optimization`` says. ``scratch``: from random weights.
             ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all layers learn, the
             first at a tenth of the head's rate, unless ``layer_decay`` says otherwise. ``freeze_unfreeze``: first the head,
             for ``frozen_epochs`` or else a fifth of the training, then, one after the other down to the first, the layers,

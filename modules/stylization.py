@@ -68,12 +68,12 @@ class StylizationModule(VisionModule):
     Measures: ``loss`` and its three parts, each with its weight.
 
     Args:
-        data: what its data are like.
+        data: description of its data.
         backbone: whose features are compared.
         optimization: how the painter is trained.
         translator: layers of the painter.
-        style: file of the picture that is painted like; only a model that is not trained can do without.
-        style_size: its longer side in training, in pixels: the size of what is taken over.
+        style: file of the style picture; needed for training only.
+        style_size: its longer side in training, in pixels, which sets the scale of what is transferred.
         style_layers: layers whose Gram matrices are compared; by default the paper's of VGG19, all stages of others.
         content_layer: layer whose maps are compared; by default conv4_2 of VGG19, the last stage up to stride 8 of others.
         content_weight: α.

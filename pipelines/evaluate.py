@@ -21,11 +21,11 @@ def evaluate(
     """Measures a registered model on the test split of data, in a run of its own that names the model and its training.
 
     Pictures become the network's input as in its training, classes go by their names, and data without splits are measured
-    whole, if the model has not learned from them.
+    whole, if the model was not trained on them.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        data: what it is measured on; by default the data that it learned from.
+        data: what it is evaluated on; by default the data of its training.
         output: folder for pictures and tables; by default a new one in ``outputs/evaluate``.
         experiment: MLflow experiment; by default the task's name.
 

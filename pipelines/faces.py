@@ -83,7 +83,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
         gallery: the file, such as people.parquet.
         paths: folders with a sub-folder for each person, or with pictures of the one that they are named after, also by
             patterns such as "people/*"; with --name, any pictures.
-        name: who is on the pictures.
+        name: who is in the pictures.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
@@ -138,7 +138,7 @@ def _check_one(file: str, first: str, second: str) -> None:
 def identify(
     gallery: str, paths: list[str], threshold: float | None = None, json: bool = False, device: str = "auto"
 ) -> str:
-    """Says who is on pictures; somebody who is not in the gallery is unknown.
+    """Says who is in pictures; somebody who is not in the gallery is unknown.
 
     Args:
         gallery: what enrol made.
@@ -207,8 +207,9 @@ def cluster(
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         paths: files, folders, patterns.
-        out: a new folder for the result; who is on one picture only is in its sub-folder ``single``.
-        method: ``agglomerative`` compares all with all; ``dbscan`` also suits many thousands of pictures.
+        out: a new folder for the result; people with only one picture are in its sub-folder ``single``.
+        method: ``agglomerative`` compares each picture with every other; ``dbscan`` also suits many thousands of
+            pictures.
         threshold: squared distance up to which two pictures are of one person; None is the model's own.
         device: where the model runs.
 
@@ -253,7 +254,8 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
     """Cuts the face out of each photograph and aligns it: eyes, nose and mouth come to the same places in all.
 
     The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
-    most central one is taken. What came of each picture is in ``alignment.jsonl``. It takes the package facenet-pytorch.
+    most central one is taken. What came of each picture is in ``alignment.jsonl``. It needs the package
+    facenet-pytorch.
 
     Args:
         folder: the photographs, in any sub-folders.
@@ -265,7 +267,7 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
         What was done.
 
     Raises:
-        ValueError: the package lacks, there are no pictures or no faces, or the new folder is not empty.
+        ValueError: the package is missing, there are no pictures or no faces, or the new folder is not empty.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {os.path.abspath(folder)}.")

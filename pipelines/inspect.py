@@ -55,9 +55,9 @@ def inspect(
         paths: files, folders, patterns; none takes four images of the data.
         out: folder for the pictures; a folder under ``outputs/inspect`` by default.
         layer: layer of the unit and of Grad-CAM; the deepest stage that still says where, by default.
-        channel: channel of the unit; by default the one that speaks most for the class of the first image.
+        channel: channel of the unit; by default the one that contributes most to the class of the first image.
         label: class to explain; by default the one that is predicted.
-        data: images for the patches and the embedding; those that the model learned from, by default.
+        data: images for the patches and the embedding; by default those of its training.
         samples: how many of them.
         embedding: how features are laid out in the plane.
         log: add the pictures to the run that trained the model, as artifacts in the folder ``inspect``.

@@ -51,15 +51,16 @@ def predict(
         form: write a detector's answers into ``out`` for other tools too: ``coco``, results of COCO's; ``yolo``, text files;
             ``mot``, the MOTChallenge's.
         truth: an annotation file in COCO's format, whose ids of images and categories the results of ``coco`` take.
-        threshold: least score of boxes that are told; by default the one that was best in validation.
-        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default as in training.
-        max_detections: boxes of an image, or of a piece of one, that are told at most; by default as in training.
-        across_classes: drop the less certain box where the two are of different classes too.
-        classes: tell boxes of these classes only, such as ``car,bus``; a list where names have commas in them.
+        threshold: lowest score of boxes that are returned; by default the one that was best in validation.
+        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default as in
+            training.
+        max_detections: most boxes that are returned for an image, or for a tile of one; by default as in training.
+        across_classes: suppress the less certain box even if the two are of different classes.
+        classes: return only boxes of these classes, such as ``car,bus``; a list if names contain commas.
         save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
 
     Returns:
-        The exit code: 0; 1 if there were files that could not be read, which are named and passed over; 2 if nothing was
+        The exit code: 0; 1 if there were files that could not be read, which are named and skipped; 2 if nothing was
         found.
 
     Raises:

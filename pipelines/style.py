@@ -37,7 +37,7 @@ def style(
 
     Args:
         content: the picture to paint.
-        style: the picture that is painted like.
+        style: the style picture.
         out: file of the result; the film has its name with ``.mp4``.
         backbone: whose features are compared: a timm name, a file of weights, a registered model (``models:/name@alias``).
         pretrained: with published weights.

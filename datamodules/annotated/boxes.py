@@ -129,16 +129,16 @@ class BoxSource(TiledSource):
 class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     """Base of the formats: images and boxes are checked once, before training.
 
-    Splits that are not there are drawn, always the same ones: 15 % of the images for the test and 15 % of the rest for
-    validation where nothing is split, 15 % for validation where only that lacks. The images of a class are not all drawn.
+    Missing splits are drawn, the same every time: 15 % of the images for the test and 15 % of the rest for validation
+    if nothing is split, 15 % for validation if only that is missing. Training keeps images of every class.
 
     Args:
         root: the folder or file.
         masks: give masks too; every object needs an outline.
         tile: cut larger images into squares of this side, in pixels, which overlap by a fifth; for photographs from the
             air, whose objects are small. None leaves images whole.
-        on_bad_box: what a box that cannot be used means: stop and name it, or cut it off where it reaches outside and
-            drop it else, counted and listed.
+        on_bad_box: what to do about a box that cannot be used: stop and name it; or clip it if it reaches outside the
+            image and drop it otherwise, counted and listed.
         image_size: side of the square images that the network sees, in pixels; None takes ``tile``, or 640.
     """
 

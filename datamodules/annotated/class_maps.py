@@ -244,17 +244,17 @@ class MaskFolder(_MaskFiles):
 
     ``root`` has ``images/`` and ``masks/``; or ``train/``, ``val/``, ``test/`` with such two folders each; or ``images/``
     and ``masks/`` with ``train/``, ``val/``, ``test/`` each; or ``train_images/``, ``train_masks/``, …; or ``train/``, … with images
-    and masks beside each other, as ``a.jpg`` and ``a_mask.png``. What is missing of validation and test is drawn from the rest.
-    Which mask is whose, see `pairing.matched`.
+    and masks beside each other, as ``a.jpg`` and ``a_mask.png``. Missing validation and test splits are drawn from the
+    rest. `pairing.matched` says which mask belongs to which image.
 
-    Masks are PNG (grey or indexed), TIFF (8 or 16 bits) or anything lossless, whose pixels are numbers of classes; 255 does
-    not count; see `masks.read_values`. A table of classes in ``root`` or beside the masks names them, or gives colours; see
-    `masks.read_classes`. Without it classes are called by their numbers.
+    Masks are PNG (grey or indexed), TIFF (8 or 16 bits) or anything lossless, whose pixels are class numbers; 255 is
+    ignored; see `masks.read_values`. A table of classes in ``root`` or beside the masks names them, or gives colours;
+    see `masks.read_classes`. Without it classes are called by their numbers.
 
     Args:
         images: name of the folders of images.
         masks: name of the folders of masks.
-        mask_suffix: what a mask's name has after that of its image, such as ``_mask``; found by itself where it is not given.
+        mask_suffix: what follows the image's name in that of its mask, such as ``_mask``; detected if it is not given.
         binary: all values but 0 are one class, foreground.
     """
 
@@ -393,12 +393,12 @@ class VOCSegmentation(_MaskFiles):
 class COCOSegmentation(Folder, SegmentationDataModule):
     """Objects with outlines in COCO's JSON, polygons or run-length codes, as a class map; class 0 is the background.
 
-    Where objects overlap, the pixel is of the one that comes first in the file; crowds do not count. ``root`` is as for
-    `COCODetection`.
+    Where objects overlap, a pixel belongs to the one that comes first in the file; crowds are ignored. ``root`` is as
+    for `COCODetection`.
 
     Args:
         root: a JSON file, whose images are split, or a folder with one for each split.
-        on_bad_box: what an object that cannot be used means: stop and name it, or drop it, counted and listed.
+        on_bad_box: what to do about an object that cannot be used: stop and name it, or drop it, counted and listed.
     """
 
     on_bad_box: Literal["error", "drop"] = "error"

@@ -120,12 +120,13 @@ class DetectionDataModule(VisionDataModule[S]):
     nor miss); ``size`` int64 B×2, height and width of the images as they were read. With masks also ``masks``, B tensors
     uint8 N×S×S of 0 and 1, and ``mask`` uint8 B×S×S: label + 1, 0 for the background, 255 for what is ignored.
 
-    A picture is fitted into the square whole, its longer side to S, with grey at the right or at the bottom.
+    The whole picture is fitted into the square: its longer side becomes S, with grey padding at the right or at the
+    bottom.
 
     Args:
         augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        mixing: how often training samples are made of several pictures.
+        mixing: how often training samples combine several pictures.
         image_size: side of the square images that the network sees, in pixels.
         flip: mirror training images, where that does not change the class.
     """
@@ -191,7 +192,7 @@ class DetectionDataModule(VisionDataModule[S]):
         """Writes all splits to a folder in a format that other tools read.
 
         Args:
-            folder: where; it must not be there yet.
+            folder: where; it must not exist yet.
             form: ``coco``, ``voc``, ``yolo`` or ``csv``; masks are kept by ``coco`` and ``yolo``, crowds by all but ``yolo``.
 
         Raises:

@@ -23,9 +23,9 @@ class Mixing:
 
     Args:
         mosaic: probability of four pictures around a random centre, in [0, 1].
-        mixup: probability of another picture shining through, in [0, 1].
-        copy_paste: probability of objects of another picture in front, in [0, 1]; it takes masks.
-        plain_epochs: last epochs of a training in which none of these is done, so that it ends on pictures as they are
+        mixup: probability of blending in another picture, in [0, 1].
+        copy_paste: probability of pasting objects of another picture, in [0, 1]; it needs masks.
+        plain_epochs: number of last epochs without any of these, so that the training ends on unmixed pictures
             (Ge et al. 2021, arXiv:2107.08430).
     """
 

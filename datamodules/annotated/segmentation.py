@@ -138,21 +138,22 @@ class SegmentationDataset(KeyedDataset):
 class SegmentationDataModule(VisionDataModule[WindowSource]):
     """Images with a class for each pixel.
 
-    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``mask`` uint8 B×S×S, classes from 0, 255 for what does not
-    count; ``size`` int64 B×2, height and width of what is not padding.
+    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``mask`` uint8 B×S×S, classes from 0, 255 for what is
+    ignored; ``size`` int64 B×2, height and width of what is not padding.
 
-    Pictures keep their resolution. The network learns from windows of S pixels, which lie anew at random in each epoch; it is
-    measured on windows side by side, in which each pixel counts once. A smaller picture is filled up with grey, which
-    does not count.
+    Pictures keep their resolution. The network trains on random windows of S pixels, new ones in each epoch; it is
+    evaluated on windows side by side, in which each pixel counts once. Smaller pictures are padded with grey, which is
+    ignored.
 
     Args:
         augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        class_weighting: what the classes' pixels weigh in the loss: all the same; ``median``, the median of the classes'
-            shares by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the root of that.
+        class_weighting: how much the pixels of each class weigh in the loss: ``none``, all the same; ``median``, the
+            median class frequency divided by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the
+            square root of that.
         image_size: side of the square windows that the network sees, in pixels.
         flip: mirror training images, where that does not change the class.
-        turn: turn training images by quarters too, where pictures have no upper side.
+        turn: also rotate training images by 90°, for pictures without an upper side.
     """
 
     augmentation: Augmentation = "standard"

@@ -68,8 +68,9 @@ class NamedDataModule(LabelledDataModule[S]):
     """Base of data whose labels have names that a network learns.
 
     Args:
-        class_weighting: what the classes weigh in the loss: all the same; ``balanced``, by the inverse of the images to
-            train on that they have; ``sqrt``, by the root of that; or a number for each, in the order of their names.
+        class_weighting: how much each class weighs in the loss: ``none``, all the same; ``balanced``, the inverse of
+            its number of training images; ``sqrt``, the square root of that; or a number for each class, in the order
+            of their names.
     """
 
     class_weighting: Weighting = "none"
@@ -157,10 +158,11 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
     Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
 
     Args:
-        train_per_class: learn from so many images of each class only, drawn by the seed; a smaller number draws a part
-            of what a larger one does.
+        train_per_class: train on only this many images of each class, drawn by the seed; the images of a smaller number
+            are among those of a larger one.
         sampling: how often an epoch has the images of each class: ``none``, each image once; ``balanced``, all classes
-            equally often; ``sqrt``, as the roots of their numbers. An epoch stays as long as it is.
+            equally often; ``sqrt``, in proportion to the square roots of their numbers. The length of an epoch does not
+            change.
     """
 
     train_per_class: PositiveInt | None = None

@@ -51,8 +51,8 @@ class LabelledFiles(Files, LabelledDataModule[S]):
     """Base of the modules that read labelled files.
 
     Args:
-        folds: cross-validation: divide data without splits into so many parts of equal size, always the same. Part ``fold``
-            is the test split; validation is drawn from the others.
+        folds: cross-validation: divide data without splits into this many parts of equal size, the same every time.
+            Part ``fold`` is the test split; validation is drawn from the others.
         fold: which one, from 0.
     """
 
@@ -287,8 +287,8 @@ class Table(Files):
     Args:
         file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
         path_column: column with the images' paths, relative to the table or absolute.
-        group_column: column that says what an image is of, such as a patient or a place; splits and folds are drawn so that
-            nothing is in two of them.
+        group_column: column that groups the images, such as by patient or place; splits and folds are drawn so that no
+            group is in two of them.
     """
 
     file: str

@@ -35,8 +35,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
     Args:
         label_column: column whose cells have all labels of an image; an empty cell is an image without any.
         separator: what stands between labels in a cell; None takes the first of ``| ; ,`` and the space that occurs.
-        label_columns: columns that are a label each, of 1 and 0, true and false or yes and no; None takes ``label_column``
-            or, in a table that has none, all columns with nothing else in them.
+        label_columns: one column for each label, with 1 and 0, true and false or yes and no; None takes
+            ``label_column`` or, in a table that has none, all columns with only such values.
     """
 
     label_column: str = "labels"

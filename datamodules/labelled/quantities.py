@@ -65,7 +65,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
     small and large values of the first quantity are in all three. An empty cell is a value that is not known.
 
     Args:
-        columns: the quantities; None takes all columns with nothing but numbers in them.
+        columns: the quantities; None takes all columns that hold only numbers.
     """
 
     columns: list[str] | None = None

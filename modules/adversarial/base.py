@@ -36,12 +36,12 @@ WATCHED = 256  # samples for the watch on the training's health
 
 
 class AdversarialAdam(Adam):
-    """Adam with the momenta that GANs up to 32 pixels like.
+    """Adam with momenta that suit GANs of up to 32 pixels.
 
     Args:
         params: what learns.
         lr: learning rate.
-        betas: the averages' decays; without a first one, as the other player moves too.
+        betas: decay rates of the moving averages; no momentum by default, because the other player moves too.
     """
 
     def __init__(self, params: Any, lr: Positive = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
@@ -72,7 +72,7 @@ class AdversarialOptimization(Optimization):
         frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
         l1_penalty: weight of Σ|w| in each player's loss, over its weight matrices and kernels.
         l2_penalty: weight of Σw² in each player's loss.
-        ema_decay: decay of the generator's moving average, with which is sampled and measured, in [0, 1); the decay at
+        ema_decay: decay of the generator's moving average, which is sampled and measured, in [0, 1); the decay at
             step n is at most (1 + n) / (10 + n).
         discriminator_lr_scale: factor on the discriminator's rate, against the generator's (Heusel et al. 2017,
             arXiv:1706.08500).
@@ -109,7 +109,7 @@ class AdversarialModule(VisionModule):
     the generator's.
 
     Args:
-        data: what its data are like.
+        data: description of its data.
         backbone: of the discriminator; ``compile`` compiles both players.
         optimization: how the players are trained.
     """

@@ -221,7 +221,7 @@ def slope(score: Score, image: Tensor) -> Tensor:
 
 
 class Regularizer(Part):
-    """What a discriminator is made to pay for its slope."""
+    """A gradient penalty for the discriminator."""
 
     every = 1  # batches of a discriminator's step for one with the penalty
 

@@ -51,7 +51,7 @@ class Encoder(Part):
         """Makes the layers.
 
         Args:
-            latent_size: numbers of noise.
+            latent_size: dimensions of the noise.
             in_chans: channels of the images.
             image_size: side of the images, in pixels.
         """
@@ -79,7 +79,7 @@ class Generator(nn.Module):
 
     Args:
         decoder: the layers.
-        latent_size: numbers of noise.
+        latent_size: dimensions of the noise.
         num_classes: classes that one can ask for; 0 for none.
         in_chans: channels of the images.
         image_size: side of the images, in pixels.

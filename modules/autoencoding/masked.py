@@ -47,21 +47,21 @@ class _Visible(nn.Module):
 
 
 class MaskedAutoencodingModule(VisionModule):
-    """A vision transformer sees a few patches of an image, a small one after it draws the rest (He et al. 2022,
-    arXiv:2111.06377). It is there to train the backbone for another task, not to compress.
+    """A vision transformer sees a few patches of an image, and a small one after it reconstructs the rest (He et al.
+    2022, arXiv:2111.06377). Its purpose is to pretrain the backbone for another task, not to compress.
 
     The loss is the mean squared error over the masked patches. Measured are MSE and PSNR over them for values in [0, 1];
     in evaluation an image's mask depends on nothing but the image.
 
     Args:
-        data: what its data are like.
+        data: description of its data.
         backbone: a plain vision transformer of timm; options are ``patch_size``, ``embed_dim``, ``depth`` and others.
         share: share of the patches that are masked, in (0, 1).
         decoder_dim: width of the second transformer.
         decoder_depth: its blocks.
         decoder_heads: heads of each.
-        normalize_patches: let mean and standard deviation of each patch be given, so that only the rest is learned; the
-            paper's features are better with it. Pictures and MSE then use the true ones.
+        normalize_patches: predict each patch normalised by its own mean and standard deviation, which gave the paper
+            better features. Pictures and MSE then use the true ones.
         optimization: how it is trained.
     """
 

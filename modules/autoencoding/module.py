@@ -81,7 +81,7 @@ class UnitStatistics(Metric):
 
 
 class AutoencodingModule(VisionModule):
-    """An encoder, a bottleneck and a decoder. What kind of autoencoder it is, its parts say.
+    """An encoder, a bottleneck and a decoder. Its parts decide which kind of autoencoder it is.
 
     | kind | parts |
     |---|---|
@@ -101,11 +101,11 @@ class AutoencodingModule(VisionModule):
     the code takes, in bits per pixel.
 
     Args:
-        data: what its data are like; ``label_names``, where images have labels, colour the map of codes.
+        data: description of its data; ``label_names``, where images have labels, colour the map of codes.
         backbone: the encoder, such as ``convnet`` or ``mlp``. Its last features before pooling are used.
         bottleneck: makes the code from the features; by default 32 numbers.
         decoder: makes an image from the code; by default transposed convolutions.
-        loss: what a reconstruction costs; by default the squared error.
+        loss: the reconstruction loss; by default the squared error.
         noise: what is done to the input, in training and evaluation.
         penalty: what training adds to the loss.
         pca: compare with principal components.

@@ -9,7 +9,7 @@ from modules.ranges import NonNegative, Positive, PositiveInt, Share
 
 
 class Noise(Part):
-    """What the input suffers, and the autoencoder shall undo (Vincent et al. 2008, doi:10.1145/1390156.1390294)."""
+    """Noise on the input, which the autoencoder learns to remove (Vincent et al. 2008, doi:10.1145/1390156.1390294)."""
 
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
         """float B×C×H×W with values in [0, 1] to the same with noise."""

@@ -178,7 +178,7 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
 
     Args:
         backbone: which one.
-        data: what its data are like.
+        data: description of its data.
         output: see `VisionModule`.
         plan: how it is trained.
 

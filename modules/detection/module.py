@@ -40,17 +40,17 @@ class DetectionModule(CalibratedModule):
     Measures COCO's average precision (``ap``, ``ap50``, ``ap75``, by size, for each class) and average recall, the best
     F1 with its threshold; shows detections beside the truth for the same images each epoch, the images with most
     mistakes, precision against recall, and the confusion matrix at the best threshold. That threshold is kept with the
-    weights: `predict` tells the boxes that reach it.
+    weights: `predict` returns the boxes that reach it.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
+        data: description of its data.
+        backbone: the network that it is built on.
         detector: what finds boxes in the maps: YOLO, FCOS, RetinaNet or FasterRCNN.
         optimization: how it is trained.
-        max_detections: boxes of an image that are told, and count; COCO's figures are those of 100.
-        nms: overlap (IoU) from which of two boxes of a class the less certain is dropped; by default 0.6, and 0.5 in
-            Faster R-CNN.
-        across_classes: drop it where they are of different classes too.
+        max_detections: most boxes per image that are returned and measured; COCO's figures are for 100.
+        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default 0.6, and 0.5
+            in Faster R-CNN.
+        across_classes: suppress it even if the two are of different classes.
     """
 
     monitor = "val/ap"

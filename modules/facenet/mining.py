@@ -58,7 +58,8 @@ class CosFaceLoss(losses.CosFaceLoss):
 
 
 class SemiHardMiner(nn.Module):
-    """For each pair of one person the nearest stranger who is further away than the mate, but by less than the margin.
+    """For each anchor and positive, the nearest negative that is further away than the positive, but by less than the
+    margin.
 
     Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2. It sorts each anchor's strangers once, where
     pytorch-metric-learning lists all N³ triplets of a batch.
@@ -92,7 +93,7 @@ class SemiHardMiner(nn.Module):
 
 
 class HardMiner(nn.Module):
-    """For each pair of one person the nearest stranger, whether he is further away than the mate or not.
+    """For each anchor and positive, the nearest negative, whether it is further away than the positive or not.
 
     Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans et
     al. 2017 (arXiv:1703.07737) keep only the furthest mate of each picture, which is BatchHardMiner in
@@ -108,11 +109,11 @@ class HardMiner(nn.Module):
 
 
 class ProgressiveMiner(nn.Module):
-    """Semi-hard triplets first, hard ones once those are learned: told by the embeddings, not by the epoch.
+    """Semi-hard triplets first, hard ones once those are learned, as judged by the embeddings rather than the epoch.
 
     It goes over to hard triplets when few of all triplets of a batch are still unsatisfied and strangers lie far
-    apart, in a moving average over batches; hard triplets at once tend to draw all embeddings together. Should the
-    strangers come together again, it goes back. Where it stands is kept in the checkpoint.
+    apart, in a moving average over batches; hard triplets at once tend to draw all embeddings together. If strangers
+    come close again, it goes back. Where it stands is kept in the checkpoint.
 
     Args:
         margin: of the loss, in squared distance.

@@ -71,8 +71,8 @@ class FaceNetModule(VisionModule):
     with the model.
 
     Args:
-        data: what its data are like; ``num_classes`` are the people to train on.
-        backbone: what it is built on.
+        data: description of its data; ``num_classes`` are the people to train on.
+        backbone: the network that it is built on.
         optimization: how it is trained.
         embedding_size: dimensions of the embedding.
         levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;

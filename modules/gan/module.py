@@ -33,8 +33,8 @@ PICTURED = 64
 
 
 class GANModule(AdversarialModule):
-    """Two players: a generator that makes images of noise, and a discriminator, a backbone with a score, that tells them
-    from real ones (Goodfellow et al. 2014, arXiv:1406.2661). Which GAN it is, its parts say.
+    """Two players: a generator that makes images from noise, and a discriminator, a backbone with a score, that tells
+    them from real ones (Goodfellow et al. 2014, arXiv:1406.2661). Its parts decide which GAN it is.
 
     | kind | parts |
     |---|---|
@@ -61,21 +61,22 @@ class GANModule(AdversarialModule):
     split. `Health` watches the training and says what goes wrong.
 
     Args:
-        data: what its data are like; ``label_names`` only where images have labels.
+        data: description of its data; ``label_names`` only where images have labels.
         backbone: the discriminator, such as ``dcgan``, ``mlp`` or any timm name; ``compile`` compiles both players.
         generator: layers of the generator; by default convolutions after upsampling.
         objective: what the players minimise; by default the non-saturating loss.
         regularizer: what the discriminator pays for its slope.
-        discriminator_decoder: of an objective whose score is an autoencoder's error, the decoder.
-        encoder: of a VAE-GAN, what finds the noise of an image.
-        latent_size: numbers of noise.
-        conditional: images of a class that one asks for.
+        discriminator_decoder: the decoder, for objectives whose score is an autoencoder's error.
+        encoder: for a VAE-GAN, finds the noise that an image is made from.
+        latent_size: dimensions of the noise.
+        conditional: generate images of a requested class.
         spectral_norm: divide the discriminator's weights by their largest singular value.
-        growth: of a progressive pair, the generator's steps at each resolution, and as many again to fade the next one in.
-        extractor: what looks at images for the figures: a registered classifier (``models:/name@alias``) or a timm name
-            with its published weights. By default LeNet-5, trained for seconds on the labelled training images, or
-            principal components where there are no labels.
-        num_samples: images that are made for the figures.
+        growth: for a progressive pair, the generator's steps at each resolution; fading in the next one takes as many
+            again.
+        extractor: the network whose features the figures compare: a registered classifier (``models:/name@alias``) or a
+            timm name with its published weights. By default LeNet-5, trained for seconds on the labelled training
+            images, or principal components where there are no labels.
+        num_samples: number of images that are generated for the figures.
         health_every: generator's steps between two looks at the training's health.
         stop_on_failure: end the training when it fails; the best checkpoint is kept.
         optimization: how the players are trained.

@@ -144,15 +144,15 @@ class FPN(DenseDecoder):
 
 
 class DeepLabV3Plus(DenseDecoder):
-    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): the map at stride 16 seen through holes of several sizes, with the
-    map at stride 4 for the edges. ``--model.backbone.options.output_stride 16`` lets a backbone's last stage stay at that
-    stride.
+    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): dilated convolutions of several rates on the map at stride 16,
+    with the map at stride 4 for the edges. ``--model.backbone.options.output_stride 16`` lets a backbone's last stage
+    stay at that stride.
 
     Args:
         backbone: see `DenseDecoder`.
         num_classes: see `DenseDecoder`.
         width: channels.
-        rates: three distances of the holes.
+        rates: three dilation rates.
         dropout: share of values left out in training.
     """
 

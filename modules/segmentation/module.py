@@ -42,10 +42,10 @@ class SegmentationModule(VisionModule):
     epoch, the images with most wrong pixels, and the confusion matrix.
 
     Args:
-        data: what its data are like. Images that are larger than its ``image_size`` are answered by windows of this side
+        data: description of its data. Images that are larger than its ``image_size`` are answered by windows of this side
             that overlap; ``class_weights`` are what the pixels of each class weigh, see ``--data.class_weighting``.
-        backbone: what it is built on.
-        decoder: what makes classes of the backbone's maps: UNet, FPN, DeepLabV3Plus or SegFormer.
+        backbone: the network that it is built on.
+        decoder: turns the backbone's maps into classes: UNet, FPN, DeepLabV3Plus or SegFormer.
         loss: CrossEntropy (the default), Dice, Focal, Lovasz, or a Mixture of them.
         optimization: how it is trained.
     """

@@ -44,7 +44,7 @@ PICTURED = 8
 
 
 class TranslationModule(AdversarialModule):
-    """Translates images of some domains into each other, learned from images of each that are not paired.
+    """Translates images of some domains into each other, learned from unpaired images of each.
 
     | kind | parts |
     |---|---|
@@ -65,17 +65,17 @@ class TranslationModule(AdversarialModule):
     `Health` watches translations of the same training images, and says what goes wrong.
 
     Args:
-        data: what its data are like. Domains are its ``label_names``; ``attributes`` are what they differ in.
+        data: description of its data. Domains are its ``label_names``; ``attributes`` are what they differ in.
         backbone: the discriminator's, where it has several one for each: ``patchgan``, or any timm name with feature
             maps. ``compile`` compiles the generators.
         translator: layers of the generator.
         objective: what the players minimise; by default least squares.
         regularizer: what the discriminator pays for its slope.
         shared: one generator and one discriminator for all domains, instead of one for each.
-        cycle: weight of the error of what went there and back.
-        identity: weight of the change to an image that is of the wanted domain already.
-        domain: weight of the domain that the discriminator sees.
-        pool: images of each domain that are kept for the discriminator to see once more.
+        cycle: weight of the cycle consistency loss.
+        identity: weight of the identity loss: an image that is already in the wanted domain must not change.
+        domain: weight of the domain classification loss.
+        pool: earlier translations into each domain that are kept for the discriminator.
         judge_steps: batches of 64 that the judge learns from.
         health_every: generator's steps between two looks at the training's health.
         stop_on_failure: end the training when it fails; the best checkpoint is kept.

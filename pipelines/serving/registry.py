@@ -336,7 +336,7 @@ def download(address: str, folder: str) -> str:
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
-        folder: where; it must not be there yet.
+        folder: where; it must not exist yet.
 
     Returns:
         What was done.
