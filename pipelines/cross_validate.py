@@ -11,12 +11,13 @@ import numpy as np
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipelines.engine.children import ChildRun, complaint, new_parent, running
-from pipelines.engine.command import command
+from pipelines.engine.children import ChildRun, new_parent, resolved, running
+from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import LockError, held, write_text
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table, say
-from pipelines.tracking.client import tracking_client
+from pipelines.serving.store import data_of
+from pipelines.tracking.client import stage_of, tracking_client
 
 
 def cross_validate(
@@ -52,38 +53,50 @@ def cross_validate(
     name, experiment = name or recipe.stem, experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment,
               "--register=null", f"--data.folds={folds}"]  # fmt: skip
-    if said := complaint(trained, [*common, "--data.fold=0"]):
-        raise ValueError(f"The recipe or --args cannot be used for cross-validation: {said}")
+    try:
+        settings = resolved(trained, [*common, "--data.fold=0"])
+    except UsageError as error:
+        raise ValueError(f"The recipe or --args cannot be used for cross-validation: {error}") from None
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "folds": folds}
     folder = Path("outputs", "cross_validation", name)
     try:
         with held(folder):
-            _train(trained, common, folder, plan, experiment)
+            _train(trained, common, folder, plan, experiment, settings["data"])
     except LockError:
         raise ValueError(
             f"{folder.resolve()} is in use by the same command: wait until that has ended, or give this one a --name."
         ) from None
 
 
-def _train(task: Task, common: list[str], folder: Path, plan: dict[str, Any], experiment: str) -> None:
+def _train(
+    task: Task, common: list[str], folder: Path, plan: dict[str, Any], experiment: str, data: dict[str, Any]
+) -> None:
     """Trains the folds that have not been, and tells of all."""
+    content = _content(data)
     file = folder / "folds.json"
     if file.exists():
         state = json.loads(file.read_text())
         changed = [key for key, value in plan.items() if state["plan"].get(key) != value]
-        if changed and any(folder.glob("*/last.ckpt")):
+        if changed and (state["done"] or any(folder.glob("*/last.ckpt"))):
             raise ValueError(
                 f"{folder} was started with other {' and '.join(changed)}: give the same again, or give this "
                 "cross-validation a name of its own with --name."
             )
     else:
         state, changed = {"done": {}}, [*plan]
-    if changed:
+    if changed or stage_of(state["parent"]) is None:  # also where the store was removed
         state |= {"plan": plan, "parent": new_parent(experiment, folder.name, plan, "cross_validation.json")}
-        write_text(file, json.dumps(state))
+    if changed or "content" not in state:
+        state["content"] = content
+    write_text(file, json.dumps(state))
     parent, done = state["parent"], state["done"]
     with running(parent):
         for fold in range(plan["folds"]):
+            if _content(data) != state["content"]:
+                raise ValueError(
+                    f"The images or their labels are not those with which {folder} was started, and folds of different data "
+                    "have no mean: restore them, or give this cross-validation a name of its own with --name."
+                )
             if str(fold) in done:
                 continue
             say(f"Fold {fold} of {plan['folds']}, counted from 0.")
@@ -91,11 +104,23 @@ def _train(task: Task, common: list[str], folder: Path, plan: dict[str, Any], ex
             cli = task([*common, f"--data.fold={fold}", "--output", str(folder / str(fold))], [child])
             figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
             figures = {key: value for key, value in figures.items() if key.startswith("test/") and math.isfinite(value)}
+            if not figures:
+                raise ValueError(
+                    f"Fold {fold} was not tested, so there is nothing to take the mean of: leave "
+                    "--trainer.fast_dev_run and --trainer.limit_test_batches out."
+                )
             done[str(fold)] = {"run": child.run_id, "figures": figures}
             write_text(file, json.dumps(state))
         rows = _report(parent, [done[str(fold)] for fold in range(plan["folds"])])
     MlflowClient().set_terminated(parent, "FINISHED")
     print_table(folder.name, rows | {"folder": str(folder)})
+
+
+def _content(data: dict[str, Any]) -> str:
+    """A digest of all images and their labels."""
+    files: Any = data_of(data)
+    assert files.sources  # which looks at them
+    return str(files.content)
 
 
 def _report(parent: str, folds: list[dict[str, Any]]) -> dict[str, str]:

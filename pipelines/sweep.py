@@ -33,7 +33,7 @@ from pipelines.engine.command import command
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving.registration import check_name
-from pipelines.tracking.client import tracking_client
+from pipelines.tracking.client import stage_of, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
 OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a sweep sets itself
@@ -299,7 +299,7 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
         patience = time.monotonic() + 60
         while "parent" not in study.user_attrs and time.monotonic() < patience:
             time.sleep(0.2)
-    if "parent" not in study.user_attrs:
+    if "parent" not in study.user_attrs or stage_of(study.user_attrs["parent"]) is None:
         run_id = new_parent(experiment, name, plan, "sweep.json")
         MlflowClient().set_tag(run_id, "study", name)
         study.set_user_attr("plan", plan)

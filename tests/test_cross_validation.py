@@ -1,6 +1,7 @@
 """Folds divide data that have no splits, and a command trains them all."""
 
 import os
+import shutil
 import signal
 import statistics
 from collections.abc import Callable
@@ -139,11 +140,12 @@ def command(args: list[str]) -> None:
 
 
 def test_all_folds_are_trained_once_also_where_one_was_cut_off(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = f"""
-data: {{class_path: ImageFolder, init_args: {{root: {pictures / "files"}, image_size: 12, num_workers: 0, batch_size: 8}}}}
-trainer: {{max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 100}}
+    shutil.copytree(pictures / "files", "files")
+    recipe = """
+data: {class_path: ImageFolder, init_args: {root: files, image_size: 12, num_workers: 0, batch_size: 8}}
+trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 100}
 """
     Path("recipe.yaml").write_text(recipe)
     args = ["--trainer.callbacks+=test_cross_validation.CutOff"]
@@ -165,8 +167,25 @@ trainer: {{max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_ever
     assert parent.data.metrics["test/loss"] == pytest.approx(statistics.mean(values))
     assert parent.data.metrics["test/loss_std"] == pytest.approx(statistics.stdev(values))
     assert f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" in capsys.readouterr().out
+    for place in (folder / "0", folder / "1"):  # to make room; their figures stay those of these settings and data
+        shutil.rmtree(place)
     with pytest.raises(ValueError, match="started with other args"):
         command([f"{args[0]} --trainer.max_epochs 3"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/another.db")  # as where the first was removed
+    command(args)
+    (again,) = MlflowClient().search_runs([parent.info.experiment_id])
+    assert again.data.metrics["test/loss"] == parent.data.metrics["test/loss"]
+    next(Path("files", "dog").iterdir()).unlink()
+    with pytest.raises(ValueError, match="folds of different data have no mean"):
+        command(args)
+
+
+def test_folds_that_are_not_tested_have_no_mean(pictures: Path) -> None:
+    Path("recipe.yaml").write_text(
+        f"data: {{class_path: ImageFolder, init_args: {{root: {pictures / 'files'}, image_size: 12}}}}"
+    )
+    with pytest.raises(ValueError, match="Fold 0 was not tested"):
+        command(["--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false"])
 
 
 def test_data_that_have_no_folds_are_named_before_the_first_training() -> None:

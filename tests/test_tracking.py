@@ -35,7 +35,7 @@ from pipelines.tracking import client, journal
 from pipelines.tracking.__main__ import send
 from pipelines.tracking.client import experiment_id, tracking_client
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.logger import run_id_of
+from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
 from pipelines.tracking.provenance import flatten, packages
 from pipelines.tracking.redaction import redact
 
@@ -269,6 +269,19 @@ def test_a_run_that_is_deleted_in_mid_training_is_all_there_once_it_is_restored(
     written, there = journal_and_server()
     assert there == written
     assert run().info.status == "FINISHED"
+
+
+def test_a_training_whose_store_has_lost_its_run_goes_on_in_a_new_one_with_all_that_was_recorded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for step in range(2):
+        logger = RunLogger(Path("out"), "classification", "lost", {})
+        logger.log_metrics({"val/loss": 1.0 - step}, step)
+        logger.finish()
+        record = json.loads(Path("out", RUN_FILE).read_text())
+        Path("out", RUN_FILE).write_text(json.dumps(record | {"run_id": uuid4().hex}))
+    assert "no longer has the run of out" in capsys.readouterr().err
+    assert [m.value for m in MlflowClient().get_metric_history(record["run_id"], "val/loss")] == [1.0, 0.0]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, listed
+from datamodules.base import DataError, digest_of, listed
 from datamodules.decoded import ImageFiles
 from datamodules.finding import paths_in
 from datamodules.images import (
@@ -100,6 +100,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         table, self.bad_files = check_images(paths, self.on_bad_file)
         digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
+        self.content = digest_of("\n".join(map(" ".join, zip(digests, names, strict=True))).encode())  # however divided
         if self.preprocessing.fit == "crop":
             warn_of_cut(paths[good], sizes[good])
         warn_of_two_names(paths[good], digests[good], names[good])

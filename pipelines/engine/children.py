@@ -39,17 +39,28 @@ class ChildRun(L.Callback):
                 client.set_tag(self.run_id, key, value)
 
 
-def complaint(task: Task, args: list[str]) -> str | None:
-    """What the command line of a task has against settings, before anything is trained; None where it takes them."""
+def resolved(task: Task, args: list[str]) -> dict[str, Any]:
+    """All settings of a training, as the command line of its task understands them.
+
+    Raises:
+        UsageError: it does not accept them.
+    """
     heard, printed = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(printed):
             task([*args, "--print_config"])
     except SystemExit as end:
         if end.code:
-            return heard.getvalue().strip().removeprefix("error: ")
+            raise UsageError(heard.getvalue().strip().removeprefix("error: ")) from None
+    settings: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    check_ranges("fit", settings)
+    return settings
+
+
+def complaint(task: Task, args: list[str]) -> str | None:
+    """What the command line of a task has against settings, before anything is trained; None where it takes them."""
     try:
-        check_ranges("fit", yaml.safe_load(printed.getvalue()))
+        resolved(task, args)
     except UsageError as error:
         return str(error)
     return None

@@ -114,6 +114,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print a traceback for each attempt
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # where in the code is nobody's concern
     for message in NOISE:
         warnings.filterwarnings("ignore", message)

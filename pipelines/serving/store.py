@@ -130,12 +130,24 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
     if not saved:
         raise ValueError(f"{folder} does not say which data it learned from.")
     _check_classes(folder, saved)
-    package, _, name = saved["class_path"].rpartition(".")
-    own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
-    kind: Any = own or find_class(saved["class_path"], VisionDataModule)
-    options = saved.get("init_args", {})
-    data: VisionDataModule = kind(**options)
+    data = data_of(saved)
     return data if model is None else prepared(data, Preprocessing(**read_description(model)["preprocessing"]))
+
+
+def data_of(settings: dict[str, Any]) -> VisionDataModule:
+    """The data that settings describe.
+
+    Args:
+        settings: class path and arguments.
+
+    Raises:
+        ValueError: there is no such class, or it does not accept the arguments.
+    """
+    package, _, name = settings["class_path"].rpartition(".")
+    own = getattr(datamodules, name, None) if package.split(".")[0] in ("", "datamodules") else None
+    kind: Any = own or find_class(settings["class_path"], VisionDataModule)
+    data: VisionDataModule = kind(**settings.get("init_args", {}))
+    return data
 
 
 def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:

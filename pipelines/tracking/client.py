@@ -87,6 +87,16 @@ def tracking_client() -> MlflowClient:
         return MlflowClient()
 
 
+def stage_of(run_id: str) -> str | None:
+    """Whether a run is ``active`` or ``deleted``, from where it can be restored; None where the store has none of this id."""
+    try:
+        return str(MlflowClient().get_run(run_id).info.lifecycle_stage)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
     """The id of the experiment of this name; it is made by whoever of several processes comes first.
 

@@ -267,7 +267,10 @@ class Journal:
                 raise RunGoneError(f"Run {self.run_id} was deleted: {restore}.") from error
         except MlflowException as gone:
             if gone.error_code == ABSENT:
-                raise RunGoneError(f"Run {self.run_id} no longer exists.") from error
+                raise RunGoneError(
+                    f"Run {self.run_id} no longer exists: the training's command, given again with --output {self.output}, puts "
+                    "everything into a new run."
+                ) from error
             raise
         if error.error_code == ABSENT:
             raise error

@@ -16,14 +16,13 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from PIL import Image
 
 from pipelines.engine.disk import LockError, held, whole, write_text
 from pipelines.engine.terminal import say
-from pipelines.tracking.client import TrackingError, experiment_id, needed, tracking_client
+from pipelines.tracking.client import TrackingError, experiment_id, needed, stage_of, tracking_client
 from pipelines.tracking.journal import SENT_FILE, Journal, MachineMonitor
 from pipelines.tracking.provenance import _git, _provenance, flatten, packages
 from pipelines.tracking.redaction import redact, without_login
@@ -90,9 +89,9 @@ class RunLogger(Logger):
             own = run_id_of(self.output)
             before = json.loads(saved.read_text()) | {"run_id": own}
         original = _original(before, record)
-        if before and not original:
+        lost = bool(before) and not original and not self._has_run(before["run_id"], before.get("tracking_uri"))
+        if before and not original and not lost:
             run_id = before["run_id"]
-            self._check_run(run_id, before.get("tracking_uri", "another store"))
             if given and given != run_id:
                 client.set_tag(given, "continues", run_id)
         elif given:
@@ -106,9 +105,14 @@ class RunLogger(Logger):
                 "recorded so far, and what follows."
             )
             self.tags["copy_of"] = before["run_id"]
+        elif lost:
+            say(
+                f"{record['tracking_uri']} no longer has the run of {self.output}, as where its database was removed: a new "
+                "run gets everything recorded so far, and what follows."
+            )
         elif not before and (self.output / SENT_FILE).exists():
             say(f"{self.output} no longer says which run is its own: a new one gets everything recorded so far.")
-        if original or not before:
+        if original or lost or not before:
             (self.output / SENT_FILE).unlink(missing_ok=True)
         tags = redact(self.tags | _provenance())
         client.log_batch(run_id, tags=[RunTag(key, str(value)[:PARAM_LIMIT]) for key, value in tags.items()])
@@ -123,25 +127,24 @@ class RunLogger(Logger):
         self._machine.start()
         self.run_id = run_id
 
-    def _check_run(self, run_id: str, uri: str) -> None:
-        """Makes sure that the run of a training that goes on is there.
+    def _has_run(self, run_id: str, uri: str | None) -> bool:
+        """Whether the run of a training that goes on is there; not where its store has lost it.
 
         Raises:
-            TrackingError: it is not.
+            TrackingError: it was deleted, or is in another store.
         """
-        try:
-            if self._client.get_run(run_id).info.lifecycle_stage != "active":
-                raise TrackingError(
-                    f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
-                    f"{run_id}`, or choose another --output."
-                )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        stage, here = stage_of(run_id), without_login(mlflow.get_tracking_uri())
+        if stage not in ("active", None):
             raise TrackingError(
-                f"{self.output} belongs to run {run_id} in {uri}, which {redact(mlflow.get_tracking_uri())} does not have: set "
+                f"The run of {self.output}, {run_id}, was deleted: restore it with `mlflow runs restore --run-id "
+                f"{run_id}`, or choose another --output."
+            )
+        if stage is None and uri != here:
+            raise TrackingError(
+                f"{self.output} belongs to run {run_id} in {uri or 'another store'}, which {redact(here)} does not have: set "
                 "MLFLOW_TRACKING_URI to the former, or choose another --output."
-            ) from None
+            )
+        return stage is not None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
