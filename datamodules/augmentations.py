@@ -15,9 +15,28 @@ Strength = Literal["none", "light", "standard", "strong"]
 Step: TypeAlias = A.BasicTransform | A.BaseCompose
 Numbers = Mapping[str, float]  # of a strength
 Strengths = Mapping[str, Numbers]
-Fit = Literal["crop", "pad", "extend", "native"]
+Fit = Literal["crop", "pad", "extend", "stretch", "native"]
 GREY = 114  # what is laid around a picture
 SPARE = 1.25  # how many times larger than needed a picture that was decoded smaller is still
+
+
+def sides(size: int | str) -> tuple[int, int]:
+    """Height and width of images of a size.
+
+    >>> sides(224), sides("240x320")
+    ((224, 224), (240, 320))
+
+    Args:
+        size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    height, times, width = str(size).lower().partition("x")
+    found = int(height), int(width if times else height)
+    if min(found) < 1:
+        raise ValueError(f"{size} is no size of an image")
+    return found
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
@@ -55,43 +74,48 @@ def reduction(transform: A.Compose | None, height: int, width: int) -> int:
         (least, _), (narrow, wide) = first.scale, first.ratio
         spare = min(short, math.sqrt(short * long * least * min(narrow, 1 / wide))) / max(first.size)
     elif isinstance(first, A.SmallestMaxSize):
-        spare = short / first.max_size
+        spare = short / max(first.max_size_hw)
     elif isinstance(first, A.LongestMaxSize):
-        spare, divisor = long / first.max_size, math.gcd(height, width)
+        spare, divisor = long / max(first.max_size_hw), math.gcd(height, width)
+    elif isinstance(first, A.Resize):
+        spare, divisor = short / max(first.height, first.width), math.gcd(height, width)
     else:
         return 1
     return next((factor for factor in (8, 4, 2) if spare >= SPARE * factor and divisor % factor == 0), 1)
 
 
 def evaluation(
-    image_size: int, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
+    image_size: int | str, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
 ) -> A.Compose:
-    """Makes any picture what a network takes, in one of four ways.
+    """Makes any picture what a network takes, in one of five ways.
 
     Args:
-        image_size: side of the square result, in pixels.
+        image_size: of the result; see `sides`.
         crop_pct: share of the shorter side that is kept, in (0, 1].
-        fit: ``crop`` resizes the shorter side to ``image_size / crop_pct`` and cuts out the centre. ``pad`` resizes the
-            longer side to ``image_size`` and lays grey at the right and at the bottom, so that nothing is lost and a
-            coordinate of the result times longer side / ``image_size`` is one of the picture. ``extend`` is ``crop`` after
-            the shorter side was extended on both ends by the colours of its border, so that nothing is lost either.
-            ``native`` leaves it as it is, of any size.
+        fit: ``crop`` resizes the picture until it covers ``image_size / crop_pct``, and cuts out the centre. ``pad`` resizes
+            it until it fits into ``image_size``, and lays grey at the right and at the bottom, so that nothing is lost and
+            coordinates come back by one factor. ``extend`` is ``crop`` after the picture was extended on both ends by the
+            colours of its border, so that nothing is lost either. ``stretch`` resizes height and width each by its own
+            factor. ``native`` leaves the picture as it is, of any size.
         boxes: how boxes, if there are any, come and go.
     """
     if fit == "native":
         return A.Compose([])
+    height, width = sides(image_size)
     if fit == "pad":
-        longest = A.LongestMaxSize(image_size, area_for_downscale="image", p=1)
-        rest = A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, p=1)
+        longest = A.LongestMaxSize(max_size_hw=(height, width), area_for_downscale="image", p=1)
+        rest = A.PadIfNeeded(height, width, position="top_left", fill=GREY, p=1)
         return A.Compose([longest, rest], bbox_params=boxes)
-    side = round(image_size / crop_pct)
-    options: dict[str, Any] = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1}
-    resize = _extended(side, options) if fit == "extend" else [A.SmallestMaxSize(side, **options)]
-    return A.Compose([*resize, A.CenterCrop(image_size, image_size)])
-
-
-def _extended(side: int, options: dict[str, Any]) -> list[A.BasicTransform]:
-    return [A.LongestMaxSize(side, **options), A.PadIfNeeded(side, side, border_mode=cv2.BORDER_REPLICATE, p=1)]
+    if fit == "stretch":
+        return A.Compose([A.Resize(height, width, area_for_downscale="image", p=1)], bbox_params=boxes)
+    rows, columns = (round(side / crop_pct) for side in (height, width))
+    options: dict[str, Any] = {
+        "max_size_hw": (rows, columns), "interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1
+    }  # fmt: skip
+    resize: list[Step] = [A.SmallestMaxSize(**options)]
+    if fit == "extend":
+        resize = [A.LongestMaxSize(**options), A.PadIfNeeded(rows, columns, border_mode=cv2.BORDER_REPLICATE, p=1)]
+    return A.Compose([*resize, A.CenterCrop(height, width)])
 
 
 BOUNDS = {  # of numbers; of others 0 and 1
@@ -140,9 +164,9 @@ def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list
         size: height and width of the result, in pixels.
         flip: mirror left and right; off where that changes the label, as with digits and letters.
     """
-    n = numbers
+    n, ratio = numbers, (0.85 * size[1] / size[0], 1.18 * size[1] / size[0])
     steps: list[Step] = [
-        RandomResizedCrop(size, scale=(n["crop"], 1), ratio=(0.85, 1.18), area_for_downscale="image", p=1),
+        RandomResizedCrop(size, scale=(n["crop"], 1), ratio=ratio, area_for_downscale="image", p=1),
         *([A.HorizontalFlip()] if flip else []),
     ]
     border = {"border_mode": cv2.BORDER_CONSTANT}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import TypeVar
 
-from datamodules.augmentations import reduction
+from datamodules.augmentations import reduction, sides
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 
 P = TypeVar("P")
@@ -70,7 +70,7 @@ def settle(settings: Any, option: str = "--data") -> None:
         for limit in (one for some in given for one in (some if isinstance(some, GroupedMetadata) else [some])):
             word, value = type(limit).__name__.lower(), getattr(settings, each.name)
             bound = getattr(limit, word)
-            if value is not None and not getattr(operator, word)(value, bound):
+            if isinstance(value, int | float) and not getattr(operator, word)(value, bound):
                 raise DataError(f"{option}.{each.name} must be {words[word]} {bound}, not {value}.")
 
 
@@ -317,6 +317,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     def __post_init__(self) -> None:
         super().__init__()
         settle(self)
+        _ = self.size
         if self.num_workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -357,6 +358,17 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     def class_counts(self) -> list[int]:
         """Images to train on of each class; empty where images are not counted by classes."""
         return []
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that the network sees, where that is a setting; else zeros."""
+        given = getattr(self, "image_size", None)
+        try:
+            return sides(given) if given else (0, 0)
+        except ValueError:
+            raise DataError(
+                f"--data.image_size must be a whole number of pixels, at least 1, or HEIGHTxWIDTH such as 240x320, not {given}."
+            ) from None
 
     @property
     def class_weights(self) -> list[float] | None:

@@ -17,7 +17,7 @@ from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ImageFolder
 from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import Own, PositiveInt
+from datamodules.options import ImageSize, Own
 
 FINE = 4  # strokes are measured on pixels of a quarter of the side
 STROKES = {"thin": 1.6, "thick": 4.2}  # width in pixels of 28
@@ -113,7 +113,7 @@ class DomainSource(LabelledSource):
 class _DigitDomains(_Domains):
     """Base of the sets with a known answer: digits (see `Digits`), each drawn in one domain alone."""
 
-    image_size: Own[PositiveInt] = 28
+    image_size: Own[ImageSize] = 28
     flip: Own[bool] = False
 
     def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:

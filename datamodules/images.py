@@ -427,17 +427,20 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
         )
 
 
-def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64]) -> None:
-    """Warns of images of which less than half is seen, since a square is cut out of the middle.
+def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64], size: tuple[int, int]) -> None:
+    """Warns of images of which less than half is seen, since their middle is cut out.
 
     Args:
         paths: the images.
         sizes: height and width of each, N×2.
+        size: height and width of what is cut out.
     """
-    long = sizes.max(1) > 2 * sizes.min(1)
-    if long.any():
-        height, width = sizes[long][0]
+    scales = sizes / size
+    cut = scales.max(1) > 2 * scales.min(1)
+    if cut.any():
+        height, width = sizes[cut][0]
         rank_zero_warn(
-            f"{long.sum()} of {len(paths)} images are more than twice as long as wide, and only the square in their middle is "
-            f"seen; the first: {paths[long][0]}, {width}×{height}. To see all of them: --data.fit extend."
+            f"{cut.sum()} of {len(paths)} images lose more than half of their area, since only their middle is seen; the first: "
+            f"{paths[cut][0]}, {width}×{height}. To see all of them: --data.fit pad, or extend, or stretch; or a --data.image_size "
+            "of their shape, such as 240x320."
         )

@@ -11,6 +11,7 @@ from datamodules.augmentations import Fit, evaluation
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
+ImageSize = PositiveInt | str  # see `augmentations.sides`
 Share = Annotated[float, Gt(0), Le(1)]  # one that leaves something
 Probability = Annotated[float, Ge(0), Le(1)]
 
@@ -60,14 +61,14 @@ class Preprocessing:
     """How a picture becomes the network's input. Data modules say it, and a registered model carries it along as plain data.
 
     Args:
-        image_size: side of the square input, in pixels.
+        image_size: of the input; see `augmentations.sides`.
         in_chans: 3 to read pictures as RGB, 1 as grey.
-        fit: how a picture is made such a square; see `augmentations.evaluation`.
+        fit: how a picture is made one of this size; see `augmentations.evaluation`.
         crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
         tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
     """
 
-    image_size: int
+    image_size: int | str
     in_chans: int
     fit: Fit = "crop"
     crop_pct: float = 0.875

@@ -66,7 +66,7 @@ class PhotographFolder(UnlabelledFolder):
     train_per_class: None = field(default=None, init=False)
     sampling: Sampling = field(default="none", init=False)
     class_weighting: Weighting = field(default="none", init=False)
-    fit: Literal["crop", "extend"] = field(default="crop", init=False)
+    fit: Literal["crop", "pad", "extend", "stretch"] = field(default="crop", init=False)
 
     @property
     @override

@@ -21,6 +21,7 @@ from modules.callbacks.means import EpochMeans, Losses
 from modules.callbacks.publish import Publisher, Report
 from modules.callbacks.transfer import TransferChoice, planned, started
 from modules.checkpoints import check_network, load_checkpoint, rebuild
+from modules.networks import BackboneError
 from modules.optimization import (
     ChangedSettings,
     Optimization,
@@ -30,7 +31,7 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import sheet
-from modules.spec import Backbone, DataSpec
+from modules.spec import Backbone, DataSpec, sides
 from modules.training_data import settings_of
 from modules.warm_start import ClassRows
 
@@ -58,9 +59,11 @@ class VisionModule(L.LightningModule):
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
     averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
+    oblong: ClassVar[bool] = False  # whether its images need not be square
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     scale: Tensor
     shift: Tensor
+    image_size: Any  # as `DataSpec` has it: a whole number in tasks whose images are square
 
     def __init__(
         self,
@@ -71,7 +74,12 @@ class VisionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.num_classes, self.label_names = data.num_classes, data.names
-        self.in_chans, self.image_size = data.in_chans, data.image_size
+        self.in_chans, self.image_size, self.size = data.in_chans, data.image_size, sides(data.image_size)
+        if not self.oblong and not isinstance(data.image_size, int):
+            raise BackboneError(
+                f"{type(self).__name__.removesuffix('Module')} takes square images: --data.image_size {min(self.size)}, not "
+                f"{data.image_size}."
+            )
         self.optimization = optimization or Optimization()
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile

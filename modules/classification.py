@@ -58,6 +58,7 @@ class ClassificationModule(VisionModule):
     monitor = "val/accuracy"
     mode = "max"
 
+    oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs = ("label",)

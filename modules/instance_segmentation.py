@@ -62,7 +62,7 @@ class MaskRCNN(FasterRCNN):
         self,
         backbone: Any,
         num_classes: int,
-        image_size: int,
+        image_size: int | str,
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         hidden: PositiveInt = 1024,
@@ -190,7 +190,7 @@ class InstanceSegmentationModule(DetectionModule):
         data: DataSpec,
         backbone: Backbone = Backbone("resnet18"),
         optimization: Optimization | None = None,
-        detector: Callable[[nn.Module, int, int], Detector] = MaskRCNN,
+        detector: Callable[[nn.Module, int, int | str], Detector] = MaskRCNN,
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
@@ -202,9 +202,8 @@ class InstanceSegmentationModule(DetectionModule):
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
         super()._measure(batch, found, stage)
-        side = self.image_size
         for i, one in enumerate(found):
-            masks = pasted(one, side, side)
+            masks = pasted(one, *self.size)
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
             self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))
             if self.trainer.is_global_zero and len(self.tinted) < 2 * SHOWN:

@@ -87,6 +87,7 @@ class MultiLabelModule(CalibratedModule):
     mode = "max"
     training_only = ("loss.",)
 
+    oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs = ("labels",)

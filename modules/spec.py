@@ -8,6 +8,16 @@ Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
 Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
 
 
+def sides(size: int | str) -> tuple[int, int]:
+    """Height and width of images of a size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
+
+    >>> sides(224), sides("240x320")
+    ((224, 224), (240, 320))
+    """
+    height, _, width = str(size).lower().partition("x")
+    return int(height), int(width or height)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a network has to know of its data. The command line asks the data module for it.
@@ -19,7 +29,7 @@ class DataSpec:
 
     Args:
         in_chans: channels of the images.
-        image_size: side of the images in training, in pixels.
+        image_size: of the images in training: the side of squares in pixels, or ``HEIGHTxWIDTH``; see `sides`.
         num_classes: number of classes; by default, that of ``label_names``.
         label_names: their names, in the order of their numbers; by default, the numbers.
         class_weights: what each class weighs in the loss; None for the same.
@@ -27,16 +37,19 @@ class DataSpec:
         target_std: standard deviation of each; None for 1.
         attributes: what the classes differ in, and its values: classes are all combinations, the last attribute changing
             fastest.
+        fit: how images are fitted into ``image_size``, so that what is found can be told in their own pixels: ``pad`` or
+            ``stretch``.
     """
 
     in_chans: int = 3
-    image_size: int = 224
+    image_size: Any = 224
     num_classes: int = 0
     label_names: list[str] | None = None
     class_weights: list[float] | None = None
     target_mean: list[float] | None = None
     target_std: list[float] | None = None
     attributes: dict[str, list[str]] | None = None
+    fit: str = "pad"
 
     def __post_init__(self) -> None:
         if not self.num_classes and self.label_names:

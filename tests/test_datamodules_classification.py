@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tarfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -386,7 +387,7 @@ def test_what_is_strange_about_images_and_names_is_told() -> None:
     said = "\n".join(str(warning.message) for warning in told)
     for part in (
         "wide.png, 60×20",
-        "--data.fit extend",
+        "--data.fit pad, or extend",
         "cat/4.png as 'cat' and pets/dog/again.png as 'dog'",
         "'Cat ', 'cat'",
     ):
@@ -682,6 +683,38 @@ def test_a_setting_that_cannot_be_used_is_refused_before_training(
 
 
 # Augmentation
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "extend", "stretch"])
+@pytest.mark.parametrize("strength", ["none", "light", "standard"])
+def test_a_picture_of_any_shape_becomes_one_of_the_size_that_is_asked_for(fit: Any, strength: str) -> None:
+    data = ImageFolder(".", image_size="24x60", fit=fit, augmentation=strength, num_workers=0)
+    for shape in ((40, 30), (30, 90), (200, 21), (24, 60)):
+        image = np.full((*shape, 3), 200, np.uint8)
+        for training_split in (False, True):
+            assert data.transform(training_split)(image=image)["image"].shape == (24, 60, 3)  # type: ignore[misc]
+    edges = np.full((100, 100, 3), 50, np.uint8)
+    edges[:5], edges[-5:] = 250, 250  # above and below, where a wide picture has no place
+    seen = data.preprocessing.transform()(image=edges)["image"]
+    assert (seen.max() > 200) == (fit != "crop")
+    assert (seen[:, -1] == 114).all() == (fit == "pad")
+
+
+def test_images_of_the_shape_that_is_asked_for_are_not_said_to_be_cut() -> None:
+    root = make_folder("wide", cat=6, dog=6)
+    for file in root.rglob("*.png"):
+        noise(int(file.stem)).resize((60, 20)).save(file)
+    with pytest.warns(UserWarning, match="of 12 images lose more than half") as told:
+        _ = ImageFolder("wide").sources
+    with warnings.catch_warnings(record=True) as told:
+        _ = ImageFolder("wide", image_size="24x72").sources
+    assert not any("lose" in str(warning.message) for warning in told)
+
+
+@pytest.mark.parametrize("size", ["large", "0", "24x", "x24", "24x0", "-3"])
+def test_what_is_no_size_is_refused(size: str) -> None:
+    with pytest.raises(DataError, match="240x320, not"):
+        ImageFolder(".", image_size=size)
 
 
 @pytest.mark.parametrize("strength", ["none", "light", "standard", "strong"])

@@ -391,6 +391,38 @@ def test_a_picture_is_fitted_in_whole_and_coordinates_come_back_by_one_factor() 
     assert (given["image"][0, :, 41:] == 114).all()
 
 
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("size", [64, "48x96", "96x48"])
+@pytest.mark.parametrize("shape", [(120, 160), (400, 300)])
+def test_what_is_found_comes_back_into_the_picture(fit: Any, size: int | str, shape: tuple[int, int]) -> None:
+    height, width = shape
+    Path("images").mkdir()
+    for name in "ab":
+        Image.fromarray(np.full((*shape, 3), ord(name), np.uint8)).save(f"images/{name}.png")
+    boxes = [
+        {"id": k, "image_id": k, "category_id": 2, "iscrowd": 0, "bbox": [width // 2, 10, width // 4, 50]}
+        for k in (1, 2)
+    ]
+    images = [
+        {"id": k, "file_name": f"images/{n}.png", "height": height, "width": width} for k, n in ((1, "a"), (2, "b"))
+    ]
+    write_json(annotations=boxes, images=images)
+    data = COCODetection("all.json", image_size=size, fit=fit, augmentation="none", num_workers=0, batch_size=1)
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape[2:] == data.size
+    module = DetectionModule(DataSpec(num_classes=2, image_size=size, fit=fit), Backbone("resnet10t"))
+    detections = {"boxes": batch["boxes"][0], "labels": batch["labels"][0], "scores": torch.ones(1)}
+    module.detector.detect = lambda outputs: [detections]  # type: ignore[method-assign]
+    (answer,) = module.eval().predict(batch)
+    assert answer["size"] == [height, width]
+    assert answer["boxes"][0] == pytest.approx([width // 2, 10, width // 2 + width // 4, 60], abs=2)
+
+    storage.save_model(Path("model"), module, data.preprocessing, "detection")
+    model = VisionModel().load(Path("model"), "cpu")
+    assert model.module.fit == fit
+    assert np.array_equal(model.prepare("images/a.png").shape[:2], data.size)
+
+
 def test_boxes_masks_and_answers_fit_a_picture_that_is_decoded_smaller() -> None:
     Path("images").mkdir()
     picture = np.zeros((480, 640, 3), np.uint8)
@@ -464,7 +496,7 @@ def test_the_boxes_of_a_mosaic_are_where_its_objects_are() -> None:
     seen = 0
     for seed in range(30):
         parts = [rectangle(k, shape) for k, shape in enumerate([(60, 60), (40, 90), (120, 70), (64, 64)])]
-        sample = mosaic(parts, 64, np.random.default_rng(seed))
+        sample = mosaic(parts, (64, 64), np.random.default_rng(seed))
         assert sample["image"].shape == (64, 64, 3)
         for box, label in zip(sample["boxes"], sample["labels"], strict=True):
             red, green, _ = np.moveaxis(sample["image"].astype(int), 2, 0)

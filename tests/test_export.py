@@ -132,31 +132,32 @@ def test_safetensors_hold_the_weights_and_what_rebuilds_them(resnet: Path) -> No
     assert np.array_equal(head, storage.load_model(resnet)[0].head.weight.detach().numpy())
 
 
-def detector(kind: object, folder: Path) -> tuple[Path, DetectionModule]:
+def detector(kind: object, folder: Path, size: int | str = 64) -> tuple[Path, DetectionModule]:
     """A saved detector that finds much in noise."""
     torch.manual_seed(0)
     options = {"backbone": "test_resnet", "detector": partial(kind, width=32, strides=[8, 16])}  # type: ignore[call-overload]
-    module = built(DetectionModule, num_classes=3, label_names=["a", "b", "c"], image_size=64, **options)
+    module = built(DetectionModule, num_classes=3, label_names=["a", "b", "c"], image_size=size, **options)
     with torch.no_grad():
         for _ in range(3):
-            module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
+            module(torch.randint(256, (8, 3, *module.size), dtype=torch.uint8))
         for name, bias in module.named_parameters():
             if name.endswith(("class_branch.last.bias", "cls_logits.bias")):
                 bias.add_(4.5)
     module.eval()
     with torch.no_grad():
-        found = module.detector.detect(module(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)))
+        found = module.detector.detect(module(torch.randint(256, (8, 3, *module.size), dtype=torch.uint8)))
     module.threshold.fill_(float(torch.stack([one["scores"][20] for one in found]).max()))
-    storage.save_model(folder, module, Preprocessing(64, 3, "pad"), "detection")
+    storage.save_model(folder, module, Preprocessing(size, 3, "pad"), "detection")
     return folder, module
 
 
 @pytest.mark.parametrize("kind", [YOLO, FCOS, pytest.param(RetinaNet, marks=pytest.mark.slow)])
 def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Path) -> None:
-    folder, module = detector(kind, tmp_path / "saved")
+    folder, module = detector(kind, tmp_path / "saved", "48x80" if kind is FCOS else 64)
     said = export.export(str(folder), Path("boxes.onnx"))
     assert float(said.split()[-1].rstrip(".")) <= 1e-4
-    image = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
+    height, width = module.size
+    image = torch.randint(256, (5, 3, height, width), dtype=torch.uint8)
     session = onnxruntime.InferenceSession("boxes.onnx")
     onnx.checker.check_model(onnx.load("boxes.onnx"), full_check=True)
     assert json.loads(session.get_modelmeta().custom_metadata_map["label_names"]) == ["a", "b", "c"]
@@ -167,7 +168,7 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
         given = {"image": image.numpy()} | ({"threshold": module.threshold[None].numpy()} if higher else {})
         boxes, labels, scores, which = session.run(["boxes", "labels", "scores", "image_index"], given)
         assert len(boxes) > 5
-        sides = np.diff(boxes.clip(0, 64).reshape(-1, 2, 2), axis=1)[:, 0]
+        sides = np.diff(boxes.clip(0, [width, height] * 2).reshape(-1, 2, 2), axis=1)[:, 0]
         told = (sides >= 0.02).all(1)  # a box beside the picture is no answer, which the file does not know
         boxes, labels, scores, which = boxes[told], labels[told], scores[told], which[told]
         for i, answer in enumerate(module.predict({"image": image})):

@@ -53,7 +53,7 @@ def test_receptive_fields_are_those_of_the_arithmetic() -> None:
     by_hand = {"conv1": (5, 1), "pool1": (6, 2), "conv2": (14, 2), "pool2": (16, 4)}
     assert {name: field[:2] for name, field in fields.items()} == by_hand
     assert fields["conv1"].start == -2
-    assert fields["conv2"].box(0, 1, 28) == (0, 0, 14, 12), "two pixels of the padding, and then two to the right"
+    assert fields["conv2"].box(0, 1, 28, 28) == (0, 0, 14, 12), "two pixels of the padding, and then two to the right"
 
     block = [(3, 1, 1), (2, 2, 0)]
     vgg = see.receptive_fields(network("vgg11_lrn", 224), ["block1", "block2", "block3", "block5"])
@@ -86,7 +86,7 @@ def test_receptive_field_holds_every_pixel_with_a_slope_and_no_other() -> None:
         y = x = maps.shape[2] // 2
         (slope,) = torch.autograd.grad(maps[:, :, y, x].sum(), image)
         rows, columns = (slope.abs().sum((0, 1, axis)).nonzero()[:, 0] for axis in (3, 2))
-        left, top, right, bottom = fields[name].box(y, x, 64)
+        left, top, right, bottom = fields[name].box(y, x, 64, 64)
         assert (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) == (left, top, right, bottom)
 
 
@@ -214,7 +214,7 @@ def test_patches_are_cut_where_the_unit_is_excited_most() -> None:
     patches = see.top_patches(module, images, "conv1", 0, count=2, batch_size=4)
     assert [patch.image for patch in patches] == [3, 5]
     assert patches[0].x in (14, 15)
-    left, _, right, _ = see.receptive_fields(module, ["conv1"])["conv1"].box(patches[0].y, patches[0].x, 28)
+    left, _, right, _ = see.receptive_fields(module, ["conv1"])["conv1"].box(patches[0].y, patches[0].x, 28, 28)
     assert left < 15 < right == left + 5
     assert pictures.default_unit(module, images[3:4], None, "head") == ("head", int(module(images[3:4]).argmax()))
 

@@ -22,7 +22,7 @@ from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
 from datamodules.decoded import Caching, ImageFiles, as_it_is
 from datamodules.images import Reduction, check_images, turned, warn_of_shared
-from datamodules.options import OWN, Folder, Own, PositiveInt, Preprocessing
+from datamodules.options import OWN, Folder, ImageSize, Own, PositiveInt, Preprocessing
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
 
@@ -139,7 +139,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
             air, whose objects are small. None leaves images whole.
         on_bad_box: what to do about a box that cannot be used: stop and name it; or clip it if it reaches outside the
             image and drop it otherwise, counted and listed.
-        image_size: side of the square images that the network sees, in pixels; None takes ``tile``, or 640.
+        image_size: size of the images that the network sees; None takes ``tile``, or 640.
     """
 
     noun: ClassVar[str] = "object"
@@ -149,7 +149,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     masks: bool = False
     tile: PositiveInt | None = None
     on_bad_box: Literal["error", "drop"] = "error"
-    image_size: Own[PositiveInt] = OWN
+    image_size: Own[ImageSize] = OWN
 
     def __post_init__(self) -> None:
         super().__post_init__()

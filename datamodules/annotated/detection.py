@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import albumentations as A
 import numpy as np
@@ -19,7 +19,7 @@ from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
-from datamodules.options import OWN, Own, PositiveInt, Preprocessing
+from datamodules.options import OWN, ImageSize, Own, PositiveInt, Preprocessing
 
 
 class Boxes(Source, Protocol):
@@ -40,7 +40,7 @@ class DetectionDataset(KeyedDataset):
         source: the samples.
         transform: albumentations pipeline whose boxes are xyxy with the label field ``index``, or None.
         seed: seed of the run.
-        image_size: side of mixed pictures.
+        size: height and width of mixed pictures.
         mixing: which samples are mixed; None for those that are measured, in which an ``area`` is as the file has it.
         epochs: epochs of the training, to know the last ones; None or -1 where nobody knows.
         masks: hand masks on; sources may have them for mixing alone.
@@ -51,13 +51,13 @@ class DetectionDataset(KeyedDataset):
         source: Source,
         transform: A.Compose | None,
         seed: int,
-        image_size: int = 0,
+        size: tuple[int, int] = (0, 0),
         mixing: Mixing | None = None,
         epochs: int | None = None,
         masks: bool = False,
     ) -> None:
         super().__init__(source, transform, seed)
-        self.image_size, self.mixing, self.masks = image_size, mixing or Mixing(), masks
+        self.size, self.mixing, self.masks = size, mixing or Mixing(), masks
         self.measured = mixing is None
         unknown = epochs is None or epochs < 0
         self.mixed_epochs = float("inf") if unknown else (epochs or 0) - self.mixing.plain_epochs
@@ -83,7 +83,7 @@ class DetectionDataset(KeyedDataset):
 
         plan = self.mixing
         if plan.mosaic and generator.random() < plan.mosaic:
-            sample = mosaic([sample, another(), another(), another()], self.image_size, generator)
+            sample = mosaic([sample, another(), another(), another()], self.size, generator)
         if plan.copy_paste and generator.random() < plan.copy_paste:
             sample = copy_paste(sample, another(), generator)
         if plan.mixup and generator.random() < plan.mixup:
@@ -115,25 +115,28 @@ class DetectionDataset(KeyedDataset):
 class DetectionDataModule(VisionDataModule[S]):
     """Images with boxes.
 
-    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
+    Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
     ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult ones: neither learned, nor hit
     nor miss); ``size`` int64 B×2, height and width of the images as they were read. With masks also ``masks``, B tensors
-    uint8 N×S×S of 0 and 1, and ``mask`` uint8 B×S×S: label + 1, 0 for the background, 255 for what is ignored.
+    uint8 N×H×W of 0 and 1, and ``mask`` uint8 B×H×W: label + 1, 0 for the background, 255 for what is ignored.
 
-    The whole picture is fitted into the square: its longer side becomes S, with grey padding at the right or at the
-    bottom.
+    The whole picture is fitted in, see ``fit``.
 
     Args:
         augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
         mixing: how often training samples combine several pictures.
-        image_size: side of the square images that the network sees, in pixels.
+        image_size: size of the images that the network sees: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
+            ``480x640``.
+        fit: ``pad`` shrinks the whole picture to fit and adds grey padding at the right or at the bottom; ``stretch``
+            resizes height and width separately.
         flip: mirror training images, where that does not change the class.
     """
 
     augmentation: Augmentation = "standard"
     mixing: Own[Mixing] = OWN
-    image_size: Own[PositiveInt] = 640
+    image_size: Own[ImageSize] = 640
+    fit: Literal["pad", "stretch"] = "pad"
     flip: Own[bool] = True
     batch_size: PositiveInt = 16
     masks = False
@@ -160,24 +163,24 @@ class DetectionDataModule(VisionDataModule[S]):
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.image_size, self.in_chans, "pad")
+        return Preprocessing(self.image_size, self.in_chans, self.fit)
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.augmentation != "none":
             boxes = A.BboxParams("pascal_voc", ["index"], clip=True, min_visibility=VISIBLE, min_width=2, min_height=2)
-            size, fit = (self.image_size, self.image_size), evaluation(self.image_size, fit="pad").transforms
+            fit = evaluation(self.image_size, fit=self.fit).transforms
             build = partial(training_with_boxes, flip=self.flip, colour=self.in_chans == 3)
             masks = ("mask", "masks") if self.masks else ()
-            return Augmenter(size, self.in_chans, fit, BOXED, build, boxes, masks).compose(self.augmentation)
-        return evaluation(self.image_size, fit="pad", boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
+            return Augmenter(self.size, self.in_chans, fit, BOXED, build, boxes, masks).compose(self.augmentation)
+        return evaluation(self.image_size, fit=self.fit, boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
 
     @override
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:
         mixing = self.mixing if augmented else None
         epochs = self.trainer.max_epochs if self.trainer else None
         transform = self.transform(augmented)
-        return DetectionDataset(self.sources[split], transform, self.seed, self.image_size, mixing, epochs, self.masks)
+        return DetectionDataset(self.sources[split], transform, self.seed, self.size, mixing, epochs, self.masks)
 
     def identity(self) -> dict[str, Any]:
         """Name, label names, and per split the size, the boxes of each class and the content digest."""

@@ -73,8 +73,8 @@ def selected(sample: Sample, kept: NDArray[np.bool_]) -> Sample:
     return sample | {key: sample[key][kept] for key in ("boxes", "labels", "ignore", "masks", "area") if key in sample}
 
 
-def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, int], side: int) -> Sample:
-    """Cuts a window (x1, y1, x2, y2) out of a sample, and says where its objects are on a square where it is put."""
+def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, int], size: tuple[int, int]) -> Sample:
+    """Cuts a window (x1, y1, x2, y2) out of a sample, and says where its objects are on a picture of a size where it is put."""
     x1, y1, x2, y2 = window
     shift = np.array([place[0] - x1, place[1] - y1] * 2, np.float32)
     boxes = np.clip(sample["boxes"], [x1, y1, x1, y1], [x2, y2, x2, y2])
@@ -82,7 +82,7 @@ def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, in
         part = np.ascontiguousarray(sample["masks"][:, y1:y2, x1:x2])
         before, after = (masks.sum((1, 2), dtype=np.int64) for masks in (sample["masks"], part))
         kept = (after >= VISIBLE * before) & (after > 0)
-        masks = np.zeros((int(kept.sum()), side, side), np.uint8)
+        masks = np.zeros((int(kept.sum()), *size), np.uint8)
         masks[:, place[1] : place[1] + y2 - y1, place[0] : place[0] + x2 - x1] = part[kept]
         return selected(sample, kept) | {"masks": masks, "boxes": boxes_of(masks)}
     before, after = ((b[:, 2:] - b[:, :2]).prod(1) for b in (sample["boxes"], boxes))
@@ -90,25 +90,25 @@ def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, in
     return selected(sample | {"boxes": (boxes + shift).astype(np.float32)}, kept)
 
 
-def mosaic(samples: Sequence[Sample], side: int, generator: np.random.Generator) -> Sample:
+def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.random.Generator) -> Sample:
     """Four pictures around a random centre, each at a random size (Bochkovskiy et al. 2020, arXiv:2004.10934, 3.4).
 
     Args:
         samples: four.
-        side: side of the square result, in pixels.
+        size: height and width of the result, in pixels.
         generator: draws the centre, the sizes and the parts.
     """
     channels = samples[0]["image"].shape[2]
-    image = np.full((side, side, channels), GREY, np.uint8)
-    classes = np.zeros((side, side), np.uint8)
-    cx, cy = (int(side * share) for share in generator.uniform(0.3, 0.7, 2))
+    image = np.full((*size, channels), GREY, np.uint8)
+    classes = np.zeros(size, np.uint8)
+    cx, cy = (int(side * share) for side, share in zip(size[::-1], generator.uniform(0.3, 0.7, 2), strict=True))
     parts = []
     for k, sample in enumerate(samples):
-        factor = side / max(sample["image"].shape[:2]) * float(generator.uniform(0.5, 1.0))
+        factor = min(np.divide(size, sample["image"].shape[:2])) * float(generator.uniform(0.5, 1.0))
         sample = resized_sample(sample, factor)
         height, width = sample["image"].shape[:2]
-        left, right = ((0, cx), (cx, side))[k % 2]
-        top, bottom = ((0, cy), (cy, side))[k // 2]
+        left, right = ((0, cx), (cx, size[1]))[k % 2]
+        top, bottom = ((0, cy), (cy, size[0]))[k // 2]
         w, h = min(width, right - left), min(height, bottom - top)
         x, y = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
         to_x, to_y = (right - w if k % 2 == 0 else left), (bottom - h if k < 2 else top)
@@ -116,7 +116,7 @@ def mosaic(samples: Sequence[Sample], side: int, generator: np.random.Generator)
         image[place] = sample["image"][window]
         if "mask" in sample:
             classes[place] = sample["mask"][window]
-        parts.append(_cut(sample, (x, y, x + w, y + h), (to_x, to_y), side))
+        parts.append(_cut(sample, (x, y, x + w, y + h), (to_x, to_y), size))
     return _joined(parts, image) | ({"mask": classes} if "mask" in samples[0] else {})
 
 

@@ -28,7 +28,7 @@ from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
 from datamodules.labelled.published import Digits
 from datamodules.labelled.quantities import RegressionDataModule
 from datamodules.labelled.sources import LabelSetSource, QuantitySource
-from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt
+from datamodules.options import OWN, ImageSize, NonNegativeInt, Own
 from datamodules.splits import SPLITS
 
 VERSION = 2  # a change of what is drawn is a change of the data
@@ -265,11 +265,11 @@ class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
 
     Args:
         masks: give masks too.
-        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
+        image_size: of the images that the network sees; None takes ``scene_size``.
     """
 
     masks: bool = False
-    image_size: Own[PositiveInt] = OWN
+    image_size: Own[ImageSize] = OWN
     flip: Own[bool] = False  # it would change digits
     label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
@@ -320,13 +320,13 @@ class FewDigits(Scenes, LabelledDataModule[Any]):
     """Small scenes composed from none to four real digits; see `Scenes`.
 
     Args:
-        image_size: side of the square images that the network sees, in pixels; None takes ``scene_size``.
+        image_size: of the images that the network sees; None takes ``scene_size``.
     """
 
     scene_size: Annotated[int, Ge(32)] = 64
     train: NonNegativeInt = 3000
     objects: tuple[int, int] = (0, 4)
-    image_size: Own[PositiveInt] = OWN
+    image_size: Own[ImageSize] = OWN
     flip: Own[bool] = False  # it would change digits
 
     def __post_init__(self) -> None:

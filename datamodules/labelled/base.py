@@ -14,7 +14,7 @@ from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, KeyedDataset, VisionDataModule, listed
 from datamodules.labelled.balance import BalancedDataset, Sampling, Weighting, class_weights, warn_of_rare
 from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
-from datamodules.options import OWN, Own, PositiveInt, Preprocessing, Share
+from datamodules.options import OWN, ImageSize, Own, PositiveInt, Preprocessing, Share
 
 S = TypeVar("S", bound=LabelledSource)
 
@@ -26,39 +26,40 @@ class LabelledDataModule(VisionDataModule[S]):
     Args:
         augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        image_size: side of the square images that the network sees, in pixels.
+        image_size: of the images that the network sees: side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``240x320``.
         crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it square. None
             takes 0.875, or 1 for images of up to 64 pixels.
         flip: mirror training images, where that does not change the label.
-        fit: what becomes of images that are not square: ``crop`` cuts their ends off, ``extend`` fills them up with the
-            colours of their border.
+        fit: what becomes of images of another shape: ``crop`` cuts their ends off, ``pad`` fills them up with grey, ``extend``
+            with the colours of their border, ``stretch`` changes their proportions.
     """
 
     augmentation: Augmentation = "standard"
-    image_size: Own[PositiveInt] = 224
+    image_size: Own[ImageSize] = 224
     crop_pct: Own[Share] = OWN
     flip: Own[bool] = True
-    fit: Literal["crop", "extend"] = "crop"
+    fit: Literal["crop", "pad", "extend", "stretch"] = "crop"
     one_size = True  # all images have the size that is the default
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.crop_pct = self.crop_pct or (0.875 if self.image_size > 64 else 1.0)
+        self.crop_pct = self.crop_pct or (0.875 if min(self.size) > 64 else 1.0)
 
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.image_size, self.in_chans, self.fit, self.crop_pct)
+        given = {"crop_pct": self.crop_pct} if self.fit in ("crop", "extend") else {}
+        return Preprocessing(self.image_size, self.in_chans, self.fit, **given)
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.augmentation != "none":
-            size, crops = (self.image_size, self.image_size), self.fit == "crop"
+            crops = self.fit == "crop"
             fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit).transforms
             # Small pictures are nearly all object: a hard crop would cut it off.
-            strengths = LABELLED if min(size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
-            build = partial(training, size=size, flip=self.flip)
-            return Augmenter(size, self.in_chans, fit, strengths, build, keep=not crops).compose(self.augmentation)
+            strengths = LABELLED if min(self.size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
+            build = partial(training, size=self.size, flip=self.flip)
+            return Augmenter(self.size, self.in_chans, fit, strengths, build, keep=not crops).compose(self.augmentation)
         fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
         return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
 

@@ -102,7 +102,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         sizes = table[["height", "width"]].to_numpy(np.int64)
         self.content = digest_of("\n".join(map(" ".join, zip(digests, names, strict=True))).encode())  # however divided
         if self.preprocessing.fit == "crop":
-            warn_of_cut(paths[good], sizes[good])
+            warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
         warn_of_alike(np.unique(names).tolist())
         return ImageFiles(paths, digests, sizes, self.in_chans, self.cache), names, splits, good

@@ -13,7 +13,7 @@ from typing_extensions import override
 from datamodules.base import DataError, KeyedDataset
 from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.sources import PeopleSource
-from datamodules.options import Own, PositiveInt, Share
+from datamodules.options import ImageSize, Own, Share
 
 SHARE = 0.15  # of the people, for the test, and of the rest, for validation
 
@@ -66,7 +66,7 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
     """
 
     pictures_per_person: Annotated[int, Ge(2)] = 4
-    image_size: Own[PositiveInt] = 112
+    image_size: Own[ImageSize] = 112
     crop_pct: Own[Share] = 1.0
 
     @property

@@ -24,7 +24,7 @@ from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
-from datamodules.options import Own, PositiveInt
+from datamodules.options import ImageSize, Own, PositiveInt
 from datamodules.splits import SPLITS, stratified
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
@@ -44,7 +44,7 @@ class Digits(ClassificationDataModule):
     1,000 are held out for the test and 500 for validation, both stratified.
     """
 
-    image_size: Own[PositiveInt] = 28
+    image_size: Own[ImageSize] = 28
     flip: Own[bool] = False
     in_chans = 1
     label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
@@ -66,7 +66,7 @@ class Digits(ClassificationDataModule):
 class Digits8x8(Digits):
     """1,797 real handwritten digits, 8×8 grey, which come with scikit-learn: the smallest real set."""
 
-    image_size: Own[PositiveInt] = 8
+    image_size: Own[ImageSize] = 8
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         from sklearn.datasets import load_digits
@@ -90,7 +90,7 @@ class TorchvisionDataModule(ClassificationDataModule):
 
     root: str = "data"
     _: KW_ONLY
-    image_size: Own[PositiveInt] = 28
+    image_size: Own[ImageSize] = 28
     batch_size: PositiveInt = 128
 
     def _open(self, train: bool, download: bool) -> Any:
@@ -197,7 +197,7 @@ class EMNIST(TorchvisionDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _CIFAR(TorchvisionDataModule):
-    image_size: Own[PositiveInt] = 32
+    image_size: Own[ImageSize] = 32
     in_chans = 3
 
 
@@ -249,7 +249,7 @@ class ORL(_Published):
     """
 
     draw: int = 0
-    image_size: Own[PositiveInt] = 92
+    image_size: Own[ImageSize] = 92
     fit: Literal["crop", "extend"] = "extend"
     one_size = False
 
@@ -291,7 +291,7 @@ class Glyphs(_Published):
     ]  # fmt: skip
 
     people: PositiveInt | None = None
-    image_size: Own[PositiveInt] = 32
+    image_size: Own[ImageSize] = 32
     flip: Own[bool] = False  # it would make other characters
 
     @override

@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms, nms
 from typing_extensions import override
 
 from modules.networks.pyramid import Pyramid
+from modules.spec import sides
 from modules.warm_start import ClassRows
 
 Detections = dict[
@@ -26,7 +27,7 @@ class Detector(nn.Module):
     Args:
         backbone: made with ``features_only``; only its ``feature_info`` is read.
         num_classes: number of classes, without a background.
-        image_size: side of the input, in pixels.
+        image_size: of the input; see `modules.spec.sides`.
         strides: strides of the maps to look at.
         options: the subclass's own arguments, with which it is made again.
     """
@@ -37,10 +38,10 @@ class Detector(nn.Module):
     across_classes = False
 
     def __init__(
-        self, backbone: Any, num_classes: int, image_size: int, strides: Sequence[int], options: Mapping[str, Any]
+        self, backbone: Any, num_classes: int, image_size: int | str, strides: Sequence[int], options: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self.num_classes, self.image_size = num_classes, image_size
+        self.num_classes, self.size = num_classes, sides(image_size)
         self.options = {"strides": list(strides), **options}
         self.pyramid = Pyramid(backbone, strides)
 
@@ -60,6 +61,11 @@ class Detector(nn.Module):
     def detect(self, outputs: Any) -> list[Detections]:
         """The boxes of each image, the most certain first, `max_detections` at most."""
         raise NotImplementedError
+
+    def within(self, boxes: Tensor) -> Tensor:
+        """Boxes …×4 with their corners inside the input."""
+        height, width = self.size
+        return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
     def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
         """Sets which boxes are kept; None leaves a setting as it is.
@@ -105,9 +111,9 @@ class OneStageDetector(Detector):
         return {"boxes": boxes[keep], "labels": labels[keep], "scores": values[keep]}
 
 
-def smallest_stride(image_size: int) -> int:
+def smallest_stride(image_size: int | str) -> int:
     """The stride of the finest map by default: 8 pixels, and 4 where images are small."""
-    return 8 if image_size > 256 else 4
+    return 8 if max(sides(image_size)) > 256 else 4
 
 
 def inside(points: Tensor, boxes: Tensor) -> Tensor:

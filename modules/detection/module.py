@@ -56,7 +56,8 @@ class DetectionModule(CalibratedModule):
     monitor = "val/ap"
     mode = "max"
 
-    takes = ("num_classes", "label_names", "in_chans", "image_size")
+    oblong = True
+    takes = ("num_classes", "label_names", "in_chans", "image_size", "fit")
     needs: tuple[str, ...] = ("boxes",)
     late_parts: ClassVar[Mapping[str, type]] = {"detector": Detector}
 
@@ -65,13 +66,13 @@ class DetectionModule(CalibratedModule):
         data: DataSpec,
         backbone: Backbone = Backbone("resnet18"),
         optimization: Optimization | None = None,
-        detector: Callable[[nn.Module, int, int], Detector] = YOLO,
+        detector: Callable[[nn.Module, int, int | str], Detector] = YOLO,
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
     ) -> None:
         super().__init__(data, backbone, optimization, "maps")
-        num_classes = data.num_classes
+        num_classes, self.fit = data.num_classes, data.fit
         self.detector = detector(self.backbone, num_classes, data.image_size)
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
@@ -158,8 +159,12 @@ class DetectionModule(CalibratedModule):
         sizes = batch.get("size")
         result = []
         for i, detections in enumerate(found):
-            height, width = sizes[i].tolist() if sizes is not None else (self.image_size, self.image_size)
-            boxes = detections["boxes"].float() * (max(height, width) / self.image_size)
+            height, width = sizes[i].tolist() if sizes is not None else self.size
+            down, across = height / self.size[0], width / self.size[1]
+            if self.fit == "pad":
+                down = across = max(down, across)
+            boxes = detections["boxes"].float()
+            boxes = boxes * boxes.new_tensor([across, down, across, down])
             limits = boxes.new_tensor([width, height, width, height])
             detections = {**detections, "boxes": boxes.clamp(min=0).minimum(limits)}
             if "scores" in detections:
@@ -238,7 +243,7 @@ class DetectionModule(CalibratedModule):
         """
         result = []
         for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
-            size = batch["size"][i].tolist() if "size" in batch else [self.image_size] * 2
+            size = batch["size"][i].tolist() if "size" in batch else [*self.size]
             sure = found["scores"] >= self.threshold
             if self.told is not None:
                 sure &= torch.isin(found["labels"], torch.tensor([*self.told], device=self.device))

@@ -28,6 +28,7 @@ from modules.detection.detector import (
     smallest_stride,
 )
 from modules.ranges import Positive, PositiveInt
+from modules.spec import sides
 from modules.warm_start import ClassRows
 
 UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
@@ -46,15 +47,15 @@ class _Neck(nn.Module):
         return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
 
 
-def _strides(strides: list[int] | None, image_size: int) -> list[int]:
+def _strides(strides: list[int] | None, image_size: int | str) -> list[int]:
     """By default four maps up to 256 pixels, from stride 4 on, and five from 8 on for larger images."""
     first = smallest_stride(image_size)
     return strides or [first * 2**i for i in range(4 if first == 4 else 5)]
 
 
-def _images(count: int, maps: Sequence[Tensor], image_size: int) -> ImageList:
+def _images(count: int, maps: Sequence[Tensor], size: tuple[int, int]) -> ImageList:
     """What torchvision's parts ask for to know the size of so many images."""
-    return ImageList(maps[0].new_empty(count, 0, image_size, image_size), [(image_size, image_size)] * count)
+    return ImageList(maps[0].new_empty(count, 0, *size), [size] * count)
 
 
 def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
@@ -89,7 +90,7 @@ class FCOS(OneStageDetector):
         self,
         backbone: Any,
         num_classes: int,
-        image_size: int,
+        image_size: int | str,
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         depth: PositiveInt = 4,
@@ -107,7 +108,7 @@ class FCOS(OneStageDetector):
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        anchors = self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]
+        anchors = self.net.anchor_generator(_images(1, maps, self.size), maps)[0]
         return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
@@ -133,7 +134,7 @@ class FCOS(OneStageDetector):
             outputs["bbox_regression"], outputs["anchors"].expand_as(outputs["bbox_regression"])
         )
         scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
-        return boxes.clamp(0, self.image_size), scores
+        return self.within(boxes), scores
 
 
 def _covered(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -167,7 +168,7 @@ class RetinaNet(OneStageDetector):
         self,
         backbone: Any,
         num_classes: int,
-        image_size: int,
+        image_size: int | str,
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         anchor_scale: Positive = 4.0,
@@ -187,7 +188,7 @@ class RetinaNet(OneStageDetector):
     def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
         maps = list(self.net.backbone(features).values())
         outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.image_size), maps)[0]}
+        return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.size), maps)[0]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`; a mean over the images."""
@@ -208,7 +209,7 @@ class RetinaNet(OneStageDetector):
     def dense(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         anchors, deltas = outputs["anchors"], outputs["bbox_regression"]
         boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.expand_as(deltas).flatten(0, 1))
-        return boxes.view(deltas.shape).clamp(0, self.image_size), outputs["cls_logits"].sigmoid()
+        return self.within(boxes.view(deltas.shape)), outputs["cls_logits"].sigmoid()
 
 
 def _in_ignored(boxes: Tensor, target: Mapping[str, Tensor]) -> Tensor:
@@ -276,7 +277,7 @@ class FasterRCNN(Detector):
         self,
         backbone: Any,
         num_classes: int,
-        image_size: int,
+        image_size: int | str,
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         hidden: PositiveInt = 1024,
@@ -284,7 +285,7 @@ class FasterRCNN(Detector):
         proposals: PositiveInt | None = None,
         samples: PositiveInt | None = None,
     ) -> None:
-        share = min(1.0, image_size / 800)
+        share = min(1.0, max(sides(image_size)) / 800)
         proposals, samples = proposals or round(2000 * share), samples or max(64, round(512 * share))
         options = {"width": width, "hidden": hidden, "anchor_scale": anchor_scale,
                    "proposals": proposals, "samples": samples}  # fmt: skip
@@ -311,7 +312,7 @@ class FasterRCNN(Detector):
         if not self.training:
             return {}, torch.tensor(len(targets))
         maps = list(outputs.values())
-        images = _images(len(maps[0]), maps, self.image_size)
+        images = _images(len(maps[0]), maps, self.size)
         regions, first = self.rpn(images, outputs, targets)
         _, second = self.heads(outputs, regions, images.image_sizes, targets)
         names = {"loss_objectness": "region", "loss_rpn_box_reg": "region_box",
@@ -322,7 +323,7 @@ class FasterRCNN(Detector):
     @override
     def detect(self, outputs: dict[str, Tensor]) -> list[Detections]:
         maps = list(outputs.values())
-        images = _images(len(maps[0]), maps, self.image_size)
+        images = _images(len(maps[0]), maps, self.size)
         regions, _ = self.rpn(images, outputs)
         found, _ = self.heads(outputs, regions, images.image_sizes)
         kept = [self.suppressed(one["boxes"], one["scores"], one["labels"]) for one in found]

@@ -47,7 +47,7 @@ class YOLO(OneStageDetector):
         self,
         backbone: Any,
         num_classes: int,
-        image_size: int,
+        image_size: int | str,
         strides: list[int] | None = None,
         width: PositiveInt = 64,
         depth: PositiveInt = 2,
@@ -89,7 +89,7 @@ class YOLO(OneStageDetector):
     @override
     def dense(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         classes, sides, points, strides = outputs
-        return decode_boxes(sides, points, strides).clamp(0, self.image_size), classes.sigmoid()
+        return self.within(decode_boxes(sides, points, strides)), classes.sigmoid()
 
     @override
     def losses(

@@ -94,6 +94,7 @@ class FaceNetModule(VisionModule):
     mode = "max"
     training_only = ("loss.", "miner.")
 
+    oblong = True
     takes_for_training = ("num_classes",)
     needs = ("identity",)
 

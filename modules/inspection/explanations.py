@@ -107,7 +107,7 @@ def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int 
 
     pixels = _pixels(module, image)
     rim = torch.cat([pixels[..., (0, -1), :].flatten(2), pixels[..., (0, -1)].flatten(2)], 2).median(2).values
-    window = max(2, image.shape[-1] // windows)
+    window = max(2, min(image.shape[-2:]) // windows)
     with tapped(module, []):
         result = Occlusion(lambda pixels: module(pixels * 255)).attribute(
             pixels,

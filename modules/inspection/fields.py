@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from modules.base import VisionModule
 from modules.inspection.taps import tapped
+from modules.spec import sides
 
 CANVASES = (256, 1024, 4096)  # columns on which receptive fields are measured
 
@@ -29,12 +30,12 @@ class Field(NamedTuple):
     stride: int
     start: int
 
-    def box(self, y: int, x: int, side: int) -> tuple[int, int, int, int]:
-        """What the unit at row y and column x sees of an image of this side: left, top, right, bottom in pixels."""
+    def box(self, y: int, x: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """What the unit at row y and column x sees of an image of this size: left, top, right, bottom in pixels."""
         if self.size is None:
-            return 0, 0, side, side
+            return 0, 0, width, height
         left, top = (self.start + self.stride * place for place in (x, y))
-        return max(0, left), max(0, top), min(side, left + self.size), min(side, top + self.size)
+        return max(0, left), max(0, top), min(width, left + self.size), min(height, top + self.size)
 
 
 class _Spread(TorchFunctionMode):
@@ -80,20 +81,20 @@ def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, F
     Returns:
         The field of each layer. (Theory: Araujo et al. 2019, doi:10.23915/distill.00021.)
     """
-    side, channels = module.architecture["image_size"], module.architecture["in_chans"]
+    size, channels = sides(module.architecture["image_size"]), module.architecture["in_chans"]
     twin = deepcopy(module).cpu().float()
     fields: dict[str, Field] = {}
     with torch.no_grad(), tapped(twin, layers) as taps, _Spread():
-        twin.backbone(torch.zeros(1, channels, side, side))
+        twin.backbone(torch.zeros(1, channels, *size))
     strips = CANVASES if all(tap.as_it_is for tap in taps.values()) else ()
-    for height, width in [*((min(side, 64), columns) for columns in strips), (side, side)]:
+    for height, width in [*((min(size[0], 64), columns) for columns in strips), size]:
 
         @cache
         def reached(first: int, last: int, height: int = height, width: int = width) -> dict[str, tuple[bool, int]]:
             """Whether columns reach the middle unit of each layer, and how many columns the layer has."""
             canvas = torch.zeros(1, channels, height, width)
             canvas[..., first:last] = torch.nan
-            with torch.no_grad(), tapped(twin, layers, height == width) as taps, _Spread():
+            with torch.no_grad(), tapped(twin, layers, (height, width) == size) as taps, _Spread():
                 try:
                     twin.backbone(canvas)
                 except (RuntimeError, AssertionError, ValueError):  # fully connected layers of another size
@@ -109,7 +110,7 @@ def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, F
             last = bisect_left(range(width), True, key=lambda x, name=name: not reached(x, width)[name][0])  # type: ignore[misc]
             stride = round(width / reached(0, 0)[name][1])
             whole = (first, last) == (0, width)
-            if (first > 0 and last < width) or width == side:
+            if (first > 0 and last < width) or width == size[1]:
                 fields[name] = Field(
                     None if whole else last - first, stride, first - reached(0, 0)[name][1] // 2 * stride
                 )

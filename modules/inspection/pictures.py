@@ -66,7 +66,7 @@ def draw_explanation(
         layer = layer or see.speaking_layer(module, image, target)
         cam = see.grad_cam(module, image, target, layer)
         if cam.shape[-1] > 1:
-            maps = [(f"Grad-CAM at {layer}", _smooth(cam, image.shape[-1]), "inferno")]
+            maps = [(f"Grad-CAM at {layer}", _smooth(cam, image.shape[-2:]), "inferno")]
     except see.NotApplicableError:
         pass  # an MLP can only be covered
     covered = see.occlusion(module, image, target)[0, 0].cpu().numpy()
@@ -91,10 +91,11 @@ def draw_unit(
     tiles, texts = [], []
     for patch in patches:
         pixels = _hwc(images[patch.image])
-        left, top, right, bottom = field.box(patch.y, patch.x, len(pixels))
-        if right - left == len(pixels):
+        height, width = pixels.shape[:2]
+        left, top, right, bottom = field.box(patch.y, patch.x, height, width)
+        if (bottom - top, right - left) == (height, width):
             maps = see.feature_maps(module, images[patch.image][None], [layer])[layer][:, channel : channel + 1]
-            mask = _smooth(maps, len(pixels)) if maps.shape[-1] > 1 else np.ones(pixels.shape[:2])
+            mask = _smooth(maps, (height, width)) if maps.shape[-1] > 1 else np.ones(pixels.shape[:2])
             pixels = (pixels * np.where(mask >= mask.max() / 2, 1, 0.3)[..., None]).astype(np.uint8)
         tiles.append(pixels[top:bottom, left:right])
         texts.append(" ".join([f"{patch.value:.3g}", *captions[patch.image : patch.image + 1]]))
@@ -155,8 +156,8 @@ def default_unit(
     return layer, int(shares[0].flatten(1).sum(1).argmax())
 
 
-def _smooth(maps: Tensor, side: int) -> Any:
-    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear")[0, 0].float().cpu().numpy()
+def _smooth(maps: Tensor, size: Sequence[int]) -> Any:
+    return torch.nn.functional.interpolate(maps, tuple(size), mode="bilinear")[0, 0].float().cpu().numpy()
 
 
 def _hwc(image: Tensor) -> Picture:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modules.base import VisionModule
+from modules.spec import sides
 
 
 class NotApplicableError(ValueError):
@@ -86,18 +87,21 @@ class Tap(nn.Module):
 
 
 @contextmanager
-def tapped(module: VisionModule, layers: Sequence[str], square: bool = True) -> Iterator[dict[str, Tap]]:
+def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = None) -> Iterator[dict[str, Tap]]:
     """Taps at layers, which hold the ``maps`` of the last forward pass; the module is in evaluation mode meanwhile.
 
     Args:
         module: the network.
         layers: names as `find_layer` takes them.
-        square: the images are square, so that the maps are.
+        square: the images are square, so that the maps are; None for those of the module's data.
 
     Raises:
         ValueError: there is no such layer.
     """
     backbone, training = module.backbone, module.training
+    if square is None:
+        height, width = sides(module.architecture["image_size"])
+        square = height == width
     channels_last = str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC"
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     taps = {name: Tap(name, channels_last, prefix, square) for name in layers}
@@ -167,10 +171,10 @@ def filters(module: VisionModule, layer: str | None = None) -> tuple[str, NDArra
         if not isinstance(weight, Tensor) or weight.ndim < 2:
             continue
         if weight.ndim == 2:
-            channels, side = (module.architecture[key] for key in ("in_chans", "image_size"))
-            if weight.shape[1] != channels * side**2:
+            channels, (height, width) = module.architecture["in_chans"], sides(module.architecture["image_size"])
+            if weight.shape[1] != channels * height * width:
                 raise NotApplicableError(f"{name} is fully connected, and not to the pixels: it has no filters.")
-            weight = weight.unflatten(1, (channels, side, side))
+            weight = weight.unflatten(1, (channels, height, width))
         if weight.ndim != 4 or weight.shape[-1] == 1:
             raise NotApplicableError(f"The kernels of {name} are 1×1: there is no pattern in them.")
         return name, weight.detach().float().cpu().numpy()

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from modules.base import VisionModule
 from modules.inspection.taps import _run, check_unit, feature_maps, tapped
+from modules.spec import sides
 
 
 class Patch(NamedTuple):
@@ -85,21 +86,21 @@ def gradient_ascent(
     Raises:
         ValueError: there is no such unit.
     """
-    side, channels = module.architecture["image_size"], module.architecture["in_chans"]
+    (height, width), channels = sides(module.architecture["image_size"]), module.architecture["in_chans"]
     generator, device = torch.Generator().manual_seed(seed), module.device
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
-    frequency = torch.sqrt(torch.fft.fftfreq(side)[:, None] ** 2 + torch.fft.rfftfreq(side)[None] ** 2)
-    weight = (0.25 / frequency.clamp(min=1 / side)).to(device)
+    frequency = torch.sqrt(torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2)
+    weight = (0.25 / frequency.clamp(min=1 / max(height, width))).to(device)
     colours = torch.eye(channels, device=device)
     if channels == 3:  # brightness, red against green, yellow against blue, as strong as in photographs
         colours = torch.tensor([[1.0, 1.0, 1.0], [0.35, -0.35, 0.0], [0.15, 0.15, -0.3]], device=device)
-    waves = (0.01 * draw(1, channels, side, side // 2 + 1, 2)).requires_grad_()
+    waves = (0.01 * draw(1, channels, height, width // 2 + 1, 2)).requires_grad_()
 
     def picture() -> Tensor:
-        values = torch.fft.irfft2(torch.view_as_complex(waves) * weight, s=(side, side), norm="ortho")
+        values = torch.fft.irfft2(torch.view_as_complex(waves) * weight, s=(height, width), norm="ortho")
         return torch.sigmoid(torch.einsum("bchw,cd->bdhw", values, colours))
 
     def activation(pixels: Tensor) -> Tensor:

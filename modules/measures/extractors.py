@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.networks.weights import read_weights, registered_files
+from modules.spec import sides
 
 CHUNK = 64  # images that go through together, so that features do not depend on how many there are
 OWN = "lenet5"  # what is trained where no extractor is named
@@ -155,7 +156,7 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
             f"{address} takes images with {saved['in_chans']} channels, but these have {in_chans}: name another "
             "extractor."
         )
-    side = saved.get("image_size", image_size)
+    side = min(sides(saved.get("image_size", image_size)))
     backbone = create_backbone(address, in_chans=in_chans, image_size=side)
     weights = read_weights(file, whole=True)
     head = None

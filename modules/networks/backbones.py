@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modules.networks import BackboneError
 from modules.networks.weights import _completed, _first_line, _fit, _misfit, _packaged, _registered, read_weights
+from modules.spec import sides
 
 # timm's families of transformers whose patches can be of any size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
@@ -49,7 +50,7 @@ def create_backbone(
     name: str,
     pretrained: bool = False,
     in_chans: int = 3,
-    image_size: int = 224,
+    image_size: int | str = 224,
     num_classes: int = 0,
     features_only: bool = False,
     architecture: str | None = None,
@@ -64,7 +65,7 @@ def create_backbone(
             (``models:/name@alias``).
         pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
         in_chans: input channels; pretrained first layers are adapted.
-        image_size: side of the input, in pixels.
+        image_size: of the input; see `modules.spec.sides`.
         num_classes: size of the classifier; 0 for pooled features.
         features_only: return the feature pyramid, a list of float B×C×H×W.
         architecture: timm name for a file of weights.
@@ -81,6 +82,7 @@ def create_backbone(
     Raises:
         BackboneError: unknown name, missing file, or weights that do not fit.
     """
+    height, width = sides(image_size)
     weights: dict[str, Tensor] | None = None
     source, licence = name, None
     if name.startswith("models:/"):
@@ -103,13 +105,13 @@ def create_backbone(
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise BackboneError(f"There is no backbone {name!r}.{hint}")
     if small_stem is None:
-        small_stem = image_size <= 64
+        small_stem = min(height, width) <= 64
     recipe: dict[str, Any] = {"backbone": with_code(name), "backbone_options": dict(options)}
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if config is not None and config.fixed_input_size:
-        options.setdefault("img_size", image_size)
+        options.setdefault("img_size", height if height == width else (height, width))
         if small_stem and timm.model_entrypoint(name.split(".")[0]).__module__.endswith(PATCHED):
-            options.setdefault("patch_size", max(2, image_size * 16 // config.input_size[-1]))
+            options.setdefault("patch_size", max(2, min(height, width) * 16 // config.input_size[-1]))
     levels = {"out_indices": options.pop("out_indices")} if features_only and "out_indices" in options else {}
     options |= {"in_chans": in_chans, "pretrained": pretrained or weights is not None}
     size, cropped = num_classes, False
@@ -156,10 +158,10 @@ def create_backbone(
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
     model.recipe, model.licence = recipe, licence
-    if image_size <= 64:
+    if min(height, width) <= 64:
         try:
             with torch.no_grad():
-                model.eval()(torch.zeros(1, in_chans, image_size, image_size))
+                model.eval()(torch.zeros(1, in_chans, height, width))
         except RuntimeError as error:
             raise BackboneError(
                 f"{name} cannot take images of {image_size} pixels ({_first_line(error)}): set a larger "
@@ -169,13 +171,13 @@ def create_backbone(
     return model
 
 
-def untrained(backbone: Any, in_chans: int, image_size: int) -> nn.Module:
+def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:
     """A network of the same architecture as another that `create_backbone` made, with random weights.
 
     Args:
         backbone: the other.
         in_chans: its input channels.
-        image_size: side of its input, in pixels.
+        image_size: of its input.
     """
     recipe, whole = backbone.recipe, hasattr(backbone, "reset_classifier")
     return create_backbone(

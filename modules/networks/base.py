@@ -13,8 +13,18 @@ class BackboneError(ValueError):
 
 
 def side_of(img_size: Side) -> int:
-    """The side of square images, in pixels."""
-    return img_size[0] if isinstance(img_size, tuple) else img_size
+    """The side of square images, in pixels.
+
+    Raises:
+        BackboneError: they are not square.
+    """
+    height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    if height != width:
+        raise BackboneError(
+            f"The network is made for square images, not for {height}×{width} pixels: set --data.image_size {min(height, width)}, "
+            "or choose another --backbone, such as resnet18."
+        )
+    return height
 
 
 class Network(nn.Module):

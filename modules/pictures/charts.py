@@ -162,22 +162,23 @@ def nested_squares(image: Image, squares: Sequence[tuple[str, int | None]], titl
     """Squares about the middle of a picture, one in the other.
 
     Args:
-        image: uint8 S×S×C.
+        image: uint8 H×W×C.
         squares: what the legend says of each, and its side in pixels; None for all of the picture.
         title: what stands above.
     """
-    side = image.shape[0]
+    height, width = image.shape[:2]
+    side = max(height, width)
     figure = Figure((7.2, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(image, cmap="grey", interpolation="nearest", alpha=0.75)
     # What is beyond the picture is cut off: a frame of its own is left for it.
     rim = 0.06 * side
-    axes.set_xlim(-0.5 - rim, side - 0.5 + rim)
-    axes.set_ylim(side - 0.5 + rim, -0.5 - rim)
+    axes.set_xlim(-0.5 - rim, width - 0.5 + rim)
+    axes.set_ylim(height - 0.5 + rim, -0.5 - rim)
     for i, (name, size) in enumerate(squares):
         drawn = side if size is None else min(size, side + rim)
         colour = colormaps["plasma"](0.9 * i / max(1, len(squares) - 1))
-        corner = (side / 2 - 0.5 - drawn / 2,) * 2
+        corner = width / 2 - 0.5 - drawn / 2, height / 2 - 0.5 - drawn / 2
         axes.add_patch(Rectangle(corner, drawn, drawn, fill=False, edgecolor=colour, linewidth=2.5, label=name))
     axes.set_axis_off()
     axes.set_title(title, fontsize=12)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 
@@ -65,14 +66,15 @@ def enlarged(image: Image, side: int) -> Image:
     return image if scale == 1 else image.repeat(scale, 0).repeat(scale, 1)
 
 
-def square(image: Image, side: int) -> Image:
-    """An image, uint8 H×W×3, as side×side×3: enlarged without blur, reduced with it.
+def resized(image: Image, height: int, width: int) -> Image:
+    """An image, uint8 H×W×3, in another size: enlarged without blur, reduced with it.
 
-    >>> square(np.zeros((300, 200, 3), np.uint8), 96).shape
-    (96, 96, 3)
+    >>> resized(np.zeros((300, 200, 3), np.uint8), 96, 64).shape
+    (96, 64, 3)
     """
-    filtering = PIL.Image.Resampling.NEAREST if max(image.shape[:2]) <= side else PIL.Image.Resampling.LANCZOS
-    return np.asarray(PIL.Image.fromarray(image).resize((side, side), filtering))
+    smaller = image.shape[0] > height or image.shape[1] > width
+    filtering = PIL.Image.Resampling.LANCZOS if smaller else PIL.Image.Resampling.NEAREST
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), filtering))
 
 
 @cache
@@ -137,8 +139,8 @@ def sheet(
         columns: images in a row.
         captions: N texts that stand below, cut off where they are wider than the image; or none.
         heading: stands above and is never cut off.
-        side: of each image, which becomes a square, in pixels; None leaves those of 64 pixels and more as they are, and
-            enlarges smaller ones by a whole factor.
+        side: of each image, which becomes a square, in pixels; images of one shape keep it, with a square's area. None
+            leaves those of 64 pixels and more as they are, and enlarges smaller ones by a whole factor.
 
     Returns:
         uint8 H×W×3.
@@ -147,7 +149,12 @@ def sheet(
     (237, 286, 3)
     """
     images = [as_rgb(tile) for tile in tiles]
-    images = [enlarged(image, LEAST) if side is None else square(image, side) for image in images]
+    if side is None:
+        images = [enlarged(image, LEAST) for image in images]
+    else:
+        height, width = images[0].shape[:2] if len({image.shape for image in images}) == 1 else (1, 1)
+        scale = side / math.sqrt(height * width)
+        images = [resized(image, max(1, round(height * scale)), max(1, round(width * scale))) for image in images]
     height, width = images[0].shape[:2]
     if captions:
         most = max(caption.count("\n") for caption in captions)

@@ -155,13 +155,13 @@ class ExportedSegmenter(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        if module.image_size % module.multiple:
+        if any(side % module.multiple for side in module.size):
             raise ValueError(
                 f"images of {module.image_size} pixels are not a multiple of the network's {module.multiple}"
             )
         self.head = deepcopy(module.decoder).to(memory_format=torch.contiguous_format)
         self.outputs = ("probabilities" if self.preprocessing else "logits",)
-        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{module.image_size}×{module.image_size}"
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{_text(module)}"
 
 
 class ExportedStylizer(Exported):
@@ -172,7 +172,7 @@ class ExportedStylizer(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        if module.image_size % 4:
+        if any(side % 4 for side in module.size):
             raise ValueError(f"it was trained on images of {module.image_size} pixels, which is not a multiple of four")
         self.backbone = deepcopy(module.painter).to(memory_format=torch.contiguous_format)
         self.meaning = f"picture float32 B×{module.in_chans}×H×W in [0, 1]"
@@ -184,6 +184,10 @@ class ExportedStylizer(Exported):
     @override
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
         return (module(image),)
+
+
+def _text(module: VisionModule) -> str:
+    return "×".join(map(str, module.size))
 
 
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
@@ -317,8 +321,7 @@ def describe_export(model: str, folder: Path, module: Any, network: Exported | N
         "mean": [round(x, 6) for x in (-module.shift.flatten() * std).tolist()],
         "std": [round(x, 6) for x in std.tolist()],
         "input": f"{'uint8' if network is None or network.preprocessing else 'normalised float32'} "
-        f"B×{module.in_chans}×"
-        + (f"{module.image_size}×{module.image_size}" if not (network and network.free) else "H×W"),
+        f"B×{module.in_chans}×" + (_text(module) if not (network and network.free) else "H×W"),
         "output": network.meaning if network else "nothing by itself",
     }
     if format == "onnx" and isinstance(network, ExportedDetector):
@@ -331,7 +334,7 @@ def describe_export(model: str, folder: Path, module: Any, network: Exported | N
 
 def _images(module: Any, count: int, preprocessing: bool) -> tuple[Tensor, Tensor]:
     """Random images as the module takes them, and as the file does."""
-    size = (count, module.in_chans, module.image_size, module.image_size)
+    size = (count, module.in_chans, *module.size)
     image = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
     return image, image if preprocessing else module.normalize(image).contiguous()
 
@@ -432,7 +435,7 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
         rows = [(found["boxes"][sure], found["labels"][sure], found["scores"][sure])]
         rows.append((boxes[which == i], labels[which == i], scores[which == i]))
         # In any order: equal scores have none.
-        ours, its = (torch.cat((b / module.image_size, k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
+        ours, its = (torch.cat((b / max(module.size), k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
         most = module.detector.max_detections  # of an image; the file's are of each class
         if len(its) != len(ours) and not (len(its) > len(ours) == most):
             raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from datamodules import VisionDataModule
+from datamodules.augmentations import sides
 from datamodules.base import digest_of
 from datamodules.options import Preprocessing
 from modules import VisionModule
@@ -154,8 +155,8 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
 def _example(preprocessing: Preprocessing) -> str:
     """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
     of the data are of people, or somebody's."""
-    side = preprocessing.image_size
-    down, across = np.mgrid[0 : 255 : side * 1j, 0 : 255 : side * 1j]
+    height, width = sides(preprocessing.image_size)
+    down, across = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
     channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
     buffer = io.BytesIO()
     Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
