@@ -48,8 +48,8 @@ class LabelledDataModule(VisionDataModule[S]):
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        given = {"crop_pct": self.crop_pct} if self.fit in ("crop", "extend") else {}
-        return Preprocessing(self.image_size, self.in_chans, self.fit, **given)
+        crop_pct = self.crop_pct if self.fit in ("crop", "extend") else Preprocessing.crop_pct
+        return Preprocessing(self.image_size, self.in_chans, self.fit, crop_pct)
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
