@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import PIL.Image
 
 from modules import VisionModule
@@ -50,13 +51,16 @@ class Model:
         """Answers, one for each picture; what is in them depends on the task, see the module's ``predict``.
 
         Args:
-            pictures: files, bytes of files, pictures of Pillow's, or uint8 arrays H×W or H×W×C.
+            pictures: files, bytes of files, pictures of Pillow's, or uint8 arrays H×W or H×W×C; or one of them.
             batch_size: how many go through the network together.
 
         Raises:
             ValueError: one cannot be read; the message names it.
         """
-        if isinstance(pictures, str | bytes | os.PathLike | PIL.Image.Image):
+        array = isinstance(pictures, np.ndarray) and (
+            pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] <= 4)
+        )
+        if array or isinstance(pictures, str | bytes | os.PathLike | PIL.Image.Image):
             pictures = [pictures]
         answers = []
         for answer in self.answering.stream(pictures, batch_size):
@@ -191,4 +195,9 @@ def load(address: str, device: str = "auto") -> Model:
 
 def _text(value: Any) -> str:
     """A setting as the command line has it."""
-    return os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value)
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a number or array of NumPy's or PyTorch's, and for a path in a list."""
+    return value.tolist() if hasattr(value, "tolist") else os.fspath(value)

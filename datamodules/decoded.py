@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.images import Reduction, read_reduced
+from datamodules.images import Reduction, cache_folder, read_reduced
 
 Caching = Literal["none", "memory", "disk"]
 SPARED = 2 << 30  # bytes that are left free, for checkpoints on the disk and for everything else in memory
@@ -149,7 +149,7 @@ class _Disk(_Kept):
 
     def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
         self.digests = files.digests
-        self.folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / "decoded"
+        self.folder = cache_folder() / "decoded"
         self.name = f"in {self.folder}"
         super().__init__(files, factors)
 

@@ -316,6 +316,13 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         return digest, str(error).rstrip("."), 0, 0, 0, 0
 
 
+def cache_folder() -> Path:
+    """Where is kept what can be made again: ``$XDG_CACHE_HOME/fovea``, or ``~/.cache/fovea`` where that names no absolute path,
+    as the XDG Base Directory Specification has it."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"
+
+
 def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     """Decodes every file once and remembers the result, so that unchanged files are not read again.
 
@@ -324,14 +331,18 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
 
     Returns:
         A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
-        file), ``height`` and ``width`` as a viewer shows it, in pixels, ``bits`` (`depth`), ``frames``. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and time.
+        file), ``height`` and ``width`` as a viewer shows it, in pixels, ``bits`` (`depth`), ``frames``. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and the times of its
+        content and its place.
     """
     absolute = [os.path.abspath(path) for path in paths]
     name = digest_of(os.fsencode("\n".join(absolute)))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fovea" / f"images-{name}.parquet"
+    cache = cache_folder() / f"images-{name}.parquet"
     stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(
-        {"size": [s.st_size if s else -1 for s in stats], "time": [s.st_mtime_ns if s else -1 for s in stats]}
+        {
+            "size": [s.st_size if s else -1 for s in stats],
+            "time": [max(s.st_mtime_ns, s.st_ctime_ns) if s else -1 for s in stats],
+        }  # copies keep the former
     )
     try:
         known = pd.read_parquet(cache, columns=["size", "time", *FOUND])

@@ -192,7 +192,7 @@ def fold_of(
         own = labels == label
         count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
         if count < folds:
-            of = "images" if groups is None else "groups with images"
+            of = f"image{'s' * (count != 1)}" if groups is None else f"group{'s' * (count != 1)} with images"
             raise DataError(
                 f"Class {name!r} has {count} {of}, fewer than --data.folds {folds}, so a fold would have none: give "
                 "fewer "

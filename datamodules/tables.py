@@ -118,6 +118,12 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
             separator = said[1] if said else max(",;\t", key=text.partition("\n")[0].count)
             table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
             table = table.dropna(how="all")
+            header = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, header=None, nrows=1).iloc[0].dropna()
+            if len(twice := header[header.duplicated()]):
+                name = twice.iloc[0]
+                rank_zero_warn(
+                    f"{file} has several columns {name!r}; the first keeps that name, the next is {name + '.1'!r}."
+                )
             if guessed:
                 rank_zero_warn(f"{file} is not in UTF-8 and was read as Windows-1252; look at the names in it.")
     except (OSError, ValueError, EOFError, zlib.error) as error:

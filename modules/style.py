@@ -28,8 +28,9 @@ def style_loss(grams: Tensor, wanted: Tensor) -> Tensor:
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Mean squared difference of neighbours, down and across, of float B×C×H×W."""
-    return image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
+    """Mean squared difference of neighbours, down and across, of float B×C×H×W; 0 along a side of one pixel."""
+    differences = (image.diff(dim=2), image.diff(dim=3))
+    return sum((each.square().mean() for each in differences if each.numel()), image.new_zeros(()))
 
 
 def luminance(image: Tensor) -> Tensor:

@@ -141,7 +141,10 @@ class StylizationModule(VisionModule):
     @override
     def setup(self, stage: str) -> None:
         if self.style is None and stage != "predict":
-            raise BackboneError("Which style should be used? Name the file of a picture: --model.style FILE.")
+            raise BackboneError(
+                "Which style should be used? Name the file of a picture: --model.style FILE. A registered "
+                "model does not contain its style: measure it with stylization test --output FOLDER_OF_ITS_TRAINING."
+            )
         super().setup(stage)
 
     def _comparing(self, content: Tensor) -> StyleObjective:

@@ -132,6 +132,8 @@ def nearest(
     Raises:
         ValueError: there is no such file or model, or the image cannot be read.
     """
+    if out and os.path.realpath(out) == os.path.realpath(image):
+        raise ValueError(f"--out {out} would replace the picture that is asked about: name another file.")
     array, paths, root, address = _codes(codes, model)
     answering, module = _load(address)
     (answer,) = answering.stream([Path(image)])

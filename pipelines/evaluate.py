@@ -7,7 +7,7 @@ from mlflow.tracking import MlflowClient
 from datamodules import DataError, VisionDataModule
 from datamodules.options import Preprocessing
 from pipelines.engine.command import command
-from pipelines.engine.folders import new_folder
+from pipelines.engine.folders import new_folder, own_folder
 from pipelines.engine.launch import stamp
 from pipelines.engine.terminal import ProgressBar, print_table, say
 from pipelines.serving import registry
@@ -26,7 +26,7 @@ def evaluate(
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         data: what it is evaluated on; by default the data of its training.
-        output: folder for pictures and tables; by default a new one in ``outputs/evaluate``.
+        output: folder for pictures and tables, or where another run has it, for one of its own; by default a new one in ``outputs/evaluate``.
         experiment: MLflow experiment; by default the task's name.
 
     Returns:
@@ -48,7 +48,7 @@ def evaluate(
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
     title = f"{name}-{number}-{data.title}-{stamp()}".lower()
-    output = output or new_folder(Path("outputs", "evaluate", title))
+    output = own_folder(output, "evaluate", stamp()) if output else new_folder(Path("outputs", "evaluate", title))
     tags = {"task": about["task"], "data": data.title, "source_model": address, "evaluates": version.run_id or ""}
     logger = RunLogger(output, experiment or about["task"], title, tags)
     try:

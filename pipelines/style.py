@@ -1,5 +1,6 @@
 """Paints one picture in the style of another: ``python -m pipelines.style CONTENT STYLE --out FILE``."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,8 @@ def style(
             raise UsageError(f"--{name} must be at least {least} and finite, not {settings[name]}.")
     if (file := Path(out)).suffix.lower() not in WRITTEN:
         raise UsageError(f"--out {out} must end in one of {', '.join(WRITTEN)}.")
+    if os.path.realpath(out) in (os.path.realpath(content), os.path.realpath(style)):
+        raise UsageError(f"--out {out} would replace the picture {os.path.realpath(out)}: name another file.")
     L.seed_everything(seed, verbose=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted, model = _read(content, size).to(device), _read(style, size).to(device)

@@ -991,3 +991,12 @@ def test_a_class_whose_umlaut_macos_has_taken_apart_is_the_same_class(tmp_path):
     assert data.label_names == ["b", "ü"]
     assert set(data.sources["test"].labels) == {1}
     assert sum(len(data.sources[split]) for split in ("train", "val")) == 12
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_is_seen_anew() -> None:
+    for shade, name in ((10, "a.bmp"), (200, "b.bmp")):
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(name)
+    shutil.copystat("a.bmp", "b.bmp")
+    before = inspect_images(["a.bmp"])["digest"].tolist()
+    os.replace("b.bmp", "a.bmp")
+    assert inspect_images(["a.bmp"])["digest"].tolist() != before

@@ -23,6 +23,7 @@ from modules import (
     VisionModule,
 )
 from modules.autoencoding import GaussianNoise, Plain
+from modules.networks.backbones import create_backbone
 from modules.networks.parts import build, describe, upgrade
 from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
@@ -245,8 +246,8 @@ class Tiny(nn.Module):
         return self.head(self.conv(x).relu().mean((2, 3)))
 
 @timm.models.register_model
-def tiny_own(pretrained=False, **options):
-    return timm.models.build_model_with_cfg(Tiny, "tiny_own", pretrained, **options)
+def tiny_own(pretrained=False, in_chans=3, num_classes=10, **options):  # not by timm's own builder
+    return Tiny(in_chans=in_chans, num_classes=num_classes)
 """
 
 
@@ -260,7 +261,10 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
         [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", "--output", "out", "--register", "own"]
     )
     measured = classification(["test", "--output", "out"]).rows["test/accuracy"]  # config.yaml says what to import
-    assert registry.load("models:/own/1").module.backbone.recipe["backbone"] == "net_of_mine:tiny_own"
+    learned = registry.load("models:/own/1").module.backbone
+    assert learned.recipe["backbone"] == "net_of_mine:tiny_own"
+    taken = create_backbone("models:/own/1", in_chans=learned.conv.in_channels)
+    assert torch.equal(taken.conv.weight, learned.conv.weight)
     again = classification([*SHORT, "--backbone", "models:/own/1", "--output", "again"])  # of which there is the code
     assert again.rows["test/accuracy"]
     assert measured

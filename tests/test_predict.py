@@ -95,7 +95,7 @@ def test_a_folder_is_answered_drawn_and_its_bad_files_are_named(
     assert all(f"in/{name}.png" in out.err for name in ("bad", "empty", "none"))
     assert "3 of 13 files could not be read." in out.err
     assert Path("in/out/predictions.jsonl").read_text() == out.out
-    drawn = {str(path.relative_to("in/out")) for path in Path("in/out").rglob("*") if path.is_file()}
+    drawn = {str(path.relative_to("in/out")) for path in Path("in/out").rglob("[!.]*") if path.is_file()}
     assert drawn == {"predictions.jsonl", *(file.removeprefix("in/") for file in good)}
     drawing = np.asarray(Image.open("in/out/s/a.png"))
     assert drawing.shape[0] > drawing.shape[1] == 112

@@ -21,7 +21,9 @@ def test_a_training_answers_goes_on_and_registers(monkeypatch: pytest.MonkeyPatc
     picture = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     first = fovea.train("classification", data="Digits8x8", backbone="mlp", max_epochs=1, output="out", settings=SMALL)
     assert first.address is None
-    longer = fovea.train("classification", data="Digits8x8", backbone="mlp", max_epochs=2, output="out", settings=SMALL)
+    longer = fovea.train(
+        "classification", data="Digits8x8", backbone="mlp", max_epochs=np.int64(2), output="out", settings=SMALL
+    )
     assert (longer.run_id, longer.output) == (first.run_id, Path("out"))
     assert longer.metrics["test/accuracy"] == MlflowClient().get_run(str(first.run_id)).data.metrics["test/accuracy"]
     monkeypatch.setattr(ClassificationModule, "losses", None)  # what is trained is not trained again
@@ -29,6 +31,9 @@ def test_a_training_answers_goes_on_and_registers(monkeypatch: pytest.MonkeyPatc
     assert address == longer.register("from-python")
     answer = longer.model.predict([picture])
     assert fovea.load(address, "cpu").predict(picture[None]) == answer
+    assert len(longer.model.predict(np.repeat(picture[..., None], 3, 2))) == 1, "one picture, not its rows"
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        longer.model.predict([picture], batch_size=0)
     assert longer.model.draw(picture, answer[0]).width >= 8
 
 

@@ -107,6 +107,10 @@ def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
     assert run.data.tags["evaluates"] == trained.trainer.logger.run_id
     assert run.data.metrics["test/accuracy"] == pytest.approx(figures["test/accuracy"])
     assert "all of it is the test" in capsys.readouterr().err
+    before = Path("measured", "run.json").read_text()
+    evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0), output=Path("measured"))
+    assert Path("measured", "run.json").read_text() == before, "a folder has one run, also that of a training"
+    assert run_id_of(next(Path("measured").glob("evaluate-*"))) != run.info.run_id
     Path("own", "cat").mkdir()
     Image.new("L", (8, 8)).save("own/cat/0.png")
     with pytest.raises(DataError, match="cat"):

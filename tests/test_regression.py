@@ -14,7 +14,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from datamodules import DataError, MultiLabelTable, RegressionTable
 from datamodules.classes import adopt_classes
 from modules import Backbone, DataSpec, RegressionModule
-from pipelines import export
+from pipelines import export, predict
 from pipelines.regression import regression
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
@@ -74,6 +74,14 @@ def test_tables_without_numbers_are_refused(text: str, options: dict[str, Any], 
         _ = table(text, 3, **options).target_mean
 
 
+def test_columns_that_may_be_meant_otherwise_are_told() -> None:
+    rows = "\n".join(f"{k}.png,{k},{'12 kg' if k == 7 else k},{k}" for k in range(40))
+    with pytest.warns(UserWarning, match="several columns 'age'") as told:
+        assert table(f"path,age,weight,age\n{rows}").label_names == ["age", "age.1"]
+    assert "'weight' in " in str(told[-1].message)
+    assert "no quantity here, since it has '12 kg'" in str(told[-1].message)
+
+
 def test_figures_are_those_of_scikit_learn_and_leave_out_what_is_not_known() -> None:
     random = np.random.default_rng(0)
     truth = random.normal((40, 1.7), (20, 0.1), (50, 2)).astype(np.float32)
@@ -107,7 +115,9 @@ def test_a_value_that_is_not_known_teaches_nothing() -> None:
     nothing.total.backward()
 
 
-def test_from_a_table_to_a_registered_model_that_answers_in_the_data_s_units() -> None:
+def test_from_a_table_to_a_registered_model_that_answers_in_the_data_s_units(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     # MLflow takes no brackets in the names of figures
     rows = "\n".join(f"{k}.png,{'train' if k < 28 else 'val' if k < 34 else 'test'},{1000 + 10 * k}" for k in range(40))
     table(f"path,split,brightness (%)\n{rows}")
@@ -119,6 +129,8 @@ def test_from_a_table_to_a_registered_model_that_answers_in_the_data_s_units() -
     assert "test/mae/brightness _" in MlflowClient().get_run(run_id_of("o")).data.metrics
     dark, answer = registry.load("models:/brightness/1").predict(None, ["3.png", "20.png"])["values"]
     assert 800 < dark["brightness (%)"] < answer["brightness (%)"] < 1500
+    assert predict.predict("models:/brightness/1", ["3.png"]) == 0
+    assert f"{dark['brightness (%)']:.6g}" in capsys.readouterr().out
     export.export("models:/brightness/1", Path("b.onnx"))
     pixels = np.full((1, 3, 16, 16), 120, np.uint8)
     (said,) = onnxruntime.InferenceSession("b.onnx").run(None, {"image": pixels})

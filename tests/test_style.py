@@ -47,6 +47,7 @@ def test_gram_and_losses_are_what_one_works_out_by_hand():
     undivided = (torch.tensor([[5.0, 11.0], [11.0, 25.0]]) - torch.tensor([[1.0, 0.0], [0.0, 16.0]])).square().sum()
     assert style_loss(gram(maps), gram(wanted)).item() == pytest.approx(undivided.item() / (4 * 2**2 * 2**2))
     assert total_variation(torch.tensor([[[[0.0, 1.0], [3.0, 1.0]]]])).item() == (9 + 0) / 2 + (1 + 4) / 2
+    assert total_variation(torch.tensor([[[[0.0, 1.0]]]])).item() == 1, "one pixel high"
     assert luminance(torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)).item() == pytest.approx(0.299 + 0.587 / 2)
 
 
@@ -138,6 +139,7 @@ def test_the_colour_of_the_content_stays_on_request():
         (["content.png", "stripes.png", "--content_layer", "layer9"], "no layer 'layer9'; its stages are"),
         (["content.png", "stripes.png", "--style_layers", "[layer1, layer]"], "no layer 'layer'"),
         (["content.png", "stripes.png", "--out", "made.gone"], "--out made.gone must end in one of .jpg"),
+        (["content.png", "stripes.png", "--out", "./stripes.png"], "--out ./stripes.png would replace the picture"),
         (["content.png", "stripes.png", "--steps", "0"], "--steps must be at least 1"),
         (["content.png", "stripes.png", "--style_weight", "nan"], "--style_weight must be"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -94,6 +95,13 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                 raise DataError(
                     f"Is {unclear!r} under {name!r} in {file.resolve()} a thousand times more than it would be with a decimal "
                     "comma? Write numbers without a mark between thousands, and with a point for the decimals."
+                )
+        for name in sorted({*others} - {*names}) if self.columns is None else ():
+            numbers, wrong = read[name]
+            if np.isfinite(numbers).sum() > len(numbers) // 2:
+                rank_zero_warn(
+                    f"{name!r} in {file.resolve()} is mostly numbers, but no quantity here, since it has {wrong[0]!r}: "
+                    "write a number there or nothing, or name the quantities with --data.columns."
                 )
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
         return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
 
@@ -122,6 +123,8 @@ def create_backbone(
             options["pretrained_cfg_overlay"], cropped = _fit(weights, config, name, options)
             size = options["pretrained_cfg_overlay"]["num_classes"]
         model: Any = timm.create_model(name, num_classes=size, **options)
+        if weights is not None and not _has(model, weights):  # code of one's own that does not read them
+            model.load_state_dict(weights)
         if features_only:
             if weights is not None:  # the whole network fitted; now only the part with features is made
                 options["pretrained_cfg_overlay"] |= {
@@ -148,6 +151,8 @@ def create_backbone(
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
         raise BackboneError(f"{name} cannot be made with {given}: {_first_line(error)}") from None
+    if getattr(model, "pretrained_cfg", None) is None:  # of a network of one's own
+        model.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         model.pretrained_cfg.pop("state_dict", None)
     fixed = config is not None and config.fixed_input_size  # it counts on its stem
@@ -169,6 +174,12 @@ def create_backbone(
             ) from None
         model.train()
     return model
+
+
+def _has(model: nn.Module, weights: dict[str, Tensor]) -> bool:
+    """Whether most parameters of a network are those of some weights; timm changes its first and its last layer."""
+    known = [torch.equal(value, weights[key]) for key, value in model.named_parameters() if key in weights]
+    return 2 * sum(known) >= len(known)
 
 
 def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:

@@ -133,6 +133,11 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
     except ours as error:
         raise UsageError(str(error)) from None
     except RuntimeError as error:
+        if "Error(s) in loading state_dict" in str(error):
+            raise UsageError(
+                "The weights do not fit this network, although its settings are the same, so its code must have changed. Restore the "
+                f"code with which they were trained, or start again with another --output. ({' '.join(str(error).split())[:300]})"
+            ) from error
         if "conditioned on metric" not in str(error):  # what EarlyStopping says of a monitor that there is not
             raise
         raise UsageError(" ".join(str(error).split())) from None
@@ -180,6 +185,10 @@ def _plain(message: str, command: str) -> str:
         return f"What should {command} do?{see}"
     if strange := re.search(r"unrecognized arguments: (.*)", message):
         return f"{command} does not know what to do with {strange[1]}.{see}"
+    if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return (
+            f"There is no {absent[1]}.{absent[2]} for {option if option != '--' else message.partition(':')[0]}.{see}"
+        )
     if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message[: surplus.start()])
         return f"There is no {option}.{surplus[1]}{f': {owner[-1]} has no such setting' if owner else ''}.{see}"

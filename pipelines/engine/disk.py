@@ -145,7 +145,7 @@ def held(folder: Path) -> Iterator[None]:
             stream.seek(0)
             raise LockError(
                 f"{folder} is in use by {stream.read().strip() or 'another process'}: wait until that has ended, or "
-                "choose another folder with --output."
+                "choose another folder."
             ) from None
         except OSError:  # a file system without locks, where nobody can be kept out
             pass

@@ -17,7 +17,7 @@ from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
 from modules import VisionModule
 from modules.detection.tiles import joined
-from pipelines.engine.disk import write_image, write_text
+from pipelines.engine.disk import held, write_image, write_text
 from pipelines.engine.terminal import table
 from pipelines.serving import video
 
@@ -77,7 +77,7 @@ class Told:
         if self.json:
             print(dumps(where | answer))
         else:
-            self._rows.append(_shown(where | answer))
+            self._rows.append(_shown(where) | (_shown(answer) or _numbers(answer)))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
@@ -89,6 +89,12 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
         elif not isinstance(value, dict | list):
             cells[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
     return cells
+
+
+def _numbers(answer: Answer) -> dict[str, str]:
+    """What a table shows of an answer that is nothing but numbers by their names, such as quantities."""
+    named = (each for value in answer.values() if isinstance(value, dict) for each in value.items())
+    return {name: f"{value:.6g}" for name, value in named if isinstance(value, int | float)}
 
 
 class FolderSink(ExitStack):
@@ -126,7 +132,7 @@ class FolderSink(ExitStack):
 
     @override
     def __enter__(self) -> "FolderSink":
-        os.makedirs(self.out, exist_ok=True)
+        self.enter_context(held(Path(self.out)))
         self._lines = self.enter_context(open(os.path.join(self.out, "predictions.jsonl"), "w"))
         self._writer: AnswerWriter | None = None
         if self.form:

@@ -178,6 +178,8 @@ class VisionModel(PythonModel):
         Yields:
             For each image the answer, or why it cannot be read.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         if self.preprocessing.fit == "native":
             batch_size = 1
         ahead = min(2, batch_size) if self.preprocessing.tile else batch_size  # large ones would fill the memory
