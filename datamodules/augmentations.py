@@ -256,9 +256,9 @@ def _lighting(n: Numbers, colour: bool) -> list[Step]:
     return steps
 
 
-def padding(image_size: int) -> A.PadIfNeeded:
-    """Lays grey, which does not count in the mask, at the right and at the bottom of what is smaller than a square."""
-    return A.PadIfNeeded(image_size, image_size, position="top_left", fill=GREY, fill_mask=255, p=1)
+def padding(height: int, width: int) -> A.PadIfNeeded:
+    """Lays grey, which does not count in the mask, at the right and at the bottom of what is smaller than this size."""
+    return A.PadIfNeeded(height, width, position="top_left", fill=GREY, fill_mask=255, p=1)
 
 
 def training_with_masks(numbers: Numbers, flip: bool = True, turn: bool = False, colour: bool = True) -> list[Step]:

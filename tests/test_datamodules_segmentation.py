@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -217,14 +218,15 @@ def test_voc_reads_its_lists_and_leaves_borders_out() -> None:
         _ = VOCSegmentation("VOC").sources
 
 
-def test_each_pixel_counts_in_one_window_and_training_windows_move() -> None:
+@pytest.mark.parametrize("size", [16, "16x24"])
+def test_each_pixel_counts_in_one_window_and_training_windows_move(size: int | str) -> None:
     write(Path("data"), 5)
-    data = MaskFolder("data", image_size=16, augmentation="none")
+    data = MaskFolder("data", image_size=size, augmentation="none")
     source = data.sources["train"]
     seen = np.zeros(3, int)
     for i in range(len(source)):
         sample = data.dataset("train", False)[i, 0]
-        assert sample["image"].shape == (16, 16, 3)
+        assert sample["image"].shape == (*data.size, 3)
         seen += np.bincount(sample["mask"].ravel(), minlength=256)[:3]
     assert seen.sum() == len(source.pictures) * 40 * 56  # type: ignore[attr-defined]
     assert seen.tolist() == source.counts[:3].tolist()  # type: ignore[attr-defined]
@@ -234,6 +236,15 @@ def test_each_pixel_counts_in_one_window_and_training_windows_move() -> None:
     shares = source.counts[:3] / seen.sum()  # type: ignore[attr-defined]
     weights = MaskFolder("data", image_size=16, class_weighting="median").class_weights
     assert weights == pytest.approx((np.median(shares) / shares).tolist())
+    for strength in ("light", "standard", "strong"):
+        augmented = MaskFolder("data", image_size=size, augmentation=strength).dataset("train", True)
+        assert all(augmented[i, 0]["mask"].shape == data.size for i in range(4))
+
+
+@pytest.mark.parametrize("settings", [{"image_size": "8x64"}, {"image_size": "32x64", "turn": True}])
+def test_a_window_that_cannot_be_is_refused(settings: Any) -> None:
+    with pytest.raises(DataError, match=r"--data\.image_size"):
+        MaskFolder("data", **settings)
 
 
 def test_a_small_picture_is_filled_up_with_what_does_not_count() -> None:

@@ -177,10 +177,10 @@ def test_windows_give_what_the_whole_picture_gives() -> None:
     def network(layers: nn.Module, x: Tensor) -> Tensor:
         return layers(x.float() / 64)
 
-    for layers, reach in ((pixelwise, 0), (seeing, 2)):
+    for layers, reach, window in ((pixelwise, 0, (32, 48)), (seeing, 2, (32, 32)), (seeing, 2, (32, 64))):
         with torch.no_grad():
             whole = network(layers, image[None])[0].softmax(0)
-        pieces = list(strips(partial(network, layers), image, 32, torch.device("cpu")))
+        pieces = list(strips(partial(network, layers), image, window, torch.device("cpu")))
         tiled = torch.cat(pieces, 1)
         assert tiled.shape == whole.shape
         assert max(piece.shape[1] for piece in pieces) <= 32

@@ -29,7 +29,7 @@ from datamodules.annotated.readers.masks import (
 )
 from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
-from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
+from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
 from datamodules.base import DataError, digest_of, listed
 from datamodules.decoded import ImageFiles
 from datamodules.finding import child
@@ -349,7 +349,7 @@ class VOCSegmentation(_MaskFiles):
     ]  # fmt: skip
     wanted = "in SegmentationClass/"
 
-    image_size: Own[WindowSide] = 384
+    image_size: Own[WindowSize] = 384
 
     def given(self) -> Classes:
         """See `_MaskFiles.given`; of ``labelmap.txt``, or the 20 classes, with the background first."""
@@ -402,7 +402,7 @@ class COCOSegmentation(Folder, SegmentationDataModule):
     """
 
     on_bad_box: Literal["error", "drop"] = "error"
-    image_size: Own[WindowSide] = 384
+    image_size: Own[WindowSize] = 384
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
 from datamodules.annotated.mixing import VISIBLE, boxes_of
-from datamodules.annotated.segmentation import SegmentationDataModule, WindowSide
+from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
 from datamodules.base import DataError, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
 from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
@@ -299,10 +299,10 @@ class DigitMasks(Scenes, SegmentationDataModule):
     """Scenes composed from real digits with a class map, background and ten digits, exact to the pixel; see `Scenes`.
 
     Args:
-        image_size: side of the square windows that the network sees, in pixels; None takes ``scene_size``.
+        image_size: size of the windows that the network sees; None takes ``scene_size``.
     """
 
-    image_size: Own[WindowSide] = OWN
+    image_size: Own[WindowSize] = OWN
     flip: Own[bool] = False  # it would change digits
     label_names: ClassVar[list[str]] = ["background", *(str(digit) for digit in range(10))]
 

@@ -21,7 +21,8 @@ from datamodules.images import Reduction
 from datamodules.options import Own, PositiveInt, Preprocessing
 from datamodules.tiles import Place, TiledSource, tile_starts
 
-WindowSide = Annotated[int, Ge(16)]
+LEAST = 16  # side of a window
+WindowSize = Annotated[int, Ge(LEAST)] | str  # see `augmentations.sides`
 Weighting = Literal["none", "median", "sqrt"]
 
 
@@ -46,12 +47,14 @@ class WindowSource(TiledSource):
 
     Args:
         pictures: whole ones.
-        window: side of the windows, in pixels; a smaller picture is one window; None leaves all whole.
+        window: height and width of the windows, in pixels; a smaller picture is one window; None leaves all whole.
     """
 
-    def __init__(self, pictures: Pictures, window: int | None) -> None:
+    def __init__(self, pictures: Pictures, window: tuple[int, int] | None) -> None:
+        tall, wide = window or (None, None)
+
         def layout(height: int, width: int) -> list[Place]:
-            return [(x, y) for y in tile_starts(height, window) for x in tile_starts(width, window)]
+            return [(x, y) for y in tile_starts(height, tall) for x in tile_starts(width, wide)]
 
         super().__init__(pictures.sizes, pictures.paths, layout)
         self.pictures, self.window = pictures, window
@@ -66,7 +69,8 @@ class WindowSource(TiledSource):
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""
-        return digest_of(f"{self.pictures.digest} {self.window}".encode())
+        window = self.window[0] if self.window and self.window[0] == self.window[1] else self.window
+        return digest_of(f"{self.pictures.digest} {window}".encode())
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -90,17 +94,17 @@ class WindowSource(TiledSource):
         which, x, y = self.places[index].tolist()
         sample = self.whole(which)
         height, width = sample["mask"].shape
-        side = self.window or max(height, width)
+        tall, wide = self.window or (height, width)
         if generator is not None:
             y, x = (
                 int(np.clip(start + generator.integers(-(side // 2), side // 2 + 1), 0, max(0, length - side)))
-                for start, length in ((y, height), (x, width))
+                for start, length, side in ((y, height, tall), (x, width, wide))
             )
-        part = slice(y, y + side), slice(x, x + side)
+        part = slice(y, y + tall), slice(x, x + wide)
         image, mask = (np.ascontiguousarray(sample[key][part]) for key in ("image", "mask"))
         if generator is None:
-            for axis, (start, length) in enumerate(((y, height), (x, width))):
-                before = max((s + side for s in tile_starts(length, self.window) if s < start), default=0)
+            for axis, (start, length, side) in enumerate(((y, height, tall), (x, width, wide))):
+                before = max((s + side for s in tile_starts(length, side) if s < start), default=0)
                 if before > start:
                     mask = mask.copy()
                     mask[(slice(None),) * axis + (slice(0, before - start),)] = IGNORE
@@ -138,10 +142,10 @@ class SegmentationDataset(KeyedDataset):
 class SegmentationDataModule(VisionDataModule[WindowSource]):
     """Images with a class for each pixel.
 
-    Batches: ``image`` uint8 B×C×S×S with S = ``image_size``; ``mask`` uint8 B×S×S, classes from 0, 255 for what is
+    Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``mask`` uint8 B×H×W, classes from 0, 255 for what is
     ignored; ``size`` int64 B×2, height and width of what is not padding.
 
-    Pictures keep their resolution. The network trains on random windows of S pixels, new ones in each epoch; it is
+    Pictures keep their resolution. The network trains on random windows of this size, new ones in each epoch; it is
     evaluated on windows side by side, in which each pixel counts once. Smaller pictures are padded with grey, which is
     ignored.
 
@@ -151,17 +155,27 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         class_weighting: how much the pixels of each class weigh in the loss: ``none``, all the same; ``median``, the
             median class frequency divided by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the
             square root of that.
-        image_size: side of the square windows that the network sees, in pixels.
+        image_size: size of the windows that the network sees: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
+            ``256x512``.
         flip: mirror training images, where that does not change the class.
         turn: also rotate training images by 90°, for pictures without an upper side.
     """
 
     augmentation: Augmentation = "standard"
     class_weighting: Weighting = "none"
-    image_size: Own[WindowSide] = 256
+    image_size: Own[WindowSize] = 256
     flip: Own[bool] = True
     turn: bool = False
     batch_size: PositiveInt = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size and min(self.size) < LEAST:
+            raise DataError(f"--data.image_size must be at least {LEAST} pixels high and wide, not {self.image_size}.")
+        if self.turn and self.size[0] != self.size[1]:
+            raise DataError(
+                f"--data.turn true rotates by 90°, so it takes a square --data.image_size, not {self.image_size}."
+            )
 
     @property
     def label_names(self) -> list[str]:
@@ -204,15 +218,15 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     @override
     def load(self) -> dict[str, WindowSource]:
         _ = self.num_classes  # they must fit into bytes
-        return {name: WindowSource(part, self.image_size) for name, part in self.pictures().items()}
+        return {name: WindowSource(part, self.size) for name, part in self.pictures().items()}
 
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; the keys are those of albumentations, and ``size``."""
         if training_split and self.augmentation != "none":
-            size, fit = (self.image_size, self.image_size), [padding(self.image_size)]
+            fit = [padding(*self.size)]
             build = partial(training_with_masks, flip=self.flip, turn=self.turn, colour=self.in_chans == 3)
-            return Augmenter(size, self.in_chans, fit, MASKED, build, masks=("mask",)).compose(self.augmentation)
-        return A.Compose([padding(self.image_size)])
+            return Augmenter(self.size, self.in_chans, fit, MASKED, build, masks=("mask",)).compose(self.augmentation)
+        return A.Compose([padding(*self.size)])
 
     @override
     def dataset(self, split: str, augmented: bool) -> SegmentationDataset:

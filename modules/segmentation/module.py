@@ -42,7 +42,7 @@ class SegmentationModule(VisionModule):
     epoch, the images with most wrong pixels, and the confusion matrix.
 
     Args:
-        data: description of its data. Images that are larger than its ``image_size`` are answered by windows of this side
+        data: description of its data. Images that are larger than its ``image_size`` are answered by windows of this size
             that overlap; ``class_weights`` are what the pixels of each class weigh, see ``--data.class_weighting``.
         backbone: the network that it is built on.
         decoder: turns the backbone's maps into classes: UNet, FPN, DeepLabV3Plus or SegFormer.
@@ -52,6 +52,7 @@ class SegmentationModule(VisionModule):
 
     monitor = "val/miou"
     mode = "max"
+    oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     late_parts: ClassVar[Mapping[str, type]] = {"decoder": DenseDecoder}
@@ -150,7 +151,7 @@ class SegmentationModule(VisionModule):
         Returns:
             uint8 H×W, on the CPU.
         """
-        pieces = strips(self, image, self.image_size, self.device)
+        pieces = strips(self, image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:

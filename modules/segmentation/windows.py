@@ -30,7 +30,11 @@ def blending(height: int, width: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def strips(
-    network: Callable[[Tensor], Tensor], image: Tensor, window: int, device: torch.device, overlap: float = OVERLAP
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    window: tuple[int, int],
+    device: torch.device,
+    overlap: float = OVERLAP,
 ) -> Iterator[Tensor]:
     """Class probabilities of a picture, strip by strip from the top.
 
@@ -40,7 +44,7 @@ def strips(
     Args:
         network: uint8 B×C×h×w to logits, float B×K×h×w.
         image: uint8 C×H×W, of any size; what fits into a window goes through as a whole.
-        window: side of a window, in pixels.
+        window: height and width of a window, in pixels.
         device: where the network is.
         overlap: share of a window that the next one sees too, in [0, 1).
 
@@ -48,8 +52,8 @@ def strips(
         float K×h×W; the heights sum up to H.
     """
     _, height, width = image.shape
-    rows, columns = (window_starts(side, window, overlap) for side in (height, width))
-    tall, wide = min(window, height), min(window, width)
+    rows, columns = (window_starts(*sides, overlap) for sides in zip((height, width), window, strict=True))
+    tall, wide = min(window[0], height), min(window[1], width)
     share = blending(tall, wide, device)
     total = weight = torch.zeros(0)
     for row, next_row in zip(rows, [*rows[1:], height], strict=True):
