@@ -28,11 +28,12 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from typing_extensions import override
 
 from modules.training_data import settings_of
-from pipelines.engine.children import ChildRun, complaint, new_parent, running
-from pipelines.engine.command import command
+from pipelines.engine.children import ChildRun, complaint, new_parent, resolved, running
+from pipelines.engine.command import UsageError, command
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving.registration import check_name
+from pipelines.serving.store import data_of
 from pipelines.tracking.client import stage_of, tracking_client
 
 HEARTBEAT = 15  # seconds; a trial whose process was silent for four times as long was killed, and is taken over
@@ -244,16 +245,19 @@ def _options(chosen: dict[str, Any]) -> list[str]:
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in chosen.items()]
 
 
-def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> None:
-    """Lets the command line read every setting before the first training."""
-    if said := complaint(task, args):
-        raise ValueError(f"The recipe or --args cannot be used: {said}")
+def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """Lets the command line read every setting before the first training, and gives those that all trials share."""
+    try:
+        settings = resolved(task, args)
+    except UsageError as error:
+        raise ValueError(f"The recipe or --args cannot be used: {error}") from None
     for name, distribution in space.items():
         bounds: Any = distribution
         choices = isinstance(distribution, CategoricalDistribution)
         for value in bounds.choices if choices else (bounds.low, bounds.high):
             if said := complaint(task, [*args, *_options({name: value})]):
                 raise ValueError(f"The search space's {name} cannot be set to {value}: {said}")
+    return settings
 
 
 def _judged(task: Task, args: list[str]) -> tuple[str, str]:
@@ -304,7 +308,7 @@ def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experi
         MlflowClient().set_tag(run_id, "study", name)
         study.set_user_attr("plan", plan)
         study.set_user_attr("parent", run_id)
-    changed = [key for key, value in plan.items() if study.user_attrs["plan"].get(key) != value]
+    changed = [key for key, value in plan.items() if study.user_attrs["plan"].get(key, value) != value]
     if changed:
         raise ValueError(
             f"The study {name} was started with another {' and '.join(changed)}; give this one a name with --study."
@@ -360,9 +364,12 @@ def sweep(
     tracking_client()  # soon says if MLflow does not answer
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
-    _check(trained, common, found)
+    settings = _check(trained, common, found)
     name = study or f"{recipe.stem}-{space.stem}"
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
+    if not {"data", "data.root", "data.file"} & found.keys():  # figures of other images would not compare
+        splits = data_of(settings["data"]).identity()["splits"]
+        plan["data"] = {split: content["digest"] for split, content in splits.items()}
     monitor, mode = _judged(trained, common)
     shared = _study(name, storage, f"{mode}imize", plan, experiment)
     parent = shared.user_attrs["parent"]

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState, create_trial
 from test_contract import TASKS
 
+from datamodules import Digits8x8
 from pipelines import sweep
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
@@ -65,7 +66,9 @@ def children(parent: str) -> list[Run]:
     return client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
-def test_the_best_on_the_validation_split_is_told_and_registered(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_on_the_validation_split_is_told_and_registered(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = "model.optimization.lr: {low: 1e-3, high: 1e-2, log: true}\ndata.augmentation: [none, light]\n"
     assert search(space, 2, register="swept") == 0
     done = study()
@@ -90,6 +93,9 @@ def test_the_best_on_the_validation_split_is_told_and_registered(capsys: pytest.
     assert search(space, 2, register="swept") == 0
     assert len(MlflowClient().search_model_versions("name='swept'")) == 1
     assert len(study().trials) == 2
+    monkeypatch.setattr(Digits8x8, "identity", lambda _: {"splits": {"val": {"digest": "new"}}})  # images were added
+    with pytest.raises(ValueError, match="started with another data"):
+        search(space, 3, register="swept")
 
 
 def test_a_hopeless_trial_ends_early_and_in_good_order() -> None:
