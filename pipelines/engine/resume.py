@@ -92,7 +92,7 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
     pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
     other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
     say(
-        f"Going on from {file}: {epoch} epochs and {step} steps are done."
+        f"Resuming from {file}: {epoch} epochs and {step} steps are done."
         + (f" Changed since then: {'; '.join(other.values())}." if other else "")
     )
     goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)
