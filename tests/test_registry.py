@@ -119,6 +119,14 @@ def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
         evaluate("models:/two/1", data=CIFAR10())
 
 
+def test_a_model_whose_files_are_gone_is_told(trained: VisionCLI) -> None:
+    MlflowClient().create_registered_model("bare")
+    MlflowClient().create_model_version("bare", str(Path("gone").absolute()))
+    with pytest.raises(ValueError, match=r"models:/bare/1 is registered in .* but its files cannot be had"):
+        registry.load("models:/bare/1")
+    MlflowClient().delete_registered_model("bare")
+
+
 def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> None:
     registry.promote("two", "1", alias="listed")
     assert "listed: 1" in registry.list_models()

@@ -23,6 +23,7 @@ from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel
 from pipelines.serving.store import learned_from, load_model
 from pipelines.tracking.client import needed, reach
+from pipelines.tracking.redaction import redact
 
 M = TypeVar("M", bound=VisionModule)
 
@@ -292,7 +293,10 @@ def model_folder(address: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(address))
     except mlflow.MlflowException as error:
         _find(address)
-        raise ValueError(f"{address} is not in the registry {mlflow.get_registry_uri()}: {error.message}") from None
+        raise ValueError(
+            f"{address} is registered in {redact(mlflow.get_registry_uri())}, but its files cannot be had ({error.message}): restore "
+            "the store of artifacts, such as the folder mlruns, or register the model again."
+        ) from None
     for file in folder.rglob("architecture.yaml"):
         return file.parent
     raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
