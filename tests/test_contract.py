@@ -122,7 +122,7 @@ CASES = (
 )  # fmt: skip
 TASKS = {case.command.name: case for case in CASES}
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-FEW = ["--trainer.limit_train_batches", "8", "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4"]
+FEW = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "1"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
 
@@ -199,7 +199,7 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: st
             "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]  # fmt: skip
     assert start(task.command, [*args, "--output", "whole"]) == [0]
     cut = [*args, "--output", "cut", "--checkpoint_seconds", "0"]
-    at = "5" if name != "gan" else "3"  # of 8, and of a GAN's 4: in the second epoch
+    at = "3" if name != "gan" else "1"  # of 4, and of a GAN's 2: in the second epoch
     kill = ["--trainer.callbacks+=faults.Kill", "--trainer.callbacks.step", at]
     assert start(task.command, [*cut, *kill]) == [-signal.SIGKILL]
     before = run_of("cut").info
@@ -219,7 +219,7 @@ def test_two_processes_measure_what_one_does(task: Case) -> None:
     # Adam's steps hang on the sign of gradients near zero, and hide a factor on all of them; these do neither.
     plain = ["--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", task.descent]
     args = [*task.small, *QUIET, *plain]
-    length = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
+    length = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     count = len(mlflow.search_runs(search_all_experiments=True))
     assert start(task.command, ["fit", *args, *both, *length, "--output", "two"], 2) == [0, 0]
     fit(task, *plain, *length, "--data.batch_size", "128", "--output", "one")
