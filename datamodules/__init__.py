@@ -13,6 +13,7 @@ from datamodules.annotated.readers.yolo import YOLODetection
 from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets, DigitSums
 from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
+from datamodules.clips import ClipDataModule, MovingDigits, VideoFolder
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
 from datamodules.labelled.base import ClassificationDataModule, MultiLabelDataModule
 from datamodules.labelled.files import ImageFolder, Manifest, UnlabelledFolder
@@ -33,6 +34,7 @@ from datamodules.labelled.published import (
 from datamodules.labelled.quantities import RegressionDataModule, RegressionTable
 from datamodules.photographs import PhotographFolder, Photographs
 from datamodules.points import PointCloud
+from datamodules.series import Series
 
 __all__ = [
     "CIFAR10",
@@ -45,6 +47,7 @@ __all__ = [
     "CSVDetection",
     "CelebA",
     "ClassificationDataModule",
+    "ClipDataModule",
     "DataError",
     "DetectionDataModule",
     "DigitAttributes",
@@ -62,6 +65,7 @@ __all__ = [
     "ImageFolder",
     "Manifest",
     "MaskFolder",
+    "MovingDigits",
     "MultiLabelDataModule",
     "MultiLabelTable",
     "PeopleFolder",
@@ -72,9 +76,11 @@ __all__ = [
     "RegressionDataModule",
     "RegressionTable",
     "SegmentationDataModule",
+    "Series",
     "UnlabelledFolder",
     "VOCDetection",
     "VOCSegmentation",
+    "VideoFolder",
     "VisionDataModule",
     "YOLODetection",
 ]

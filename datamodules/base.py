@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from annotated_types import GroupedMetadata
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import TypeVar
 
@@ -75,7 +76,8 @@ def settle(settings: Any, option: str = "--data") -> None:
 
 
 class Source(Protocol):
-    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C) and the task's own keys.
+    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C; of a clip T×H×W×C) and the task's
+    own keys.
 
     One of files may have ``paths``, the file of each sample, and ``reduced(reduction)``, the same samples with images that are
     decoded smaller; one in memory ``batch(indices)``, several samples stacked.
@@ -131,10 +133,14 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         return sample
 
     def augment(self, sample: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The sample after `transform`, whose randomness is the generator's."""
+        """The sample after `transform`, whose randomness is the generator's; all frames of a clip are changed alike."""
         assert self.transform is not None
         self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        augmented: dict[str, Any] = self.transform(**sample)
+        if sample["image"].ndim == 3:
+            augmented: dict[str, Any] = self.transform(**sample)
+        else:  # albumentations' key of clips
+            augmented = self.transform(images=sample["image"], **{k: v for k, v in sample.items() if k != "image"})
+            augmented["image"] = augmented.pop("images")
         return augmented
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
@@ -150,19 +156,26 @@ def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -
 
     Args:
         samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays;
-            ``image`` is uint8 H×W×C. What is a tensor already, such as the boxes of an image, is not stacked.
+            ``image`` is uint8 H×W×C, or of a clip T×H×W×C. What is a tensor already, such as the boxes of an image, is not
+            stacked.
 
     Returns:
-        The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory order.
+        The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory order. Of clips
+        it is B×T×C×H×W, with black frames after the end of a shorter one, and ``length``, int64 B, is how many are its own.
     """
     batch: dict[str, Any] = {}
     for key in samples if isinstance(samples, Mapping) else samples[0]:
         values = samples[key] if isinstance(samples, Mapping) else [sample[key] for sample in samples]
         if isinstance(values, list) and isinstance(values[0], torch.Tensor):
             batch[key] = values
+        elif key == "image" and values[0].ndim == 4:
+            batch["length"] = torch.tensor([len(clip) for clip in values])
+            batch[key] = pad_sequence(
+                [torch.from_numpy(np.ascontiguousarray(clip)) for clip in values], batch_first=True
+            )
         else:
             batch[key] = torch.from_numpy(np.ascontiguousarray(values))
-    batch["image"] = batch["image"].permute(0, 3, 1, 2)
+    batch["image"] = batch["image"].movedim(-1, -3)
     return batch
 
 

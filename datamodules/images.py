@@ -70,13 +70,14 @@ def sub_folders(folder: Path) -> list[Path]:
     return found
 
 
-def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
+def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> list[Path]:
     """The images in a folder and in those below, linked ones too, sorted; without `is_junk`.
 
     Args:
         folder: where they are looked for.
         left_out: is extended by the files that are neither images of a kind that is read nor texts; see
             `warn_of_left_out`.
+        extensions: what the names of files end with that are looked for.
     """
     found: list[Path] = []
     # A link to a folder further up would otherwise lead round and round.
@@ -96,7 +97,7 @@ def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
             suffix = os.path.splitext(name)[1].lower()
             if is_junk(name):
                 continue
-            if suffix in EXTENSIONS:
+            if suffix in extensions:
                 found.append(Path(place, name))
             elif left_out is not None and suffix not in TEXTS:
                 left_out.append(Path(place, name))
@@ -288,6 +289,7 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 
 
 FOUND = ["digest", "error", "height", "width", "bits", "frames"]
+Look = Callable[[str], tuple[str, str, int, int, int, int]]  # from a path to these
 
 
 def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
@@ -323,11 +325,15 @@ def cache_folder() -> Path:
     return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"
 
 
-def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
+def inspect_images(
+    paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images"
+) -> pd.DataFrame:
     """Decodes every file once and remembers the result, so that unchanged files are not read again.
 
     Args:
         paths: the files.
+        look: finds out what the table has of a file.
+        kind: what the files are.
 
     Returns:
         A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
@@ -336,7 +342,7 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     """
     absolute = [os.path.abspath(path) for path in paths]
     name = digest_of(os.fsencode("\n".join(absolute)))
-    cache = cache_folder() / f"images-{name}.parquet"
+    cache = cache_folder() / f"{kind}-{name}.parquet"
     stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(
         {
@@ -352,7 +358,7 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     table[FOUND] = known[FOUND]
     if len(stale):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(_inspect, [absolute[i] for i in stale]))
+            found = list(pool.map(look, [absolute[i] for i in stale]))
         table.loc[stale, FOUND] = pd.DataFrame(found, columns=FOUND, index=stale)
         temporary = cache.with_suffix(f".{os.getpid()}")
         with suppress(OSError):  # where nothing can be kept, the files are read again the next time
@@ -362,12 +368,15 @@ def inspect_images(paths: Sequence[str] | NDArray[np.str_]) -> pd.DataFrame:
     return table
 
 
-def check_images(paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"]) -> tuple[pd.DataFrame, dict[str, str]]:
+def check_images(
+    paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"], look: Look = _inspect, kind: str = "images"
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Applies the policy for files that cannot be read.
 
     Args:
         paths: the files.
         on_bad_file: stop and name them, or go on without them.
+        look, kind: see `inspect_images`.
 
     Returns:
         What `inspect_images` found, and the files to skip with their reasons.
@@ -375,19 +384,19 @@ def check_images(paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"])
     Raises:
         DataError: there are such files; with ``skip``, more than one in a hundred.
     """
-    table = inspect_images(paths.tolist())
+    table = inspect_images(paths.tolist(), look, kind)
     bad = (table["error"] != "").to_numpy()
     bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
     if bad_files:
         reasons = [f"{path} ({reason})" for path, reason in bad_files.items()]
         shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
-        count = f"{len(reasons)} of {len(paths)} images cannot be read: {shown}"
+        count = f"{len(reasons)} of {len(paths)} {kind} cannot be read: {shown}"
         if on_bad_file == "error":
             raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file skip.")
         if len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
             raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
         rank_zero_warn(f"Skipped: {count}.")
-    several = table["frames"].to_numpy() > 1
+    several = (table["frames"].to_numpy() > 1) & (kind == "images")
     if several.any():
         rank_zero_warn(
             f"{several.sum()} images have several frames or pages, of which the first is used, such as "

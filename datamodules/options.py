@@ -66,6 +66,7 @@ class Preprocessing:
         fit: how a picture is made one of this size; see `augmentations.evaluation`.
         crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
         tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
+        frames: frames of a clip that the network is shown at most, see `videos.evenly`; None where it is shown pictures.
     """
 
     image_size: int | str
@@ -73,6 +74,7 @@ class Preprocessing:
     fit: Fit = "crop"
     crop_pct: float = 0.875
     tile: int | None = None
+    frames: int | None = None
 
     def transform(self) -> A.Compose:
         """The albumentations pipeline."""
@@ -81,5 +83,5 @@ class Preprocessing:
     def as_data(self) -> dict[str, Any]:
         """The arguments that make an equal one, without those that say nothing."""
         silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
-        silent |= {"tile"} if self.tile is None else set()
+        silent |= {name for name in ("tile", "frames") if getattr(self, name) is None}
         return {key: value for key, value in asdict(self).items() if key not in silent}

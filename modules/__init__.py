@@ -13,6 +13,7 @@ from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
 from modules.regression import RegressionModule
 from modules.segmentation import SegmentationModule
+from modules.sequences import SequenceModule
 from modules.spec import Backbone, DataSpec
 from modules.stylization import StylizationModule
 from modules.super_resolution import SuperResolutionModule
@@ -33,6 +34,7 @@ __all__ = [
     "Optimization",
     "RegressionModule",
     "SegmentationModule",
+    "SequenceModule",
     "StylizationModule",
     "SuperResolutionModule",
     "TranslationModule",

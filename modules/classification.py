@@ -61,7 +61,7 @@ class ClassificationModule(VisionModule):
     oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
-    needs = ("label",)
+    needs: tuple[str, ...] = ("label",)
     class_weights: Tensor | None
 
     def __init__(
@@ -112,7 +112,16 @@ class ClassificationModule(VisionModule):
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the labels."""
-        return sheet(batch["image"], columns, [self.label_names[k] for k in batch["label"]], side=112)
+        images = [self.shown(batch, i) for i in range(len(batch["label"]))]
+        return sheet(images, columns, [self.label_names[k] for k in batch["label"]], side=112)
+
+    def shown(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """What is looked at of a sample of a batch, uint8 C×H×W."""
+        return batch["image"][index].cpu()
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """What is said of a batch, float B×K."""
+        return self(batch["image"])
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to logits, float B×K."""
@@ -153,18 +162,20 @@ class ClassificationModule(VisionModule):
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         label = batch["label"]
-        logits = self(batch["image"]).float()
+        logits = self.logits(batch).float()
         self.figures[stage].update(logits, label)
         with self.publisher.optional(f"{stage}/mistakes"):
-            self._collect_mistakes(batch["image"], logits, label)
+            self._collect_mistakes(batch, logits)
         return Losses({"loss": F.cross_entropy(logits, label)})
 
-    def _collect_mistakes(self, image: Tensor, logits: Tensor, label: Tensor) -> None:
+    def _collect_mistakes(self, batch: dict[str, Tensor], logits: Tensor) -> None:
+        label = batch["label"]
         confidence, guess = logits.softmax(1).max(1)
         wrong = (guess != label).nonzero()[:, 0]
         wrong = wrong[confidence[wrong].argsort(descending=True)[:WORST]]
-        for i in wrong.tolist():
-            self.mistakes.append((float(confidence[i]), int(label[i]), int(guess[i]), image[i].cpu()))
+        least = self.mistakes[-1][0] if len(self.mistakes) == WORST else -1.0
+        for i in wrong[confidence[wrong] > least].tolist():
+            self.mistakes.append((float(confidence[i]), int(label[i]), int(guess[i]), self.shown(batch, i)))
         self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:WORST]
 
     @override
@@ -196,7 +207,7 @@ class ClassificationModule(VisionModule):
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image ``label``, ``probability`` and the five likeliest labels as ``top``."""
-        likely = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes), 1)
+        likely = self.logits(batch).float().softmax(1).topk(min(5, self.num_classes), 1)
         rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
         named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
         return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]

@@ -8,6 +8,7 @@ TASKS = {
     "classification": "one label for each image",
     "multi_label": "any number of labels for each image",
     "regression": "numbers for each image, such as an age or a count",
+    "sequences": "one label for each clip of a video or series of numbers",
     "detection": "boxes around objects",
     "segmentation": "a class for each pixel",
     "instance_segmentation": "a mask for each object",

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules import DataError
 from datamodules.annotated.writers import AnswerFormat
+from datamodules.videos import Video, is_video
 from modules import DetectionModule
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
@@ -36,7 +37,8 @@ def predict(
     classes: list[str] | str | None = None,
     save_crops: bool = False,
 ) -> int:
-    """Prints what a registered model says about images, and about each frame of videos.
+    """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
+    videos as a whole.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
@@ -94,7 +96,8 @@ def predict(
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--{given[0]} is about boxes, which a {type(module).__name__} does not find.")
         module.choose(**choice)  # type: ignore[arg-type]
-    images = [file for file in files if not video.is_video(file)]
+    whole = answering.preprocessing.frames is not None
+    images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")
     if save_crops and not (out and isinstance(module, DetectionModule)):
@@ -112,9 +115,9 @@ def predict(
         for file, answer in readable(images, answers, tell):
             for sink in sinks:
                 sink.add({"path": file}, answer)
-        for file in filter(video.is_video, files):
+        for file in () if whole else filter(is_video, files):
             try:
-                film = video.Video(file)
+                film = Video(file)
             except DataError as error:
                 tell(f"passed over: {error}")
                 continue

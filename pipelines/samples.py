@@ -16,13 +16,14 @@ from torch import Tensor
 
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.sources import JoinedSource, LabelledSource, few
+from datamodules.videos import is_video
 from modules import Backbone, ClassificationModule, DataSpec, GANModule, SegmentationModule, TranslationModule
 from modules.adversarial.base import as_uint8
 from modules.inspection import dissection
 from modules.pictures.sheets import Image as Picture
 from modules.pictures.sheets import sheet, stacked
 from pipelines.engine.disk import write_image, write_text
-from pipelines.serving import registry, video
+from pipelines.serving import registry
 from pipelines.serving import store as storage
 from pipelines.serving.files import find
 
@@ -257,7 +258,7 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
     names = [name.strip() for name in to.split(",")]
     module.asked(torch.zeros(1, dtype=torch.long), names)  # unknown ones are told before anything is read
     found, _, root = find([pictures], out)
-    files = [file for file in found if not video.is_video(file)]
+    files = [file for file in found if not is_video(file)]
     if not files:
         raise ValueError(f"There is no picture at {pictures}.")
     for start in range(0, len(files), BATCH):

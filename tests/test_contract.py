@@ -21,6 +21,7 @@ from pipelines.gan import gan
 from pipelines.multi_label import multi_label
 from pipelines.regression import regression
 from pipelines.segmentation import segmentation
+from pipelines.sequences import sequences
 from pipelines.serving import registry
 from pipelines.stylization import stylization
 from pipelines.super_resolution import super_resolution
@@ -53,6 +54,14 @@ CASES = (
         ["--data", "DigitSums", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
          "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "lenet5"],
         ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3"],
+    ),
+    Case(
+        sequences,
+        ["--data", "MovingDigits", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.lengths", "[2, 4]", "--data.augmentation", "none", "--data.batch_size", "64", "--model.hidden_size", "32"],
+        ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3"],
+        ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.optimization.lr", "0.01",
+         "--model.hidden_size", "128"],
     ),
     Case(
         detection,

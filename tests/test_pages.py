@@ -36,6 +36,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
     "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.enable_progress_bar=false "
     "--data.batch_size=8 --data.num_workers=0",
     r"Digit(Scenes|Masks|Sets)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",
+    r"sequences fit .*(moving|series)": "--data.train=64 --data.val=16 --data.test=16",
     r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
     r"translation fit": "--model.judge_steps=10",
@@ -119,11 +120,14 @@ def readers(page: str) -> None:
         mask[30:80, 20:110] = 1
         for file in Path("FOLDER/images").iterdir():
             Image.fromarray(mask).save(f"FOLDER/masks/{file.name}")
-    elif page in ("annotations.md", "detection.md", "style.md"):
+    elif page in ("annotations.md", "detection.md", "style.md", "sequences.md"):
         film = cv2.VideoWriter("FILM.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 96))
         for _ in range(3):
             film.write(np.zeros((96, 96, 3), np.uint8))
         film.release()
+        for k in range(12):
+            Path(f"VIDEOS/{'ab'[k % 2]}").mkdir(parents=True, exist_ok=True)
+            Path(f"VIDEOS/{'ab'[k % 2]}/{k}.mp4").write_bytes(Path("FILM.mp4").read_bytes())
     else:
         for of in ("FOLDER", "ANOTHER_FOLDER"):
             folder(of, ["summer", "winter"], 12)

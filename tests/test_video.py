@@ -14,6 +14,7 @@ from PIL import Image
 from datamodules import DigitScenes
 from datamodules.annotated.scenes import Sprites
 from datamodules.options import Preprocessing
+from datamodules.videos import Video
 from modules import ClassificationModule, DetectionModule
 from modules.spec import Backbone, DataSpec
 from pipelines import predict
@@ -110,7 +111,7 @@ def test_a_video_is_answered_frame_by_frame_and_drawn(sprites: Sprites, capsys: 
         assert len(row["ids"]) == len(row["boxes"]) == len(row["scores"]) == len(row["labels"])
         assert row["boxes"][0] == answer["boxes"][0]
 
-    drawn = list(video.Video("out/film.mp4"))
+    drawn = list(Video("out/film.mp4"))
     assert len(drawn) == FRAMES
     expected = model.module.answers.draw(frames[5], {k: rows[5][k] for k in ("boxes", "labels", "scores", "ids")})
     assert expected.shape == drawn[5].shape
@@ -169,7 +170,7 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
                         Preprocessing(32, 3, crop_pct=1.0), "classification")  # fmt: skip
     film(sprites, "film.avi")
     assert predict.predict("model", ["film.avi"], "out") == 0
-    assert len(list(video.Video("out/film.mp4"))) == FRAMES
+    assert len(list(Video("out/film.mp4"))) == FRAMES
     capsys.readouterr()
     arguments: list[Any] = ["model", "film.avi", "--track", "true"]
     with pytest.raises(SystemExit) as end:

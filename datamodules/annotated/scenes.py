@@ -130,7 +130,7 @@ class SceneSource:
     def _compose(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
         """The picture; which object is on top at each pixel, by its number from 1, or 0; the objects' labels."""
         rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(self.split), index]))
-        canvas, paper = self._background(rng)
+        canvas, paper = self.background(rng)
         owner = np.zeros((self.size, self.size), np.uint8)
         labels: list[int] = []
         areas, seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -138,7 +138,7 @@ class SceneSource:
         for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
             for _ in range(10):  # places that hide too much of what is there already are given up
                 which = int(rng.integers(len(self.sprites)))
-                picture, inside = self._resized(which, rng)
+                picture, inside = self.resized(which, rng)
                 height, width = picture.shape
                 y, x = (int(rng.integers(self.size - side + 1)) for side in (height, width))
                 place = slice(y, y + height), slice(x, x + width)
@@ -148,7 +148,7 @@ class SceneSource:
                     break
             else:
                 continue
-            canvas[place] = _painted(canvas[place], picture, inside, paper, _tint(rng, paper))
+            canvas[place] = painted(canvas[place], picture, inside, paper, tint(rng, paper))
             boxes.append(box)
             labels.append(int(self.sprites.labels[which]))
             owner[place][inside] = len(labels)
@@ -158,7 +158,7 @@ class SceneSource:
             canvas = np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None], np.uint8)
         return canvas, owner, np.array(labels, np.int64)
 
-    def _background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """A soft pattern around one colour, with fine noise; and that colour."""
         paper = rng.integers(25, 231, 3).astype(np.float32)
         cells = int(rng.integers(2, 7))
@@ -169,7 +169,7 @@ class SceneSource:
         canvas = cv2.addWeighted(canvas, 1, noise, amount / 255, -amount / 2, dtype=cv2.CV_32F)
         return np.clip(canvas, 0, 255).astype(np.uint8), paper
 
-    def _resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A picture at its size in the scene, uint8, and its outline there with the holes filled."""
         picture = self.sprites[which]
         longest = max(6.0, rng.uniform(*self.extent) * self.size)
@@ -189,7 +189,7 @@ def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return max(0, width) * max(0, height) / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
 
 
-def _tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
+def tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
     """A random colour that can be told from the background: its luma is at least 70 away."""
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     while True:
@@ -198,7 +198,7 @@ def _tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.fl
             return tint
 
 
-def _painted(
+def painted(
     ground: NDArray[np.uint8],
     picture: NDArray[np.uint8],
     inside: NDArray[np.bool_],

@@ -97,7 +97,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
             The files, the names and the splits of the rows, and whether they can be used.
         """
         paths, names, splits = map(np.asarray, zip(*rows, strict=True))
-        table, self.bad_files = check_images(paths, self.on_bad_file)
+        table = self.checked_files(paths)
         digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
         self.content = digest_of("\n".join(map(" ".join, zip(digests, names, strict=True))).encode())  # however divided
@@ -105,7 +105,16 @@ class LabelledFiles(Files, LabelledDataModule[S]):
             warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
         warn_of_alike(np.unique(names).tolist())
-        return ImageFiles(paths, digests, sizes, self.in_chans, self.cache), names, splits, good
+        return self.opened(paths, digests, sizes), names, splits, good
+
+    def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+        """What is found of the files; see `check_images`."""
+        table, self.bad_files = check_images(paths, self.on_bad_file)
+        return table
+
+    def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> ImageFiles:
+        """The files as an array of pictures."""
+        return ImageFiles(paths, digests, sizes, self.in_chans, self.cache)
 
     def shared_out(
         self,

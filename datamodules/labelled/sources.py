@@ -14,14 +14,14 @@ from datamodules.base import DataError, digest_of
 from datamodules.decoded import ImageFiles
 from datamodules.images import Reduction
 
-Images = NDArray[np.uint8] | ImageFiles
+Images = NDArray[np.uint8] | NDArray[np.object_] | ImageFiles
 
 
 class LabelledSource:
     """Labelled images.
 
     Args:
-        images: uint8 N×H×W×C, or N files.
+        images: uint8 N×H×W×C, or N files; or N clips, objects that are uint8 T×H×W×C.
         labels: int64 N.
     """
 
@@ -49,10 +49,10 @@ class LabelledSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], self.key: self.labels[index]}
 
-    def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Several samples at once, stacked; their images have one size."""
-        files = isinstance(self.images, ImageFiles)
-        images = np.stack([self.images[i] for i in indices]) if files else self.images[np.asarray(indices)]
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Several samples at once, for `collate`; their images have one size."""
+        stacked = isinstance(self.images, np.ndarray) and self.images.dtype == np.uint8
+        images = self.images[np.asarray(indices)] if stacked else [self.images[i] for i in indices]
         return {"image": images, self.key: self.labels[indices]}
 
     def subset(self, indices: NDArray[Any]) -> Self:
@@ -65,6 +65,8 @@ class LabelledSource:
         if isinstance(self.images, ImageFiles):
             pairs = zip(self.images.digests, self.labels.tolist(), strict=True)
             content = "\n".join(f"{digest} {label}" for digest, label in pairs).encode()
+        elif self.images.dtype == object:
+            content = b"".join(image.tobytes() for image in self.images) + self.labels.tobytes()
         else:
             content = self.images.tobytes() + self.labels.tobytes()
         return digest_of(content)

@@ -36,7 +36,6 @@ class Detector(nn.Module):
     max_detections = 100  # as COCO counts them
     nms_iou = 0.6
     across_classes = False
-    told: Tensor | None = None  # classes that are kept, int64; None for all
 
     def __init__(
         self, backbone: Any, num_classes: int, image_size: int | str, strides: Sequence[int], options: Mapping[str, Any]
@@ -68,18 +67,14 @@ class Detector(nn.Module):
         height, width = self.size
         return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
-    def choose(
-        self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None, told: Tensor | None = None
-    ) -> None:
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
         """Sets which boxes are kept; None leaves a setting as it is.
 
         Args:
             max_detections: boxes of an image.
             nms_iou: overlap from which of two boxes the less certain is dropped.
             across_classes: also where they are of different classes.
-            told: classes whose boxes are kept, int64.
         """
-        self.told = self.told if told is None else told
         self.max_detections = self.max_detections if max_detections is None else max_detections
         self.nms_iou = self.nms_iou if nms_iou is None else nms_iou
         self.across_classes = self.across_classes if across_classes is None else across_classes
@@ -91,8 +86,6 @@ class Detector(nn.Module):
             if self.across_classes
             else batched_nms(boxes, scores, labels, self.nms_iou)
         )
-        if self.told is not None:
-            one = one[torch.isin(labels[one], self.told.to(labels.device))]
         return one[: self.max_detections]
 
 

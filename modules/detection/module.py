@@ -77,6 +77,7 @@ class DetectionModule(CalibratedModule):
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self.keep_thresholds(torch.tensor(UNSURE))
+        self.told: set[int] | None = None  # classes; None for all
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.answers = BoxAnswers(self.label_names)
@@ -105,7 +106,7 @@ class DetectionModule(CalibratedModule):
         """
         if unknown := [name for name in classes or () if name not in self.label_names]:
             raise BackboneError(f"There is no class {unknown[0]!r}, but {', '.join(self.label_names)}.")
-        told = None if classes is None else torch.tensor([self.label_names.index(name) for name in classes])
+        self.told = self.told if classes is None else {self.label_names.index(name) for name in classes}
         if max_detections is not None and max_detections < 1:
             raise BackboneError(f"max_detections must be at least 1, not {max_detections}.")
         for name, value in (("nms", nms), ("threshold", threshold)):
@@ -113,7 +114,7 @@ class DetectionModule(CalibratedModule):
                 raise BackboneError(f"{name} must be between 0 and 1, not {value}.")
         if threshold is not None:
             self.threshold.fill_(threshold)
-        self.detector.choose(max_detections, nms, across_classes, told)
+        self.detector.choose(max_detections, nms, across_classes)
 
     @property
     def across_classes(self) -> bool:
@@ -244,6 +245,8 @@ class DetectionModule(CalibratedModule):
         for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
             size = batch["size"][i].tolist() if "size" in batch else [*self.size]
             sure = found["scores"] >= self.threshold
+            if self.told is not None:
+                sure &= torch.isin(found["labels"], torch.tensor([*self.told], device=self.device))
             result.append(self._told({key: value[sure] for key, value in found.items()}, size))
         return result
 

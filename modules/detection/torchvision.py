@@ -19,7 +19,6 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from typing_extensions import override
 
 from modules.detection.detector import (
-    CANDIDATES,
     MIN_SCORE,
     Detections,
     Detector,
@@ -327,17 +326,17 @@ class FasterRCNN(Detector):
         images = _images(len(maps[0]), maps, self.size)
         regions, _ = self.rpn(images, outputs)
         found, _ = self.heads(outputs, regions, images.image_sizes)
-        found = [one | {"labels": one["labels"] - 1} for one in found]  # its 0 is the background
         kept = [self.suppressed(one["boxes"], one["scores"], one["labels"]) for one in found]
-        return [{key: value[keep] for key, value in one.items()} for one, keep in zip(found, kept, strict=True)]
+        return [
+            {
+                key: value[keep] for key, value in (one | {"labels": one["labels"] - 1}).items()
+            }  # its 0 is the background
+            for one, keep in zip(found, kept, strict=True)
+        ]
 
-    def choose(
-        self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None, told: Tensor | None = None
-    ) -> None:
+    def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
         """See `Detector.choose`; torchvision's parts, which choose within classes, are told."""
-        super().choose(max_detections, nms_iou, across_classes, told)
-        # Of some classes the best are only known once those of others are left out.
-        candidates = self.max_detections if self.told is None else max(CANDIDATES, 10 * self.max_detections)
-        self.heads.detections_per_img, self.heads.nms_thresh = candidates, self.nms_iou
+        super().choose(max_detections, nms_iou, across_classes)
+        self.heads.detections_per_img, self.heads.nms_thresh = self.max_detections, self.nms_iou
         counts: Any = self.rpn._post_nms_top_n
         counts["testing"] = max(counts["testing"], self.max_detections)

@@ -44,6 +44,34 @@ class MLP(Network):
         super().__init__({}, nn.Sequential(*layers), size, (), num_classes, drop_rate)
 
 
+class Embedding(Network):
+    """A vector for each value of the one pixel of an image, which is a number from 0 to 255.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: 1.
+        img_size: 1.
+        width: numbers of a vector.
+        drop_rate: dropout before the classifier.
+
+    Raises:
+        BackboneError: images have more than one value.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 1, img_size: Side = 1, width: int = 64, drop_rate: float = 0.0
+    ) -> None:
+        if in_chans != 1 or side_of(img_size) != 1:
+            raise BackboneError("it is for series of numbers, which are images of one grey pixel.")
+        super().__init__({}, _Lookup(256, width), width, (), num_classes, drop_rate)
+
+
+class _Lookup(nn.Embedding):
+    def forward(self, x: Tensor) -> Tensor:
+        """float B×1×1×1, shares of 255, to float B×width."""
+        return super().forward((x.flatten() * 255).round().long())
+
+
 class UntiedConv(nn.Module):
     """A convolution with a bias for each output unit and, for each output map, a choice of input maps.
 

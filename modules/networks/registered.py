@@ -7,7 +7,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from modules.networks.base import Network, side_of
 from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
 from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
-from modules.networks.lenet import MLP, ConvNet, LeNet4, LeNet5, LeNet1989
+from modules.networks.lenet import MLP, ConvNet, Embedding, LeNet4, LeNet5, LeNet1989
 
 
 def _cfg(
@@ -16,13 +16,14 @@ def _cfg(
     mean, std = ((0.5,), (0.5,)) if chans == 1 else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return {
         "input_size": (chans, side, side), "num_classes": classes, "mean": mean, "std": std, "interpolation": "bicubic",
-        "crop_pct": 1.0 if chans == 1 else 0.875, "first_conv": first_conv, "classifier": "fc", **more,
-    }  # fmt: skip
+        "crop_pct": 1.0 if chans == 1 else 0.875, "first_conv": first_conv, "classifier": "fc",
+    } | more  # fmt: skip
 
 
 default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
     {
         "mlp.untrained": _cfg(28, 1, 10, "neck.1", fixed_input_size=True),
+        "embedding.untrained": _cfg(1, 1, 10, "neck", fixed_input_size=True, mean=(0.0,), std=(1.0,)),
         "lenet1989.untrained": _cfg(16, 1, 10, "h1.0"),
         "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
@@ -46,6 +47,12 @@ def _build(network: type[Network], name: str, pretrained: bool, levels: int, **k
 def mlp(pretrained: bool = False, **kwargs: Any) -> Network:
     """The MLP on pixels, 784-300-100-10."""
     return _build(MLP, "mlp", pretrained, 0, **kwargs)
+
+
+@register_model
+def embedding(pretrained: bool = False, **kwargs: Any) -> Network:
+    """A learned vector for each number, for series of them."""
+    return _build(Embedding, "embedding", pretrained, 0, **kwargs)
 
 
 @register_model

@@ -176,6 +176,10 @@ class VisionCLI(TaskParser):
             raise UsageError(
                 f"{data.title} does not fit {self.task}: its samples have no {lacking[0]}. See --data.help."
             )
+        if data.preprocessing.frames and "length" not in self.model.needs:
+            raise UsageError(
+                f"{data.title} has clips, which python -m pipelines.sequences learns from; {self.task} does not."
+            )
         self._choose_monitor()
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}

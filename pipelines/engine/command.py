@@ -64,12 +64,13 @@ def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
     parameters = inspect.signature(function).parameters
     options = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    several = {"paths", "sets"} & {*parameters}
+    several = {"paths": str, "sets": str, "numbers": int}
+    several = {key: kind for key, kind in several.items() if key in parameters}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*several, *options})
-    for key in several:
+    for key, kind in several.items():
         some = "+" if parameters[key].default is inspect.Parameter.empty else "*"
         told = re.search(rf"^    {key}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(function) or "", re.M)
-        parser.add_argument(key, nargs=some, help=" ".join(told[1].split()) if told else None)
+        parser.add_argument(key, nargs=some, type=kind, help=" ".join(told[1].split()) if told else None)
     if options:
         others = {*parameters} - options
         parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*others}, sub_configs=True)

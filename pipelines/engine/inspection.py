@@ -35,7 +35,10 @@ def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | Non
     places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
     taken = [data.sources[split][i] if prepare else dataset[i, 0] for i in places]
     labels = np.array([s["label"] for s in taken]) if all("label" in s for s in taken) else None
-    return collate([{"image": prepare(s["image"]) if prepare else s["image"]} for s in taken])["image"], labels
+    images = [
+        s["image"] if s["image"].ndim == 3 else s["image"][len(s["image"]) // 2] for s in taken
+    ]  # of a clip one frame
+    return collate([{"image": prepare(image) if prepare else image} for image in images])["image"], labels
 
 
 class InspectionCallback(L.Callback):

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
+from datamodules.videos import Video, is_video
 from modules import VisionModule
 from modules.detection.tiles import joined
 from pipelines.engine.disk import held, write_image, write_text
@@ -190,7 +191,7 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
     for file, name in zip(files, names, strict=True):
         stem, end = os.path.splitext(name)
         stem = name if taken[stem.casefold()] > 1 else stem
-        if video.is_video(file):
+        if is_video(file):
             place = f"{stem}.mp4" if stem == name and end.lower() != ".mp4" else f"{os.path.splitext(name)[0]}.mp4"
         else:
             place = name if end.lower() in WRITTEN else f"{name}.png"
@@ -209,6 +210,12 @@ def _starts(name: str) -> Iterable[str]:
 
 
 def _draw(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
+    if is_video(file):  # answered as a whole
+        film = Video(file)
+        drawing = video.Drawing(place, film.rate)
+        for frame in film:
+            drawing.write(module.answers.draw(frame, answer), film.seconds[-1])
+        return drawing.close()
     image = read_image(file)  # again: those of two batches would take gigabytes where they are photographs
     write_image(place, module.answers.draw(image, answer), quality=90)
     for suffix, picture in module.answers.pictures(answer).items():

@@ -4,8 +4,7 @@ import glob
 import os
 from collections.abc import Iterable
 
-from datamodules.images import EXTENSIONS
-from pipelines.serving import video
+from datamodules import images, videos
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
@@ -31,7 +30,8 @@ def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[
 
 
 def _below(folder: str, without: str | None) -> Iterable[str]:
+    kinds = images.EXTENSIONS + videos.EXTENSIONS
     left_out = without and os.path.realpath(without)
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) != left_out]
-        yield from (os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS + video.EXTENSIONS))
+        yield from (os.path.join(place, file) for file in files if file.lower().endswith(kinds))

@@ -25,6 +25,7 @@ from datamodules.base import DataError, collate
 from datamodules.images import Reduction, as_seen, read_reduced
 from datamodules.options import Preprocessing
 from datamodules.tiles import pieces
+from datamodules.videos import evenly, is_video, read_clip
 from modules import VisionModule
 from modules.detection.tiles import Place, joined
 from pipelines.serving.store import load_model
@@ -119,6 +120,10 @@ class VisionModel(PythonModel):
     def _read(self, image: Any) -> "_Picture | ValueError":
         """An image, or why it cannot be read."""
         try:
+            if self.preprocessing.frames:
+                clip = self._clip(image, self.preprocessing.frames)
+                whole = {"image": self.transform(images=clip)["images"]}
+                return _Picture(clip[:0], [(0, 0)], clip.shape[1], clip.shape[2], whole=whole)
             pixels, factor = self._pixels(image, self.reduction)
         except ValueError as error:
             return error
@@ -138,6 +143,14 @@ class VisionModel(PythonModel):
         part = picture.pixels[top : top + side, left : left + side]
         size = np.array(part.shape[:2], np.int64) * picture.factor
         return {"image": self.transform(image=part)["image"], "size": size}
+
+    def _clip(self, clip: Any, most: int) -> NDArray[np.uint8]:
+        """A video, an array T×H×W×C or, as a clip of one frame, an image: its frames, at most so many."""
+        if isinstance(clip, str | os.PathLike) and is_video(os.fspath(clip)):
+            return read_clip(os.fspath(clip), most, self.preprocessing.in_chans, self.reduction)
+        if isinstance(clip, np.ndarray) and clip.ndim == 4 and len(clip):
+            return np.stack([self._pixels(frame, None)[0] for frame in clip[evenly(len(clip), most)]])
+        return self._pixels(clip, self.reduction)[0][None]
 
     def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[np.uint8], int]:
         """An image, and how many times smaller it was decoded."""
@@ -235,7 +248,8 @@ class VisionModel(PythonModel):
         Args:
             context: MLflow's.
             model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
-                pictures of Pillow, or uint8 arrays H×W or H×W×C. MLflow's wrapper around this, whose schema asks for
+                pictures of Pillow, or uint8 arrays H×W or H×W×C; where the module is shown clips, also paths of videos
+                and uint8 arrays T×H×W×C. MLflow's wrapper around this, whose schema asks for
                 the name, takes a DataFrame, ``{"image": [...]}`` and ``[{"image": ...}, ...]``, but no bare list.
             params: none are known.
 

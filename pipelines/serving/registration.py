@@ -159,7 +159,8 @@ def _example(preprocessing: Preprocessing) -> str:
     down, across = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
     channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
     buffer = io.BytesIO()
-    Image.fromarray(np.stack(channels, -1).astype(np.uint8).squeeze()).save(buffer, "PNG")
+    pixels = np.stack(channels, -1).astype(np.uint8)
+    Image.fromarray(pixels[..., 0] if len(channels) == 1 else pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

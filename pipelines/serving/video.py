@@ -7,66 +7,16 @@ from fractions import Fraction
 from typing import Any
 
 import av
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules import DataError
+from datamodules.videos import Frame, Video
 from modules import DetectionModule, VisionModule
 from modules.detection.tiles import PER_OBJECT
 
-EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
 TICKS = 12_800  # of a second, in which times of drawn frames are told
 BATCH = 16  # frames that are held together: a film's are large
-Frame = NDArray[np.uint8]
-
-
-def is_video(file: str) -> bool:
-    """Whether a file is a video, by the ending of its name."""
-    return file.lower().endswith(EXTENSIONS)
-
-
-class Video:
-    """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
-
-    Args:
-        file: the video.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-
-    def __init__(self, file: str) -> None:
-        self.file, self._capture = file, cv2.VideoCapture(file)
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
-        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.seconds: list[float] = []
-        found, first = self._capture.read()
-        if not found:
-            raise DataError(f"{file} cannot be read as a video by OpenCV.")
-        self._first = first
-        self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-
-    def __iter__(self) -> Iterator[Frame]:
-        found, frame = True, self._first
-        while found:
-            # Frames need not be evenly spaced; but not all files say when they are.
-            time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._start
-            if self.seconds and not time > self.seconds[-1]:
-                time = self.seconds[-1] + 1 / self.rate
-            self.seconds.append(max(0.0, time))
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-            found, frame = self._capture.read()
-        self._capture.release()
-
-    @property
-    def cut_off(self) -> str:
-        """Whether the file ends before it says that it does, once it is read: what there is of it, or nothing."""
-        whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
-        if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
-            return ""  # frames are counted by the rate where they are not evenly spaced
-        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is truncated."
 
 
 class Drawing:

@@ -1,0 +1,172 @@
+"""Clips of classes: folders of videos, and digits that move."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+from annotated_types import Ge
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules import videos
+from datamodules.annotated.scenes import Scenes, SceneSource, painted, tint
+from datamodules.base import DataError
+from datamodules.images import check_images, composed, images_in, sub_folders
+from datamodules.labelled.base import ClassificationDataModule
+from datamodules.labelled.files import ImageFolder
+from datamodules.labelled.sources import LabelledSource
+from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
+from datamodules.splits import SPLITS
+from datamodules.videos import evenly
+
+WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # y, x
+EXTENT = (0.35, 0.5)  # least and greatest length of a digit's longer side, as a share of the frame
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ClipDataModule(ClassificationDataModule):
+    """Clips of classes, all frames of one augmented alike.
+
+    Batches: ``image`` uint8 B×T×C×S×S, ``length`` int64 B, how many of the T frames are a clip's own, ``label`` int64 B.
+
+    Args:
+        frames: frames of a clip that the network is shown at most, evenly spread.
+    """
+
+    frames: PositiveInt = 16
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return replace(super().preprocessing, frames=self.frames)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class VideoFolder(ClipDataModule, ImageFolder):
+    """Any folder with one sub-folder of videos for each class, its name being the label.
+
+    Splits are as in `ImageFolder`. Videos need not be equally long; each is decoded anew in every epoch.
+    """
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache != "none":
+            raise DataError(
+                f"--data.cache {self.cache} keeps decoded pictures, and {self.title} has videos: leave it out."
+            )
+
+    @override
+    def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+        table, self.bad_files = check_images(paths, self.on_bad_file, videos.inspect_video, "videos")
+        return table
+
+    @override
+    def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> videos.VideoFiles:
+        return videos.VideoFiles(paths, digests, sizes, self.in_chans, self.frames)
+
+    @override
+    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+        others: list[Path] = []
+        found = [
+            (str(file), composed(own.name))
+            for own in sub_folders(folder)
+            for file in images_in(own, others, videos.EXTENSIONS)
+        ]
+        if not found:
+            kinds = ", ".join(kind.removeprefix(".") for kind in videos.EXTENSIONS)
+            raise DataError(f"{folder.resolve()} has no videos in folders of classes; those read are {kinds}.")
+        if others:
+            rank_zero_warn(f"Left out: {len(others)} files that are no videos; the first: {others[0]}.")
+        return found
+
+
+def moving(scenes: SceneSource, index: int, lengths: tuple[int, int], label: int) -> NDArray[np.uint8]:
+    """Draws a clip in which one digit moves, which is a function of the scenes' seed and split and of its number.
+
+    Args:
+        scenes: what the clip is made of.
+        index: its number.
+        lengths: least and greatest number of frames.
+        label: which digit moves, times four, plus which of `WAYS`.
+
+    Returns:
+        uint8 T×S×S×C.
+    """
+    rng = np.random.default_rng([scenes.seed, SPLITS.index(scenes.split), index])
+    canvas, paper = scenes.background(rng)
+    count, still = int(rng.integers(*lengths, endpoint=True)), int(rng.integers(*scenes.objects, endpoint=True)) - 1
+    for _ in range(still):
+        picture, inside = scenes.resized(int(rng.integers(len(scenes.sprites))), rng)
+        place = _place(rng.integers(scenes.size - np.array(picture.shape) + 1), picture)
+        canvas[place] = painted(canvas[place], picture, inside, paper, tint(rng, paper))
+    own = np.flatnonzero(scenes.sprites.labels == label // len(WAYS))
+    picture, inside = scenes.resized(int(rng.choice(own)), rng)
+    colour, way = tint(rng, paper), np.array(list(WAYS.values())[label % len(WAYS)])
+    free = scenes.size - np.array(picture.shape)
+    path = rng.uniform(0.5, 1) * free * np.abs(way)
+    start = rng.uniform(0, 1, 2) * (free - path) + path * (way < 0)
+    clip = canvas[None].repeat(count, 0)
+    for frame, share in zip(clip, np.linspace(0, 1, count), strict=True):
+        place = _place(np.rint(start + share * path * way).astype(int), picture)
+        frame[place] = painted(frame[place], picture, inside, paper, colour)
+    return clip if scenes.in_chans == 3 else np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY)[..., None] for f in clip])
+
+
+def _place(corner: NDArray[np.int64], picture: NDArray[np.uint8]) -> tuple[slice, ...]:
+    return tuple(slice(at, at + side) for at, side in zip(corner.tolist(), picture.shape, strict=True))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MovingDigits(Scenes, ClipDataModule):
+    """Clips made of real digits, of which one moves and the others stand still: which one, and which way? See `Scenes`.
+
+    A single frame says neither which of its digits moves nor the way.
+
+    Args:
+        objects: least and greatest number of digits in a clip, with the one that moves.
+        lengths: least and greatest number of frames in a clip.
+        image_size: side of the square frames that the network sees, in pixels; None takes ``scene_size``.
+    """
+
+    scene_size: Annotated[int, Ge(32)] = 32
+    train: NonNegativeInt = 6000
+    objects: tuple[int, int] = (1, 2)
+    lengths: tuple[int, int] = (3, 5)
+    frames: PositiveInt = 8
+    in_chans: Literal[1, 3] = 1
+    image_size: Own[PositiveInt] = OWN
+    flip: Own[bool] = False  # it would change digits and ways
+    label_names: ClassVar[list[str]] = [f"{digit} {way}" for digit in range(10) for way in WAYS]
+
+    def __post_init__(self) -> None:
+        self.image_size = self.image_size or self.scene_size
+        super().__post_init__()
+        least, most = self.lengths
+        if not 2 <= least <= most:
+            raise DataError(f"--data.lengths is a least and a greatest number from 2 on, not {least} and {most}.")
+        if self.objects[0] < 1:
+            raise DataError(f"--data.objects counts the digit that moves: at least 1, not {self.objects[0]}.")
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        found = {}
+        for name, scenes in self.scenes(masks=False).items():
+            scenes = replace(scenes, extent=EXTENT)
+            generator = np.random.default_rng([self.scene_seed, SPLITS.index(name)])
+            labels = generator.permutation(np.arange(len(scenes)) % len(self.label_names))
+            clips = [moving(scenes, k, self.lengths, label) for k, label in enumerate(labels.tolist())]
+            found[name] = LabelledSource(as_objects([clip[evenly(len(clip), self.frames)] for clip in clips]), labels)
+        return found
+
+
+def as_objects(clips: Sequence[NDArray[np.uint8]]) -> NDArray[np.object_]:
+    """Clips that are not equally long as an array of them."""
+    array = np.empty(len(clips), object)
+    array[:] = [*clips]
+    return array

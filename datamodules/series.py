@@ -1,0 +1,113 @@
+"""Series of numbers, of which the next one is asked for."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import VisionDataModule
+from datamodules.clips import as_objects
+from datamodules.labelled.sources import LabelledSource
+from datamodules.options import NonNegativeInt, Preprocessing
+from datamodules.splits import SPLITS
+
+LIMIT = 100  # numbers of series are below; greater ones, up to 255, mean nothing
+HELD_OUT = 7  # of so many arithmetic series one is for validation, and one for the test
+LONGEST = 1000  # numbers that a network is shown at most
+
+Kind = Literal["arithmetic", "geometric"]
+
+
+def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
+    """All series of so many terms that stay below `LIMIT`, rising and falling.
+
+    >>> terms("geometric", 6).tolist()[:2]
+    [[1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32, 64]]
+    >>> len(terms("arithmetic", 4)), len(terms("geometric", 4))
+    (3234, 32)
+
+    Args:
+        kind: ``arithmetic``, with a whole difference, or ``geometric``, with a whole ratio or one over such.
+        count: number of terms.
+
+    Returns:
+        uint8 N×count.
+    """
+    steps, span = np.arange(count), np.arange(1, LIMIT)
+    if kind == "arithmetic":
+        rising = (np.arange(LIMIT)[:, None] + steps * span[:, None, None]).reshape(-1, count)
+    else:
+        ratios = span[1 : 1 + int(LIMIT ** (1 / (count - 1)))]
+        rising = (span[:, None] * ratios[:, None, None] ** steps).reshape(-1, count)
+    rising = rising[rising[:, -1] < LIMIT]
+    return np.concatenate([rising, rising[:, ::-1]]).astype(np.uint8)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Series(VisionDataModule[LabelledSource]):
+    """Arithmetic and geometric series of numbers below 100: 6, 7, 8, and 2, 4, 8, and what comes next?
+
+    Shown are three to five terms, since two do not tell 2, 4, 6 from 2, 4, 8, and then as many numbers from 100 to 255 as the
+    network has to remember the series over. Arithmetic series of validation and test are not in training; geometric ones,
+    which are few, are.
+
+    Batches: ``image`` uint8 B×T×1×1×1, the numbers as clips of one pixel; ``length`` int64 B; ``label`` int64 B, the next one.
+
+    Args:
+        kind: ``arithmetic``, ``geometric``, or ``mixed``, each for half of the series.
+        gap: meaningless numbers between the series and the question: the length of the dependence.
+        train: training series.
+        val: series for validation.
+        test: series for the test.
+        series_seed: seed of the series; unlike ``seed`` it changes the data set.
+    """
+
+    kind: Literal["arithmetic", "geometric", "mixed"] = "mixed"
+    gap: Annotated[int, Ge(0), Le(LONGEST - 5)] = 0
+    train: NonNegativeInt = 20_000
+    val: NonNegativeInt = 2000
+    test: NonNegativeInt = 4000
+    series_seed: int = 0
+    batch_size: int = 128
+    in_chans: ClassVar[int] = 1
+    image_size: ClassVar[int] = 1
+    num_classes: ClassVar[int] = LIMIT
+    label_names: ClassVar[list[str]] = [str(number) for number in range(LIMIT)]
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(1, 1, crop_pct=1.0, frames=LONGEST)
+
+    @override
+    def transform(self, training: bool) -> None:
+        """Numbers are left as they are."""
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        counts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: self._drawn(name, count) for name, count in counts.items() if count}
+
+    def _drawn(self, split: str, count: int) -> LabelledSource:
+        rng = np.random.default_rng([self.series_seed, SPLITS.index(split)])
+        kinds: list[Kind] = ["arithmetic", "geometric"] if self.kind == "mixed" else [self.kind]
+        tables = {
+            (kind, shown): _of_split(terms(kind, shown + 1), kind, split) for kind in kinds for shown in (3, 4, 5)
+        }
+        series, labels = [], []
+        for _ in range(count):
+            table = tables[kinds[rng.integers(len(kinds))], int(rng.integers(3, 6))]
+            *shown, following = table[rng.integers(len(table))]
+            passing = rng.integers(LIMIT, 256, self.gap, np.uint8)
+            series.append(np.array([*shown, *passing], np.uint8).reshape(-1, 1, 1, 1))
+            labels.append(int(following))
+        return LabelledSource(as_objects(series), np.array(labels, np.int64))
+
+
+def _of_split(rows: NDArray[np.uint8], kind: Kind, split: str) -> NDArray[np.uint8]:
+    """The series of a split."""
+    place = np.arange(len(rows)) % HELD_OUT
+    return rows if kind == "geometric" else rows[{"train": place > 1, "val": place == 0, "test": place == 1}[split]]

@@ -1,0 +1,162 @@
+"""Videos: their frames as they are needed, and files of them as an array of clips."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, overload
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError
+from datamodules.decoded import ImageFiles
+from datamodules.images import Reduction
+
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+Frame = NDArray[np.uint8]
+
+
+def is_video(file: str) -> bool:
+    """Whether a file is a video, by the ending of its name."""
+    return file.lower().endswith(EXTENSIONS)
+
+
+class Video:
+    """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
+
+    Args:
+        file: the video.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self._capture = file, cv2.VideoCapture(file)
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.seconds: list[float] = []
+        found, first = self._capture.read()
+        if not found:
+            raise DataError(f"{file} cannot be read as a video by OpenCV.")
+        self._first = first
+        self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+
+    def __iter__(self) -> Iterator[Frame]:
+        found, frame = True, self._first
+        while found:
+            # Frames need not be evenly spaced; but not all files say when they are.
+            time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._start
+            if self.seconds and not time > self.seconds[-1]:
+                time = self.seconds[-1] + 1 / self.rate
+            self.seconds.append(max(0.0, time))
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+            found, frame = self._capture.read()
+        self._capture.release()
+
+    @property
+    def cut_off(self) -> str:
+        """Whether the file ends before it says that it does, once it is read: what there is of it, or nothing."""
+        whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
+        if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
+            return ""  # frames are counted by the rate where they are not evenly spaced
+        return f"{self.file} ends after {len(self.seconds)} of {self.length} frames ({last:.1f} of {whole:.1f} s): it is truncated."
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Which frames of a clip are shown: the middle one of each of ``most`` equal parts, or all of fewer.
+
+    >>> evenly(3, 8).tolist(), evenly(10, 4).tolist(), evenly(10, 1).tolist()
+    ([0, 1, 2], [1, 3, 6, 8], [5])
+
+    Args:
+        count: frames of the clip.
+        most: frames that are shown at most.
+
+    Returns:
+        int64, ascending.
+    """
+    shown = min(count, most)
+    return ((np.arange(shown) + 0.5) * count / shown).astype(np.int64)
+
+
+def read_clip(file: str, most: int, channels: int = 3, reduction: Reduction | None = None) -> NDArray[np.uint8]:
+    """Reads a video as a clip.
+
+    Args:
+        file: the video.
+        most: see `evenly`.
+        channels: 3 for RGB, 1 for grey, the ITU-R 601-2 luma.
+        reduction: how many times smaller frames may be made at once; None leaves them.
+
+    Returns:
+        uint8 T×H×W×channels.
+
+    Raises:
+        DataError: it cannot be read; the message names it.
+    """
+    video = Video(file)
+    chosen = evenly(video.length or sum(1 for _ in Video(file)), most)  # some files do not say how long they are
+    shown, clip = set(chosen.tolist()), list[Any]()
+    for number, frame in enumerate(video):
+        if number in shown:
+            height, width = frame.shape[:2]
+            factor = 1 if reduction is None else reduction(height, width)
+            size = -(-width // factor), -(-height // factor)
+            small = frame if factor == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+            clip.append(small if channels == 3 else cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)[..., None])
+            if len(clip) == len(chosen):
+                break
+    if not clip:
+        raise DataError(f"{file} says that it has {video.length} frames, but there is none in its middle.")
+    return np.stack(clip)
+
+
+def inspect_video(path: str) -> tuple[str, str, int, int, int, int]:
+    """What `inspect_images` tells of a file: content digest, why it cannot be used, height, width, bits, and frames."""
+    try:
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        return "", error.strerror or str(error), 0, 0, 0, 0
+    try:
+        video, shape = Video(path), (0, 0)
+        for frame in video:
+            shape = frame.shape[:2]
+    except DataError:
+        return digest, "no frame can be read by OpenCV", 0, 0, 0, 0
+    return digest, video.cut_off.removeprefix(f"{path} ").rstrip("."), *shape, 8, len(video.seconds)
+
+
+class VideoFiles(ImageFiles):
+    """Video files that are read when they are asked for, as an array of clips; see `ImageFiles`.
+
+    Args:
+        paths, digests, sizes, channels: see `ImageFiles`.
+        most: frames of a clip at most, see `evenly`.
+    """
+
+    def __init__(
+        self,
+        paths: NDArray[np.str_],
+        digests: NDArray[np.str_],
+        sizes: NDArray[np.int64],
+        channels: int = 3,
+        most: int = 16,
+    ) -> None:
+        super().__init__(paths, digests, sizes, channels)
+        self.most = most
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+
+    @overload
+    def __getitem__(self, index: NDArray[Any]) -> "VideoFiles": ...
+
+    @override
+    def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[np.uint8] | VideoFiles":
+        if isinstance(index, np.ndarray):
+            return VideoFiles(self.paths[index], self.digests[index], self.sizes[index], self.channels, self.most)
+        return read_clip(str(self.paths[index]), self.most, self.channels, self._reduction)
