@@ -369,13 +369,16 @@ def inspect_images(
 
 
 def check_images(
-    paths: NDArray[np.str_], on_bad_file: Literal["error", "skip"], look: Look = _inspect, kind: str = "images"
+    paths: NDArray[np.str_],
+    on_bad_file: Literal["error", "skip", "skip_all"],
+    look: Look = _inspect,
+    kind: str = "images",
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Applies the policy for files that cannot be read.
 
     Args:
         paths: the files.
-        on_bad_file: stop and name them, or go on without them.
+        on_bad_file: stop and name them, or go on without them: with ``skip`` if they are few, with ``skip_all`` in any case.
         look, kind: see `inspect_images`.
 
     Returns:
@@ -393,8 +396,10 @@ def check_images(
         count = f"{len(reasons)} of {len(paths)} {kind} cannot be read: {shown}"
         if on_bad_file == "error":
             raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file skip.")
-        if len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
-            raise DataError(f"{count}. More than one in a hundred is too many to skip: look at the folder.")
+        if on_bad_file == "skip" and len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
+            raise DataError(
+                f"{count}. More than one in a hundred is too many to skip: look at the folder, or --data.on_bad_file skip_all."
+            )
         rank_zero_warn(f"Skipped: {count}.")
     several = (table["frames"].to_numpy() > 1) & (kind == "images")
     if several.any():

@@ -29,13 +29,14 @@ class Files:
 
     Args:
         in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed.
+        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed;
+            ``skip_all`` also where more than one in a hundred is unreadable.
         cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
             ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
     """
 
     in_chans: Literal[1, 3] = 3
-    on_bad_file: Literal["error", "skip"] = "error"
+    on_bad_file: Literal["error", "skip", "skip_all"] = "error"
     cache: Literal["none", "memory", "disk"] = "none"
 
 

@@ -95,7 +95,7 @@ class Photographs(PhotographFolder):
 
     root: str = field(default=".", init=False)
     in_chans: Literal[1, 3] = field(default=3, init=False)
-    on_bad_file: Literal["error", "skip"] = field(default="error", init=False)
+    on_bad_file: Literal["error", "skip", "skip_all"] = field(default="error", init=False)
 
     @property
     @override

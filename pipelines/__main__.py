@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "train, register and ask a classifier of digits, in a minute",
     "predict": "ask a registered model about images and videos",
     "evaluate": "measure a registered model on any data, in a run of its own",
+    "audit": "find copies, doubtful labels and odd files in data",
     "registry": "list, show, compare and promote registered models",
     "inspect": "look inside a registered model: filters, feature maps, Grad-CAM",
     "export": "write a registered model as ONNX, TorchScript, pt2 or safetensors",

@@ -2,17 +2,11 @@
 
 from pathlib import Path
 
-from mlflow.tracking import MlflowClient
-
 from datamodules import DataError, VisionDataModule
-from datamodules.options import Preprocessing
 from pipelines.engine.command import command
-from pipelines.engine.folders import new_folder, own_folder
-from pipelines.engine.launch import stamp
 from pipelines.engine.terminal import ProgressBar, print_table, say
 from pipelines.serving import registry
-from pipelines.serving.store import learned_from, prepared, read_description
-from pipelines.tracking.logger import RunLogger
+from pipelines.serving.subject import Subject
 
 
 def evaluate(
@@ -35,31 +29,19 @@ def evaluate(
     Raises:
         ValueError: there is no such model, or it cannot be measured on the data.
     """
-    address = registry.pinned(model)
-    folder = registry.model_folder(address)
-    name, _, number = address.removeprefix("models:/").rpartition("/")
-    version = MlflowClient().get_model_version(name, number)
-    about = read_description(folder)
-    data = prepared(data, Preprocessing(**about["preprocessing"])) if data else learned_from(folder)
-    learned = {value for key, value in version.tags.items() if key.startswith("digest.")}
+    subject = Subject.find(model)
+    data = subject.prepare(data)
+    learned = {value for key, value in subject.version.tags.items() if key.startswith("digest.")}
     if data.sources and data.drawn and learned.isdisjoint(source.digest for source in data.sources.values()):
         data.take_whole()
         say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
-    title = f"{name}-{number}-{data.title}-{stamp()}".lower()
-    output = own_folder(output, "evaluate", stamp()) if output else new_folder(Path("outputs", "evaluate", title))
-    tags = {"task": about["task"], "data": data.title, "source_model": address, "evaluates": version.run_id or ""}
-    logger = RunLogger(output, experiment or about["task"], title, tags)
-    try:
-        logger.log_data(data)
-        figures = registry.evaluate(folder, data, logger=logger, callbacks=[ProgressBar()], enable_progress_bar=True)
-    except BaseException as error:
-        logger.finish(error)
-        raise
-    logger.finish()
+    with subject.run("evaluate", data, output, experiment) as logger:
+        options = {"logger": logger, "callbacks": [ProgressBar()], "enable_progress_bar": True}
+        figures = registry.evaluate(subject.folder, data, **options)
     rows = {key: f"{value:.4f}" for key, value in figures.items()}
-    print_table(f"{address} on {data.title}", rows | {"run": logger.address(), "folder": str(output)})
+    print_table(f"{subject.address} on {data.title}", rows | {"run": logger.address(), "folder": str(logger.output)})
     return figures
 
 

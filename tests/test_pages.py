@@ -51,6 +51,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
 }
 BEFORE = {  # what a page takes for granted
     "annotations.md": ["convert FOLDER --data DigitScenes --form coco"],
+    "audit.md": ["classification fit --data ImageFolder --data.root FOLDER --register NAME"],
     "detection.md": ["convert FOLDER --data DigitScenes --form yolo", "convert VOC --data DigitScenes --form voc"],
     "gan.md": ["segmentation fit --data DigitMasks --data.image_size 32 --backbone resnet10t --register segmenter"],
     "inspect.md": ["classification fit --data Digits --register NAME", "registry promote NAME"],
