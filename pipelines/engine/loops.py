@@ -112,6 +112,7 @@ class _FitLoop(fit_loop._FitLoop):
         """Begins, and spares each step the calls of callbacks that do nothing in it; Lightning passes over ``None``."""
         for callback in settings_of(self.trainer).callbacks:
             for hook in STEP_HOOKS:
-                if getattr(type(callback), hook) is getattr(L.Callback, hook):
+                own = vars(callback).get(hook, getattr(type(callback), hook))  # LambdaCallback's are the object's
+                if own is getattr(L.Callback, hook):
                     setattr(callback, hook, None)
         super().on_run_start()
