@@ -190,6 +190,16 @@ def test_a_detector_that_finds_all_that_it_may_is_written_too(tmp_path: Path) ->
     assert float(export.export(str(folder), Path("boxes.onnx")).split()[-1].rstrip(".")) <= 1e-4
 
 
+def test_a_detector_s_file_takes_as_many_candidates_as_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.detection.detector.CANDIDATES", 10)
+    folder, module = detector(YOLO, tmp_path / "saved")
+    module.choose(threshold=0.0, max_detections=4, nms=0.05)  # of 40 candidates fewer are left than of all
+    storage.save_model(folder, module, Preprocessing(64, 3, "pad"), "detection")
+    assert float(export.export(str(folder), Path("boxes.onnx")).split()[-1].rstrip(".")) <= 1e-4
+
+
 def test_a_detector_as_pt2_gives_all_places(tmp_path: Path) -> None:
     folder, module = detector(YOLO, tmp_path / "saved")
     export.export(str(folder), Path("boxes.pt2"), preprocessing=False)

@@ -16,7 +16,7 @@ Detections = dict[
     str, Tensor
 ]  # of an image: boxes float N×4 (xyxy, pixels of the input), labels int64 N, scores float N
 
-CANDIDATES = 1000  # boxes of an image that go into non-maximum suppression
+CANDIDATES = 1000  # at least
 MIN_SCORE = 0.01  # below it, boxes count for nothing in a precision-recall curve that one would look at
 
 
@@ -96,6 +96,11 @@ class OneStageDetector(Detector):
         """Boxes, float32 B×A×4 within the image, and scores, float32 B×A×K in [0, 1], of all A places."""
         raise NotImplementedError
 
+    @property
+    def candidates(self) -> int:
+        """Scores of an image, the best over all places and classes, that go into non-maximum suppression."""
+        return max(CANDIDATES, 10 * self.max_detections)
+
     @torch.no_grad()
     @override
     def detect(self, outputs: Any) -> list[Detections]:
@@ -103,7 +108,7 @@ class OneStageDetector(Detector):
 
     def _select(self, boxes: Tensor, scores: Tensor) -> Detections:
         """The best of A boxes by K scores each."""
-        values, order = scores.flatten().topk(min(max(CANDIDATES, 10 * self.max_detections), scores.numel()))
+        values, order = scores.flatten().topk(min(self.candidates, scores.numel()))
         order = order[values > MIN_SCORE]
         values = values[: len(order)]
         boxes, labels = boxes[order // self.num_classes], order % self.num_classes

@@ -213,6 +213,8 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = {"boxes": "all_boxes", "scores": "all_scores"}.get(name, name)
+    scores = next(output for output in graph.output if output.name == "scores").type.tensor_type.shape.dim
+    limit = detector.candidates
     values: dict[str, NDArray[Any]] = {
         "most": np.array([detector.max_detections], np.int64),
         "iou": np.array([detector.nms_iou], np.float32),
@@ -221,12 +223,29 @@ def with_suppression(file: Path, network: ExportedDetector) -> None:
         "last": np.array([1], np.int64),
         "pair": np.array([0, 2], np.int64),
         "triple": np.array([0, 2, 1], np.int64),
+        "flat": np.array([0, -1], np.int64),
+        "sorted": np.array([limit + 1], np.int64),
+        "next": np.array([limit], np.int64),
+        "none": np.array(0, np.float32),
     }  # fmt: skip
     graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
     make = onnx.helper.make_node
+    candidates = "all_scores"
+    if scores[1].dim_value * scores[2].dim_value > limit:  # of each image, as `OneStageDetector.detect` does
+        candidates = "candidates"
+        graph.node.extend(
+            [
+                make("Reshape", ["all_scores", "flat"], ["flat_scores"]),
+                make("TopK", ["flat_scores", "sorted"], ["sorted_scores", "_order"]),
+                make("Gather", ["sorted_scores", "next"], ["next_score"], axis=1),
+                make("Unsqueeze", ["next_score", "last"], ["bound"]),
+                make("Greater", ["all_scores", "bound"], ["is_candidate"]),
+                make("Where", ["is_candidate", "all_scores", "none"], ["candidates"]),
+            ]
+        )
     graph.node.extend(
         [
-            make("Transpose", ["all_scores"], ["by_class"], perm=[0, 2, 1]),
+            make("Transpose", [candidates], ["by_class"], perm=[0, 2, 1]),
             make("NonMaxSuppression", ["all_boxes", "by_class", "most", "iou", "threshold"], ["chosen"]),
             make("Split", ["chosen", "columns"], ["image_column", "label_column", "_place"], axis=1),
             make("Squeeze", ["image_column", "last"], ["image_index"]),
