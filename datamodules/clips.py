@@ -68,7 +68,7 @@ class VideoFolder(ClipDataModule, ImageFolder):
 
     @override
     def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> videos.VideoFiles:
-        return videos.VideoFiles(paths, digests, sizes, self.in_chans, self.frames)
+        return videos.VideoFiles(paths, digests, sizes, self.in_chans, most=self.frames)
 
     @override
     def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:

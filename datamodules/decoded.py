@@ -65,13 +65,15 @@ class ImageFiles:
 
     def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[np.uint8] | ImageFiles":
         if isinstance(index, np.ndarray):
-            rest = self.channels, self.cache
-            return type(self)(self.paths[index], self.digests[index], self.sizes[index], *rest)
+            part = copy(self)
+            part.paths, part.digests, part.sizes = self.paths[index], self.digests[index], self.sizes[index]
+            part._reduction, part._kept, part._known = None, None, {}
+            return part
+        return self.read(index) if self._kept is None else self._kept.get(index, lambda: self.read(index))
 
-        def read() -> NDArray[np.uint8]:
-            return read_reduced(str(self.paths[index]), self.channels, self._reduction)[0]
-
-        return read() if self._kept is None else self._kept.get(index, read)
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Decodes one, uint8 H×W×channels, as small as `reduced` allows."""
+        return read_reduced(str(self.paths[index]), self.channels, self._reduction)[0]
 
     def reduced(self, reduction: Reduction) -> Self:
         """The same files, decoded smaller, and kept where that is asked for."""

@@ -13,10 +13,8 @@ from scipy.sparse.csgraph import connected_components
 SIDE, CORE = 24, 20  # of a thumbnail, and of its middle, in pixels
 NEIGHBOURS = 5
 FLAT = 8  # levels of 256 that a picture of one colour spans at most
-FACTOR, SPREADS = (
-    2.0,
-    5.0,
-)  # how far an unusual size is from the median: both this factor, and this many median deviations
+# How far an unusual size is from the median: by this factor at least, and by this many median deviations.
+FACTOR, SPREADS = 2.0, 5.0
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

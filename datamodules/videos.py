@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -134,29 +134,14 @@ class VideoFiles(ImageFiles):
     """Video files that are read when they are asked for, as an array of clips; see `ImageFiles`.
 
     Args:
-        paths, digests, sizes, channels: see `ImageFiles`.
+        files: paths, digests, sizes and channels, see `ImageFiles`; videos are not kept decoded.
         most: frames of a clip at most, see `evenly`.
     """
 
-    def __init__(
-        self,
-        paths: NDArray[np.str_],
-        digests: NDArray[np.str_],
-        sizes: NDArray[np.int64],
-        channels: int = 3,
-        most: int = 16,
-    ) -> None:
-        super().__init__(paths, digests, sizes, channels)
+    def __init__(self, *files: Any, most: int) -> None:
+        super().__init__(*files)
         self.most = most
 
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-
-    @overload
-    def __getitem__(self, index: NDArray[Any]) -> "VideoFiles": ...
-
     @override
-    def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[np.uint8] | VideoFiles":
-        if isinstance(index, np.ndarray):
-            return VideoFiles(self.paths[index], self.digests[index], self.sizes[index], self.channels, self.most)
+    def read(self, index: int) -> NDArray[np.uint8]:
         return read_clip(str(self.paths[index]), self.most, self.channels, self._reduction)

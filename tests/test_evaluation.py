@@ -86,6 +86,9 @@ def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureF
     few = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]  # a batch, not all of them
     classification(["fit", *DIGITS, "--output", "few", *few])
     assert "On cpu: 1 step an epoch, 1 in all" in capsys.readouterr().err
+    oblong = ["--data.image_size", "32x48", "--backbone", "test_resnet"]
+    classification(["fit", *DIGITS, *oblong, "--output", "oblong", *few])
+    assert "32 × 48 pixels, 1 channel." in capsys.readouterr().err
 
 
 def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:

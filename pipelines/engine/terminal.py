@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from datamodules.augmentations import sides
 from modules.training_data import settings_of
 
 NOISE = (  # true of what is done here, and meant so
@@ -84,9 +85,8 @@ class Summary(L.Callback):
         if len(names := [*getattr(data, "label_names", [])]) > 1:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             parts.append(f"{len(names)} {data.labels_are} ({shown})" + _extremes(names, data.class_counts))
-        parts.append(
-            f"{data.image_size} × {data.image_size} pixels, {data.in_chans} channel{'s' * (data.in_chans > 1)}"
-        )
+        height, width = sides(data.image_size)
+        parts.append(f"{height} × {width} pixels, {data.in_chans} channel{'s' * (data.in_chans > 1)}")
         if data.bad_files:
             parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
         say(f"Data: {data.title}: {'; '.join(parts)}.")
