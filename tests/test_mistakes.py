@@ -91,6 +91,7 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
          "--trainer.callbacks.patience must be at least 0, not -1."),
         ("--trainer.callbacks+=Timer --trainer.callbacks.duration 00:00:00:00", "Timer leaves nothing to fit"),
         ("--trainer.callbacks+=LearningRateFinder --trainer.callbacks.min_lr -1", "give a min_lr above 0"),
+        ("--trainer.logger true --register x --trainer.max_steps 1", "--trainer.max_steps 1 ends before the first one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_as_a_setting_is_told_in_a_sentence(

@@ -111,7 +111,10 @@ def registered_files(address: str) -> tuple[dict[str, Any], Path]:
     try:
         folder = Path(download_artifacts(address))
     except Exception as error:
-        raise BackboneError(f"{address} cannot be loaded from the registry: {_first_line(error)}") from None
+        raise BackboneError(
+            f"{address} cannot be loaded from the registry: {_first_line(error)}. `python -m pipelines registry list` "
+            "shows what is registered."
+        ) from None
     files = {file.name: file for file in folder.rglob("*") if file.name in ("architecture.yaml", "model.safetensors")}
     if len(files) < 2:
         raise BackboneError(f"{address} was not registered by Fovea: it lacks architecture.yaml or model.safetensors.")

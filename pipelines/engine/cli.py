@@ -234,7 +234,7 @@ class VisionCLI(TaskParser):
         """The trainer's callbacks, with those that are given; what writes the last checkpoint sees all others' state."""
         config, fits = self.options.trainer, self.subcommand == "fit" and not self.options.trainer.fast_dev_run
         self.watch = RunCallback()
-        callbacks: list[L.Callback] = [self.watch, Summary(), MonitorCheck()]
+        callbacks: list[L.Callback] = [self.watch, Summary(), MonitorCheck(self.options.register if fits else None)]
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if fits and config.enable_checkpointing is not False:

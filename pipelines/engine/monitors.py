@@ -13,7 +13,29 @@ from pipelines.engine.command import UsageError
 class MonitorCheck(L.Callback):
     """Makes sure, before a training begins, that a validation measures what callbacks and schedules monitor: on one batch in
     Lightning's sanity check, and where that leaves something open, on all of them. Figures of the training itself,
-    ``train/NAME``, are known after the first epoch alone."""
+    ``train/NAME``, are known after the first epoch alone.
+
+    Args:
+        registers: the name under which the model of the best validation is to be registered, so that there has to be one.
+    """
+
+    def __init__(self, registers: str | None = None) -> None:
+        self.registers = registers
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses a training that ends before its first validation, which would leave nothing to register."""
+        if self.registers is None or trainer.global_step or trainer.max_steps < 0:
+            return
+        every, accumulated = trainer.check_val_every_n_epoch, getattr(pl_module, "accumulate_grad_batches", 1)
+        batches = trainer.max_steps * max(accumulated, trainer.accumulate_grad_batches)
+        first = trainer.val_check_batch + (0 if every is None else (every - 1) * trainer.num_training_batches)
+        if batches < first < math.inf:
+            raise UsageError(
+                f"--register {self.registers} keeps the model of the best validation, and --trainer.max_steps "
+                f"{trainer.max_steps} ends before the first one, which comes after batch {first}: raise it, lower "
+                "--trainer.val_check_interval, or give --register null."
+            )
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
