@@ -25,6 +25,7 @@ from modules.networks import BackboneError
 from modules.optimization import (
     ChangedSettings,
     Optimization,
+    TimedSchedule,
     WeightAverage,
     build_optimizer,
     parameter_groups,
@@ -212,7 +213,7 @@ class VisionModule(L.LightningModule):
         if not self._callbacks:
             decay = self.optimization.ema_decay
             average = [] if decay is None else [WeightAverage(decay)]
-            around = [TransferChoice(), LinearHead(), Freezing(), ChangedSettings()]
+            around = [TransferChoice(), LinearHead(), Freezing(), ChangedSettings(), TimedSchedule()]
             self._callbacks = [*average, *around, self.means, self.guard, self.publisher]
         present = [] if self._trainer is None else settings_of(self.trainer).callbacks
         return [callback for callback in self._callbacks if callback not in present]

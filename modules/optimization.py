@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -12,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from annotated_types import Ge
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -23,12 +24,14 @@ from typing_extensions import override
 from modules.callbacks.freezing import layers
 from modules.networks import BackboneError
 from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
+from modules.training_data import settings_of
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
 
 TRIED = 100  # steps that a schedule is tried for
+TICKS = 10_000  # that stand for steps where a training's time alone is known
 
 
 class WarmupCosine(LambdaLR):
@@ -38,8 +41,8 @@ class WarmupCosine(LambdaLR):
     Args:
         optimizer: the optimiser.
         total_steps: optimiser steps of the whole training; the module knows and fills it in. 0 where the length is not
-            known: the rate then stays the same.
-        warmup: share of the steps in which the rate rises, in [0, 1).
+            known: the rate then stays the same, unless the training's time is limited, see `TimedSchedule`.
+        warmup: share of the steps, or of the time, in which the rate rises, in [0, 1).
         final: the last rate as a share of the highest.
     """
 
@@ -48,15 +51,19 @@ class WarmupCosine(LambdaLR):
     ) -> None:
         self.total_steps = total_steps
         self.warmup, self.final = warmup, final
+        self.elapsed: float | None = None  # share of the training's time, where that is limited
         super().__init__(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:
-        if not self.total_steps:
+        total, at = self.total_steps, float(step)
+        if self.elapsed is not None:  # whichever is further: the training ends with the first of the two
+            total, at = (total, max(at, self.elapsed * total)) if total else (TICKS, self.elapsed * TICKS)
+        if not total:
             return 1.0
-        rise = max(1, round(self.warmup * self.total_steps))
-        if step < rise:
-            return (step + 1) / rise
-        progress = min(1.0, (step - rise) / max(1, self.total_steps - rise))
+        rise = max(1, round(self.warmup * total))
+        if at < rise:
+            return (at + 1) / rise
+        progress = min(1.0, (at - rise) / max(1, total - rise))
         return self.final + (1 - self.final) * 0.5 * (1 + float(np.cos(np.pi * progress)))
 
 
@@ -303,6 +310,56 @@ class ChangedSettings(L.Callback):
         self.before = checkpoint.get("planned", [])
 
 
+class TimedSchedule(L.Callback):
+    """Lets a `WarmupCosine` end when a training's time is up, as ``--trainer.max_time`` or Lightning's ``Timer`` limits it.
+
+    It is as far as the larger of two shares: that of the steps which are done, and that of the time which has passed. The time is
+    the timer's: it counts validations, and goes on after a resume where the checkpoint was written.
+    """
+
+    def __init__(self) -> None:
+        self.timer: Timer | None = None
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        limited = {
+            one: left
+            for one in settings_of(trainer).callbacks
+            if isinstance(one, Timer) and (left := one.time_remaining())
+        }
+        self.timer = min(limited, key=lambda one: limited[one], default=None)
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if self.timer is None:
+            self._tell(schedules, None)  # not what a checkpoint of limited time brought
+        elif schedules:
+            over = round(self.timer.time_elapsed())
+            length = timedelta(seconds=over + round(limited[self.timer]))
+            after = f"after {length} of training" + (f", of which {timedelta(seconds=over)} are over" if over else "")
+            others = [type(one).__name__ for one in schedules if not isinstance(one, WarmupCosine)]
+            steps = total_steps(trainer)
+            pl_module.print(
+                f"The training ends {after}. {others[0]} does not go by time: the learning rate is then wherever it is."
+                if others
+                else f"The learning rate goes by time: it comes to its end {after}"
+                + (f", or after {steps:,} steps, whichever is first." if steps else ".")
+            )
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.timer is not None:
+            elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
+            share = trainer.strategy.broadcast(elapsed / (elapsed + remaining))  # all processes have the same rate
+            self._tell([config.scheduler for config in trainer.lr_scheduler_configs], share)
+
+    @staticmethod
+    def _tell(schedules: Iterable[Any], elapsed: float | None) -> None:
+        for schedule in schedules:
+            if isinstance(schedule, WarmupCosine):
+                schedule.elapsed = elapsed
+
+
 def _settings(scheduler: Any) -> dict[str, Any]:
     """The settings of a schedule and its optimiser, without their state."""
     return {
@@ -313,7 +370,8 @@ def _settings(scheduler: Any) -> dict[str, Any]:
         "schedule": {
             key: value
             for key, value in _plain(scheduler.state_dict()).items()
-            if key not in ("last_epoch", "base_lrs") and not key.startswith(("_last", "_step", "_is", "_get"))
+            if key not in ("last_epoch", "base_lrs", "elapsed")
+            and not key.startswith(("_last", "_step", "_is", "_get"))
         },
     }
 

@@ -290,6 +290,16 @@ def test_warm_up_then_half_a_cosine():
     assert rates[10:] == pytest.approx([0.2, 0.2])
 
 
+def test_of_steps_and_time_the_further_one_counts():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    by_both, by_time = (WarmupCosine(optimizer, total_steps=steps, warmup=0.0) for steps in (10, 0))
+    for by_steps, elapsed in ((6, 0.3), (2, 0.8), (2, 0.3), (10, 0.3), (3, 1.0)):
+        by_both.elapsed = by_time.elapsed = elapsed
+        down = (1 + math.cos(math.pi * (max(by_steps, 10 * elapsed) - 1) / 9)) / 2  # the first step is the warm-up
+        assert by_both._factor(by_steps) == pytest.approx(down)
+        assert by_time._factor(by_steps) == pytest.approx((1 + math.cos(math.pi * elapsed)) / 2, abs=1e-3)
+
+
 def test_a_schedule_of_epochs_is_stepped_once_an_epoch():
     watch = Watch()
     module, data = small(lr=1e-3, lr_scheduler=partial(StepLR, step_size=1, gamma=0.5))

@@ -421,18 +421,38 @@ class Weights(L.Callback):
             self.seen |= {round(weight, 3) for weight in (code.loss / code.kl.flatten(1).sum(1)).tolist()}
 
 
-def test_a_training_of_unknown_length_keeps_its_rate_and_its_weights() -> None:
+def test_a_training_of_limited_time_ends_its_rate_with_it_and_keeps_its_weights(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A variational autoencoder's divergence counts less at first, as a share of the training."""
     weights, whole = Weights(), Weights()
     vae = ["--model.bottleneck", "Variational", "--model.bottleneck.beta", "0.5", "--model.bottleneck.warmup", "0.5"]
     cli = autoencoding([*SMALL, *vae, "--output", "out", "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:01"],
                        [weights])  # fmt: skip
     assert cli.trainer.global_step > 0
-    assert set(rates("out").values()) == {cli.model.optimization.lr or 0.001}
+    found = [*rates("out").values()]
+    assert max(found) > 0.0009
+    assert found[-1] < 0.1 * max(found)
+    assert "it comes to its end after 0:00:01 of training." in capsys.readouterr().out
     assert weights.seen == {0.5}
     assert MlflowClient().get_run(run_id_of("out")).info.status == "FINISHED"
     autoencoding([*SMALL, *vae, "--output", "whole"], [whole])
     assert whole.seen == {0.0, 0.167, 0.333, 0.5}
+
+
+def test_a_limited_time_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    long = [*SMALL, "--trainer.max_epochs", "-1", "--output", "out"]
+    classification([*long, "--trainer.max_time", "00:00:00:01"])
+    end = max(rates("out"))
+    capsys.readouterr()
+    done = classification([*long, "--trainer.max_time", "00:00:00:02"]).trainer.current_epoch
+    assert "after 0:00:02 of training, of which 0:00:01 are over" in capsys.readouterr().out
+    found = rates("out")
+    assert found[end + 2] > 0.0003, "half a cosine, taken up in its middle"
+    assert found[max(found)] < 0.0001
+    plain = classification([*SMALL, "--output", "out", "--trainer.max_epochs", str(done + 1)])
+    assert "goes by time" not in capsys.readouterr().out
+    assert plain.trainer.lr_scheduler_configs[0].scheduler.elapsed is None
 
 
 class Planned(L.LightningModule):
