@@ -1,6 +1,8 @@
 """Videos: their frames as they are needed, and files of them as an array of clips."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,31 +17,59 @@ from datamodules.decoded import ImageFiles
 from datamodules.images import Reduction
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+PATIENCE = 10_000  # milliseconds to wait for a camera or a stream
 Frame = NDArray[np.uint8]
 
 
+def is_stream(source: str) -> bool:
+    """Whether a source is no file, but a camera, by its number, or a stream, by its address.
+
+    >>> is_stream("0"), is_stream("rtsp://camera/1"), is_stream("film.mp4")
+    (True, True, False)
+    """
+    return bool(re.fullmatch(r"\d+|(rtsps?|rtmps?|https?|udp|tcp|srt)://.+", source)) and not os.path.exists(source)
+
+
 def is_video(file: str) -> bool:
-    """Whether a file is a video, by the ending of its name."""
-    return file.lower().endswith(EXTENSIONS)
+    """Whether a file is a video, by the ending of its name, or a source is a stream."""
+    return file.lower().endswith(EXTENSIONS) or is_stream(file)
 
 
 class Video:
-    """The frames of a file, read as they are needed; ``seconds`` has the time of each that was read.
+    """The frames of a file or a stream, read as they are needed; ``seconds`` has the time of each that was read.
 
     Args:
-        file: the video.
+        file: the video, or what `is_stream`.
+
+    Attributes:
+        name: the file, or the stream without a password in its address.
+        live: whether it has no end that is known, as a camera's has none.
 
     Raises:
         DataError: it cannot be read.
     """
 
     def __init__(self, file: str) -> None:
-        self.file, self._capture = file, cv2.VideoCapture(file)
+        self.file, stream = file, is_stream(file)
+        self.name = re.sub(r"(?<=://)[^/@]+@", "", file) if stream else file
+        if file.isdecimal() and stream:
+            self._capture = cv2.VideoCapture(int(file))
+        else:
+            waits = (
+                [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE] if stream else []
+            )
+            self._capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG if stream else cv2.CAP_ANY, waits)
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.live = stream and not self.length
         self.seconds: list[float] = []
         found, first = self._capture.read()
         if not found:
+            if stream:
+                raise DataError(
+                    f"The {'camera' if file.isdecimal() else 'stream'} {self.name} does not answer: check that it is there, and "
+                    "that no other program uses it."
+                )
             raise DataError(f"{file} cannot be read as a video by OpenCV.")
         self._first = first
         self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000

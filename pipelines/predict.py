@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules import DataError
 from datamodules.annotated.writers import AnswerFormat
-from datamodules.videos import Video, is_video
+from datamodules.videos import Video, is_stream, is_video
 from modules import DetectionModule
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
@@ -18,6 +19,8 @@ from pipelines.serving import video
 from pipelines.serving.answers import FolderSink, Sink, Told, places, readable
 from pipelines.serving.files import find
 from pipelines.serving.registry import load
+
+LEAST_TILE = 32
 
 
 def predict(
@@ -35,6 +38,7 @@ def predict(
     max_detections: int | None = None,
     across_classes: bool | None = None,
     classes: list[str] | str | None = None,
+    tile: int | None = None,
     save_crops: bool = False,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
@@ -42,7 +46,8 @@ def predict(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        paths: files, folders, patterns.
+        paths: files, folders, patterns; a camera by its number, such as ``0``, or a stream by its address, such as
+            ``rtsp://HOST/PATH``, until Ctrl-C.
         out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer;
             of a video an ``.mp4``. Where the answers have masks, also ``NAME.mask.png`` (numbers of classes, with a palette)
             and ``coco.json`` (run-length codes).
@@ -59,6 +64,8 @@ def predict(
         max_detections: most boxes that are returned for an image, or for a tile of one; by default as in training.
         across_classes: suppress the less certain box even if the two are of different classes.
         classes: return only boxes of these classes, such as ``car,bus``; a list if names contain commas.
+        tile: cut larger pictures into squares of this side, in pixels, which overlap by a fifth, and merge what is found in
+            them, so that small objects are seen larger; 0 leaves pictures whole. By default as in training.
         save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
 
     Returns:
@@ -74,13 +81,17 @@ def predict(
         raise ValueError(f"--form {form} writes files: say where with --out FOLDER.")
     if truth and form != "coco":
         raise ValueError("--truth goes with COCO's results: --form coco.")
+    if tile is not None and tile != 0 and tile < LEAST_TILE:
+        raise ValueError(f"--tile must be at least {LEAST_TILE} pixels, or 0 to leave pictures whole, not {tile}.")
     bad: list[str] = []
 
     def tell(message: str) -> None:
         bad.append(message)
         say(message)
 
-    files, missing, root = find(paths, out)
+    streams = dict.fromkeys(filter(is_stream, paths))
+    files, missing, root = find([path for path in paths if path not in streams], out)
+    files, root = [*files, *streams], root or os.getcwd()
     for path in missing:
         tell(f"{path}: there is no such file or folder.")
     if not files:
@@ -96,7 +107,13 @@ def predict(
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--{given[0]} is about boxes, which a {type(module).__name__} does not find.")
         module.choose(**choice)  # type: ignore[arg-type]
+    if tile is not None:
+        if not isinstance(module, DetectionModule):
+            raise ValueError(f"--tile is for detectors, whose boxes can be merged, and {model} is not one.")
+        answering.take(module, replace(answering.preprocessing, tile=tile or None))
     whole = answering.preprocessing.frames is not None
+    if whole and streams:
+        raise ValueError(f"{model} answers for a clip as a whole, and a stream has no end: give files.")
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")
@@ -121,15 +138,22 @@ def predict(
             except DataError as error:
                 tell(f"passed over: {error}")
                 continue
-            bar = progress.add_task(f"frames of {os.path.basename(file)}", total=film.length or None)
+            bar = progress.add_task(f"frames of {os.path.basename(film.name)}", total=film.length or None)
             drawing = video.Drawing(drawings[file][0], film.rate) if out else None
-            with video.Tracker(module, film.rate) if track else nullcontext() as tracker:
-                for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
-                    progress.advance(bar)
-                    for sink in sinks:
-                        sink.add({"path": file, "frame": number, "seconds": round(film.seconds[number], 3)}, answer)
-                    if drawing:
-                        drawing.write(module.answers.draw(frame, answer), film.seconds[number])
+            try:
+                with video.Tracker(module, film.rate) if track else nullcontext() as tracker:
+                    for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
+                        progress.advance(bar)
+                        for sink in sinks:
+                            sink.add(
+                                {"path": film.name, "frame": number, "seconds": round(film.seconds[number], 3)}, answer
+                            )
+                        if drawing:
+                            drawing.write(module.answers.draw(frame, answer), film.seconds[number])
+            except KeyboardInterrupt:
+                if not film.live:
+                    raise
+                say(f"{film.name}: ended after {len(film.seconds)} frames.")
             if drawing:
                 drawing.close()
             if film.cut_off:

@@ -158,6 +158,23 @@ def test_a_model_of_masks_that_learned_from_pieces_answers_large_pictures(masker
     assert PIL.Image.open("out/large.png").size == (400, 300)
 
 
+def test_any_detector_can_be_asked_tile_by_tile(masker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)).save("large.png")
+
+    def boxes(tile: int | None) -> list[list[float]]:
+        assert predict(masker, ["large.png"], json=True, tile=tile) == 0
+        found: list[list[float]] = json.loads(capsys.readouterr().out)["boxes"]
+        return found
+
+    trained, whole = boxes(None), boxes(0)
+    assert boxes(64) == trained, "as it was trained"
+    assert trained != whole
+    assert boxes(200) == whole, "no picture is larger"
+    assert len(boxes(32)) > len(trained)
+    with pytest.raises(ValueError, match="--tile must be at least 32 pixels"):
+        predict(masker, ["large.png"], tile=8)
+
+
 def test_a_tasks_own_predict_tells_of_whole_pictures() -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 2), ("test", 2)):

@@ -1,6 +1,8 @@
 """Videos: every frame answered and drawn, objects followed from frame to frame."""
 
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,61 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
         command(predict.predict, arguments)
     assert end.value.code == 2
     assert "follows boxes" in capsys.readouterr().err
+
+
+class Camera(http.server.BaseHTTPRequestHandler):
+    """Sends a picture again and again, as a network camera does."""
+
+    picture = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=--frame")
+        self.end_headers()
+        try:
+            while True:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(self.picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + self.picture + b"\r\n")
+        except OSError:  # nobody watches any more
+            pass
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_stream_is_answered_until_ctrl_c(
+    sprites: Sprites, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = video.Drawing.write
+
+    def pressed(drawing: video.Drawing, frame: np.ndarray, seconds: float) -> None:
+        write(drawing, frame, seconds)
+        if "live" in drawing.file and drawing._last > video.TICKS // 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(video.Drawing, "write", pressed)
+    storage.save_model(Path("model"), detector(), Preprocessing(64, 3, "pad"), "detection")
+    frames = film(sprites, "film.avi")
+    Camera.picture = cv2.imencode(".jpg", frames[0])[1].tobytes()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"127.0.0.1:{server.server_port}"
+    assert predict.predict("model", [f"http://me:secret@{host}/live.mjpg", "film.avi"], "out") == 0
+    server.shutdown()
+    server.server_close()
+    said = capsys.readouterr()
+    assert f"http://{host}/live.mjpg: ended after" in said.err
+    text = Path("out/predictions.jsonl").read_text()
+    assert "secret" not in text + said.err + said.out
+    paths = [json.loads(line)["path"] for line in text.splitlines()]
+    assert paths.count("film.avi") == FRAMES, "what else was asked for is answered too"
+    live = paths.count(f"http://{host}/live.mjpg")
+    assert live > 3
+    (drawn,) = {file.name for file in Path("out").glob("*.mp4")} - {"film.mp4"}
+    assert len(list(Video(f"out/{drawn}"))) == live
+    assert predict.predict("model", [f"rtsp://{host}/none", "7"]) == 1
+    said = capsys.readouterr()
+    assert f"stream rtsp://{host}/none does not answer" in said.err
+    assert "camera 7 does not answer" in said.err
 
 
 def test_frames_are_told_and_drawn_when_they_are_seen_and_a_film_that_is_cut_off_is_named(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing_extensions import override
 
 from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
-from datamodules.videos import Video, is_video
+from datamodules.videos import Video, is_stream, is_video
 from modules import VisionModule
 from modules.detection.tiles import joined
 from pipelines.engine.disk import held, write_image, write_text
@@ -185,7 +186,10 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
     Raises:
         ValueError: a drawing would replace one of the files.
     """
-    names = [os.path.join(out, os.path.relpath(os.path.abspath(file), root)) for file in files]
+    names = [
+        os.path.join(out, _stem(file) if is_stream(file) else os.path.relpath(os.path.abspath(file), root))
+        for file in files
+    ]
     taken = Counter(start for name in names for start in _starts(name))
     found = {}
     for file, name in zip(files, names, strict=True):
@@ -200,6 +204,12 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
     if replaced := {os.path.realpath(place) for place, _ in found.values()} & originals:
         raise ValueError(f"The drawing would replace {min(replaced)}: choose another folder with --out.")
     return found
+
+
+def _stem(stream: str) -> str:
+    """What stands for a stream in the names of files."""
+    host = re.sub(r"^\w+://([^/@]+@)?", "", stream)
+    return f"camera-{stream}" if stream.isdecimal() else re.sub(r"[^\w-]+", "-", host)
 
 
 def _starts(name: str) -> Iterable[str]:

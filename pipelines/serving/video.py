@@ -148,7 +148,7 @@ def answered(
             held.append(frame)
             yield frame
 
-    for answer in model.stream(noted(video), min(batch_size, BATCH)):
+    for answer in model.stream(noted(video), 1 if video.live else min(batch_size, BATCH)):
         frame = held.popleft()
         if isinstance(answer, ValueError):
             raise answer
