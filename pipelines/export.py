@@ -5,13 +5,14 @@ from pathlib import Path
 from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
-from pipelines.serving.exporting import SUFFIXES, Format, describe_export, exported, write
+from pipelines.serving.exported import exported
+from pipelines.serving.exporting import SUFFIXES, Format, describe_export, write
 
 
 def export(
     model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
 ) -> str:
-    """Writes a registered model of classification, detection, semantic segmentation or stylization as a file that runs without Fovea, for batches of any size.
+    """Writes a registered model as a file that runs without Fovea, for batches of any size.
 
     The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
     1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
@@ -25,8 +26,8 @@ def export(
         opset: version of the ONNX operators. Default: the exporter's own.
         preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and a classifier answers with probabilities,
             float32 B×K; false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier answers
-            with logits. What a detector answers, see `with_suppression` for onnx, else `ExportedDetector`. The resizing
-            of a picture to S×S is in neither; the metadata describe it.
+            with logits. What others answer, their classes in `pipelines.serving.exported` say, and the metadata. The
+            resizing of a picture to S×S is in neither; the metadata describe it.
 
     Returns:
         What was written, and how far its answers are from the model's.
@@ -43,11 +44,12 @@ def export(
     if chosen == "safetensors" and not preprocessing:
         raise ValueError("safetensors holds the weights alone: leave --preprocessing out.")
     folder = registry.model_folder(model)
-    module, _ = storage.load_model(folder)
-    network = exported(model, module, preprocessing)
+    module, prepared = storage.load_model(folder)
+    network = None if chosen == "safetensors" else exported(model, module, prepared, preprocessing)
     if network is None and chosen != "safetensors":
         raise ValueError(
-            f"{model} is a {type(module).__name__}; only classifiers, detectors, semantic segmentation and stylization are exported."
+            f"{model} is a {type(module).__name__}, which no format holds but safetensors, its weights alone: name a file "
+            "that ends in .safetensors."
         )
     metadata = describe_export(model, folder, module, network, chosen)
     difference = write(model, file, chosen, module, network, metadata, opset)

@@ -71,7 +71,7 @@ class Bottleneck(Part):
 
     def load(self, saved: Tensor) -> Tensor:
         """What the decoder is given, from what was saved of a code."""
-        return saved.float().view(len(saved), *self.shape)
+        return saved.float().view(saved.shape[0], *self.shape)
 
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
         """Codes of a batch.
@@ -196,13 +196,14 @@ class VectorQuantized(Bottleneck):
     @override
     def load(self, saved: Tensor) -> Tensor:
         places = self.shape[1:]
-        return self.codebook[saved.long()].view(len(saved), -1, self.size).mT.reshape(len(saved), self.size, *places)
+        count = saved.shape[0]  # not len, which an exporter takes for a constant
+        return self.codebook[saved.long()].view(count, -1, self.size).mT.reshape(count, self.size, *places)
 
     def quantize(self, value: Tensor) -> Tensor:
         """Places in the codebook of float B×size×…, int64 B×…."""
         flat = value.flatten(2).mT if value.ndim > 2 else value[:, None]
         distance = flat.square().sum(2, keepdim=True) - 2 * flat @ self.codebook.mT + self.codebook.square().sum(1)
-        return distance.argmin(2).view(len(value), *value.shape[2:])
+        return distance.argmin(2).view(value.shape[0], *value.shape[2:])
 
     @override
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:

@@ -39,6 +39,28 @@ MS_SSIM_SIDE = 161  # of the smallest images that have five scales, in pixels
 ACTIVE = 0.01  # variance of a unit's mean from which it carries something (Burda et al. 2016, arXiv:1509.00519)
 
 
+def encoded(backbone: Any, image: Tensor, features: Tensor) -> Tensor:
+    """An encoder's last features as a map.
+
+    Args:
+        backbone: the encoder.
+        image: normalised, float B×C×S×S.
+        features: what its ``forward_features`` gives of them.
+
+    Returns:
+        float B×K×H×W, or B×K where it has no map.
+    """
+    if features is image:  # an MLP
+        return cast(Tensor, backbone(image))
+    if features.ndim == 3:  # a transformer's tokens
+        features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].mT
+        side = math.isqrt(features.shape[2])
+        return features.unflatten(2, (side, side))
+    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        return features.permute(0, 3, 1, 2)
+    return features
+
+
 class UnitStatistics(Metric):
     """Exact sums over samples and processes: of the units' means and divergences, and of the entries in use.
 
@@ -173,16 +195,7 @@ class AutoencodingModule(VisionModule):
 
     def features(self, image: Tensor) -> Tensor:
         """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
-        features = self.last_features(image)
-        if features is image:  # an MLP
-            return cast(Tensor, self.backbone(image))
-        if features.ndim == 3:  # a transformer's tokens
-            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].mT
-            side = math.isqrt(features.shape[2])
-            return features.unflatten(2, (side, side))
-        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-            return features.permute(0, 3, 1, 2)
-        return features
+        return encoded(self.backbone, image, self.last_features(image))
 
     def encode(self, image: Tensor) -> Code:
         """The codes of images as they are, uint8 B×C×S×S."""

@@ -1,0 +1,454 @@
+"""What is written of each task's module for other programs: its network, without all that only training needs."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from typing_extensions import override
+
+from datamodules.options import Preprocessing
+from modules import (
+    AutoencodingModule,
+    ClassificationModule,
+    DetectionModule,
+    FaceNetModule,
+    GANModule,
+    InstanceSegmentationModule,
+    MaskedAutoencodingModule,
+    MultiLabelModule,
+    RegressionModule,
+    SegmentationModule,
+    SequenceModule,
+    StylizationModule,
+    SuperResolutionModule,
+    TranslationModule,
+    VisionModule,
+)
+from modules.autoencoding.module import encoded
+from modules.detection.detector import OneStageDetector
+from modules.translation.translators import SharedTranslator
+
+
+class Exported(nn.Module):
+    """A trained module without all that only training needs. By itself it answers with probabilities of preprocessed
+    images, else with logits.
+
+    Args:
+        module: the trained module; it stays as it is.
+        preprocessing: how a picture becomes its input.
+        pixels: uint8 in, else normalised float32 in.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    inputs: tuple[str, ...] = ("image",)  # names of what `forward` takes
+    free: ClassVar[Mapping[int, Any]] = {}  # dimensions of images that may have any size, beside the first
+    outputs: tuple[str, ...]  # names of what `forward` answers with
+    meaning: str  # of them
+
+    def __init__(self, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> None:
+        super().__init__()
+        self.pixels, self.picture = pixels, preprocessing
+        self.register_buffer("scale", module.scale.clone())
+        self.register_buffer("shift", module.shift.clone())
+        self.take(module)
+        self.eval().requires_grad_(False)
+
+    def take(self, module: Any) -> None:
+        """Takes over the parts that answer, and says what the answers are."""
+        raise NotImplementedError
+
+    def accepts(self, module: VisionModule) -> str:
+        """What `forward` takes."""
+        size = "H×W" if self.free else _text(module)
+        return f"{'uint8' if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
+
+    def sizes(self) -> tuple[Any, ...]:
+        """Which dimensions of what `forward` takes may have any size."""
+        batch = Dim("batch")
+        more = tuple({0: batch} for _ in self.inputs[1:])
+        return ({0: batch, **self.free}, more) if more else ({0: batch, **self.free},)
+
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        """Random inputs of the module, the same ones each time."""
+        size = (count, module.in_chans, *module.size)
+        return (torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)),)
+
+    def given(self, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of the module as `forward` takes them."""
+        return image if self.pixels else self._normalised(image).contiguous(), *more
+
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` should say of uint8 images, from the module itself."""
+        return self._told(module(image))
+
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What the network says of normalised images; the first dimension is that of the images."""
+        backbone: Any = self.backbone
+        head: Any = self.head
+        return self._told(head(backbone(image)))
+
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (logits.softmax(1) if self.pixels else logits,)
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return image.float() * self.scale + self.shift
+
+    def forward(self, image: Tensor, *more: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`inputs` to `outputs`."""
+        answers = self.answer(self._normalised(image) if self.pixels else image, *more)
+        return answers if len(answers) > 1 else answers[0]
+
+
+def _copy(part: Any) -> Any:
+    """Contiguous, so that no program that reads the file has to know of torch's other memory orders."""
+    return deepcopy(part).to(memory_format=torch.contiguous_format)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _text(module: VisionModule) -> str:
+    return "×".join(map(str, module.size))
+
+
+class ExportedClassifier(Exported):
+    """Probabilities of preprocessed images, else logits; both float32 B×K."""
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.outputs = ("probabilities" if self.pixels else "logits",)
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
+
+
+class ExportedMultiLabel(ExportedClassifier):
+    """Probabilities of each label of preprocessed images, else logits; both float32 B×K."""
+
+    @override
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (logits.sigmoid() if self.pixels else logits,)
+
+
+class ExportedRegression(Exported):
+    """Quantities in their own units, float32 B×K."""
+
+    outputs = ("values",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.scaling = deepcopy(module.scaling)
+        self.meaning = f"values float32 B×{module.num_classes}"
+
+    @override
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (self.scaling.undo(logits),)
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+
+class ExportedSequence(ExportedClassifier):
+    """Probabilities of clips of pixels, else logits; both float32 B×K. A clip that is shorter than T frames is filled up with
+    anything, and ``length`` int64 B says how many of its frames count."""
+
+    inputs = ("image", "length")
+
+    @override
+    def take(self, module: Any) -> None:
+        super().take(module)
+        assert self.picture.frames is not None
+        self.frames = self.picture.frames
+        self.norm, self.recurrent = deepcopy(module.norm), deepcopy(module.recurrent)
+
+    @override
+    def accepts(self, module: VisionModule) -> str:
+        start, _, end = super().accepts(module).partition("B×")
+        return f"{start}B×{self.frames}×{end}, length int64 B"
+
+    @override
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        size = (count, self.frames, module.in_chans, *module.size)
+        length = self.frames - torch.arange(count) % self.frames
+        return torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)), length
+
+    @override
+    def expected(self, module: Any, image: Tensor, length: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self._told(module(image, length))
+
+    @override
+    def answer(self, image: Tensor, length: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        features = self.norm(self.backbone(image.flatten(0, 1))).unflatten(0, (-1, self.frames))
+        states = self.recurrent(features)[0]  # what comes after a clip's end does not change what was before
+        last = (length - 1)[:, None, None].expand(-1, 1, states.shape[2])
+        return self._told(self.head(states.gather(1, last)[:, 0]))
+
+
+class ExportedDetector(Exported):
+    """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
+
+    outputs = ("boxes", "scores")
+
+    @override
+    def take(self, module: Any) -> None:
+        if not isinstance(module.detector, OneStageDetector):
+            raise ValueError(f"a {type(module.detector).__name__} is not exported, only one-stage detectors")
+        if module.across_classes:
+            raise ValueError(
+                "a detector whose boxes are chosen across classes is not exported: onnx chooses within classes"
+            )
+        self.backbone, self.detector = _copy(module.backbone), _copy(module.detector)
+        self.threshold = float(module.threshold)
+        self.meaning = f"boxes float32 B×A×4 (xyxy, pixels of the input), scores float32 B×A×{module.num_classes}"
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.detector.dense(self.detector(self.backbone(image)))
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return module.detector.dense(module(image))
+
+
+class ExportedSegmenter(Exported):
+    """Probabilities of each pixel's classes of preprocessed images, else logits; both float32 B×K×S×S."""
+
+    @override
+    def take(self, module: Any) -> None:
+        if any(side % module.multiple for side in module.size):
+            raise ValueError(
+                f"images of {module.image_size} pixels are not a multiple of the network's {module.multiple}"
+            )
+        self.backbone, self.head = _copy(module.backbone), _copy(module.decoder)
+        self.outputs = ("probabilities" if self.pixels else "logits",)
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{_text(module)}"
+
+
+class ExportedFaceNet(Exported):
+    """Embeddings of length one, float32 B×D."""
+
+    outputs = ("embedding",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.levels, self.mirror = module.levels, module.mirror
+        told = "" if module.threshold is None else f", one person up to a squared distance of {module.threshold:.4f}"
+        self.meaning = f"embedding float32 B×{module.embedding_size}{told}"
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        embedding = self._embed(image)
+        return (nn.functional.normalize(embedding + self._embed(image.flip(3))) if self.mirror else embedding,)
+
+    def _embed(self, image: Tensor) -> Tensor:
+        found = self.backbone(image)
+        if self.levels:
+            parts = [nn.functional.normalize(level.mean((2, 3))) for level in found[-self.levels :]]
+            found = torch.cat(parts, 1)
+        return nn.functional.normalize(self.head(found))
+
+
+class ExportedAutoencoder(Exported):
+    """The code, and the reconstruction, float32 B×C×S×S in [0, 1]."""
+
+    outputs = ("code", "reconstruction")
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.bottleneck = _copy(module.backbone), _copy(module.bottleneck)
+        self.decoder, self.loss = _copy(module.decoder), deepcopy(module.loss)
+        self.meaning = f"code of {module.bottleneck.size} numbers a place, reconstruction float32 B×{module.in_chans}×{_text(module)} in [0, 1]"
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        code = module.encode(image).saved
+        return code, module.decode(module.bottleneck.load(code))
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        code = self.bottleneck(
+            encoded(self.backbone, image, self.backbone.forward_features(image)), _Still(), 1.0
+        ).saved
+        return code, self.loss.image(self.decoder(self.bottleneck.load(code)).float())
+
+
+class _Still:
+    """Draws nothing: what is saved of a distribution is its mean."""
+
+    def normal(self, *shape: int) -> float:
+        return 0.0
+
+
+class ExportedMaskedAutoencoder(Exported):
+    """The mean of the tokens of an image's patches, float32 B×D."""
+
+    outputs = ("code",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.prefix = _copy(module.backbone), module.visible.prefix
+        self.meaning = f"code float32 B×{module.backbone.num_features}"
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module.last_features(module.normalize(image))[:, self.prefix :].mean(1),)
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self.backbone.forward_features(image)[:, self.prefix :].mean(1),)
+
+
+class ExportedPainter(Exported):
+    """Base of networks that make pictures, float32 in [0, 1]; normalised pixels lie in [-1, 1]."""
+
+    outputs = ("picture",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.scale, self.shift = torch.full_like(self.scale, 1 / 127.5), torch.full_like(self.shift, -1)
+        self.painter = _copy(module.average)
+        self.meaning = f"picture float32 B×{module.in_chans}×{'H×W' if self.free else _text(module)} in [0, 1]"
+
+    @override
+    def expected(self, module: Any, *given: Tensor) -> tuple[Tensor, ...]:
+        return (self._shown(module.average(given[0].float() / 127.5 - 1, *given[1:])),)
+
+    @override
+    def answer(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return (self._shown(self.painter(*given)),)
+
+    def _shown(self, made: Tensor) -> Tensor:
+        return ((made.float() + 1) / 2).clamp(0, 1)
+
+
+class ExportedEnlarger(ExportedPainter):
+    """The enlarged pictures, float32 in [0, 1], of images of any size."""
+
+    free: ClassVar[Mapping[int, Any]] = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
+
+    @override
+    def take(self, module: Any) -> None:
+        super().take(module)
+        self.meaning = f"picture float32 B×{module.in_chans}×{module.factor}H×{module.factor}W in [0, 1]"
+
+
+class ExportedTranslator(ExportedPainter):
+    """The images translated into ``domain`` int64 B, float32 in [0, 1] and of the images' size, whose sides four divides."""
+
+    inputs = ("image", "domain")
+    free: ClassVar[Mapping[int, Any]] = {2: 4 * Dim("rows", min=2), 3: 4 * Dim("columns", min=2)}
+
+    @override
+    def accepts(self, module: Any) -> str:
+        return f"{super().accepts(module)}, domain int64 B, a number of {', '.join(_domains(module))}"
+
+    @override
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        (image,) = super().example(module, count)
+        return image, torch.arange(count) % math.prod(module.sizes)
+
+    @override
+    def answer(self, image: Tensor, domain: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if isinstance(self.painter, SharedTranslator):
+            return super().answer(image, domain)
+        made = torch.stack([network(image) for network in self.painter.values()], 1).tanh()
+        index = domain[:, None, None, None, None].expand(-1, 1, *made.shape[2:])
+        return (self._shown(made.gather(1, index)[:, 0]),)
+
+
+def _domains(module: Any) -> list[str]:
+    """Names of the domains, in the order of their numbers."""
+    return [" ".join(values) for values in itertools.product(*module.attributes.values())]
+
+
+class ExportedGenerator(ExportedPainter):
+    """Pictures that a generator makes of noise from N(0, 1), and of a class where it is conditional."""
+
+    @override
+    def take(self, module: Any) -> None:
+        super().take(module)
+        self.painter.encoder = None
+        self.inputs = ("noise", "label") if module.conditional else ("noise",)
+
+    @override
+    def accepts(self, module: Any) -> str:
+        return f"noise float32 B×{module.latent_size} from N(0, 1)" + ", label int64 B" * module.conditional
+
+    @override
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        noise = torch.randn(count, module.latent_size, generator=_generator(count))
+        return (noise, torch.arange(count) % module.num_classes) if module.conditional else (noise,)
+
+    @override
+    def _normalised(self, image: Tensor) -> Tensor:
+        return image
+
+    @override
+    def expected(self, module: Any, *given: Tensor) -> tuple[Tensor, ...]:
+        return (self._shown(module.average(*given)),)
+
+
+class ExportedStylizer(Exported):
+    """The painted pictures, float32 in [0, 1] and of the images' size, whose sides four divides."""
+
+    free: ClassVar[Mapping[int, Any]] = {2: 4 * Dim("rows"), 3: 4 * Dim("columns")}
+    outputs = ("picture",)
+
+    @override
+    def take(self, module: Any) -> None:
+        if any(side % 4 for side in module.size):
+            raise ValueError(f"it was trained on images of {module.image_size} pixels, which is not a multiple of four")
+        self.painter = _copy(module.painter)
+        self.meaning = f"picture float32 B×{module.in_chans}×H×W in [0, 1]"
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (((self.painter(image) - self.shift) / (255 * self.scale)).clamp(0, 1),)
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+
+EXPORTED: dict[type[VisionModule], type[Exported]] = {
+    ClassificationModule: ExportedClassifier,
+    MultiLabelModule: ExportedMultiLabel,
+    RegressionModule: ExportedRegression,
+    SequenceModule: ExportedSequence,
+    DetectionModule: ExportedDetector,
+    InstanceSegmentationModule: ExportedDetector,
+    SegmentationModule: ExportedSegmenter,
+    FaceNetModule: ExportedFaceNet,
+    AutoencodingModule: ExportedAutoencoder,
+    MaskedAutoencodingModule: ExportedMaskedAutoencoder,
+    GANModule: ExportedGenerator,
+    SuperResolutionModule: ExportedEnlarger,
+    TranslationModule: ExportedTranslator,
+    StylizationModule: ExportedStylizer,
+}
+
+
+def exported(model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> Exported | None:
+    """The network of a registered model as it is exported; None where only its weights are.
+
+    Raises:
+        ValueError: its parts or settings are not exported.
+    """
+    kind = EXPORTED.get(type(module))
+    try:
+        return kind(module, preprocessing, pixels) if kind else None
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}.") from None
