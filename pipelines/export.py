@@ -5,8 +5,7 @@ from pathlib import Path
 from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
-from pipelines.serving.exported import exported
-from pipelines.serving.exporting import SUFFIXES, Format, describe_export, write
+from pipelines.serving.exporting import SUFFIXES, Format, describe_export, exported, write
 
 
 def export(

@@ -12,25 +12,8 @@ from torch.export import Dim
 from typing_extensions import override
 
 from datamodules.options import Preprocessing
-from modules import (
-    AutoencodingModule,
-    ClassificationModule,
-    DetectionModule,
-    FaceNetModule,
-    GANModule,
-    InstanceSegmentationModule,
-    MaskedAutoencodingModule,
-    MultiLabelModule,
-    RegressionModule,
-    SegmentationModule,
-    SequenceModule,
-    StylizationModule,
-    SuperResolutionModule,
-    TranslationModule,
-    VisionModule,
-)
+from modules import VisionModule
 from modules.autoencoding.module import encoded
-from modules.detection.detector import OneStageDetector
 from modules.translation.translators import SharedTranslator
 
 
@@ -105,7 +88,7 @@ class Exported(nn.Module):
         return answers if len(answers) > 1 else answers[0]
 
 
-def _copy(part: Any) -> Any:
+def copied(part: Any) -> Any:
     """Contiguous, so that no program that reads the file has to know of torch's other memory orders."""
     return deepcopy(part).to(memory_format=torch.contiguous_format)
 
@@ -123,7 +106,7 @@ class ExportedClassifier(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
         self.outputs = ("probabilities" if self.pixels else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
 
@@ -143,7 +126,7 @@ class ExportedRegression(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
         self.scaling = deepcopy(module.scaling)
         self.meaning = f"values float32 B×{module.num_classes}"
 
@@ -192,32 +175,6 @@ class ExportedSequence(ExportedClassifier):
         return self._told(self.head(states.gather(1, last)[:, 0]))
 
 
-class ExportedDetector(Exported):
-    """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
-
-    outputs = ("boxes", "scores")
-
-    @override
-    def take(self, module: Any) -> None:
-        if not isinstance(module.detector, OneStageDetector):
-            raise ValueError(f"a {type(module.detector).__name__} is not exported, only one-stage detectors")
-        if module.across_classes:
-            raise ValueError(
-                "a detector whose boxes are chosen across classes is not exported: onnx chooses within classes"
-            )
-        self.backbone, self.detector = _copy(module.backbone), _copy(module.detector)
-        self.threshold = float(module.threshold)
-        self.meaning = f"boxes float32 B×A×4 (xyxy, pixels of the input), scores float32 B×A×{module.num_classes}"
-
-    @override
-    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.detector.dense(self.detector(self.backbone(image)))
-
-    @override
-    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        return module.detector.dense(module(image))
-
-
 class ExportedSegmenter(Exported):
     """Probabilities of each pixel's classes of preprocessed images, else logits; both float32 B×K×S×S."""
 
@@ -227,7 +184,7 @@ class ExportedSegmenter(Exported):
             raise ValueError(
                 f"images of {module.image_size} pixels are not a multiple of the network's {module.multiple}"
             )
-        self.backbone, self.head = _copy(module.backbone), _copy(module.decoder)
+        self.backbone, self.head = copied(module.backbone), copied(module.decoder)
         self.outputs = ("probabilities" if self.pixels else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{_text(module)}"
 
@@ -239,7 +196,7 @@ class ExportedFaceNet(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.head = _copy(module.backbone), deepcopy(module.head)
+        self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
         self.levels, self.mirror = module.levels, module.mirror
         told = "" if module.threshold is None else f", one person up to a squared distance of {module.threshold:.4f}"
         self.meaning = f"embedding float32 B×{module.embedding_size}{told}"
@@ -268,8 +225,8 @@ class ExportedAutoencoder(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.bottleneck = _copy(module.backbone), _copy(module.bottleneck)
-        self.decoder, self.loss = _copy(module.decoder), deepcopy(module.loss)
+        self.backbone, self.bottleneck = copied(module.backbone), copied(module.bottleneck)
+        self.decoder, self.loss = copied(module.decoder), deepcopy(module.loss)
         self.meaning = f"code of {module.bottleneck.size} numbers a place, reconstruction float32 B×{module.in_chans}×{_text(module)} in [0, 1]"
 
     @override
@@ -299,7 +256,7 @@ class ExportedMaskedAutoencoder(Exported):
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.prefix = _copy(module.backbone), module.visible.prefix
+        self.backbone, self.prefix = copied(module.backbone), module.visible.prefix
         self.meaning = f"code float32 B×{module.backbone.num_features}"
 
     @override
@@ -319,7 +276,7 @@ class ExportedPainter(Exported):
     @override
     def take(self, module: Any) -> None:
         self.scale, self.shift = torch.full_like(self.scale, 1 / 127.5), torch.full_like(self.shift, -1)
-        self.painter = _copy(module.average)
+        self.painter = copied(module.average)
         self.meaning = f"picture float32 B×{module.in_chans}×{'H×W' if self.free else _text(module)} in [0, 1]"
 
     @override
@@ -411,7 +368,7 @@ class ExportedStylizer(Exported):
     def take(self, module: Any) -> None:
         if any(side % 4 for side in module.size):
             raise ValueError(f"it was trained on images of {module.image_size} pixels, which is not a multiple of four")
-        self.painter = _copy(module.painter)
+        self.painter = copied(module.painter)
         self.meaning = f"picture float32 B×{module.in_chans}×H×W in [0, 1]"
 
     @override
@@ -421,34 +378,3 @@ class ExportedStylizer(Exported):
     @override
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
         return (module(image),)
-
-
-EXPORTED: dict[type[VisionModule], type[Exported]] = {
-    ClassificationModule: ExportedClassifier,
-    MultiLabelModule: ExportedMultiLabel,
-    RegressionModule: ExportedRegression,
-    SequenceModule: ExportedSequence,
-    DetectionModule: ExportedDetector,
-    InstanceSegmentationModule: ExportedDetector,
-    SegmentationModule: ExportedSegmenter,
-    FaceNetModule: ExportedFaceNet,
-    AutoencodingModule: ExportedAutoencoder,
-    MaskedAutoencodingModule: ExportedMaskedAutoencoder,
-    GANModule: ExportedGenerator,
-    SuperResolutionModule: ExportedEnlarger,
-    TranslationModule: ExportedTranslator,
-    StylizationModule: ExportedStylizer,
-}
-
-
-def exported(model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> Exported | None:
-    """The network of a registered model as it is exported; None where only its weights are.
-
-    Raises:
-        ValueError: its parts or settings are not exported.
-    """
-    kind = EXPORTED.get(type(module))
-    try:
-        return kind(module, preprocessing, pixels) if kind else None
-    except ValueError as error:
-        raise ValueError(f"{model}: {error}.") from None

@@ -15,15 +15,80 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from modules import VisionModule
+from datamodules.options import Preprocessing
+from modules import (
+    AutoencodingModule,
+    ClassificationModule,
+    DetectionModule,
+    FaceNetModule,
+    GANModule,
+    InstanceSegmentationModule,
+    MaskedAutoencodingModule,
+    MultiLabelModule,
+    RegressionModule,
+    SegmentationModule,
+    SequenceModule,
+    StylizationModule,
+    SuperResolutionModule,
+    TranslationModule,
+    VisionModule,
+)
+from modules.detection.detector import OneStageDetector
 from pipelines.serving import registry
-from pipelines.serving.exported import Exported, ExportedDetector
-from pipelines.serving.suppression import with_suppression
+from pipelines.serving.exported import (
+    Exported,
+    ExportedAutoencoder,
+    ExportedClassifier,
+    ExportedEnlarger,
+    ExportedFaceNet,
+    ExportedGenerator,
+    ExportedMaskedAutoencoder,
+    ExportedMultiLabel,
+    ExportedRegression,
+    ExportedSegmenter,
+    ExportedSequence,
+    ExportedStylizer,
+    ExportedTranslator,
+)
+from pipelines.serving.exported_boxes import ExportedDetector, ExportedTwoStage, with_default, with_suppression
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
 METADATA = "metadata.json"  # the extra file of torchscript and pt2
 TOLERANCE = 1e-4
+
+
+EXPORTED: dict[type[VisionModule], type[Exported]] = {
+    ClassificationModule: ExportedClassifier,
+    MultiLabelModule: ExportedMultiLabel,
+    RegressionModule: ExportedRegression,
+    SequenceModule: ExportedSequence,
+    DetectionModule: ExportedDetector,
+    InstanceSegmentationModule: ExportedTwoStage,
+    SegmentationModule: ExportedSegmenter,
+    FaceNetModule: ExportedFaceNet,
+    AutoencodingModule: ExportedAutoencoder,
+    MaskedAutoencodingModule: ExportedMaskedAutoencoder,
+    GANModule: ExportedGenerator,
+    SuperResolutionModule: ExportedEnlarger,
+    TranslationModule: ExportedTranslator,
+    StylizationModule: ExportedStylizer,
+}
+
+
+def exported(model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> Exported | None:
+    """The network of a registered model as it is exported; None where only its weights are.
+
+    Raises:
+        ValueError: its parts or settings are not exported.
+    """
+    kind = EXPORTED.get(type(module))
+    if kind is ExportedDetector and not isinstance(module.detector, OneStageDetector):
+        kind = ExportedTwoStage
+    try:
+        return kind(module, preprocessing, pixels) if kind else None
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}.") from None
 
 
 def write(
@@ -57,6 +122,8 @@ def write(
                     if format == "onnx" and isinstance(network, ExportedDetector):
                         with_suppression(new, network)
                         difference = max(difference, _difference_of_found(new, module, network))
+                    if format == "onnx" and isinstance(network, ExportedTwoStage):
+                        with_default(new, "threshold", network.threshold)
             except OSError:
                 raise
             except Exception as error:  # exporters and runtimes have no common class of errors
@@ -94,6 +161,7 @@ def describe_export(model: str, folder: Path, module: Any, network: Exported | N
         values["output"] = (
             "boxes float32 N×4 (xyxy, pixels of the input), labels int64 N, scores float32 N, image_index int64 N"
         )
+    if isinstance(network, ExportedDetector | ExportedTwoStage):
         values["threshold"] = network.threshold
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
@@ -184,8 +252,9 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
         ):
             if its.shape != mine.shape:
                 raise ValueError(f"it answers with {tuple(its.shape)} to {count} images")
-            differences.append(float((its - mine).abs().max()) / max(1.0, float(mine.abs().max())))
-    return max(differences)
+            if len(mine):  # of boxes there may be none
+                differences.append(float((its - mine).abs().max()) / max(1.0, float(mine.abs().max())))
+    return max(differences, default=0.0)
 
 
 @torch.no_grad()
