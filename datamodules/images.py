@@ -394,9 +394,11 @@ def check_images(
         reasons = [f"{path} ({reason})" for path, reason in bad_files.items()]
         shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
         count = f"{len(reasons)} of {len(paths)} {kind} cannot be read: {shown}"
+        many = len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1
         if on_bad_file == "error":
-            raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file skip.")
-        if on_bad_file == "skip" and len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1:
+            way = "skip_all" if many else "skip"
+            raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file {way}.")
+        if on_bad_file == "skip" and many:
             raise DataError(
                 f"{count}. More than one in a hundred is too many to skip: look at the folder, or --data.on_bad_file skip_all."
             )

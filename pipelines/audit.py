@@ -78,10 +78,12 @@ def audit(
         raise ValueError(f"--likeness must be above 0 and at most 1, not {likeness}.")
     subject = Subject.find(model)
     asked = VisionModel().load(subject.folder, device)
-    if not isinstance(asked.module, TASKS):
+    clips = asked.preprocessing.frames is not None
+    if clips or not isinstance(asked.module, TASKS):
+        why = "learns from clips, and only images are audited" if clips else "has no classes to audit data by"
         raise ValueError(
-            f"{subject.address} is a {type(asked.module).__name__}, which has no classes to audit data by: give a model of "
-            "classification, multi_label, detection, segmentation or instance_segmentation."
+            f"{subject.address} is a {type(asked.module).__name__}, which {why}: give a model of classification, multi_label, "
+            "detection, segmentation or instance_segmentation."
         )
     judged = isinstance(asked.module, ClassificationModule)
     data = subject.prepare(data)

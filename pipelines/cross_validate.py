@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.engine.children import ChildRun, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import LockError, held, write_text
+from pipelines.engine.recipes import words
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table, say
 from pipelines.serving.store import data_of
@@ -51,7 +51,7 @@ def cross_validate(
     trained = find_task(task)
     tracking_client()  # soon says if MLflow does not answer
     name, experiment = name or recipe.stem, experiment or task
-    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment,
+    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *words(args), "--experiment", experiment,
               "--register=null", f"--data.folds={folds}"]  # fmt: skip
     try:
         settings = resolved(trained, [*common, "--data.fold=0"])
@@ -94,7 +94,7 @@ def _train(
         for fold in range(plan["folds"]):
             if _content(data) != state["content"]:
                 raise ValueError(
-                    f"The images or their labels are not those with which {folder} was started, and folds of different data "
+                    f"The images, their labels or their groups are not those with which {folder} was started, and folds of different data "
                     "have no mean: restore them, or give this cross-validation a name of its own with --name."
                 )
             if str(fold) in done:

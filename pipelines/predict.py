@@ -114,6 +114,10 @@ def predict(
     whole = answering.preprocessing.frames is not None
     if whole and streams:
         raise ValueError(f"{model} answers for a clip as a whole, and a stream has no end: give files.")
+    if whole and answering.preprocessing.image_size == 1:
+        raise ValueError(
+            f"{model} has learned from series of numbers: ask python -m pipelines.sequences extend {model}."
+        )
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 import tempfile
 import time
 import warnings
@@ -30,6 +29,7 @@ from typing_extensions import override
 from modules.training_data import settings_of
 from pipelines.engine.children import ChildRun, complaint, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
+from pipelines.engine.recipes import words
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
 from pipelines.serving.registration import check_name
@@ -363,7 +363,7 @@ def sweep(
         check_name(register)
     tracking_client()  # soon says if MLflow does not answer
     experiment = experiment or task
-    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *shlex.split(args), "--experiment", experiment]
+    common = ["fit", "--config", str(recipe), "--trainer.devices=1", *words(args), "--experiment", experiment]
     settings = _check(trained, common, found)
     name = study or f"{recipe.stem}-{space.stem}"
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip

@@ -9,10 +9,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image, ImageEnhance
 
-from datamodules import Digits8x8, MaskFolder, VisionDataModule
+from datamodules import Digits8x8, MaskFolder, Series, VisionDataModule
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
 from datamodules.images import inspect_images
-from modules import AutoencodingModule, Backbone, DataSpec, SegmentationModule, VisionModule
+from modules import AutoencodingModule, Backbone, DataSpec, SegmentationModule, SequenceModule, VisionModule
 from modules.measures.labels import doubts, held_out_probabilities
 from pipelines.audit import audit
 from pipelines.classification import classification
@@ -177,6 +177,9 @@ def test_what_is_planted_in_a_folder_is_reported(capsys: pytest.CaptureFixture[s
     codes = AutoencodingModule(DataSpec(in_chans=1, image_size=16))
     address = registered("codes", codes, Digits8x8(image_size=16), "autoencoding")
     assert "has no classes" in refused([address, *folder], capsys)
+    series = SequenceModule(DataSpec(num_classes=256, in_chans=1, image_size=1), Backbone("embedding"))
+    address = registered("series", series, Series(), "sequences")
+    assert "learns from clips, and only images are audited" in refused([address], capsys)
 
 
 def test_of_class_maps_copies_and_files_are_judged() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import start
 from mlflow.tracking import MlflowClient
@@ -186,6 +187,21 @@ def test_folds_that_are_not_tested_have_no_mean(pictures: Path) -> None:
     )
     with pytest.raises(ValueError, match="Fold 0 was not tested"):
         command(["--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false"])
+
+
+def test_folds_are_refused_once_their_groups_have_changed(pictures: Path) -> None:
+    table = pd.read_csv(pictures / "table.csv")
+    table["path"] = [str(pictures / path) for path in table["path"]]
+    table.to_csv("table.csv", index=False)
+    data = "{file: table.csv, group_column: patient, image_size: 12}"
+    Path("recipe.yaml").write_text(f"data: {{class_path: Manifest, init_args: {data}}}")
+    args = ["--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false"]
+    with pytest.raises(ValueError, match="Fold 0 was not tested"):
+        command(args)
+    table["patient"] = table["patient"].replace("p1", "p0")
+    table.to_csv("table.csv", index=False)
+    with pytest.raises(ValueError, match="folds of different data have no mean"):
+        command(args)
 
 
 def test_data_that_have_no_folds_are_named_before_the_first_training() -> None:

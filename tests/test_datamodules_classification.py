@@ -571,7 +571,7 @@ FOLDERS: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "text as JPEG": (lambda: with_file("dog/text.jpg"), ["text.jpg", "not an image", "on_bad_file skip"]),
     "empty file": (lambda: with_file("dog/empty.png", b""), ["empty.png", "empty file", "on_bad_file skip"]),
-    "many broken files": (with_many_broken, ["20 of 28", "name-0.jpg", "…", "on_bad_file skip"]),
+    "many broken files": (with_many_broken, ["20 of 28", "name-0.jpg", "…", "on_bad_file skip_all."]),
 }
 
 

@@ -54,6 +54,14 @@ def small(detector: Any, **options: Any) -> DetectionModule:
     )
 
 
+@pytest.mark.parametrize("detector", [FCOS, RetinaNet])
+def test_a_width_that_has_no_groups_is_refused(detector: Any) -> None:
+    with pytest.raises(BackboneError, match=r"multiple of 32, such as 32 or 64, not 48"):
+        small(partial(detector, width=48))
+    with pytest.raises(BackboneError, match=r"such as 32, not 16"):
+        small(partial(detector, width=16))
+
+
 def boxes_like(count: int, generator: torch.Generator, side: float = 64) -> Tensor:
     corners = torch.rand(count, 2, 2, generator=generator) * side
     low, high = corners.amin(1), corners.amax(1) + 1

@@ -11,9 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from datamodules import DigitScenes
+from modules import Backbone, DataSpec, SegmentationModule
 from pipelines.classification import classification
 from pipelines.gan import gan
 from pipelines.instance_segmentation import instance_segmentation
+from pipelines.segmentation import segmentation
+from pipelines.serving import registry
+from pipelines.serving.store import save_model
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", "--trainer.limit_train_batches",
          "2", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--output", "out"]  # fmt: skip
@@ -215,7 +220,14 @@ def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
             "--config endless.yaml is not a recipe: a part of it contains itself",
         ),
         ("classification fit --config list.yaml", "--config list.yaml is not a recipe"),
+        (
+            "classification fit --config clips.yaml",
+            "clips.yaml has the setting model.cell, which classification does not",
+        ),
         ("predict", "predict also needs model and paths."),
+        ("datasets mnist --root a.png", "a.png is a file, where a folder is needed"),
+        ("datasets mnist --root a.png/data", "a file lies where a folder above it should be"),
+        ('cross_validate list.yaml --args "open', "a quotation in it does not end"),
     ],
 )
 def test_every_command_ends_alike(
@@ -224,6 +236,7 @@ def test_every_command_ends_alike(
     Image.new("RGB", (8, 8)).save("a.png")
     Path("torn.yaml").write_text("data: [1")
     Path("list.yaml").write_text("- data")
+    Path("clips.yaml").write_text("model: {cell: gru}")
     Path("endless.yaml").write_text("data: &a [*a]")
     name, *rest = command.split()
     monkeypatch.setattr(sys, "argv", [name, *rest])
@@ -234,7 +247,9 @@ def test_every_command_ends_alike(
 
 
 @pytest.mark.parametrize(
-    ("train", "lacking"), [(classification, "label"), (instance_segmentation, "masks")], ids=["label", "masks"]
+    ("train", "lacking"),
+    [(classification, "label"), (instance_segmentation, "masks"), (segmentation, "mask")],
+    ids=["label", "masks", "mask"],
 )
 def test_data_of_another_task_are_refused_by_what_they_lack(
     train: Callable[..., object], lacking: str, capsys: pytest.CaptureFixture[str]
@@ -242,3 +257,11 @@ def test_data_of_another_task_are_refused_by_what_they_lack(
     scenes = "fit --data DigitScenes --data.scene_size 32 --data.train 8 --data.val 8 --data.test 8 --model.backbone resnet18"
     message = said(lambda: train([*scenes.split(), "--trainer.fast_dev_run", "true"]), capsys)
     assert f"its samples have no {lacking}" in message
+
+
+def test_a_model_is_not_measured_on_data_of_another_task() -> None:
+    scenes = DigitScenes(scene_size=32, train=2, val=2, test=2, num_workers=0)
+    module = SegmentationModule(DataSpec(label_names=["paper", "ink"], image_size=32), Backbone("test_resnet"))
+    save_model(Path("model"), module, scenes.preprocessing, "segmentation")
+    with pytest.raises(ValueError, match="DigitScenes does not fit a SegmentationModule: its samples have no mask"):
+        registry.evaluate(Path("model"), scenes)

@@ -115,7 +115,7 @@ def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
     Image.new("L", (8, 8)).save("own/cat/0.png")
     with pytest.raises(DataError, match="cat"):
         evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0))
-    with pytest.raises(ValueError, match="gives pictures as"):
+    with pytest.raises(ValueError, match="in_chans 3 where it takes 1"):
         evaluate("models:/two/1", data=CIFAR10())
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datamodules import DataError, MovingDigits, Series, VideoFolder
@@ -238,6 +239,9 @@ def test_a_series_is_extended() -> None:
     assert len(said.split("→")[1].split()) == 4
     with pytest.raises(ValueError, match="numbers from 0 to 255, not 6 700"):
         extend("model", [6, 700])
+    Image.new("L", (8, 8)).save("a.png")
+    with pytest.raises(ValueError, match=r"series of numbers: ask python -m pipelines\.sequences extend"):
+        predict("model", ["a.png"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,12 @@ def test_which_boxes_are_told_can_be_chosen(sprites: Sprites, capsys: pytest.Cap
     assert len(answers("--across_classes", "true", "--nms", "0.3")[0]["boxes"]) < len(plain["boxes"])
 
     name = plain["labels"][0]
+    for earlier in ("still-77.png", "another-1.png"):
+        Path("o/crops/x").mkdir(parents=True, exist_ok=True)
+        Path("o/crops/x", earlier).touch()
     (own,) = answers("--classes", name, "--out", "o", "--save_crops", "true")
+    assert [file.name for file in Path("o/crops/x").iterdir()] == ["another-1.png"], "only its own are replaced"
+    shutil.rmtree("o/crops/x")
     assert own["labels"] == [label for label in plain["labels"] if label == name]
     written = sorted(Path("o/crops").rglob("*.png"), key=lambda file: int(file.stem.split("-")[-1]))
     assert [file.parent.name for file in written] == own["labels"]

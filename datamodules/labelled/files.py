@@ -87,11 +87,14 @@ class LabelledFiles(Files, LabelledDataModule[S]):
                 "out, or give all images as one."
             )
 
-    def inspected(self, rows: Sequence[Row]) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    def inspected(
+        self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None
+    ) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
         """Looks at image files once, before training, and warns of what is strange about them.
 
         Args:
             rows: the files.
+            groups: what each file is of, such as a patient; see `shared_out`.
 
         Returns:
             The files, the names and the splits of the rows, and whether they can be used.
@@ -100,7 +103,8 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         table = self.checked_files(paths)
         digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
-        self.content = digest_of("\n".join(map(" ".join, zip(digests, names, strict=True))).encode())  # however divided
+        columns = [digests, names] if groups is None else [digests, names, groups]
+        self.content = digest_of("\n".join(map(" ".join, zip(*columns, strict=True))).encode())  # however divided
         if self.preprocessing.fit == "crop":
             warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
@@ -176,7 +180,7 @@ class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
 
     def _read(self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
-        files, names, splits, good = self.inspected(rows)
+        files, names, splits, good = self.inspected(rows, groups)
         numbers = {name: k for k, name in enumerate(self.label_names)}
         whole = LabelledSource(files, np.array([numbers[name] for name in names.tolist()]))
         learned = whole.labels[good & np.isin(splits, ("train", "all"))]

@@ -99,7 +99,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         names, places, labels, groups = self._table
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
-        files, _, splits, good = self.inspected(rows)
+        files, _, splits, good = self.inspected(rows, groups)
         whole = LabelSetSource(files, labels)
 
         def alike(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:

@@ -117,7 +117,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
         rows = [
             (path, " ".join(map(str, own)), split) for (path, split), own in zip(places, values.tolist(), strict=True)
         ]
-        files, _, splits, good = self.inspected(rows)
+        files, _, splits, good = self.inspected(rows, groups)
         whole = QuantitySource(files, values)
         return self.shared_out(whole, splits, good, lambda own: _strata(own, max(20, self.folds or 0)), groups)
 

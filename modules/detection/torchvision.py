@@ -27,11 +27,23 @@ from modules.detection.detector import (
     inside,
     smallest_stride,
 )
+from modules.networks import BackboneError
 from modules.ranges import Positive, PositiveInt
 from modules.spec import sides
 from modules.warm_start import ClassRows
 
+GROUPS = 32  # of the normalised channels (Wu & He 2018, arXiv:1803.08494)
 UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
+
+
+def _check_width(detector: nn.Module, width: int) -> None:
+    if width % GROUPS:
+        low, high = max(1, width // GROUPS) * GROUPS, (width // GROUPS + 1) * GROUPS
+        near = f"{low} or {high}" if low != high else f"{low}"
+        raise BackboneError(
+            f"{type(detector).__name__} normalises its channels in {GROUPS} groups: give a --model.detector.width that is a "
+            f"multiple of {GROUPS}, such as {near}, not {width}."
+        )
 
 
 class _Neck(nn.Module):
@@ -80,7 +92,7 @@ class FCOS(OneStageDetector):
         num_classes: see `Detector`.
         image_size: see `Detector`.
         strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
-        width: channels of neck and branches.
+        width: channels of neck and branches, a multiple of 32.
         depth: 3×3 convolutions in each branch.
     """
 
@@ -95,6 +107,7 @@ class FCOS(OneStageDetector):
         width: PositiveInt = 256,
         depth: PositiveInt = 4,
     ) -> None:
+        _check_width(self, width)
         options = {"width": width, "depth": depth}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
         self.net = fcos.FCOS(
@@ -158,7 +171,7 @@ class RetinaNet(OneStageDetector):
         num_classes: see `Detector`.
         image_size: see `Detector`.
         strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
-        width: channels of neck and branches.
+        width: channels of neck and branches, a multiple of 32.
         anchor_scale: side of the smallest anchor of a map, in strides.
     """
 
@@ -173,6 +186,7 @@ class RetinaNet(OneStageDetector):
         width: PositiveInt = 256,
         anchor_scale: Positive = 4.0,
     ) -> None:
+        _check_width(self, width)
         options = {"width": width, "anchor_scale": anchor_scale}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
         self.net = retinanet.RetinaNet(
@@ -180,7 +194,7 @@ class RetinaNet(OneStageDetector):
             num_classes,
             anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3),
             head=retinanet.RetinaNetHead(
-                width, 9, num_classes, partial(nn.GroupNorm, 32)
+                width, 9, num_classes, partial(nn.GroupNorm, GROUPS)
             ),  # torchvision's second version
         )
 

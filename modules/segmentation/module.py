@@ -55,6 +55,7 @@ class SegmentationModule(VisionModule):
     oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
+    needs = ("mask",)
     late_parts: ClassVar[Mapping[str, type]] = {"decoder": DenseDecoder}
 
     def __init__(

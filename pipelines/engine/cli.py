@@ -43,6 +43,7 @@ from pipelines.engine.terminal import ProgressBar, Summary, say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
 from pipelines.serving import registry
 from pipelines.serving.registration import check_name, register, register_best
+from pipelines.serving.store import lacking_in
 from pipelines.tracking.client import reach
 from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
 from pipelines.tracking.provenance import surroundings
@@ -171,11 +172,8 @@ class VisionCLI(TaskParser):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
         config, data = self.options.trainer, self.datamodule
-        sample = data.samples(next(iter(data.sources)), 1) if self.model.needs else {}
-        if lacking := [name for name in self.model.needs if name not in sample]:
-            raise UsageError(
-                f"{data.title} does not fit {self.task}: its samples have no {lacking[0]}. See --data.help."
-            )
+        if lacking := lacking_in(data, self.model):
+            raise UsageError(f"{data.title} does not fit {self.task}: its samples have no {lacking}. See --data.help.")
         if data.preprocessing.frames and "length" not in self.model.needs:
             raise UsageError(
                 f"{data.title} has clips, which python -m pipelines.sequences learns from; {self.task} does not."

@@ -132,7 +132,7 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
             raise
         raise UsageError(redact(str(error))) from None  # they may name the server with its login
     except ours as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_said(error)) from None
     except RuntimeError as error:
         if "Error(s) in loading state_dict" in str(error):
             raise UsageError(
@@ -145,7 +145,19 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         if not isinstance(error.__cause__, ours):
             raise
-        raise UsageError(str(error.__cause__)) from None
+        raise UsageError(_said(error.__cause__)) from None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; of the system's own, which file cannot be used, and why."""
+    if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, str):
+        return str(error)
+    path = os.path.abspath(error.filename)
+    if isinstance(error, FileExistsError) and not os.path.isdir(path):
+        return f"{path} is a file, where a folder is needed: give another."
+    if isinstance(error, NotADirectoryError):
+        return f"{path} cannot be a folder, since a file lies where a folder above it should be: give another."
+    return f"{path} cannot be used: {error.strerror}."
 
 
 WORDS = {

@@ -18,7 +18,7 @@ from modules.checkpoints import read_checkpoint
 from modules.ranges import NonNegative
 from pipelines.engine.command import UsageError
 from pipelines.engine.launch import launcher
-from pipelines.engine.recipes import data_class
+from pipelines.engine.recipes import data_class, recipes
 from pipelines.engine.settings import read_former_names
 from pipelines.engine.trainer import VisionTrainer
 
@@ -111,6 +111,11 @@ class TaskParser(LightningCLI):
                 known = given._subcommands_action.choices[self._named[0]]._option_string_actions
                 if near := get_close_matches(f"--{strange[1]}", known, 1, 0.8):
                     raise UsageError(f"{self.task} has no setting --{strange[1]}. Did you mean {near[0]}?") from None
+                if "does not accept" in str(error) and (files := recipes(args)):
+                    raise UsageError(
+                        f"{' or '.join(files)} has the setting {strange[1]}, which {self.task} does not: is it the recipe of another "
+                        "task?"
+                    ) from None
             raise
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:

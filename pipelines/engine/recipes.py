@@ -35,12 +35,26 @@ def expand(args: Sequence[str]) -> list[str]:
     while rest:
         arg = rest.pop(0)
         if arg == "--args" and rest:
-            result += shlex.split(rest.pop(0))
+            result += words(rest.pop(0))
         elif arg.startswith("--") and "=" not in arg and rest and rest[0] == "":
             rest.pop(0)
         else:
             result.append(arg)
     return result
+
+
+def words(args: str) -> list[str]:
+    """The arguments in the value of ``--args``.
+
+    Raises:
+        UsageError: a quotation in it does not end.
+    """
+    try:
+        return shlex.split(args)
+    except ValueError as error:
+        raise UsageError(
+            f"--args {args!r} cannot be divided into words, as a quotation in it does not end: {error}."
+        ) from None
 
 
 def recipes(args: Sequence[str]) -> list[str]:

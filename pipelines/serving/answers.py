@@ -140,6 +140,8 @@ class FolderSink(ExitStack):
         if self.form:
             names: Any = self.module.label_names
             self._writer = self.enter_context(AnswerWriter(self.out, self.form, names, self.truth))
+        if self.crops:
+            self._remove_crops()
         self._pool = ThreadPoolExecutor()
         self.callback(self._pool.shutdown, cancel_futures=True)
         return self
@@ -167,6 +169,13 @@ class FolderSink(ExitStack):
             self._drawn.append((file, self._pool.submit(_draw, self.module, file, answer, *self.places[file], crops)))
             if len(self._drawn) > self.ahead:
                 self._see()
+
+    def _remove_crops(self) -> None:
+        """Removes what an earlier command has written of the boxes of these images, of which there may be fewer now."""
+        names = {_crop_name(beside, self.out) for _, beside in self.places.values()}
+        for crop in Path(self.out, "crops").glob("*/*.png"):
+            if crop.stem.rpartition("-")[0] in names and crop.stem.rpartition("-")[2].isdigit():
+                crop.unlink()
 
     def _see(self) -> None:
         """Waits for the oldest drawing."""
@@ -231,12 +240,17 @@ def _draw(module: VisionModule, file: str, answer: Answer, place: str, beside: P
     for suffix, picture in module.answers.pictures(answer).items():
         write_image(beside.with_suffix(suffix), picture)
     if crops is not None:
-        stem = "-".join(beside.relative_to(crops).with_suffix("").parts)
+        stem = _crop_name(beside, crops)
         for k, (label, box) in enumerate(zip(answer["labels"], answer["boxes"], strict=True)):
             left, top = (max(0, int(value)) for value in box[:2])
             part = image[top : max(top + 1, math.ceil(box[3])), left : max(left + 1, math.ceil(box[2]))]
             if part.size:
                 write_image(crops / "crops" / label.replace("/", "-") / f"{stem}-{k + 1}.png", part)
+
+
+def _crop_name(beside: Path, out: str | Path) -> str:
+    """What the names of an image's crops begin with."""
+    return "-".join(beside.relative_to(out).with_suffix("").parts)
 
 
 class COCOFile:

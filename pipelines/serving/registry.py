@@ -21,7 +21,7 @@ from modules.checkpoints import classes_of
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel
-from pipelines.serving.store import learned_from, load_model
+from pipelines.serving.store import lacking_in, learned_from, load_model
 from pipelines.tracking.client import needed, reach
 from pipelines.tracking.redaction import redact
 
@@ -245,10 +245,15 @@ def evaluate(folder: Path, data: VisionDataModule | None = None, **options: Any)
         The figures by name.
 
     Raises:
-        ValueError: the model does not say what it learned from.
+        ValueError: the model does not say what it learned from, or the data are of another task.
     """
     module, _ = load_model(folder)
     data = data or learned_from(folder)
+    if lacking := lacking_in(data, module):
+        raise ValueError(
+            f"{data.title} does not fit a {type(module).__name__}: its samples have no {lacking}. Give data of the task that "
+            "the model has learned."
+        )
     if names := classes_of(module.architecture):
         adopt_classes(data, names)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -150,6 +150,12 @@ def data_of(settings: dict[str, Any]) -> VisionDataModule:
     return data
 
 
+def lacking_in(data: VisionDataModule, module: VisionModule) -> str:
+    """What a module needs of samples and those of some data lack, such as ``boxes``; nothing where they fit."""
+    sample = data.samples(next(iter(data.sources)), 1) if module.needs else {}
+    return next((name for name in module.needs if name not in sample), "")
+
+
 def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
     """Data whose pictures become a network's input as it takes them.
 
@@ -163,7 +169,7 @@ def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
     own = {field.name for field in fields(data) if field.init}
     data = replace(data, **{key: value for key, value in asdict(wanted).items() if key in own})
     if data.preprocessing != wanted:
-        raise ValueError(
-            f"{data.title} gives pictures as {data.preprocessing.as_data()}, but the model takes them as {wanted.as_data()}."
-        )
+        given, taken = asdict(data.preprocessing), asdict(wanted)
+        differing = [f"{key} {given[key]} where it takes {taken[key]}" for key in taken if given[key] != taken[key]]
+        raise ValueError(f"{data.title} does not fit the model, since its pictures have {' and '.join(differing)}.")
     return data
