@@ -30,6 +30,7 @@ from datamodules.labelled.published import (
     Digits8x8,
     FashionMNIST,
     Glyphs,
+    HeldOutClasses,
 )
 from datamodules.labelled.quantities import RegressionDataModule, RegressionTable
 from datamodules.photographs import PhotographFolder, Photographs
@@ -62,6 +63,7 @@ __all__ = [
     "FaceDataModule",
     "FashionMNIST",
     "Glyphs",
+    "HeldOutClasses",
     "ImageFolder",
     "Manifest",
     "MaskFolder",

@@ -5,6 +5,7 @@ from modules.base import VisionModule
 from modules.classification import ClassificationModule
 from modules.detection import DetectionModule
 from modules.facenet import FaceNetModule
+from modules.few_shot import FewShotModule
 from modules.gan import GANModule
 from modules.instance_segmentation import InstanceSegmentationModule
 from modules.multi_label import MultiLabelModule
@@ -27,6 +28,7 @@ __all__ = [
     "DataSpec",
     "DetectionModule",
     "FaceNetModule",
+    "FewShotModule",
     "GANModule",
     "InstanceSegmentationModule",
     "MaskedAutoencodingModule",

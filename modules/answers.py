@@ -1,10 +1,12 @@
 """What is drawn and written of what a module tells of a picture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from torch import Tensor
 
 from modules.pictures.sheets import enlarged, from_address, sheet
 
@@ -60,6 +62,14 @@ class HeadedAnswers(Answers):
     def draw(self, image: Image, answer: Answer) -> Image:
         """See `Answers.draw`; a small picture is enlarged."""
         return sheet([enlarged(super().draw(image, answer), 112)], heading=self.heading.format(**answer))
+
+
+def likeliest(logits: Tensor, names: Sequence[str]) -> list[Answer]:
+    """For each image of logits, float B×K, ``label``, ``probability`` and the five likeliest labels as ``top``."""
+    likely = logits.float().softmax(1).topk(min(5, len(names)), 1)
+    rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+    named = [{names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
+    return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
 
 
 class PictureAnswers(Answers):

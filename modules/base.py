@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import lightning as L
 import numpy as np
@@ -142,6 +142,17 @@ class VisionModule(L.LightningModule):
     def last_features(self, image: Tensor) -> Tensor:
         """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
         return (self._compiled or self.backbone.forward_features)(image)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
+
+        Every process computes the same loss of all. The gathering adds up the gradients of all processes, and the
+        averaging of parameters' gradients divides by their number, so that the result is the gradient of that loss.
+        """
+        if self._trainer is None or self.trainer.world_size == 1:
+            return values
+        gathered = self.all_gather(values, sync_grads=values.requires_grad)
+        return cast(Tensor, gathered).transpose(0, 1).flatten(0, 1)
 
     @property
     def architecture(self) -> dict[str, Any]:

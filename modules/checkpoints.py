@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="VisionModule")
 # What two descriptions of one network may differ in.
-CHANGEABLE = ("pretrained", "label_names", "threshold", "max_detections", "nms", "across_classes")
+CHANGEABLE = (
+    "pretrained",
+    "label_names",
+    "threshold",
+    "max_detections",
+    "nms",
+    "across_classes",
+    "way",
+    "shots",
+    "queries",
+)
 
 
 def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:

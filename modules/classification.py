@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from modules.answers import HeadedAnswers
+from modules.answers import HeadedAnswers, likeliest
 from modules.base import Stage, VisionModule
 from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.means import Losses
@@ -207,7 +207,4 @@ class ClassificationModule(VisionModule):
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """For each image ``label``, ``probability`` and the five likeliest labels as ``top``."""
-        likely = self.logits(batch).float().softmax(1).topk(min(5, self.num_classes), 1)
-        rows = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
-        named = [{self.label_names[k]: round(p, 6) for p, k in zip(*row, strict=True)} for row in rows]
-        return [{"label": next(iter(top)), "probability": next(iter(top.values())), "top": top} for top in named]
+        return likeliest(self.logits(batch), self.label_names)

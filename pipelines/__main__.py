@@ -15,6 +15,7 @@ TASKS = {
     "autoencoding": "images to codes and back",
     "masked_autoencoding": "pre-training by filling in hidden patches",
     "facenet": "embeddings of faces: who is this?",
+    "few_shot": "classes that a few pictures introduce",
     "gan": "images made from noise",
     "super_resolution": "images with four times the side",
     "translation": "images of one domain turned into another",

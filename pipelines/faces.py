@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -23,21 +22,13 @@ from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
 from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import table
-from pipelines.serving.answers import readable
+from pipelines.serving.embedding import embed
 from pipelines.serving.files import find
-from pipelines.serving.gallery import Floats, Gallery
+from pipelines.serving.gallery import Gallery
 from pipelines.serving.model import VisionModel
 from pipelines.serving.registry import load_as, pinned
 
 SHEET = 60  # pictures on a contact sheet at most
-
-
-def _embed(answering: VisionModel, files: Sequence[str]) -> tuple[list[str], Floats]:
-    """The files that can be read, and their embeddings; the others are named and passed over."""
-    answers = dict(readable(files, answering.stream(map(Path, files)), partial(print, file=sys.stderr)))
-    if not answers:
-        raise ValueError("None of the pictures can be read.")
-    return [*answers], np.asarray([answer["embedding"] for answer in answers.values()], np.float32)
 
 
 def _load(model: str, device: str) -> tuple[VisionModel, FaceNetModule]:
@@ -105,7 +96,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             inner = Path(os.path.relpath(file, path)).parts
             person = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
             _check_one(file, who.setdefault(file, person), person)
-    files, embeddings = _embed(answering, list(who))
+    files, embeddings = embed(answering, list(who))
     people = [who[file] for file in files]
     files = [os.path.abspath(file) for file in files]
     Path(gallery).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +147,7 @@ def identify(
     known = Gallery.read(gallery)
     answering, module = _load(known.model, device)
     limit = _threshold(threshold, module)
-    files, embeddings = _embed(answering, _found(paths))
+    files, embeddings = embed(answering, _found(paths))
     rows = [
         {
             "path": file,
@@ -222,7 +213,7 @@ def cluster(
     _check_new(out)
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
-    files, embeddings = _embed(answering, _found(paths, out))
+    files, embeddings = embed(answering, _found(paths, out))
     if method == "agglomerative" and len(files) > 20_000:
         raise ValueError(f"{len(files)} pictures are too many to compare each with every other: --method dbscan.")
     numbers = connected_people(embeddings, limit, method)

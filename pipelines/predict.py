@@ -17,6 +17,7 @@ from pipelines.engine.command import command
 from pipelines.engine.terminal import say
 from pipelines.serving import video
 from pipelines.serving.answers import FolderSink, Sink, Told, places, readable
+from pipelines.serving.embedding import taught
 from pipelines.serving.files import find
 from pipelines.serving.registry import load
 
@@ -40,6 +41,7 @@ def predict(
     classes: list[str] | str | None = None,
     tile: int | None = None,
     save_crops: bool = False,
+    support: str | None = None,
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
     videos as a whole.
@@ -67,13 +69,15 @@ def predict(
         tile: cut larger pictures into squares of this side, in pixels, which overlap by a fifth, and merge what is found in
             them, so that small objects are seen larger; 0 leaves pictures whole. By default as in training.
         save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
+        support: answer with the classes that this folder introduces, a sub-folder with a few pictures for each.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and skipped; 2 if nothing was
         found.
 
     Raises:
-        ValueError: there is no such model or device, a drawing would replace an image, or the answers have no such form.
+        ValueError: there is no such model or device, a drawing would replace an image, the answers have no such form, or
+            there are no two classes in ``support``.
     """
     if batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, not {batch_size}.")
@@ -98,7 +102,7 @@ def predict(
         say("No images were found.")
         return 2
     drawings = places(files, root, out) if out else {}
-    answering = load(model, device)
+    answering = load(model, device) if support is None else taught(load(model, device), model, support)
     module = answering.module
     classes = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
     choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,

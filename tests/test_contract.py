@@ -17,6 +17,7 @@ from pipelines.detection import detection
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.task import Task
 from pipelines.facenet import facenet
+from pipelines.few_shot import few_shot
 from pipelines.gan import gan
 from pipelines.multi_label import multi_label
 from pipelines.regression import regression
@@ -87,6 +88,14 @@ CASES = (
         ["--data", "Glyphs", "--data.people", "96", "--data.batch_size", "64",
          "--model.loss", "modules.facenet.TripletLoss"],
         ["--data.batch_size", "16", "--data.augmentation", "strong", "--model.miner", "modules.facenet.ProgressiveMiner"],
+    ),
+    Case(
+        few_shot,
+        ["--data", "Glyphs", "--data.people", "96", "--data.batch_size", "64", "--model.way", "3", "--model.queries", "3"],
+        ["--data.batch_size", "16", "--data.augmentation", "strong", "--model.backbone", "lenet5",
+         "--model.backbone.options.drop_rate", "0.3"],
+        ["--data.batch_size", "64"],  # two characters are told apart at once
+        descent="0.0001",  # of squared distances in many dimensions
     ),
     Case(
         segmentation,

@@ -39,6 +39,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
     r"sequences fit .*(moving|series)": "--data.train=64 --data.val=16 --data.test=16",
     r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
+    r"few_shot fit": "--trainer.limit_val_batches=1.0 --trainer.limit_test_batches=1.0 --data.batch_size=16",
     r"translation fit": "--model.judge_steps=10",
     r"gan fit": "--model.num_samples=64",
     r"gan fit .*FOLDER": "--data.image_size=28",
@@ -114,6 +115,9 @@ def readers(page: str) -> None:
         folder("lfw", ["ann", "bob", "eve"], 4)
         pairs = [f"{a}\t1\t2\n{b}\t1\t3\n{a}\t3\t{b}\t4\n{a}\t2\t{b}\t2\n" for a, b in (("ann", "bob"), ("bob", "eve"))]
         Path("lfw/pairs.txt").write_text(f"2\t2\n{''.join(pairs)}")
+    elif page == "few_shot.md":
+        folder("FOLDER", [f"class{i}" for i in range(12)], 11)
+        folder("SUPPORT", ["one", "other"], 2)
     elif page == "segmentation.md":
         folder("FOLDER", ["images"], 12)
         Path("FOLDER/masks").mkdir()

@@ -24,7 +24,7 @@ from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
-from datamodules.options import ImageSize, Own, PositiveInt
+from datamodules.options import OWN, ImageSize, Own, PositiveInt
 from datamodules.splits import SPLITS, stratified
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
@@ -300,6 +300,51 @@ class Glyphs(_Published):
         names = np.random.default_rng(0).permutation(source.names)[: self.people]
         test, val = round(0.32 * len(names)), max(4, round(0.07 * len(names)))
         return self._by_names(source, names[test + val :], names[test : test + val], names[:test])
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class HeldOutClasses(_Published):
+    """A set of classes, divided by class as people are: nothing of a class that is tested is seen in training.
+
+    Three tenths of the classes are held out for the test, and as many for validation, both with the pictures of the set's own
+    test; the others are trained on, with those of its training.
+
+    Args:
+        published: the set.
+        root: folder of its files.
+        draw: number of the random draw that says which classes are held out.
+    """
+
+    published: Literal["CIFAR10", "CIFAR100", "Digits", "EMNIST", "FashionMNIST", "MNIST"] = "CIFAR10"
+    root: str = "data"
+    draw: int = 0
+    image_size: Own[ImageSize] = OWN
+    flip: Own[bool] = OWN
+
+    def __post_init__(self) -> None:
+        kinds = {kind.__name__: kind for kind in (CIFAR10, CIFAR100, EMNIST, FashionMNIST, MNIST)}
+        self._whole = Digits() if self.published == "Digits" else kinds[self.published](self.root)
+        self.in_chans, self.one_size = self._whole.in_chans, False
+        self.image_size = self.image_size or self._whole.image_size
+        self.flip = self._whole.flip if self.flip is None else self.flip
+        super().__post_init__()
+
+    @property
+    @override
+    def title(self) -> str:
+        return f"{self.published} by class"
+
+    @override
+    def load(self) -> dict[str, PeopleSource]:
+        names, parts = np.array(self._whole.label_names), self._whole.load()
+        order, held = np.random.default_rng(self.draw).permutation(len(names)), round(0.3 * len(names))
+        chosen = (
+            ("train", "train", order[2 * held :]),
+            ("val", "test", order[held : 2 * held]),
+            ("test", "test", order[:held]),
+        )
+        some = [(split, parts[origin].subset(np.isin(parts[origin].labels, own))) for split, origin, own in chosen]
+        return self.divide_people({split: PeopleSource(part.images, names[part.labels]) for split, part in some})
 
 
 @cache  # all are drawn whatever is asked for: which of them are alike, only all together say

@@ -1,7 +1,7 @@
 """Embeddings in which distance says who is who."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from modules.base import Stage, VisionModule
@@ -26,7 +24,7 @@ from modules.facenet.mining import (
     triplet_hinge,
     within_class_whitening,
 )
-from modules.measures.per_stage import PerStage
+from modules.measures.per_stage import Gathered, PerStage
 from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.ranges import NonNegativeInt, PositiveInt, Share
@@ -34,32 +32,6 @@ from modules.spec import Backbone, DataSpec
 from modules.training_data import training_data
 
 COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
-
-
-class Gathered(Metric):
-    """The embeddings of a whole split, from all processes, in the order of the data."""
-
-    full_state_update = False
-    embedding: list[Tensor]
-    identity: list[Tensor]
-    index: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("embedding", "identity", "index"):
-            self.add_state(name, [], "cat")
-
-    def update(self, embedding: Tensor, identity: Tensor, index: Tensor) -> None:
-        """Adds a batch: float B×D, int64 B, int64 B."""
-        self.embedding.append(embedding)
-        self.identity.append(identity)
-        self.index.append(index)
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, identities and places of all, sorted by place."""
-        embedding, identity, index = (dim_zero_cat(getattr(self, k)) for k in ("embedding", "identity", "index"))
-        order = index.argsort()
-        return embedding[order], identity[order], index[order]
 
 
 class FaceNetModule(VisionModule):
@@ -195,17 +167,6 @@ class FaceNetModule(VisionModule):
         if isinstance(self.miner, ProgressiveMiner):
             figures["hard_triplets"] = self.miner.state.float()
         return Losses({"loss": self.loss(embedding, identity, triplets)}, figures, len(identity))
-
-    def gather(self, values: Tensor) -> Tensor:
-        """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
-
-        Every process computes the same loss of all. The gathering adds up the gradients of all processes, and the
-        averaging of parameters' gradients divides by their number, so that the result is the gradient of that loss.
-        """
-        if self._trainer is None or self.trainer.world_size == 1:
-            return values
-        gathered = self.all_gather(values, sync_grads=values.requires_grad)
-        return cast(Tensor, gathered).transpose(0, 1).flatten(0, 1)
 
     def on_train_epoch_end(self) -> None:
         """Looks whether all embeddings move together."""

@@ -1,9 +1,11 @@
-"""A metric for each stage of evaluation."""
+"""A metric for each stage of evaluation, and what gathers the embeddings of one."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 M = TypeVar("M", bound=nn.Module)
@@ -22,3 +24,29 @@ class PerStage(nn.ModuleDict, Generic[M]):
     @override
     def __getitem__(self, key: str) -> M:
         return cast(M, super().__getitem__(key))
+
+
+class Gathered(Metric):
+    """The embeddings of a whole split, from all processes, in the order of the data."""
+
+    full_state_update = False
+    embedding: list[Tensor]
+    identity: list[Tensor]
+    index: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("embedding", "identity", "index"):
+            self.add_state(name, [], "cat")
+
+    def update(self, embedding: Tensor, identity: Tensor, index: Tensor) -> None:
+        """Adds a batch: float B×D, int64 B, int64 B."""
+        self.embedding.append(embedding)
+        self.identity.append(identity)
+        self.index.append(index)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, identities and places of all, sorted by place."""
+        embedding, identity, index = (dim_zero_cat(getattr(self, k)) for k in ("embedding", "identity", "index"))
+        order = index.argsort()
+        return embedding[order], identity[order], index[order]
