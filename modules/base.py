@@ -1,6 +1,6 @@
 """What every module shares: the hooks that a task writes, the backbone, normalisation on the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -34,6 +34,7 @@ from modules.optimization import (
 from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec, sides
 from modules.training_data import settings_of
+from modules.views import AXES, Axes, Views, mirrored
 from modules.warm_start import ClassRows
 
 Stage = Literal["train", "val", "test"]
@@ -60,6 +61,7 @@ class VisionModule(L.LightningModule):
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
     averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
+    mirrors: ClassVar[bool] = False  # whether its answers for mirrored images can be put together, see `look`
     oblong: ClassVar[bool] = False  # whether its images need not be square
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     scale: Tensor
@@ -90,6 +92,7 @@ class VisionModule(L.LightningModule):
         mean, std = start.normalization
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
+        self.views: Sequence[Axes] = AXES["none"]
         self.answers = Answers()
         self.means, self.guard, self.publisher = EpochMeans(), DivergenceGuard(), Publisher()
         self._callbacks: list[L.Callback] = []
@@ -153,6 +156,39 @@ class VisionModule(L.LightningModule):
             return values
         gathered = self.all_gather(values, sync_grads=values.requires_grad)
         return cast(Tensor, gathered).transpose(0, 1).flatten(0, 1)
+
+    def look(self, views: Views) -> None:
+        """Sets how images are looked at in validation, test and prediction: test-time augmentation.
+
+        Args:
+            views: ``none``, as they are; ``flip``, also mirrored left to right; ``flips``, both also upside down.
+
+        Raises:
+            BackboneError: answers of this task cannot be put together, or there are no such views.
+        """
+        if views not in AXES:
+            raise BackboneError(f"--tta must be one of {', '.join(AXES)}, not {views}.")
+        if views != "none" and not self.mirrors:
+            raise BackboneError(
+                f"--tta {views} puts the answers for an image and its mirror images together, which a {type(self).__name__} "
+                "cannot: leave it out. Classification, several labels, regression, segmentation and detection can."
+            )
+        self.views = AXES[views]
+
+    def seen(self, image: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the network says of images, over all ways in which they are looked at.
+
+        Args:
+            image: uint8 B×C×H×W.
+            mean: puts together what is said of V views, V×B×K or V×B×K×H×W; see `modules.views`.
+
+        Returns:
+            As of ``forward``: B×K, or B×K×H×W.
+        """
+        said: list[tuple[Axes, Tensor]] = [(axes, self(mirrored(image, axes))) for axes in self.views]
+        if len(said) == 1:
+            return said[0][1]
+        return mean(torch.stack([mirrored(one, axes) if one.ndim == 4 else one for axes, one in said]))
 
     @property
     def architecture(self) -> dict[str, Any]:

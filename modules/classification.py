@@ -29,6 +29,7 @@ from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import sheet
 from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
+from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
 WORST = 18  # mistakes shown
@@ -62,6 +63,7 @@ class ClassificationModule(VisionModule):
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs: tuple[str, ...] = ("label",)
+    mirrors = True
     class_weights: Tensor | None
 
     def __init__(
@@ -121,7 +123,7 @@ class ClassificationModule(VisionModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """What is said of a batch, float B×K."""
-        return self(batch["image"])
+        return self.seen(batch["image"], mean_of_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to logits, float B×K."""

@@ -184,6 +184,7 @@ class InstanceSegmentationModule(DetectionModule):
     monitor = "val/mask_ap"
 
     needs = ("boxes", "masks")
+    mirrors = False
 
     def __init__(
         self,

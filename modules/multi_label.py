@@ -27,6 +27,7 @@ from modules.pictures.charts import rasterize
 from modules.pictures.sheets import enlarged, sheet
 from modules.spec import Backbone, DataSpec
 from modules.training_data import share
+from modules.views import mean_of_labels
 from modules.warm_start import ClassRows
 
 SHOWN = 18  # validation images whose labels are shown
@@ -91,6 +92,7 @@ class MultiLabelModule(CalibratedModule):
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs = ("labels",)
+    mirrors = True
     class_weights: Tensor | None
 
     def __init__(
@@ -143,7 +145,7 @@ class MultiLabelModule(CalibratedModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        logits = self(batch["image"]).float()
+        logits = self.seen(batch["image"], mean_of_labels).float()
         probabilities = logits.sigmoid()
         self.curves[stage].update(probabilities, batch["labels"])
         with self.publisher.optional(f"{stage}/examples"):
@@ -198,7 +200,7 @@ class MultiLabelModule(CalibratedModule):
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """For each image ``labels``, those whose probability reaches their threshold, the likeliest first; and the
         ``probabilities`` of all."""
-        probabilities = self(batch["image"]).float().sigmoid()
+        probabilities = self.seen(batch["image"], mean_of_labels).float().sigmoid()
         reached, order = probabilities >= self.threshold, probabilities.argsort(1, descending=True)
         return [
             {

@@ -21,6 +21,7 @@ from modules.optimization import Optimization
 from modules.pictures.charts import scatter
 from modules.pictures.sheets import enlarged, sheet
 from modules.spec import Backbone, DataSpec
+from modules.views import mean_of_values
 from modules.warm_start import ClassRows
 
 WORST = 18  # images that are shown
@@ -74,6 +75,7 @@ class RegressionModule(VisionModule):
     takes = ("label_names", "in_chans", "image_size")
     takes_for_training = ("target_mean", "target_std")
     needs = ("target",)
+    mirrors = True
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class RegressionModule(VisionModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        said, truth = self(batch["image"]), batch["target"]
+        said, truth = self.seen(batch["image"], mean_of_values), batch["target"]
         self.pairs[stage].update(torch.stack([said, truth], 1))
         with self.publisher.optional(f"{stage}/worst"):
             error = (self.scaling(said) - self.scaling(truth)).abs().nan_to_num(-1).amax(1)
@@ -158,7 +160,7 @@ class RegressionModule(VisionModule):
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """For each image ``values``, by the quantity's name and in its own units."""
-        rows = self(batch["image"]).tolist()
+        rows = self.seen(batch["image"], mean_of_values).tolist()
         return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
 
 

@@ -46,6 +46,7 @@ class SequenceModule(ClassificationModule):
     """
 
     needs = ("label", "length")
+    mirrors = False
     solve_head = None  # type: ignore[assignment]  # the head's features are not the backbone's
 
     def __init__(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from datamodules import DataError, VisionDataModule
+from modules.views import Views
 from pipelines.engine.command import command
 from pipelines.engine.terminal import ProgressBar, print_table, say
 from pipelines.serving import registry
@@ -10,7 +11,12 @@ from pipelines.serving.subject import Subject
 
 
 def evaluate(
-    model: str, *, data: VisionDataModule | None = None, output: Path | None = None, experiment: str | None = None
+    model: str,
+    *,
+    data: VisionDataModule | None = None,
+    output: Path | None = None,
+    experiment: str | None = None,
+    tta: Views = "none",
 ) -> dict[str, float]:
     """Measures a registered model on the test split of data, in a run of its own that names the model and its training.
 
@@ -22,6 +28,8 @@ def evaluate(
         data: what it is evaluated on; by default the data of its training.
         output: folder for pictures and tables, or where another run has it, for one of its own; by default a new one in ``outputs/evaluate``.
         experiment: MLflow experiment; by default the task's name.
+        tta: test-time augmentation: ``flip`` measures the mean of what is said of a picture and of its mirror image, ``flips`` of
+            both also upside down.
 
     Returns:
         The figures by name.
@@ -37,9 +45,9 @@ def evaluate(
         say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
-    with subject.run("evaluate", data, output, experiment) as logger:
+    with subject.run("evaluate", data, output, experiment, {"tta": tta}) as logger:
         options = {"logger": logger, "callbacks": [ProgressBar()], "enable_progress_bar": True}
-        figures = registry.evaluate(subject.folder, data, **options)
+        figures = registry.evaluate(subject.folder, data, tta, **options)
     rows = {key: f"{value:.4f}" for key, value in figures.items()}
     print_table(f"{subject.address} on {data.title}", rows | {"run": logger.address(), "folder": str(logger.output)})
     return figures

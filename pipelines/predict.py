@@ -13,6 +13,7 @@ from datamodules import DataError
 from datamodules.annotated.writers import AnswerFormat
 from datamodules.videos import Video, is_stream, is_video
 from modules import DetectionModule
+from modules.views import Views
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
 from pipelines.serving import video
@@ -42,6 +43,7 @@ def predict(
     tile: int | None = None,
     save_crops: bool = False,
     support: str | None = None,
+    tta: Views = "none",
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
     videos as a whole.
@@ -70,6 +72,8 @@ def predict(
             them, so that small objects are seen larger; 0 leaves pictures whole. By default as in training.
         save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
         support: answer with the classes that this folder introduces, a sub-folder with a few pictures for each.
+        tta: test-time augmentation: ``flip`` tells the mean of what is said of a picture and of its mirror image, ``flips`` of both
+            also upside down.
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and skipped; 2 if nothing was
@@ -104,6 +108,7 @@ def predict(
     drawings = places(files, root, out) if out else {}
     answering = load(model, device) if support is None else taught(load(model, device), model, support)
     module = answering.module
+    module.look(tta)
     classes = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
     choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,
               "classes": classes}  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, box_iou, nms
 from typing_extensions import override
 
 from modules.networks.pyramid import Pyramid
@@ -87,6 +87,38 @@ class Detector(nn.Module):
             else batched_nms(boxes, scores, labels, self.nms_iou)
         )
         return one[: self.max_detections]
+
+    @torch.no_grad()
+    def fused(self, views: Sequence[Detections]) -> Detections:
+        """What several views show of an image, as weighted boxes fusion puts it together (Solovyev et al. 2021, arXiv:1910.13302).
+
+        A box that non-maximum suppression keeps becomes the mean of itself and those that it suppresses, weighted by their
+        scores; its score is the mean over the views, of which one that has no such box gives 0.
+
+        Args:
+            views: detections of each view, in the pixels of the same input.
+
+        Returns:
+            The objects, the most certain first, `max_detections` at most.
+        """
+        boxes, labels, scores = (torch.cat([one[key] for one in views]) for key in ("boxes", "labels", "scores"))
+        owner = torch.cat([labels.new_full((len(one["scores"]),), k) for k, one in enumerate(views)])
+        kept = batched_nms(boxes, scores, torch.zeros_like(labels) if self.across_classes else labels, self.nms_iou)
+        if not len(kept):
+            return {"boxes": boxes, "labels": labels, "scores": scores}
+        overlap = box_iou(boxes[kept], boxes)
+        if not self.across_classes:
+            overlap = overlap * (labels[kept, None] == labels)
+        overlap[torch.arange(len(kept)), kept] = 2.0  # each is of itself
+        best, group = overlap.max(0)
+        weight = scores * (best > self.nms_iou)
+        sums = boxes.new_zeros(len(kept), 5).index_add_(
+            0, group, torch.cat((boxes, torch.ones_like(boxes[:, :1])), 1) * weight[:, None]
+        )
+        seen = scores.new_zeros(len(kept) * len(views)).scatter_reduce_(0, group * len(views) + owner, weight, "amax")
+        sure = seen.view(-1, len(views)).mean(1)
+        order = sure.argsort(descending=True, stable=True)[: self.max_detections]
+        return {"boxes": (sums[:, :4] / sums[:, 4:])[order], "labels": labels[kept][order], "scores": sure[order]}
 
 
 class OneStageDetector(Detector):

@@ -27,6 +27,7 @@ from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import as_rgb, sheet
 from modules.spec import Backbone, DataSpec
+from modules.views import mirrored, mirrored_boxes
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # validation images whose detections are shown
@@ -59,6 +60,7 @@ class DetectionModule(CalibratedModule):
     oblong = True
     takes = ("num_classes", "label_names", "in_chans", "image_size", "fit")
     needs: tuple[str, ...] = ("boxes",)
+    mirrors = True
     late_parts: ClassVar[Mapping[str, type]] = {"detector": Detector}
 
     def __init__(
@@ -151,8 +153,16 @@ class DetectionModule(CalibratedModule):
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
         outputs = self(batch["image"])
         losses = self._losses(outputs, batch)
-        self._measure(batch, self.detector.detect(outputs), stage)
+        self._measure(batch, self._detect(batch["image"], outputs), stage)
         return losses
+
+    def _detect(self, image: Tensor, outputs: Any) -> list[Detections]:
+        """What is found in images, in the pixels of the input, over all ways in which they are looked at."""
+        found = [self.detector.detect(outputs)]
+        for axes in self.views[1:]:
+            others = self.detector.detect(self(mirrored(image, axes)))
+            found.append([{**one, "boxes": mirrored_boxes(one["boxes"], axes, self.size)} for one in others])
+        return found[0] if len(found) == 1 else [self.detector.fused(views) for views in zip(*found, strict=True)]
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
         """Boxes in the pixels of the images as they were read; without those found beside the image, where it was filled up."""
@@ -242,7 +252,7 @@ class DetectionModule(CalibratedModule):
         The most certain comes first; told are the boxes that reach the threshold that was best in validation.
         """
         result = []
-        for i, found in enumerate(self._original(self.detector.detect(self(batch["image"])), batch)):
+        for i, found in enumerate(self._original(self._detect(batch["image"], self(batch["image"])), batch)):
             size = batch["size"][i].tolist() if "size" in batch else [*self.size]
             sure = found["scores"] >= self.threshold
             if self.told is not None:

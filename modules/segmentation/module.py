@@ -28,6 +28,7 @@ from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.windows import strips
 from modules.spec import Backbone, DataSpec
+from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
 SHOWN = 6  # validation images whose class maps are shown
@@ -53,6 +54,7 @@ class SegmentationModule(VisionModule):
     monitor = "val/miou"
     mode = "max"
     oblong = True
+    mirrors = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs = ("mask",)
@@ -104,7 +106,7 @@ class SegmentationModule(VisionModule):
 
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
         """See `VisionModule.measure`. The loss is each image's by itself, so that its mean does not depend on the batches."""
-        mask, logits = batch["mask"].long(), self(batch["image"]).float()
+        mask, logits = batch["mask"].long(), self.seen(batch["image"], mean_of_classes).float()
         found = logits.argmax(1)
         self.figures[stage].update(found, mask)
         if self.trainer.is_global_zero:
@@ -152,7 +154,7 @@ class SegmentationModule(VisionModule):
         Returns:
             uint8 H×W, on the CPU.
         """
-        pieces = strips(self, image, self.size, self.device)
+        pieces = strips(partial(self.seen, mean=mean_of_classes), image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:

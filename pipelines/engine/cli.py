@@ -110,6 +110,11 @@ class VisionCLI(TaskParser):
             UsageError: that is not so.
         """
         check_ranges(str(self.subcommand), self.options.as_dict())
+        if self.options.tta != "none" and self.subcommand in ("fit", "preview"):
+            raise UsageError(
+                f"--tta {self.options.tta} is for validate, test and predict: {self.subcommand} looks at images as they are. "
+                "Leave it out, and give it to test with the same --output."
+            )
         if self.options.register:
             check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
@@ -424,6 +429,7 @@ class VisionCLI(TaskParser):
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
         check_network(self.weights.architecture, model.architecture)
+        model.look(self.options.tta)
         with self.run():
             result = run(model, datamodule=datamodule, ckpt_path=self.weights.file, weights_only=True, **options)
             self._note_metrics()

@@ -16,6 +16,7 @@ from datamodules import VisionDataModule
 from modules import VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.ranges import NonNegative
+from modules.views import Views
 from pipelines.engine.command import UsageError
 from pipelines.engine.launch import launcher
 from pipelines.engine.recipes import data_class, recipes
@@ -152,6 +153,9 @@ class TaskParser(LightningCLI):
                             help="validation figure that chooses the best checkpoint, such as val/f1. Default: the task's")  # fmt: skip
         parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
                             help="whether lower (min) or higher (max) is better")  # fmt: skip
+        parser.add_argument("--tta", type=Views, default="none",
+                            help="validate, test, predict: test-time augmentation, the mean of what is said of an image and of its "
+                            "mirror image (flip), or of both also upside down (flips)")  # fmt: skip
         parser.add_argument("--import", type=list[str] | str | None, default=None,
                             help="file or module with code of your own, such as my_code.py: networks that it registers with timm "
                             "and classes that it defines can be named like Fovea's")  # fmt: skip

@@ -24,7 +24,17 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
     settings = dict(flatten(upgraded(yaml.safe_load(recipe))))
     settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
     unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")
-    silent = ("output", "start", "experiment", "run_name", "register", "ckpt_path", "checkpoint_seconds", "config")
+    silent = (
+        "output",
+        "start",
+        "experiment",
+        "run_name",
+        "register",
+        "ckpt_path",
+        "checkpoint_seconds",
+        "config",
+        "tta",
+    )
     splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
     accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
     return {

@@ -18,6 +18,7 @@ from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import VisionModule
 from modules.checkpoints import classes_of
+from modules.views import Views
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel
@@ -233,12 +234,15 @@ def show(name: str) -> str:
     return table(rows)
 
 
-def evaluate(folder: Path, data: VisionDataModule | None = None, **options: Any) -> dict[str, float]:
+def evaluate(
+    folder: Path, data: VisionDataModule | None = None, tta: Views = "none", **options: Any
+) -> dict[str, float]:
     """Measures a saved model on the test split of the data it learned from.
 
     Args:
         folder: what `save_model` wrote.
         data: other data.
+        tta: see `VisionModule.look`.
         options: of Lightning's trainer, such as a ``logger``.
 
     Returns:
@@ -248,6 +252,7 @@ def evaluate(folder: Path, data: VisionDataModule | None = None, **options: Any)
         ValueError: the model does not say what it learned from, or the data are of another task.
     """
     module, _ = load_model(folder)
+    module.look(tta)
     data = data or learned_from(folder)
     if lacking := lacking_in(data, module):
         raise ValueError(

@@ -61,7 +61,12 @@ class Subject:
 
     @contextmanager
     def run(
-        self, verb: str, data: VisionDataModule, output: Path | None, experiment: str | None
+        self,
+        verb: str,
+        data: VisionDataModule,
+        output: Path | None,
+        experiment: str | None,
+        more: dict[str, str] | None = None,
     ) -> Iterator[RunLogger]:
         """A run of its own, which names the version in the tag ``source_model``, and its training in ``evaluates`` or as the
         verb is.
@@ -71,11 +76,13 @@ class Subject:
             data: with what.
             output: the run's folder; by default a new one in ``outputs``, named by the verb.
             experiment: MLflow experiment; by default the task's name.
+            more: tags of the run.
         """
         now, task = stamp(), self.about["task"]
         title = f"{self.version.name}-{self.version.version}-{data.title}-{now}".lower()
         output = own_folder(output, verb, now) if output else new_folder(Path("outputs", verb, title))
         tags = {"task": task, "data": data.title, "source_model": self.address, f"{verb}s": self.version.run_id or ""}
+        tags |= more or {}
         logger = RunLogger(output, experiment or task, title, tags)
         try:
             logger.log_data(data)
