@@ -2,14 +2,23 @@
 
 from pathlib import Path
 
+from modules import VisionModule
 from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
+from pipelines.serving.exported import Exported
 from pipelines.serving.exporting import SUFFIXES, Format, describe_export, exported, write
+from pipelines.serving.precisions import CALIBRATED, Precision, compared, inputs_of, reduced
+from pipelines.serving.subject import Subject
 
 
 def export(
-    model: str, file: Path, format: Format | None = None, opset: int | None = None, preprocessing: bool = True
+    model: str,
+    file: Path,
+    format: Format | None = None,
+    opset: int | None = None,
+    preprocessing: bool = True,
+    precisions: list[Precision] | None = None,
 ) -> str:
     """Writes a registered model as a file that runs without Fovea, for batches of any size.
 
@@ -28,6 +37,10 @@ def export(
             with logits. What others answer, their classes in `pipelines.serving.exported` say, and the metadata. The
             resizing of a picture to S×S is in neither; the metadata describe it.
 
+        precisions: write it also as fp16 (half precision) and int8 (whole numbers, whose ranges are those of 256 training
+            images), onnx alone: ``FILE.fp16.onnx`` and ``FILE.int8.onnx`` beside FILE.onnx. What each loses on validation data and
+            gains in time and size is in a table, and in a run of its own.
+
     Returns:
         What was written, and how far its answers are from the model's.
 
@@ -42,6 +55,8 @@ def export(
         raise ValueError(f"--opset is for onnx; {chosen} has none.")
     if chosen == "safetensors" and not preprocessing:
         raise ValueError("safetensors holds the weights alone: leave --preprocessing out.")
+    if precisions and chosen != "onnx":
+        raise ValueError(f"--precisions is for onnx; {chosen} has none.")
     folder = registry.model_folder(model)
     module, prepared = storage.load_model(folder)
     network = None if chosen == "safetensors" else exported(model, module, prepared, preprocessing)
@@ -52,9 +67,35 @@ def export(
         )
     metadata = describe_export(model, folder, module, network, chosen)
     difference = write(model, file, chosen, module, network, metadata, opset)
-    return (
+    said = (
         f"{file}: {chosen}, {file.stat().st_size / 1e6:.2f} MB, {metadata['input']} to {metadata['output']}. "
         f"The greatest difference from the model's answers is {difference:.1e}."
+    )
+    if not (network and precisions):
+        return said
+    return f"{said}\n{_reduced(model, file, network, module, precisions)}"
+
+
+def _reduced(model: str, file: Path, network: Exported, module: VisionModule, precisions: list[Precision]) -> str:
+    """Writes the file in other precisions; returns the table of all, which a run records."""
+    subject = Subject.find(model)
+    data = subject.prepare(None)
+    if "val" not in data.sources:
+        raise ValueError(
+            f"{file} is written, but {data.title} has no validation split on which to measure {precisions}."
+        )
+    files = {"fp32": file}
+    for precision in dict.fromkeys(precisions):
+        files[precision] = file.with_suffix(f".{precision}{file.suffix}")
+        reduced(file, files[precision], precision, inputs_of(network, module, data, "train", CALIBRATED))
+    rows = compared(files, network, subject.folder, data)
+    with subject.run("export", data, None, None) as logger:
+        logger.log_metrics({f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()})
+        columns = ["precision", *rows["fp32"]]
+        logger.log_table("precisions", columns, [[name, *row.values()] for name, row in rows.items()])
+    return registry.table(
+        {"precision": name, **{key: f"{value:.4g}" for key, value in row.items()}, "file": str(files[name])}
+        for name, row in rows.items()
     )
 
 

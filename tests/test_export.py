@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, built
+from mlflow.tracking import MlflowClient
 from safetensors import safe_open
 from torch import Tensor
 
@@ -42,7 +43,7 @@ from modules.translation import ResidualTranslator
 from pipelines import export
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
-from pipelines.serving import exporting, registry
+from pipelines.serving import exporting, precisions, registry
 from pipelines.serving import store as storage
 
 
@@ -72,7 +73,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(file: str, image: Tensor) -> tuple[Tensor, dict[str, str]]:
+def run_file(file: str, image: Tensor) -> tuple[Tensor, dict[str, str]]:
     """Answers and metadata of a file, without Fovea."""
     extra = {"metadata.json": ""}
     if file.endswith(".onnx"):
@@ -94,7 +95,7 @@ def test_pixels_in_probabilities_out(trained: VisionCLI, suffix: str) -> None:
     images = [trained.datamodule.sources["test"][i]["image"] for i in range(7)]
     loaded = registry.load("models:/sent@champion")
     batch = next(iter(trained.datamodule.test_dataloader()))["image"][:7]
-    probabilities, metadata = run(f"deep/sent.{suffix}", batch)
+    probabilities, metadata = run_file(f"deep/sent.{suffix}", batch)
     names = json.loads(metadata["label_names"])
     expected = loaded.predict(None, images)
     assert [names[k] for k in probabilities.argmax(1)] == expected["label"].tolist()
@@ -103,14 +104,38 @@ def test_pixels_in_probabilities_out(trained: VisionCLI, suffix: str) -> None:
     assert json.loads(metadata["preprocessing"]) == trained.datamodule.preprocessing.as_data()
 
 
+def test_fewer_bits_are_written_measured_and_recorded(trained: VisionCLI) -> None:
+    said = export.export("models:/sent@champion", Path("sent.onnx"), precisions=["fp16", "int8"])
+    assert all(name in said for name in ("val/accuracy", "milliseconds", "sent.fp16.onnx", "sent.int8.onnx"))
+    client = MlflowClient()
+    (run,) = [
+        run
+        for experiment in client.search_experiments()
+        for run in client.search_runs([experiment.experiment_id], "tags.source_model = 'models:/sent/1'")
+        if "exports" in run.data.tags
+    ]
+    figures = run.data.metrics
+    module = registry.load("models:/sent@champion").module
+    batch = next(iter(trained.datamodule.val_dataloader()))
+    wanted = module.predict(batch)
+    for name, bound in (("fp16", 0.02), ("int8", 0.1)):
+        assert abs(figures[f"{name}/val/accuracy"] - figures["fp32/val/accuracy"]) <= bound
+        assert figures[f"{name}/megabytes"] < 0.7 * figures["fp32/megabytes"]
+        said_of, metadata = run_file(f"sent.{name}.onnx", batch["image"])
+        assert np.abs(said_of.max(1).values.numpy() - [one["probability"] for one in wanted]).max() < 3 * bound
+        assert metadata["model"] == "models:/sent/1"
+    with pytest.raises(ValueError, match="--precisions is for onnx"):
+        export.export("models:/sent@champion", Path("sent.pt"), precisions=["int8"])
+
+
 @pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
 def test_normalised_pixels_in_logits_out(resnet: Path, suffix: str) -> None:
     export.export(str(resnet), Path(f"net.{suffix}"), preprocessing=False)
     module, _ = storage.load_model(resnet)
     image = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    _, metadata = run(f"net.{suffix}", torch.zeros(1, 3, 32, 32))
+    _, metadata = run_file(f"net.{suffix}", torch.zeros(1, 3, 32, 32))
     mean, std = (torch.tensor(json.loads(metadata[key])).view(3, 1, 1) for key in ("mean", "std"))
-    logits, _ = run(f"net.{suffix}", (image / 255 - mean) / std)
+    logits, _ = run_file(f"net.{suffix}", (image / 255 - mean) / std)
     with torch.no_grad():
         assert (logits - module(image)).abs().max() < 1e-4
     assert str(ROOT).encode() not in Path(f"net.{suffix}").read_bytes()
@@ -186,6 +211,13 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
                     near[j] and answer["labels"][j] == name and abs(answer["scores"][j] - score) < 1e-4
                     for j in range(len(near))
                 )
+    twin, prepared = storage.load_model(folder)
+    network = exporting.exported("model", twin, prepared, True)
+    assert network
+    assert network.stand_in(twin, precisions._answers(session, network))
+    with torch.no_grad():
+        for one, other in zip(twin.detector.detect(twin(image)), module.detector.detect(module(image)), strict=True):
+            assert one["scores"].sort().values == pytest.approx(other["scores"].sort().values, abs=1e-4)
 
 
 def test_a_detector_that_finds_all_that_it_may_is_written_too(tmp_path: Path) -> None:

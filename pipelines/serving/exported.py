@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -70,6 +70,18 @@ class Exported(nn.Module):
         """What `forward` should say of uint8 images, from the module itself."""
         return self._told(module(image))
 
+    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+        """Lets a written file answer in a module's place.
+
+        Args:
+            module: it is changed.
+            run: the file as a function of the module's inputs and, by name, of others that may be left out; gives `outputs`.
+
+        Returns:
+            Whether the module is measured by what this says; by itself, not.
+        """
+        return False
+
     def answer(self, image: Tensor) -> tuple[Tensor, ...]:
         """What the network says of normalised images; the first dimension is that of the images."""
         backbone: Any = self.backbone
@@ -110,6 +122,14 @@ class ExportedClassifier(Exported):
         self.outputs = ("probabilities" if self.pixels else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
 
+    @override
+    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+        module.forward = lambda *given: self._logits(run(*given)[0])
+        return True
+
+    def _logits(self, told: Tensor) -> Tensor:
+        return told.clamp_min(1e-12).log() if self.pixels else told
+
 
 class ExportedMultiLabel(ExportedClassifier):
     """Probabilities of each label of preprocessed images, else logits; both float32 B×K."""
@@ -117,6 +137,10 @@ class ExportedMultiLabel(ExportedClassifier):
     @override
     def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
         return (logits.sigmoid() if self.pixels else logits,)
+
+    @override
+    def _logits(self, told: Tensor) -> Tensor:
+        return told.logit(1e-7) if self.pixels else told
 
 
 class ExportedRegression(Exported):
@@ -137,6 +161,11 @@ class ExportedRegression(Exported):
     @override
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
         return (module(image),)
+
+    @override
+    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+        module.forward = lambda *given: run(*given)[0]
+        return True
 
 
 class ExportedSequence(ExportedClassifier):
@@ -175,7 +204,7 @@ class ExportedSequence(ExportedClassifier):
         return self._told(self.head(states.gather(1, last)[:, 0]))
 
 
-class ExportedSegmenter(Exported):
+class ExportedSegmenter(ExportedClassifier):
     """Probabilities of each pixel's classes of preprocessed images, else logits; both float32 B×K×S×S."""
 
     @override
@@ -216,6 +245,11 @@ class ExportedFaceNet(Exported):
             parts = [nn.functional.normalize(level.mean((2, 3))) for level in found[-self.levels :]]
             found = torch.cat(parts, 1)
         return nn.functional.normalize(self.head(found))
+
+    @override
+    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+        module.forward = lambda *given: run(*given)[0]
+        return True
 
 
 class ExportedAutoencoder(Exported):

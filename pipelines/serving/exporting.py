@@ -210,7 +210,7 @@ def _write(
     written.save(str(file), external_data=False)
 
 
-def _session(file: Path) -> onnxruntime.InferenceSession:
+def session_of(file: Path) -> onnxruntime.InferenceSession:
     """An onnx file in onnxruntime, which is to say nothing but what is wrong."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -220,7 +220,7 @@ def _session(file: Path) -> onnxruntime.InferenceSession:
 def _open(file: Path, format: Format) -> Callable[..., Any]:
     """A written file as a function of its inputs, opened as another program would."""
     if format == "onnx":
-        session = _session(file)
+        session = session_of(file)
         names = [given.name for given in session.get_inputs()]
         return lambda *given: [
             torch.from_numpy(value)
@@ -260,7 +260,7 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
 @torch.no_grad()
 def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> float:
     """The greatest difference between the boxes that a file finds and those that the module does, in shares of the side."""
-    session = _session(file)
+    session = session_of(file)
     (image,) = network.example(module, 3)
     (given,) = network.given(image)
     boxes, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
