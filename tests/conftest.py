@@ -23,6 +23,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from datamodules.labelled import published
 from modules import DataSpec, VisionModule
@@ -31,6 +32,8 @@ from pipelines.engine.settings import upgraded
 
 THREADS = int(os.environ.get("THREADS", "1"))  # see `make portable`
 torch.set_num_threads(THREADS)
+threadpool_limits(THREADS)  # two idle threads of OpenBLAS spin, which takes ten times what two test processes compute
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for processes with imports of their own
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library reads it
 ROOT = Path(__file__).parents[1]

@@ -1,8 +1,14 @@
 """What the server that `conftest.start` forks from has done beforehand: imports, of which these a command does only when it
-needs them. None of it may start a thread."""
+needs them, and what is made once in a process: fonts and settings. None of it may start a thread."""
+
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 
 import alembic.command  # noqa: F401
+import attrs  # noqa: F401
 import mlflow.store.tracking.sqlalchemy_workspace_store  # noqa: F401
+import numpy as np
+import rich._emoji_codes  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import supervision  # noqa: F401
@@ -10,7 +16,11 @@ from conftest import processes  # noqa: F401
 from PIL import Image
 from sqlalchemy.orm import configure_mappers
 
-import pipelines.engine.cli  # noqa: F401
+from modules.pictures.charts import confusion_matrix
+from pipelines.classification import classification
 
 configure_mappers()
 Image.init()
+confusion_matrix(np.eye(2, dtype=np.int64), ["0", "1"])
+with redirect_stdout(StringIO()), suppress(SystemExit):
+    classification(["fit", "--help"])
