@@ -50,6 +50,7 @@ class MaskRCNN(FasterRCNN):
         anchor_scale: see there.
         proposals: see there.
         samples: see there.
+        pooled_level: see there.
         mask_width: channels of the four 3×3 convolutions of the mask branch.
     """
 
@@ -70,8 +71,11 @@ class MaskRCNN(FasterRCNN):
         proposals: PositiveInt | None = None,
         samples: PositiveInt | None = None,
         mask_width: PositiveInt = 256,
+        pooled_level: bool = False,
     ) -> None:
-        super().__init__(backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples)
+        super().__init__(
+            backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples, pooled_level
+        )
         self.options["mask_width"] = mask_width
         pool: Any = self.heads.box_roi_pool
         self.heads.mask_roi_pool = MultiScaleRoIAlign(

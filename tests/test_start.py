@@ -11,6 +11,8 @@ from conftest import built
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from torch import Tensor
+from torchvision.models import detection as torchvisions
+from torchvision.models.detection.image_list import ImageList
 
 from datamodules.options import Preprocessing
 from modules import (
@@ -21,14 +23,17 @@ from modules import (
     InstanceSegmentationModule,
     SegmentationModule,
     VisionModule,
+    create_backbone,
 )
-from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet, published
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.decoders import UpsampledConvolutions
 from modules.networks.dense_decoders import UNet
+from modules.networks.weights import read_weights
 from modules.warm_start import warm_start
 from pipelines.classification import classification
 from pipelines.detection import detection
+from pipelines.engine.start import _read
 from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.instance_segmentation import instance_segmentation
@@ -276,6 +281,63 @@ def test_a_recipe_and_a_folder_of_a_training_name_it_too(capsys: pytest.CaptureF
     best = ClassificationModule.load_from_checkpoint("one/best.ckpt")
     for key, value in best.backbone.state_dict().items():  # in the first of its epochs only the head learns
         assert torch.equal(two.model.backbone.state_dict()[key], value), key
+
+
+@torch.no_grad()
+def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes() -> None:
+    """Its own weights are not to be had without a network; random ones have the same form."""
+    theirs = torchvisions.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    for name, value in theirs.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)  # else nothing would tell one batch normalisation from another
+    theirs.roi_heads.score_thresh = 0.0
+    state = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, "maskrcnn.pth")  # the published file has none either
+    kind, architecture, weights = published.converted(read_weights("maskrcnn.pth", whole=True))
+    assert kind == "InstanceSegmentationModule"
+    assert len(architecture["label_names"]) == 80
+    ours = InstanceSegmentationModule.from_architecture(architecture | {"image_size": "800x64"}).eval()
+    assert ours.load_state_dict(weights, strict=False).missing_keys == ["threshold"]
+
+    image = ours.normalize(torch.randint(256, (1, 3, 800, 64), dtype=torch.uint8))
+    size = [(800, 64)]
+    maps, features = ours.detector(ours.backbone(image)), theirs.backbone(image)
+    assert list(maps) == list(features)
+    for key, value in features.items():
+        assert torch.allclose(maps[key], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
+    seen = ImageList(image, size)
+    anchors = [rpn.anchor_generator(seen, list(features.values()))[0] for rpn in (theirs.rpn, ours.detector.rpn)]
+    assert torch.equal(*anchors)
+    for one, other in zip(
+        theirs.rpn.head(list(features.values())), ours.detector.rpn.head(list(features.values())), strict=True
+    ):
+        assert all(torch.allclose(a, b, atol=1e-4 * float(a.abs().max())) for a, b in zip(one, other, strict=True))
+    regions = [torch.tensor([[2.0, 3, 40, 300], [0, 0, 64, 800], [10, 400, 20, 420]])]
+    names = torchvisions.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    kept = [k for k, name in enumerate(names) if name != "N/A"]
+    outputs = []
+    for heads in (theirs.roi_heads, ours.detector.heads):
+        scores, boxes = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, size)))
+        masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, regions, size)))
+        outputs.append([scores, boxes.unflatten(1, (-1, 4)), masks])
+    for one, other in zip(*outputs, strict=True):
+        assert torch.allclose(one[:, kept], other, atol=1e-4 * float(one.abs().max()))
+
+    start = _read("maskrcnn.pth", InstanceSegmentationModule)
+    other = {"num_classes": 2, "label_names": ["zebra", "sprocket"], "image_size": 64}
+    again = InstanceSegmentationModule.from_architecture(start.architecture | other)
+    said = warm_start(again, start.load())
+    assert "kept by name: zebra; new: sprocket" in said
+    row = again.detector.heads.box_predictor.cls_score.weight[1]
+    assert torch.equal(row, theirs.roi_heads.box_predictor.cls_score.weight[names.index("zebra")])
+    with pytest.raises(BackboneError, match="is a whole InstanceSegmentationModule"):
+        _read("maskrcnn.pth", DetectionModule)
+    with pytest.raises(BackboneError, match="no other detector of torchvision's"):
+        published.converted({key: value for key, value in state.items() if "fpn" not in key})
+    with pytest.raises(BackboneError, match="There is no torchvision:yolo"):
+        _read("torchvision:yolo", DetectionModule)
+    backbone = create_backbone("maskrcnn.pth", architecture="resnet50", image_size=800)
+    assert torch.equal(backbone.state_dict()["layer4.2.conv3.weight"], state["backbone.body.layer4.2.conv3.weight"])
 
 
 def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:

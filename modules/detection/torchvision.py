@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from typing_extensions import override
 
 from modules.detection.detector import (
@@ -49,13 +50,13 @@ def _check_width(detector: nn.Module, width: int) -> None:
 class _Neck(nn.Module):
     """Feature pyramid network (Lin et al. 2017, arXiv:1612.03144) over the maps at the detector's strides."""
 
-    def __init__(self, pyramid: nn.Module, width: int) -> None:
+    def __init__(self, pyramid: nn.Module, width: int, pooled: bool = False) -> None:
         super().__init__()
         self.pyramid, self.out_channels = (pyramid,), width  # its weights are the detector's, not here once more
-        self.fpn = FeaturePyramidNetwork(pyramid.channels, width)
+        self.fpn = FeaturePyramidNetwork(pyramid.channels, width, LastLevelMaxPool() if pooled else None)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The maps of the backbone to maps of equal width, by name."""
+        """The maps of the backbone to maps of equal width, by name; one that is pooled comes last, as ``pool``."""
         return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
 
 
@@ -279,6 +280,8 @@ class FasterRCNN(Detector):
         anchor_scale: side of a map's anchors, in strides.
         proposals: regions of an image in training, half of them in use; by default 2,000 at 800 pixels.
         samples: of them learned from, by default 512 at 800 pixels.
+        pooled_level: propose regions in every second place of the coarsest map too, with larger anchors, as published
+            (Lin et al. 2017, section 4.1).
     """
 
     nms_iou = 0.5
@@ -298,16 +301,18 @@ class FasterRCNN(Detector):
         anchor_scale: Positive = 6.0,
         proposals: PositiveInt | None = None,
         samples: PositiveInt | None = None,
+        pooled_level: bool = False,
     ) -> None:
         share = min(1.0, max(sides(image_size)) / 800)
         proposals, samples = proposals or round(2000 * share), samples or max(64, round(512 * share))
         options = {"width": width, "hidden": hidden, "anchor_scale": anchor_scale,
-                   "proposals": proposals, "samples": samples}  # fmt: skip
+                   "proposals": proposals, "samples": samples, "pooled_level": pooled_level}  # fmt: skip
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
-        self.neck = _Neck(self.pyramid, width)
+        self.neck = _Neck(self.pyramid, width, pooled_level)
+        levels = [*self.pyramid.strides, *([2 * self.pyramid.strides[-1]] if pooled_level else [])]
         numbers = {"training": proposals, "testing": max(1, proposals // 2)}
         self.rpn = _Proposals(
-            _anchors(self.pyramid.strides, anchor_scale, 1), RPNHead(width, 3), 0.7, 0.3, samples, 0.5, numbers, numbers, 0.7
+            _anchors(levels, anchor_scale, 1), RPNHead(width, 3), 0.7, 0.3, samples, 0.5, numbers, numbers, 0.7
         )  # fmt: skip
         pool = MultiScaleRoIAlign([str(i) for i in range(len(self.pyramid.strides))], 7, 2,
                                   canonical_scale=round(224 * share), canonical_level=4)  # fmt: skip

@@ -53,6 +53,8 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     state = _spectrum_applied(state)
     if whole:
         return state
+    if "backbone.body.conv1.weight" in state:  # a detector of torchvision's
+        state = {key.replace("backbone.body.", "backbone."): v for key, v in state.items() if ".body." in key}
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inner or {key.removeprefix("module."): value for key, value in state.items()}
 

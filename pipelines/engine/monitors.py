@@ -29,6 +29,8 @@ class MonitorCheck(L.Callback):
             return
         every, accumulated = trainer.check_val_every_n_epoch, getattr(pl_module, "accumulate_grad_batches", 1)
         batches = trainer.max_steps * max(accumulated, trainer.accumulate_grad_batches)
+        if trainer.val_check_batch is None:  # validated by the clock
+            return
         first = trainer.val_check_batch + (0 if every is None else (every - 1) * trainer.num_training_batches)
         if batches < first < math.inf:
             raise UsageError(

@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 from mlflow.exceptions import MlflowException
+from torch import Tensor
 
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
+from modules.detection import published
 from modules.networks.parts import upgrade
+from modules.networks.weights import read_weights
 from pipelines.engine.recipes import last_of, recipes
 from pipelines.engine.settings import upgraded
 from pipelines.serving import registry
@@ -29,12 +32,14 @@ class Start:
         place: the folder that `save_model` wrote, or a checkpoint.
         kind: what it is.
         architecture: see `VisionModule.architecture`.
+        weights: those of a model of torchvision's; None where ``place`` has them.
     """
 
     address: str
     place: Path
     kind: type[VisionModule]
     architecture: dict[str, Any]
+    weights: dict[str, Tensor] | None = None
 
     def load(self) -> VisionModule:
         """The network with its weights.
@@ -42,6 +47,11 @@ class Start:
         Raises:
             BackboneError: they are not what they were.
         """
+        if self.weights is not None:
+            module = self.kind.from_architecture(self.architecture)
+            module.load_state_dict(self.weights, strict=False)  # the threshold is not among them
+            module.licence = published.LICENCE
+            return module
         if self.place.is_file():
             return self.kind.load_from_checkpoint(self.place)
         try:
@@ -94,12 +104,13 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
 
     Args:
         address: a registered model; a folder with ``architecture.yaml`` and ``model.safetensors``, or one of these; a
-            checkpoint, or the folder of a training, whose best one is taken.
+            checkpoint, or the folder of a training, whose best one is taken; one of `published.MODELS`, or a file of such.
         kind: what it has to be.
 
     Raises:
         BackboneError: it is none.
     """
+    weights = None
     try:
         if address.startswith("models:/"):
             address = registry.pinned(address)
@@ -110,7 +121,13 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
                 place = place / "best.ckpt"
             elif place.suffix == ".safetensors" or place.name == "architecture.yaml":
                 place = place.parent
-        if place.is_file():
+        if address.startswith(published.PREFIX):
+            weights = published.download(address.removeprefix(published.PREFIX))
+        elif place.suffix in (".pth", ".pt") and published.is_published(found := read_weights(place, whole=True)):
+            weights = found
+        if weights is not None:
+            name, architecture, weights = published.converted(weights)
+        elif place.is_file():
             saved = read_checkpoint(place)
             name, architecture = saved.get("module", kind.__name__), upgrade(saved["architecture"])
         elif (place / "architecture.yaml").is_file():
@@ -120,8 +137,8 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
             hint = f" Registered is models:/{address}." if registry.versions_of(address) else ""
             raise BackboneError(
                 f"--start {address} is not a trained network: give a registered model (models:/NAME@ALIAS), the "
-                "folder that `registry load` wrote, with architecture.yaml and model.safetensors, or a "
-                f"best.ckpt.{hint}"
+                "folder that `registry load` wrote, with architecture.yaml and model.safetensors, a best.ckpt, or a detector of "
+                f"torchvision's ({published.PREFIX}NAME).{hint}"
             )
     except BackboneError:
         raise
@@ -132,4 +149,5 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
             f"--start {address} is a whole {name}, and this task trains a {kind.__name__}: start from its backbone alone, "
             f"with --model.backbone {address}, or choose a model of the same task."
         )
-    return Start(address if address.startswith("models:/") else str(place), place, kind, architecture)
+    named = address if address.startswith(("models:/", published.PREFIX)) else str(place)
+    return Start(named, place, kind, architecture, weights)
