@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules import DataError
-from datamodules.images import EXTENSIONS, WRITTEN, read_image
+from datamodules.base import digest_of
+from datamodules.images import EXTENSIONS, WRITTEN, read_image, warn_of_two_names
 from datamodules.labelled.alignment import SIDE, FaceDetector, aligned, foremost
 from modules import FaceNetModule
 from modules.facenet.metrics import connected_people
@@ -116,6 +117,8 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
             embeddings = np.concatenate([old.embeddings[keep], embeddings])
         Gallery(model, people, files, embeddings).write(gallery)
+    digests = [digest_of(Path(file).read_bytes()) if os.path.isfile(file) else file for file in files]
+    warn_of_two_names(*map(np.array, (files, digests, people)))
     return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
 
 

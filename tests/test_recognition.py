@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from threading import Thread
 
@@ -103,6 +104,9 @@ def test_people_are_enrolled_identified_and_unknown(trained, capsys):
     assert "51 pictures of 9 people" in capsys.readouterr().out
     ask("identify", "people.parquet", f"asked/{stranger}")
     assert "unknown" not in capsys.readouterr().out
+    copy = shutil.copy(next(Path("known", known[0]).glob("*.png")), f"asked/{known[2]}/copy.png")
+    with pytest.warns(UserWarning, match=r"under more than one name; .*copy\.png as"):
+        ask("enrol", model, "people.parquet", copy, "--name", known[2])
 
 
 def test_two_pictures_are_compared_at_the_calibrated_threshold(trained, capsys):

@@ -300,6 +300,7 @@ def test_a_schedule_by_epochs_takes_up_another_rate() -> None:
         (["--model.optimization.optimizer", "SGD"], "--model.optimization.optimizer AdamW, and this command says SGD"),
         (["--data.batch_size", "30"], "100, and this command says 30"),
         (["--data.train_per_class", "29"], "was trained on other data: the train split"),
+        (["--data.crop_pct", "0.5"], "--data.crop_pct 1.0, and this command says 0.5"),
         (["--data.sampling", "sqrt"], "--data.sampling none, and this command says sqrt"),
         (["--seed_everything", "1"], "--seed_everything 0, and this command says 1"),
         (["--model.optimization.ema_decay", "0.9"], "--model.optimization.ema_decay"),

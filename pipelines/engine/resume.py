@@ -36,6 +36,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
         "tta",
     )
     splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
+    prepared = datamodule.preprocessing
     accumulated = getattr(model, "accumulate_grad_batches", trainer.accumulate_grad_batches)
     return {
         "fixed": {
@@ -46,6 +47,12 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             "trainer.overfit_batches": trainer.overfit_batches,
             "model.backbone.transfer": str(model.transfer),
             "monitor": model.monitor,
+            # Of two, the figures cannot be compared, and a registered model would have that of the last for the best weights.
+            **{
+                f"data.{name}": getattr(prepared, name)
+                for name in ("fit", "crop_pct", "frames")
+                if hasattr(datamodule, name)
+            },
             **{f"data.{name}": getattr(datamodule, name) for name in ("sampling",) if hasattr(datamodule, name)},
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
         },

@@ -170,6 +170,11 @@ def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
     data = replace(data, **{key: value for key, value in asdict(wanted).items() if key in own})
     if data.preprocessing != wanted:
         given, taken = asdict(data.preprocessing), asdict(wanted)
+        if None in (frames := (given["frames"], taken["frames"])) and frames != (None, None):
+            has, takes = ("pictures", "clips") if frames[0] is None else ("clips", "pictures")
+            raise ValueError(f"{data.title} does not fit the model: it has {has}, and the model takes {takes}.")
         differing = [f"{key} {given[key]} where it takes {taken[key]}" for key in taken if given[key] != taken[key]]
-        raise ValueError(f"{data.title} does not fit the model, since its pictures have {' and '.join(differing)}.")
+        raise ValueError(
+            f"{data.title} does not fit the model: its pictures have {' and '.join(differing)}. Give data as it has learned from."
+        )
     return data
