@@ -86,7 +86,6 @@ def register(
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
             input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
-            registered_model_name=name,
             model_type=task,
             step=min((metric.step for metric in measured), default=0),
         )
@@ -96,7 +95,6 @@ def register(
     for metric in rest:
         metric._model_id = info.model_id
     client.log_batch(run_id, metrics=rest)
-    version = client.get_model_version(name, str(info.registered_model_version))
     digest = digest_of("".join(source.digest for source in data.sources.values()).encode())
     tags = {"task": task, "data": data.title, "data_digest": digest, "monitor": module.monitor, "mode": module.mode}
     tags |= {f"digest.{split}": source.digest for split, source in data.sources.items()}
@@ -104,8 +102,8 @@ def register(
         tags["labels"] = ", ".join(labels)[:5000]
     if module.licence:  # that of what it started from goes on
         tags["weights_licence"] = module.licence
-    for key, value in (tags | {key: f"{value:.6f}" for key, value in metrics.items()}).items():
-        client.set_model_version_tag(name, version.version, key.replace("/", "."), value)
+    tags |= {key.replace("/", "."): f"{value:.6f}" for key, value in metrics.items()}
+    version = mlflow.register_model(f"models:/{info.model_id}", name, tags=tags)
     client.update_model_version(name, version.version, _card(module, data, task, run_id, metrics))
     return version
 
