@@ -18,6 +18,7 @@ def export(
     format: Format | None = None,
     opset: int | None = None,
     preprocessing: bool = True,
+    with_preprocessing: bool = False,
     precisions: list[Precision] | None = None,
 ) -> str:
     """Writes a registered model as a file that runs without Fovea, for batches of any size.
@@ -34,8 +35,9 @@ def export(
         opset: version of the ONNX operators. Default: the exporter's own.
         preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and a classifier answers with probabilities,
             float32 B×K; false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier answers
-            with logits. What others answer, their classes in `pipelines.serving.exported` say, and the metadata. The
-            resizing of a picture to S×S is in neither; the metadata describe it.
+            with logits. What others answer, their classes in `pipelines.serving.exported` say, and the metadata.
+        with_preprocessing: the file also makes pictures of any size, uint8 B×C×H×W, the S×S that the network takes, as it is
+            done in training; boxes are then in pixels of the picture. Else whoever uses the file does; the metadata describe it.
 
         precisions: write it also as fp16 (half precision) and int8 (whole numbers, whose ranges are those of 256 training
             images), onnx alone: ``FILE.fp16.onnx`` and ``FILE.int8.onnx`` beside FILE.onnx. What each loses on validation data and
@@ -55,11 +57,15 @@ def export(
         raise ValueError(f"--opset is for onnx; {chosen} has none.")
     if chosen == "safetensors" and not preprocessing:
         raise ValueError("safetensors holds the weights alone: leave --preprocessing out.")
+    if with_preprocessing and not preprocessing:
+        raise ValueError("--with_preprocessing true takes pixels: leave --preprocessing false out.")
+    if with_preprocessing and precisions:
+        raise ValueError("--precisions are measured on prepared images: leave --with_preprocessing out.")
     if precisions and chosen != "onnx":
         raise ValueError(f"--precisions is for onnx; {chosen} has none.")
     folder = registry.model_folder(model)
     module, prepared = storage.load_model(folder)
-    network = None if chosen == "safetensors" else exported(model, module, prepared, preprocessing)
+    network = None if chosen == "safetensors" else exported(model, module, prepared, preprocessing, with_preprocessing)
     if network is None and chosen != "safetensors":
         raise ValueError(
             f"{model} is a {type(module).__name__}, which no format holds but safetensors, its weights alone: name a file "

@@ -2,7 +2,9 @@
 
 import json
 import runpy
+import subprocess
 import sys
+from ast import literal_eval
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, built
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from modules import (
     ClassificationModule,
     DetectionModule,
     FaceNetModule,
+    FewShotModule,
     GANModule,
     InstanceSegmentationModule,
     MaskedAutoencodingModule,
@@ -45,6 +49,7 @@ from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.serving import exporting, precisions, registry
 from pipelines.serving import store as storage
+from pipelines.serving.fitting import Fitting
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +107,49 @@ def test_pixels_in_probabilities_out(trained: VisionCLI, suffix: str) -> None:
     assert probabilities.max(1).values.numpy() == pytest.approx(expected["probability"].to_numpy(), abs=1e-4)
     assert metadata["model"] == "models:/sent/1"
     assert json.loads(metadata["preprocessing"]) == trained.datamodule.preprocessing.as_data()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "extend", "stretch"])
+def test_pictures_are_fitted_in_a_file_as_in_training(fit: Any) -> None:
+    """Up to one grey level: OpenCV computes in whole numbers."""
+    rng = np.random.default_rng(0)
+    for height, width in ((20, 30), (77, 50), (33, 200), (10, 300), (24, 40)):
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for size in (32, "24x40"):
+            preprocessing = Preprocessing(size, 3, fit)
+            wanted = preprocessing.transform()(image=picture)["image"]
+            (got,) = Fitting(preprocessing)(torch.from_numpy(picture).permute(2, 0, 1)[None])
+            far = np.abs(got.permute(1, 2, 0).numpy() - wanted)
+            assert far.max() <= 1
+            assert far.mean() < 0.2
+
+
+def test_the_example_on_the_page_needs_nothing_of_ours(trained: VisionCLI) -> None:
+    export.export("models:/sent@champion", Path("FILE.onnx"), with_preprocessing=True)
+    page = (ROOT / "docs/registry.md").read_text()
+    code = page.split("## Export")[1].split("```python\n")[1].split("```")[0]
+    pixels = np.repeat(np.repeat(trained.datamodule.sources["test"][3]["image"][..., 0], 3, 0), 4, 1)
+    Image.fromarray(pixels).save("PICTURE.png")
+    command = [sys.executable, "-I", "-c", code + "\nimport sys; print(sorted(sys.modules))"]
+    answer, modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not {"torch", "modules", "datamodules", "pipelines"} & set(literal_eval(modules))
+    (wanted,) = registry.load("models:/sent@champion").predict(None, ["PICTURE.png"]).to_dict("records")
+    name, probability = answer.split()
+    assert name == wanted["label"]
+    assert float(probability) == pytest.approx(wanted["probability"], abs=0.02)
+
+
+def test_boxes_in_a_picture_of_any_size_are_in_its_pixels(tmp_path: Path) -> None:
+    folder, module = detector(YOLO, tmp_path / "saved")
+    export.export(str(folder), Path("boxes.pt"), with_preprocessing=True)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    seen = torch.from_numpy(Preprocessing(64, 3, "pad").transform()(image=picture)["image"]).permute(2, 0, 1)[None]
+    boxes, _ = torch.jit.load("boxes.pt")(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    with torch.no_grad():
+        wanted, _ = module.detector.dense(module(seen))
+    assert (boxes - 2.5 * wanted).abs().mean() < 0.5
+    with pytest.raises(ValueError, match="takes pixels: leave --preprocessing false out"):
+        export.export(str(folder), Path("boxes.pt"), preprocessing=False, with_preprocessing=True)
 
 
 def test_fewer_bits_are_written_measured_and_recorded(trained: VisionCLI) -> None:
@@ -328,6 +376,7 @@ EVERY = {
         decoder_dim=16,
     ),
     "facenet": lambda: FaceNetModule(DataSpec(in_chans=1, image_size=12)),
+    "few_shot": lambda: FewShotModule(DataSpec(in_chans=1, image_size=12)),
     "gan": lambda: GANModule(
         DataSpec(label_names=None, in_chans=1, image_size=12), Backbone("dcgan", options={"width": 4})
     ),

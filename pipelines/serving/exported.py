@@ -15,6 +15,7 @@ from datamodules.options import Preprocessing
 from modules import VisionModule
 from modules.autoencoding.module import encoded
 from modules.translation.translators import SharedTranslator
+from pipelines.serving.fitting import Fitting
 
 
 class Exported(nn.Module):
@@ -25,21 +26,32 @@ class Exported(nn.Module):
         module: the trained module; it stays as it is.
         preprocessing: how a picture becomes its input.
         pixels: uint8 in, else normalised float32 in.
+        fitted: pictures of any size in, which are made of the size that the network takes.
+
+    Raises:
+        ValueError: the module's parts or settings are not exported, or its pictures not fitted.
     """
 
     scale: Tensor
     shift: Tensor
     inputs: tuple[str, ...] = ("image",)  # names of what `forward` takes
     free: ClassVar[Mapping[int, Any]] = {}  # dimensions of images that may have any size, beside the first
+    any_size: ClassVar[Mapping[int, Any]] = {
+        2: Dim("height", min=2),
+        3: Dim("width", min=2),
+    }  # of pictures to be fitted
     outputs: tuple[str, ...]  # names of what `forward` answers with
     meaning: str  # of them
 
-    def __init__(self, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> None:
+    def __init__(self, module: VisionModule, preprocessing: Preprocessing, pixels: bool, fitted: bool = False) -> None:
         super().__init__()
         self.pixels, self.picture = pixels, preprocessing
+        self.fitting = Fitting(preprocessing) if fitted else None
         self.register_buffer("scale", module.scale.clone())
         self.register_buffer("shift", module.shift.clone())
         self.take(module)
+        if fitted and (self.free or self.inputs[0] != "image"):
+            raise ValueError("it does not take pictures of one size: leave --with_preprocessing out")
         self.eval().requires_grad_(False)
 
     def take(self, module: Any) -> None:
@@ -48,27 +60,41 @@ class Exported(nn.Module):
 
     def accepts(self, module: VisionModule) -> str:
         """What `forward` takes."""
-        size = "H×W" if self.free else _text(module)
+        size = "H×W" if self.free or self.fitting else _text(module)
         return f"{'uint8' if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
 
     def sizes(self) -> tuple[Any, ...]:
         """Which dimensions of what `forward` takes may have any size."""
         batch = Dim("batch")
         more = tuple({0: batch} for _ in self.inputs[1:])
-        return ({0: batch, **self.free}, more) if more else ({0: batch, **self.free},)
+        first = {0: batch, **self.free, **(self.any_size if self.fitting else {})}
+        return (first, more) if more else (first,)
 
     def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
         """Random inputs of the module, the same ones each time."""
-        size = (count, module.in_chans, *module.size)
+        height, width = module.size
+        if self.fitting:  # one that is larger, or in parts
+            height, width = (2 * height + 5, width + 7) if count == 1 else (height + 3, width // 2 + 1)
+        size = (count, module.in_chans, height, width)
         return (torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)),)
 
     def given(self, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         """Inputs of the module as `forward` takes them."""
         return image if self.pixels else self._normalised(image).contiguous(), *more
 
+    def wanted(self, module: Any, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` should say of inputs of the module, from the module itself."""
+        if self.fitting is None:
+            return self.expected(module, image, *more)
+        return self.placed(self.expected(module, self.fitting(image).byte(), *more), image)
+
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        """What `forward` should say of uint8 images, from the module itself."""
+        """The same of images that are fitted."""
         return self._told(module(image))
+
+    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
+        """Answers for fitted images as those for the pictures: what lies in pixels is in those of the picture."""
+        return answers
 
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
         """Lets a written file answer in a module's place.
@@ -96,7 +122,10 @@ class Exported(nn.Module):
 
     def forward(self, image: Tensor, *more: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`inputs` to `outputs`."""
-        answers = self.answer(self._normalised(image) if self.pixels else image, *more)
+        seen = image if self.fitting is None else self.fitting(image)
+        answers = self.answer(self._normalised(seen) if self.pixels else seen, *more)
+        if self.fitting is not None:
+            answers = self.placed(answers, image)
         return answers if len(answers) > 1 else answers[0]
 
 
@@ -245,6 +274,31 @@ class ExportedFaceNet(Exported):
             parts = [nn.functional.normalize(level.mean((2, 3))) for level in found[-self.levels :]]
             found = torch.cat(parts, 1)
         return nn.functional.normalize(self.head(found))
+
+    @override
+    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+        module.forward = lambda *given: run(*given)[0]
+        return True
+
+
+class ExportedFewShot(Exported):
+    """Embeddings, float32 B×D; a class is the mean of those of its pictures, and a picture is of the nearest."""
+
+    outputs = ("embedding",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.unit = copied(module.backbone), module.unit
+        self.meaning = f"embedding float32 B×{module.backbone.head_hidden_size}"
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return (module(image),)
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.backbone(image)
+        return (nn.functional.normalize(found) if self.unit else found,)
 
     @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:

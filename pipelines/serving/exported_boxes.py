@@ -18,6 +18,7 @@ from modules import VisionModule
 from modules.callbacks.means import Losses
 from modules.detection.detector import MIN_SCORE
 from pipelines.serving.exported import Exported, copied
+from pipelines.serving.fitting import Fitting
 
 SMALLEST = 1e-2  # side of a box that torchvision keeps, in pixels
 
@@ -46,6 +47,10 @@ class ExportedDetector(Exported):
         return module.detector.dense(module(image))
 
     @override
+    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
+        return in_pixels_of(picture, self.fitting, answers)
+
+    @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
         def found(image: Tensor) -> list[dict[str, Tensor]]:
             boxes, labels, scores, which = run(image, threshold=torch.full((1,), MIN_SCORE))
@@ -60,6 +65,12 @@ def answering(module: Any, found: Callable[[Tensor], Any]) -> bool:
     """Lets a detector's boxes be those that a function finds in uint8 B×C×S×S."""
     module.forward, module.detector.detect, module._losses = found, lambda told: told, lambda *_: Losses({})
     return True
+
+
+def in_pixels_of(picture: Tensor, fitting: Fitting | None, answers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Boxes of fitted images, the first of some answers, in the pixels of the pictures."""
+    assert fitting is not None
+    return answers[0] * fitting.factors(picture), *answers[1:]
 
 
 class ExportedTwoStage(Exported):
@@ -96,7 +107,7 @@ class ExportedTwoStage(Exported):
 
     @override
     def sizes(self) -> tuple[Any, ...]:
-        return {}, ({},)
+        return dict(self.any_size) if self.fitting else {}, ({},)
 
     @override
     def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
@@ -131,6 +142,10 @@ class ExportedTwoStage(Exported):
         masks = self.heads.mask_predictor(seen).sigmoid()
         own = (labels + 1)[:, None, None, None].expand(-1, 1, *masks.shape[2:])
         return boxes, labels, scores, masks.gather(1, own)[:, 0]
+
+    @override
+    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
+        return in_pixels_of(picture, self.fitting, answers)
 
     @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:

@@ -21,6 +21,7 @@ from modules import (
     ClassificationModule,
     DetectionModule,
     FaceNetModule,
+    FewShotModule,
     GANModule,
     InstanceSegmentationModule,
     MaskedAutoencodingModule,
@@ -41,6 +42,7 @@ from pipelines.serving.exported import (
     ExportedClassifier,
     ExportedEnlarger,
     ExportedFaceNet,
+    ExportedFewShot,
     ExportedGenerator,
     ExportedMaskedAutoencoder,
     ExportedMultiLabel,
@@ -67,6 +69,7 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
     InstanceSegmentationModule: ExportedTwoStage,
     SegmentationModule: ExportedSegmenter,
     FaceNetModule: ExportedFaceNet,
+    FewShotModule: ExportedFewShot,
     AutoencodingModule: ExportedAutoencoder,
     MaskedAutoencodingModule: ExportedMaskedAutoencoder,
     GANModule: ExportedGenerator,
@@ -76,7 +79,9 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
 }
 
 
-def exported(model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool) -> Exported | None:
+def exported(
+    model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool, fitted: bool = False
+) -> Exported | None:
     """The network of a registered model as it is exported; None where only its weights are.
 
     Raises:
@@ -86,7 +91,7 @@ def exported(model: str, module: VisionModule, preprocessing: Preprocessing, pix
     if kind is ExportedDetector and not isinstance(module.detector, OneStageDetector):
         kind = ExportedTwoStage
     try:
-        return kind(module, preprocessing, pixels) if kind else None
+        return kind(module, preprocessing, pixels, fitted) if kind else None
     except ValueError as error:
         raise ValueError(f"{model}: {error}.") from None
 
@@ -247,9 +252,7 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
     for count in (1, 3):
         example = network.example(module, count)
         got = answer(*network.given(*example))
-        for mine, its in zip(
-            network.expected(module, *example), [got] if isinstance(got, Tensor) else got, strict=True
-        ):
+        for mine, its in zip(network.wanted(module, *example), [got] if isinstance(got, Tensor) else got, strict=True):
             if its.shape != mine.shape:
                 raise ValueError(f"it answers with {tuple(its.shape)} to {count} images")
             if len(mine):  # of boxes there may be none
@@ -265,12 +268,15 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
     (given,) = network.given(image)
     boxes, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
     difference = 0.0
-    for i, found in enumerate(module.detector.detect(module(image))):
+    seen = image if network.fitting is None else network.fitting(image).byte()
+    for i, found in enumerate(module.detector.detect(module(seen))):
+        if network.fitting is not None:
+            found["boxes"] = found["boxes"] * network.fitting.factors(image)
         sure = found["scores"] > network.threshold
         rows = [(found["boxes"][sure], found["labels"][sure], found["scores"][sure])]
         rows.append((boxes[which == i], labels[which == i], scores[which == i]))
         # In any order: equal scores have none.
-        ours, its = (torch.cat((b / max(module.size), k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
+        ours, its = (torch.cat((b / max(image.shape[2:]), k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
         most = module.detector.max_detections  # of an image; the file's are of each class
         if len(its) != len(ours) and not (len(its) > len(ours) == most):
             raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")

@@ -1,0 +1,108 @@
+"""How a picture becomes a network's input, as layers that an exported file has in it."""
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.augmentations import GREY, sides
+from datamodules.options import Preprocessing
+
+
+class Fitting(nn.Module):
+    """Makes pictures of any size what a network takes, as `augmentations.evaluation` does, up to a grey level here and there: OpenCV computes in
+    whole numbers.
+
+    Resizing is linear in the pixels of a row and in those of a column, so it is two matrix products; the matrices follow from
+    the picture's size.
+
+    Args:
+        preprocessing: how pictures are fitted.
+
+    Raises:
+        ValueError: pictures are not resized to one size as a whole.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.fit, self.size = preprocessing.fit, sides(preprocessing.image_size)
+        if self.fit == "native" or preprocessing.frames or preprocessing.tile:
+            raise ValueError("it does not take whole pictures of one size: leave --with_preprocessing out")
+        covers = self.fit in ("crop", "extend")
+        self.scaled = tuple(round(side / preprocessing.crop_pct) if covers else side for side in self.size)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """uint8 B×C×H×W to B×C×S×S of the same whole numbers, as float32."""
+        counts = picture.shape[2:]
+        given = [torch.full((), count, dtype=torch.float32) for count in counts]
+        resized = self._resized(given)
+        shrinks = [new < old for new, old in zip(resized, given, strict=True)]
+        down, across = (self._matrix(k, counts[k], given[k], resized[k], shrinks) for k in (0, 1))
+        made = (down @ picture.float() @ across.mT).round().clamp(0, 255)
+        if self.fit == "pad":
+            rows, columns = (torch.arange(side) < new for side, new in zip(self.size, resized, strict=True))
+            made = torch.where(rows[:, None] & columns, made, float(GREY))
+        return made
+
+    def factors(self, picture: Tensor) -> Tensor:
+        """How many times larger a picture is than what it becomes, across and down, across and down: float32 4, for boxes."""
+        down, across = (picture.shape[2 + k] / self.size[k] for k in (0, 1))
+        both = torch.stack([torch.full((), across), torch.full((), down)])
+        return (both.amax(0).expand(2) if self.fit == "pad" else both).repeat(2)
+
+    def _resized(self, given: list[Tensor]) -> list[Tensor]:
+        """Height and width of the whole picture when it is resized."""
+        wanted = [torch.full((), float(side)) for side in self.scaled]
+        if self.fit == "stretch":
+            return wanted
+        scales = [side / old for side, old in zip(wanted, given, strict=True)]
+        scale = torch.maximum(*scales) if self.fit == "crop" else torch.minimum(*scales)
+        return [(old * scale).round().clamp(min=1) for old in given]
+
+    def _matrix(self, k: int, count: int, old: Tensor, new: Tensor, shrinks: list[Tensor]) -> Tensor:
+        """What each of S rows (k = 0) or columns (k = 1) takes of those of the picture, float32 S×count.
+
+        Args:
+            k: which of the two.
+            count: of the picture's.
+            old: the same.
+            new: how many there are when it is resized; S of them are cut out.
+            shrinks: whether height and width become smaller.
+        """
+        place = torch.arange(self.size[k], dtype=torch.float32)
+        if self.fit == "crop":
+            place = place + ((new - self.size[k]) / 2).floor()
+        if self.fit == "extend":  # by the colours of the border
+            place = place + (self.scaled[k] - self.size[k]) // 2 - ((self.scaled[k] - new) / 2).floor()
+        place = torch.minimum(place.clamp(min=0), new - 1)[:, None]
+        pixel, ratio = torch.arange(count, dtype=torch.float32), old / new
+        low, high = place * ratio, (place + 1) * ratio
+        area = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0) / ratio
+        middle = (place + 0.5) * ratio - 0.5
+        taps = (-1, 0, 1, 2) if self.fit in ("crop", "extend") else (0, 1)
+        grown = self._taps(middle.floor(), taps, middle, pixel, old)
+        if self.fit != "stretch":
+            return torch.where(shrinks[0] | shrinks[1], area, grown)
+        # Where one side grows and the other shrinks, OpenCV's area filter is a bilinear one with other places.
+        first = low.floor()
+        share = (place + 1 - (first + 1) / ratio).clamp(min=0)
+        mixed = self._taps(first, (0, 1), first + share - share.floor(), pixel, old)
+        return torch.where(shrinks[0] & shrinks[1], area, torch.where(shrinks[0] | shrinks[1], mixed, grown))
+
+    def _taps(self, first: Tensor, taps: tuple[int, ...], at: Tensor, pixel: Tensor, old: Tensor) -> Tensor:
+        """The weights of the pixels around places; those beyond the border are the border's."""
+        kernel = cubic if len(taps) == 4 else linear
+        parts = [
+            (torch.minimum((first + tap).clamp(min=0), old - 1) == pixel) * kernel((at - (first + tap)).abs())
+            for tap in taps
+        ]
+        return torch.stack(parts).sum(0)
+
+
+def linear(far: Tensor) -> Tensor:
+    """Weights of pixels at a distance."""
+    return 1 - far
+
+
+def cubic(far: Tensor, a: float = -0.75) -> Tensor:
+    """The same, of Keys's cubic convolution (1981, doi:10.1109/TASSP.1981.1163711) with OpenCV's constant."""
+    near = ((a + 2) * far - (a + 3)) * far * far + 1
+    return torch.where(far <= 1, near, ((far - 5) * far + 8) * far * a - 4 * a)
