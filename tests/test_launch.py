@@ -2,9 +2,14 @@
 
 import contextlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 from conftest import start
 from mlflow.tracking import MlflowClient
 
@@ -94,3 +99,59 @@ def test_slurm_is_understood(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, s
 
 def test_waiting_for_processes_that_nobody_started_is_refused() -> None:
     assert "wait for each other" in str(Launcher("SLURM", 1, 1).objection(2))
+
+
+CLUSTER = Path(__file__).parents[1] / "examples" / "cluster"
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_training_whose_process_was_killed() -> None:
+    args = [*SMALL, "--trainer.max_epochs", "60", "--trainer.log_every_n_steps", "5"]
+    environment = {"PROCESSES": "2", "RESTARTS": "1", "PYTHON": sys.executable, "PYTHONPATH": str(CLUSTER.parents[1])}
+    agent = subprocess.Popen(
+        [CLUSTER / "torchrun.sh", "classification", *args],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("out/last.ckpt").exists():
+        assert agent.poll() is None
+        time.sleep(0.2)
+    psutil.Process(agent.pid).children()[-1].kill()
+    said = agent.communicate(timeout=300)[1]
+    assert agent.returncode == 0, said
+    assert "Resuming from out/last.ckpt" in said
+    assert MlflowClient().get_run(run_id_of("out")).info.status == "FINISHED"
+
+
+def test_a_restart_needs_a_folder() -> None:
+    done = subprocess.run([CLUSTER / "torchrun.sh", "classification", "fit"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Give --output FOLDER" in done.stderr
+
+
+def test_the_slurm_job_starts_what_it_is_told(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"  # shows how it was called, and that a task that srun starts runs
+    srun.write_text('#!/bin/sh\necho "$@"\nshift\nexec "$@"\n')
+    srun.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    job = subprocess.run([CLUSTER / "train.sbatch", "--help"], env=os.environ | environment, cwd=CLUSTER.parents[1],
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert job.stdout.startswith(f"--kill-on-bad-exit=1 {sys.executable} -m pipelines --help\n")
+    assert "classification" in job.stdout
+
+
+def test_the_kubernetes_job_fits_together() -> None:
+    service, job = yaml.safe_load_all((CLUSTER / "job.yaml").read_text())
+    spec = job["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    settings = {each["name"]: each["value"] for each in container["env"]}
+    assert int(settings["NNODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    name = job["metadata"]["name"]
+    assert settings["HEAD"].startswith(f"{name}-0.{spec['subdomain']}:")
+    assert service["metadata"]["name"] == spec["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
+    root = CLUSTER.parents[1]
+    assert (root / container["command"][1]).is_file()
+    assert (root / container["args"][container["args"].index("--config") + 1]).is_file()

@@ -30,6 +30,7 @@ NOISE = (  # true of what is done here, and meant so
     "The given NumPy array is not writable",  # nobody writes to it
     "The ``compute`` method of metric Mean was called before",  # one of what comes less often than every epoch
     "The number of training batches .* is smaller than the logging interval",
+    "Detected call of `lr_scheduler.step\\(\\)` before",  # a training that goes on at an epoch's end begins with its schedule
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # there was no validation yet: the end tells of none
 )
 
