@@ -64,7 +64,7 @@ def inspect(
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        The exit code: 0; 1 if some files could not be read; 2 if nothing was found.
+        The exit code: 0; 1 if some files could not be read; 2 if there was nothing to look at.
 
     Raises:
         ValueError: there is no such model, layer, channel, class or device.
@@ -85,6 +85,9 @@ def inspect(
     answering: VisionModel = load(model, device)
     module = answering.module
     given = dict(readable(files, _prepared(answering, files), tell))
+    if paths and not given:
+        say("None of them could be read, so there is nothing to look at.")
+        return 2
     labels, names, rows = None, list[str](), list[tuple[str, str]]()
     try:
         source = data or learned_from(model_folder(model))

@@ -311,10 +311,12 @@ def test_the_command_writes_every_picture_and_logs_it(run_id: str, capsys: pytes
     (["models:/seen/1", "--label", "eleven"], "no class 'eleven' among the 10"),
     (["models:/unseen/1"], "unseen"),
     (["models:/seen/1", "nothing.png"], "No images were found"),
+    (["models:/seen/1", "text.png"], "None of them could be read"),
 ])  # fmt: skip
 def test_a_mistake_is_one_paragraph_and_exit_code_2(
     run_id: str, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("text.png").write_text("text")
     assert command(*args, "--samples", "20") == 2
     error = capsys.readouterr().err
     assert message in error
