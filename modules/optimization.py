@@ -404,6 +404,16 @@ class WeightAverage(WeightAveraging):
 
         super().__init__(multi_avg_fn=average)
 
+    @override
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # after it, the weights are those that shall be measured
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restores the average to train on; an evaluation finds it in the weights themselves."""
         if trainer.state.fn == TrainerFn.FITTING:

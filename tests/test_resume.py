@@ -19,7 +19,7 @@ from test_contract import QUIET, TASKS, Case
 
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
-from pipelines.engine.checkpoint import BestCheckpoint
+from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints
 from pipelines.engine.trainer import VisionTrainer
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
@@ -50,6 +50,8 @@ VARIANTS = {
     "a plateau": ["--model.optimization.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.optimization.lr_scheduler.monitor",
                   "val/loss", "--model.optimization.lr_scheduler.patience", "0", "--model.optimization.lr_scheduler.threshold", "9",
                   "--trainer.max_epochs", "3"],
+    "the best are kept and averaged": ["--trainer.val_check_interval", "1", "--keep_best", "3", "--average", "greedy",
+                                       "--model.optimization.ema_decay", "0.9"],
     "the loader's workers": ["--data.num_workers", "2"],
 }  # fmt: skip
 
@@ -99,7 +101,9 @@ def with_a_run_of_its_own(folder: Path, output: str) -> None:
 
 
 def same(output: str) -> bool:
-    for file in ("last.ckpt", "best.ckpt"):
+    kept = {str(file.relative_to("whole")) for file in Path("whole").rglob("*.ckpt")}
+    assert kept == {str(file.relative_to(output)) for file in Path(output).rglob("*.ckpt")}
+    for file in kept:
         assert different(f"whole/{file}", f"{output}/{file}") == []
     assert measured(output) == measured("whole")
     assert MlflowClient().get_run(run_id_of(output)).info.status == "FINISHED"
@@ -123,7 +127,11 @@ def killed(task: Case, args: list[str], every: bool) -> int:
     kept: dict[Any, Path] = {}
     for number in range(len(names)):
         folder = Path("at", str(number))
-        files = [folder / "last.ckpt", folder / "best.ckpt"] if not every else sorted(folder.rglob("[!.]*"))
+        files = (
+            [folder / "last.ckpt", folder / "best.ckpt", *sorted(folder.glob("kept/*"))]
+            if not every
+            else sorted(folder.rglob("[!.]*"))
+        )
         left = [(f.name, f.read_bytes()) for f in files if f.is_file() and f.name != "journal.sent"]
         kept[tuple(left)] = folder
     for folder in kept.values():
@@ -475,20 +483,25 @@ class Planned(L.LightningModule):
 
 
 @pytest.mark.parametrize(
-    ("figures", "best"),
+    ("figures", "order"),
     [
-        ([(0.5, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6)], 2),
-        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], 1),
-        ([(0.9, 0.5), (0.95, 0.9), (0.9, 0.1)], 1),
+        ([(0.5, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6)], [2, 1]),
+        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], [1, 0]),
+        ([(0.9, 0.5), (0.95, 0.9), (0.9, 0.1)], [1, 2]),
+        ([(0.9, 0.5)], [0]),
     ],
 )
 def test_of_equal_validations_the_lower_loss_is_kept_and_then_the_later(
-    figures: list[tuple[float, float]], best: int
+    figures: list[tuple[float, float]], order: list[int]
 ) -> None:
+    best = BestCheckpoint(Path(), "val/accuracy", "max")
+    kept = KeptCheckpoints(Path(), 2, best)
     trainer = VisionTrainer(
         max_epochs=len(figures), accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, callbacks=[BestCheckpoint(Path(), "val/accuracy", "max")],
+        num_sanity_val_steps=0, callbacks=[best, kept],
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(torch.ones(2, 1))
     trainer.fit(Planned(figures), loader, loader)
-    assert torch.load("best.ckpt", weights_only=True)["epoch"] == best
+    assert torch.load("best.ckpt", weights_only=True)["epoch"] == order[0]
+    assert [torch.load(file, weights_only=True)["epoch"] for file in kept.files] == order
+    assert {*Path("kept").iterdir()} == {*kept.files}

@@ -76,6 +76,13 @@ class BestCheckpoint(ModelCheckpoint):
             self._loss = loss
         return better
 
+    def rank(self, trainer: L.Trainer) -> tuple[float, float]:
+        """How good the last validation was: of two, the greater is the better; (figure, -``val/loss``)."""
+        candidates = self._monitor_candidates(trainer)
+        value, loss = (float(candidates.get(key, math.nan)) for key in (str(self.monitor), "val/loss"))
+        value = value if self.mode == "max" else -value
+        return tuple(-math.inf if math.isnan(number) else number for number in (value, -loss))  # type: ignore[return-value]
+
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, with what it leaves out."""
         return super().state_dict() | {"loss": self._loss, "step": self._last_global_step_saved}
@@ -90,6 +97,50 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "best_k_models": best})
         self.current_score = state_dict["current_score"]
         self._loss, self._last_global_step_saved = state_dict.get("loss", math.inf), state_dict.get("step", 0)
+
+
+class KeptCheckpoints(Checkpoint):
+    """Keeps the best so many validations in ``kept/STEP.ckpt``, beside ``best.ckpt``, in the same order. Each is a whole checkpoint.
+
+    Args:
+        folder: of the training.
+        count: how many.
+        best: what judges validations; its turn comes before.
+    """
+
+    def __init__(self, folder: Path, count: int, best: BestCheckpoint) -> None:
+        self.folder, self.count, self.best = folder / "kept", count, best
+        self.ranks: dict[int, tuple[float, float]] = {}  # by step
+
+    @property
+    def files(self) -> dict[Path, tuple[float, float]]:
+        """The checkpoints, the best first, with their ranks; see `BestCheckpoint.rank`."""
+        order = sorted(self.ranks, key=lambda step: (self.ranks[step], step), reverse=True)
+        return {self.folder / f"{step}.ckpt": self.ranks[step] for step in order}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps this one if it is among the best, and drops what is no longer."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        step = trainer.global_step
+        self.ranks[step] = trainer.strategy.broadcast(self.best.rank(trainer))
+        names = list(self.files)[: self.count]
+        self.ranks = {number: self.ranks[number] for number in (int(file.stem) for file in names)}
+        if step in self.ranks:
+            trainer.save_checkpoint(self.folder / f"{step}.ckpt", weights_only=False)
+        if trainer.is_global_zero and self.folder.is_dir():
+            for file in self.folder.glob("[0-9]*.ckpt"):
+                if file not in names:
+                    file.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which are kept."""
+        return {"ranks": {step: list(rank) for step, rank in self.ranks.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over which are kept, as far as they are there."""
+        ranks = {int(step): (float(value), float(loss)) for step, (value, loss) in state_dict["ranks"].items()}
+        self.ranks = {step: rank for step, rank in ranks.items() if (self.folder / f"{step}.ckpt").exists()}
 
 
 class LastCheckpoint(Checkpoint):

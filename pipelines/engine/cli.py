@@ -27,7 +27,8 @@ from modules.spec import DataSpec
 from modules.training_data import settings_of
 from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
-from pipelines.engine.checkpoint import BestCheckpoint, LastCheckpoint
+from pipelines.engine.averaging import average_best
+from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastCheckpoint
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
@@ -110,6 +111,11 @@ class VisionCLI(TaskParser):
             UsageError: that is not so.
         """
         check_ranges(str(self.subcommand), self.options.as_dict())
+        if self.subcommand == "fit" and self.options.average != "none" and self.options.keep_best < 2:
+            raise UsageError(
+                f"--average {self.options.average} is of the best checkpoints, and --keep_best {self.options.keep_best} keeps one: "
+                "give --keep_best 5, or leave --average out."
+            )
         if self.options.tta != "none" and self.subcommand in ("fit", "preview"):
             raise UsageError(
                 f"--tta {self.options.tta} is for validate, test and predict: {self.subcommand} looks at images as they are. "
@@ -184,6 +190,11 @@ class VisionCLI(TaskParser):
                 f"{data.title} has clips, which python -m pipelines.sequences learns from; {self.task} does not."
             )
         self._choose_monitor()
+        if self.subcommand == "fit" and self.options.average != "none" and not self.model.automatic_optimization:
+            raise UsageError(
+                f"--average {self.options.average} is for one network, and {self.task} trains several against each other: leave it "
+                "out; --model.optimization.ema_decay averages the generator's weights."
+            )
         given = self._get(self.config_init, "trainer")
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
         start = self._begin()
@@ -241,9 +252,10 @@ class VisionCLI(TaskParser):
         if config.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if fits and config.enable_checkpointing is not False:
-            callbacks.append(
-                BestCheckpoint(self.output, self.model.monitor, self.model.mode, self.options.monitor is not None)
-            )
+            best = BestCheckpoint(self.output, self.model.monitor, self.model.mode, self.options.monitor is not None)
+            callbacks.append(best)
+            if self.options.keep_best > 1:
+                callbacks.append(KeptCheckpoints(self.output, self.options.keep_best, best))
         found_before = self.options.ckpt_path or (self.output / "last.ckpt").exists()  # the learning rate
         for callback in given or []:
             if not (found_before and isinstance(callback, LearningRateFinder)):
@@ -365,6 +377,7 @@ class VisionCLI(TaskParser):
                     if self.options.register:
                         self.rows["registered"] = "no: nothing was validated, so there is no best model"
                 return
+            best = self._averaged(best, model, datamodule, logger)
             if "test" in datamodule.sources:
                 self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
             else:
@@ -379,8 +392,22 @@ class VisionCLI(TaskParser):
                 logger.log_file(best, "checkpoints")
                 make_films(self.output, model.series, logger)
                 if name := self.options.register:
-                    self.rows["registered"] = register_best(name, self.output, logger, self.register)
+                    self.rows["registered"] = register_best(name, best, logger, self.register)
         self.rows["checkpoint"] = str(best)
+
+    def _averaged(
+        self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: RunLogger | None
+    ) -> Path:
+        """The average of the best checkpoints, where it is asked for and better than the best of them; else the best."""
+        callbacks = settings_of(self.trainer).callbacks
+        kept = next((each for each in callbacks if isinstance(each, KeptCheckpoints)), None)
+        if self.options.average == "none" or kept is None:
+            return best
+        file, said = average_best(self.trainer, model, datamodule, kept, kept.best, self.options.average)
+        self.rows["average"] = said
+        if logger:
+            logger.set_tag("average", said)
+        return file or best
 
     def register(self, name: str, run_id: str) -> ModelVersion:
         """Registers the model under a name, with the figures that were measured last, as what a run learned."""

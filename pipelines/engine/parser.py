@@ -15,8 +15,9 @@ from typing_extensions import override
 from datamodules import VisionDataModule
 from modules import VisionModule
 from modules.checkpoints import read_checkpoint
-from modules.ranges import NonNegative
+from modules.ranges import NonNegative, PositiveInt
 from modules.views import Views
+from pipelines.engine.averaging import Average
 from pipelines.engine.command import UsageError
 from pipelines.engine.launch import launcher
 from pipelines.engine.recipes import data_class, recipes
@@ -153,6 +154,11 @@ class TaskParser(LightningCLI):
                             help="validation figure that chooses the best checkpoint, such as val/f1. Default: the task's")  # fmt: skip
         parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
                             help="whether lower (min) or higher (max) is better")  # fmt: skip
+        parser.add_argument("--keep_best", type=PositiveInt, default=1,
+                            help="fit: how many of the best validations are kept: best.ckpt, and from two on all of them in kept/STEP.ckpt")  # fmt: skip
+        parser.add_argument("--average", type=Average, default="none",
+                            help="fit: test and register the average of those that are kept, if it is better in validation: of all "
+                            "(uniform), or of those that make it no worse (greedy)")  # fmt: skip
         parser.add_argument("--tta", type=Views, default="none",
                             help="validate, test, predict: test-time augmentation, the mean of what is said of an image and of its "
                             "mirror image (flip), or of both also upside down (flips)")  # fmt: skip

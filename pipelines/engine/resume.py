@@ -34,6 +34,8 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
         "checkpoint_seconds",
         "config",
         "tta",
+        "keep_best",
+        "average",
     )
     splits = datamodule.identity()["splits"] if trainer.is_global_zero else {}  # which may download them
     prepared = datamodule.preprocessing

@@ -162,19 +162,20 @@ def _example(preprocessing: Preprocessing) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def register_best(name: str, output: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
+def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
     """Registers the best weights of a training, once, and without harm to the training where MLflow does not answer.
 
     Args:
         name: under which.
-        output: folder of the training.
+        best: their checkpoint, in the folder of the training.
         logger: of the run.
         register: takes the name and the run, and registers the weights.
 
     Returns:
         The registered model's address, or why there is none.
     """
-    step = str(torch.load(output / "best.ckpt", "cpu", weights_only=True, mmap=True)["global_step"])
+    step = str(torch.load(best, "cpu", weights_only=True, mmap=True)["global_step"])
+    step += " (average)" if best.stem == "average" else ""
     try:
         if not logger.flush():
             error = logger.journal.error
@@ -189,7 +190,7 @@ def register_best(name: str, output: Path, logger: RunLogger, register: Callable
         logger.set_tag("registered", f"no: {error}")
         return (
             f"no: {redact(str(error))[:300]} To register it, give the same command again with "
-            f"--output {output}: it does not train again what is trained."
+            f"--output {best.parent}: it does not train again what is trained."
         )
     address = f"models:/{version.name}/{version.version}"
     logger.set_tag("registered", address)
