@@ -28,6 +28,7 @@ STARTS = re.compile(
     r"^(\.venv/bin/)?(python -m |mlflow |pip |make\b|srun |torchrun |sbatch )|^(pipelines|benchmarks)\.\w+"
 )
 STAND_INS = {  # what a reader puts in
+    "RECIPE": "configs/classification/lenet5_digits.yaml",
     "RECIPE.yaml": "configs/classification/lenet5_digits.yaml",
     "configs/classification/RECIPE": "configs/classification/lenet5_digits.yaml",
     "configs/detection/RECIPE": "configs/detection/yolo_digit_scenes.yaml",
@@ -127,6 +128,9 @@ def test_a_command_on_a_page_is_understood(
     name = name.removeprefix(".venv/bin/")
     if name in ("srun", "torchrun"):  # whose own arguments come first
         name, given = "python", given[given.index("-m") :]
+    if name == "sbatch":  # the job's file, and what `python -m pipelines` takes
+        assert (ROOT / given[0]).is_file()
+        name, given = f"pipelines.{given[1]}", given[2:]
     if name == "make":
         targets = re.findall(r"^(\w+):", Path(ROOT, "Makefile").read_text(), re.M)
         assert {word for word in given if "=" not in word} <= set(targets)
