@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipelines.engine.children import ChildRun, new_parent, resolved, running
+from pipelines.engine.children import ChildRun, check_title, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import LockError, held, write_text
 from pipelines.engine.recipes import words
@@ -48,9 +48,10 @@ def cross_validate(
     """
     if folds < 2:
         raise ValueError(f"--folds must be at least 2, not {folds}.")
+    name, experiment = name or recipe.stem, experiment or task
+    check_title("--name", name)
     trained = find_task(task)
     tracking_client()  # soon says if MLflow does not answer
-    name, experiment = name or recipe.stem, experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *words(args), "--experiment", experiment,
               "--register=null", f"--data.folds={folds}"]  # fmt: skip
     try:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from typing_extensions import override
 
 from modules.training_data import settings_of
-from pipelines.engine.children import ChildRun, complaint, new_parent, resolved, running
+from pipelines.engine.children import ChildRun, check_title, complaint, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.recipes import words
 from pipelines.engine.task import Task, find_task
@@ -357,6 +357,8 @@ def sweep(
         raise ValueError(f"--trials must be at least 1, not {trials}.")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    name = study or f"{recipe.stem}-{space.stem}"
+    check_title("--study", name)
     trained = find_task(task)
     found = read_space(space)
     if register:
@@ -365,7 +367,6 @@ def sweep(
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *words(args), "--experiment", experiment]
     settings = _check(trained, common, found)
-    name = study or f"{recipe.stem}-{space.stem}"
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
     if not {"data", "data.root", "data.file"} & found.keys():  # figures of other images would not compare
         splits = data_of(settings["data"]).identity()["splits"]

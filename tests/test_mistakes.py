@@ -227,6 +227,8 @@ def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
         ("predict", "predict also needs model and paths."),
         ("datasets mnist --root a.png", "a.png is a file, where a folder is needed"),
         ("datasets mnist --root a.png/data", "a file lies where a folder above it should be"),
+        ("cross_validate list.yaml --name ../x", "--name ../x is a path, but its folder lies in outputs"),
+        ("sweep list.yaml list.yaml --study a/b", "--study a/b is a path"),
         ('cross_validate list.yaml --args "open', "a quotation in it does not end"),
     ],
 )

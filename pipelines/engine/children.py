@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -55,6 +56,16 @@ def resolved(task: Task, args: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = yaml.safe_load(printed.getvalue())
     check_ranges("fit", settings)
     return settings
+
+
+def check_title(option: str, title: str) -> None:
+    """Makes sure that a title can be the name of a folder in ``outputs``.
+
+    Raises:
+        UsageError: it leads elsewhere.
+    """
+    if Path(title).name != title or title == "..":
+        raise UsageError(f"{option} {title} is a path, but its folder lies in outputs: give a name without slashes.")
 
 
 def complaint(task: Task, args: list[str]) -> str | None:
