@@ -19,6 +19,7 @@ def export(
     opset: int | None = None,
     preprocessing: bool = True,
     with_preprocessing: bool = False,
+    dynamic: bool = False,
     precisions: list[Precision] | None = None,
 ) -> str:
     """Writes a registered model as a file that runs without Fovea, for batches of any size.
@@ -39,6 +40,8 @@ def export(
         with_preprocessing: the file also makes pictures of any size, uint8 B×C×H×W, the S×S that the network takes, as it is
             done in training; boxes are then in pixels of the picture. Else whoever uses the file does; the metadata describe it.
 
+        dynamic: true: a segmentation network takes images of any height and width that its strides divide, and answers for each
+            pixel. Networks for super-resolution, translation and stylization always do.
         precisions: write it also as fp16 (half precision) and int8 (whole numbers, whose ranges are those of 256 training
             images), onnx alone: ``FILE.fp16.onnx`` and ``FILE.int8.onnx`` beside FILE.onnx. What each loses on validation data and
             gains in time and size is in a table, and in a run of its own.
@@ -65,7 +68,11 @@ def export(
         raise ValueError(f"--precisions is for onnx; {chosen} has none.")
     folder = registry.model_folder(model)
     module, prepared = storage.load_model(folder)
-    network = None if chosen == "safetensors" else exported(model, module, prepared, preprocessing, with_preprocessing)
+    network = (
+        None
+        if chosen == "safetensors"
+        else exported(model, module, prepared, preprocessing, with_preprocessing, dynamic)
+    )
     if network is None and chosen != "safetensors":
         raise ValueError(
             f"{model} is a {type(module).__name__}, which no format holds but safetensors, its weights alone: name a file "

@@ -445,6 +445,19 @@ def test_clips_of_any_length_in_onnx_are_told_apart_as_by_the_module() -> None:
     assert np.abs(got - wanted.numpy()).max() < 1e-4
 
 
+def test_a_segmentation_network_takes_images_of_any_size_on_request() -> None:
+    saved("segmentation")
+    module, _ = storage.load_model(Path("model"))
+    said = export.export("model", Path("net.pt2"), dynamic=True)
+    assert "uint8 B×3×H×W, both multiples of 16" in said
+    image = torch.randint(256, (2, 3, 96, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert (torch.export.load("net.pt2").module()(image) - module(image).softmax(1)).abs().max() < 1e-4
+    saved("classification")
+    with pytest.raises(ValueError, match="leave --dynamic out"):
+        export.export("model", Path("net.pt"), dynamic=True)
+
+
 def test_a_network_of_a_kind_that_is_not_exported_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     saved("classification")
     monkeypatch.delitem(exporting.EXPORTED, ClassificationModule)
@@ -460,7 +473,7 @@ def test_a_stylizer_in_onnx_paints_pictures_of_other_sizes_as_the_model_does() -
     storage.save_model(Path("model"), module, Preprocessing(16, 3, "native"), "stylization")
     export.export("model", Path("painter.onnx"))
     session = onnxruntime.InferenceSession("painter.onnx", providers=["CPUExecutionProvider"])
-    assert session.get_modelmeta().custom_metadata_map["input"] == "uint8 B×3×H×W"
+    assert session.get_modelmeta().custom_metadata_map["input"] == "uint8 B×3×H×W, both multiples of 4"
     image = torch.randint(256, (2, 3, 24, 40), dtype=torch.uint8)
     with torch.no_grad():
         wanted = module(image)

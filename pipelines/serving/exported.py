@@ -27,6 +27,7 @@ class Exported(nn.Module):
         preprocessing: how a picture becomes its input.
         pixels: uint8 in, else normalised float32 in.
         fitted: pictures of any size in, which are made of the size that the network takes.
+        dynamic: images of any height and width in, as they are.
 
     Raises:
         ValueError: the module's parts or settings are not exported, or its pictures not fitted.
@@ -35,7 +36,8 @@ class Exported(nn.Module):
     scale: Tensor
     shift: Tensor
     inputs: tuple[str, ...] = ("image",)  # names of what `forward` takes
-    free: ClassVar[Mapping[int, Any]] = {}  # dimensions of images that may have any size, beside the first
+    free: Mapping[int, Any] = {}  # dimensions of images that may have any size, beside the first
+    step: int = 1  # what divides their sides
     any_size: ClassVar[Mapping[int, Any]] = {
         2: Dim("height", min=2),
         3: Dim("width", min=2),
@@ -43,15 +45,24 @@ class Exported(nn.Module):
     outputs: tuple[str, ...]  # names of what `forward` answers with
     meaning: str  # of them
 
-    def __init__(self, module: VisionModule, preprocessing: Preprocessing, pixels: bool, fitted: bool = False) -> None:
+    def __init__(
+        self,
+        module: VisionModule,
+        preprocessing: Preprocessing,
+        pixels: bool,
+        fitted: bool = False,
+        dynamic: bool = False,
+    ) -> None:
         super().__init__()
-        self.pixels, self.picture = pixels, preprocessing
+        self.pixels, self.picture, self.dynamic = pixels, preprocessing, dynamic
         self.fitting = Fitting(preprocessing) if fitted else None
         self.register_buffer("scale", module.scale.clone())
         self.register_buffer("shift", module.shift.clone())
         self.take(module)
         if fitted and (self.free or self.inputs[0] != "image"):
             raise ValueError("it does not take pictures of one size: leave --with_preprocessing out")
+        if dynamic and not self.free:
+            raise ValueError("its input has one size: leave --dynamic out")
         self.eval().requires_grad_(False)
 
     def take(self, module: Any) -> None:
@@ -61,6 +72,7 @@ class Exported(nn.Module):
     def accepts(self, module: VisionModule) -> str:
         """What `forward` takes."""
         size = "H×W" if self.free or self.fitting else _text(module)
+        size += f", both multiples of {self.step}" * bool(self.free and self.step > 1)
         return f"{'uint8' if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
 
     def sizes(self) -> tuple[Any, ...]:
@@ -75,6 +87,8 @@ class Exported(nn.Module):
         height, width = module.size
         if self.fitting:  # one that is larger, or in parts
             height, width = (2 * height + 5, width + 7) if count == 1 else (height + 3, width // 2 + 1)
+        if self.free and count == 1:
+            height, width = height + self.step, width + 2 * self.step
         size = (count, module.in_chans, height, width)
         return (torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)),)
 
@@ -244,7 +258,10 @@ class ExportedSegmenter(ExportedClassifier):
             )
         self.backbone, self.head = copied(module.backbone), copied(module.decoder)
         self.outputs = ("probabilities" if self.pixels else "logits",)
-        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{_text(module)}"
+        if self.dynamic:
+            self.step = module.multiple
+            self.free = {2: self.step * Dim("rows"), 3: self.step * Dim("columns")}
+        self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{'H×W' if self.free else _text(module)}"
 
 
 class ExportedFaceNet(Exported):
@@ -382,7 +399,7 @@ class ExportedPainter(Exported):
 class ExportedEnlarger(ExportedPainter):
     """The enlarged pictures, float32 in [0, 1], of images of any size."""
 
-    free: ClassVar[Mapping[int, Any]] = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
+    free: Mapping[int, Any] = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
 
     @override
     def take(self, module: Any) -> None:
@@ -394,7 +411,8 @@ class ExportedTranslator(ExportedPainter):
     """The images translated into ``domain`` int64 B, float32 in [0, 1] and of the images' size, whose sides four divides."""
 
     inputs = ("image", "domain")
-    free: ClassVar[Mapping[int, Any]] = {2: 4 * Dim("rows", min=2), 3: 4 * Dim("columns", min=2)}
+    step = 4
+    free: Mapping[int, Any] = {2: 4 * Dim("rows", min=2), 3: 4 * Dim("columns", min=2)}
 
     @override
     def accepts(self, module: Any) -> str:
@@ -449,7 +467,8 @@ class ExportedGenerator(ExportedPainter):
 class ExportedStylizer(Exported):
     """The painted pictures, float32 in [0, 1] and of the images' size, whose sides four divides."""
 
-    free: ClassVar[Mapping[int, Any]] = {2: 4 * Dim("rows"), 3: 4 * Dim("columns")}
+    step = 4
+    free: Mapping[int, Any] = {2: 4 * Dim("rows"), 3: 4 * Dim("columns")}
     outputs = ("picture",)
 
     @override

@@ -80,7 +80,12 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
 
 
 def exported(
-    model: str, module: VisionModule, preprocessing: Preprocessing, pixels: bool, fitted: bool = False
+    model: str,
+    module: VisionModule,
+    preprocessing: Preprocessing,
+    pixels: bool,
+    fitted: bool = False,
+    dynamic: bool = False,
 ) -> Exported | None:
     """The network of a registered model as it is exported; None where only its weights are.
 
@@ -91,7 +96,7 @@ def exported(
     if kind is ExportedDetector and not isinstance(module.detector, OneStageDetector):
         kind = ExportedTwoStage
     try:
-        return kind(module, preprocessing, pixels, fitted) if kind else None
+        return kind(module, preprocessing, pixels, fitted, dynamic) if kind else None
     except ValueError as error:
         raise ValueError(f"{model}: {error}.") from None
 
