@@ -121,6 +121,14 @@ def built(kind: type[VisionModule], **options: Any) -> Any:
     return kind(data, replace(backbone, **parts.pop("backbone", {})), **parts)
 
 
+LONGEST = ("test_contract", "test_resume", "test_tracking", "test_transfer", "test_translation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets the files that take longest begin, so that none of them goes on alone at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("store")
