@@ -232,7 +232,7 @@ def detector(kind: object, folder: Path, size: int | str = 64) -> tuple[Path, De
     return folder, module
 
 
-@pytest.mark.parametrize("kind", [YOLO, FCOS, pytest.param(RetinaNet, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [YOLO, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (FCOS, RetinaNet))])
 def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Path) -> None:
     folder, module = detector(kind, tmp_path / "saved", "48x80" if kind is FCOS else 64)
     said = export.export(str(folder), Path("boxes.onnx"))
@@ -271,6 +271,7 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
             assert one["scores"].sort().values == pytest.approx(other["scores"].sort().values, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_detector_that_finds_all_that_it_may_is_written_too(tmp_path: Path) -> None:
     folder, module = detector(YOLO, tmp_path / "saved")
     module.choose(threshold=0.0, max_detections=5)  # of an image; the file's are of each class
@@ -398,7 +399,7 @@ EVERY = {
         DataSpec(image_size=16), Backbone("test_resnet"), translator=ResidualTranslator(4, 1)
     ),
 }
-QUICK = ("autoencoding", "gan", "sequences")  # to write as onnx; the others are written so by `make slow`
+QUICK = ("autoencoding", "gan")  # to write as onnx; the others are written so by `make slow`
 
 
 def saved(task: str) -> VisionModule:
