@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faults
@@ -411,8 +412,11 @@ def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: 
     assert end.value.code == 2
     assert "--trainer.check_val_every_n_epoch 3" in capsys.readouterr().err
     assert "nothing was validated" in classification(seldom).rows["checkpoint"]
-    short = [*SMALL, "--trainer.max_steps", "1", "--output", "short", "--register", "none"]
-    assert classification(short).rows["registered"].startswith("no: nothing was validated")
+    short = [*SMALL, "--trainer.max_steps", "1", "--output", "short"]
+    with pytest.raises(SystemExit):
+        classification([*short, "--register", "none"])
+    assert "--trainer.max_steps 1 ends before the first one" in capsys.readouterr().err
+    assert "nothing was validated" in classification(short).rows["checkpoint"]
 
 
 class Weights(L.Callback):
@@ -430,14 +434,25 @@ class Weights(L.Callback):
             self.seen |= {round(weight, 3) for weight in (code.loss / code.kl.flatten(1).sum(1)).tolist()}
 
 
+class Clock(L.Callback):
+    """Gives each step a tenth of a second, however fast the processor is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.now += 0.1
+
+
 def test_a_training_of_limited_time_ends_its_rate_with_it_and_keeps_its_weights(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variational autoencoder's divergence counts less at first, as a share of the training."""
     weights, whole = Weights(), Weights()
     vae = ["--model.bottleneck", "Variational", "--model.bottleneck.beta", "0.5", "--model.bottleneck.warmup", "0.5"]
     cli = autoencoding([*SMALL, *vae, "--output", "out", "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:01"],
-                       [weights])  # fmt: skip
+                       [weights, Clock(monkeypatch)])  # fmt: skip
     assert cli.trainer.global_step > 0
     found = [*rates("out").values()]
     assert max(found) > 0.0009
@@ -449,12 +464,15 @@ def test_a_training_of_limited_time_ends_its_rate_with_it_and_keeps_its_weights(
     assert whole.seen == {0.0, 0.167, 0.333, 0.5}
 
 
-def test_a_limited_time_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limited_time_goes_on_where_it_stopped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = [*SMALL, "--trainer.max_epochs", "-1", "--output", "out"]
-    classification([*long, "--trainer.max_time", "00:00:00:01"])
+    clock = Clock(monkeypatch)
+    classification([*long, "--trainer.max_time", "00:00:00:01"], [clock])
     end = max(rates("out"))
     capsys.readouterr()
-    done = classification([*long, "--trainer.max_time", "00:00:00:02"]).trainer.current_epoch
+    done = classification([*long, "--trainer.max_time", "00:00:00:02"], [clock]).trainer.current_epoch
     assert "after 0:00:02 of training, of which 0:00:01 are over" in capsys.readouterr().out
     found = rates("out")
     assert found[end + 2] > 0.0003, "half a cosine, taken up in its middle"
