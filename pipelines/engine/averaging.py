@@ -43,7 +43,7 @@ def average_best(
     Returns:
         The file, or None where the average is not better; and what is to be told of it.
     """
-    files = kept.files
+    files = {file: rank for file, rank in kept.files.items() if file.exists()}  # a user may have removed one
     if len(files) < 2:
         return None, f"no average: {len(files)} of the best validations is kept"
     checkpoint = read_checkpoint(next(iter(files)))

@@ -138,9 +138,8 @@ class KeptCheckpoints(Checkpoint):
         return {"ranks": {step: list(rank) for step, rank in self.ranks.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over which are kept, as far as they are there."""
-        ranks = {int(step): (float(value), float(loss)) for step, (value, loss) in state_dict["ranks"].items()}
-        self.ranks = {step: rank for step, rank in ranks.items() if (self.folder / f"{step}.ckpt").exists()}
+        """Takes over which are kept: also one that a validation after this checkpoint has dropped, and will drop again."""
+        self.ranks = {int(step): (float(value), float(loss)) for step, (value, loss) in state_dict["ranks"].items()}
 
 
 class LastCheckpoint(Checkpoint):
