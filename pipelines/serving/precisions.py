@@ -4,7 +4,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,6 @@ from pipelines.serving.store import load_model
 Precision = Literal["fp16", "int8"]
 CALIBRATED = 256  # training images whose activations set the ranges of int8
 COMPARED = 64  # validation images on which answers are compared
-Run = Callable[[dict[str, NDArray[Any]]], list[Any]]  # a file's answers to inputs by name
 QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # where the time goes; the rest stays exact
 ROUNDS = 15  # of timing
 
@@ -130,8 +128,7 @@ def compared(
     Returns:
         Of each file ``megabytes``; the figure that chose the checkpoint, on validation data, where the file can answer in the
         module's place, else ``difference``, the mean distance of its answers to validation pictures from those of the first;
-        and ``milliseconds`` for one picture, the median of rounds in which each file has its turn; where OpenVINO is installed,
-        ``openvino``, the same in this runtime, and ``openvino_apart``, the mean distance of its answers to one picture.
+        and ``milliseconds`` for one picture, the median of rounds in which each file has its turn.
     """
     sessions = {name: session_of(file) for name, file in files.items()}
     rows = {name: {"megabytes": file.stat().st_size / 1e6} for name, file in files.items()}
@@ -145,32 +142,15 @@ def compared(
             answers = [session.run(None, one) for one in pictures]
             exact = exact or answers
             rows[name]["difference"] = _apart(exact, answers)
-    runs: dict[tuple[str, str], Run] = {
-        (name, "milliseconds"): partial(session.run, None) for name, session in sessions.items()
-    }
-    for name, file in files.items():
-        if (second := _in_openvino(file)) is not None:
-            runs[name, "openvino"] = second
-            rows[name]["openvino_apart"] = _apart([sessions[name].run(None, pictures[0])], [second(pictures[0])])
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    times: dict[str, list[float]] = {name: [] for name in files}
     for k in range(ROUNDS):
-        for key, run in runs.items():
+        for name, session in sessions.items():
             start = time.perf_counter()
-            run(pictures[k % len(pictures)])
-            times[key].append(1000 * (time.perf_counter() - start))
-    for (name, column), taken in times.items():
-        rows[name][column] = float(np.median(taken))
+            session.run(None, pictures[k % len(pictures)])
+            times[name].append(1000 * (time.perf_counter() - start))
+    for name, row in rows.items():
+        row["milliseconds"] = float(np.median(times[name]))
     return rows
-
-
-def _in_openvino(file: Path) -> Run | None:
-    """An onnx file in OpenVINO, in the precision of the file; None where it is not installed."""
-    try:
-        import openvino
-    except ImportError:
-        return None
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda inputs: [*compiled(inputs).values()]
 
 
 def _answers(session: InferenceSession, network: Exported) -> Callable[..., list[Tensor]]:
@@ -192,8 +172,6 @@ def _figure(module: VisionModule, data: VisionDataModule) -> float:
 
 
 def _apart(exact: list[Any], answers: list[Any]) -> float:
-    """The mean distance of answers to some pictures; NaN where they are not of one shape."""
+    """The mean distance of answers to some pictures."""
     pairs = [pair for one, two in zip(exact, answers, strict=True) for pair in zip(one, two, strict=True)]
-    if any(a.shape != b.shape for a, b in pairs):  # not as many boxes
-        return float("nan")
-    return float(np.mean([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs if a.size] or [0.0]))
+    return float(np.mean([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs]))
