@@ -448,8 +448,9 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
     if len(several):
         first = several[several["digest"] == several["digest"].iloc[0]].drop_duplicates("name")["name"]
         shown = " and ".join(f"{paths[row]} as {name!r}" for row, name in first.items())
+        count = several["digest"].nunique()
         rank_zero_warn(
-            f"{several['digest'].nunique()} images occur under more than one name; the first: {shown}. Keep the "
+            f"{'1 image occurs' if count == 1 else f'{count} images occur'} under more than one name; the first: {shown}. Keep the "
             "right one."
         )
 
