@@ -5,10 +5,15 @@ recipe (``configs/classification/historical_line_fashion_mnist.yaml``). From Ale
 published, so that each takes minutes on a processor; what distinguishes them is kept. A network that is trained already
 (``outputs/historical_line/NAME``) is not trained again.
 
+``mnist`` repeats the lectures' table of errors on MNIST: each network as published (its activations and subsampling, no
+augmentation, the weights of the last steps) and as one would train it today, by several seeds, and a support vector machine.
+A network that is trained already (``outputs/lectures_mnist/NAME-SEED``) is not trained again.
+
 ``speed`` repeats the lectures' table of ConvNeXt against Swin: images a second without gradients, 224 pixels; on a GPU in
 bfloat16 and channels-last, on a processor in float32.
 
     python -m benchmarks.networks line [--only lenet5 resnet …]
+    python -m benchmarks.networks mnist [--seeds 0 1 2 3 4] [--only lenet5 …] [--root data]
     python -m benchmarks.networks speed [--batch_size 256] [--rounds 5]
 """
 
@@ -56,6 +61,19 @@ LINE: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"dims": [16, 32, 64, 128], "depths": [1, 1, 3, 1]},
     ),
 }
+MNIST_RECIPE = RECIPE.with_name("lenet5_mnist.yaml")
+# The settings of a recipe are chosen on validation images; the test images are asked once, at the end.
+EPOCHS = "10"
+PLAIN = ["--data.augmentation", "none", "--model.optimization.ema_decay", "0"]
+MNIST: dict[str, tuple[str, str, str]] = {  # title, the lectures' error, settings
+    "mlp": ("MLP, 1980s", "", "--model.backbone mlp"),
+    "lenet1989": ("LeNet, 1989, 16 pixels", "1.70", "--model.backbone lenet1989 --data.image_size 16"),
+    "lenet4": ("LeNet-4, 1994", "1.10", "--model.backbone lenet4"),
+    "lenet5_published": (
+        "LeNet-5, 1998, 32 pixels", "0.95", "--model.backbone lenet5 --model.backbone.options.form published --data.image_size 32",
+    ),
+    "lenet5": ("LeNet-5, ReLU and max pooling", "", "--model.backbone lenet5"),
+}  # fmt: skip
 LECTURES = {"tiny": 1.47, "small": 1.49, "base": 1.46}  # images a second of ConvNeXt over Swin's; tiny 1943.5 / 1325.6
 
 
@@ -100,6 +118,34 @@ def line(only: list[str] | None, rounds: int) -> None:
     print("\n".join(rows))
 
 
+def mnist(only: list[str] | None, seeds: list[int], root: str) -> None:
+    """Trains what is not trained yet, seed after seed, and prints the table of test errors."""
+    errors: dict[tuple[str, bool], list[float]] = {}
+    for seed in seeds:
+        for name, (_, _, settings) in MNIST.items():
+            for plain in (True, False) if not only or name in only else ():
+                output = Path("outputs", "lectures_mnist", f"{name}-{'plain' if plain else 'today'}-{seed}")
+                args = ["--config", str(MNIST_RECIPE), *settings.split(), "--data.root", root, "--seed_everything", str(seed),
+                        "--output", str(output), "--experiment", "lectures_mnist", "--register", "null", "--trainer.max_epochs", EPOCHS]  # fmt: skip
+                if (
+                    not (output / "best.ckpt").exists()
+                    or "test/accuracy" not in mlflow.get_run(run_id_of(output)).data.metrics
+                ):
+                    classification(["fit", *args, *(PLAIN if plain else []), "--trainer.enable_progress_bar", "false"])
+                accuracy = mlflow.get_run(run_id_of(output)).data.metrics["test/accuracy"]
+                errors.setdefault((name, plain), []).append(100 * (1 - accuracy))
+    print("| network | parameters | the lectures, % | as published, % | as trained today, % |\n|---|---|---|---|---|")
+    for name, (title, published, settings) in MNIST.items():
+        if (name, True) in errors:
+            own = dict(zip(settings.split()[::2], settings.split()[1::2], strict=True))
+            side = int(own.get("--data.image_size", 28))
+            options = {"form": "published"} if name == "lenet5_published" else {}
+            module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=side), Backbone(own["--model.backbone"], options=options))  # fmt: skip
+            size = sum(p.numel() for p in module.parameters())
+            cells = [f"{statistics.mean(e):.2f} ± {statistics.stdev(e) if len(e) > 1 else 0:.2f}" for e in (errors[name, True], errors[name, False])]  # fmt: skip
+            print(f"| {title} | {size:,} | {published} | {cells[0]} | {cells[1]} |")
+
+
 def speed(batch_size: int, rounds: int) -> None:
     """Prints the table of ConvNeXt against Swin."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,10 +161,17 @@ def speed(batch_size: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["line", "speed"])
+    parser.add_argument("what", choices=["line", "mnist", "speed"])
     parser.add_argument("--only", nargs="+", help="names of networks, such as lenet5")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--root", default="data", help="the folder of MNIST, as --data.root names it")
     parser.add_argument("--batch_size", type=int, default=256 if torch.cuda.is_available() else 4)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(torch.get_num_threads() if torch.cuda.is_available() else 1)
-    line(given.only, given.rounds) if given.what == "line" else speed(given.batch_size, given.rounds)
+    if given.what == "line":
+        line(given.only, given.rounds)
+    elif given.what == "mnist":
+        mnist(given.only, given.seeds, given.root)
+    else:
+        speed(given.batch_size, given.rounds)
