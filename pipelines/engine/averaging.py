@@ -43,7 +43,10 @@ def average_best(
     Returns:
         The file, or None where the average is not better; and what is to be told of it.
     """
-    files = {file: rank for file, rank in kept.files.items() if file.exists()}  # a user may have removed one
+    average = kept.folder.parent / "average.ckpt"
+    if trainer.is_global_zero:
+        average.unlink(missing_ok=True)  # of a shorter training
+    files = {each: rank for each, rank in kept.files.items() if each.exists()}  # a user may have removed one
     if len(files) < 2:
         return None, f"no average: {len(files)} of the best validations is kept"
     checkpoint = read_checkpoint(next(iter(files)))
@@ -62,13 +65,12 @@ def average_best(
     if len(used) < 2 or not found > alone:
         return None, f"no: {said}; the best alone is kept"
     _take(trainer, module, data, [weights[each] for each in used])
-    file = kept.folder.parent / "average.ckpt"
     if trainer.is_global_zero:
         rest = {key: value for key, value in checkpoint.items() if key not in WITHOUT}
-        WholeCheckpoints().save_checkpoint(rest | {"state_dict": module.state_dict()}, file)
+        WholeCheckpoints().save_checkpoint(rest | {"state_dict": module.state_dict()}, average)
     trainer.strategy.barrier()
-    trainer.validate(module, datamodule=data, ckpt_path=file, verbose=False, weights_only=True)  # of the record, too
-    return file, said
+    trainer.validate(module, datamodule=data, ckpt_path=average, verbose=False, weights_only=True)  # of the record, too
+    return average, said
 
 
 def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> Weights:

@@ -22,6 +22,7 @@ from modules.detection.tiles import joined
 from pipelines.engine.disk import held, write_image, write_text
 from pipelines.engine.terminal import table
 from pipelines.serving import video
+from pipelines.tracking.redaction import without_login
 
 Answer = dict[str, Any]
 T = TypeVar("T")
@@ -217,8 +218,7 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
 
 def _stem(stream: str) -> str:
     """What stands for a stream in the names of files."""
-    host = re.sub(r"^\w+://([^/@]+@)?", "", stream)
-    return f"camera-{stream}" if stream.isdecimal() else re.sub(r"[^\w-]+", "-", host)
+    return f"camera-{stream}" if stream.isdecimal() else re.sub(r"[^\w-]+", "-", without_login(stream))
 
 
 def _starts(name: str) -> Iterable[str]:

@@ -23,7 +23,15 @@ from pipelines.serving.fitting import Fitting
 SMALLEST = 1e-2  # side of a box that torchvision keeps, in pixels
 
 
-class ExportedDetector(Exported):
+class _ExportedBoxes(Exported):
+    """An answer whose boxes are told in the pixels of the picture, where the file fits it itself."""
+
+    @override
+    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
+        return in_pixels_of(picture, self.fitting, answers)
+
+
+class ExportedDetector(_ExportedBoxes):
     """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
 
     outputs = ("boxes", "scores")
@@ -45,10 +53,6 @@ class ExportedDetector(Exported):
     @override
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
         return module.detector.dense(module(image))
-
-    @override
-    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
-        return in_pixels_of(picture, self.fitting, answers)
 
     @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
@@ -73,7 +77,7 @@ def in_pixels_of(picture: Tensor, fitting: Fitting | None, answers: tuple[Tensor
     return answers[0] * fitting.factors(picture), *answers[1:]
 
 
-class ExportedTwoStage(Exported):
+class ExportedTwoStage(_ExportedBoxes):
     """What Faster R-CNN, or Mask R-CNN, finds in one picture with scores above ``threshold``, float32 1: ``boxes`` float32 N×4
     (xyxy, pixels of the input), ``labels`` int64 N, ``scores`` float32 N and ``masks`` float32 N×28×28 in [0, 1], each of the
     part of the picture in its box.
@@ -142,10 +146,6 @@ class ExportedTwoStage(Exported):
         masks = self.heads.mask_predictor(seen).sigmoid()
         own = (labels + 1)[:, None, None, None].expand(-1, 1, *masks.shape[2:])
         return boxes, labels, scores, masks.gather(1, own)[:, 0]
-
-    @override
-    def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
-        return in_pixels_of(picture, self.fitting, answers)
 
     @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
