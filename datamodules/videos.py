@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,17 @@ def is_stream(source: str) -> bool:
     >>> is_stream("0"), is_stream("rtsp://camera/1"), is_stream("film.mp4")
     (True, True, False)
     """
-    return bool(re.fullmatch(r"\d+|(rtsps?|rtmps?|https?|udp|tcp|srt)://.+", source)) and not os.path.exists(source)
+    return bool(re.fullmatch(r"\d+|(?i:rtsps?|rtmps?|https?|udp|tcp|srt)://.+", source)) and not os.path.exists(source)
+
+
+def without_login(source: str) -> str:
+    """A source without the user and the password that its address may have, before the host or among its settings.
+
+    >>> without_login("rtsp://me:p@ss@camera/1"), without_login("http://camera/v?user=me&pwd=s3&size=2")
+    ('rtsp://camera/1', 'http://camera/v?user=***&pwd=***&size=2')
+    """
+    hidden = re.sub(r"(?<=://)[^/?]*@", "", source)
+    return re.sub(r"(?i)([?&][\w-]*(?:user|usr|login|pass|pwd|auth|token|key|secret)[\w-]*=)[^&]*", r"\1***", hidden)
 
 
 def is_video(file: str) -> bool:
@@ -51,7 +63,7 @@ class Video:
 
     def __init__(self, file: str) -> None:
         self.file, stream = file, is_stream(file)
-        self.name = re.sub(r"(?<=://)[^/@]+@", "", file) if stream else file
+        self.name = without_login(file) if stream else file
         if file.isdecimal() and stream:
             self._capture = cv2.VideoCapture(int(file))
         else:
@@ -62,7 +74,7 @@ class Video:
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.live = stream and not self.length
-        self.seconds: list[float] = []
+        self.seconds = array("d")  # of a camera there may be millions
         found, first = self._capture.read()
         if not found:
             if stream:
@@ -72,18 +84,20 @@ class Video:
                 )
             raise DataError(f"{file} cannot be read as a video by OpenCV.")
         self._first = first
-        self._start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        # Frames need not be evenly spaced; pictures that come one by one over HTTP do not say when they were taken.
+        untimed = self.live and int(self._capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG")
+        self._clock = time.monotonic if untimed else lambda: self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        self._start = self._clock()
 
     def __iter__(self) -> Iterator[Frame]:
-        found, frame = True, self._first
+        found, frame, seconds = True, self._first, 0.0
         while found:
-            # Frames need not be evenly spaced; but not all files say when they are.
-            time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._start
-            if self.seconds and not time > self.seconds[-1]:
-                time = self.seconds[-1] + 1 / self.rate
-            self.seconds.append(max(0.0, time))
+            if self.seconds and not seconds > self.seconds[-1]:  # not all files say when their frames are
+                seconds = self.seconds[-1] + 1 / self.rate
+            self.seconds.append(max(0.0, seconds))
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
             found, frame = self._capture.read()
+            seconds = self._clock() - self._start
         self._capture.release()
 
     @property

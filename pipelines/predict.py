@@ -134,6 +134,10 @@ def predict(
         raise ValueError("--save_crops is for what detectors find: give one, and say where with --out FOLDER.")
     if form == "coco" and len(images) < len(files):
         raise ValueError("--form coco is for images, and there are videos: choose yolo or mot.")
+    if save_crops and len(images) < len(files):
+        raise ValueError(
+            "--save_crops is for images, and there are videos: name the images alone, as in 'FOLDER/*.jpg'."
+        )
     with ExitStack() as stack:
         sinks: list[Sink] = [stack.enter_context(Told(json))]
         progress = stack.enter_context(_bars(json))
@@ -152,9 +156,13 @@ def predict(
                 tell(f"passed over: {error}")
                 continue
             bar = progress.add_task(f"frames of {os.path.basename(film.name)}", total=film.length or None)
-            drawing = video.Drawing(drawings[file][0], film.rate) if out else None
+            if film.live and file != files[-1]:
+                say(f"{film.name} is answered until it ends or Ctrl-C is pressed, and what comes after it only then.")
             try:
-                with video.Tracker(module, film.rate) if track else nullcontext() as tracker:
+                with (
+                    video.Drawing(drawings[file][0], film.rate) if out else nullcontext() as drawing,
+                    video.Tracker(module, film.rate) if track else nullcontext() as tracker,
+                ):
                     for number, (frame, answer) in enumerate(video.answered(answering, film, batch_size, tracker)):
                         progress.advance(bar)
                         for sink in sinks:
@@ -166,9 +174,8 @@ def predict(
             except KeyboardInterrupt:
                 if not film.live:
                     raise
+            if film.live:
                 say(f"{film.name}: ended after {len(film.seconds)} frames.")
-            if drawing:
-                drawing.close()
             if film.cut_off:
                 tell(film.cut_off)
     if bad:

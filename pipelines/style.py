@@ -82,7 +82,7 @@ def style(
     def finish(x: Tensor) -> Any:
         return _array(wanted + x - target if keep_colour else x)
 
-    every, film = max(1, steps // FRAMES), Drawing(str(file.with_suffix(".mp4")), 10)
+    every = max(1, steps // FRAMES)
     place = experiment_id(tracking_client(), "style")
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[losses]}"))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,7 @@ def style(
         needed(),
         mlflow.start_run(experiment_id=place, run_name=f"{Path(content).stem}-{Path(style).stem}") as run,
         Progress(*columns, console=Console(stderr=True)) as progress,
+        Drawing(str(file.with_suffix(".mp4")), 10) as film,
     ):
         mlflow.set_tag("task", "style")
         mlflow.log_params(settings)

@@ -10,6 +10,7 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import faults
 import mlflow
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from modules import BackboneError, ClassificationModule
 from modules.spec import DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
+from pipelines.engine.command import command
 from pipelines.engine.start import with_start
 from pipelines.evaluate import evaluate
 from pipelines.serving import registration, registry
@@ -114,9 +116,23 @@ def test_a_registered_model_is_measured_on_any_data_in_a_run_that_names_it(
     Path("own", "cat").mkdir()
     Image.new("L", (8, 8)).save("own/cat/0.png")
     with pytest.raises(DataError, match="cat"):
-        evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0))
+        evaluate("models:/two/1", data=ImageFolder("own", in_chans=1, num_workers=0), output=Path("refused"))
+    assert not Path("refused").exists(), "what is refused is no run"
     with pytest.raises(ValueError, match="in_chans 3 where it takes 1"):
         evaluate("models:/two/1", data=CIFAR10())
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_an_evaluation_of_a_registered_model_and_its_run(
+    name: str, code: int, trained: VisionCLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = faults.Send("on_test_batch_end", name)
+    monkeypatch.setattr(ClassificationModule, "on_test_batch_end", send.send)
+    with pytest.raises(SystemExit) as end:
+        command(evaluate, ["models:/two/1", "--output", "ended"])
+    assert end.value.code == code
+    assert MlflowClient().get_run(run_id_of("ended")).info.status == "KILLED"
 
 
 def test_a_model_whose_files_are_gone_is_told(trained: VisionCLI) -> None:

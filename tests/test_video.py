@@ -3,6 +3,7 @@
 import http.server
 import json
 import shutil
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,38 @@ def test_a_stream_is_answered_until_ctrl_c(
     said = capsys.readouterr()
     assert f"stream rtsp://{host}/none does not answer" in said.err
     assert "camera 7 does not answer" in said.err
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.usefixtures("_interruptible")
+def test_what_was_answered_of_a_film_is_there_whatever_ends_the_command(
+    name: str, code: int, sprites: Sprites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, seen = video.Drawing.write, 3 * FRAMES // 4
+
+    def ended(drawing: video.Drawing, frame: np.ndarray, seconds: float) -> None:
+        write(drawing, frame, seconds)
+        if round(10 * seconds) == seen - 1:
+            assert len(Path("out/predictions.jsonl").read_text().splitlines()) == seen, "even of kill -9"
+            signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr(video.Drawing, "write", ended)
+    storage.save_model(Path("model"), detector(), Preprocessing(64, 3, "pad"), "detection")
+    film(sprites, "film.avi")
+    with pytest.raises(SystemExit) as end:
+        command(predict.predict, ["model", "film.avi", "--out", "out"])
+    assert end.value.code == code
+    assert len(list(Video("out/film.mp4"))) == seen
+
+
+def test_a_drawn_film_can_be_seen_as_far_as_it_was_written_when_the_process_is_killed() -> None:
+    noise = np.random.default_rng(0)
+    with video.Drawing("film.mp4", 10) as drawing:
+        for k in range(600):
+            drawing.write(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8), k / 10)
+        shutil.copy("film.mp4", "killed.mp4")
+    assert len(list(Video("film.mp4"))) == 600
+    assert len(list(Video("killed.mp4"))) >= 250, "but for what waits for the next key frame"
 
 
 def test_frames_are_told_and_drawn_when_they_are_seen_and_a_film_that_is_cut_off_is_named(

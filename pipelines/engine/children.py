@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from pipelines.engine.command import UsageError
 from pipelines.engine.ranges import check_ranges
+from pipelines.engine.signals import stopped
 from pipelines.engine.task import Task
 from pipelines.tracking.client import experiment_id, tracking_client
 
@@ -107,6 +108,5 @@ def running(parent: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143))
-        client.set_terminated(parent, "KILLED" if stopped else "FAILED")
+        client.set_terminated(parent, "KILLED" if stopped(error) else "FAILED")
         raise

@@ -18,6 +18,7 @@ from requests import RequestException
 from rich.console import Console
 
 import datamodules
+from pipelines.engine.signals import orderly
 from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
 
@@ -42,7 +43,7 @@ def command(
         name: what is started, after ``python -m pipelines.``; by default the function's name.
     """
     name = name or str(getattr(function, "__name__", ""))
-    with mistakes(name):
+    with mistakes(name), orderly():
         if callable(function):
             parser = _parser(function, name)
             given = parser.instantiate(parser.parse_args(args))
@@ -104,7 +105,9 @@ def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         sys.exit(130)
     except UsageError as error:
         refuse(str(error))

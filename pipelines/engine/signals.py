@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,31 @@ def end(trainer: L.Trainer, number: int) -> NoReturn:
         except (OSError, subprocess.SubprocessError) as error:
             say(f"The job is not back in the queue ({error}): start it again with the same --output.")
     raise SIGTERMException
+
+
+def stopped(error: BaseException | None) -> bool:
+    """Whether what ended a command was a user or a scheduler, by Ctrl-C or a signal, and no fault."""
+    if isinstance(error, SystemExit):  # Lightning makes one of 1 out of a Ctrl-C in its loops
+        return error.code in (130, 143) or isinstance(error.__context__, KeyboardInterrupt)
+    return isinstance(error, KeyboardInterrupt | SIGTERMException)
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that it closes its files and runs, with exit code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def act(number: int, frame: Any) -> NoReturn:
+        signal.signal(number, before)  # a second one does not wait
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGTERM, act)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from typing_extensions import override
 
 from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
-from datamodules.videos import Video, is_stream, is_video
+from datamodules.videos import Video, is_stream, is_video, without_login
 from modules import VisionModule
 from modules.detection.tiles import joined
 from pipelines.engine.disk import held, write_image, write_text
-from pipelines.engine.terminal import table
+from pipelines.engine.terminal import say, table
 from pipelines.serving import video
-from pipelines.tracking.redaction import without_login
+
+ROWS = 100_000  # of a table: a camera has no end
 
 Answer = dict[str, Any]
 T = TypeVar("T")
@@ -58,7 +59,8 @@ class Sink(Protocol):
 
 
 class Told:
-    """Tells answers on the standard output: a line of JSON each at once, or all in a table at the end.
+    """Tells answers on the standard output: a line of JSON each at once, or a table at the end, of the last `ROWS` if there
+    are more.
 
     Args:
         json: the former.
@@ -66,7 +68,8 @@ class Told:
 
     def __init__(self, json: bool) -> None:
         self.json = json
-        self._rows: list[dict[str, str]] = []
+        self._rows: deque[dict[str, str]] = deque(maxlen=ROWS)
+        self._left_out = 0
 
     def __enter__(self) -> "Told":
         return self
@@ -74,12 +77,15 @@ class Told:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._rows:
             print(table(self._rows))
+            if self._left_out:
+                say(f"There were {self._left_out} answers before these; --out or --json true has them all.")
 
     def add(self, where: Answer, answer: Answer) -> None:
         """Takes an answer; see `Sink.add`."""
         if self.json:
-            print(dumps(where | answer))
+            print(dumps(where | answer), flush=True)
         else:
+            self._left_out += len(self._rows) == ROWS
             self._rows.append(_shown(where) | (_shown(answer) or _numbers(answer)))
 
 
@@ -136,7 +142,7 @@ class FolderSink(ExitStack):
     @override
     def __enter__(self) -> "FolderSink":
         self.enter_context(held(Path(self.out)))
-        self._lines = self.enter_context(open(os.path.join(self.out, "predictions.jsonl"), "w"))
+        self._lines = self.enter_context(open(os.path.join(self.out, "predictions.jsonl"), "w", buffering=1))
         self._writer: AnswerWriter | None = None
         if self.form:
             names: Any = self.module.label_names
@@ -231,10 +237,10 @@ def _starts(name: str) -> Iterable[str]:
 def _draw(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
     if is_video(file):  # answered as a whole
         film = Video(file)
-        drawing = video.Drawing(place, film.rate)
-        for frame in film:
-            drawing.write(module.answers.draw(frame, answer), film.seconds[-1])
-        return drawing.close()
+        with video.Drawing(place, film.rate) as drawing:
+            for frame in film:
+                drawing.write(module.answers.draw(frame, answer), film.seconds[-1])
+        return
     image = read_image(file)  # again: those of two batches would take gigabytes where they are photographs
     write_image(place, module.answers.draw(image, answer), quality=90)
     for suffix, picture in module.answers.pictures(answer).items():

@@ -251,9 +251,14 @@ def evaluate(
     Raises:
         ValueError: the model does not say what it learned from, or the data are of another task.
     """
+    data = data or learned_from(folder)
+    return measured(fitted_to(folder, data, tta), data, **options)
+
+
+def fitted_to(folder: Path, data: VisionDataModule, tta: Views = "none") -> VisionModule:
+    """A saved model that is to be measured on data, whose classes become the model's; see `evaluate`."""
     module, _ = load_model(folder)
     module.look(tta)
-    data = data or learned_from(folder)
     if lacking := lacking_in(data, module):
         raise ValueError(
             f"{data.title} does not fit a {type(module).__name__}: its samples have no {lacking}. Give data of the task that "
@@ -261,6 +266,11 @@ def evaluate(
         )
     if names := classes_of(module.architecture):
         adopt_classes(data, names)
+    return module
+
+
+def measured(module: VisionModule, data: VisionDataModule, **options: Any) -> dict[str, float]:
+    """The figures of a module on the test split; see `evaluate`."""
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(**quiet | options, use_distributed_sampler=False)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from fractions import Fraction
 from typing import Any
 
@@ -16,11 +17,12 @@ from modules.detection.tiles import PER_OBJECT
 
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
 TICKS = 12_800  # of a second, in which times of drawn frames are told
+READABLE = {"movflags": "hybrid_fragmented+frag_keyframe+delay_moov"}  # up to the last key frame, even after a kill
 BATCH = 16  # frames that are held together: a film's are large
 
 
 class Drawing:
-    """A video of drawings, all as large as the first.
+    """A video of drawings, all as large as the first; finished when its context ends, however that comes.
 
     Args:
         file: where; H.264 in an ``.mp4`` file, which browsers play, or MPEG-4 where PyAV was built without it.
@@ -46,7 +48,7 @@ class Drawing:
         try:
             if self._file is None:
                 os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
-                self._file = av.open(self.file, "w")
+                self._file = av.open(self.file, "w", options=READABLE)
                 codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
                 rate = Fraction(self.rate).limit_denominator(1001)
                 self._stream = self._file.add_stream(codec, rate=rate, pix_fmt="yuv420p")
@@ -60,13 +62,31 @@ class Drawing:
             frame.pts, frame.time_base = self._last, Fraction(1, TICKS)
             self._file.mux(self._stream.encode(frame))
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.file} cannot be written as a video: {error}") from None
+            raise self._unwritable(error) from None
 
     def close(self) -> None:
-        """Finishes the file."""
-        if self._file is not None:
-            self._file.mux(self._stream.encode(None))
-            self._file.close()
+        """Finishes the file.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                with file:
+                    file.mux(self._stream.encode(None))
+            except (OSError, ValueError) as error:
+                raise self._unwritable(error) from None
+
+    def __enter__(self) -> "Drawing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(DataError) if kind else nullcontext():
+            self.close()
+
+    def _unwritable(self, error: Exception) -> DataError:
+        return DataError(f"{self.file} cannot be written as a video: {error}")
 
 
 class Tracker:

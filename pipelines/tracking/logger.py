@@ -14,13 +14,13 @@ import mlflow
 import yaml
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from PIL import Image
 
 from pipelines.engine.disk import LockError, held, whole, write_text
+from pipelines.engine.signals import stopped
 from pipelines.engine.terminal import say
 from pipelines.tracking.client import TrackingError, experiment_id, needed, stage_of, tracking_client
 from pipelines.tracking.journal import SENT_FILE, Journal, MachineMonitor
@@ -271,7 +271,7 @@ class RunLogger(Logger):
             self._hold.close()
             return
         self._machine.finish()
-        killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
+        killed = stopped(error)
         if error is not None:
             self.set_tag("error", f"{type(error).__name__}: {error}")
         if error is not None and not killed:

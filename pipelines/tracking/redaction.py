@@ -60,4 +60,4 @@ def redact_yaml(text: str) -> str:
 
 def without_login(uri: str) -> str:
     """An address without the user and the password that it may have."""
-    return re.sub(r"(?<=://)[^\s/@]+@", "", uri)
+    return re.sub(r"(?<=://)[^\s/]*@", "", uri)
