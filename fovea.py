@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -127,7 +127,7 @@ def train(
     backbone: str | None = None,
     config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     max_epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     lr: float | None = None,
     seed: int | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -146,7 +146,7 @@ def train(
         backbone: name of timm's or Fovea's, or a registered model's address.
         config: a recipe in YAML, or several of which the later ones win.
         max_epochs: passes over the training split.
-        batch_size: images that are learned from at a time.
+        batch_size: images that are learned from at a time; ``auto`` for as many as memory has room for.
         lr: learning rate.
         seed: of all that is random.
         output: folder of the training; by default a new one in ``outputs/``.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import TypeVar
 
 from datamodules.augmentations import reduction, sides
-from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
+from datamodules.options import OWN, BatchSize, NonNegativeInt, Own, Preprocessing
 
 P = TypeVar("P")
 S = TypeVar("S", bound="Source", default="Source")
@@ -224,6 +224,10 @@ class KeyedLoader:
         num_workers: int = 0,
         same_order: bool = False,
     ) -> None:
+        if cast(Any, batch_size) == "auto":
+            if training:
+                raise DataError("--data.batch_size auto is found out by the command fit: give a number here.")
+            batch_size = 64
         if len(dataset) < world_size:
             raise DataError(f"{len(dataset)} samples cannot be divided among {world_size} processes: use fewer.")
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
@@ -315,13 +319,14 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     mixup), with any number of workers, and after a resume in mid-epoch.
 
     Args:
-        batch_size: samples in a batch, for each process.
+        batch_size: samples in a batch, for each process. With ``auto``, ``fit`` finds out how many fit into the device's memory,
+            of a CPU into 4 GiB a process, by powers of two; the other commands take what they do without.
         num_workers: processes that read and augment; None uses the cores available to this process, up to eight, or no
             processes if two or fewer are left.
         seed: seed of order and augmentation. The command line sets it to ``seed_everything``.
     """
 
-    batch_size: PositiveInt = 64
+    batch_size: BatchSize = 64
     num_workers: Own[NonNegativeInt] = OWN
     seed: int = 0
 

@@ -16,9 +16,11 @@ Share = Annotated[float, Gt(0), Le(1)]  # one that leaves something
 Probability = Annotated[float, Ge(0), Le(1)]
 
 if TYPE_CHECKING:
+    BatchSize = PositiveInt  # from `fit`'s start on
     T = TypeVar("T")
     Own = Annotated[T, "or None"]
 else:
+    BatchSize = PositiveInt | Literal["auto"]
     Own = Optional  # `VisionDataModule` puts the class's own value where None (in a recipe null) is given
 OWN: Any = None  # the default of a setting that follows from others
 

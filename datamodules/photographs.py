@@ -14,7 +14,7 @@ from datamodules.base import DataError, KeyedDataset, Source
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.files import UnlabelledFolder
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import Own, PositiveInt, Preprocessing
+from datamodules.options import BatchSize, Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
@@ -58,7 +58,7 @@ class PhotographFolder(UnlabelledFolder):
     image_size: Own[PositiveInt] = 96
     evaluation_size: PositiveInt = 256
     crops: PositiveInt = 32
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     # What changes pictures otherwise is no setting here.
     augmentation: Augmentation = field(default="none", init=False)
     crop_pct: float = field(default=1.0, init=False)

@@ -11,7 +11,7 @@ from typing_extensions import override
 from datamodules.base import VisionDataModule
 from datamodules.clips import as_objects
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import NonNegativeInt, Preprocessing
+from datamodules.options import BatchSize, NonNegativeInt, Preprocessing
 from datamodules.splits import SPLITS
 
 LIMIT = 100  # numbers of series are below; greater ones, up to 255, mean nothing
@@ -71,7 +71,7 @@ class Series(VisionDataModule[LabelledSource]):
     val: NonNegativeInt = 2000
     test: NonNegativeInt = 4000
     series_seed: int = 0
-    batch_size: int = 128
+    batch_size: BatchSize = 128
     in_chans: ClassVar[int] = 1
     image_size: ClassVar[int] = 1
     num_classes: ClassVar[int] = LIMIT

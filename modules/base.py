@@ -29,6 +29,7 @@ from modules.optimization import (
     WeightAverage,
     build_optimizer,
     parameter_groups,
+    rate_factor,
     total_steps,
 )
 from modules.pictures.sheets import sheet
@@ -252,7 +253,7 @@ class VisionModule(L.LightningModule):
         if solved(self):
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
         groups, steps = parameter_groups(self), total_steps(self.trainer)
-        return build_optimizer(self.optimization, groups, steps, self.lr, self.monitor)
+        return build_optimizer(self.optimization, groups, steps, self.lr, self.monitor, rate_factor(self))
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:

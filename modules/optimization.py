@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from modules.callbacks.freezing import layers
 from modules.networks import BackboneError
-from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
-from modules.training_data import settings_of
+from modules.ranges import NonNegative, Positive, PositiveInt, Share, ShareBelowOne
+from modules.training_data import settings_of, training_data
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
@@ -76,6 +76,8 @@ class Optimization:
         lr_scheduler: any schedule of torch. One with ``total_steps`` is told the length of the training and stepped at
             every optimiser step; all others are stepped once an epoch.
         lr: the learning rate, if it is to be another than the optimiser's own.
+        lr_batch_size: the images a step for which the rate is stated: with another number, processes × batch size × accumulated
+            batches, it is multiplied by their ratio (Goyal et al. 2017, arXiv:1706.02677); None leaves it as it is.
         backbone_lr_scale: factor on the rate of the backbone, against that of the head.
         layer_decay: factor on the rate for each layer further from the output.
         frozen_epochs: epochs in which only the head learns; -1 for all.
@@ -87,6 +89,7 @@ class Optimization:
     optimizer: OptimizerCallable = torch.optim.AdamW
     lr_scheduler: LRSchedulerCallable = WarmupCosine
     lr: Positive | None = None
+    lr_batch_size: PositiveInt | None = None
     backbone_lr_scale: NonNegative = 1.0
     layer_decay: Positive = 1.0
     frozen_epochs: Annotated[int, Ge(-1)] = 0
@@ -211,8 +214,25 @@ def parameter_groups(module: "VisionModule", parts: Sequence[str] = ("",), head:
     return list(groups.values())
 
 
+def images_a_step(module: "VisionModule") -> int:
+    """Images that one step of a training is made of: processes × batch size × accumulated batches.
+
+    Raises:
+        BackboneError: the trainer has no data module, which knows the batch size.
+    """
+    trainer, data = module.trainer, training_data(module.trainer)
+    accumulated = getattr(module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+    return int(data.batch_size * trainer.world_size * accumulated)
+
+
+def rate_factor(module: "VisionModule") -> float:
+    """What a module's learning rate is multiplied by, see ``lr_batch_size``; nothing of a rate that was found as it is."""
+    stated = module.optimization.lr_batch_size
+    return images_a_step(module) / stated if stated and module.lr == module.optimization.lr else 1.0
+
+
 def build_optimizer(
-    plan: Optimization, groups: list[dict[str, Any]], steps: int, lr: float | None, monitor: str
+    plan: Optimization, groups: list[dict[str, Any]], steps: int, lr: float | None, monitor: str, factor: float = 1.0
 ) -> dict[str, Any]:
     """An optimiser and its schedule, as `configure_optimizers` of Lightning's returns them.
 
@@ -222,6 +242,7 @@ def build_optimizer(
         steps: see `total_steps`.
         lr: the learning rate, if it is to be another than the optimiser's own.
         monitor: the metric that a plateau is looked for in, unless the schedule names one.
+        factor: on the rate; see `rate_factor`.
 
     Raises:
         BackboneError: the optimiser does not take its settings, or the schedule wants to know the training's length.
@@ -231,7 +252,7 @@ def build_optimizer(
     except ValueError as error:
         raise BackboneError(f"--model.optimization.optimizer cannot be created: {error}") from None
     for group in optimizer.param_groups:
-        group["lr"] = (lr or group["lr"]) * group.pop("lr_scale")
+        group["lr"] = (lr or group["lr"]) * group.pop("lr_scale") * factor
     try:
         scheduler, interval = plan.schedule(optimizer, steps)
     except ValueError:

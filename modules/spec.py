@@ -85,6 +85,8 @@ class Backbone:
         options: further arguments of the network, such as ``drop_rate``, ``drop_path_rate``, ``channels``,
             ``architecture`` (of a file of weights) or ``small_stem``.
         compile: compile it with ``torch.compile``.
+        grad_checkpointing: compute its activations a second time in the backward pass instead of keeping them: larger batches
+            fit, a step takes about a third longer, and the result is the same.
         channels_last: memory order of images and kernels; the faster one on most devices.
         transfer: how it is adapted; None as ``optimization`` says. ``scratch``: from random weights.
             ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all layers learn, the
@@ -97,5 +99,6 @@ class Backbone:
     pretrained: bool = False
     options: dict[str, Any] | None = None
     compile: bool = False
+    grad_checkpointing: bool = False
     channels_last: bool = True
     transfer: Transfer | None = None

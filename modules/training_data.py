@@ -15,6 +15,7 @@ class TrainingData(Protocol):
     """What a module may ask a data module of `datamodules`."""
 
     title: str
+    batch_size: int
     sources: Mapping[str, Sized]
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:

@@ -19,7 +19,7 @@ from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
-from datamodules.options import OWN, ImageSize, Own, PositiveInt, Preprocessing
+from datamodules.options import OWN, BatchSize, ImageSize, Own, Preprocessing
 
 
 class Boxes(Source, Protocol):
@@ -138,7 +138,7 @@ class DetectionDataModule(VisionDataModule[S]):
     image_size: Own[ImageSize] = 640
     fit: Literal["pad", "stretch"] = "pad"
     flip: Own[bool] = True
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     masks = False
 
     def __post_init__(self) -> None:

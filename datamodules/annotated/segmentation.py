@@ -18,7 +18,7 @@ from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, digest_of
 from datamodules.decoded import as_it_is
 from datamodules.images import Reduction
-from datamodules.options import Own, PositiveInt, Preprocessing
+from datamodules.options import BatchSize, Own, Preprocessing
 from datamodules.tiles import Place, TiledSource, tile_starts
 
 LEAST = 16  # side of a window
@@ -166,7 +166,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     image_size: Own[WindowSize] = 256
     flip: Own[bool] = True
     turn: bool = False
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

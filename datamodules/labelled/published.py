@@ -24,7 +24,7 @@ from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
-from datamodules.options import OWN, ImageSize, Own, PositiveInt
+from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt
 from datamodules.splits import SPLITS, stratified
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
@@ -91,7 +91,7 @@ class TorchvisionDataModule(ClassificationDataModule):
     root: str = "data"
     _: KW_ONLY
     image_size: Own[ImageSize] = 28
-    batch_size: PositiveInt = 128
+    batch_size: BatchSize = 128
 
     def _open(self, train: bool, download: bool) -> Any:
         from torchvision import datasets

@@ -27,7 +27,14 @@ from modules.measures.extractors import CHUNK, Seen
 from modules.measures.judge import Judge
 from modules.measures.sets import effective_classes, neighbourhoods, spread
 from modules.networks import BackboneError
-from modules.optimization import Optimization, WeightAverage, build_optimizer, parameter_groups, total_steps
+from modules.optimization import (
+    Optimization,
+    WeightAverage,
+    build_optimizer,
+    parameter_groups,
+    rate_factor,
+    total_steps,
+)
 from modules.ranges import Positive, PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.training_data import settings_of
@@ -67,6 +74,8 @@ class AdversarialOptimization(Optimization):
         optimizer: any optimiser of torch or timm; each player gets one.
         lr_scheduler: any schedule of torch, stepped with the generator.
         lr: the generator's learning rate, if it is to be another than the optimiser's own.
+        lr_batch_size: the images a step for which both rates are stated: with another number, processes × batch size ×
+            accumulated batches, they are multiplied by their ratio; None leaves them as they are.
         backbone_lr_scale: factor on the rate of the discriminator's backbone, against that of its head.
         layer_decay: factor on the rate of the discriminator for each layer further from the output.
         frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
@@ -341,8 +350,8 @@ class AdversarialModule(VisionModule):
         discriminator = parameter_groups(self, self._names(), "discriminator")
         for group in discriminator:
             group["lr_scale"] *= self.adversarial.discriminator_lr_scale
-        players = (generator, discriminator)
-        return [build_optimizer(self.adversarial, groups, total, self.lr, self.monitor) for groups in players]
+        players, factor = (generator, discriminator), rate_factor(self)
+        return [build_optimizer(self.adversarial, groups, total, self.lr, self.monitor, factor) for groups in players]
 
     def configure_callbacks(self) -> list[Callback]:
         """Without an average of all weights: the generator's is kept here."""

@@ -199,6 +199,7 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
         data.image_size,
         data.num_classes if output == "logits" else 0,
         features_only=output == "maps",
+        grad_checkpointing=backbone.grad_checkpointing,
         **(backbone.options or {}),
     )
     learned = pretrained or imported(backbone.name) != imported(

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.networks import BackboneError
 from modules.networks.weights import _completed, _first_line, _fit, _misfit, _packaged, _registered, read_weights
@@ -56,6 +58,7 @@ def create_backbone(
     features_only: bool = False,
     architecture: str | None = None,
     small_stem: bool | Literal["keep_kernel"] | None = None,
+    grad_checkpointing: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Makes the network that turns an image into features.
@@ -72,6 +75,7 @@ def create_backbone(
         architecture: timm name for a file of weights.
         small_stem: give up the stem's stride, for small images; None does so up to 64 pixels. From scratch the first
             kernel becomes 3×3; a learned one is kept, as ``keep_kernel`` says.
+        grad_checkpointing: see `modules.spec.Backbone`; no part of the ``recipe``.
         options: handed to the architecture, such as ``drop_rate`` and ``drop_path_rate``.
 
     Returns:
@@ -173,7 +177,40 @@ def create_backbone(
                 "--data.image_size."
             ) from None
         model.train()
+    if grad_checkpointing:
+        _checkpoint_activations(model, name)
     return model
+
+
+def _checkpoint_activations(model: Any, name: str) -> None:
+    """Lets a network compute its activations again in the backward pass, of which its batch statistics take no notice.
+
+    Raises:
+        BackboneError: it cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise BackboneError(
+            f"{name} has no gradient checkpointing: leave --model.backbone.grad_checkpointing out, or take another backbone."
+        ) from None
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.register_forward_pre_hook(partial(_count_once, layer.momentum))
+
+
+def _count_once(momentum: float | None, layer: Any, given: Any) -> None:
+    """Keeps a batch from entering a layer's running statistics twice.
+
+    Args:
+        momentum: of the layer.
+        layer: batch normalisation, before its forward pass.
+        given: to it.
+    """
+    again = torch._C._current_graph_task_id() != -1  # within a backward pass
+    layer.momentum = 0.0 if again else momentum
+    if again and layer.training and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.sub_(1)
 
 
 def _has(model: nn.Module, weights: dict[str, Tensor]) -> bool:

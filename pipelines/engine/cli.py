@@ -28,6 +28,7 @@ from modules.training_data import settings_of
 from modules.warm_start import warm_start
 from pipelines.engine import launch, resume
 from pipelines.engine.averaging import average_best
+from pipelines.engine.batch_size import largest_batch
 from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastCheckpoint
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, disk_error, held, write_text
@@ -183,6 +184,8 @@ class VisionCLI(TaskParser):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
         config, data = self.options.trainer, self.datamodule
+        if self.subcommand != "fit" and data.batch_size == "auto":
+            data.batch_size = self.options.data.init_args.batch_size = type(data).batch_size
         if lacking := lacking_in(data, self.model):
             raise UsageError(f"{data.title} does not fit {self.task}: its samples have no {lacking}. See --data.help.")
         if data.preprocessing.frames and "length" not in self.model.needs:
@@ -367,7 +370,10 @@ class VisionCLI(TaskParser):
         if ckpt_path is None and last.exists():
             ckpt_path = str(last)
         with launch.agreed(trainer):
-            self._go_on(ckpt_path, model, datamodule)
+            checkpoint = self._checkpoint(ckpt_path, model)
+        self._choose_batch_size(checkpoint, model, datamodule)
+        with launch.agreed(trainer):
+            self._go_on(str(ckpt_path), checkpoint, model, datamodule)
         with self.run() as logger:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             best = self.output / "best.ckpt"
@@ -415,17 +421,20 @@ class VisionCLI(TaskParser):
         data = self.options.data.as_dict()
         return register(name, self.model, self.datamodule, data, self.task, run_id, figures)
 
-    def _go_on(self, ckpt_path: str | None, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Makes sure that a training can begin, or go on from a checkpoint.
+    def _checkpoint(self, ckpt_path: str | None, model: VisionModule) -> dict[str, Any] | None:
+        """The checkpoint that a training goes on from; None where it begins.
 
         Raises:
             LockError: another training is in the folder.
-            UsageError: something is other than before that must not be.
+            UsageError: the checkpoint is torn, or of another network.
         """
         if self._refused:
             raise self._refused
+        if ckpt_path is None:
+            check_learned(model)
+            return None
         try:
-            checkpoint = read_checkpoint(ckpt_path) if ckpt_path is not None else None
+            checkpoint = read_checkpoint(ckpt_path)
         except BackboneError as error:
             if self.options.ckpt_path:
                 raise
@@ -433,23 +442,48 @@ class VisionCLI(TaskParser):
                 f"{error} Replace it with an intact copy; or continue from the best validation, with --ckpt_path "
                 f"{self.output / 'best.ckpt'}; or start again with another --output."
             ) from None
-        if checkpoint is not None:  # before the run is told of it
-            check_network(checkpoint["architecture"], model.architecture)
-            continue_from(model, checkpoint)
-            if (best := self.output / "best.ckpt").exists():  # a torn one is told before the training, not at its end
-                read_checkpoint(best)
-            elif any(state.get("best_model_path") for state in checkpoint["callbacks"].values()):
-                say(
-                    f"{best}, the best checkpoint so far, is gone: the best of the validations to come takes its place."
-                )
-        else:
-            check_learned(model)
+        check_network(checkpoint["architecture"], model.architecture)
+        continue_from(model, checkpoint)
+        if (best := self.output / "best.ckpt").exists():  # a torn one is told before the training, not at its end
+            read_checkpoint(best)
+        elif any(state.get("best_model_path") for state in checkpoint["callbacks"].values()):
+            say(f"{best}, the best checkpoint so far, is gone: the best of the validations to come takes its place.")
+        return checkpoint
+
+    def _choose_batch_size(
+        self, checkpoint: dict[str, Any] | None, model: VisionModule, datamodule: VisionDataModule
+    ) -> None:
+        """Puts a number in the place of ``--data.batch_size auto``: that of the training so far, or the largest that fits.
+
+        Raises:
+            UsageError: none does.
+        """
+        if cast(Any, datamodule.batch_size) != "auto":
+            return
+        with launch.agreed(self.trainer):
+            before = resume.batch_size(checkpoint, self.trainer.world_size)
+            size = before or largest_batch(self.trainer, model, datamodule)
+        size = launch.least(self.trainer, size)
+        datamodule.batch_size = self.options.data.init_args.batch_size = size
+        sys.argv += ["--data.batch_size", str(size)]  # for the processes of other devices
+        say(
+            f"--data.batch_size auto: {size} for each process, {'as before' if before else 'the most that memory has room for'}."
+        )
+
+    def _go_on(
+        self, ckpt_path: str, checkpoint: dict[str, Any] | None, model: VisionModule, datamodule: VisionDataModule
+    ) -> None:
+        """Notes what a training is of, and says where it goes on.
+
+        Raises:
+            UsageError: something is other than before that must not be.
+        """
         for callback in settings_of(self.trainer).callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.recipe = resume.identity(self.trainer, model, datamodule, self.recipe)
                 if checkpoint is not None:
                     data = self.options.data.class_path
-                    callback.goes_on = resume.go_on(str(ckpt_path), checkpoint, callback.recipe, self.trainer, data)
+                    callback.goes_on = resume.go_on(ckpt_path, checkpoint, callback.recipe, self.trainer, data)
 
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
         assert self.weights

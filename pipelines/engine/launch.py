@@ -97,6 +97,20 @@ def agreed(trainer: L.Trainer) -> Iterator[None]:
         raise error
 
 
+def least(trainer: L.Trainer, number: int) -> int:
+    """The least number of all processes that a launcher started.
+
+    Args:
+        trainer: Lightning's.
+        number: of this one.
+    """
+    if launcher() is None or trainer.world_size == 1:
+        return number
+    said = [number] * trainer.world_size
+    torch.distributed.all_gather_object(said, number)  # `agreed` has connected them
+    return min(said)
+
+
 class LostError(RuntimeError):
     """Another process of the job is gone; the message names it."""
 

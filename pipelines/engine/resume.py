@@ -11,6 +11,27 @@ from pipelines.engine.settings import current, upgraded
 from pipelines.engine.terminal import say
 from pipelines.tracking.provenance import flatten
 
+TOTAL = "data.batch_size, times the processes,"
+
+
+def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
+    """The batch size of a process with which a training goes on as before; None where it begins, or is of an earlier version.
+
+    Args:
+        checkpoint: what it goes on from.
+        processes: how many there are now.
+
+    Raises:
+        UsageError: the batches cannot be divided among them.
+    """
+    total = ((checkpoint or {}).get("recipe") or {"fixed": {}})["fixed"].get(TOTAL)
+    if total and total % processes:
+        raise UsageError(
+            f"The training has batches of {total}, which cannot be divided among {processes} processes: take another number "
+            "of them, or start a new training with another --output."
+        )
+    return total and total // processes
+
 
 def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
     """What a training is of: what must stay as it is to its end, the data, and all other settings.
@@ -43,7 +64,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
     return {
         "fixed": {
             "seed_everything": datamodule.seed,
-            "data.batch_size, times the processes,": datamodule.batch_size * trainer.world_size,
+            TOTAL: datamodule.batch_size * trainer.world_size,
             "trainer.accumulate_grad_batches": accumulated,
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,

@@ -17,6 +17,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from datamodules.augmentations import sides
+from modules.optimization import images_a_step, rate_factor
 from modules.training_data import settings_of
 
 NOISE = (  # true of what is done here, and meant so
@@ -68,6 +69,13 @@ class Summary(L.Callback):
             f", {total:,} in all" if total != float("inf") else ""
         )
         self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
+        module: Any = pl_module
+        if stated := module.optimization.lr_batch_size:
+            rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizers[0].param_groups)
+            say(
+                f"Learning rate: {rate:.4g} for {images_a_step(module):,} images a step, stated as {rate / rate_factor(module):.4g} "
+                f"for {stated:,}."
+            )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What an evaluation on the validation split is of; one within a training or after it says nothing."""

@@ -8,6 +8,11 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from datamodules import VisionDataModule
 from datamodules.base import collate
@@ -48,6 +53,14 @@ class VisionTrainer(L.Trainer):
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
         self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)
+        strategy: Any = self.strategy
+        if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+            if self.world_size > 1 and strategy.root_device.type == "cpu":
+                raise UsageError(
+                    "--trainer.sync_batchnorm true: torch has no batch normalisation over several processes on CPUs. Leave it out, or "
+                    "train on GPUs."
+                )
+            strategy._layer_sync = SyncedNorms()
         # Not where a plugin of the user's writes checkpoints.
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = WholeCheckpoints()
@@ -75,6 +88,30 @@ class VisionTrainer(L.Trainer):
         file = Path(self.default_root_dir, "preview.png")
         write_image(file, sheet)
         return file
+
+
+class SyncedNorms(LayerSync):
+    """Lets batch normalisation see the batches of all processes. Lightning's own would take the activations out of timm's layers,
+    and leave others behind after the training."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, nn.Module] = {}
+
+    @override
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.own = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+        synced = convert_sync_batchnorm(model)
+        for name, layer in self.own.items():
+            synced.get_submodule(name)._forward_pre_hooks.update(layer._forward_pre_hooks)  # of gradient checkpointing
+        return synced
+
+    @override
+    def revert(self, model: nn.Module) -> nn.Module:
+        for name, layer in self.own.items():
+            synced = model.get_submodule(name)
+            layer._parameters, layer._buffers = synced._parameters, synced._buffers
+            model.set_submodule(name, layer.train(synced.training))
+        return model
 
 
 class RateFinder(LearningRateFinder):
