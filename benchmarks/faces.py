@@ -1,6 +1,7 @@
 """How well unseen people are told apart, and how fast a large gallery is searched.
 
     python -m benchmarks.faces orl [--draws 0 1 2 3 4]         30 people to train, 10 unseen ones to test
+    python -m benchmarks.faces published [--draws 0 1 2 3 4]   the same people, by dlib and by its network in Fovea
     python -m benchmarks.faces glyphs [--seeds 0 1 2]          miners at the same number of steps, unseen characters
     python -m benchmarks.faces search [--size 1000000]         a gallery of many embeddings
 
@@ -13,10 +14,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import faiss
 import lightning as L
 import numpy as np
@@ -30,11 +33,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from datamodules import ORL, Glyphs
+from datamodules.labelled.alignment import FaceDetector, faces_of
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import PeopleSource
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.metrics import Roc, all_pairs, drawn_pairs, retrieval, ten_fold
+from modules.networks.faces import DLIB_FILE
 from modules.spec import Backbone, DataSpec
 from pipelines.serving.gallery import Gallery
 
@@ -138,6 +143,80 @@ def orl(method: str, draw: int) -> Row:
     return {**figures(vectors, identity), "seconds": seconds}
 
 
+class AlignedORL30(ORL30):
+    """The same pictures, aligned as dlib's network wants them, and in colour."""
+
+    def load(self) -> dict[str, Any]:
+        """See `ORL.load`."""
+        parts: Any = super().load()
+        return {
+            name: PeopleSource(np.stack([cut_out(image.tobytes()) for image in part.images]), part.people)
+            for name, part in parts.items()
+        }
+
+
+@cache
+def detector() -> FaceDetector:
+    """The detector of `facenet align`."""
+    return FaceDetector("cpu")
+
+
+def colour(image: bytes) -> NDArray[np.uint8]:
+    """A picture of ORL, uint8 112×92×3."""
+    return np.frombuffer(image, np.uint8).reshape(112, 92, 1).repeat(3, 2)
+
+
+@cache
+def cut_out(image: bytes) -> NDArray[np.uint8]:
+    """A picture of ORL as `facenet align --form dlib` writes it."""
+    return faces_of(colour(image), detector(), "dlib")[0].pixels
+
+
+@cache
+def of_dlib(image: bytes) -> NDArray[np.float32]:
+    """What dlib itself, with its own detector and its own five points, makes of a picture of ORL, enlarged as it needs it."""
+    import dlib
+
+    if not hasattr(of_dlib, "parts"):
+        package: Any = find_spec("face_recognition_models")  # not imported: it asks for setuptools
+        folder = Path(package.origin).parent / "models"
+        of_dlib.parts = (  # type: ignore[attr-defined]
+            dlib.get_frontal_face_detector(),
+            dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat")),
+            dlib.face_recognition_model_v1(str(folder / DLIB_FILE)),
+        )
+    found, points, network = of_dlib.parts  # type: ignore[attr-defined]
+    picture = cv2.resize(colour(image), None, fx=2.5, fy=2.5, interpolation=cv2.INTER_CUBIC)
+    faces = found(picture, 1) or [dlib.rectangle(0, 0, picture.shape[1], picture.shape[0])]
+    return np.array(network.compute_face_descriptor(picture, points(picture, faces[0])), np.float32)
+
+
+def published(method: str, draw: int) -> Row:
+    """Measures dlib's published network on the same ten people, by dlib and by Fovea."""
+    L.seed_everything(0, verbose=False)
+    if method == "dlib itself":
+        test: Any = ORL30(draw=draw).sources["test"]
+        vectors = np.stack([of_dlib(image.tobytes()) for image in test.images])
+        return {**figures(vectors, test.labels), "seconds": 0.0}
+    tuned, triplets = method == "all layers, triplets", "triplets" in method
+    augmentation = "light" if triplets else "none"
+    data = AlignedORL30(draw=draw, image_size=150, augmentation=augmentation, num_workers=0, batch_size=64)
+    plan = Optimization(
+        optimizer=partial(torch.optim.AdamW, lr=1e-5 if tuned else 1e-4, weight_decay=0.01),
+        frozen_epochs=0 if tuned else -1,
+    )
+    module = FaceNetModule(
+        DataSpec(num_classes=0, in_chans=3, image_size=150), Backbone("dlib_face_resnet", pretrained=True), plan,
+        embedding_size=0, mirror=True, whiten=method == "its network, whitened",
+    )  # fmt: skip
+    seconds = 0.0 if method.endswith("published") else train(module, data, 5 if triplets else 1)
+    test = data.sources["test"]
+    return {**figures(embed(module.eval(), data, "test"), test.labels), "seconds": seconds}
+
+
+PUBLISHED = (
+    "dlib itself", "its network, as published", "its network, whitened", "last layer, triplets", "all layers, triplets",
+)  # fmt: skip
 FACES = (
     "raw pixels", "eigenfaces", "frozen features", "whitened features", "whitened, then triplets", "from scratch",
 )  # fmt: skip
@@ -221,7 +300,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=("orl", "glyphs", "search"))
+    parser.add_argument("case", choices=("orl", "published", "glyphs", "search"))
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+")
@@ -234,6 +313,8 @@ def main() -> None:
     known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     if args.case == "orl":
         work = [(m, d, partial(orl, m, d)) for m in args.methods or FACES for d in args.draws]
+    elif args.case == "published":
+        work = [(m, d, partial(published, m, d)) for m in args.methods or PUBLISHED for d in args.draws]
     elif args.case == "search":
         work = [("IVF", args.size, partial(search, args.size))]
     else:

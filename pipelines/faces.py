@@ -4,7 +4,7 @@ import glob
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from rich.progress import track
 from datamodules import DataError
 from datamodules.base import digest_of
 from datamodules.images import EXTENSIONS, WRITTEN, read_image, warn_of_two_names
-from datamodules.labelled.alignment import SIDE, FaceDetector, aligned, foremost
+from datamodules.labelled.alignment import FaceDetector, Form, faces_of
 from modules import FaceNetModule
 from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
@@ -67,7 +67,56 @@ def _matches(paths: Sequence[str]) -> list[str]:
     return result
 
 
-def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, device: str = "auto") -> str:
+def _embedded(
+    answering: VisionModel, files: Sequence[str], form: Form | None, device: str, every: bool = False
+) -> tuple[list[str], Any, list[list[float] | None]]:
+    """The files that have a face, a row for each; their embeddings, float32 N×D; and the faces' boxes.
+
+    Args:
+        answering: the model.
+        files: the pictures.
+        form: how faces are cut out of them; None takes whole pictures.
+        device: where the detector runs.
+        every: take all faces of a picture, not the foremost alone.
+
+    Raises:
+        ValueError: none can be read, or none has a face.
+    """
+    if form is None:
+        found, embeddings = embed(answering, files)
+        return found, embeddings, [None] * len(found)
+    detector, rows = FaceDetector(device), list[tuple[str, list[float]]]()
+
+    def cut() -> Iterator[Any]:
+        for file in files:
+            try:
+                faces = faces_of(read_image(file), detector, form)
+            except DataError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+                continue
+            if not faces:
+                print(f"no face: {file}", file=sys.stderr)
+            elif len(faces) > 1 and not every:
+                print(f"{len(faces)} faces, of which the foremost is taken: {file}", file=sys.stderr)
+            for face in faces if every else faces[:1]:
+                rows.append((file, face.box))
+                yield face.pixels
+
+    answers: list[Any] = [*answering.stream(cut())]
+    if not answers:
+        raise ValueError("There is no face in any of the pictures.")
+    embeddings = np.asarray([answer["embedding"] for answer in answers], np.float32)
+    return [file for file, _ in rows], embeddings, [box for _, box in rows]
+
+
+def enrol(
+    model: str,
+    gallery: str,
+    paths: list[str],
+    name: str | None = None,
+    faces: Form | None = None,
+    device: str = "auto",
+) -> str:
     """Adds pictures of known people to a gallery, which is made if it is not there.
 
     Args:
@@ -76,6 +125,8 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
         paths: folders with a sub-folder for each person, or with pictures of the one that they are named after, also by
             patterns such as "people/*"; with --name, any pictures.
         name: who is in the pictures.
+        faces: find the foremost face of each picture first, and cut it out in this form, the one of the pictures that the
+            model was trained on; needs the package facenet-pytorch. None takes pictures whole.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
@@ -97,7 +148,7 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             inner = Path(os.path.relpath(file, path)).parts
             person = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
             _check_one(file, who.setdefault(file, person), person)
-    files, embeddings = embed(answering, list(who))
+    files, embeddings, _ = _embedded(answering, list(who), faces, device)
     people = [who[file] for file in files]
     files = [os.path.abspath(file) for file in files]
     Path(gallery).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +160,11 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
                     f"{gallery} holds embeddings of {old.model}, with which those of {model} cannot be compared: enrol with "
                     "that model, or make a new gallery."
                 )
+            if old.form != faces:
+                raise ValueError(
+                    f"{gallery} holds embeddings of {_pictures(old.form)}, with which those of {_pictures(faces)} cannot be "
+                    "compared: give the same --faces, or make a new gallery."
+                )
             given = dict(zip(files, people, strict=True))
             for known, file in zip(old.people, old.files, strict=True):
                 _check_one(file, known, given.get(file, known))
@@ -116,10 +172,14 @@ def enrol(model: str, gallery: str, paths: list[str], name: str | None = None, d
             keep = [i for i, row in enumerate(zip(old.people, old.files, strict=True)) if row not in fresh]
             people, files = [*(old.people[i] for i in keep), *people], [*(old.files[i] for i in keep), *files]
             embeddings = np.concatenate([old.embeddings[keep], embeddings])
-        Gallery(model, people, files, embeddings).write(gallery)
+        Gallery(model, people, files, embeddings, faces).write(gallery)
     digests = [digest_of(Path(file).read_bytes()) if os.path.isfile(file) else file for file in files]
     warn_of_two_names(*map(np.array, (files, digests, people)))
     return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
+
+
+def _pictures(form: Form | None) -> str:
+    return f"faces cut out as --faces {form}" if form else "whole pictures"
 
 
 def _check_one(file: str, first: str, second: str) -> None:
@@ -134,6 +194,8 @@ def identify(
 ) -> str:
     """Says who is in pictures; somebody who is not in the gallery is unknown.
 
+    Where the gallery was made with --faces, all faces of each picture are found, and each has a row, the foremost first.
+
     Args:
         gallery: what enrol made.
         paths: files, folders, patterns.
@@ -142,7 +204,8 @@ def identify(
         device: where the model runs.
 
     Returns:
-        A table: picture, person, squared distance to the nearest picture, and whose that is.
+        A table: picture, the face's box in pixels (left, top, right, bottom) where faces are found, person, squared
+        distance to the nearest picture, and whose that is.
 
     Raises:
         ValueError: the gallery or the pictures cannot be used.
@@ -150,20 +213,28 @@ def identify(
     known = Gallery.read(gallery)
     answering, module = _load(known.model, device)
     limit = _threshold(threshold, module)
-    files, embeddings = embed(answering, _found(paths))
+    files, embeddings, boxes = _embedded(answering, _found(paths), known.form, device, every=True)
     rows = [
         {
             "path": file,
+            **({"box": box} if box else {}),
             "person": known.people[place] if distance <= limit else "unknown",
             "distance": round(float(distance), 4),
             "nearest": known.people[place],
         }
-        for file, distance, place in zip(files, *known.search(embeddings), strict=True)
+        for file, box, distance, place in zip(files, boxes, *known.search(embeddings), strict=True)
     ]
     return "\n".join(map(dumps, rows)) if json else table(rows)
 
 
-def verify(model: str, first: str, second: str, threshold: float | None = None, device: str = "auto") -> str:
+def verify(
+    model: str,
+    first: str,
+    second: str,
+    threshold: float | None = None,
+    faces: Form | None = None,
+    device: str = "auto",
+) -> str:
     """Says whether two pictures show one person.
 
     Args:
@@ -171,6 +242,7 @@ def verify(model: str, first: str, second: str, threshold: float | None = None, 
         first: a picture.
         second: another one.
         threshold: squared distance up to which they do; None is the model's own.
+        faces: find the foremost face of each picture first, as for enrol; None takes pictures whole.
         device: where the model runs.
 
     Returns:
@@ -181,8 +253,16 @@ def verify(model: str, first: str, second: str, threshold: float | None = None, 
     """
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
-    pictures: Any = [Path(first), Path(second)]
-    one, other = answering.predict(None, pictures)["embedding"]
+    if faces is None:
+        pictures: Any = [Path(first), Path(second)]
+        one, other = answering.predict(None, pictures)["embedding"]
+    else:
+        detector = FaceDetector(device)
+        found = {file: faces_of(read_image(file), detector, faces) for file in (first, second)}
+        if lacking := [file for file, cut in found.items() if not cut]:
+            raise ValueError(f"There is no face in {' and none in '.join(lacking)}.")
+        cut: Any = [found[first][0].pixels, found[second][0].pixels]
+        one, other = answering.predict(None, cut)["embedding"]
     distance = float(np.square(np.subtract(one, other)).sum())
     answer = "one person" if distance <= limit else "two people"
     return f"{answer}: squared distance {distance:.4f}, threshold {limit:.4f}"
@@ -244,17 +324,21 @@ def cluster(
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
 
 
-def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "auto") -> str:
+def align(
+    folder: str, out: str = "aligned", form: Form = "arcface", size: int | None = None, device: str = "auto"
+) -> str:
     """Cuts the face out of each photograph and aligns it: eyes, nose and mouth come to the same places in all.
 
     The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
-    most central one is taken. What came of each picture is in ``alignment.jsonl``. It needs the package
+    most central one is taken; where no face is upright, the picture is turned. What came of each picture is in ``alignment.jsonl``. It needs the package
     facenet-pytorch.
 
     Args:
         folder: the photographs, in any sub-folders.
         out: a new folder for the aligned ones.
-        size: side of the square pictures that are written, in pixels.
+        form: how: ``arcface`` and ``dlib`` as the networks of these names were trained, with the eyes, nose and mouth at their
+            places; ``facenet`` is the box around the face.
+        size: side of the square pictures that are written, in pixels; None is the form's own, 112, 150 or 160.
         device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
@@ -266,7 +350,7 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
     _check_new(out)
-    if size < 16:
+    if size is not None and size < 16:
         raise ValueError(f"--size must be at least 16 pixels, not {size}.")
     detector = FaceDetector(device)
     files = [file for file in _found([folder], out) if file.lower().endswith(EXTENSIONS)]
@@ -280,26 +364,26 @@ def align(folder: str, out: str = "aligned", size: int = SIDE, device: str = "au
             print(f"passed over: {error}", file=sys.stderr)
             rows[-1]["error"] = str(error)
             continue
-        boxes, points = detector(image)
-        rows[-1]["faces"] = len(boxes)
-        if not len(boxes):
+        faces = faces_of(image, detector, form, size)
+        rows[-1]["faces"] = len(faces)
+        if not faces:
             print(f"no face: {file}", file=sys.stderr)
             continue
-        face = aligned(image, points[foremost(boxes, *image.shape[:2])], size)
+        face = faces[0].pixels
         target = Path(out, os.path.relpath(file, folder))
         if target.suffix.lower() not in WRITTEN:
             target = target.with_name(f"{target.name}.png")
         grey = (face == face[..., :1]).all()
         write_image(target, face[..., :1] if grey else face, quality=95, subsampling=0)
         rows[-1]["aligned"] = str(target)
-    faces = [row.get("faces") for row in rows]
-    if not any(faces):
+    counts = [row.get("faces") for row in rows]
+    if not any(counts):
         raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
     write_text(Path(out, "alignment.jsonl"), "\n".join(map(dumps, rows)) + "\n")
-    several = sum(count > 1 for count in faces if count)
+    several = sum(count > 1 for count in counts if count)
     return (
-        f"{len(files)} pictures: {sum(map(bool, faces))} faces are in {out}, {several} of them the foremost of several. "
-        f"Without a face: {faces.count(0)}. Not readable: {faces.count(None)}."
+        f"{len(files)} pictures: {sum(map(bool, counts))} faces are in {out}, {several} of them the foremost of several. "
+        f"Without a face: {counts.count(0)}. Not readable: {counts.count(None)}."
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datamodules.images import read_image
-from datamodules.labelled.alignment import TEMPLATE, aligned, foremost, similarity
+from datamodules.labelled.alignment import DLIB, TEMPLATE, aligned, boxed, faces_of, foremost, similarity
 from pipelines import faces as recognition
 from pipelines.facenet import facenet
 
@@ -56,6 +56,44 @@ def test_an_aligned_face_has_its_points_where_the_template_has_them(turn, scale,
     assert np.abs(dots(face) - TEMPLATE * size / 112).max() < 0.75
 
 
+def test_a_face_is_cut_out_where_dlib_and_facenet_have_it():
+    points = 3 * DLIB + (40, 10)
+    image = drawn(np.full((600, 600, 3), 128, np.uint8), points, 8)
+    assert np.abs(dots(aligned(image, points, 150, "dlib")) - DLIB).max() < 0.75
+    image[:] = (np.arange(600) % 200).astype(np.uint8)[:, None, None]  # rows by their number
+    face = boxed(image[:200], np.array([10.0, 50, 156, 196]), 160)  # 146 pixels and twice 7 around them
+    assert face.shape == (160, 160, 3)
+    assert abs(int(face[0, 0, 0]) - 43) <= 1
+    assert int(face[-1, 0, 0]) >= 198  # the margin below is not in the picture
+    assert boxed(image[..., :1], np.array([0.0, 0, 9, 9]), 20).shape == (20, 20, 1)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_faces_that_lie_on_their_side_are_found_upright_and_their_boxes_are_those_of_the_picture(turns):
+    upright = drawn(np.full((300, 600, 3), 90, np.uint8), moved(5, 1.2, (80, 40)), 4)
+    upright[:, 300:] = drawn(np.full((300, 300, 3), 90, np.uint8), moved(0, 0.7, (160, 30)), 3)
+
+    class Upright(DotDetector):
+        """Finds faces only if the eyes are above the mouth."""
+
+        def __call__(self, image):
+            boxes, points = super().__call__(image)
+            good = [n for n, p in enumerate(points) if p[:2, 1].max() < p[3:, 1].min() and p[0, 0] < p[1, 0]]
+            return boxes[good], points[good]
+
+    large, small = faces_of(np.rot90(upright, -turns), Upright("cpu"))
+    assert np.abs(dots(large.pixels) - TEMPLATE).max() < 0.75
+    boxes = [[*p.min(0), *p.max(0)] for p in (moved(5, 1.2, (80, 40)), moved(0, 0.7, (460, 30)))]
+    for face, (left, top, right, bottom) in zip((large, small), boxes, strict=True):
+        wanted = {
+            0: (left, top, right, bottom),
+            1: (300 - bottom, left, 300 - top, right),
+            2: (600 - right, 300 - bottom, 600 - left, 300 - top),
+            3: (top, 600 - right, bottom, 600 - left),
+        }[turns]
+        assert np.abs(np.subtract(face.box, wanted)).max() < 2
+
+
 def test_what_lies_beyond_the_picture_is_black_and_grey_pictures_stay_grey():
     face = aligned(np.full((112, 112, 1), 200, np.uint8), np.add(TEMPLATE, (50, 0)))
     assert face.shape == (112, 112, 1)
@@ -87,8 +125,9 @@ class DotDetector:
         pass
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points = [dots(image[:, :300]), dots(image[:, 300:])]
-        points = [np.add(found, (300 * k, 0)) for k, found in enumerate(points) if found is not None]
+        places = [(x, y) for x in range(0, image.shape[1], 300) for y in range(0, image.shape[0], 300)]
+        points = [(dots(image[y : y + 300, x : x + 300]), (x, y)) for x, y in places]
+        points = [np.add(found, place) for found, place in points if found is not None]
         boxes = [[*found.min(0), *found.max(0)] for found in points]
         return np.array(boxes).reshape(-1, 4), np.array(points).reshape(-1, 5, 2)
 

@@ -154,6 +154,13 @@ def test_a_mirrored_picture_has_the_same_embedding_where_that_is_asked_for():
         assert not torch.allclose(module(image), module(image.flip(3)), atol=1e-3)
 
 
+def test_a_published_embedding_is_given_as_it_is_until_the_last_layer_learns():
+    module = FaceNetModule(DataSpec(in_chans=1, image_size=32), embedding_size=0).eval()
+    image = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
+    assert torch.allclose(module(image), F.normalize(module.features(image)), atol=1e-6)
+    assert module.head.out_features == module.backbone.head_hidden_size
+
+
 def test_whitening_makes_people_vary_alike_in_all_directions():
     generator = torch.Generator().manual_seed(0)
     identity = torch.arange(40).repeat_interleave(10)

@@ -1,6 +1,7 @@
 """The lectures' networks have the published sizes, and the lectures' worked examples hold."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules import ClassificationModule, create_backbone
+from modules.networks import BackboneError
+from modules.networks.faces import Affine, DlibFaceResNet, InceptionResnetV1, _Residual
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 
@@ -25,7 +28,7 @@ PUBLISHED = {
     "mobilenetv4_conv_small": 3_774_024, "vit_base_patch16_224": 86_567_656,
     "swin_tiny_patch4_window7_224": 28_288_354, "swin_small_patch4_window7_224": 49_606_258,
     "swin_base_patch4_window7_224": 87_768_224, "convnext_tiny": 28_589_128, "convnext_small": 50_223_688,
-    "convnext_base": 88_591_464,
+    "convnext_base": 88_591_464, "inception_resnet_v1": 23_482_624,
 }  # fmt: skip
 
 
@@ -131,3 +134,73 @@ def test_three_channels_are_summed_and_the_bias_added() -> None:
 def test_max_pooling_keeps_the_greatest_of_each_window() -> None:
     image = torch.tensor([[1.0, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])[None, None]
     assert F.max_pool2d(image, 2).tolist() == [[[[6, 8], [3, 4]]]]
+
+
+def test_where_dlib_halves_an_image_what_is_smaller_is_filled_with_zeros() -> None:
+    block = _Residual(2, 3, down=True)
+    for layer in (block.conv1, block.conv2):
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, 1.0)
+    image = torch.arange(128.0).view(1, 2, 8, 8)
+    result = block(image)[0]  # of 8 pixels the convolution leaves 3, the mean 4
+    mean = image[0].unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4))
+    assert torch.equal(result[:2, :3, :3], mean[:, :3, :3] + 1)
+    assert torch.equal(result[:2, 3], mean[:, 3])
+    assert torch.equal(result[2], F.pad(torch.ones(3, 3), (0, 1, 0, 1)))
+
+
+def dlib_file(network: DlibFaceResNet) -> bytes:
+    """A file in dlib's form: numbers are a byte that counts their bytes, and these."""
+
+    def number(value: int) -> bytes:
+        size = max(1, (value.bit_length() + 7) // 8)
+        return bytes([size]) + value.to_bytes(size, "little")
+
+    def tensor(*values: torch.Tensor) -> bytes:
+        flat = torch.cat([value.flatten() for value in values])
+        return b"".join(map(number, (2, len(flat), 1, 1, 1))) + flat.numpy().astype("<f4").tobytes()
+
+    def name(text: str) -> bytes:
+        return number(len(text)) + text.encode()
+
+    content = number(1) + name("loss_metric_2") + name("input_rgb_image_sized")
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            content += name("con_4") + tensor(layer.weight.data, layer.bias.data) + number(1)
+        elif isinstance(layer, Affine):
+            content += name("affine_") + tensor(layer.weight.data, layer.bias.data) + number(0)
+        elif isinstance(layer, nn.Linear):
+            content += name("fc_2") + number(128) + number(256)
+            content += b"".join(map(number, (2, 256, 128, 1, 1))) + layer.weight.data.T.contiguous().numpy().tobytes()
+    return content
+
+
+def test_published_networks_of_faces_are_read_from_their_own_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 150, 150)
+    source = DlibFaceResNet().eval()
+    for affine in filter(lambda m: isinstance(m, Affine), source.modules()):
+        nn.init.normal_(affine.weight, 0.7, 0.1)
+    file = tmp_path / "network.dat"
+    file.write_bytes(content := dlib_file(source))
+    network = create_backbone(str(file), image_size=150).eval()
+    assert network.head_hidden_size == 128
+    assert torch.equal(network(image), source(image))
+    assert [level.shape[1] for level in create_backbone(str(file), image_size=150, features_only=True)(image)] == [
+        32,
+        64,
+        128,
+        256,
+        256,
+    ]
+    for wrong in (content[:-9], content.replace(b"con_4", b"con_5"), b""):
+        file.write_bytes(wrong)
+        with pytest.raises(BackboneError, match=r"network\.dat cannot be read: It is not dlib's network of faces"):
+            create_backbone(str(file), image_size=150)
+    inception = InceptionResnetV1().eval()
+    state = {key.removeprefix("neck."): value for key, value in inception.state_dict().items()}
+    torch.save(
+        state | {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}, tmp_path / "faces.pt"
+    )
+    given = {"architecture": "inception_resnet_v1", "image_size": 160}
+    assert torch.equal(create_backbone(str(tmp_path / "faces.pt"), **given).eval()(image), inception(image))

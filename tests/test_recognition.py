@@ -109,6 +109,51 @@ def test_people_are_enrolled_identified_and_unknown(trained, capsys):
         ask("enrol", model, "people.parquet", copy, "--name", known[2])
 
 
+def test_faces_are_found_in_photographs_where_a_gallery_was_made_so(trained, capsys, monkeypatch):
+    model, data = trained
+    names = data.sources["train"].names.tolist()[:2]
+    save(data, "faces", names, slice(0, 2))
+    one, other = (np.array(Image.open(next(Path("faces", name).glob("*.png")))) for name in names)
+
+    class TwoSquares:
+        """Finds a face in each half of a picture twice as wide as high, and one in a square one that is not empty."""
+
+        def __init__(self, device: str) -> None:
+            pass
+
+        def __call__(self, image):
+            side = image.shape[0]
+            boxes = [[x, 0, x + side, side] for x in range(0, image.shape[1], side) if image.any()]
+            return np.array(boxes, float).reshape(-1, 4), np.zeros((len(boxes), 5, 2))
+
+    monkeypatch.setattr("pipelines.faces.FaceDetector", TwoSquares)
+    Path("photos").mkdir()
+    Image.fromarray(np.concatenate([one, other], 1)).save("photos/both.png")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save("photos/empty.png")
+    Path("photos/text.png").write_text("no picture")
+    ask("enrol", model, "found.parquet", "faces", "--faces", "facenet")
+    ask("identify", "found.parquet", "photos", "--json", "true", "--threshold", "4")
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]
+    assert sorted(row["person"] for row in rows) == sorted(names)
+    assert sorted(row["box"] for row in rows) == [[0, 0, 32, 32], [32, 0, 64, 32]]
+    assert "no face: photos/empty.png" in said.err
+    assert "passed over: photos/text.png" in said.err
+    ask("verify", model, "photos/both.png", "photos/both.png", "--faces", "facenet")
+    assert "one person: squared distance 0.0000" in capsys.readouterr().out
+    for args, wrong in (
+        (("enrol", model, "found.parquet", "faces"), "holds embeddings of faces cut out as --faces facenet"),
+        (
+            ("verify", model, "photos/both.png", "photos/empty.png", "--faces", "facenet"),
+            "There is no face in photos/empty.png",
+        ),
+        (("identify", "found.parquet", "photos/empty.png"), "There is no face in any of the pictures"),
+    ):
+        with pytest.raises(SystemExit):
+            ask(*args)
+        assert wrong in capsys.readouterr().err
+
+
 def test_two_pictures_are_compared_at_the_calibrated_threshold(trained, capsys):
     model, data = trained
     threshold = registry.load(model).module.threshold

@@ -1,6 +1,7 @@
 """Faces found in photographs, and cut out so that eyes, nose and mouth are at the same places in all."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,8 +16,16 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 SIDE = 112
+Form = Literal["arcface", "dlib", "facenet"]
+SIDES: dict[Form, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # pixels of each form's pictures
+# The same points where dlib cuts a face out, with a quarter of the face's side around it: of its mean face of 68 points, the
+# middles of the eyes, the tip of the nose and the corners of the mouth.
+DLIB = np.array([[47.5492, 46.5990], [100.4761, 46.5990], [74.0127, 76.5625], [50.4149, 103.0233], [97.6104, 103.0233]])
+MARGIN = 14 / 160  # of a FaceNet picture, around the box
 SURE = 0.9  # probability from which on something is a face
 LONGEST = 1024  # side of the picture that faces are looked for in, in pixels
+SHORTEST = 256  # a smaller one is enlarged, since points are found in whole pixels of small copies
+RIM = 0.2  # width of a border that is added where nothing is found, as a share of the longer side
 SMALLEST = 20  # side of the smallest face in it
 
 
@@ -39,18 +48,21 @@ def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
-def aligned(image: NDArray[np.uint8], points: NDArray[np.float64], size: int = SIDE) -> NDArray[np.uint8]:
-    """Cuts a face out, upright, at the places of `TEMPLATE`. What lies beyond the picture is black.
+def aligned(
+    image: NDArray[np.uint8], points: NDArray[np.float64], size: int = SIDE, form: Form = "arcface"
+) -> NDArray[np.uint8]:
+    """Cuts a face out, upright, at the places of `TEMPLATE` or of `DLIB`. What lies beyond the picture is black.
 
     Args:
         image: uint8 H×W×C.
         points: the five points in it, 5×2, x and y in pixels, in the order of `TEMPLATE`.
         size: side of the result, in pixels.
+        form: ``arcface`` or ``dlib``.
 
     Returns:
         uint8 size×size×C.
     """
-    target = TEMPLATE * (size / SIDE)
+    target = {"arcface": TEMPLATE, "dlib": DLIB}[form] * (size / SIDES[form])
     matrix = similarity(points, target)
     scale = float(np.hypot(*matrix[:, 0]))
     if scale < 1:  # averaged, lest single pixels be picked out
@@ -60,6 +72,25 @@ def aligned(image: NDArray[np.uint8], points: NDArray[np.float64], size: int = S
         matrix = similarity((points + 0.5) * (smaller[0] / width, smaller[1] / height) - 0.5, target)
     face = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
     return face.reshape(size, size, -1).astype(np.uint8, copy=False)
+
+
+def boxed(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Cuts out a face's box with a margin of 14 in 160 pixels, and stretches it to a square, as facenet-pytorch does.
+
+    Args:
+        image: uint8 H×W×C.
+        box: left, top, right and bottom, in pixels.
+        size: side of the result, in pixels.
+    """
+    around = (box[2:] - box[:2]) * MARGIN / (1 - MARGIN) / 2
+    left, top = np.maximum(box[:2] - around, 0).astype(int)
+    right, bottom = np.minimum(box[2:] + around, image.shape[1::-1]).astype(int)
+    part = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return (
+        cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+        .reshape(size, size, -1)
+        .astype(np.uint8, copy=False)
+    )
 
 
 def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
@@ -100,7 +131,7 @@ class FaceDetector:
             raise DataError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Looks for faces that are at least a fiftieth of the picture's longer side.
+        """Looks for upright faces that are at least a fiftieth of the picture's longer side.
 
         Args:
             image: uint8 H×W×3.
@@ -108,14 +139,62 @@ class FaceDetector:
         Returns:
             Boxes of the faces, N×4, left, top, right and bottom; their five points, N×5×2, in the order of `TEMPLATE`.
         """
-        factor = min(1.0, LONGEST / max(image.shape[:2]))
-        if factor < 1:
-            smaller = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            image = smaller.astype(np.uint8, copy=False)
-        boxes, sure, points = None, [], None
-        if min(image.shape[:2]) >= SMALLEST:
-            boxes, sure, points = self.network.detect(image, landmarks=True)
-        if boxes is None:
-            return np.zeros((0, 4)), np.zeros((0, 5, 2))
-        kept = np.asarray(sure, float) >= SURE
-        return np.asarray(boxes, float)[kept] / factor, np.asarray(points, float)[kept] / factor
+        longest = max(image.shape[:2])
+        factor = LONGEST / longest if longest > LONGEST else max(1.0, SHORTEST / longest)
+        if factor != 1:
+            how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=how).astype(np.uint8, copy=False)
+        for rim in (
+            0,
+            round(RIM * max(image.shape[:2])),
+        ):  # a face that fills its picture is found with something around it
+            bordered = cv2.copyMakeBorder(image, rim, rim, rim, rim, cv2.BORDER_REPLICATE)
+            boxes, sure, points = None, [], None
+            if min(image.shape[:2]) >= SMALLEST:
+                boxes, sure, points = self.network.detect(bordered, landmarks=True)
+            if boxes is not None and (kept := np.asarray(sure, float) >= SURE).any():
+                return (np.asarray(boxes, float)[kept] - rim) / factor, (np.asarray(points, float)[kept] - rim) / factor
+        return np.zeros((0, 4)), np.zeros((0, 5, 2))
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face of a picture.
+
+    Args:
+        pixels: cut out and upright, uint8 S×S×C.
+        box: where it is: left, top, right and bottom, in the picture's pixels.
+    """
+
+    pixels: NDArray[np.uint8]
+    box: list[float]
+
+
+def faces_of(
+    image: NDArray[np.uint8], detector: FaceDetector, form: Form = "arcface", size: int | None = None
+) -> list[Face]:
+    """All faces of a picture, the foremost first; where none is upright, the picture is turned by quarters.
+
+    Args:
+        image: uint8 H×W×3.
+        detector: finds them.
+        form: how they are cut out: ``arcface`` and ``dlib`` are upright, with the eyes, nose and mouth at the places that these
+            networks are trained on; ``facenet`` is the box.
+        size: side of the results, in pixels; None is the form's own.
+    """
+    size = size or SIDES[form]
+    for turns in (0, 1, 3, 2):
+        turned = np.ascontiguousarray(np.rot90(image, turns))
+        boxes, points = detector(turned)
+        if len(boxes):
+            break
+    first = foremost(boxes, *turned.shape[:2]) if len(boxes) else 0
+    found = []
+    for n in sorted(range(len(boxes)), key=lambda n: n != first):
+        pixels = boxed(turned, boxes[n], size) if form == "facenet" else aligned(turned, points[n], size, form)
+        corners, height, width = boxes[n].reshape(2, 2), *turned.shape[:2]
+        for _ in range(turns):  # back by a quarter
+            corners = np.stack([height - corners[:, 1], corners[:, 0]], 1)
+            height, width = width, height
+        found.append(Face(pixels, np.concatenate([corners.min(0), corners.max(0)]).round(1).tolist()))
+    return found

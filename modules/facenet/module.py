@@ -27,7 +27,7 @@ from modules.facenet.mining import (
 from modules.measures.per_stage import Gathered, PerStage
 from modules.networks import BackboneError
 from modules.optimization import Optimization
-from modules.ranges import NonNegativeInt, PositiveInt, Share
+from modules.ranges import NonNegativeInt, Share
 from modules.spec import Backbone, DataSpec
 from modules.training_data import training_data
 
@@ -46,7 +46,8 @@ class FaceNetModule(VisionModule):
         data: description of its data; ``num_classes`` are the people to train on.
         backbone: the network that it is built on.
         optimization: how it is trained.
-        embedding_size: dimensions of the embedding.
+        embedding_size: dimensions of the embedding. 0 is the number of the features, and the linear layer starts as the
+            identity: a published network of faces embeds as it was published, until it learns.
         levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;
             0 takes the backbone's own pooled features. The last layers of a classifier of objects forget what faces
             differ in.
@@ -75,7 +76,7 @@ class FaceNetModule(VisionModule):
         data: DataSpec,
         backbone: Backbone = Backbone("lenet5"),
         optimization: Optimization | None = None,
-        embedding_size: PositiveInt = 128,
+        embedding_size: NonNegativeInt = 128,
         levels: NonNegativeInt = 0,
         mirror: bool = False,
         whiten: bool = False,
@@ -85,8 +86,8 @@ class FaceNetModule(VisionModule):
         threshold: float | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization, "maps" if levels else "vector")
-        if embedding_size < 2:
-            raise BackboneError(f"--model.embedding_size must be at least 2, not {embedding_size}.")
+        if embedding_size == 1:
+            raise BackboneError("--model.embedding_size must be at least 2, or 0 for the number of the features.")
         if not 0 < false_accept_rate < 1:
             raise BackboneError(f"--model.false_accept_rate must be a share between 0 and 1, not {false_accept_rate}.")
         self.embedding_size = embedding_size
@@ -97,10 +98,14 @@ class FaceNetModule(VisionModule):
             raise BackboneError(
                 f"{backbone.name} has {len(channels)} feature maps: --model.levels {levels} is too many."
             )
-        self.head = nn.Linear(sum(channels[-levels:]), embedding_size)
+        size = embedding_size or sum(channels[-levels:])
+        self.head = nn.Linear(sum(channels[-levels:]), size)
+        if not embedding_size:
+            nn.init.eye_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         if loss is None:
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
-        self.loss = loss if isinstance(loss, nn.Module) else loss(data.num_classes, embedding_size)
+        self.loss = loss if isinstance(loss, nn.Module) else loss(data.num_classes, size)
         self.miner = miner
         self.margin = self.loss.margin if isinstance(self.loss, TripletMarginLoss) else TripletLoss().margin
         self.gathered = PerStage(lambda _: Gathered())
@@ -150,7 +155,7 @@ class FaceNetModule(VisionModule):
             people += [batch["identity"]] * 2
         self.train()
         weight, bias = within_class_whitening(
-            torch.cat(rows), torch.cat(people).to(self.device), self.embedding_size, shrinkage
+            torch.cat(rows), torch.cat(people).to(self.device), self.head.out_features, shrinkage
         )
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)

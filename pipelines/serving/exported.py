@@ -274,7 +274,7 @@ class ExportedFaceNet(Exported):
         self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
         self.levels, self.mirror = module.levels, module.mirror
         told = "" if module.threshold is None else f", one person up to a squared distance of {module.threshold:.4f}"
-        self.meaning = f"embedding float32 B×{module.embedding_size}{told}"
+        self.meaning = f"embedding float32 B×{module.head.out_features}{told}"
 
     @override
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamodules.labelled.alignment import Form
 from pipelines.engine.disk import whole
 
 LARGE = 50_000  # pictures from which on a gallery is searched through an index
@@ -29,10 +30,13 @@ class Gallery:
         people: name of the person on each picture, N.
         files: the pictures, N.
         embeddings: float32 N×D, of length one.
+        form: how faces were cut out of the pictures; None for whole pictures.
     """
 
-    def __init__(self, model: str, people: list[str], files: list[str], embeddings: Floats) -> None:
-        self.model, self.people, self.files, self.embeddings = model, people, files, embeddings
+    def __init__(
+        self, model: str, people: list[str], files: list[str], embeddings: Floats, form: Form | None = None
+    ) -> None:
+        self.model, self.people, self.files, self.embeddings, self.form = model, people, files, embeddings, form
         self._index: Any = None
 
     def __len__(self) -> int:
@@ -49,10 +53,12 @@ class Gallery:
             raise ValueError(f"There is no gallery {Path(file).resolve()}: make one with enrol.")
         try:
             table = pq.read_table(file)
-            model = (table.schema.metadata or {})[b"fovea.model"].decode()
+            said = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            form: Any = said.get("fovea.faces")
             column = table["embedding"].combine_chunks()
             embeddings = column.values.to_numpy().reshape(len(table), -1).astype(np.float32, copy=False)
-            gallery = cls(model, table["person"].to_pylist(), table["file"].to_pylist(), embeddings)
+            people, files = table["person"].to_pylist(), table["file"].to_pylist()
+            gallery = cls(said["fovea.model"], people, files, embeddings, form)
         except (pa.ArrowException, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"{Path(file).resolve()} is not a gallery of Fovea's: {error!r:.200}.") from None
         index = Path(f"{file}.faiss")
@@ -66,8 +72,9 @@ class Gallery:
         size = self.embeddings.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
         table = pa.table({"person": self.people, "file": self.files, "embedding": column})
+        said = {"fovea.model": self.model} | ({"fovea.faces": self.form} if self.form else {})
         with whole(file) as part:
-            pq.write_table(table.replace_schema_metadata({"fovea.model": self.model}), part)
+            pq.write_table(table.replace_schema_metadata(said), part)
         if len(self) >= LARGE:
             with whole(f"{file}.faiss") as part:
                 faiss.write_index(self.index, str(part))
