@@ -1,7 +1,7 @@
 """Albumentations recipes. Images stay uint8: the network normalises them on the device."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import albumentations as A
@@ -152,6 +152,41 @@ MASKED: Strengths = {
     "standard": {**BOXED["standard"], "rotate": 10},
     "strong": {**BOXED["strong"], "rotate": 20, "shear": 5},
 }
+VIEWED: Strengths = {
+    "light": {"jitter": 0.4},
+    "standard": {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarize": 0.1},
+    "strong": {"jitter": 1, "grey": 0.3, "blur": 0.5, "solarize": 0.2},
+}
+
+
+def viewing(
+    numbers: Numbers, size: tuple[int, int], scale: Sequence[float], flip: bool = True, colour: bool = True
+) -> list[Step]:
+    """A view of an image for learning without labels: a part of it in other colours, so that neither place nor colour says
+    what is seen (Chen et al. 2020, arXiv:2002.05709; of each view alike, unlike Caron et al. 2021, arXiv:2104.14294).
+
+    Args:
+        numbers: a strength of `VIEWED`: how often brightness, contrast, saturation and hue change (``jitter``), and how often
+            an image becomes grey, is blurred (only above 64 pixels), or has its bright parts inverted (``solarize``).
+        size: height and width of the result, in pixels.
+        scale: the least and the largest share of the image's area that is cut out.
+        flip: mirror left and right.
+        colour: whether images have three channels.
+    """
+    n, ratio = numbers, (0.75 * size[1] / size[0], 4 / 3 * size[1] / size[0])
+    low, high = scale
+    steps: list[Step] = [
+        RandomResizedCrop(size, scale=(low, high), ratio=ratio, area_for_downscale="image", p=1),
+        *([A.HorizontalFlip()] if flip else []),
+    ]
+    if not colour:
+        steps.append(A.RandomBrightnessContrast(0.4, 0.4, p=n["jitter"]))
+    else:
+        light = _around(0.4, 1)
+        steps.append(A.ColorJitter(light, light, _around(0.2, 1), _around(0.1), p=n["jitter"]))
+        steps += [A.ToGray(p=n["grey"])] if "grey" in n else []
+    steps += [A.GaussianBlur((0, 0), (0.1, 2), p=n["blur"])] if "blur" in n and min(size) > 64 else []
+    return [*steps, *([A.Solarize((0.5, 0.5), p=n["solarize"])] if "solarize" in n else [])]
 
 
 def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list[Step]:

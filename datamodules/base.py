@@ -28,6 +28,9 @@ P = TypeVar("P")
 S = TypeVar("S", bound="Source", default="Source")
 T = TypeVar("T")
 Key = tuple[int, int]  # (index of the sample, epoch)
+Crop = tuple[
+    int | str, float, float
+]  # size of a view, and the least and the largest share of the image's area that it shows
 
 
 class DataError(ValueError):
@@ -98,16 +101,17 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     Sample i is also i + N, i + 2·N, … of a source with N: the same one, augmented otherwise.
 
     Args:
-        source: the samples; of files no more is decoded than the pipeline needs, see `augmentations.reduction`.
+        source: the samples; of files no more is decoded than the pipelines need, see `augmentations.reduction`.
         transform: albumentations pipeline, which is given all keys of a sample and changes those that it knows (``image``,
             ``mask``, ``bboxes``, …), or None to hand the samples on as they are.
         seed: seed of the run.
+        views: pipelines of further views of the same image, which a sample then has as ``views``, in this order.
     """
 
-    def __init__(self, source: Source, transform: A.Compose | None, seed: int) -> None:
+    def __init__(self, source: Source, transform: A.Compose | None, seed: int, views: Sequence[A.Compose] = ()) -> None:
         reduced = getattr(source, "reduced", None)
-        self.source = reduced(partial(reduction, transform)) if reduced else source
-        self.transform, self.seed = transform, seed
+        self.source = reduced(partial(_least_reduction, (transform, *views))) if reduced else source
+        self.transform, self.seed, self.views = transform, seed, views
 
     def __len__(self) -> int:
         return len(self.source)
@@ -127,21 +131,19 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key
-        sample = self.source[index % len(self.source)]
+        given = sample = self.source[index % len(self.source)]
         if self.transform is not None:
-            sample = self.augment(sample, np.random.default_rng((self.seed, epoch, index)))
+            sample = self.augment(given, np.random.default_rng((self.seed, epoch, index)))
+        if self.views:
+            draws = (np.random.default_rng((self.seed, epoch, index, n)) for n in range(1, len(self.views) + 1))
+            views = [_augmented(given, *each)["image"] for each in zip(self.views, draws, strict=True)]
+            sample = {**sample, "views": views}
         return sample
 
     def augment(self, sample: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
         """The sample after `transform`, whose randomness is the generator's; all frames of a clip are changed alike."""
         assert self.transform is not None
-        self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        if sample["image"].ndim == 3:
-            augmented: dict[str, Any] = self.transform(**sample)
-        else:  # albumentations' key of clips
-            augmented = self.transform(images=sample["image"], **{k: v for k, v in sample.items() if k != "image"})
-            augmented["image"] = augmented.pop("images")
-        return augmented
+        return _augmented(sample, self.transform, generator)
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
@@ -149,6 +151,22 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         if batch is not None:
             return collate(batch([index % len(self.source) for index, _ in keys]))
         return [self[key] for key in keys]
+
+
+def _augmented(sample: dict[str, Any], transform: A.Compose, generator: np.random.Generator) -> dict[str, Any]:
+    """A sample after a pipeline; see `KeyedDataset.augment`."""
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    if sample["image"].ndim == 3:
+        augmented: dict[str, Any] = transform(**sample)
+    else:  # albumentations' key of clips
+        augmented = transform(images=sample["image"], **{k: v for k, v in sample.items() if k != "image"})
+        augmented["image"] = augmented.pop("images")
+    return augmented
+
+
+def _least_reduction(transforms: Sequence[A.Compose | None], height: int, width: int) -> int:
+    """See `augmentations.reduction`, for several pipelines of the same pictures."""
+    return min(reduction(transform, height, width) for transform in transforms)
 
 
 def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -162,12 +180,15 @@ def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -
     Returns:
         The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory order. Of clips
         it is B×T×C×H×W, with black frames after the end of a shorter one, and ``length``, int64 B, is how many are its own.
+        ``views`` is a list, of each view uint8 B×C×H×W.
     """
     batch: dict[str, Any] = {}
     for key in samples if isinstance(samples, Mapping) else samples[0]:
         values = samples[key] if isinstance(samples, Mapping) else [sample[key] for sample in samples]
         if isinstance(values, list) and isinstance(values[0], torch.Tensor):
             batch[key] = values
+        elif key == "views":
+            batch[key] = [torch.from_numpy(np.stack(view)).movedim(-1, -3) for view in zip(*values, strict=True)]
         elif key == "image" and values[0].ndim == 4:
             batch["length"] = torch.tensor([len(clip) for clip in values])
             batch[key] = pad_sequence(
@@ -343,6 +364,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         self.bad_files: dict[str, str] = {}
         self.drawn = False  # whether the splits were drawn from one set, which says nothing of splits
         self.undivided = False  # whether such a set is the test split as a whole
+        self.view_crops: Sequence[Crop] = ()  # of a training image, for a network that learns from several at once
         self._training: KeyedLoader | None = None
         self._position: dict[str, int] = {}
 
@@ -443,7 +465,17 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
 
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
         """The samples of a split, augmented as in training or prepared as for evaluation."""
-        return KeyedDataset(self.sources[split], self.transform(augmented), self.seed)
+        return KeyedDataset(self.sources[split], self.transform(augmented), self.seed, self.views(augmented))
+
+    def views(self, training: bool) -> list[A.Compose]:
+        """The pipelines of the further views that ``view_crops`` asks for; the first is `transform`'s.
+
+        Raises:
+            DataError: these data have one view of an image only.
+        """
+        if training and self.view_crops:
+            raise DataError(f"{self.title} has one view of an image only, and several are to be learned from.")
+        return []
 
     def samples(self, split: str, count: int) -> dict[str, Any]:
         """A batch of samples without augmentation, evenly spread over a split: what the data look like.

@@ -14,6 +14,7 @@ from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
 from modules.regression import RegressionModule
 from modules.segmentation import SegmentationModule
+from modules.self_supervised import SelfSupervisedModule
 from modules.sequences import SequenceModule
 from modules.spec import Backbone, DataSpec
 from modules.stylization import StylizationModule
@@ -36,6 +37,7 @@ __all__ = [
     "Optimization",
     "RegressionModule",
     "SegmentationModule",
+    "SelfSupervisedModule",
     "SequenceModule",
     "StylizationModule",
     "SuperResolutionModule",

@@ -34,7 +34,7 @@ from modules.optimization import (
 )
 from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec, sides
-from modules.training_data import settings_of
+from modules.training_data import given_data, settings_of
 from modules.views import AXES, Axes, Views, mirrored
 from modules.warm_start import ClassRows
 
@@ -134,6 +134,9 @@ class VisionModule(L.LightningModule):
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
         return sheet(batch["image"], columns)
+
+    def prepare(self, data: Any) -> None:
+        """Tells a data module what a training wants of it beside its samples; by itself nothing."""
 
     # What it offers
 
@@ -242,6 +245,8 @@ class VisionModule(L.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            if (data := given_data(self.trainer)) is not None:
+                self.prepare(data)
             _ = self.architecture  # what could not be written down is told before the training
             if self.compile_backbone:
                 self.backbone.compile()
@@ -255,12 +260,15 @@ class VisionModule(L.LightningModule):
         groups, steps = parameter_groups(self), total_steps(self.trainer)
         return build_optimizer(self.optimization, groups, steps, self.lr, self.monitor, rate_factor(self))
 
+    def averaging(self, decay: float | None) -> WeightAverage | None:
+        """What keeps the moving average of its weights, with the decay that is asked for; by itself none without one."""
+        return None if decay is None else WeightAverage(decay)
+
     @override
     def configure_callbacks(self) -> list[L.Callback]:
         """All that happens around a training, in this order."""
         if not self._callbacks:
-            decay = self.optimization.ema_decay
-            average = [] if decay is None else [WeightAverage(decay)]
+            average = [] if (one := self.averaging(self.optimization.ema_decay)) is None else [one]
             around = [TransferChoice(), LinearHead(), Freezing(), ChangedSettings(), TimedSchedule()]
             self._callbacks = [*average, *around, self.means, self.guard, self.publisher]
         present = [] if self._trainer is None else settings_of(self.trainer).callbacks

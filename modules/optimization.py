@@ -419,11 +419,16 @@ class WeightAverage(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def average(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
             if means[0].is_floating_point():
-                torch._foreach_lerp_(means, values, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+                torch._foreach_lerp_(means, values, 1 - self.decay_at(int(count)))
             else:  # counters
                 torch._foreach_copy_(means, values)
 
         super().__init__(multi_avg_fn=average)
+        self.decay = decay
+
+    def decay_at(self, step: int) -> float:
+        """The decay at a step, counted from 0."""
+        return min(self.decay, (1 + step) / (10 + step))
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -14,6 +14,7 @@ TASKS = {
     "instance_segmentation": "a mask for each object",
     "autoencoding": "images to codes and back",
     "masked_autoencoding": "pre-training by filling in hidden patches",
+    "self_supervised": "features learned without labels",
     "facenet": "embeddings of faces: who is this?",
     "few_shot": "classes that a few pictures introduce",
     "gan": "images made from noise",

@@ -22,6 +22,7 @@ from pipelines.gan import gan
 from pipelines.multi_label import multi_label
 from pipelines.regression import regression
 from pipelines.segmentation import segmentation
+from pipelines.self_supervised import self_supervised
 from pipelines.sequences import sequences
 from pipelines.serving import registry
 from pipelines.stylization import stylization
@@ -96,6 +97,14 @@ CASES = (
          "--model.backbone.options.drop_rate", "0.3"],
         ["--data.batch_size", "64"],  # two characters are told apart at once
         descent="0.0001",  # of squared distances in many dimensions
+    ),
+    Case(
+        self_supervised,
+        ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.backbone", "lenet5",
+         "--model.method", "DINO", "--model.method.prototypes", "64", "--model.method.hidden", "32", "--model.method.local_size", "12"],
+        ["--data.augmentation", "strong", "--model.backbone", "test_resnet", "--model.backbone.options.drop_rate", "0.3",
+         "--model.method.local_size", "8"],
+        overfit=None,
     ),
     Case(
         segmentation,

@@ -33,6 +33,7 @@ from modules import (
     MultiLabelModule,
     RegressionModule,
     SegmentationModule,
+    SelfSupervisedModule,
     SequenceModule,
     StylizationModule,
     SuperResolutionModule,
@@ -377,6 +378,7 @@ EVERY = {
         decoder_dim=16,
     ),
     "facenet": lambda: FaceNetModule(DataSpec(in_chans=1, image_size=12)),
+    "self_supervised": lambda: SelfSupervisedModule(DataSpec(in_chans=1, image_size=12), Backbone("test_resnet")),
     "few_shot": lambda: FewShotModule(DataSpec(in_chans=1, image_size=12)),
     "gan": lambda: GANModule(
         DataSpec(label_names=None, in_chans=1, image_size=12), Backbone("dcgan", options={"width": 4})

@@ -32,8 +32,15 @@ class BalancedDataset(KeyedDataset):
 
     source: LabelledSource
 
-    def __init__(self, source: LabelledSource, transform: A.Compose | None, seed: int, sampling: Sampling) -> None:
-        super().__init__(source, transform, seed)
+    def __init__(
+        self,
+        source: LabelledSource,
+        transform: A.Compose | None,
+        seed: int,
+        sampling: Sampling,
+        views: Sequence[A.Compose] = (),
+    ) -> None:
+        super().__init__(source, transform, seed, views)
         self.sampling = sampling
 
     @override

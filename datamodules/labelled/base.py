@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.augmentations import LABELLED, evaluation, training
+from datamodules.augmentations import LABELLED, VIEWED, evaluation, sides, training, viewing
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import DataError, KeyedDataset, VisionDataModule, listed
+from datamodules.base import Crop, DataError, KeyedDataset, VisionDataModule, listed
 from datamodules.labelled.balance import BalancedDataset, Sampling, Weighting, class_weights, warn_of_rare
 from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
 from datamodules.options import OWN, ImageSize, Own, PositiveInt, Preprocessing, Share
@@ -53,6 +53,8 @@ class LabelledDataModule(VisionDataModule[S]):
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
+        if training_split and self.view_crops:
+            return self._view(self.view_crops[0])
         if training_split and self.augmentation != "none":
             crops = self.fit == "crop"
             fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit).transforms
@@ -62,6 +64,19 @@ class LabelledDataModule(VisionDataModule[S]):
             return Augmenter(self.size, self.in_chans, fit, strengths, build, keep=not crops).compose(self.augmentation)
         fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
         return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
+
+    @override
+    def views(self, training: bool) -> list[A.Compose]:
+        return [self._view(crop) for crop in self.view_crops[1:]] if training else []
+
+    def _view(self, crop: Crop) -> A.Compose:
+        """The pipeline of one of several views of an image: the part that is cut out is larger or smaller, and
+        ``augmentation`` is one of `VIEWED`, or a list."""
+        size, *scale = crop
+        fit = evaluation(size, 1, self.fit).transforms
+        build = partial(viewing, size=sides(size), scale=scale, flip=self.flip, colour=self.in_chans == 3)
+        augmenter = Augmenter(sides(size), self.in_chans, fit, VIEWED, build, keep=self.fit != "crop")
+        return augmenter.compose([{"light": {"jitter": 0}}] if self.augmentation == "none" else self.augmentation)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -192,7 +207,9 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
         if split != "train" or not augmented or self.sampling == "none":
             return super().dataset(split, augmented)
-        return BalancedDataset(self.sources[split], self.transform(augmented), self.seed, self.sampling)
+        return BalancedDataset(
+            self.sources[split], self.transform(augmented), self.seed, self.sampling, self.views(augmented)
+        )
 
     @property
     def attributes(self) -> dict[str, list[str]]:

@@ -135,6 +135,31 @@ def solve(
     return Solution(whole, offset, float(penalty), accuracy, len(labels))
 
 
+def known_features(
+    module: "VisionModule", split: str, most: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What the backbone of a module that is trained makes of labelled images, without augmentation; the same in all processes.
+
+    Args:
+        module: has a trainer with a data module.
+        split: name of the split.
+        most: images at most; None for all.
+
+    Returns:
+        Pooled features, float32 N×D, and the labels, int64 N.
+    """
+    trainer = module.trainer
+    loader = training_data(trainer).plain_loader(split, most)  # each process has its share
+    features, labels = extract(module.backbone, loader, module.normalize)
+    if trainer.world_size > 1:
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, (features, labels))
+        places = np.concatenate([np.arange(len(own)) * len(parts) + rank for rank, (_, own) in enumerate(parts)])
+        features, labels = (np.concatenate(each)[places.argsort()] for each in zip(*parts, strict=True))
+    assert labels is not None
+    return features, labels
+
+
 @runtime_checkable
 class LinearTask(Protocol):
     """A task whose head is one linear layer on the backbone's features."""
@@ -170,14 +195,7 @@ class LinearHead(L.Callback):
         if not solved(pl_module):
             return
         module = cast("VisionModule", pl_module)
-        loader = training_data(trainer).plain_loader("train")  # each process has its share
-        features, labels = extract(module.backbone, loader, module.normalize)
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, (features, labels))
-            places = np.concatenate([np.arange(len(own)) * len(parts) + rank for rank, (_, own) in enumerate(parts)])
-            features, labels = (np.concatenate(each)[places.argsort()] for each in zip(*parts, strict=True))
-        assert labels is not None
+        features, labels = known_features(module, "train")
         solution = cast(LinearTask, module).solve_head(features, labels)
         module.print(solution)
         module.publisher.text(trainer, "head", f"# Head\n\n{solution}\n")

@@ -77,6 +77,7 @@ class VisionTrainer(L.Trainer):
         Returns:
             The file ``preview.png`` in the output folder.
         """
+        model.prepare(datamodule)
         source = datamodule.sources["train"]
         chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
         plain, augmented = (datamodule.dataset("train", t) for t in (False, True))

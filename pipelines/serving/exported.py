@@ -299,13 +299,14 @@ class ExportedFaceNet(Exported):
 
 
 class ExportedFewShot(Exported):
-    """Embeddings, float32 B×D; a class is the mean of those of its pictures, and a picture is of the nearest."""
+    """Embeddings, float32 B×D; in few-shot recognition a class is the mean of those of its pictures, and a picture is of the
+    nearest."""
 
     outputs = ("embedding",)
 
     @override
     def take(self, module: Any) -> None:
-        self.backbone, self.unit = copied(module.backbone), module.unit
+        self.backbone, self.unit = copied(module.backbone), getattr(module, "unit", False)
         self.meaning = f"embedding float32 B×{module.backbone.head_hidden_size}"
 
     @override

@@ -1,0 +1,225 @@
+"""The task of learning without labels: views, the teacher, what is measured on the way."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from modules.base import Stage, VisionModule
+from modules.callbacks.linear_head import known_features
+from modules.callbacks.means import Losses
+from modules.callbacks.publish import Report
+from modules.callbacks.transfer import probe
+from modules.measures.features import effective_rank, neighbours
+from modules.measures.per_stage import Gathered, PerStage
+from modules.networks import BackboneError
+from modules.networks.parts import describe
+from modules.optimization import Optimization, WeightAverage, total_steps
+from modules.pictures.sheets import sheet
+from modules.self_supervised.methods import DINO, Method
+from modules.spec import Backbone, DataSpec
+from modules.training_data import given_data, settings_of
+
+KNOWN = 10_000  # training images whose labels are used for measuring
+MOMENTUM = 0.996
+GRACE = 200  # steps in which random weights may say what they want
+FLAT = 2.0  # effective rank of a batch under which features say next to nothing
+
+
+class Teacher(WeightAverage):
+    """The average of the weights as a teacher: its decay rises with half a cosine from the given one to 1, which it reaches at
+    the end of the training; where that is not known, it stays."""
+
+    total = 0
+
+    @property
+    def network(self) -> "SelfSupervisedModule":
+        """The teacher, during a training."""
+        assert self._average_model is not None
+        return cast("SelfSupervisedModule", self._average_model.module)
+
+    @override
+    def decay_at(self, step: int) -> float:
+        share = min(1.0, step / self.total) if self.total else 0.0
+        return 1 - (1 - self.decay) * (1 + math.cos(math.pi * share)) / 2
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.total = total_steps(trainer)
+        for part in self.network.modules():  # without dropout; its statistics are averages, too
+            part.train(isinstance(part, _BatchNorm))
+            if isinstance(part, _BatchNorm):
+                part.momentum = 0.0
+
+
+class SelfSupervisedModule(VisionModule):
+    """A backbone learns from images without labels, by what different views of an image have in common. Its purpose is to
+    start other tasks, or to embed images.
+
+    Labels are for measuring: where data have them, each validation also measures how many images the nearest neighbours among
+    the training images (``knn``) and a linear classifier on the features (``probe``) get right; the first chooses the best
+    checkpoint. Without labels that is the effective rank of the features (``rank``). In evaluation the views
+    are the image and its mirror image, and the network is the teacher where there is one.
+
+    Args:
+        data: description of its data.
+        backbone: the network that learns.
+        method: what is minimised: `DINO`, the default, or `VICReg`.
+        optimization: how it is trained.
+    """
+
+    mode = "max"
+    takes_for_training = ("label_names",)
+    needs = ("label",)
+    training_only = ("method.",)
+
+    def __init__(
+        self,
+        data: DataSpec,
+        backbone: Backbone = Backbone("resnet18"),
+        optimization: Optimization | None = None,
+        method: Method | None = None,
+    ) -> None:
+        super().__init__(data, backbone, optimization)
+        self.monitor = "val/knn" if data.num_classes > 1 else "val/rank"
+        self.labelled = data.num_classes > 1
+        self.method = method or DINO()
+        self.method.build(self.backbone.head_hidden_size)
+        for side in {side for side, *_ in self.method.crops(data.image_size)} - {data.image_size}:
+            self._try(backbone.name, side)
+        self.gathered = PerStage(lambda _: Gathered())
+        self._known: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None  # features and labels to measure with
+
+    def _try(self, name: str, side: int) -> None:
+        """Looks whether the backbone takes views of another size than the images'.
+
+        Raises:
+            BackboneError: it does not.
+        """
+        try:
+            with torch.no_grad():
+                found = self.backbone.eval()(torch.zeros(1, self.in_chans, side, side)).shape[1]
+            if found != self.backbone.head_hidden_size:
+                raise ValueError(f"it makes {found} features of them, not {self.backbone.head_hidden_size}")
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise BackboneError(
+                f"{name} does not take views of {side} pixels beside images of {self.image_size} "
+                f"({' '.join(str(error).split())[:100].rstrip('.')}): give --model.method DINO --model.method.local_size {self.image_size}, or, for a "
+                "vision transformer, --model.backbone.options.dynamic_img_size true and a size that its patches divide."
+            ) from None
+        self.backbone.train()
+
+    @override
+    def parts(self) -> dict[str, Any]:
+        return {"method": describe(self.method)}
+
+    @override
+    def prepare(self, data: Any) -> None:
+        data.view_crops = self.method.crops(self.image_size)
+
+    @override
+    def averaging(self, decay: float | None) -> WeightAverage | None:
+        if not self.method.taught:
+            return super().averaging(decay)
+        return Teacher(MOMENTUM if decay is None else decay)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 B×C×S×S to features, float32 B×F."""
+        return cast(Tensor, self.backbone(self.normalize(image)).float())
+
+    def compared(self, views: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """What the backbone makes of the first view, float B×F, and the head of each, float B×D; views are uint8 B×C×s×s."""
+        sizes = [torch.cat(list(same)) for _, same in groupby(views, lambda view: view.shape[-2:])]
+        features = torch.cat([self(images) for images in sizes])
+        return features[: len(views[0])], self.method(features).float().split(len(views[0]))
+
+    @override
+    def losses(self, batch: dict[str, Any]) -> Losses:
+        if "views" not in batch and not settings_of(self.trainer).overfit_batches:
+            raise BackboneError(
+                "The data give one view of each image only: choose other data, such as UnlabelledFolder. (Loaders of your own "
+                "have further `views` in a batch, a list of uint8 B×C×s×s.)"
+            )
+        views = [batch["image"], *batch.get("views", [batch["image"].flip(3)])]
+        features, compared = self.compared(views)
+        taught = compared[:2]
+        if self.method.taught:
+            with torch.no_grad():
+                taught = self._teacher.compared(views[:2])[1]
+        losses = self.method.losses(compared, taught, self.gather)
+        return Losses(losses.terms, {**losses.figures, "rank": effective_rank(features[:256])}, losses.weight)
+
+    @property
+    def _teacher(self) -> "SelfSupervisedModule":
+        return next(each.network for each in self._callbacks if isinstance(each, Teacher))
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        """Looks whether the network has found the cheap way out."""
+        super().on_train_epoch_end()
+        names = (key for key in self.trainer.callback_metrics if key.startswith("train/"))
+        means = {name.removeprefix("train/"): float(self.trainer.callback_metrics[name]) for name in names}
+        said = self.method.collapsed(means)
+        if not said and means["rank"] < FLAT:
+            said = (
+                f"the features of different images differ in {means['rank']:.1f} directions only (effective rank). What often "
+                "helps: stronger --data.augmentation, a lower learning rate, a larger batch"
+            )
+        if said and self.global_step >= GRACE:
+            rank_zero_warn(f"The representation collapses: in epoch {self.current_epoch} {said}.")
+
+    def on_validation_epoch_start(self) -> None:
+        """Embeds the training images that are known; here the weights are already those that are validated."""
+        self._know()
+
+    def on_test_epoch_start(self) -> None:
+        """See `on_validation_epoch_start`."""
+        self._know()
+
+    def _know(self) -> None:
+        data, self._known = given_data(self.trainer), None
+        if self.labelled and data is not None and "train" in data.sources:
+            self._known = known_features(self, "train", KNOWN)
+
+    @override
+    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+        views = [batch["image"], batch["image"].flip(3)]
+        features, compared = self.compared(views)
+        self.gathered[stage].update(features, batch["label"], batch["label"])  # their order does not matter
+        return self.method.losses(compared, compared, lambda own: own)  # processes have unequal batches
+
+    @override
+    def report(self, stage: Stage) -> Report:
+        features, labels, _ = self.gathered[stage].compute()
+        self.gathered[stage].reset()
+        figures: dict[str, Tensor | float] = {"rank": effective_rank(features)}
+        if self._known is not None:
+            asked = (features.cpu().numpy(), labels.cpu().numpy())
+            figures |= {"knn": neighbours(self._known, asked), "probe": probe(self._known, asked)}
+        self._known = None
+        return Report(figures)
+
+    @override
+    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+        """Draws images; in a training, of each all views in a row."""
+        if "views" not in batch:
+            return super().draw_samples(batch, columns)
+        views = [batch["image"], *batch["views"]]
+        pixels = [view[i].permute(1, 2, 0).numpy() for i in range(min(8, len(views[0]))) for view in views]
+        return sheet(pixels, len(views), side=64)
+
+    @torch.inference_mode()
+    @override
+    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """For each image its ``embedding``, the backbone's pooled features, a list of floats."""
+        return [{"embedding": row} for row in self(batch["image"]).tolist()]
