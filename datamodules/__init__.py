@@ -10,7 +10,7 @@ from datamodules.annotated.readers.coco import COCODetection
 from datamodules.annotated.readers.table import CSVDetection
 from datamodules.annotated.readers.voc import VOCDetection
 from datamodules.annotated.readers.yolo import YOLODetection
-from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets, DigitSums
+from datamodules.annotated.scenes import DigitMasks, DigitScenes, DigitSets, DigitSums, DigitTasks
 from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.clips import ClipDataModule, MovingDigits, VideoFolder
@@ -56,6 +56,7 @@ __all__ = [
     "DigitScenes",
     "DigitSets",
     "DigitSums",
+    "DigitTasks",
     "DigitTextures",
     "Digits",
     "Digits8x8",

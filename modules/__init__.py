@@ -9,6 +9,7 @@ from modules.few_shot import FewShotModule
 from modules.gan import GANModule
 from modules.instance_segmentation import InstanceSegmentationModule
 from modules.multi_label import MultiLabelModule
+from modules.multi_task import MultiTaskModule
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
@@ -34,6 +35,7 @@ __all__ = [
     "InstanceSegmentationModule",
     "MaskedAutoencodingModule",
     "MultiLabelModule",
+    "MultiTaskModule",
     "Optimization",
     "RegressionModule",
     "SegmentationModule",

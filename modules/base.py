@@ -33,7 +33,7 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import sheet
-from modules.spec import Backbone, DataSpec, sides
+from modules.spec import Backbone, DataSpec, SharedBackbone, sides
 from modules.training_data import given_data, settings_of
 from modules.views import AXES, Axes, Views, mirrored
 from modules.warm_start import ClassRows
@@ -87,6 +87,7 @@ class VisionModule(L.LightningModule):
         self.optimization = optimization or Optimization()
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile
+        self.shared = backbone.maps if isinstance(backbone, SharedBackbone) else None
         start = started(backbone, data, output, self.optimization)
         self.backbone, self.learned, self.licence = start.network, start.learned, start.licence
         self.pretrained, self.transfer, self.strategy = start.pretrained, backbone.transfer, start.strategy
@@ -140,8 +141,11 @@ class VisionModule(L.LightningModule):
 
     # What it offers
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """uint8 B×C×H×W to the float32 B×C×H×W that the backbone expects, on the device where it is."""
+    def normalize(self, image: Tensor) -> Any:
+        """uint8 B×C×H×W to what the backbone expects, on the device where it is: float32 B×C×H×W, or the maps of a backbone
+        that several tasks share."""
+        if self.shared is not None:
+            return self.shared(image)
         if not self.channels_last:
             image = image.contiguous()
         return image.float().mul_(self.scale).add_(self.shift)

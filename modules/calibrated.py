@@ -27,15 +27,23 @@ class CalibratedModule(VisionModule):
         self.measured = values.detach().cpu().clone()
         self.threshold.copy_(values)
 
+    def save_thresholds(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Puts those that were measured among the weights of a checkpoint, whose names begin with ``prefix``."""
+        state[f"{prefix}threshold"] = self.measured.clone()
+
+    def load_thresholds(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Takes them from there."""
+        self.measured = state[f"{prefix}threshold"].cpu().clone()
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"]["threshold"] = self.measured.clone()
+        self.save_thresholds(checkpoint["state_dict"])
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.measured = checkpoint["state_dict"]["threshold"].cpu().clone()
+        self.load_thresholds(checkpoint["state_dict"])
 
     def on_train_end(self) -> None:
         """Takes what was measured last, where the weights became their average."""

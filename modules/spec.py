@@ -1,6 +1,6 @@
 """What a network is given: what its data are like, and the backbone that it is built on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -39,6 +39,7 @@ class DataSpec:
             fastest.
         fit: how images are fitted into ``image_size``, so that what is found can be told in their own pixels: ``pad`` or
             ``stretch``.
+        targets: for several tasks at once, those whose targets the images have, and the names of each one's classes.
     """
 
     in_chans: int = 3
@@ -50,6 +51,7 @@ class DataSpec:
     target_std: list[float] | None = None
     attributes: dict[str, list[str]] | None = None
     fit: str = "pad"
+    targets: dict[str, list[str]] | None = None
 
     def __post_init__(self) -> None:
         if not self.num_classes and self.label_names:
@@ -102,3 +104,16 @@ class Backbone:
     grad_checkpointing: bool = False
     channels_last: bool = True
     transfer: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class SharedBackbone(Backbone):
+    """A backbone of feature maps that another module has, and that several tasks are built on.
+
+    Args:
+        maps: gives the backbone's maps, a list of float B×C×H×W, of images, uint8 B×C×H×W.
+        feature_info: channels and strides of the maps, as timm tells them.
+    """
+
+    maps: Callable[[Any], Any] | None = None
+    feature_info: Any = None

@@ -12,6 +12,7 @@ TASKS = {
     "detection": "boxes around objects",
     "segmentation": "a class for each pixel",
     "instance_segmentation": "a mask for each object",
+    "multi_task": "several of these at once, on one backbone",
     "autoencoding": "images to codes and back",
     "masked_autoencoding": "pre-training by filling in hidden patches",
     "self_supervised": "features learned without labels",

@@ -20,6 +20,7 @@ from pipelines.facenet import facenet
 from pipelines.few_shot import few_shot
 from pipelines.gan import gan
 from pipelines.multi_label import multi_label
+from pipelines.multi_task import multi_task
 from pipelines.regression import regression
 from pipelines.segmentation import segmentation
 from pipelines.self_supervised import self_supervised
@@ -113,6 +114,17 @@ CASES = (
          "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0"],
         ["--data.augmentation", "strong", "--data.class_weighting", "sqrt", "--data.batch_size", "8",
          "--model.decoder.dropout", "0.3", "--model.backbone.options.drop_path_rate", "0.3"],
+    ),
+    Case(
+        multi_task,
+        ["--data", "DigitTasks", "--data.scene_size", "32", "--data.train", "128", "--data.val", "33", "--data.test", "33",
+         "--data.augmentation", "none", "--data.batch_size", "64", "--model.backbone", "test_convnext",
+         "--model.decoder", "FPN", "--model.decoder.width", "64", "--model.decoder.dropout", "0",
+         "--model.detector", "YOLO", "--model.detector.strides", "[4, 8]", "--model.detector.width", "16",
+         "--model.detector.depth", "1", "--model.detector.norm", "group"],
+        ["--data.batch_size", "8", "--data.augmentation", "strong", "--model.backbone.options.drop_path_rate", "0.3",
+         "--model.weighting", "uncertainty", "--model.pcgrad", "true", "--model.bottleneck", "Variational"],
+        ["--trainer.max_epochs", "150", "--trainer.check_val_every_n_epoch", "150", "--model.optimization.lr", "0.01"],
     ),
     Case(
         gan,

@@ -31,6 +31,7 @@ from modules import (
     InstanceSegmentationModule,
     MaskedAutoencodingModule,
     MultiLabelModule,
+    MultiTaskModule,
     RegressionModule,
     SegmentationModule,
     SelfSupervisedModule,
@@ -365,6 +366,11 @@ EVERY = {
         **SMALL_SCENES,
     ),
     "segmentation": lambda: built(SegmentationModule, num_classes=2, **SMALL_SCENES),
+    "multi_task": lambda: MultiTaskModule(
+        DataSpec(image_size=32, targets={"classification": ["a", "b"], "segmentation": ["c", "d"], "detection": ["d"]}),
+        Backbone("test_resnet"),
+        detector=partial(YOLO, width=16, depth=1, strides=[4, 8]),
+    ),
     "instance_segmentation": lambda: built(
         InstanceSegmentationModule,
         num_classes=2,

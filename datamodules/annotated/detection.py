@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import albumentations as A
 import numpy as np
@@ -140,6 +140,7 @@ class DetectionDataModule(VisionDataModule[S]):
     flip: Own[bool] = True
     batch_size: BatchSize = 16
     masks = False
+    dataset_class: ClassVar[type[DetectionDataset]] = DetectionDataset
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,6 +155,12 @@ class DetectionDataModule(VisionDataModule[S]):
     def label_names(self) -> list[str]:
         """The classes' names, in the order of their numbers."""
         raise NotImplementedError
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """The tasks that an image has targets of, and the names of each one's classes."""
+        names = list(self.label_names)
+        return {"detection": names} | ({"segmentation": ["background", *names]} if self.masks else {})
 
     @property
     def num_classes(self) -> int:
@@ -180,7 +187,7 @@ class DetectionDataModule(VisionDataModule[S]):
         mixing = self.mixing if augmented else None
         epochs = self.trainer.max_epochs if self.trainer else None
         transform = self.transform(augmented)
-        return DetectionDataset(self.sources[split], transform, self.seed, self.size, mixing, epochs, self.masks)
+        return self.dataset_class(self.sources[split], transform, self.seed, self.size, mixing, epochs, self.masks)
 
     def identity(self) -> dict[str, Any]:
         """Name, label names, and per split the size, the boxes of each class and the content digest."""

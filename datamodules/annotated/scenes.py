@@ -22,7 +22,7 @@ from typing_extensions import override
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
 from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
-from datamodules.base import DataError, Source, VisionDataModule, digest_of
+from datamodules.base import DataError, Key, Source, VisionDataModule, digest_of
 from datamodules.cache import Cache
 from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
 from datamodules.labelled.published import Digits
@@ -291,6 +291,42 @@ class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
         dataset = super().dataset(split, augmented)
         if augmented and self.mixing.copy_paste:
             dataset.source = self.sources[split].with_masks()
+        return dataset
+
+
+class CountedScenes(DetectionDataset):
+    """Scenes that also have a ``label``: how many objects there are, up to ``most``."""
+
+    most = 0
+
+    @override
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        sample = super().__getitem__(key)
+        return sample | {"label": np.int64(min(self.most, len(sample["labels"])))}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DigitTasks(DigitScenes):
+    """Scenes composed from real digits with the targets of several tasks: boxes and masks as in `DigitScenes`, and ``label``,
+    int64 B, how many digits there are; see `Scenes`.
+
+    Args:
+        masks: give masks too.
+    """
+
+    masks: bool = True
+    dataset_class = CountedScenes
+
+    @property
+    @override
+    def targets(self) -> dict[str, list[str]]:
+        return super().targets | {"classification": [str(count) for count in range(self.objects[1] + 1)]}
+
+    @override
+    def dataset(self, split: str, augmented: bool) -> DetectionDataset:
+        dataset = super().dataset(split, augmented)
+        assert isinstance(dataset, CountedScenes)
+        dataset.most = self.objects[1]
         return dataset
 
 

@@ -212,6 +212,11 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
         )
 
     @property
+    def targets(self) -> dict[str, list[str]]:
+        """The tasks that an image has targets of, and the names of each one's classes."""
+        return {"classification": list(self.label_names)}
+
+    @property
     def attributes(self) -> dict[str, list[str]]:
         """What the classes differ in, and the values that it can have; classes are all combinations, the last attribute
         changing fastest. By itself it is one: the class."""

@@ -36,6 +36,7 @@ PICTURED = 12  # images in the pictures
 PLOTTED = 2000  # codes in the plane
 PCA_VALUES = 50_000_000  # of training images, for the comparison: 200 MB
 MS_SSIM_SIDE = 161  # of the smallest images that have five scales, in pixels
+GREY = (114, 114, 114)  # what is laid around a picture
 ACTIVE = 0.01  # variance of a unit's mean from which it carries something (Burda et al. 2016, arXiv:1509.00519)
 
 
@@ -182,8 +183,8 @@ class AutoencodingModule(VisionModule):
         self.backbone.eval()
         parameters, side = list(self.backbone.parameters()), self.image_size
         with torch.inference_mode(False), torch.enable_grad():
-            features = self.features(torch.zeros(1, self.in_chans, side, side))
-            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+            features = self.features(self.normalize(torch.zeros(1, self.in_chans, side, side)))
+            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True) if parameters else ()
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.backbone.train()
@@ -193,7 +194,7 @@ class AutoencodingModule(VisionModule):
     def parts(self) -> dict[str, Any]:
         return {name: describe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Any) -> Tensor:
         """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
         return encoded(self.backbone, image, self.last_features(image))
 
@@ -221,7 +222,7 @@ class AutoencodingModule(VisionModule):
         seen, target = self._seen(batch["image"], draws)
         if self.penalty is not None and self.penalty.needs_input_gradient:
             seen = seen.detach().requires_grad_()
-        given = self.normalize(seen * 255)
+        given = self._given(batch["image"], seen, target)
         code = self.bottleneck(self.features(given), draws, self.global_step / self._steps if self._steps else 1.0)
         loss = (self.loss(self.decoder(code.value).float(), target) + code.loss).mean()
         if self.penalty is None:
@@ -233,7 +234,7 @@ class AutoencodingModule(VisionModule):
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         draws = Draws(batch["image"], False)
         seen, target = self._seen(batch["image"], draws)
-        code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
+        code = self.bottleneck(self.features(self._given(batch["image"], seen, target)), draws, 1.0)
         output = self.decoder(code.value).float()
         reconstruction = self.loss(output, target)
         if code.kl is not None:  # measured is what is saved: the mean
@@ -248,6 +249,10 @@ class AutoencodingModule(VisionModule):
         """What the encoder is shown of images, and what it shall come to, both float B×C×S×S in [0, 1]."""
         target = image.float() / 255
         return target if self.noise is None else self.noise(target, draws), target
+
+    def _given(self, image: Tensor, seen: Tensor, target: Tensor) -> Any:
+        """What the backbone is given of images, uint8, of which `_seen` gave the others."""
+        return self.normalize(image if seen is target else seen * 255)
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
         """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
@@ -417,11 +422,17 @@ class CodeAnswers(Answers):
         side: of images, in pixels.
     """
 
+    fit = "crop"  # how pictures became images; see `DataSpec`
+
     def __init__(self, decode: Callable[[list[Any]], NDArray[np.uint8]], side: int) -> None:
         self.decode, self.side = decode, side
 
     def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
-        """See `Answers.draw`; the image, cut to a square, and its reconstruction beside it."""
-        shown = ImageOps.fit(Image.fromarray(super().draw(image, answer)), (self.side, self.side))
+        """See `Answers.draw`; the image, made a square, and its reconstruction beside it."""
+        shown, size = Image.fromarray(super().draw(image, answer)), (self.side, self.side)
+        if self.fit == "pad":
+            shown = ImageOps.pad(shown, size, color=GREY, centering=(0, 0))
+        else:
+            shown = shown.resize(size) if self.fit == "stretch" else ImageOps.fit(shown, size)
         heading = f"PSNR {answer['psnr']:.1f} dB"
         return sheet([np.asarray(shown), self.decode(answer["code"])], heading=heading, side=max(112, self.side))

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from modules.base import Stage, VisionModule
+    from modules.base import VisionModule
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class EpochMeans(L.Callback):
     def __init__(self) -> None:
         self._means: dict[str, Mean] = {}  # by key, such as ``train/loss``
         self._begun: dict[str, list[float]] = {}  # total and weight of those of a checkpoint
+        self.latest: dict[str, Tensor] = {}  # by key, those of the last epoch or evaluation
 
-    def note(self, stage: "Stage", losses: Losses, batch: Mapping[str, Any]) -> None:
+    def note(self, stage: str, losses: Losses, batch: Mapping[str, Any]) -> None:
         """Adds the terms and figures of a batch, and as ``loss`` the sum of the terms.
 
         Args:
-            stage: what the batch is of.
+            stage: what the batch is of, with a name behind it where there are several of these: ``val``, ``val/detection``.
             losses: of it.
             batch: has an ``image``, as long as it has samples.
         """
@@ -110,6 +111,7 @@ class EpochMeans(L.Callback):
         for key, value in figures.items():
             logger = False if stage == "train/" else None
             module.log(key, value, prog_bar=key in ("train/loss", module.monitor), logger=logger)
+        self.latest = figures
         return figures
 
     @override

@@ -17,9 +17,9 @@ from modules.callbacks.freezing import FIRST_LAYER, layers
 from modules.callbacks.linear_head import Scaler
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone, imported, untrained
-from modules.networks.features import Grid, extract
+from modules.networks.features import Grid, SharedFeatures, extract
 from modules.optimization import Optimization
-from modules.spec import Backbone, DataSpec, Strategy
+from modules.spec import Backbone, DataSpec, SharedBackbone, Strategy
 from modules.training_data import training_data
 
 if TYPE_CHECKING:
@@ -185,6 +185,10 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
     Raises:
         BackboneError: it cannot be made, or the settings of the training contradict the transfer.
     """
+    if isinstance(backbone, SharedBackbone):  # whoever has it trains it, and prepares images for it
+        part = SharedFeatures(backbone.feature_info, output == "maps")
+        plain = torch.zeros(data.in_chans), torch.ones(data.in_chans)
+        return StartedBackbone(part, False, False, None, None, plain)
     transfer, scratch = backbone.transfer, backbone.transfer == "scratch"
     if plan.frozen_epochs < 0 and transfer in ("finetune", "freeze_unfreeze", "auto"):
         raise BackboneError(

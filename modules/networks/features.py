@@ -19,6 +19,35 @@ def pool(features: Any) -> Tensor:
     return last.mean((2, 3)) if last.ndim == 4 else last
 
 
+class SharedFeatures(nn.Module):
+    """The backbone of one task among several that share one: it is given the maps, and hands on what the task looks at.
+
+    Args:
+        feature_info: channels and strides of the maps, as timm tells them.
+        maps: hand on all maps; else the mean of the last one.
+    """
+
+    def __init__(self, feature_info: Any, maps: bool) -> None:
+        super().__init__()
+        self.feature_info, self.maps = feature_info, maps
+        self.num_features = self.head_hidden_size = feature_info.channels()[-1]
+
+    def get_classifier(self) -> nn.Module:
+        """None: the maps have no last layer."""
+        return nn.Identity()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Nothing: there is none."""
+
+    def forward_features(self, maps: list[Tensor]) -> Tensor:
+        """The last map, float B×C×H×W."""
+        return maps[-1]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor] | Tensor:
+        """Maps, a list of float B×C×H×W, as they are, or float B×C."""
+        return maps if self.maps else pool(maps)
+
+
 class Stages(nn.Module):
     """A backbone that tells what each of its stages makes of an image, after the image itself and before its answer.
 

@@ -1,6 +1,6 @@
 """A class for each pixel."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -157,6 +157,12 @@ class SegmentationModule(VisionModule):
         pieces = strips(partial(self.seen, mean=mean_of_classes), image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
+    def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+        """The class map of each image of a batch as `predict` takes it, uint8 H×W."""
+        for i, image in enumerate(batch["image"]):
+            height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
+            yield self.class_map(image[:, :height, :width]).numpy()
+
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """For each image the ``labels`` in it, the largest first; ``size`` (height, width); ``shares`` of the classes; and
         ``masks``, for each class that is there its COCO run-length code.
@@ -166,9 +172,7 @@ class SegmentationModule(VisionModule):
                 not padding.
         """
         result = []
-        for i, image in enumerate(batch["image"]):
-            height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
-            mask = self.class_map(image[:, :height, :width]).numpy()
+        for mask in self.class_maps(batch):
             counts = np.bincount(mask.ravel(), minlength=self.num_classes)
             order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
             masks, shares = {}, {}

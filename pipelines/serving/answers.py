@@ -86,7 +86,7 @@ class Told:
             print(dumps(where | answer), flush=True)
         else:
             self._left_out += len(self._rows) == ROWS
-            self._rows.append(_shown(where) | (_shown(answer) or _numbers(answer)))
+            self._rows.append(_shown(where) | (_shown(answer) or _inner(answer)))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
@@ -100,10 +100,16 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _numbers(answer: Answer) -> dict[str, str]:
-    """What a table shows of an answer that is nothing but numbers by their names, such as quantities."""
-    named = (each for value in answer.values() if isinstance(value, dict) for each in value.items())
-    return {name: f"{value:.6g}" for name, value in named if isinstance(value, int | float)}
+def _inner(answer: Answer) -> dict[str, str]:
+    """What a table shows of an answer that is nothing but dictionaries: numbers by their names, such as quantities; of others,
+    such as the answers of several tasks, what it shows of each."""
+    cells: dict[str, str] = {}
+    for key, value in answer.items():
+        if isinstance(value, dict) and all(isinstance(each, int | float) for each in value.values()):
+            cells |= {name: f"{each:.6g}" for name, each in value.items()}
+        elif isinstance(value, dict):
+            cells |= {f"{key}: {name}": cell for name, cell in _shown(value).items() if cell}
+    return cells
 
 
 class FolderSink(ExitStack):

@@ -26,6 +26,7 @@ from modules import (
     InstanceSegmentationModule,
     MaskedAutoencodingModule,
     MultiLabelModule,
+    MultiTaskModule,
     RegressionModule,
     SegmentationModule,
     SelfSupervisedModule,
@@ -54,6 +55,7 @@ from pipelines.serving.exported import (
     ExportedTranslator,
 )
 from pipelines.serving.exported_boxes import ExportedDetector, ExportedTwoStage, with_default, with_suppression
+from pipelines.serving.exported_tasks import ExportedMultiTask
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
@@ -74,6 +76,7 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
     SelfSupervisedModule: ExportedFewShot,
     AutoencodingModule: ExportedAutoencoder,
     MaskedAutoencodingModule: ExportedMaskedAutoencoder,
+    MultiTaskModule: ExportedMultiTask,
     GANModule: ExportedGenerator,
     SuperResolutionModule: ExportedEnlarger,
     TranslationModule: ExportedTranslator,

@@ -1,0 +1,48 @@
+"""What is written of several tasks on one backbone: the outputs of each, from maps that are computed once."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from modules.detection.detector import OneStageDetector
+from pipelines.serving.exported import Exported, ExportedAutoencoder, ExportedClassifier, ExportedSegmenter, copied
+from pipelines.serving.exported_boxes import ExportedDetector
+
+PARTS: dict[str, type[Exported]] = {
+    "classification": ExportedClassifier,
+    "segmentation": ExportedSegmenter,
+    "detection": ExportedDetector,
+    "reconstruction": ExportedAutoencoder,
+}
+
+
+class ExportedMultiTask(Exported):
+    """What the file of each task alone would answer with, its name before each output; of boxes those of all places."""
+
+    @override
+    def take(self, module: Any) -> None:
+        if "detection" in module.tasks and not isinstance(module.detection.detector, OneStageDetector):
+            raise ValueError("beside other tasks, only a one-stage detector is exported")
+        if self.fitting is not None:
+            raise ValueError("pictures are not fitted in the file of several tasks: leave --with_preprocessing out")
+        self.backbone = copied(module.backbone)
+        self.parts = nn.ModuleDict(
+            {name: PARTS[name](task, self.picture, self.pixels) for name, task in module.tasks.items()}
+        )
+        self.outputs = tuple(f"{name}_{output}" for name, part in self._parts() for output in part.outputs)
+        self.meaning = "; ".join(f"{name}: {part.meaning}" for name, part in self._parts())
+        if "detection" in module.tasks:
+            self.meaning += f"; a box counts from a score of {float(module.detection.threshold):.3f} on"
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        return list(self.parts.items())
+
+    @override
+    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(told for name, part in self._parts() for told in part.expected(module.tasks[name], image))
+
+    @override
+    def answer(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps = self.backbone(image)
+        return tuple(told for _, part in self._parts() for told in part.answer(maps))
