@@ -26,6 +26,7 @@ TASKS = {
 COMMANDS = {
     "demo": "train, register and ask a classifier of digits, in a minute",
     "predict": "ask a registered model about images and videos",
+    "app": "ask a registered model in the browser",
     "evaluate": "measure a registered model on any data, in a run of its own",
     "audit": "find copies, doubtful labels and odd files in data",
     "registry": "list, show, compare and promote registered models",

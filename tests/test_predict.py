@@ -11,30 +11,39 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import uvicorn
 import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from datamodules import DataError, ImageFolder
+from datamodules.videos import Video
 from modules import ClassificationModule
 from modules.answers import Answers
 from modules.spec import DataSpec
-from pipelines import predict
+from pipelines import app, predict
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import command
 from pipelines.serving import registry
 from pipelines.serving import store as storage
 from pipelines.serving.model import VisionModel
+from pipelines.serving.page import Asked, page
+from pipelines.serving.subject import Subject
+from pipelines.serving.video import Drawing
 
 MODEL = "models:/asked/1"
 SMALL = ["--data", "Digits8x8", "--data.image_size", "12", "--trainer.enable_progress_bar", "false"]
@@ -342,3 +351,91 @@ def test_a_task_without_a_drawing_shows_the_image() -> None:
     drawing = Answers().draw(grey, {})
     assert drawing.shape == (3, 4, 3)
     assert (drawing == grey).all()
+
+
+@contextmanager
+def served(*models: str) -> Iterator[str]:
+    """The page of `app`, at its address."""
+    asked = [Asked(subject, VisionModel().load(subject.folder)) for subject in map(Subject.find, models)]
+    with socket.create_server(("127.0.0.1", 0)) as listening, page(asked) as application:
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def fetched(address: str, content: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(address, content, headers, method="GET" if content is None else "PUT")
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_page_answers_about_dropped_pictures_and_videos_and_shows_the_pictures_of_the_run(trained: VisionCLI) -> None:
+    write_digits(trained, "one.png", "a/ü & 2.png")
+    frames = [np.asarray(Image.open(name).convert("RGB").resize((64, 64))) for name in ("one.png", "a/ü & 2.png")]
+    with Drawing("film.mp4", 2) as film:
+        for number, frame in enumerate(frames * 2):
+            film.write(frame, number / 2)
+    with served(MODEL) as place:
+        assert "Drop pictures or a video here" in fetched(place)[1].decode()
+        assert json.loads(fetched(f"{place}/models")[1]) == [{"address": MODEL, "kind": "Classification"}]
+        for file in ("one.png", "a/ü & 2.png"):
+            name = urllib.parse.quote(os.path.basename(file))
+            told = json.loads(fetched(f"{place}/answer/0?name={name}", Path(file).read_bytes())[1])
+            wanted = registry.load(MODEL).predict(None, [file])["label"][0]
+            assert told["answer"]["label"] == wanted
+            drawing = Image.open(io.BytesIO(fetched(f"{place}/drawings/{told['drawing']}")[1]))
+            assert min(drawing.size) >= 100
+        told = json.loads(fetched(f"{place}/answer/0?name=film.MP4", Path("film.mp4").read_bytes())[1])
+        assert [frame["seconds"] for frame in told["answer"]] == [0, 0.5, 1, 1.5]
+        Path("drawn.mp4").write_bytes(fetched(f"{place}/drawings/{told['drawing']}")[1])
+        assert len([*Video("drawn.mp4")]) == 4
+        status, said = fetched(f"{place}/answer/0?name=text.png", b"no picture")
+        assert status == 422
+        assert json.loads(said)["detail"].startswith("text.png is not an image")
+        logged = json.loads(fetched(f"{place}/logged/0")[1])
+        assert {"train/samples", "val/confusion_matrix"} & set(logged)
+        picture = next(iter(next(iter(logged.values())).values()))
+        assert Image.open(io.BytesIO(fetched(f"{place}/logged/0/{urllib.parse.quote(picture)}")[1])).width > 8
+        for wrong in ("/answer/1?name=a.png", "/drawings/../page.py", "/drawings/0.jpg", "/logged/7"):
+            assert fetched(place + wrong, b"" if "answer" in wrong else None)[0] == 404
+        assert fetched(f"{place}/logged/0/images/..%2F..%2Fx+step+1+timestamp.png")[0] == 404
+        assert fetched(place, Host="elsewhere.example")[0] == 400  # a page of another with a name for this machine
+
+
+def test_a_port_that_is_taken_ends_the_page_in_one_paragraph(trained: VisionCLI, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as end:
+        command(app.app, [MODEL, "--port", str(taken.getsockname()[1]), "--browser", "false"])
+    assert end.value.code == 2
+    assert "cannot be listened at" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium here")
+def test_a_browser_shows_the_answer_for_a_picture_that_is_dropped(trained: VisionCLI, monkeypatch) -> None:
+    write_digits(trained, "one.png")
+    dropped = """<script>
+      fetch("data:image/png;base64,IMAGE").then(response => response.blob()).then(blob => {
+        const given = new DataTransfer();
+        given.items.add(new File([blob], "one.png"));
+        const wait = setInterval(() => { if (!models.length) return; clearInterval(wait);
+          dispatchEvent(new DragEvent("drop", { dataTransfer: given })); }, 50);
+      });</script>""".replace("IMAGE", base64.b64encode(Path("one.png").read_bytes()).decode())
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *args: read(path, *args) + dropped * (path.name == "page.html"))
+    with served(MODEL, MODEL) as place:
+        shown = subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom", place],
+            capture_output=True, text=True, timeout=120,
+        ).stdout  # fmt: skip
+    label = registry.load(MODEL).predict(None, ["one.png"])["label"][0]
+    assert shown.count(f'"label": "{label}"') == 2  # of each model
+    assert shown.count('alt="The answer for one.png"') == 2
+    assert "Pictures of the run" in shown
+    assert "at step" in shown

@@ -179,7 +179,7 @@ class FolderSink(ExitStack):
         if "frame" not in where:
             crops = Path(self.out) if self.crops else None
             self._coco.add(os.path.relpath(os.path.abspath(file), os.path.realpath(self.out)), answer)
-            self._drawn.append((file, self._pool.submit(_draw, self.module, file, answer, *self.places[file], crops)))
+            self._drawn.append((file, self._pool.submit(drawn, self.module, file, answer, *self.places[file], crops)))
             if len(self._drawn) > self.ahead:
                 self._see()
 
@@ -240,8 +240,18 @@ def _starts(name: str) -> Iterable[str]:
     return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
 
 
-def _draw(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
-    if is_video(file):  # answered as a whole
+def drawn(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
+    """Draws the answer for a picture, or for a video as a whole.
+
+    Args:
+        module: whose answer it is.
+        file: the picture or video.
+        answer: what the module says.
+        place: the drawing's file.
+        beside: what the names of further pictures begin with, with any suffix.
+        crops: folder for what is in each box.
+    """
+    if is_video(file):
         film = Video(file)
         with video.Drawing(place, film.rate) as drawing:
             for frame in film:

@@ -1,0 +1,53 @@
+"""Ask a registered model in the browser: ``python -m pipelines.app models:/NAME@ALIAS``."""
+
+import socket
+import webbrowser
+
+import uvicorn
+
+from pipelines.engine.command import command
+from pipelines.engine.terminal import say
+from pipelines.serving.model import VisionModel
+from pipelines.serving.page import Asked, page
+from pipelines.serving.subject import Subject
+
+
+def app(
+    model: str,
+    against: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+    browser: bool = True,
+) -> None:
+    """Opens a page on which one drops pictures or a video and sees the model's answer, until Ctrl-C is pressed.
+
+    Below it are the pictures that the model's run logged, by step.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        against: another model or version, whose answers are shown beside the first one's.
+        host: address that is listened at; by default only this machine can reach the page. It asks for no password.
+        port: port that is listened at; 0 takes a free one.
+        device: where the models run, such as ``cuda``; ``auto`` is the GPU if there is one.
+        browser: open the page in a browser.
+
+    Raises:
+        ValueError: there is no such model or device, or the port cannot be listened at.
+    """
+    subjects = [Subject.find(address) for address in (model, against) if address]
+    asked = [Asked(subject, VisionModel().load(subject.folder, device)) for subject in subjects]
+    try:
+        listening = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"{host}, port {port}, cannot be listened at ({error}): --port 0 takes a free one.") from None
+    place = f"http://{host}:{listening.getsockname()[1]}"
+    say(f"{place} shows {' and '.join(subject.address for subject in subjects)}; Ctrl-C ends it.")
+    if browser:
+        webbrowser.open(place)
+    with page(asked, host) as served:
+        uvicorn.Server(uvicorn.Config(served, log_level="warning")).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    command(app)

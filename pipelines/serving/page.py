@@ -1,0 +1,164 @@
+"""The page in the browser: pictures and videos in, drawn answers out; and the pictures of a model's run."""
+
+import ipaddress
+import re
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, HTMLResponse
+from mlflow.exceptions import MlflowException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from datamodules.videos import Video, is_video
+from pipelines.serving import video
+from pipelines.serving.answers import drawn
+from pipelines.serving.model import VisionModel
+from pipelines.serving.subject import Subject
+from pipelines.tracking.client import tracking_client
+
+LARGEST = 2 << 30  # bytes of a file that is taken
+KEPT = 40  # drawings that can still be fetched
+LOGGED = re.compile(
+    r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp.*\.(png|jpe?g|webp)$"
+)  # as MLflow names them
+
+
+@dataclass
+class Asked:
+    """A model that the page asks.
+
+    Args:
+        subject: a version of it.
+        model: the same, loaded.
+    """
+
+    subject: Subject
+    model: VisionModel
+    _one: Lock = field(default_factory=Lock)
+
+    def answer(self, file: Path, folder: Path) -> dict[str, Any]:
+        """What the model says of a picture or video.
+
+        Args:
+            file: it.
+            folder: where the drawing is written.
+
+        Returns:
+            ``answer``, as `predict` gives it, or of a video one for each frame; ``drawing``, the name of its file.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        moves, module = is_video(str(file)), self.model.module
+        drawing = folder / f"{uuid.uuid4().hex}{'.mp4' if moves else '.jpg'}"
+        with self._one:  # a model answers one after the other
+            if moves and self.model.preprocessing.frames is None:
+                film, frames = Video(str(file)), list[dict[str, Any]]()
+                with video.Drawing(str(drawing), film.rate) as target:
+                    for frame, answer in video.answered(self.model, film, video.BATCH, None):
+                        seconds = film.seconds[len(frames)]
+                        frames.append({"seconds": round(seconds, 3)} | answer)
+                        target.write(module.answers.draw(frame, answer), seconds)
+                return {"answer": frames, "drawing": drawing.name}
+            said = next(iter(self.model.stream([file])))
+            if isinstance(said, ValueError):
+                raise said
+            drawn(module, str(file), said, str(drawing), drawing.with_suffix(".png"))
+            return {"answer": said, "drawing": drawing.name}
+
+    def logged(self) -> dict[str, dict[int, str]]:
+        """Paths of the pictures that the model's run logged, by name and step; none where they cannot be had."""
+        found: dict[str, dict[int, str]] = {}
+        try:
+            for file in tracking_client().list_artifacts(str(self.subject.version.run_id), "images"):
+                if match := LOGGED.match(file.path):
+                    name = re.sub(r"[~#]", "/", match["name"])
+                    found.setdefault(name, {})[int(match["step"])] = file.path
+        except (MlflowException, OSError, ValueError):
+            return {}
+        return {name: dict(sorted(found[name].items())) for name in sorted(found)}
+
+
+@contextmanager
+def page(models: Sequence[Asked], host: str = "127.0.0.1") -> Iterator[FastAPI]:
+    """The application that serves the page; what it keeps of answers is deleted when the context ends.
+
+    Args:
+        models: one, or two to be compared.
+        host: where it is listened at. On an address of this machine alone, requests for other hosts are refused, so that
+            no page of another can ask through a name that points here.
+    """
+    served = FastAPI(openapi_url=None)
+    if host == "localhost" or (host.replace(".", "").isdigit() and ipaddress.ip_address(host).is_loopback):
+        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host])
+    with TemporaryDirectory(prefix="fovea-page-") as name:
+        folder, kept = Path(name), deque[Path]()
+
+        def chosen(number: int) -> Asked:
+            if not 0 <= number < len(models):
+                raise HTTPException(404, f"There is no model {number} here.")
+            return models[number]
+
+        @served.get("/", response_class=HTMLResponse)
+        def start() -> str:
+            return Path(__file__).with_name("page.html").read_text()
+
+        @served.get("/models")
+        def listed() -> list[dict[str, Any]]:
+            return [
+                {"address": each.subject.address, "kind": type(each.model.module).__name__.removesuffix("Module")}
+                for each in models
+            ]
+
+        @served.put("/answer/{number}")
+        async def answer(number: int, name: str, request: Request) -> dict[str, Any]:
+            model, suffix = chosen(number), Path(name).suffix.lower()
+            file, size = folder / f"{uuid.uuid4().hex}{suffix if suffix[1:].isalnum() else ''}", 0
+            try:
+                with file.open("wb") as target:
+                    async for part in request.stream():
+                        size += len(part)
+                        if size > LARGEST:
+                            raise HTTPException(413, f"{name} has more than {LARGEST >> 30} GB.")
+                        target.write(part)
+                try:
+                    told = await run_in_threadpool(model.answer, file, folder)
+                except ValueError as error:
+                    raise HTTPException(422, str(error).replace(str(file), name)) from None
+            finally:
+                file.unlink(missing_ok=True)
+            kept.append(folder / told["drawing"])
+            while len(kept) > KEPT:
+                kept.popleft().unlink(missing_ok=True)
+            return told
+
+        @served.get("/drawings/{name}")
+        def drawing(name: str) -> FileResponse:
+            if not re.fullmatch(r"[0-9a-f]{32}\.(jpg|mp4)", name) or not (folder / name).is_file():
+                raise HTTPException(404, "This drawing is no longer kept.")
+            return FileResponse(folder / name)
+
+        @served.get("/logged/{number}")
+        def logged(number: int) -> dict[str, dict[int, str]]:
+            return chosen(number).logged()
+
+        @served.get("/logged/{number}/{path:path}")
+        def picture(number: int, path: str) -> FileResponse:
+            if not LOGGED.match(path) or ".." in path:
+                raise HTTPException(404, "There is no such picture.")
+            run = str(chosen(number).subject.version.run_id)
+            try:
+                return FileResponse(tracking_client().download_artifacts(run, path))
+            except (MlflowException, OSError) as error:
+                raise HTTPException(404, f"{path} cannot be had: {error}") from None
+
+        yield served
