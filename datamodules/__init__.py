@@ -15,6 +15,7 @@ from datamodules.annotated.segmentation import SegmentationDataModule
 from datamodules.base import DataError, VisionDataModule
 from datamodules.clips import ClipDataModule, MovingDigits, VideoFolder
 from datamodules.domains import DigitAttributes, DigitTextures, DomainFolder
+from datamodules.games import Gymnasium
 from datamodules.labelled.base import ClassificationDataModule, MultiLabelDataModule
 from datamodules.labelled.files import ImageFolder, Manifest, UnlabelledFolder
 from datamodules.labelled.label_sets import MultiLabelTable
@@ -64,6 +65,7 @@ __all__ = [
     "FaceDataModule",
     "FashionMNIST",
     "Glyphs",
+    "Gymnasium",
     "HeldOutClasses",
     "ImageFolder",
     "Manifest",

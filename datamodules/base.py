@@ -296,11 +296,11 @@ class KeyedLoader:
             yield batch
         self._first = 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on at the next batch."""
         return {"epoch": self.epoch, "batches_done": self.batches_done}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self.epoch, self._first = state["epoch"], state["batches_done"]
         self.batches_done = self._first
@@ -366,7 +366,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         self.undivided = False  # whether such a set is the test split as a whole
         self.view_crops: Sequence[Crop] = ()  # of a training image, for a network that learns from several at once
         self._training: KeyedLoader | None = None
-        self._position: dict[str, int] = {}
+        self._position: dict[str, Any] = {}
 
     def __str__(self) -> str:
         return self.title  # Lightning's own makes loaders
@@ -533,11 +533,11 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         self.load_state_dict(self._position)
         return self._training
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the training stands, for a checkpoint."""
         return self._training.state_dict() if self._training else {}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken, also if the loader is only made later."""
         self._position = state_dict
         if self._training and state_dict:

@@ -70,6 +70,7 @@ class Preprocessing:
         crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
         tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
         frames: frames of a clip that the network is shown at most, see `videos.evenly`; None where it is shown pictures.
+        numbers: the input is ``in_chans`` numbers, float32 1×1×C, and no picture.
     """
 
     image_size: int | str
@@ -78,13 +79,14 @@ class Preprocessing:
     crop_pct: float = 0.875
     tile: int | None = None
     frames: int | None = None
+    numbers: bool = False
 
     def transform(self) -> A.Compose:
         """The albumentations pipeline."""
-        return evaluation(self.image_size, self.crop_pct, self.fit)
+        return A.Compose([]) if self.numbers else evaluation(self.image_size, self.crop_pct, self.fit)
 
     def as_data(self) -> dict[str, Any]:
         """The arguments that make an equal one, without those that say nothing."""
         silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
-        silent |= {name for name in ("tile", "frames") if getattr(self, name) is None}
+        silent |= {name for name in ("tile", "frames", "numbers") if not getattr(self, name)}
         return {key: value for key, value in asdict(self).items() if key not in silent}

@@ -13,6 +13,7 @@ from modules.multi_task import MultiTaskModule
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone
 from modules.optimization import Optimization, WarmupCosine
+from modules.q_learning import QLearningModule
 from modules.regression import RegressionModule
 from modules.segmentation import SegmentationModule
 from modules.self_supervised import SelfSupervisedModule
@@ -37,6 +38,7 @@ __all__ = [
     "MultiLabelModule",
     "MultiTaskModule",
     "Optimization",
+    "QLearningModule",
     "RegressionModule",
     "SegmentationModule",
     "SelfSupervisedModule",

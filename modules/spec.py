@@ -35,6 +35,8 @@ class DataSpec:
         class_weights: what each class weighs in the loss; None for the same.
         target_mean: mean of each quantity over the images to train on; None for 0.
         target_std: standard deviation of each; None for 1.
+        observation_mean: mean of each number of an observation; None for 0, as where it is a picture.
+        observation_std: standard deviation of each; None for 1.
         attributes: what the classes differ in, and its values: classes are all combinations, the last attribute changing
             fastest.
         fit: how images are fitted into ``image_size``, so that what is found can be told in their own pixels: ``pad`` or
@@ -49,6 +51,8 @@ class DataSpec:
     class_weights: list[float] | None = None
     target_mean: list[float] | None = None
     target_std: list[float] | None = None
+    observation_mean: list[float] | None = None
+    observation_std: list[float] | None = None
     attributes: dict[str, list[str]] | None = None
     fit: str = "pad"
     targets: dict[str, list[str]] | None = None

@@ -21,6 +21,7 @@ TASKS = {
     "gan": "images made from noise",
     "super_resolution": "images with four times the side",
     "translation": "images of one domain turned into another",
+    "q_learning": "an agent that learns to play by acting",
     "stylization": "any picture painted in one style, in a single pass",
 }
 COMMANDS = {

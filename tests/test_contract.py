@@ -21,6 +21,7 @@ from pipelines.few_shot import few_shot
 from pipelines.gan import gan
 from pipelines.multi_label import multi_label
 from pipelines.multi_task import multi_task
+from pipelines.q_learning import q_learning
 from pipelines.regression import regression
 from pipelines.segmentation import segmentation
 from pipelines.self_supervised import self_supervised
@@ -148,6 +149,14 @@ CASES = (
         ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.adversarial", "0.1"],
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
          "--model.optimization.lr", "0.005"],
+    ),
+    Case(
+        q_learning,
+        ["--data", "Gymnasium", "--data.val", "5", "--data.test", "33", "--data.batch_size", "64", "--data.epoch_batches", "8",
+         "--data.replay_start", "100"],
+        ["--data.batch_size", "8", "--data.memory_size", "110", "--data.epsilon_steps", "30", "--model.double", "true",
+         "--model.dueling", "true", "--model.target_update", "2", "--model.backbone.options.drop_rate", "0.3"],
+        overfit=None,
     ),
     Case(
         stylization,

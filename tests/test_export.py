@@ -32,6 +32,7 @@ from modules import (
     MaskedAutoencodingModule,
     MultiLabelModule,
     MultiTaskModule,
+    QLearningModule,
     RegressionModule,
     SegmentationModule,
     SelfSupervisedModule,
@@ -400,6 +401,7 @@ EVERY = {
     "sequences": lambda: SequenceModule(DataSpec(num_classes=3, in_chans=1, image_size=12), hidden_size=8),
     "multi_label": lambda: MultiLabelModule(DataSpec(num_classes=3, in_chans=1, image_size=12)),
     "regression": lambda: RegressionModule(DataSpec(num_classes=2, in_chans=1, image_size=12)),
+    "q_learning": lambda: QLearningModule(DataSpec(num_classes=3, in_chans=4, image_size=12), Backbone("lenet5")),
     "stylization": lambda: StylizationModule(
         DataSpec(image_size=16), Backbone("test_resnet"), translator=ResidualTranslator(4, 1)
     ),

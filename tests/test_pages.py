@@ -43,6 +43,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
     r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
     r"few_shot fit": "--trainer.limit_val_batches=1.0 --trainer.limit_test_batches=1.0 --data.batch_size=16",
+    r"q_learning fit": "--data.replay_start=20 --data.max_episode_steps=20 --data.val=2 --data.test=2 --data.epoch_batches=2",
     r"translation fit": "--model.judge_steps=10",
     r"gan fit": "--model.num_samples=64",
     r"gan fit .*FOLDER": "--data.image_size=28",

@@ -1,6 +1,6 @@
 """What a training shows of itself: figures, pictures, tables, texts, tags."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -42,6 +42,14 @@ class NoteLogger(Protocol):
         """Takes a tag of the run."""
 
 
+@runtime_checkable
+class FilmLogger(Protocol):
+    """A logger that takes films."""
+
+    def log_film(self, key: str, frames: Iterable[Image]) -> None:
+        """Takes frames, uint8 H×W×3."""
+
+
 @dataclass
 class Report:
     """What an evaluation came to, by name.
@@ -50,11 +58,13 @@ class Report:
         figures: scalars, the same in all processes.
         pictures: what draws them, uint8 H×W×3; only called where a logger wants it.
         tables: names of columns, and rows.
+        films: what draws their frames, uint8 H×W×3; only called where a logger wants them.
     """
 
     figures: dict[str, Tensor | float] = field(default_factory=dict)
     pictures: dict[str, Callable[[], Image]] = field(default_factory=dict)
     tables: dict[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
+    films: dict[str, Callable[[], Iterable[Image]]] = field(default_factory=dict)
 
 
 class Publisher(L.Callback):
@@ -107,6 +117,14 @@ class Publisher(L.Callback):
                 if isinstance(logger, PictureLogger):
                     logger.log_table(key, columns, rows, step=step)
 
+    def film(self, trainer: L.Trainer, key: str, draw: Callable[[], Iterable[Image]]) -> None:
+        """Hands over a film; see `picture`."""
+        takers = [logger for logger in trainer.loggers if isinstance(logger, FilmLogger)]
+        if takers and trainer.is_global_zero and not trainer.sanity_checking:
+            with self.optional(key):
+                for logger in takers:
+                    logger.log_film(key, draw())
+
     def text(self, trainer: L.Trainer, key: str, text: str, tags: Mapping[str, str] | None = None) -> None:
         """Hands over a text in Markdown, and tags of the run."""
         if trainer.is_global_zero:
@@ -132,6 +150,8 @@ class Publisher(L.Callback):
             self.picture(trainer, f"{stage}/{name}", draw, module.clock)
         for name, (columns, rows) in report.tables.items():
             self.table(trainer, f"{stage}/{name}", columns, rows, module.clock)
+        for name, frames in report.films.items():
+            self.film(trainer, f"{stage}/{name}", frames)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -196,6 +196,44 @@ class LeNet5(Network):
         super().__init__(body, neck, 84, (("pool1", 6, 2), ("pool2", 16, 4)), num_classes, drop_rate)
 
 
+class DQN(Network):
+    """The convolutions of the deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), without padding, each with ReLU. Its
+    features are the last map, flattened.
+
+    Args:
+        num_classes: size of the classifier.
+        in_chans: input channels.
+        img_size: side of the input, in pixels.
+        convolutions: channels, kernel and stride of each; ``[[16, 3, 1]]`` is that of MinAtar (Young & Tian 2019,
+            arXiv:1903.03176).
+        drop_rate: dropout before the classifier.
+
+    Raises:
+        BackboneError: the input is too small.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 4,
+        img_size: Side = 84,
+        convolutions: Sequence[Sequence[int]] = ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
+        drop_rate: float = 0.0,
+    ) -> None:
+        body: dict[str, nn.Module] = {}
+        stages, side, before, reduction = list[tuple[str, int, int]](), side_of(img_size), in_chans, 1
+        for n, (after, kernel, stride) in enumerate(convolutions, 1):
+            body[f"block{n}"] = nn.Sequential(nn.Conv2d(before, after, kernel, stride), nn.ReLU())
+            side, before, reduction = (side - kernel) // stride + 1, after, reduction * stride
+            stages.append((f"block{n}", after, reduction))
+        if side < 1:
+            raise BackboneError(
+                f"its convolutions do not fit images of {side_of(img_size)} pixels: for those of 10, give "
+                "--model.backbone.options.convolutions '[[16, 3, 1]]'."
+            )
+        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+
+
 class ConvNet(Network):
     """A small convnet for small images: 3×3 convolutions with stride 2, group normalisation (Wu & He 2018,
     arXiv:1803.08494, which depends on no other image) and ReLU. Its features are the last map, flattened.

@@ -8,7 +8,7 @@ from modules.networks.base import Network, side_of
 from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
 from modules.networks.faces import DlibFaceResNet, InceptionResnetV1, facenet_weights
 from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
-from modules.networks.lenet import MLP, ConvNet, Embedding, LeNet4, LeNet5, LeNet1989
+from modules.networks.lenet import DQN, MLP, ConvNet, Embedding, LeNet4, LeNet5, LeNet1989
 
 
 def _cfg(
@@ -37,6 +37,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
         "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "dqn.untrained": _cfg(84, 4, 10, "block1.0", fixed_input_size=True, mean=(0.0,), std=(1.0,)),
         "dcgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "patchgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "progressive.untrained": _cfg(28, 1, 10, "entries.0.0", fixed_input_size=True),
@@ -90,6 +91,12 @@ def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
     """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
     levels = len(kwargs.get("channels", (32, 64, 128)))
     return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
+
+
+@register_model
+def dqn(pretrained: bool = False, **kwargs: Any) -> Network:
+    """The convolutions of the deep Q-network; ``convolutions=[[16, 3, 1]]`` for MinAtar's."""
+    return _build(DQN, "dqn", pretrained, len(kwargs.get("convolutions", (1, 2, 3))), **kwargs)
 
 
 @register_model

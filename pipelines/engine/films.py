@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from pipelines.engine.disk import whole
-from pipelines.engine.terminal import say
 from pipelines.tracking.logger import RunLogger
 
 
@@ -25,14 +24,6 @@ def make_films(output: Path, series: Iterable[str], logger: RunLogger) -> None:
         frames = []
         for picture in files:
             with suppress(OSError, SyntaxError), Image.open(picture) as frame:  # one that is torn is left out
-                frame.load()
-                frames.append(frame)
+                frames.append(np.asarray(frame))
         if len(frames) > 1:
-            file = output / f"{name}.gif"
-            try:
-                with whole(file) as part:
-                    frames[0].save(part, save_all=True, append_images=frames[1:], duration=300, loop=0)
-            except OSError as error:  # it is only for looking at
-                say(f"There is no film of {key}: {error}")
-            else:
-                logger.log_file(file, "films")
+            logger.log_film(key, frames, 300)

@@ -211,6 +211,30 @@ class ExportedRegression(Exported):
         return True
 
 
+class ExportedQLearning(Exported):
+    """What each action is worth, float32 B×A."""
+
+    outputs = ("q_values",)
+
+    @override
+    def take(self, module: Any) -> None:
+        self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
+        self.meaning = f"values float32 B×{module.num_classes}"
+
+    @override
+    def accepts(self, module: VisionModule) -> str:
+        return super().accepts(module).replace("uint8", "float32" if self.picture.numbers else "uint8")
+
+    @override
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        (image,) = super().example(module, count)
+        return (image / 128 - 1 if self.picture.numbers else image,)
+
+    @override
+    def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return (logits,)
+
+
 class ExportedSequence(ExportedClassifier):
     """Probabilities of clips of pixels, else logits; both float32 B×K. A clip that is shorter than T frames is filled up with
     anything, and ``length`` int64 B says how many of its frames count."""

@@ -27,6 +27,7 @@ from modules import (
     MaskedAutoencodingModule,
     MultiLabelModule,
     MultiTaskModule,
+    QLearningModule,
     RegressionModule,
     SegmentationModule,
     SelfSupervisedModule,
@@ -48,6 +49,7 @@ from pipelines.serving.exported import (
     ExportedGenerator,
     ExportedMaskedAutoencoder,
     ExportedMultiLabel,
+    ExportedQLearning,
     ExportedRegression,
     ExportedSegmenter,
     ExportedSequence,
@@ -81,6 +83,7 @@ EXPORTED: dict[type[VisionModule], type[Exported]] = {
     SuperResolutionModule: ExportedEnlarger,
     TranslationModule: ExportedTranslator,
     StylizationModule: ExportedStylizer,
+    QLearningModule: ExportedQLearning,
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import numpy as np
@@ -155,6 +155,12 @@ class VisionModel(PythonModel):
     def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[np.uint8], int]:
         """An image, and how many times smaller it was decoded."""
         channels = self.preprocessing.in_chans
+        if self.preprocessing.numbers:
+            try:
+                return cast(Any, np.asarray(image, np.float32).reshape(1, 1, channels)), 1
+            except (TypeError, ValueError):
+                told = np.shape(image) if not isinstance(image, str | bytes) else repr(image[:40])
+                raise ValueError(f"An observation is {channels} numbers, not {told}.") from None
         if isinstance(image, str) and not os.path.exists(image):
             text = image.partition(",")[2] if image.startswith("data:") else image
             try:
@@ -249,7 +255,7 @@ class VisionModel(PythonModel):
             context: MLflow's.
             model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
                 pictures of Pillow, or uint8 arrays H×W or H×W×C; where the module is shown clips, also paths of videos
-                and uint8 arrays T×H×W×C. MLflow's wrapper around this, whose schema asks for
+                and uint8 arrays T×H×W×C; where it is shown numbers, those. MLflow's wrapper around this, whose schema asks for
                 the name, takes a DataFrame, ``{"image": [...]}`` and ``[{"image": ...}, ...]``, but no bare list.
             params: none are known.
 

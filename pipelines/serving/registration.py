@@ -3,6 +3,7 @@
 import base64
 import io
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -76,7 +77,8 @@ def register(
         The new version.
     """
     client, measured = MlflowClient(), _measured(run_id, module, data)
-    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Hint: Inferred schema")  # that whole numbers have no missing ones
         folder = Path(temporary, "model")
         save_model(folder, module, data.preprocessing, task, data_config)
         info = mlflow.pyfunc.log_model(
@@ -150,9 +152,11 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
     return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
 
 
-def _example(preprocessing: Preprocessing) -> str:
+def _example(preprocessing: Preprocessing) -> str | list[float]:
     """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
-    of the data are of people, or somebody's."""
+    of the data are of people, or somebody's. Where the input is numbers, zeros."""
+    if preprocessing.numbers:
+        return [0.0] * preprocessing.in_chans
     height, width = sides(preprocessing.image_size)
     down, across = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
     channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]

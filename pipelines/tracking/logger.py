@@ -5,7 +5,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,15 @@ class RunLogger(Logger):
             file = Path("pictures", f"{key.replace('/', '_')}-{step or 0}{f'-{number}' if number else ''}.png")
             if self._kept(file, Image.fromarray(image).save):
                 self.journal.write({"kind": "picture", "key": key, "step": step or 0, "file": str(file)})
+
+    @rank_zero_only
+    def log_film(self, key: str, frames: Iterable[Any], milliseconds: int = 50) -> None:
+        """Writes pictures, uint8 H×W×3, as a GIF, each to be seen so long, to be sent; the last one of a key stands."""
+        first, *others = map(Image.fromarray, frames)
+        file = Path(f"{key.replace('/', '_')}.gif")
+        options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
+        if self._kept(file, lambda part: first.save(part, "GIF", **options)):
+            self.log_file(self.output / file, "films")
 
     @rank_zero_only
     def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:

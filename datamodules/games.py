@@ -1,0 +1,489 @@
+"""Environments of Gymnasium: data that a network makes itself, by acting in them."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.base import DataError, KeyedDataset, KeyedLoader, VisionDataModule, digest_of
+from datamodules.options import NonNegativeInt, PositiveInt, Preprocessing, Probability
+from datamodules.splits import SPLITS
+
+Observation = NDArray[Any]  # H×W×C, uint8 of pictures or float32 of numbers
+Values = Callable[[Observation], NDArray[np.float32]]  # of observations N×H×W×C, the value of each action, N×A
+LOOKED_AT = 1000  # observations for the mean and standard deviation of each number
+TRAINING = 1_000_000  # episodes that a training can tell apart
+PLUGINS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "ale-py")}  # by namespace: module, package
+
+
+class Episode:
+    """An episode, which its seed and its actions determine: it has an environment of its own, so that to do the same again
+    is to be where it was.
+
+    Args:
+        environment: a new one of Gymnasium's.
+        seed: of its chance.
+        stack: last observations that are seen together, as channels.
+        actions: that are done at once.
+    """
+
+    def __init__(self, environment: Any, seed: int, stack: int = 1, actions: Sequence[int] = ()) -> None:
+        self.environment, self.seed = environment, seed
+        self.actions: list[int] = []
+        self.rewards: list[float] = []
+        self.values: list[float] = []  # what was expected of the best action, where it was asked for
+        self.terminated = self.truncated = False
+        self._seen = [as_image(environment.reset(seed=seed)[0])] * stack
+        for action in actions:
+            self.step(action)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, by the rules (``terminated``) or because it was cut off (``truncated``)."""
+        return self.terminated or self.truncated
+
+    @property
+    def observation(self) -> Observation:
+        """What is seen now, H×W×C."""
+        return self._seen[0] if len(self._seen) == 1 else np.concatenate(self._seen, -1)
+
+    def step(self, action: int) -> float:
+        """Does an action; returns its reward."""
+        start = int(self.environment.action_space.start)
+        seen, reward, terminated, truncated, _ = self.environment.step(start + action)
+        self.terminated, self.truncated = bool(terminated), bool(truncated)
+        self._seen = [*self._seen[1:], as_image(seen)]
+        self.actions.append(action)
+        self.rewards.append(float(reward))
+        return float(reward)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """A picture of it, uint8 H×W×3, of an environment that was made to be rendered."""
+        drawn = np.asarray(self.environment.render())
+        return drawn if drawn.dtype == np.uint8 else (drawn * 255).round().astype(np.uint8)
+
+
+def as_image(observation: Any) -> Observation:
+    """An observation as H×W×C: of numbers as float32 1×1×C, of pictures as uint8, where true is 255.
+
+    >>> as_image(np.ones(4)).shape, as_image(np.ones((5, 5), bool)).max()
+    ((1, 1, 4), 255)
+    """
+    seen = np.asarray(observation)
+    seen = seen.reshape({1: (1, 1, -1), 2: (*seen.shape, 1)}.get(seen.ndim, seen.shape))
+    if seen.dtype == bool:
+        return seen * np.uint8(255)
+    return seen if seen.dtype == np.uint8 else seen.astype(np.float32)
+
+
+class ReplayMemory:
+    """The last transitions, of which any are drawn at random (Lin 1992, doi:10.1007/BF00992699; Mnih et al. 2015). Each
+    observation is kept once: what follows that of one place stands in the next one.
+
+    Args:
+        size: observations that it holds; each takes the place of the oldest.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.filled, self.head = size, 0, -1  # the head is the place of the last observation
+        self.images: Observation = np.empty(0)
+        self.actions, self.rewards = np.zeros(size, np.int64), np.zeros(size, np.float32)
+        self.terminated = np.zeros(size, bool)
+        self.whole = np.zeros(size, bool)  # what was done is known, and what came of it is in the next place
+
+    def see(self, observation: Observation) -> None:
+        """Takes in an observation, H×W×C: the first of an episode, or what came of the last action."""
+        if not len(self.images):
+            self.images = np.zeros((self.size, *observation.shape), observation.dtype)
+        self.head = (self.head + 1) % self.size
+        self.filled = max(self.filled, self.head + 1)
+        self.images[self.head], self.whole[self.head] = observation, False
+
+    def add(self, action: int, reward: float, terminated: bool, following: Observation) -> None:
+        """Takes in what was done upon the last observation, and what came of it."""
+        at = self.head
+        self.actions[at], self.rewards[at], self.terminated[at] = action, reward, terminated
+        self.see(following)
+        self.whole[at] = True
+
+    def sample(self, count: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Transitions, each drawn from all with the same probability.
+
+        Returns:
+            ``image`` and ``next_image`` B×C×H×W, ``action`` int64 B, ``reward`` float32 B, ``terminated`` bool B.
+        """
+        at = generator.integers(self.filled, size=count)
+        while not (good := self.whole[at]).all():
+            at[~good] = generator.integers(self.filled, size=int((~good).sum()))
+        return {
+            "image": torch.from_numpy(self.images[at]).movedim(-1, -3),
+            "next_image": torch.from_numpy(self.images[(at + 1) % self.size]).movedim(-1, -3),
+            "action": torch.from_numpy(self.actions[at]),
+            "reward": torch.from_numpy(self.rewards[at]),
+            "terminated": torch.from_numpy(self.terminated[at]),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it holds, as tensors and numbers."""
+        arrays = {key: torch.from_numpy(value[: self.filled]) for key, value in vars(self).items() if key in ARRAYS}
+        return arrays | {"filled": self.filled, "head": self.head}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.filled, self.head = state["filled"], state["head"]
+        images = state["images"].numpy()
+        self.images = np.zeros((self.size, *images.shape[1:]), images.dtype)
+        for key in ARRAYS:
+            getattr(self, key)[: self.filled] = state[key].numpy()
+
+
+ARRAYS = ("images", "actions", "rewards", "terminated", "whole")
+
+
+class Space(NamedTuple):
+    """What is seen, H×W×C, of which height and width are 1 where it is numbers; and how many actions there are."""
+
+    height: int
+    width: int
+    channels: int
+    actions: int
+    numbers: bool
+
+
+class EpisodeSource:
+    """The beginnings of a split's episodes: sample i has the first observation as ``image``, and as ``episode`` the seed.
+
+    Args:
+        data: the environment.
+        split: its name.
+        seed: of the split.
+        count: number of episodes.
+    """
+
+    def __init__(self, data: "Gymnasium", split: str, seed: int, count: int) -> None:
+        self.data, self.key, self.count = data, (seed, SPLITS.index(split)), count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        seed = self.seed(index)
+        return {"image": self.data.begin(seed).observation, "episode": seed}
+
+    def seed(self, index: int) -> int:
+        """That of an episode."""
+        return int(np.random.SeedSequence((*self.key, index)).generate_state(1)[0])
+
+    @property
+    def digest(self) -> str:
+        """Of what determines the episodes, beside the actions."""
+        data = self.data
+        setting = (data.environment, data.options, data.frame_stack, data.max_episode_steps)
+        return digest_of(repr((*setting, self.key, self.count)).encode())
+
+
+class PlayingLoader(KeyedLoader):
+    """Acts, and gives batches of what is remembered. All that happens is a function of the seed and of the network.
+
+    Every process of a training plays the same, and takes its share of each batch.
+
+    Args:
+        data: the environment.
+        rank, world_size: this process among all.
+    """
+
+    def __init__(self, data: "Gymnasium", rank: int = 0, world_size: int = 1) -> None:
+        dataset: KeyedDataset = data.dataset("train", True)
+        super().__init__(dataset, data.batch_size, True, data.seed, rank, world_size)
+        self.data, self.memory = data, ReplayMemory(data.memory_size)
+        self.steps = self.episodes = 0  # that were begun
+        self.episode: Episode | None = None  # the one that is under way
+        self.returns: list[float] = []  # of episodes that ended since the last batch
+
+    def __len__(self) -> int:
+        return self.data.epoch_batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self.batches_done = self._first
+        for number in range(self._first, len(self)):
+            while self.steps < self.data.replay_start:
+                self._act()
+            for _ in range(self.data.update_every):
+                self._act()
+            count = self.batch_size * self.world_size
+            drawn = self.memory.sample(count, np.random.default_rng((self.seed, self.epoch, number)))
+            self.batches_done = number + 1
+            batch = {key: value[self.rank :: self.world_size] for key, value in drawn.items()}
+            batch["returns"], self.returns = torch.tensor(self.returns), []
+            yield batch
+        self._first = 0
+
+    def _act(self) -> None:
+        """Does one action: the best that the network knows, or any, with the probability ε."""
+        generator = np.random.default_rng((self.seed, self.steps))
+        if self.episode is None:
+            self.episode = self.data.begin(self.data.sources["train"].seed(self.episodes))
+            self.episodes += 1
+            self.memory.see(self.episode.observation)
+        if generator.random() < self.data.epsilon(self.steps):
+            action = int(generator.integers(self.data.num_classes))
+        else:
+            action = int(self.data.policy(self.episode.observation[None])[0].argmax())
+        reward = self.data.learned(self.episode.step(action))
+        self.memory.add(action, reward, self.episode.terminated, self.episode.observation)
+        self.steps += 1
+        if self.episode.over:
+            self.returns.append(sum(self.episode.rewards))
+            self.episode = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        actions = torch.tensor(self.episode.actions if self.episode else [], dtype=torch.int64)
+        more = {"steps": self.steps, "episodes": self.episodes, "under_way": self.episode is not None}
+        return super().state_dict() | more | {"actions": actions, "memory": self.memory.state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.steps, self.episodes = state["steps"], state["episodes"]
+        if self.steps:
+            self.memory.load_state_dict(state["memory"])
+        if state["under_way"]:
+            seed = self.data.sources["train"].seed(self.episodes - 1)
+            self.episode = self.data.begin(seed, state["actions"].tolist())
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Gymnasium(VisionDataModule[EpisodeSource]):
+    """An environment of Gymnasium with a few actions, which sees numbers or pictures.
+
+    A training acts in episodes whose chance follows from ``seed``; those of validation and test are always the same. Their
+    batches: ``image`` B×C×H×W, the first observations, uint8 of pictures or float32 of numbers; ``episode`` int64 B, the
+    seeds. Training batches: see `ReplayMemory.sample`; ``returns`` of the episodes that ended meanwhile, float32.
+
+    Args:
+        environment: its name in Gymnasium, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` (package minatar) or ``ALE/Pong-v5``
+            (package ale-py; as 84×84 grey levels of every fourth frame, as published).
+        options: further arguments of the environment.
+        max_episode_steps: after which an episode is cut off, where the environment does not do so earlier.
+        frame_stack: last observations that are seen together, as channels; the agent history length.
+        clip_rewards: learn from rewards in [-1, 1]; returns are those of the game.
+        batch_size: transitions in a batch, for each process; the minibatch size.
+        epoch_batches: training batches between two validations.
+        update_every: actions for each batch; the update frequency.
+        memory_size: observations that are remembered; the replay memory size.
+        replay_start: random actions before the first batch; the replay start size.
+        epsilon_start: probability of a random action at first; the initial exploration.
+        epsilon_end: the same at last; the final exploration.
+        epsilon_steps: actions over which it falls linearly; the final exploration frame.
+        val: episodes of a validation.
+        test: episodes of the test.
+    """
+
+    environment: str = "CartPole-v1"
+    options: dict[str, Any] | None = None
+    max_episode_steps: PositiveInt = 10_000
+    frame_stack: PositiveInt = 1
+    clip_rewards: bool = False
+    batch_size: PositiveInt = 32
+    num_workers: NonNegativeInt = 0
+    epoch_batches: PositiveInt = 1000
+    update_every: PositiveInt = 4
+    memory_size: PositiveInt = 100_000
+    replay_start: PositiveInt = 1000
+    epsilon_start: Probability = 1.0
+    epsilon_end: Probability = 0.05
+    epsilon_steps: PositiveInt = 10_000
+    val: PositiveInt = 20
+    test: PositiveInt = 100
+
+    def __post_init__(self) -> None:
+        if self.memory_size < 2:
+            raise DataError("--data.memory_size must be at least 2: a transition has two observations.")
+        super().__post_init__()
+
+    @override
+    def load(self) -> dict[str, EpisodeSource]:
+        _ = self.space
+        train = EpisodeSource(self, "train", self.seed, TRAINING)
+        return {"train": train, **{name: EpisodeSource(self, name, 0, getattr(self, name)) for name in ("val", "test")}}
+
+    @override
+    def transform(self, training: bool) -> None:
+        """Observations are left as they are."""
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.image_size, self.in_chans, "stretch", numbers=self.space.numbers)
+
+    @property
+    @override
+    def title(self) -> str:
+        return self.environment
+
+    @cached_property
+    def space(self) -> Space:
+        """What is seen, and what can be done.
+
+        Raises:
+            DataError: there is no such environment, or its actions or observations are of another kind.
+        """
+        environment = self.make()
+        seen, actions = environment.observation_space, environment.action_space
+        if type(actions).__name__ != "Discrete":
+            raise DataError(
+                f"--data.environment {self.environment}: Q-learning chooses one of a few actions, and this environment takes {actions}. "
+                "Choose one whose action space is Discrete, such as CartPole-v1."
+            )
+        if type(seen).__name__ != "Box" or len(seen.shape) not in (1, 2, 3):
+            raise DataError(
+                f"--data.environment {self.environment}: a network sees numbers or a picture (Box), and this environment shows {seen}. "
+                "Choose another, such as CartPole-v1."
+            )
+        first = self.begin(0).observation
+        height, width, channels = first.shape
+        return Space(height, width, channels, int(actions.n), first.dtype != np.uint8)
+
+    @property
+    @override
+    def in_chans(self) -> int:
+        return self.space.channels
+
+    @property
+    def image_size(self) -> int | str:
+        """Of an observation; see `augmentations.sides`."""
+        height, width = self.space[:2]
+        return height if height == width else f"{height}x{width}"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of actions."""
+        return self.space.actions
+
+    @property
+    def observation_mean(self) -> list[float] | None:
+        """Of each number that is seen; None of pictures."""
+        return self._statistics[0]
+
+    @property
+    def observation_std(self) -> list[float] | None:
+        """Its standard deviation."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float] | None, list[float] | None]:
+        """Of random actions, always the same."""
+        if not self.space.numbers:
+            return None, None
+        generator, seen = np.random.default_rng(0), list[Observation]()
+        while len(seen) < LOOKED_AT:
+            episode = self.begin(len(seen))
+            while not episode.over and len(seen) < LOOKED_AT:
+                episode.step(int(generator.integers(self.num_classes)))
+                seen.append(episode.observation)
+        numbers = np.stack(seen).reshape(LOOKED_AT, -1).astype(np.float64)
+        return numbers.mean(0).tolist(), np.maximum(numbers.std(0), 1e-3).tolist()
+
+    def make(self, render: bool = False) -> Any:
+        """A new environment.
+
+        Args:
+            render: whether it can be drawn.
+
+        Raises:
+            DataError: there is none of this name, or a package is missing.
+        """
+        try:
+            import gymnasium
+        except ImportError:
+            raise DataError(
+                "Environments need the package gymnasium, which is not installed: pip install 'gymnasium[classic-control]'; "
+                "those of MinAtar also need minatar, and those of Atari ale-py."
+            ) from None
+        module, package = PLUGINS.get(self.environment.partition("/")[0], ("", ""))
+        options = dict(self.options or {})
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are drawn without a screen
+        if module == "ale_py":
+            options["frameskip"] = 1  # that of the preprocessing stands in its place
+        try:
+            if module and self.environment not in gymnasium.registry:
+                getattr(import_module(module), "register_envs", int)()
+            limit = gymnasium.spec(self.environment).max_episode_steps or self.max_episode_steps
+            made = gymnasium.make(
+                self.environment,
+                max_episode_steps=min(limit, self.max_episode_steps),
+                render_mode="rgb_array" if render else None,
+                disable_env_checker=True,
+                **options,
+            )
+            return gymnasium.wrappers.AtariPreprocessing(made) if module == "ale_py" else made
+        except ImportError as error:
+            missing = f"pip install {package}" if package else "install it"
+            raise DataError(f"--data.environment {self.environment} needs a package: {error}; {missing}.") from None
+        except (gymnasium.error.Error, TypeError, ValueError, AttributeError) as error:
+            said = " ".join(str(error).split()).removesuffix(".")
+            raise DataError(
+                f"--data.environment {self.environment} cannot be made: {said}. Names are those of Gymnasium, such as CartPole-v1 or "
+                "MinAtar/Breakout-v1; --data.options has its arguments."
+            ) from None
+
+    def begin(self, seed: int, actions: Sequence[int] = ()) -> Episode:
+        """An episode after some actions."""
+        return Episode(self.make(), seed, self.frame_stack, actions)
+
+    def epsilon(self, step: int) -> float:
+        """The probability of a random action after so many."""
+        if step < self.replay_start:
+            return 1.0
+        share = min(1.0, (step - self.replay_start) / self.epsilon_steps)
+        return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)
+
+    def learned(self, reward: float) -> float:
+        """What of a reward is learned from."""
+        return min(1.0, max(-1.0, reward)) if self.clip_rewards else reward
+
+    @property
+    def policy(self) -> Values:
+        """What the network that is trained says of observations."""
+        if self.trainer is None:
+            raise DataError("To act takes a network: hand the data module to a trainer.")
+        module: Any = self.trainer.lightning_module
+        return module.values
+
+    def play(self, seeds: Sequence[int], values: Values) -> list[Episode]:
+        """Plays episodes to their ends, all at the same time, always by the action of the greatest value.
+
+        Args:
+            seeds: of the episodes.
+            values: what is known of actions.
+        """
+        episodes = [self.begin(seed) for seed in seeds]
+        while running := [episode for episode in episodes if not episode.over]:
+            told = values(np.stack([episode.observation for episode in running]))
+            for episode, of_actions in zip(running, told, strict=True):
+                episode.values.append(float(of_actions.max()))
+                episode.step(int(of_actions.argmax()))
+        return episodes
+
+    def film(self, seed: int, actions: Sequence[int], most: int = 200) -> Iterator[NDArray[np.uint8]]:
+        """Frames of an episode that was played, uint8 H×W×3: all, or the first so many."""
+        episode = Episode(self.make(render=True), seed, self.frame_stack)
+        yield episode.frame()
+        for action in actions[: most - 1]:
+            episode.step(action)
+            yield episode.frame()
+
+    @override
+    def train_dataloader(self) -> KeyedLoader:
+        trainer = self.trainer
+        self._training = PlayingLoader(self, *((trainer.global_rank, trainer.world_size) if trainer else ()))
+        self.load_state_dict(self._position)
+        return self._training
