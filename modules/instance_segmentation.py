@@ -50,8 +50,9 @@ class MaskRCNN(FasterRCNN):
         anchor_scale: see there.
         proposals: see there.
         samples: see there.
-        pooled_level: see there.
         mask_width: channels of the four 3×3 convolutions of the mask branch.
+        pooled_level: see `FasterRCNN`.
+        second_version: see there; the mask branch is normalised too.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {
@@ -72,16 +73,18 @@ class MaskRCNN(FasterRCNN):
         samples: PositiveInt | None = None,
         mask_width: PositiveInt = 256,
         pooled_level: bool = False,
+        second_version: bool = False,
     ) -> None:
         super().__init__(
-            backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples, pooled_level
-        )
+            backbone, num_classes, image_size, strides, width, hidden, anchor_scale, proposals, samples, pooled_level,
+            second_version,
+        )  # fmt: skip
         self.options["mask_width"] = mask_width
         pool: Any = self.heads.box_roi_pool
         self.heads.mask_roi_pool = MultiScaleRoIAlign(
             pool.featmap_names, 14, 2, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
         )
-        self.heads.mask_head = MaskRCNNHeads(width, (mask_width,) * 4, 1)
+        self.heads.mask_head = MaskRCNNHeads(width, (mask_width,) * 4, 1, nn.BatchNorm2d if second_version else None)
         self.heads.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, num_classes + 1)
 
 

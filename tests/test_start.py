@@ -1,8 +1,10 @@
 """A training that starts from a whole trained network: weights, classes, command line, resume."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,13 +285,47 @@ def test_a_recipe_and_a_folder_of_a_training_name_it_too(capsys: pytest.CaptureF
         assert torch.equal(two.model.backbone.state_dict()[key], value), key
 
 
-@torch.no_grad()
-def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes() -> None:
-    """Its own weights are not to be had without a network; random ones have the same form."""
-    theirs = torchvisions.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    for name, value in theirs.named_buffers():
-        if name.endswith("running_var"):
+def of_torchvision(name: str) -> Any:
+    """One of torchvision's detectors. Its own weights are not to be had without a network; random ones have the same form."""
+    theirs = getattr(torchvisions, name)(weights=None, weights_backbone=None).eval()
+    for key, value in theirs.named_buffers():
+        if key.endswith("running_var"):
             value.uniform_(0.5, 1.5)  # else nothing would tell one batch normalisation from another
+    return theirs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn"])
+def test_a_dense_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(name: str) -> None:
+    theirs = of_torchvision(name)
+    kind, architecture, weights = published.converted(theirs.state_dict())
+    ours = DetectionModule.from_architecture(architecture | {"image_size": "256x64"}).eval()
+    assert kind == "DetectionModule"
+    assert ours.load_state_dict(weights, strict=False).missing_keys == ["threshold"]
+    image = ours.normalize(torch.randint(256, (1, 3, 256, 64), dtype=torch.uint8))
+    features = list(theirs.backbone(image).values())
+    expected = theirs.head(features)
+    anchors = theirs.anchor_generator(ImageList(image, [(256, 64)]), features)[0]
+    found = ours.detector(ours.backbone(image))
+    assert torch.equal(found["anchors"], anchors)
+    kept = [
+        k for k, label in enumerate(torchvisions.FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]) if label != "N/A"
+    ]
+    expected["cls_logits"] = expected["cls_logits"][..., kept[1:]]
+    for key, value in expected.items():
+        assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), key
+    decoded = [theirs.box_coder.decode(expected["bbox_regression"][0], anchors)] if name.startswith("fcos") else [
+        theirs.box_coder.decode_single(expected["bbox_regression"][0], anchors)]  # fmt: skip
+    assert torch.allclose(ours.detector.within(decoded[0]), ours.detector.dense(found)[0][0], atol=0.1)
+    first = {key: value for key, value in theirs.state_dict().items() if not re.search(r"head\.conv\.(0\.)?1\.", key)}
+    with pytest.raises(BackboneError, match="no other detector of torchvision's"):
+        published.converted(first)  # such as RetinaNet's first version
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(version: str) -> None:
+    theirs = of_torchvision(f"maskrcnn_resnet50_fpn{version}")
     theirs.roi_heads.score_thresh = 0.0
     state = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
     torch.save(state, "maskrcnn.pth")  # the published file has none either

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import fcos, retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from typing_extensions import override
 
 from modules.detection.detector import (
@@ -29,6 +29,7 @@ from modules.detection.detector import (
     smallest_stride,
 )
 from modules.networks import BackboneError
+from modules.networks.pyramid import Pyramid
 from modules.ranges import Positive, PositiveInt
 from modules.spec import sides
 from modules.warm_start import ClassRows
@@ -50,13 +51,15 @@ def _check_width(detector: nn.Module, width: int) -> None:
 class _Neck(nn.Module):
     """Feature pyramid network (Lin et al. 2017, arXiv:1612.03144) over the maps at the detector's strides."""
 
-    def __init__(self, pyramid: nn.Module, width: int, pooled: bool = False) -> None:
+    def __init__(
+        self, pyramid: Pyramid, width: int, coarser: ExtraFPNBlock | None = None, norm: type[nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.pyramid, self.out_channels = (pyramid,), width  # its weights are the detector's, not here once more
-        self.fpn = FeaturePyramidNetwork(pyramid.channels, width, LastLevelMaxPool() if pooled else None)
+        self.fpn = FeaturePyramidNetwork(pyramid.channels, width, coarser, norm)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The maps of the backbone to maps of equal width, by name; one that is pooled comes last, as ``pool``."""
+        """The maps of the backbone to maps of equal width, by name; those that are coarser come last."""
         return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
 
 
@@ -95,6 +98,7 @@ class FCOS(OneStageDetector):
         strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
         width: channels of neck and branches, a multiple of 32.
         depth: 3×3 convolutions in each branch.
+        coarser_levels: add two maps, each of half the side of the one before, as published, for larger images.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
@@ -107,14 +111,16 @@ class FCOS(OneStageDetector):
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         depth: PositiveInt = 4,
+        coarser_levels: bool = False,
     ) -> None:
         _check_width(self, width)
-        options = {"width": width, "depth": depth}
+        options = {"width": width, "depth": depth, "coarser_levels": coarser_levels}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
+        levels = _levels(self.pyramid.strides, coarser_levels)
         self.net = fcos.FCOS(
-            _Neck(self.pyramid, width),
+            _Neck(self.pyramid, width, LastLevelP6P7(width, width) if coarser_levels else None),
             num_classes,
-            anchor_generator=AnchorGenerator(tuple((s,) for s in self.pyramid.strides), ((1.0,),) * len(self.pyramid.strides)),
+            anchor_generator=AnchorGenerator(tuple((s,) for s in levels), ((1.0,),) * len(levels)),
             head=fcos.FCOSHead(width, 1, num_classes, depth),
         )  # fmt: skip
 
@@ -157,9 +163,23 @@ def _covered(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return ignored(points, learned)
 
 
-def _anchors(strides: Sequence[int], scale: float, steps: int) -> AnchorGenerator:
-    """Three shapes in so many sizes an octave at each place; sizes grow with the stride, so that they fit the maps."""
+def _levels(strides: Sequence[int], coarser: bool) -> list[int]:
+    """The strides of all maps, with those of two that are coarser."""
+    return [*strides, *([2 * strides[-1], 4 * strides[-1]] if coarser else [])]
+
+
+def _anchors(strides: Sequence[int], scale: float, steps: int, whole: bool = False) -> AnchorGenerator:
+    """Three shapes in so many sizes an octave at each place; sizes grow with the stride, so that they fit the maps.
+
+    Args:
+        strides: of the maps.
+        scale: side of the smallest anchor, in strides.
+        steps: sizes an octave.
+        whole: round sides down to whole pixels, as torchvision does.
+    """
     sizes = tuple(tuple(scale * stride * 2 ** (i / steps) for i in range(steps)) for stride in strides)
+    if whole:
+        sizes = tuple(tuple(float(int(side)) for side in row) for row in sizes)
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides))
 
 
@@ -174,6 +194,7 @@ class RetinaNet(OneStageDetector):
         strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
         width: channels of neck and branches, a multiple of 32.
         anchor_scale: side of the smallest anchor of a map, in strides.
+        coarser_levels: add two maps, each of half the side of the one before, as published, for larger images.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
@@ -186,14 +207,16 @@ class RetinaNet(OneStageDetector):
         strides: list[int] | None = None,
         width: PositiveInt = 256,
         anchor_scale: Positive = 4.0,
+        coarser_levels: bool = False,
     ) -> None:
         _check_width(self, width)
-        options = {"width": width, "anchor_scale": anchor_scale}
+        options = {"width": width, "anchor_scale": anchor_scale, "coarser_levels": coarser_levels}
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
+        levels = _levels(self.pyramid.strides, coarser_levels)
         self.net = retinanet.RetinaNet(
-            _Neck(self.pyramid, width),
+            _Neck(self.pyramid, width, LastLevelP6P7(self.pyramid.channels[-1], width) if coarser_levels else None),
             num_classes,
-            anchor_generator=_anchors(self.pyramid.strides, anchor_scale, 3),
+            anchor_generator=_anchors(levels, anchor_scale, 3, whole=coarser_levels),
             head=retinanet.RetinaNetHead(
                 width, 9, num_classes, partial(nn.GroupNorm, GROUPS)
             ),  # torchvision's second version
@@ -282,6 +305,8 @@ class FasterRCNN(Detector):
         samples: of them learned from, by default 512 at 800 pixels.
         pooled_level: propose regions in every second place of the coarsest map too, with larger anchors, as published
             (Lin et al. 2017, section 4.1).
+        second_version: batch normalisation in the pyramid, two convolutions that propose regions, and four, normalised, before
+            a layer of units that looks at them (Li et al. 2021, arXiv:2111.11429, as torchvision has it).
     """
 
     nms_iou = 0.5
@@ -302,22 +327,30 @@ class FasterRCNN(Detector):
         proposals: PositiveInt | None = None,
         samples: PositiveInt | None = None,
         pooled_level: bool = False,
+        second_version: bool = False,
     ) -> None:
         share = min(1.0, max(sides(image_size)) / 800)
         proposals, samples = proposals or round(2000 * share), samples or max(64, round(512 * share))
         options = {"width": width, "hidden": hidden, "anchor_scale": anchor_scale,
-                   "proposals": proposals, "samples": samples, "pooled_level": pooled_level}  # fmt: skip
+                   "proposals": proposals, "samples": samples, "pooled_level": pooled_level,
+                   "second_version": second_version}  # fmt: skip
         super().__init__(backbone, num_classes, image_size, _strides(strides, image_size), options)
-        self.neck = _Neck(self.pyramid, width, pooled_level)
+        norm = nn.BatchNorm2d if second_version else None
+        self.neck = _Neck(self.pyramid, width, LastLevelMaxPool() if pooled_level else None, norm)
         levels = [*self.pyramid.strides, *([2 * self.pyramid.strides[-1]] if pooled_level else [])]
         numbers = {"training": proposals, "testing": max(1, proposals // 2)}
         self.rpn = _Proposals(
-            _anchors(levels, anchor_scale, 1), RPNHead(width, 3), 0.7, 0.3, samples, 0.5, numbers, numbers, 0.7
+            _anchors(levels, anchor_scale, 1), RPNHead(width, 3, 2 if second_version else 1), 0.7, 0.3, samples, 0.5, numbers, numbers, 0.7
         )  # fmt: skip
         pool = MultiScaleRoIAlign([str(i) for i in range(len(self.pyramid.strides))], 7, 2,
                                   canonical_scale=round(224 * share), canonical_level=4)  # fmt: skip
+        look = (
+            FastRCNNConvFCHead((width, 7, 7), [width] * 4, [hidden], norm)
+            if second_version
+            else TwoMLPHead(width * 49, hidden)
+        )
         self.heads = _Heads(
-            pool, TwoMLPHead(width * 49, hidden), FastRCNNPredictor(hidden, num_classes + 1),
+            pool, look, FastRCNNPredictor(hidden, num_classes + 1),
             0.5, 0.5, samples, 0.25, None, MIN_SCORE, self.nms_iou, self.max_detections,
         )  # fmt: skip
 
