@@ -1,6 +1,7 @@
 """The page in the browser: pictures and videos in, drawn answers out; and the pictures of a model's run."""
 
 import ipaddress
+import json
 import re
 import uuid
 from collections import deque
@@ -26,10 +27,33 @@ from pipelines.serving.subject import Subject
 from pipelines.tracking.client import tracking_client
 
 LARGEST = 2 << 30  # bytes of a file that is taken
+LONG = 200  # characters of a text that is shown whole
 KEPT = 40  # drawings that can still be fetched
 LOGGED = re.compile(
     r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp.*\.(png|jpe?g|webp)$"
 )  # as MLflow names them
+
+
+def shortened(answer: Any) -> str:
+    """An answer as indented JSON, in which embeddings, codes of masks and pictures are cut short.
+
+    >>> print(shortened({"label": "cat", "embedding": [0.5] * 60}))
+    {
+     "label": "cat",
+     "embedding": "[0.5, 0.5, 0.5, 0.5, …] (60 in all)"
+    }
+    """
+
+    def short(value: Any) -> Any:
+        if isinstance(value, str) and len(value) > LONG:
+            return f"{value[:40]}… ({len(value)} characters)"
+        if isinstance(value, list) and len(value) > LONG // 4 and not isinstance(value[0], dict):
+            return f"[{', '.join(map(str, value[:4]))}, …] ({len(value)} in all)"
+        if isinstance(value, dict):
+            return {key: short(each) for key, each in value.items()}
+        return [short(each) for each in value] if isinstance(value, list) else value
+
+    return json.dumps(short(answer), indent=1, ensure_ascii=False)
 
 
 @dataclass
@@ -45,7 +69,7 @@ class Asked:
     model: VisionModel
     _one: Lock = field(default_factory=Lock)
 
-    def answer(self, file: Path, folder: Path) -> dict[str, Any]:
+    def answer(self, file: Path, folder: Path) -> dict[str, str]:
         """What the model says of a picture or video.
 
         Args:
@@ -53,7 +77,8 @@ class Asked:
             folder: where the drawing is written.
 
         Returns:
-            ``answer``, as `predict` gives it, or of a video one for each frame; ``drawing``, the name of its file.
+            ``answer``, JSON of what `predict` gives, or of a video one for each frame, in which long texts and lists are cut
+            short; ``drawing``, the name of its file.
 
         Raises:
             ValueError: it cannot be read.
@@ -68,12 +93,12 @@ class Asked:
                         seconds = film.seconds[len(frames)]
                         frames.append({"seconds": round(seconds, 3)} | answer)
                         target.write(module.answers.draw(frame, answer), seconds)
-                return {"answer": frames, "drawing": drawing.name}
+                return {"answer": shortened(frames), "drawing": drawing.name}
             said = next(iter(self.model.stream([file])))
             if isinstance(said, ValueError):
                 raise said
             drawn(module, str(file), said, str(drawing), drawing.with_suffix(".png"))
-            return {"answer": said, "drawing": drawing.name}
+            return {"answer": shortened(said), "drawing": drawing.name}
 
     def logged(self) -> dict[str, dict[int, str]]:
         """Paths of the pictures that the model's run logged, by name and step; none where they cannot be had."""
