@@ -87,7 +87,7 @@ class VisionModule(L.LightningModule):
         self.optimization = optimization or Optimization()
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile
-        self.shared = backbone.maps if isinstance(backbone, SharedBackbone) else None
+        self.shared_maps = backbone.maps if isinstance(backbone, SharedBackbone) else None
         start = started(backbone, data, output, self.optimization)
         self.backbone, self.learned, self.licence = start.network, start.learned, start.licence
         self.pretrained, self.transfer, self.strategy = start.pretrained, backbone.transfer, start.strategy
@@ -144,8 +144,8 @@ class VisionModule(L.LightningModule):
     def normalize(self, image: Tensor) -> Any:
         """uint8 B×C×H×W to what the backbone expects, on the device where it is: float32 B×C×H×W, or the maps of a backbone
         that several tasks share."""
-        if self.shared is not None:
-            return self.shared(image)
+        if self.shared_maps is not None:
+            return self.shared_maps(image)
         if not self.channels_last:
             image = image.contiguous()
         return image.float().mul_(self.scale).add_(self.shift)
