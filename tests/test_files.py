@@ -1,5 +1,6 @@
 """A full disk, a second process and a torn file cost no training."""
 
+import errno
 import json
 import os
 import shutil
@@ -185,6 +186,30 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_former_one(disk: 
         WholeCheckpoints().save_checkpoint({"step": 2, "weights": LARGE}, file)
     assert torch.load(file, weights_only=True) == {"step": 1}
     assert list(disk.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_of_several_names_is_one_file_where_the_disk_has_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    disk = tmp_path / "out"
+
+    def refuse(*names: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    files = [disk / "best.ckpt", disk / "kept" / "7.ckpt"]
+    write_text(files[0], "former")
+    writer = WholeCheckpoints()
+    writer.twins = files
+    writer.save_checkpoint({"step": 1}, disk / "last.ckpt")
+    assert all(torch.load(file, weights_only=True) == {"step": 1} for file in files)
+    assert all(file.samefile(disk / "last.ckpt") == links for file in files)
+    writer.twins = ()
+    writer.save_checkpoint({"step": 2}, disk / "last.ckpt")
+    assert torch.load(files[0], weights_only=True) == {"step": 1}
+    assert {file.name for file in disk.rglob("*.ckpt")} == {"last.ckpt", "best.ckpt", "7.ckpt"}
 
 
 def test_pictures_of_answers_are_whole_or_absent_on_a_full_disk(disk: Path) -> None:

@@ -4,8 +4,9 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -22,14 +23,27 @@ from pipelines.engine.terminal import say
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints that are whole or absent; the former one of a name stays until the new one is on the disk."""
 
+    twins: Sequence[Path] = ()  # other names of the next one
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes one.
 
         Raises:
             DiskError: the disk is full, broken or read-only.
         """
-        with whole(path) as part, part.open("wb") as stream:
+        with whole(path, self.twins) as part, part.open("wb") as stream:
             torch.save(checkpoint, stream)
+
+
+def save(trainer: L.Trainer, file: Path) -> None:
+    """Saves a checkpoint of a validation: at an epoch's end the one that the training goes on from, under another name."""
+    loop, last = trainer.fit_loop.epoch_loop, None
+    if isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints) and loop._is_training_done:
+        last = next((one for one in settings_of(trainer).callbacks if isinstance(one, LastCheckpoint)), None)
+    if last is None:
+        trainer.save_checkpoint(file, weights_only=False)
+    else:
+        last.twins.append(file)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -75,6 +89,10 @@ class BestCheckpoint(ModelCheckpoint):
         if better:
             self._loss = loss
         return better
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        save(trainer, Path(filepath))
+        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
 
     def rank(self, trainer: L.Trainer) -> tuple[float, float]:
         """How good the last validation was: of two, the greater is the better; (figure, -``val/loss``)."""
@@ -127,7 +145,7 @@ class KeptCheckpoints(Checkpoint):
         names = list(self.files)[: self.count]
         self.ranks = {number: self.ranks[number] for number in (int(file.stem) for file in names)}
         if step in self.ranks:
-            trainer.save_checkpoint(self.folder / f"{step}.ckpt", weights_only=False)
+            save(trainer, self.folder / f"{step}.ckpt")
         if trainer.is_global_zero and self.folder.is_dir():
             for file in self.folder.glob("[0-9]*.ckpt"):
                 if file not in names:
@@ -161,11 +179,19 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds, self._saved = path, seconds, time.monotonic()
+        self.twins: list[Path] = []  # other names of the next one
         self._signal = 0
         self._handlers: dict[int, Any] = {}
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path, weights_only=False)
+        files, self.twins = self.twins, []
+        if files:
+            cast(WholeCheckpoints, trainer.strategy.checkpoint_io).twins = files
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        finally:
+            if files:
+                cast(WholeCheckpoints, trainer.strategy.checkpoint_io).twins = ()
         self._saved = time.monotonic()
 
     def _note(self, number: int, frame: Any) -> None:

@@ -438,9 +438,11 @@ class VisionCLI(TaskParser):
         except BackboneError as error:
             if self.options.ckpt_path:
                 raise
+            best = self.output / "best.ckpt"
+            other = best.exists() and not best.samefile(ckpt_path)
+            way_out = f"continue from the best validation, with --ckpt_path {best}; or " if other else ""
             raise UsageError(
-                f"{error} Replace it with an intact copy; or continue from the best validation, with --ckpt_path "
-                f"{self.output / 'best.ckpt'}; or start again with another --output."
+                f"{error} Replace it with an intact copy; or {way_out}start again with another --output."
             ) from None
         check_network(checkpoint["architecture"], model.architecture)
         continue_from(model, checkpoint)

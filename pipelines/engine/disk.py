@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,14 @@ def disk_error(error: BaseException | None, file: str | Path) -> DiskError | Non
 
 
 @contextmanager
-def whole(file: str | Path) -> Iterator[Path]:
+def whole(file: str | Path, twins: Iterable[str | Path] = ()) -> Iterator[Path]:
     """Gives a place to write to, which takes the file's name once all of it is on the disk; its folder is made.
 
     Whenever a kill comes, and if the disk is full, the file is what it was before, or absent.
 
     Args:
         file: the file; a former one is replaced.
+        twins: other names of the same file, which it takes before; where the disk has no hard links, they are copies.
 
     Yields:
         Another name in the same folder with the same suffix.
@@ -73,13 +74,14 @@ def whole(file: str | Path) -> Iterator[Path]:
     Raises:
         DiskError: the disk is full, broken or read-only.
     """
-    file = Path(file)
-    part = file.with_name(f".{file.stem[:100]}.part{file.suffix}")  # which the next attempt after a kill replaces
+    file, part = Path(file), _part(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
+        for twin in twins:
+            _link(part, Path(twin))
         part.replace(file)
     except BaseException as error:
         with suppress(OSError):
@@ -87,6 +89,26 @@ def whole(file: str | Path) -> Iterator[Path]:
         if fault := disk_error(error, file):
             raise fault from error
         raise
+
+
+def _part(file: str | Path) -> Path:
+    """Where a file is written to, which the next attempt after a kill replaces."""
+    file = Path(file)
+    return file.with_name(f".{file.stem[:100]}.part{file.suffix}")
+
+
+def _link(file: Path, name: Path) -> None:
+    """Gives a file another name, at once."""
+    part = _part(name)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(file, part)
+    except OSError:
+        with whole(name) as part:
+            shutil.copyfile(file, part)
+    else:
+        part.replace(name)
 
 
 def write_text(file: str | Path, text: str) -> None:

@@ -51,9 +51,12 @@ def end(trainer: L.Trainer, number: int) -> NoReturn:
 
 def stopped(error: BaseException | None) -> bool:
     """Whether what ended a command was a user or a scheduler, by Ctrl-C or a signal, and no fault."""
-    if isinstance(error, SystemExit):  # Lightning makes one of 1 out of a Ctrl-C in its loops
-        return error.code in (130, 143) or isinstance(error.__context__, KeyboardInterrupt)
-    return isinstance(error, KeyboardInterrupt | SIGTERMException)
+    if isinstance(error, KeyboardInterrupt | SIGTERMException):
+        return True
+    # Lightning makes one of 1 out of a Ctrl-C in its loops
+    return isinstance(error, SystemExit) and (
+        error.code in (130, 143) or isinstance(error.__context__, KeyboardInterrupt)
+    )
 
 
 @contextmanager
