@@ -9,11 +9,15 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from torchvision.models import detection as torchvisions
 
 import datamodules
+from modules import DetectionModule
 from pipelines.classification import classification
 from pipelines.detection import detection
+from pipelines.engine.children import resolved
 from pipelines.engine.settings import present
+from pipelines.engine.start import with_start
 from pipelines.facenet import facenet
 
 SMALL = ["--data", "Digits", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
@@ -153,3 +157,29 @@ def test_a_recipe_whose_parts_have_no_names_is_refused(
         classification(["fit", "--config", str(tmp_path / "r.yaml")])
     assert end.value.code == 2
     assert "has settings by their names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "own"), [
+    (["--model.detector", "FCOS"], {"width": 256, "depth": 4}),
+    (["--model.detector.width", "64", "--model.detector", "FCOS"], {"width": 64, "depth": 4}),
+    (["--config", "recipe.yaml"], {"width": 256, "hidden": 512}),
+    (["--config", "recipe.yaml", "--model.detector", "YOLO"], {"width": 64, "depth": 2}),
+])  # fmt: skip
+def test_a_part_has_the_defaults_of_its_own_class_and_not_of_the_one_that_it_replaces(
+    given: list[str], own: dict[str, int]
+) -> None:
+    Path("recipe.yaml").write_text("{data: DigitScenes, model: {detector: {class_path: modules.detection.FasterRCNN, "
+                                   "init_args: {hidden: 512}}}}")  # fmt: skip
+    settings = resolved(detection, ["fit", *given])["model"]["detector"]["init_args"]
+    assert settings == settings | own
+
+
+def test_a_detector_of_torchvisions_is_a_start_that_needs_no_settings() -> None:
+    model = torchvisions.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+    torch.save(model.state_dict(), "frcnn.pth")
+    args, start = with_start(["fit", "--start", "frcnn.pth"], DetectionModule)
+    assert start is not None
+    assert start.weights is not None
+    part = resolved(detection, args)["model"]["detector"]
+    module = DetectionModule.from_architecture(start.architecture | {"detector": part})
+    assert module.load_state_dict(start.weights, strict=False).missing_keys == ["threshold"]

@@ -20,7 +20,7 @@ from modules.views import Views
 from pipelines.engine.averaging import Average
 from pipelines.engine.command import UsageError
 from pipelines.engine.launch import launcher
-from pipelines.engine.recipes import data_class, recipes
+from pipelines.engine.recipes import class_of, recipes
 from pipelines.engine.settings import read_former_names
 from pipelines.engine.trainer import VisionTrainer
 
@@ -171,10 +171,21 @@ class TaskParser(LightningCLI):
                             help="fit: longest time between two checkpoints")  # fmt: skip
         # jsonargparse carries the default values of one class over to the next: those of the class that is asked for
         # have to stand there from the beginning
-        try:
-            parser.set_defaults({"data": {"class_path": data_class(sys.argv[1:], self.default_data)}})
-        except (ValueError, ImportError, AttributeError):  # no class has that name, as is told when arguments are read
-            parser.set_defaults({"data": {"class_path": self.default_data}})
+        parts = {action.dest: action.default for action in parser._actions if action.dest.startswith("model.")}
+        defaults = {"data": self.default_data} | {
+            option: part["class_path"]
+            for option, part in parts.items()
+            if isinstance(part, dict) and "class_path" in part
+        }
+        for option, default in defaults.items():
+            try:
+                parser.set_defaults({option: {"class_path": class_of(option, sys.argv[1:], default)}})
+            except (
+                ValueError,
+                ImportError,
+                AttributeError,
+            ):  # no class has that name, as is told when arguments are read
+                parser.set_defaults({option: {"class_path": default}})
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _set_seed(self) -> None:

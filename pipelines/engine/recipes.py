@@ -122,10 +122,11 @@ def _import(given: str) -> None:
         raise UsageError(f"--import {given}: {type(error).__name__}: {' '.join(str(error).split())}{where}.") from error
 
 
-def data_class(args: Sequence[str], default: str) -> str:
-    """The class of the data that a command line asks for, by its name or path: the last one given, there or in a recipe.
+def class_of(option: str, args: Sequence[str], default: str) -> str:
+    """The class that a command line asks for, by its name or path: the last one given, there or in a recipe.
 
     Args:
+        option: of what, such as ``data`` or ``model.detector``.
         args: the command line.
         default: the class where none is given.
     """
@@ -136,13 +137,15 @@ def data_class(args: Sequence[str], default: str) -> str:
 
     def recipe(text: str) -> str | None:
         settings = yaml.safe_load(Path(text).read_text() if os.path.isfile(text) else text)
-        return given(str(settings.get("data"))) if isinstance(settings, dict) else None
+        for key in option.split("."):
+            settings = settings.get(key) if isinstance(settings, dict) else None
+        return given(str(settings))
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", dest="data", action="append", type=recipe)
-    parser.add_argument("--data", "--data.class_path", dest="data", action="append", type=given)
+    parser.add_argument("-c", "--config", dest="named", action="append", type=recipe)
+    parser.add_argument(f"--{option}", f"--{option}.class_path", dest="named", action="append", type=given)
     try:
-        named = parser.parse_known_args(args)[0].data or []
+        named = parser.parse_known_args(args)[0].named or []
     except (argparse.ArgumentError, OSError, ValueError, yaml.YAMLError):
         return default  # whoever reads the command line for good says what is wrong
     return next((name for name in reversed(named) if isinstance(name, str)), default)
