@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -19,7 +20,7 @@ from datamodules.splits import SPLITS
 Observation = NDArray[Any]  # H×W×C, uint8 of pictures or float32 of numbers
 Values = Callable[[Observation], NDArray[np.float32]]  # of observations N×H×W×C, the value of each action, N×A
 LOOKED_AT = 1000  # observations for the mean and standard deviation of each number
-TRAINING = 1_000_000  # episodes that a training can tell apart
+SHOWN = 1000  # episodes of the training split for who looks at data; a training begins as many as it needs
 PLUGINS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "ale-py")}  # by namespace: module, package
 
 
@@ -296,7 +297,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     num_workers: NonNegativeInt = 0
     epoch_batches: PositiveInt = 1000
     update_every: PositiveInt = 4
-    memory_size: PositiveInt = 100_000
+    memory_size: Annotated[int, Ge(2)] = 100_000
     replay_start: PositiveInt = 1000
     epsilon_start: Probability = 1.0
     epsilon_end: Probability = 0.05
@@ -304,15 +305,10 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     val: PositiveInt = 20
     test: PositiveInt = 100
 
-    def __post_init__(self) -> None:
-        if self.memory_size < 2:
-            raise DataError("--data.memory_size must be at least 2: a transition has two observations.")
-        super().__post_init__()
-
     @override
     def load(self) -> dict[str, EpisodeSource]:
         _ = self.space
-        train = EpisodeSource(self, "train", self.seed, TRAINING)
+        train = EpisodeSource(self, "train", self.seed, SHOWN)
         return {"train": train, **{name: EpisodeSource(self, name, 0, getattr(self, name)) for name in ("val", "test")}}
 
     @override

@@ -127,6 +127,11 @@ def predict(
         raise ValueError(
             f"{model} has learned from series of numbers: ask python -m pipelines.sequences extend {model}."
         )
+    if answering.preprocessing.numbers:
+        raise ValueError(
+            f"{model} has learned from numbers and not from pictures: python -m pipelines.q_learning play {model} lets it act, and "
+            "from Python fovea.load takes numbers."
+        )
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")

@@ -37,6 +37,8 @@ def play(
     Raises:
         ValueError: there is no such model or environment, or the two do not fit.
     """
+    if film and not film.endswith(".mp4"):
+        raise ValueError(f"--film {film} must end in .mp4.")
     answering, module = registry.load_as(QLearningModule, model, ": this is a command for agents.", device)
     learned = store.learned_from(registry.model_folder(model))
     assert isinstance(learned, Gymnasium)

@@ -76,7 +76,11 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
                 for name in ("fit", "crop_pct", "frames")
                 if hasattr(datamodule, name)
             },
-            **{f"data.{name}": getattr(datamodule, name) for name in ("sampling",) if hasattr(datamodule, name)},
+            **{
+                f"data.{name}": getattr(datamodule, name)
+                for name in ("sampling", "memory_size", "epoch_batches")
+                if hasattr(datamodule, name)
+            },
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},
         },
         "data": {name: split["digest"] for name, split in splits.items()},

@@ -95,7 +95,8 @@ class Summary(L.Callback):
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             parts.append(f"{len(names)} {data.labels_are} ({shown})" + _extremes(names, data.class_counts))
         height, width = sides(data.image_size)
-        parts.append(f"{height} × {width} pixels, {data.in_chans} channel{'s' * (data.in_chans > 1)}")
+        pixels = "" if data.preprocessing.numbers else f"{height} × {width} pixels, "
+        parts.append(f"{pixels}{data.in_chans} channel{'s' * (data.in_chans > 1)}")
         if data.bad_files:
             parts.append(f"{len(data.bad_files)} unreadable files left out, the first {min(data.bad_files)}")
         say(f"Data: {data.title}: {'; '.join(parts)}.")

@@ -24,7 +24,7 @@ class Fitting(nn.Module):
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.fit, self.size = preprocessing.fit, sides(preprocessing.image_size)
-        if self.fit == "native" or preprocessing.frames or preprocessing.tile:
+        if self.fit == "native" or preprocessing.frames or preprocessing.tile or preprocessing.numbers:
             raise ValueError("it does not take whole pictures of one size: leave --with_preprocessing out")
         covers = self.fit in ("crop", "extend")
         self.scaled = tuple(round(side / preprocessing.crop_pct) if covers else side for side in self.size)
