@@ -20,15 +20,17 @@ class ClassRows:
 
     Args:
         background: rows of each group before those of the first class.
+        behind: rows of each group behind those of the last class.
         inner: values of each class, such as the four sides of its box.
     """
 
     background: int = 0
     inner: int = 1
+    behind: int = 0
 
     def split(self, weight: Tensor, classes: int) -> Tensor | None:
-        """Weights as G×(background + K)×inner×…; None where there are other than so many classes."""
-        rows = self.background + classes
+        """Weights as G×(background + K + behind)×inner×…; None where there are other than so many classes."""
+        rows = self.background + classes + self.behind
         if not weight.ndim or len(weight) % (rows * self.inner):
             return None
         return weight.unflatten(0, (-1, rows, self.inner))
@@ -81,8 +83,9 @@ def fit(
             if new is None or old is None or new.shape[2:] != old.shape[2:] or len(new) != len(old):
                 there = None
             else:
-                count = count // new.shape[1] * (rows.background + len(known))
+                count = count // new.shape[1] * (rows.background + len(known) + rows.behind)
                 new[:, : rows.background] = old[:, : rows.background]
+                new[:, rows.background + len(mine) :] = old[:, rows.background + len(theirs) :]
                 new[:, to + rows.background] = old[:, come + rows.background]
                 there = new.flatten(0, 2)
         elif there is not None and _is_first(value, there, channels):

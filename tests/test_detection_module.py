@@ -22,7 +22,7 @@ from benchmarks.rcnn import RegionClassifier, propose
 from datamodules import DigitScenes
 from datamodules.options import Preprocessing
 from modules import DetectionModule, Optimization, create_backbone
-from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet
+from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
 from modules.detection.yolo import assign, cell_centres, decode_boxes, distribution_focal_loss, quality_focal_loss
 from modules.networks import BackboneError
@@ -38,6 +38,7 @@ DETECTORS = {
     "fcos": (partial(FCOS, width=32, depth=1), 90),
     "retinanet": (partial(RetinaNet, width=32), 120),
     "faster_rcnn": (partial(FasterRCNN, strides=[4, 8], width=32, hidden=64), 250),
+    "rtdetr": (partial(RTDETR, strides=[4, 8, 16], width=32, queries=60, layers=2, denoising=20), 350),
 }
 
 
@@ -198,6 +199,24 @@ def test_what_is_to_be_ignored_teaches_nothing(kind: str) -> None:
         losses.append(sum(float(value.detach().nan_to_num(0)) for value in parts.values()))
     assert losses[0] > 0
     assert losses[1] == 0
+
+
+@torch.no_grad()
+def test_rtdetr_finds_what_the_library_finds_on_the_same_maps() -> None:
+    detector = small(DETECTORS["rtdetr"][0]).eval().detector
+    maps = [torch.randn(3, 32, side, side) for side in (16, 8, 4)]
+    boxes, scores = detector.dense(maps)
+    found = detector.net(None, inputs_embeds=maps[0], encoder_outputs=(maps,))
+    for n in range(3):  # queries are in another order
+        told = found.intermediate_logits[n, -1].sigmoid()
+        order = torch.cdist(scores[n].double(), told.double()).argmin(1)
+        assert len(order.unique()) == 60
+        torch.testing.assert_close(scores[n], told[order], atol=1e-5, rtol=1e-4)
+        middles = found.intermediate_reference_points[n, -1, order, :2] * 64
+        inner = (boxes[n] > 0).all(1) & (boxes[n] < 64).all(1)  # corners of the others were moved into the image
+        torch.testing.assert_close(
+            ((boxes[n, :, :2] + boxes[n, :, 2:]) / 2)[inner], middles[inner], atol=1e-3, rtol=1e-4
+        )
 
 
 # Metrics
@@ -473,7 +492,7 @@ def test_yolo_learns_eight_scenes(yolo: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["fcos", *(pytest.param(k, marks=pytest.mark.slow) for k in ("retinanet", "faster_rcnn"))]
+    "kind", ["fcos", *(pytest.param(k, marks=pytest.mark.slow) for k in ("retinanet", "faster_rcnn", "rtdetr"))]
 )
 def test_the_other_detectors_learn_eight_scenes(kind: str, tmp_path: Path) -> None:
     assert Trained(kind, tmp_path).metrics["val/ap50"] > 0.9

@@ -42,7 +42,7 @@ from modules import (
     TranslationModule,
     VisionModule,
 )
-from modules.detection import FCOS, YOLO, RetinaNet
+from modules.detection import FCOS, RTDETR, YOLO, RetinaNet
 from modules.instance_segmentation import MaskRCNN
 from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
@@ -232,7 +232,9 @@ def detector(kind: object, folder: Path, size: int | str = 64) -> tuple[Path, De
     return folder, module
 
 
-@pytest.mark.parametrize("kind", [YOLO, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (FCOS, RetinaNet))])
+@pytest.mark.parametrize(
+    "kind", [YOLO, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (FCOS, RetinaNet, RTDETR))]
+)
 def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Path) -> None:
     folder, module = detector(kind, tmp_path / "saved", "48x80" if kind is FCOS else 64)
     said = export.export(str(folder), Path("boxes.onnx"))

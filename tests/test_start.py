@@ -27,7 +27,7 @@ from modules import (
     VisionModule,
     create_backbone,
 )
-from modules.detection import FCOS, YOLO, FasterRCNN, RetinaNet, published
+from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet, published
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.decoders import UpsampledConvolutions
 from modules.networks.dense_decoders import UNet
@@ -51,6 +51,7 @@ DETECTORS = {
     "fcos": partial(FCOS, width=32, depth=1, strides=[8, 16]),
     "retinanet": partial(RetinaNet, width=32, strides=[8, 16]),
     "faster_rcnn": partial(FasterRCNN, **RCNN),
+    "rtdetr": partial(RTDETR, width=16, strides=[8, 16], queries=20, layers=2, denoising=10),
     "mask_rcnn": partial(MaskRCNN, mask_width=16, **RCNN),
 }
 KINDS = [*DETECTORS, "unet", "classifier"]
@@ -89,6 +90,9 @@ def by_class(kind: str, module: VisionModule) -> list[Tensor]:
         return [module(image)[0].movedim(2, 0)]
     if kind in ("fcos", "retinanet"):
         return [module(image)["cls_logits"].movedim(2, 0)]
+    if kind == "rtdetr":
+        net = module.detector.net
+        return [layer(torch.ones(16)) for layer in (net.enc_score_head, *net.decoder.class_embed)]
     heads = module.detector.heads
     maps = module(image)
     where = [torch.tensor([[8.0, 8, 40, 48]])]
@@ -124,7 +128,7 @@ def test_weights_are_taken_over_and_classes_go_by_their_names(kind: str) -> None
     unknown = network(kind, ["x", "y"], 3)
     before = {key: value.clone() for key, value in unknown.state_dict().items()}
     assert "Classes new: x, y; left out: ant, bee, cat" in warm_start(unknown, source)
-    background = ("cls_score", "bbox_pred", "mask_fcn_logits")
+    background = ("cls_score", "bbox_pred", "mask_fcn_logits", "denoising_class_embed")
     for key, value in unknown.state_dict().items():
         if key.startswith(layers) and not any(name in key for name in background):
             assert torch.equal(value, before[key]), key

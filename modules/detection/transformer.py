@@ -1,0 +1,170 @@
+"""RT-DETR: the library transformers' parts on our feature maps."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+from typing_extensions import override
+
+from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
+from modules.networks import BackboneError
+from modules.ranges import NonNegativeInt, PositiveInt
+from modules.spec import sides
+from modules.warm_start import ClassRows
+
+UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
+HEADS = 8  # of attention
+MOST = 12  # layers of a decoder
+
+
+class RTDETR(OneStageDetector):
+    """RT-DETRv2 (Zhao et al. 2024, arXiv:2304.08069; Lv et al. 2024, arXiv:2407.17140), by the library transformers.
+
+    The coarsest map attends to itself, and is mixed with the finer ones. The places that look most like objects become
+    queries, which layer by layer look at the maps near their boxes and refine them. In training each object has one query
+    that learns it, the one that suits it best, and noisy copies of the objects are learned beside, so that matching settles:
+    no anchors, and no suppression of neighbours unless ``nms_iou`` is set.
+
+    Args:
+        backbone: see `Detector`.
+        num_classes: see `Detector`.
+        image_size: see `Detector`.
+        strides: strides of the maps; by default three, from 4 on, up to 256 pixels, else from 8 on.
+        width: channels of maps and queries, a multiple of 8.
+        queries: boxes that are proposed for an image, at most as many as the maps have places.
+        layers: of the decoder.
+        denoising: noisy copies of objects, in each image, that are learned beside; 0 for none.
+
+    Raises:
+        BackboneError: the package transformers is not installed, or the width does not suit it.
+    """
+
+    nms_iou = 1.0
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {
+        "net.enc_score_head": ClassRows(),
+        "net.denoising_class_embed": ClassRows(behind=1),  # of what is no object
+        **{f"net.decoder.class_embed.{n}": ClassRows() for n in range(MOST)},
+    }
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        image_size: int | str,
+        strides: list[int] | None = None,
+        width: PositiveInt = 256,
+        queries: PositiveInt = 300,
+        layers: PositiveInt = 6,
+        denoising: NonNegativeInt = 100,
+    ) -> None:
+        os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # ONNX has nothing that its checks could become
+        try:
+            from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
+            from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
+        except ImportError as error:
+            raise BackboneError(
+                f"RTDETR comes with the package transformers ({error}): pip install transformers."
+            ) from None
+        if width % HEADS:
+            raise BackboneError(f"--model.detector.width must be a multiple of {HEADS} for RTDETR, not {width}.")
+        if layers > MOST:
+            raise BackboneError(f"--model.detector.layers must be at most {MOST}, not {layers}.")
+        first = smallest_stride(image_size)
+        options = {"width": width, "queries": queries, "layers": layers, "denoising": denoising}
+        super().__init__(backbone, num_classes, image_size, strides or [first, 2 * first, 4 * first], options)
+        height, across = sides(image_size)
+        levels, count = len(self.pyramid.strides), sum(-(-height // s) * -(-across // s) for s in self.pyramid.strides)
+        logger = logging.getLogger("transformers.configuration_utils")
+        level, logger.level = logger.level, logging.ERROR
+        described: Any = RTDetrV2Config
+        config = described(
+            num_labels=num_classes, d_model=width, encoder_hidden_dim=width, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+            encoder_in_channels=self.pyramid.channels, encode_proj_layers=[levels - 1], feat_strides=self.pyramid.strides,
+            decoder_in_channels=[width] * levels, decoder_n_levels=levels, num_feature_levels=levels, decoder_layers=layers,
+            num_queries=min(queries, count), num_denoising=denoising, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
+        )  # fmt: skip
+        self.net = RTDetrV2ForObjectDetection(config).model  # whose decoder has the heads
+        self.loss = RTDetrForObjectDetectionLoss
+        logger.level = level
+        self.net.backbone = nn.Identity()  # ours makes the maps
+        self.net.encoder_input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+            for channels in self.pyramid.channels
+        )
+
+    @override
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        maps = zip(self.net.encoder_input_proj, self.pyramid(features), strict=True)
+        mixed = self.net.encoder([project(x) for project, x in maps])
+        return [x.float() for x in mixed.last_hidden_state]
+
+    @override
+    def losses(self, outputs: list[Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Detector.losses`. Copies are drawn, and means go over the batch's objects: in evaluation there is none."""
+        if not self.training:
+            return {}, torch.tensor(len(batch["boxes"]))
+        height, across = self.size
+        scale = outputs[0].new_tensor([across, height, across, height])
+        targets = [
+            {"boxes": box_convert(boxes[~ignore], "xyxy", "cxcywh") / scale, "class_labels": labels[~ignore]}
+            for boxes, labels, ignore in zip(batch["boxes"], batch["labels"], batch["ignore"], strict=True)
+        ]
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            found = self.net(None, inputs_embeds=outputs[0], encoder_outputs=(outputs,), labels=targets)
+            logits, boxes = found.intermediate_logits, found.intermediate_reference_points  # B×layers×Q×K and ×4
+            logits, first = (
+                self._seen(logits, boxes, batch),
+                self._seen(found.enc_topk_logits, found.enc_topk_bboxes, batch),
+            )
+            _, parts, _ = self.loss(
+                logits[:, -1], targets, outputs[0].device, boxes[:, -1], self.net.config, logits, boxes,
+                enc_topk_logits=first, enc_topk_bboxes=found.enc_topk_bboxes, denoising_meta_values=found.denoising_meta_values,
+            )  # fmt: skip
+        objects = logits.new_tensor(float(max(1, sum(len(target["boxes"]) for target in targets))))
+        share = objects / mean_over_processes(objects)  # the library knows the objects of its own process alone
+        names = {"vfl": "class", "bbox": "side", "giou": "box"}
+        told = {name: [v for key, v in parts.items() if key.startswith(f"loss_{of}")] for of, name in names.items()}
+        return {name: torch.stack(values).sum() * share for name, values in told.items()}, torch.tensor(len(targets))
+
+    def _seen(self, logits: Tensor, boxes: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Logits B×…×K, where those in regions to be ignored, and in no object, teach nothing."""
+        if not any(ignore.any() for ignore in batch["ignore"]):
+            return logits
+        height, across = self.size
+        middles = boxes.detach()[..., :2] * boxes.new_tensor([across, height])
+        unseen = []
+        for n, ignore in enumerate(batch["ignore"]):
+            one = {"boxes": [batch["boxes"][n]], "ignore": [ignore]}
+            points = middles[n].flatten(0, -2)
+            unseen.append(
+                (ignored(points, one) & ~ignored(points, one | {"ignore": [~ignore]})).view(logits.shape[1:-1])
+            )
+        return logits.masked_fill(torch.stack(unseen)[..., None], UNSEEN)
+
+    @override
+    def dense(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See `OneStageDetector.dense`; of the queries. It is the library's own way, but for batches of any size in a graph."""
+        net: Any = self.net
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            maps = [project(x) for project, x in zip(net.decoder_input_proj, outputs, strict=True)]
+            sizes = tuple((x.shape[2], x.shape[3]) for x in maps)
+            places = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+            anchors, valid = net.generate_anchors(sizes, device=places.device, dtype=places.dtype)
+            memory = net.enc_output(valid * places)
+            first = net.enc_score_head(memory).amax(-1).topk(net.config.num_queries, 1).indices
+            first = first.sort(1).values[..., None]  # by place: of nearly equal scores, runtimes order some otherwise
+            boxes = (net.enc_bbox_head(memory) + anchors).gather(1, first.expand(-1, -1, 4))
+            starts = [sum(h * w for h, w in sizes[:n]) for n in range(len(sizes))]
+            found = net.decoder(
+                inputs_embeds=memory.gather(1, first.expand(-1, -1, memory.shape[2])), encoder_hidden_states=places,
+                encoder_attention_mask=None, reference_points=boxes, spatial_shapes=torch.tensor(sizes, device=places.device),
+                spatial_shapes_list=[*sizes], level_start_index=torch.tensor(starts, device=places.device),
+            )  # fmt: skip
+        height, across = self.size
+        boxes = box_convert(found.intermediate_reference_points[:, -1], "cxcywh", "xyxy")
+        scale = boxes.new_tensor([across, height, across, height])
+        return self.within(boxes * scale), found.intermediate_logits[:, -1].sigmoid()
