@@ -74,7 +74,7 @@ class Episode:
 def as_image(observation: Any) -> Observation:
     """An observation as H×W×C: of numbers as float32 1×1×C, of pictures as uint8, where true is 255.
 
-    >>> as_image(np.ones(4)).shape, as_image(np.ones((5, 5), bool)).max()
+    >>> as_image(np.ones(4)).shape, as_image(np.ones((5, 5), bool)).max().item()
     ((1, 1, 4), 255)
     """
     seen = np.asarray(observation)

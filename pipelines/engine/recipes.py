@@ -139,7 +139,7 @@ def class_of(option: str, args: Sequence[str], default: str) -> str:
         settings = yaml.safe_load(Path(text).read_text() if os.path.isfile(text) else text)
         for key in option.split("."):
             settings = settings.get(key) if isinstance(settings, dict) else None
-        return given(str(settings))
+        return given(str(settings)) if settings is not None else None
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", dest="named", action="append", type=recipe)
