@@ -8,6 +8,7 @@ setup: .venv/.installed
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Fovea needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …'; exit 1; }
+	@[ ! -L .venv ] || { echo '.venv is a link, and what it leads to may lack something of requirements.txt. If it has all, touch .venv/.installed; if not, run make setup where it lies, or remove the link.'; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo 'Python lacks venv here. On Debian and Ubuntu: apt install python3-venv'; exit 1; }
 	@awk '/^uv==/ {on=1} on; on && !/\\$$/ {exit}' requirements.txt > .venv/uv.txt
 	$(BIN)/pip install -q --require-hashes -r .venv/uv.txt

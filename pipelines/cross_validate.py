@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.engine.children import ChildRun, check_title, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import LockError, held, write_text
-from pipelines.engine.recipes import words
+from pipelines.engine.recipes import contents, words
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table, say
 from pipelines.serving.store import data_of
@@ -59,6 +59,7 @@ def cross_validate(
     except UsageError as error:
         raise ValueError(f"The recipe or --args cannot be used for cross-validation: {error}") from None
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "folds": folds}
+    plan |= {"recipes in --args": more} if (more := contents(words(args))) else {}
     folder = Path("outputs", "cross_validation", name)
     try:
         with held(folder):

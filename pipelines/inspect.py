@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules import VisionDataModule
 from datamodules.base import collate
+from datamodules.videos import is_video
 from modules.inspection import NotApplicableError, check_unit, feature_maps, receptive_fields, stages
 from modules.inspection.pictures import (
     default_unit,
@@ -79,6 +80,9 @@ def inspect(
     files, missing, _ = find(list(paths), str(folder))
     for path in missing:
         tell(f"{path}: there is no such file or folder.")
+    for film in filter(is_video, files):
+        tell(f"passed over: {film} is a video, and inspect looks at images; predict takes videos.")
+    files = [file for file in files if not is_video(file)]
     if paths and not files:
         say("No images were found.")
         return 2

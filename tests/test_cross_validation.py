@@ -149,7 +149,8 @@ data: {class_path: ImageFolder, init_args: {root: files, image_size: 12, num_wor
 trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 100}
 """
     Path("recipe.yaml").write_text(recipe)
-    args = ["--trainer.callbacks+=test_cross_validation.CutOff"]
+    Path("more.yaml").write_text("{trainer: {log_every_n_steps: 50}}")
+    args = ["--trainer.callbacks+=test_cross_validation.CutOff --config more.yaml"]
     folder = Path("outputs", "cross_validation", Path.cwd().name)
     assert start(command, args) == [-signal.SIGKILL]
     before = [run_id_of(folder / str(fold)) for fold in range(2)]
@@ -172,6 +173,10 @@ trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_every
         shutil.rmtree(place)
     with pytest.raises(ValueError, match="started with other args"):
         command([f"{args[0]} --trainer.max_epochs 3"])
+    Path("more.yaml").write_text("{trainer: {log_every_n_steps: 51}}")
+    with pytest.raises(ValueError, match="started with other recipes in --args"):
+        command(args)
+    Path("more.yaml").write_text("{trainer: {log_every_n_steps: 50}}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/another.db")  # as where the first was removed
     command(args)
     (again,) = MlflowClient().search_runs([parent.info.experiment_id])

@@ -29,7 +29,7 @@ from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.disk import DiskError, LockError, held, whole, write_text
 from pipelines.engine.films import make_films
 from pipelines.serving import registration, registry
-from pipelines.serving.answers import _draw
+from pipelines.serving.answers import drawn
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import RunLogger, run_id_of
 
@@ -217,10 +217,10 @@ def test_pictures_of_answers_are_whole_or_absent_on_a_full_disk(disk: Path) -> N
     Image.fromarray(NOISE).save("a.png")
     module = SegmentationModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet")).eval()
     (answer,) = module.predict({"image": torch.from_numpy(NOISE).permute(2, 0, 1)[None]})
-    _draw(module, "a.png", answer, "free/a.png", Path("free/a.png"))
+    drawn(module, "a.png", answer, "free/a.png", Path("free/a.png"))
     assert {file.name for file in Path("free").iterdir()} == {"a.png", "a.mask.png"}
     with pytest.raises(DiskError, match=r"a\.png could not be written: No space left on device"):
-        _draw(module, "a.png", answer, str(disk / "a.png"), disk / "a.png")
+        drawn(module, "a.png", answer, str(disk / "a.png"), disk / "a.png")
     assert list(disk.iterdir()) == []
 
 
@@ -277,6 +277,21 @@ def test_a_training_on_a_full_disk_fails_with_the_reason_and_goes_on_when_there_
         assert run.info.status == "FINISHED"
         assert "error" not in run.data.tags
         assert "test/accuracy" in run.data.metrics
+
+
+class Remove(L.Callback):
+    """Removes the folder of a training in its second epoch."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            shutil.rmtree("out")
+
+
+def test_a_training_whose_folder_is_removed_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", *SMALL, "--output", "out"], [Remove()])
+    assert end.value.code == 2
+    assert f"{Path('out').absolute()} was removed while this command wrote to it" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Left out of the run")

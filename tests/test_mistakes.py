@@ -85,6 +85,7 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
         ("--config misspelt.yaml", "classification has no setting --modell.mixup. Did you mean --model.mixup?"),
         ("--output damaged", "damaged/last.ckpt is not a file of weights, or is damaged"),
         ("--data.image_size large", "--data.image_size must be a whole number of pixels, at least 1, or HEIGHTxWIDTH such as 240x320, not large."),
+        ("--data.image_size [24,40]", "--data.image_size must be a whole number of pixels, at least 1, or HEIGHTxWIDTH such as 240x320, not [24, 40]."),
         ("--data.augmentation some", "--data.augmentation must be a list or one of none, light, standard, strong, not some."),
         ("--model.optimization.optimizer Adamm", "There is no Adamm for --model.optimization.optimizer. Did you mean Adam"),
         ("--model.optimization.optimizer SGD --model.optimization.optimizer.lr high", "optimizer.lr must be a number, not high."),

@@ -183,6 +183,8 @@ def _plain(message: str, command: str) -> str:
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
         for said, word in WORDS.items():
             bound = re.sub(said, word, bound)
+        if option.endswith("image_size") and "<class 'str'>" in message:
+            bound += " of pixels, at least 1, or HEIGHTxWIDTH such as 240x320"
         return f"{option} must be {bound}, not {value}."
     if lacking := re.search(r"the following arguments are required: ([\w.]+\w(?:, [\w.]+\w)*)", message):
         names = lacking[1].split(", ")

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -62,6 +63,11 @@ def recipes(args: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     return list(parser.parse_known_args(args)[0].config)
+
+
+def contents(args: Sequence[str]) -> dict[str, Any]:
+    """What is in the recipes of a command line, by their names."""
+    return {file: yaml.safe_load(Path(file).read_text()) for file in recipes(args) if os.path.isfile(file)}
 
 
 def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:

@@ -96,6 +96,11 @@ class Journal:
                 if entry["step"] <= self.last.get(entry["key"], -1):
                     return
                 self.last[entry["key"]] = entry["step"]
+            if self.fault is None and not os.fstat(self._stream.fileno()).st_nlink:
+                self.fault = DiskError(
+                    f"{self.file.parent.absolute()} was removed while this command wrote to it, with all checkpoints until then: "
+                    "give the command again, with another --output if something else removes that folder."
+                )
             line = json.dumps(entry | {"timestamp": int(time.time() * 1000)}).encode() + b"\n"
             try:
                 self._append(line)
