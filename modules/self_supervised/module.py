@@ -204,7 +204,7 @@ class SelfSupervisedModule(VisionModule):
         self.gathered[stage].reset()
         figures: dict[str, Tensor | float] = {"rank": effective_rank(features)}
         if self._known is not None:
-            asked = (features.cpu().numpy(), labels.cpu().numpy())
+            asked = (features.cpu().numpy(), labels.view(-1).cpu().numpy())  # of one image, a scalar
             figures |= {"knn": neighbours(self._known, asked), "probe": probe(self._known, asked)}
         self._known = None
         return Report(figures)
