@@ -59,6 +59,7 @@ def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(
     Path("old/config.yaml").write_text(yaml.safe_dump(config))
     for file in (Path("old/last.ckpt"), Path("old/best.ckpt")):
         checkpoint = torch.load(file, weights_only=True)
+        file.unlink()  # both names are of one file
         if recipe := checkpoint.get("recipe"):
             recipe["fixed"]["model.transfer"] = recipe["fixed"].pop("model.backbone.transfer")
         torch.save(checkpoint, file)
