@@ -1,4 +1,4 @@
-"""Albumentations recipes. Images stay uint8: the network normalises them on the device."""
+"""Albumentations recipes. Images stay as they are read, uint8 or float32 in [0, 1]: the network normalises them on the device."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from typing import Any, Literal, TypeAlias
 
 import albumentations as A
 import cv2
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
@@ -17,6 +16,7 @@ Numbers = Mapping[str, float]  # of a strength
 Strengths = Mapping[str, Numbers]
 Fit = Literal["crop", "pad", "extend", "stretch", "native"]
 GREY = 114  # what is laid around a picture
+DEEP_GREY = GREY / 255  # around one of values in [0, 1]
 SPARE = 1.25  # how many times larger than needed a picture that was decoded smaller is still
 
 
@@ -40,7 +40,7 @@ def sides(size: int | str) -> tuple[int, int]:
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """Albumentations' own, but uint8 images are made smaller by torch's antialiased bilinear filter.
+    """Albumentations' own, but images are made smaller by torch's antialiased bilinear filter.
 
     Its results are Pillow's, as in torchvision's reference, and it takes a quarter of the time of OpenCV's area filter.
     """
@@ -48,7 +48,7 @@ class RandomResizedCrop(A.RandomResizedCrop):
     def apply(self, img: NDArray[Any], crop_coords: tuple[int, int, int, int], **params: Any) -> NDArray[Any]:
         """Cuts out and resizes an image."""
         x1, y1, x2, y2 = crop_coords
-        if img.dtype != np.uint8 or (y2 - y1 <= self.size[0] and x2 - x1 <= self.size[1]):
+        if y2 - y1 <= self.size[0] and x2 - x1 <= self.size[1]:
             return super().apply(img, crop_coords, **params)
         part = torch.from_numpy(img[y1:y2, x1:x2])[None].permute(0, 3, 1, 2)
         return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
@@ -85,7 +85,11 @@ def reduction(transform: A.Compose | None, height: int, width: int) -> int:
 
 
 def evaluation(
-    image_size: int | str, crop_pct: float = 0.875, fit: Fit = "crop", boxes: A.BboxParams | None = None
+    image_size: int | str,
+    crop_pct: float = 0.875,
+    fit: Fit = "crop",
+    boxes: A.BboxParams | None = None,
+    deep: bool = False,
 ) -> A.Compose:
     """Makes any picture what a network takes, in one of five ways.
 
@@ -98,13 +102,14 @@ def evaluation(
             colours of its border, so that nothing is lost either. ``stretch`` resizes height and width each by its own
             factor. ``native`` leaves the picture as it is, of any size.
         boxes: how boxes, if there are any, come and go.
+        deep: whether values are in [0, 1].
     """
     if fit == "native":
         return A.Compose([])
     height, width = sides(image_size)
     if fit == "pad":
         longest = A.LongestMaxSize(max_size_hw=(height, width), area_for_downscale="image", p=1)
-        rest = A.PadIfNeeded(height, width, position="top_left", fill=GREY, p=1)
+        rest = A.PadIfNeeded(height, width, position="top_left", fill=DEEP_GREY if deep else GREY, p=1)
         return A.Compose([longest, rest], bbox_params=boxes)
     if fit == "stretch":
         return A.Compose([A.Resize(height, width, area_for_downscale="image", p=1)], bbox_params=boxes)
@@ -189,7 +194,7 @@ def viewing(
     return [*steps, *([A.Solarize((0.5, 0.5), p=n["solarize"])] if "solarize" in n else [])]
 
 
-def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list[Step]:
+def training(numbers: Numbers, size: tuple[int, int], flip: bool = True, equalize: bool = True) -> list[Step]:
     """Random changes that leave the label as it is; the first cuts a part out of a picture of any size.
 
     Args:
@@ -198,6 +203,7 @@ def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list
             arXiv:1909.13719) and erases a patch (Zhong et al. 2017, arXiv:1708.04896).
         size: height and width of the result, in pixels.
         flip: mirror left and right; off where that changes the label, as with digits and letters.
+        equalize: whether histograms may be equalized, which albumentations does for one or three channels.
     """
     n, ratio = numbers, (0.85 * size[1] / size[0], 1.18 * size[1] / size[0])
     steps: list[Step] = [
@@ -219,7 +225,7 @@ def training(numbers: Numbers, size: tuple[int, int], flip: bool = True) -> list
             A.Sharpen(p=1),
             A.Posterize(4, p=1),
             A.Solarize((0.5, 1), p=1),
-            A.Equalize(p=1),
+            *([A.Equalize(p=1)] if equalize else []),
             A.AutoContrast(p=1),
         ]
         erase = A.CoarseDropout(
@@ -244,7 +250,7 @@ def _around(spread: float, middle: float = 0) -> tuple[float, float]:
     return middle - spread, middle + spread
 
 
-def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True) -> list[Step]:
+def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True, deep: bool = False) -> list[Step]:
     """Random changes under which boxes stay tight: shift, scale and mirroring move them exactly.
 
     Only ``strong`` turns and shears a little; a box then encloses the ellipse in it, which is nearer to most objects than
@@ -255,13 +261,14 @@ def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True
             changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to one and a half,
             also turns, shears, blurs, greys and erases.
         flip: mirror left and right; off where that changes the class, as with digits.
-        colour: whether images have three channels.
+        colour: whether images are of red, green and blue.
+        deep: whether values are in [0, 1].
     """
     moves: dict[str, Any] = {
         "scale": _around(numbers["scale"], 1),
         "translate_percent": _around(numbers["shift"]),
         "keep_ratio": True,
-        "fill": GREY,
+        "fill": DEEP_GREY if deep else GREY,
         "rotate_method": "ellipse",
         "p": 1,
     }
@@ -291,12 +298,15 @@ def _lighting(n: Numbers, colour: bool) -> list[Step]:
     return steps
 
 
-def padding(height: int, width: int) -> A.PadIfNeeded:
+def padding(height: int, width: int, deep: bool = False) -> A.PadIfNeeded:
     """Lays grey, which does not count in the mask, at the right and at the bottom of what is smaller than this size."""
-    return A.PadIfNeeded(height, width, position="top_left", fill=GREY, fill_mask=255, p=1)
+    fill = DEEP_GREY if deep else GREY
+    return A.PadIfNeeded(height, width, position="top_left", fill=fill, fill_mask=255, p=1)
 
 
-def training_with_masks(numbers: Numbers, flip: bool = True, turn: bool = False, colour: bool = True) -> list[Step]:
+def training_with_masks(
+    numbers: Numbers, flip: bool = True, turn: bool = False, colour: bool = True, deep: bool = False
+) -> list[Step]:
     """Random changes of windows and their class maps, which are never interpolated; what comes from outside of a window
     does not count (255).
 
@@ -306,7 +316,8 @@ def training_with_masks(numbers: Numbers, flip: bool = True, turn: bool = False,
             one and a half, also shears, blurs, greys and erases.
         flip: mirror left and right; off where that changes the class, as with digits.
         turn: all eight positions of the square, for pictures without an upper side, from the air or a microscope.
-        colour: whether images have three channels.
+        colour: whether images are of red, green and blue.
+        deep: whether values are in [0, 1].
     """
     moves = A.Affine(
         scale=_around(numbers["scale"], 1),
@@ -314,7 +325,7 @@ def training_with_masks(numbers: Numbers, flip: bool = True, turn: bool = False,
         rotate=_around(numbers.get("rotate", 0)),
         shear=_around(numbers.get("shear", 0)),
         keep_ratio=True,
-        fill=GREY,
+        fill=DEEP_GREY if deep else GREY,
         fill_mask=255,
         mask_interpolation=cv2.INTER_NEAREST,
         p=0.8,

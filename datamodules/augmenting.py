@@ -34,6 +34,7 @@ class Augmenter:
         boxes: how boxes come and go, where there are any.
         masks: keys of what else moves with an image: ``mask``, ``masks``.
         keep: fit pictures first in any case.
+        deep: whether images are float32 in [0, 1] instead of uint8.
     """
 
     size: tuple[int, int]
@@ -44,9 +45,10 @@ class Augmenter:
     boxes: A.BboxParams | None = None
     masks: Sequence[str] = ()
     keep: bool = False
+    deep: bool = False
 
     def compose(self, augmentation: Augmentation) -> A.Compose:
-        """The pipeline, of uint8 images to uint8 images.
+        """The pipeline, of images to images of the same type.
 
         Args:
             augmentation: a strength, or a list whose entries are a name or {name: settings}: of one of albumentations'
@@ -181,7 +183,8 @@ class Augmenter:
         masks = np.zeros((2, height, width), np.uint8)
         masks[0, height // 5 : height // 2 + 1, width // 5 : width // 2 + 1] = 1
         masks[1, height // 3 :, width // 3 :] = 1
-        sample: dict[str, Any] = {"image": generator.integers(0, 256, (height, width, self.channels), np.uint8)}
+        image = generator.integers(0, 256, (height, width, self.channels), np.uint8)
+        sample: dict[str, Any] = {"image": image.astype(np.float32) / 255 if self.deep else image}
         if self.boxes:
             boxes = [
                 [width // 5, height // 5, width // 2 + 1, height // 2 + 1],
@@ -207,12 +210,13 @@ class Augmenter:
                 if isinstance(error, NotImplementedError):
                     what = f"cannot carry {'boxes' if self.boxes else 'masks'} along: leave it out"
                 else:
-                    what = f"fails on an image of {before['image'].shape[0]}×{before['image'].shape[1]}: {_told(error)}"
+                    shape = "×".join(map(str, before["image"].shape))
+                    what = f"fails on an image of {shape} ({before['image'].dtype}): {_told(error)}"
                 raise DataError(f"{OPTION}: {name} {what}.") from error
             image = sample["image"]
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            if not isinstance(image, np.ndarray) or image.dtype != before["image"].dtype:
                 raise DataError(
-                    f"{OPTION}: {name} makes {getattr(image, 'dtype', type(image).__name__)} of uint8 images. Leave it out: the "
+                    f"{OPTION}: {name} makes {getattr(image, 'dtype', type(image).__name__)} of {before['image'].dtype} images. Leave it out: the "
                     "network normalises its images itself."
                 )
             if image.ndim != 3 or image.shape[2] != self.channels:

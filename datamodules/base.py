@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import TypeVar
 
-from datamodules.augmentations import reduction, sides
-from datamodules.options import OWN, BatchSize, NonNegativeInt, Own, Preprocessing
+from datamodules.augmentations import Fit, reduction, sides
+from datamodules.options import OWN, BatchSize, NonNegativeInt, Own, Preprocessing, Reading
 
 P = TypeVar("P")
 S = TypeVar("S", bound="Source", default="Source")
@@ -79,8 +79,8 @@ def settle(settings: Any, option: str = "--data") -> None:
 
 
 class Source(Protocol):
-    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C; of a clip T×H×W×C) and the task's
-    own keys.
+    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C, of more than 8 bits float32 in
+    [0, 1]; of a clip T×H×W×C) and the task's own keys.
 
     One of files may have ``paths``, the file of each sample, and ``reduced(reduction)``, the same samples with images that are
     decoded smaller; one in memory ``batch(indices)``, several samples stacked.
@@ -393,6 +393,33 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
     def in_chans(self) -> int:
         """Channels of the images, 3 for RGB or 1 for grey."""
         return 3
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read."""
+        return Reading(self.in_chans)
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits of the images' values; above 8 they are float32 in [0, 1] instead of uint8."""
+        return self.reading.bits
+
+    @property
+    def channel_mean(self) -> list[float] | None:
+        """Mean of each channel, as a share of the largest value; None leaves it to the network."""
+        return None
+
+    @property
+    def channel_std(self) -> list[float] | None:
+        """Standard deviation of each channel, likewise."""
+        return None
+
+    def fitted(self, fit: Fit, crop_pct: float = Preprocessing.crop_pct) -> Preprocessing:
+        """The `preprocessing` of images that are read as ``reading`` says and fitted into ``image_size``."""
+        how, size = self.reading, getattr(self, "image_size", 0)
+        return Preprocessing(
+            size, how.channels, fit, crop_pct, bands=list(how.bands) if how.bands else None, bits=how.bits
+        )
 
     @property
     def class_counts(self) -> list[int]:

@@ -60,6 +60,10 @@ class VideoFolder(ClipDataModule, ImageFolder):
             raise DataError(
                 f"--data.cache {self.cache} keeps decoded pictures, and {self.title} has videos: leave it out."
             )
+        if self.bits == "auto" or not self.reading.seen:
+            raise DataError(
+                f"{self.title} has videos, of RGB or grey and 8 bits: leave --data.bands and --data.bits out."
+            )
 
     @override
     def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
@@ -68,7 +72,7 @@ class VideoFolder(ClipDataModule, ImageFolder):
 
     @override
     def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> videos.VideoFiles:
-        return videos.VideoFiles(paths, digests, sizes, self.in_chans, most=self.frames)
+        return videos.VideoFiles(paths, digests, sizes, self.reading, most=self.frames)
 
     @override
     def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:

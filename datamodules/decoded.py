@@ -21,12 +21,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.images import Reduction, cache_folder, read_reduced
+from datamodules.bands import scaled
+from datamodules.images import Reduction, cache_folder, read_bands, read_reduced
+from datamodules.options import RGB, Reading
 
 Caching = Literal["none", "memory", "disk"]
 SPARED = 2 << 30  # bytes that are left free, for checkpoints on the disk and for everything else in memory
-HEADER = struct.Struct("<4I")  # of a file: MAGIC, height, width, channels
-MAGIC = 0x31564F46
+HEADER = struct.Struct("<4I")  # of a file: a number of MAGIC, height, width, channels
+MAGIC: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 0x31564F46, np.dtype(np.uint16): 0x32564F46}
 
 
 class ImageFiles:
@@ -36,7 +38,7 @@ class ImageFiles:
         paths: N files.
         digests: of their contents, N.
         sizes: height and width as a viewer shows them, int64 N×2.
-        channels: 3 to read RGB, 1 to read grey.
+        reading: how they are read.
         cache: where decoded pictures are kept: ``memory`` is shared by the processes that are forked from this one, ``disk``
             by all processes, now and later. What has no room is decoded each time; pictures are the same with and without.
     """
@@ -46,10 +48,10 @@ class ImageFiles:
         paths: NDArray[np.str_],
         digests: NDArray[np.str_],
         sizes: NDArray[np.int64],
-        channels: int = 3,
+        reading: Reading = RGB,
         cache: Caching = "none",
     ) -> None:
-        self.paths, self.digests, self.sizes, self.channels, self.cache = paths, digests, sizes, channels, cache
+        self.paths, self.digests, self.sizes, self.reading, self.cache = paths, digests, sizes, reading, cache
         self._reduction: Reduction | None = None
         self._kept: _Kept | None = None
         self._known: dict[bytes, _Kept] = {}  # by the factors of all files; shared with copies
@@ -58,27 +60,30 @@ class ImageFiles:
         return len(self.paths)
 
     @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
 
     @overload
     def __getitem__(self, index: NDArray[Any]) -> Self: ...
 
-    def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[np.uint8] | ImageFiles":
+    def __getitem__(self, index: int | NDArray[Any]) -> "NDArray[Any] | ImageFiles":
         if isinstance(index, np.ndarray):
             part = copy(self)
             part.paths, part.digests, part.sizes = self.paths[index], self.digests[index], self.sizes[index]
             part._reduction, part._kept, part._known = None, None, {}
             return part
-        return self.read(index) if self._kept is None else self._kept.get(index, lambda: self.read(index))
+        pixels = self.read(index) if self._kept is None else self._kept.get(index, lambda: self.read(index))
+        return scaled(pixels, self.reading.bits)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Decodes one, uint8 H×W×channels, as small as `reduced` allows."""
-        return read_reduced(str(self.paths[index]), self.channels, self._reduction)[0]
+    def read(self, index: int) -> NDArray[Any]:
+        """Decodes one, uint8 H×W×C, as small as `reduced` allows; or its bands as they are, uint8 or uint16."""
+        if not self.reading.seen:
+            return read_bands(str(self.paths[index]), self.reading)
+        return read_reduced(str(self.paths[index]), self.reading, self._reduction)[0]
 
     def reduced(self, reduction: Reduction) -> Self:
         """The same files, decoded smaller, and kept where that is asked for."""
         same = copy(self)
-        same._reduction = reduction
+        same._reduction = reduction = reduction if self.reading.seen else as_it_is
         if self.cache != "none":
             found, which = np.unique(self.sizes, axis=0, return_inverse=True)
             factors = np.array([reduction(*size) for size in found.tolist()], np.uint8)[which.reshape(-1)]
@@ -105,14 +110,15 @@ class _Kept(ABC):
 
     name: str  # for messages
 
-    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
-        self.channels, self.factors, self.full = files.channels, factors, False
+    def __init__(self, files: ImageFiles, factors: NDArray[Any]) -> None:
+        self.reading, self.factors, self.full = files.reading, factors, False
+        self.depth = files.reading.channels * (2 if files.reading.deep else 1)  # bytes of a pixel at most
         sides = -(-files.sizes // factors[:, None].astype(np.int64))
-        needed, room = int(sides.prod(1).sum()) * files.channels, self.room() - SPARED
+        needed, room = int(sides.prod(1).sum()) * self.depth, self.room() - SPARED
         if needed > room:
             self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB are available")
 
-    def get(self, index: int, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def get(self, index: int, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """The picture of a file, from here or else read and kept."""
         pixels = self._find(index)
         if pixels is None:
@@ -135,11 +141,11 @@ class _Kept(ABC):
         """Bytes that are free."""
 
     @abstractmethod
-    def _find(self, index: int) -> NDArray[np.uint8] | None:
+    def _find(self, index: int) -> NDArray[Any] | None:
         """The picture of a file, if it is there."""
 
     @abstractmethod
-    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
+    def _keep(self, index: int, pixels: NDArray[Any]) -> None:
         """Keeps it; raises OSError where it cannot."""
 
 
@@ -149,7 +155,7 @@ class _Disk(_Kept):
     A file takes its name when it is whole, and counts only if it has the size that its first bytes say.
     """
 
-    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
+    def __init__(self, files: ImageFiles, factors: NDArray[Any]) -> None:
         self.digests = files.digests
         self.folder = cache_folder() / "decoded"
         self.name = f"in {self.folder}"
@@ -157,7 +163,8 @@ class _Disk(_Kept):
 
     def _place(self, index: int) -> Path:
         digest = str(self.digests[index])
-        return self.folder / digest[:2] / f"{digest}-{self.channels}-{self.factors[index]}"
+        bands = "".join(f"-{band}" for band in self.reading.bands or ()) + "-deep" * self.reading.deep
+        return self.folder / digest[:2] / f"{digest}-{self.reading.channels}-{self.factors[index]}{bands}"
 
     @override
     def room(self) -> int:
@@ -165,26 +172,27 @@ class _Disk(_Kept):
         return shutil.disk_usage(there).free
 
     @override
-    def _find(self, index: int) -> NDArray[np.uint8] | None:
+    def _find(self, index: int) -> NDArray[Any] | None:
         try:
             with self._place(index).open("rb", buffering=0) as file:
                 magic, *shape = HEADER.unpack(file.read(HEADER.size).ljust(HEADER.size))
-                size = math.prod(shape)
-                if magic != MAGIC or os.fstat(file.fileno()).st_size != HEADER.size + size:
+                kind = next((dtype for dtype, number in MAGIC.items() if number == magic), None)
+                size = math.prod(shape) * (kind.itemsize if kind else 0)
+                if kind is None or os.fstat(file.fileno()).st_size != HEADER.size + size:
                     return None
-                pixels = np.empty(shape, np.uint8)
-                return pixels if file.readinto(pixels.data) == size else None
+                pixels = np.empty(shape, kind)
+                return pixels if file.readinto(pixels.data.cast("B")) == size else None
         except OSError:
             return None
 
     @override
-    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
+    def _keep(self, index: int, pixels: NDArray[Any]) -> None:
         place = self._place(index)
         part = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                file.write(HEADER.pack(MAGIC, *pixels.shape))
+                file.write(HEADER.pack(MAGIC[pixels.dtype], *pixels.shape))
                 file.write(np.ascontiguousarray(pixels).data)
             part.replace(place)
         except OSError:
@@ -201,10 +209,10 @@ class _Memory(_Kept):
 
     name = "in memory"
 
-    def __init__(self, files: ImageFiles, factors: NDArray[np.uint8]) -> None:
+    def __init__(self, files: ImageFiles, factors: NDArray[Any]) -> None:
         super().__init__(files, factors)
         self._made_of = files, factors
-        sizes = files.sizes.prod(1) * files.channels
+        sizes = files.sizes.prod(1) * self.depth
         self._starts = np.concatenate([[0], np.cumsum(-(-sizes // mmap.PAGESIZE) * mmap.PAGESIZE)])
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("fovea")
@@ -213,7 +221,7 @@ class _Memory(_Kept):
                 self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         os.truncate(self._file, int(self._starts[-1]))
-        self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 8 * len(files))), np.int32)[: 2 * len(files)].reshape(-1, 2)
+        self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 12 * len(files))), np.int32)[: 3 * len(files)].reshape(-1, 3)
 
     def __reduce__(self) -> Any:  # a process that is not forked begins one of its own
         return type(self), self._made_of
@@ -223,17 +231,24 @@ class _Memory(_Kept):
         return free_memory()
 
     @override
-    def _find(self, index: int) -> NDArray[np.uint8] | None:
-        height, width = self._shapes[index].tolist()
+    def _find(self, index: int) -> NDArray[Any] | None:
+        height, width, size = self._shapes[index].tolist()
         if not height:
             return None
-        pixels = np.empty((height, width, self.channels), np.uint8)
-        return pixels if os.preadv(self._file, [pixels.data], int(self._starts[index])) == pixels.nbytes else None
+        pixels = np.empty((height, width, self.reading.channels), f"u{size}")
+        return (
+            pixels
+            if os.preadv(self._file, [pixels.data.cast("B")], int(self._starts[index])) == pixels.nbytes
+            else None
+        )
 
     @override
-    def _keep(self, index: int, pixels: NDArray[np.uint8]) -> None:
-        if os.pwrite(self._file, np.ascontiguousarray(pixels).data, int(self._starts[index])) == pixels.nbytes:
-            self._shapes[index, 1] = pixels.shape[1]
+    def _keep(self, index: int, pixels: NDArray[Any]) -> None:
+        if (
+            os.pwrite(self._file, np.ascontiguousarray(pixels).data.cast("B"), int(self._starts[index]))
+            == pixels.nbytes
+        ):
+            self._shapes[index, 1:] = pixels.shape[1], pixels.itemsize
             self._shapes[index, 0] = pixels.shape[0]  # last, since it says that the picture is there
 
 

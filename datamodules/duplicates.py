@@ -1,6 +1,7 @@
 """Pictures that are there twice, the same or nearly so, and files that are unlike the others."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import faiss
@@ -17,10 +18,11 @@ FLAT = 8  # levels of 256 that a picture of one colour spans at most
 FACTOR, SPREADS = 2.0, 5.0
 
 
-def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture, uint8 H×W×C, as uint8 24×24×C."""
-    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return small.reshape(SIDE, SIDE, -1).astype(np.uint8, copy=False)
+def thumbnail(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture, uint8 H×W×C or float32 in [0, 1], as uint8 24×24×C with at most three channels: of bands, the mean is one."""
+    image = image if image.shape[2] in (1, 3) else image.mean(2, dtype=np.float32).astype(image.dtype)
+    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(SIDE, SIDE, -1)
+    return small.astype(np.uint8, copy=False) if image.dtype == np.uint8 else (small * 255).round().astype(np.uint8)
 
 
 def likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -86,6 +88,7 @@ def oddities(table: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> list[str]:
         thumbnails: uint8 N×24×24×C.
     """
     height, width = (table[key].to_numpy(np.float64) for key in ("height", "width"))
+    bits = table["bits"].to_numpy()
     sizes = [f"{w:.0f}×{h:.0f}" for w, h in zip(width, height, strict=True)]
     usual = f"the usual is {np.median(width):.0f}×{np.median(height):.0f}"
     checks: list[tuple[NDArray[np.bool_], Callable[[int], str]]] = [
@@ -93,7 +96,7 @@ def oddities(table: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> list[str]:
         (_unusual(np.sqrt(height * width)), lambda i: f"unusual size: {sizes[i]}, {usual}"),
         (_unusual(width / height), lambda i: f"unusual shape: {sizes[i]}, {usual}"),
         (table["frames"].to_numpy() > 1, lambda i: f"{table['frames'].iloc[i]} frames or pages"),
-        (table["bits"].to_numpy() > 8, lambda i: f"{table['bits'].iloc[i]} bits"),
+        ((bits > 8) != (np.median(bits) > 8), lambda i: f"{table['bits'].iloc[i]} bits"),
     ]
     return ["; ".join(tell(i) for odd, tell in checks if odd[i]) for i in range(len(table))]
 

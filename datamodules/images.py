@@ -2,11 +2,14 @@
 
 import io
 import os
+import struct
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,7 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.base import DataError, digest_of, listed
+from datamodules.options import RGB, Reading
 
 # How many times smaller a file of this height and width, in either order, is decoded: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
@@ -123,29 +128,29 @@ def warn_of_left_out(files: Sequence[Path]) -> None:
         )
 
 
-def read_image(file: str | os.PathLike[str] | bytes, channels: int = 3) -> NDArray[np.uint8]:
-    """Reads an image as a viewer shows it.
+def read_image(file: str | os.PathLike[str] | bytes, reading: Reading = RGB) -> NDArray[Any]:
+    """Reads an image, by itself as a viewer shows it.
 
     EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; of 16 bits the upper 8 are
     taken, or the upper 8 of 10, 12 or 14 where the largest value needs no more; grey becomes RGB by repetition, RGB becomes
-    grey by the ITU-R 601-2 luma. Of several frames or pages the first is read.
+    grey by the ITU-R 601-2 luma. Of several frames or pages the first is read. Otherwise see `datamodules.bands`.
 
     Args:
         file: path of the file, or its bytes.
-        channels: 3 for RGB, 1 for grey.
+        reading: how.
 
     Returns:
-        uint8 H×W×channels.
+        uint8 H×W×C; float32 in [0, 1] where more than 8 bits are kept.
 
     Raises:
         DataError: the file is no image that can be read; the message names it.
     """
-    return read_reduced(file, channels)[0]
+    return read_reduced(file, reading)[0]
 
 
 def read_reduced(
-    file: str | os.PathLike[str] | bytes, channels: int = 3, reduction: Reduction | None = None
-) -> tuple[NDArray[np.uint8], int]:
+    file: str | os.PathLike[str] | bytes, reading: Reading = RGB, reduction: Reduction | None = None
+) -> tuple[NDArray[Any], int]:
     """Reads an image as `read_image` does, but no larger than needed where that saves time.
 
     The decoder of JPEGs gives a half, a quarter or an eighth of the size for less work than all of it: each pixel stands for
@@ -153,18 +158,19 @@ def read_reduced(
 
     Args:
         file: see `read_image`.
-        channels: see `read_image`.
+        reading: see `read_image`.
         reduction: how many times smaller it may be decoded; None decodes all.
 
     Returns:
-        uint8 H×W×channels, and how many times smaller it is: 1, 2, 4 or 8.
+        As of `read_image`, and how many times smaller it is: 1, 2, 4 or 8.
 
     Raises:
         DataError: see `read_image`.
     """
-    name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
-    try:
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+    if not reading.seen:
+        return scaled(read_bands(file, reading), reading.bits), 1
+    channels = reading.channels
+    with _named(file) as data:
         if size := _plain_jpeg(data):  # OpenCV decodes these faster, and as well
             factor = reduction(*size) if reduction else 1
             flag = (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE) | REDUCED[factor]
@@ -172,10 +178,37 @@ def read_reduced(
             if pixels is not None:
                 return pixels.reshape(*pixels.shape[:2], channels).astype(np.uint8, copy=False), factor
         return as_seen(_opened(data), channels), 1
+
+
+def read_bands(file: str | os.PathLike[str] | bytes, reading: Reading) -> NDArray[Any]:
+    """Reads bands of an image in the values of its file, uint8 or uint16 H×W×C; see `bands.taken`.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    with _named(file) as data:
+        return taken(decoded(data), reading)
+
+
+@contextmanager
+def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
+    """The content of a file, or of what is given; what is wrong with it is told with its name."""
+    name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
+    data = b""
+    try:
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        yield data
     except UnidentifiedImageError:
         raise DataError(f"{name} is {_not_an_image(data)} ({len(data)} bytes).") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from None
+
+
+# What Pillow, OpenCV, tifffile and rasterio raise for files that are damaged.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, RuntimeError, struct.error, zlib.error, cv2.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 REDUCED = {
@@ -200,9 +233,6 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-DEEP = (10, 12, 14, 16)  # bits that cameras and scanners put into files of 16
-
-
 def _opened(data: bytes) -> Image.Image:
     """Opens an image with Pillow, which takes the upper 8 of 16 bits in colour; OpenCV reads what is dark by that."""
     image = Image.open(io.BytesIO(data))
@@ -213,32 +243,24 @@ def _opened(data: bytes) -> Image.Image:
     largest = max(
         high for _, high in (bands if isinstance(bands[0], tuple) else [bands])[: 4 if "A" not in image.mode else -1]
     )
-    if largest >= 1 << (DEEP[-2] - 8):
+    if largest >= 1 << 6:  # what 14 bits leave of the upper 8
         return image
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         return image
     colours = values if values.ndim == 2 else values[..., 2::-1]
-    pixels = _upper(colours)
+    pixels = upper(colours)
     if values.ndim == 3 and values.shape[2] == 4:
-        pixels = np.dstack([pixels, _upper(values[..., 3])])
+        pixels = np.dstack([pixels, upper(values[..., 3])])
     deep = Image.fromarray(pixels)
     deep.getexif().update(exif)
-    deep.info["bits"] = _depth(colours)
+    deep.info["bits"] = depth_of(colours)
     return deep
 
 
 def depth(image: Image.Image) -> int:
     """How many bits of a picture of Pillow's hold something: 10, 12, 14 or 16 where it has 16, else 8."""
-    return _depth(np.asarray(image)) if image.mode.startswith("I") else int(image.info.get("bits", 8))
-
-
-def _depth(values: NDArray[Any]) -> int:
-    return next((bits for bits in DEEP if int(values.max()) < 1 << bits), DEEP[-1])
-
-
-def _upper(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return (values >> (_depth(values) - 8)).astype(np.uint8)
+    return depth_of(np.asarray(image)) if image.mode.startswith("I") else int(image.info.get("bits", 8))
 
 
 def _not_an_image(data: bytes) -> str:
@@ -252,7 +274,7 @@ def _not_an_image(data: bytes) -> str:
             bits = header.get(258, (1,))
             return (
                 f"a TIFF with {header.get(277, 1)} bands of {bits[0]} bits that are not red, green and blue with or without "
-                "alpha: save those, or one band, as an image of its own"
+                f"alpha: read them all by --data.in_chans {header.get(277, 1)}, or some by --data.bands, such as [1, 2, 3]"
             )
     return "not an image" if data else "an empty file"
 
@@ -278,7 +300,7 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
             raise ValueError(f"its 16-bit values reach only {values.max()}, which is black; save it with 8 bits")
         if values.min() < 0 or values.max() >= 1 << 16:
             raise ValueError("its values are beyond 16 bits")
-        image = Image.fromarray(_upper(values))
+        image = Image.fromarray(upper(values))
     elif image.mode == "F":
         raise ValueError("it holds floating-point values, whose range is not known; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -318,6 +340,20 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         return digest, str(error).rstrip("."), 0, 0, 0, 0
 
 
+def _inspect_bands(path: str, reading: Reading) -> tuple[str, str, int, int, int, int]:
+    """The same of a file that is read as bands; it counts as one frame, and its bits are those of the bands that are taken."""
+    digest = ""
+    try:
+        data = Path(path).read_bytes()
+        digest = digest_of(data)
+        pixels = taken(decoded(data), reading)
+    except UnidentifiedImageError:
+        return digest, _not_an_image(data) if data else "empty file", 0, 0, 0, 0
+    except UNREADABLE as error:
+        return digest, str(error).rstrip(".") or type(error).__name__, 0, 0, 0, 0
+    return digest, "", *pixels.shape[:2], 8 if pixels.dtype == np.uint8 else depth_of(pixels), 1
+
+
 def cache_folder() -> Path:
     """Where is kept what can be made again: ``$XDG_CACHE_HOME/fovea``, or ``~/.cache/fovea`` where that names no absolute path,
     as the XDG Base Directory Specification has it."""
@@ -326,7 +362,7 @@ def cache_folder() -> Path:
 
 
 def inspect_images(
-    paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images"
+    paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
 ) -> pd.DataFrame:
     """Decodes every file once and remembers the result, so that unchanged files are not read again.
 
@@ -334,6 +370,7 @@ def inspect_images(
         paths: the files.
         look: finds out what the table has of a file.
         kind: what the files are.
+        reading: how images are read.
 
     Returns:
         A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
@@ -341,7 +378,10 @@ def inspect_images(
         content and its place.
     """
     absolute = [os.path.abspath(path) for path in paths]
-    name = digest_of(os.fsencode("\n".join(absolute)))
+    how = []  # RGB and grey are looked at alike
+    if not reading.seen:
+        look, how = partial(_inspect_bands, reading=reading), [repr(reading)]
+    name = digest_of(os.fsencode("\n".join([*absolute, *how])))
     cache = cache_folder() / f"{kind}-{name}.parquet"
     stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(
@@ -373,13 +413,14 @@ def check_images(
     on_bad_file: Literal["error", "skip", "skip_all"],
     look: Look = _inspect,
     kind: str = "images",
+    reading: Reading = RGB,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Applies the policy for files that cannot be read.
 
     Args:
         paths: the files.
         on_bad_file: stop and name them, or go on without them: with ``skip`` if they are few, with ``skip_all`` in any case.
-        look, kind: see `inspect_images`.
+        look, kind, reading: see `inspect_images`.
 
     Returns:
         What `inspect_images` found, and the files to skip with their reasons.
@@ -387,7 +428,7 @@ def check_images(
     Raises:
         DataError: there are such files; with ``skip``, more than one in a hundred.
     """
-    table = inspect_images(paths.tolist(), look, kind)
+    table = inspect_images(paths.tolist(), look, kind, reading)
     bad = (table["error"] != "").to_numpy()
     bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
     if bad_files:
@@ -410,10 +451,13 @@ def check_images(
             f"{paths[several][0]}."
         )
     bits = Counter(table["bits"][table["bits"] > 8])
-    if bits.keys() - {16}:
+    if bits.keys() - {16} and not reading.deep:
         said = listed(f"{count} reach {kind} bits" for kind, count in sorted(bits.items()))
         warning = " They will not be equally bright: bring all to one range if they should be." if len(bits) > 1 else ""
-        rank_zero_warn(f"Of the images with 16 bits {said}, and of these the upper 8 are taken.{warning}")
+        rank_zero_warn(
+            f"Of the images with 16 bits {said}, and of these the upper 8 are taken; "
+            f"--data.bits auto keeps all.{warning}"
+        )
     return table, bad_files
 
 

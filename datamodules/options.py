@@ -1,7 +1,6 @@
 """Settings as types: ranges of numbers, what is left to the class, and how a picture becomes the network's input."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import albumentations as A
@@ -25,38 +24,37 @@ else:
 OWN: Any = None  # the default of a setting that follows from others
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class Files:
-    """Settings of all data that are image files.
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays: as a viewer shows them, or as the bands that they are.
 
     Args:
-        in_chans: 3 to read the images as RGB, 1 as grey.
-        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed;
-            ``skip_all`` also where more than one in a hundred is unreadable.
-        cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
-            ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
+        channels: of the arrays.
+        bands: the bands that are taken, counted from 1 and in this order; None takes all.
+        bits: 8 for uint8; more for float32 in [0, 1], where 1 is the largest number of so many bits.
     """
 
-    in_chans: Literal[1, 3] = 3
-    on_bad_file: Literal["error", "skip", "skip_all"] = "error"
-    cache: Literal["none", "memory", "disk"] = "none"
-
-
-@dataclass(eq=False, repr=False)
-class Folder(Files):
-    """Settings of data that are below a folder, or that a file there describes.
-
-    Args:
-        root: the folder.
-    """
-
-    root: str
+    channels: int = 3
+    bands: tuple[int, ...] | None = None
+    bits: int = 8
 
     @property
-    def title(self) -> str:
-        """See `VisionDataModule.title`; the folder's or the file's name."""
-        place = Path(self.root).resolve()
-        return place.stem if place.is_file() else place.name
+    def seen(self) -> bool:
+        """Whether files are read as a viewer shows them: RGB or grey, of 8 bits."""
+        return self.channels in (1, 3) and self.bands is None and not self.deep
+
+    @property
+    def deep(self) -> bool:
+        """Whether arrays are float32 in [0, 1] instead of uint8."""
+        return self.bits > 8
+
+    @property
+    def colour(self) -> bool:
+        """Whether the channels are red, green and blue."""
+        return self.channels == 3 and self.bands is None
+
+
+RGB = Reading()
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,14 @@ class Preprocessing:
 
     Args:
         image_size: of the input; see `augmentations.sides`.
-        in_chans: 3 to read pictures as RGB, 1 as grey.
+        in_chans: channels of the input.
         fit: how a picture is made one of this size; see `augmentations.evaluation`.
         crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
         tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
         frames: frames of a clip that the network is shown at most, see `videos.evenly`; None where it is shown pictures.
         numbers: the input is ``in_chans`` numbers, float32 1×1×C, and no picture.
+        bands: see `Reading`.
+        bits: see `Reading`.
     """
 
     image_size: int | str
@@ -80,13 +80,25 @@ class Preprocessing:
     tile: int | None = None
     frames: int | None = None
     numbers: bool = False
+    bands: list[int] | None = None
+    bits: int = 8
+
+    @property
+    def reading(self) -> Reading:
+        """How a picture's file is read."""
+        if self.numbers:
+            return RGB
+        return Reading(self.in_chans, tuple(self.bands) if self.bands else None, self.bits)
 
     def transform(self) -> A.Compose:
         """The albumentations pipeline."""
-        return A.Compose([]) if self.numbers else evaluation(self.image_size, self.crop_pct, self.fit)
+        if self.numbers:
+            return A.Compose([])
+        return evaluation(self.image_size, self.crop_pct, self.fit, deep=self.reading.deep)
 
     def as_data(self) -> dict[str, Any]:
         """The arguments that make an equal one, without those that say nothing."""
         silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
-        silent |= {name for name in ("tile", "frames", "numbers") if not getattr(self, name)}
+        silent |= {name for name in ("tile", "frames", "numbers", "bands") if not getattr(self, name)}
+        silent |= {"bits"} if self.bits == 8 else set()
         return {key: value for key, value in asdict(self).items() if key not in silent}

@@ -71,7 +71,7 @@ class PhotographFolder(UnlabelledFolder):
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.image_size, self.in_chans, "native")
+        return self.fitted("native")
 
     def _cut(self, side: int, middle: bool) -> A.Compose:
         kind: Any = A.CenterCrop if middle else A.RandomCrop

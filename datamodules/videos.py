@@ -178,7 +178,7 @@ class VideoFiles(ImageFiles):
     """Video files that are read when they are asked for, as an array of clips; see `ImageFiles`.
 
     Args:
-        files: paths, digests, sizes and channels, see `ImageFiles`; videos are not kept decoded.
+        files: paths, digests, sizes and reading, see `ImageFiles`; videos are not kept decoded.
         most: frames of a clip at most, see `evenly`.
     """
 
@@ -188,4 +188,4 @@ class VideoFiles(ImageFiles):
 
     @override
     def read(self, index: int) -> NDArray[np.uint8]:
-        return read_clip(str(self.paths[index]), self.most, self.channels, self._reduction)
+        return read_clip(str(self.paths[index]), self.most, self.reading.channels, self._reduction)

@@ -8,7 +8,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modules.pictures.sheets import enlarged, from_address, sheet
+from modules.pictures.sheets import as_rgb, enlarged, from_address, sheet
 
 Image = NDArray[np.uint8]
 Answer = dict[str, Any]  # what a module tells of one picture, plain data
@@ -24,13 +24,14 @@ class Answers:
         (4, 6, 3)
 
         Args:
-            image: uint8 H×W×C as it was read, with one or three channels; it is left as it is.
+            image: H×W×C as it was read, as `as_rgb` takes it; it is left as it is.
             answer: one of `VisionModule.predict`.
 
         Returns:
             uint8 H×W×3, not always of the picture's size.
         """
-        return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+        drawn = as_rgb(image)
+        return drawn.copy() if np.shares_memory(drawn, image) else drawn
 
     def pictures(self, answer: Answer) -> dict[str, PIL.Image.Image]:
         """What of an answer is a picture of its own, to be kept without losses; by itself, nothing.

@@ -33,7 +33,7 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import sheet
-from modules.spec import Backbone, DataSpec, SharedBackbone, sides
+from modules.spec import VALUES, Backbone, DataSpec, SharedBackbone, sides
 from modules.training_data import given_data, settings_of
 from modules.views import AXES, Axes, Views, mirrored
 from modules.warm_start import ClassRows
@@ -64,6 +64,7 @@ class VisionModule(L.LightningModule):
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
     mirrors: ClassVar[bool] = False  # whether its answers for mirrored images can be put together, see `look`
     oblong: ClassVar[bool] = False  # whether its images need not be square
+    any_bands: ClassVar[bool] = False  # whether they may be others than RGB or grey of 8 bits
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
     scale: Tensor
     shift: Tensor
@@ -84,6 +85,14 @@ class VisionModule(L.LightningModule):
                 f"{type(self).__name__.removesuffix('Module')} takes square images: --data.image_size {min(self.size)}, not "
                 f"{data.image_size}."
             )
+        if not self.any_bands and (data.in_chans not in (1, 3) or data.bit_depth > 8):
+            raise BackboneError(
+                f"{type(self).__name__.removesuffix('Module')} takes RGB or grey of 8 bits, not {data.in_chans} channels of "
+                f"{data.bit_depth}: leave --data.bits out, and give --data.in_chans 3 or 1. More can classification, several labels, "
+                "regression, segmentation, detection and autoencoding."
+            )
+        self.full = 255.0 if data.bit_depth == 8 else 1.0  # the largest value of images
+        self.bit_depth, self.channel_mean, self.channel_std = data.bit_depth, data.channel_mean, data.channel_std
         self.optimization = optimization or Optimization()
         self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
         self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile
@@ -92,7 +101,9 @@ class VisionModule(L.LightningModule):
         self.backbone, self.learned, self.licence = start.network, start.learned, start.licence
         self.pretrained, self.transfer, self.strategy = start.pretrained, backbone.transfer, start.strategy
         mean, std = start.normalization
-        self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1), persistent=False)
+        if data.channel_mean is not None and data.channel_std is not None:
+            mean, std = (torch.tensor(values, dtype=torch.float32) for values in (data.channel_mean, data.channel_std))
+        self.register_buffer("scale", (1 / (self.full * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
         self.views: Sequence[Axes] = AXES["none"]
         self.answers = Answers()
@@ -142,13 +153,15 @@ class VisionModule(L.LightningModule):
     # What it offers
 
     def normalize(self, image: Tensor) -> Any:
-        """uint8 B×C×H×W to what the backbone expects, on the device where it is: float32 B×C×H×W, or the maps of a backbone
-        that several tasks share."""
+        """uint8 B×C×H×W, or float32 in [0, 1] where images have more than 8 bits, to what the backbone expects, on the device
+        where it is: float32 B×C×H×W, or the maps of a backbone that several tasks share."""
         if self.shared_maps is not None:
             return self.shared_maps(image)
         if not self.channels_last:
             image = image.contiguous()
-        return image.float().mul_(self.scale).add_(self.shift)
+        values = image.float()
+        scaled = values.mul(self.scale) if values is image else values.mul_(self.scale)
+        return scaled.add_(self.shift)
 
     def last_features(self, image: Tensor) -> Tensor:
         """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
@@ -203,6 +216,8 @@ class VisionModule(L.LightningModule):
         """What rebuilds this network, without its training, as plain data: what it `takes` of the data, the backbone as
         ``backbone`` and ``backbone_options``, and its `parts`."""
         data = {name: deepcopy(getattr(self, name)) or None for name in self.takes}
+        plain = {"bit_depth": 8, "channel_mean": None, "channel_std": None}
+        data |= {name: deepcopy(getattr(self, name)) for name in VALUES if getattr(self, name) != plain[name]}
         return {**data, **self.backbone.recipe, **self.parts()}
 
     @classmethod

@@ -60,6 +60,7 @@ class ClassificationModule(VisionModule):
     mode = "max"
 
     oblong = True
+    any_bands = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs: tuple[str, ...] = ("label",)

@@ -76,6 +76,7 @@ class QLearningModule(VisionModule):
         target_update: steps after which the target network becomes a copy of the network.
     """
 
+    any_bands = True
     monitor, mode = "val/return", "max"
     takes = ("num_classes", "in_chans", "image_size", "observation_mean", "observation_std")
     needs = ("episode",)

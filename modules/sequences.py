@@ -45,6 +45,7 @@ class SequenceModule(ClassificationModule):
         BackboneError: the transfer is one that is only for pictures.
     """
 
+    any_bands = False
     needs = ("label", "length")
     mirrors = False
     solve_head = None  # type: ignore[assignment]  # the head's features are not the backbone's

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+VALUES = ("bit_depth", "channel_mean", "channel_std")  # of `DataSpec`, which every network has to know
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
 Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
 
@@ -42,6 +43,9 @@ class DataSpec:
         fit: how images are fitted into ``image_size``, so that what is found can be told in their own pixels: ``pad`` or
             ``stretch``.
         targets: for several tasks at once, those whose targets the images have, and the names of each one's classes.
+        bit_depth: bits of the images' values; above 8 images are float32 in [0, 1] instead of uint8.
+        channel_mean: mean of each channel, as a share of the largest value; None takes the backbone's.
+        channel_std: standard deviation of each channel, likewise.
     """
 
     in_chans: int = 3
@@ -56,6 +60,9 @@ class DataSpec:
     attributes: dict[str, list[str]] | None = None
     fit: str = "pad"
     targets: dict[str, list[str]] | None = None
+    bit_depth: int = 8
+    channel_mean: list[float] | None = None
+    channel_std: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.num_classes and self.label_names:
@@ -72,12 +79,13 @@ class DataSpec:
 
         Args:
             data: the data module.
-            properties: names of fields of this class; those that a task's module `VisionModule.takes`.
+            properties: names of fields of this class; those that a task's module `VisionModule.takes`. `VALUES` are taken too.
 
         Raises:
             AttributeError: the data do not have one of them.
         """
-        return cls(**{name: getattr(data, name) for name in properties})
+        values = {name: getattr(data, name) for name in VALUES if hasattr(data, name)}
+        return cls(**values, **{name: getattr(data, name) for name in properties})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipelines.serving.answers import readable
 from pipelines.serving.files import find
 from pipelines.serving.model import VisionModel
 from pipelines.serving.registry import add_files, load, model_folder
-from pipelines.serving.store import learned_from
+from pipelines.serving.store import learned_from, prepared
 
 __all__ = ["InspectionCallback", "inspect"]
 
@@ -95,7 +95,10 @@ def inspect(
     labels, names, rows = None, list[str](), list[tuple[str, str]]()
     try:
         source = data or learned_from(model_folder(model))
-        pool, labels = take(source, samples, answering.prepare)
+        if answering.preprocessing.reading.seen:
+            pool, labels = take(source, samples, answering.prepare)
+        else:
+            pool, labels = take(prepared(source, answering.preprocessing), samples)
         names = list(getattr(source, "label_names", []))
     except (ValueError, OSError) as error:
         if data is not None or not given:

@@ -147,7 +147,8 @@ def predict(
         sinks: list[Sink] = [stack.enter_context(Told(json))]
         progress = stack.enter_context(_bars(json))
         if out:
-            folder = FolderSink(out, module, drawings, root, form, truth, save_crops, 2 * batch_size, tell)
+            reading = answering.preprocessing.reading
+            folder = FolderSink(out, module, drawings, root, form, truth, save_crops, 2 * batch_size, tell, reading)
             sinks.append(stack.enter_context(folder))
         bar = progress.add_task("images", total=len(images), visible=bool(images))
         answers = answering.stream(map(Path, images), batch_size, lambda done: progress.update(bar, completed=done))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules.images import read_image
 from datamodules.labelled.alignment import DLIB, TEMPLATE, aligned, boxed, faces_of, foremost, similarity
+from datamodules.options import Reading
 from pipelines import faces as recognition
 from pipelines.facenet import facenet
 
@@ -200,7 +201,7 @@ def test_real_faces_are_found_and_come_out_upright_and_alike(capsys):
     ask("photos")
     assert "6 pictures: 4 faces are in aligned" in capsys.readouterr().out
     upright, turned, large, other = (
-        read_image(Path("aligned", f"{name}.png"), 1)[16:96, 24:88].ravel()
+        read_image(Path("aligned", f"{name}.png"), Reading(1))[16:96, 24:88].ravel()
         for name in ("upright", "turned", "large", "other")
     )
     likeness = np.corrcoef([upright, turned, large, other])[0]

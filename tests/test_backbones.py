@@ -18,6 +18,7 @@ from datamodules import Digits8x8
 from datamodules.augmentations import evaluation, reduction
 from datamodules.base import collate
 from datamodules.images import read_image, read_reduced
+from datamodules.options import Reading
 from modules import BackboneError, ClassificationModule, create_backbone
 from modules.spec import Backbone, DataSpec
 
@@ -247,7 +248,7 @@ def test_real_weights_recognise_real_pictures(name):
     prepare = evaluation(160, 0.875)
     alike = []
     for rule in (None, partial(reduction, prepare)):  # whole, and decoded at half the size
-        read = [read_reduced(file.locate(), 3, rule) for file in pictures]
+        read = [read_reduced(file.locate(), Reading(), rule) for file in pictures]
         assert {factor for _, factor in read} == {2 if rule else 1}
         batch = collate([{"image": prepare(image=pixels)["image"]} for pixels, _ in read])
         alike.append([answer["label"] for answer in module.predict(batch)])

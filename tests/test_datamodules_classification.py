@@ -33,6 +33,7 @@ from datamodules.augmentations import RandomResizedCrop, evaluation, reduction
 from datamodules.base import KeyedDataset
 from datamodules.images import check_images, inspect_images, read_image, read_reduced
 from datamodules.labelled.published import DEBIAN_DATASETS
+from datamodules.options import Reading
 from pipelines.classification import classification
 from pipelines.datasets import SETS, datasets
 from pipelines.engine.command import command
@@ -118,17 +119,17 @@ def test_an_image_is_read_as_a_viewer_shows_it(data: bytes, shown: np.ndarray, t
     shown = np.broadcast_to(np.atleast_3d(shown), COLOUR.shape).astype(float)
     luma = (shown @ [0.299, 0.587, 0.114])[..., None]
     for channels, expected in ((3, shown), (1, luma)):
-        pixels = read_image("file", channels)
+        pixels = read_image("file", Reading(channels))
         assert pixels.dtype == np.uint8
         assert pixels.shape == (32, 48, channels)
         assert np.abs(pixels - expected).max() <= tolerance + (channels == 1)
-        assert np.array_equal(pixels, read_image(data, channels))
+        assert np.array_equal(pixels, read_image(data, Reading(channels)))
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_a_jpeg_is_decoded_smaller_and_everything_else_whole(factor: int) -> None:
     for name, (data, _, _) in KINDS.items():
-        whole, (pixels, found) = read_image(data), read_reduced(data, 3, lambda h, w: factor)
+        whole, (pixels, found) = read_image(data), read_reduced(data, Reading(), lambda h, w: factor)
         if "JPEG" not in name or name in ("JPEG 2000", "CMYK JPEG"):
             assert found == 1
             assert np.array_equal(pixels, whole)
@@ -137,9 +138,9 @@ def test_a_jpeg_is_decoded_smaller_and_everything_else_whole(factor: int) -> Non
         assert pixels.shape == (32 // factor, 48 // factor, 3)
         middle = whole[factor // 2 :: factor, factor // 2 :: factor].astype(int)
         assert np.median(np.abs(pixels - middle)) <= 3  # each pixel stands for its square, turned or not
-        grey = read_reduced(data, 1, lambda h, w: factor)[0].astype(int)
-        assert np.abs(grey[..., 0] - read_image(encode(Image.fromarray(pixels), "PNG"), 1)[..., 0]).max() <= 4
-    assert read_reduced(encode(Image.new("RGB", (9, 17)), "JPEG"), 3, lambda h, w: 8)[0].shape == (3, 2, 3)
+        grey = read_reduced(data, Reading(1), lambda h, w: factor)[0].astype(int)
+        assert np.abs(grey[..., 0] - read_image(encode(Image.fromarray(pixels), "PNG"), Reading(1))[..., 0]).max() <= 4
+    assert read_reduced(encode(Image.new("RGB", (9, 17)), "JPEG"), Reading(), lambda h, w: 8)[0].shape == (3, 2, 3)
 
 
 def changes(size: int, channels: Literal[1, 3] = 3, **settings: Any) -> A.Compose:

@@ -21,8 +21,9 @@ from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
 from datamodules.decoded import Caching, ImageFiles, as_it_is
-from datamodules.images import Reduction, check_images, turned, warn_of_shared
-from datamodules.options import OWN, Folder, ImageSize, Own, PositiveInt, Preprocessing
+from datamodules.files import Folder
+from datamodules.images import Reduction, turned, warn_of_shared
+from datamodules.options import OWN, RGB, ImageSize, Own, PositiveInt, Preprocessing, Reading
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
 
@@ -41,7 +42,7 @@ class BoxSource(TiledSource):
 
     Args:
         annotations: images, boxes and, where there are to be masks, outlines.
-        channels: 3 to read RGB, 1 to read grey.
+        reading: how images are read.
         tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
         cache: see `ImageFiles`.
     """
@@ -49,11 +50,11 @@ class BoxSource(TiledSource):
     counts = None  # of pixels
 
     def __init__(
-        self, annotations: Annotations, channels: int = 3, tile: int | None = None, cache: Caching = "none"
+        self, annotations: Annotations, reading: Reading = RGB, tile: int | None = None, cache: Caching = "none"
     ) -> None:
         super().__init__(annotations.sizes, annotations.paths, lambda h, w: pieces(h, w, tile or max(h, w)))
         self.annotations, self.tile = annotations, tile
-        self.images = ImageFiles(annotations.paths, annotations.digests, annotations.sizes, channels, cache)
+        self.images = ImageFiles(annotations.paths, annotations.digests, annotations.sizes, reading, cache)
 
     def reduced(self, reduction: Reduction) -> "BoxSource":
         """The same samples; images that are not cut into pieces are decoded smaller, with boxes and masks to match."""
@@ -192,7 +193,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
             raise DataError(
                 f"None of the {len(paths)} images was found; the first is {paths[0]}, named by {records[0].file}."
             )
-        table, self.bad_files = check_images(paths, self.on_bad_file)
+        table = self.looked_at(paths)
         sizes = table[["height", "width"]].to_numpy(np.int64)
         digests, good = table["digest"].to_numpy(dtype=np.str_), (table["error"] == "").to_numpy()
         for k in np.flatnonzero(good):
@@ -227,7 +228,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         warn_of_shared({name: (part.paths, part.digests) for name, part in divided.items()})
         if "train" in divided:
             self._warn_of_rare(divided["train"])
-        return {name: BoxSource(part, self.in_chans, self.tile, self.cache) for name, part in divided.items()}
+        return {name: BoxSource(part, self.reading, self.tile, self.cache) for name, part in divided.items()}
 
     def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
         """Boxes that are to be in pixels, but all are shares of their images, to pixels."""

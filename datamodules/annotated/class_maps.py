@@ -32,18 +32,18 @@ from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
 from datamodules.base import DataError, digest_of, listed
 from datamodules.decoded import ImageFiles
+from datamodules.files import Folder
 from datamodules.finding import child
 from datamodules.images import (
     EXTENSIONS,
     Reduction,
-    check_images,
     folded,
     images_in,
     sub_folders,
     turned,
     warn_of_shared,
 )
-from datamodules.options import Folder, Own
+from datamodules.options import Own, Reading
 from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
@@ -121,7 +121,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
                 "nothing in it needs a mask too, all background. Move images without a mask elsewhere."
             )
         paths = np.array([str(image) for _, image, _ in everything], np.str_)
-        table, self.bad_files = check_images(paths, self.on_bad_file)
+        table = self.looked_at(paths)
         good = np.flatnonzero((table["error"] == "").to_numpy())
         groups = np.array([split for split, *_ in everything], np.str_)[good]
         paths, masks = paths[good], np.array([str(mask) for *_, mask in everything], np.str_)[good]
@@ -135,7 +135,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
         self._check_values(masks, seen, classes)
         parts = self._divided({split: np.flatnonzero(groups == split) for split in pairs})
         warn_of_shared({name: (paths[rows], digests[rows]) for name, rows in parts.items()})
-        images = ImageFiles(paths, digests, sizes, self.in_chans, self.cache)
+        images = ImageFiles(paths, digests, sizes, self.reading, self.cache)
         result: dict[str, MaskPictures] = {}
         for name, rows in parts.items():
             counts = np.zeros(256, np.int64)
@@ -407,8 +407,19 @@ class COCOSegmentation(Folder, SegmentationDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._boxes = COCODetection(
-            self.root, in_chans=self.in_chans, masks=True, on_bad_file=self.on_bad_file, on_bad_box=self.on_bad_box
+            self.root,
+            in_chans=self.in_chans,
+            bands=self.bands,
+            bits=self.bits,
+            masks=True,
+            on_bad_file=self.on_bad_file,
+            on_bad_box=self.on_bad_box,
         )
+
+    @property
+    @override
+    def reading(self) -> Reading:
+        return self._boxes.reading
 
     @cached_property
     def label_names(self) -> list[str]:

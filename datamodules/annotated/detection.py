@@ -170,17 +170,20 @@ class DetectionDataModule(VisionDataModule[S]):
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.image_size, self.in_chans, self.fit)
+        return self.fitted(self.fit)
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.augmentation != "none":
             boxes = A.BboxParams("pascal_voc", ["index"], clip=True, min_visibility=VISIBLE, min_width=2, min_height=2)
-            fit = evaluation(self.image_size, fit=self.fit).transforms
-            build = partial(training_with_boxes, flip=self.flip, colour=self.in_chans == 3)
+            colour, deep = self.reading.colour, self.reading.deep
+            fit = evaluation(self.image_size, fit=self.fit, deep=deep).transforms
+            build = partial(training_with_boxes, flip=self.flip, colour=colour, deep=deep)
             masks = ("mask", "masks") if self.masks else ()
-            return Augmenter(self.size, self.in_chans, fit, BOXED, build, boxes, masks).compose(self.augmentation)
-        return evaluation(self.image_size, fit=self.fit, boxes=A.BboxParams("pascal_voc", ["index"], clip=True))
+            augmenter = Augmenter(self.size, self.in_chans, fit, BOXED, build, boxes, masks, deep=deep)
+            return augmenter.compose(self.augmentation)
+        boxes = A.BboxParams("pascal_voc", ["index"], clip=True)
+        return evaluation(self.image_size, fit=self.fit, boxes=boxes, deep=self.reading.deep)
 
     @override
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.augmentations import GREY
+from datamodules.augmentations import DEEP_GREY, GREY
 from datamodules.base import settle
 from datamodules.options import NonNegativeInt, Probability
 
@@ -99,7 +99,8 @@ def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.rando
         generator: draws the centre, the sizes and the parts.
     """
     channels = samples[0]["image"].shape[2]
-    image = np.full((*size, channels), GREY, np.uint8)
+    kind = samples[0]["image"].dtype
+    image = np.full((*size, channels), _grey(kind), kind)
     classes = np.zeros(size, np.uint8)
     cx, cy = (int(side * share) for side, share in zip(size[::-1], generator.uniform(0.3, 0.7, 2), strict=True))
     parts = []
@@ -120,7 +121,11 @@ def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.rando
     return _joined(parts, image) | ({"mask": classes} if "mask" in samples[0] else {})
 
 
-def _joined(parts: Sequence[Sample], image: NDArray[np.uint8]) -> Sample:
+def _grey(kind: np.dtype[Any]) -> float:
+    return GREY if kind == np.uint8 else DEEP_GREY
+
+
+def _joined(parts: Sequence[Sample], image: NDArray[Any]) -> Sample:
     keys = [key for key in ("boxes", "labels", "ignore", "masks") if key in parts[0]]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     return joined | {"image": image, "size": np.array(image.shape[:2], np.int64)}
@@ -131,7 +136,8 @@ def _onto(sample: Sample, height: int, width: int) -> Sample:
     sample = resized_sample(sample, min(height / sample["image"].shape[0], width / sample["image"].shape[1]))
     h, w = sample["image"].shape[:2]
     spare = (0, max(0, height - h)), (0, max(0, width - w))
-    result = {"image": np.pad(sample["image"], (*spare, (0, 0)), constant_values=GREY)}
+    image = sample["image"]
+    result = {"image": np.pad(image, (*spare, (0, 0)), constant_values=_grey(image.dtype))}
     if "masks" in sample:
         result |= {"masks": np.pad(sample["masks"], ((0, 0), *spare)), "mask": np.pad(sample["mask"], spare)}
     return sample | result

@@ -213,7 +213,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     @property
     @override
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.image_size, self.in_chans, "native")
+        return self.fitted("native")
 
     @override
     def load(self) -> dict[str, WindowSource]:
@@ -223,10 +223,12 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     def transform(self, training_split: bool) -> A.Compose | None:
         """See `VisionDataModule.transform`; the keys are those of albumentations, and ``size``."""
         if training_split and self.augmentation != "none":
-            fit = [padding(*self.size)]
-            build = partial(training_with_masks, flip=self.flip, turn=self.turn, colour=self.in_chans == 3)
-            return Augmenter(self.size, self.in_chans, fit, MASKED, build, masks=("mask",)).compose(self.augmentation)
-        return A.Compose([padding(*self.size)])
+            colour, deep = self.reading.colour, self.reading.deep
+            fit = [padding(*self.size, deep)]
+            build = partial(training_with_masks, flip=self.flip, turn=self.turn, colour=colour, deep=deep)
+            augmenter = Augmenter(self.size, self.in_chans, fit, MASKED, build, masks=("mask",), deep=deep)
+            return augmenter.compose(self.augmentation)
+        return A.Compose([padding(*self.size, self.reading.deep)])
 
     @override
     def dataset(self, split: str, augmented: bool) -> SegmentationDataset:

@@ -49,21 +49,22 @@ class LabelledDataModule(VisionDataModule[S]):
     @override
     def preprocessing(self) -> Preprocessing:
         crop_pct = self.crop_pct if self.fit in ("crop", "extend") else Preprocessing.crop_pct
-        return Preprocessing(self.image_size, self.in_chans, self.fit, crop_pct)
+        return self.fitted(self.fit, crop_pct)
 
     @override
     def transform(self, training_split: bool) -> A.Compose | None:
         if training_split and self.view_crops:
             return self._view(self.view_crops[0])
         if training_split and self.augmentation != "none":
-            crops = self.fit == "crop"
-            fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit).transforms
+            crops, deep = self.fit == "crop", self.reading.deep
+            fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit, deep=deep).transforms
             # Small pictures are nearly all object: a hard crop would cut it off.
             strengths = LABELLED if min(self.size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
-            build = partial(training, size=self.size, flip=self.flip)
-            return Augmenter(self.size, self.in_chans, fit, strengths, build, keep=not crops).compose(self.augmentation)
+            build = partial(training, size=self.size, flip=self.flip, equalize=self.in_chans in (1, 3))
+            augmenter = Augmenter(self.size, self.in_chans, fit, strengths, build, keep=not crops, deep=deep)
+            return augmenter.compose(self.augmentation)
         fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
-        return None if fits else evaluation(self.image_size, self.crop_pct, self.fit)
+        return None if fits else self.preprocessing.transform()
 
     @override
     def views(self, training: bool) -> list[A.Compose]:

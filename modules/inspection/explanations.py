@@ -59,7 +59,7 @@ def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
     within = {stage: [name for name in norms if name.startswith(f"{stage}.")] for stage in stages(module)}
     layers = [names[-1] if names else stage for stage, names in within.items()]
     with torch.enable_grad(), tapped(module, layers) as taps:
-        scores = module(_pixels(module, image).requires_grad_() * 255)
+        scores = module(_pixels(module, image).requires_grad_() * module.full)
         score = scores.gather(1, target[:, None]).sum()
         slopes = torch.autograd.grad(score, [tap.maps for tap in taps.values()], allow_unused=True) if layers else ()
     for name, slope in reversed(list(zip(layers, slopes, strict=True))):
@@ -84,7 +84,7 @@ def grad_cam(module: VisionModule, image: Tensor, target: Tensor, layer: str, wh
     from captum.attr import LayerGradCam  # only here: its import takes time
 
     with torch.enable_grad(), tapped(module, [layer]) as taps:
-        method = LayerGradCam(lambda pixels: module(pixels * 255), taps[layer])
+        method = LayerGradCam(lambda pixels: module(pixels * module.full), taps[layer])
         pixels = _pixels(module, image).requires_grad_()
         result = method.attribute(pixels, target, relu_attributions=whole, attr_dim_summation=whole)
     return result.detach()
@@ -109,7 +109,7 @@ def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int 
     rim = torch.cat([pixels[..., (0, -1), :].flatten(2), pixels[..., (0, -1)].flatten(2)], 2).median(2).values
     window = max(2, min(image.shape[-2:]) // windows)
     with tapped(module, []):
-        result = Occlusion(lambda pixels: module(pixels * 255)).attribute(
+        result = Occlusion(lambda pixels: module(pixels * module.full)).attribute(
             pixels,
             (image.shape[1], window, window),
             (image.shape[1], max(1, window // 3), max(1, window // 3)),

@@ -11,7 +11,7 @@ from modules import inspection as see
 from modules.base import VisionModule
 from modules.pictures.charts import heat, nested_squares, overlays, project, scatter
 from modules.pictures.sheets import Image as Picture
-from modules.pictures.sheets import sheet, signed, stacked
+from modules.pictures.sheets import as_rgb, sheet, signed, stacked
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:
@@ -161,4 +161,6 @@ def _smooth(maps: Tensor, size: Sequence[int]) -> Any:
 
 
 def _hwc(image: Tensor) -> Picture:
-    return image.permute(1, 2, 0).cpu().numpy()
+    return (
+        image.permute(1, 2, 0).cpu().numpy() if image.dtype == torch.uint8 and len(image) in (1, 3) else as_rgb(image)
+    )

@@ -120,9 +120,9 @@ def _run(module: VisionModule, pixels: Tensor, taps: dict[str, Tap]) -> None:
     """Lets pixels, float B×C×S×S in [0, 1], pass through the backbone, or through all of the module if a tap needs it."""
     inner = dict(module.backbone.named_modules())
     if all(name in inner for name in taps):
-        module.backbone(module.normalize(pixels * 255))
+        module.backbone(module.normalize(pixels * module.full))
     else:
-        module(pixels * 255)
+        module(pixels * module.full)
     for name, tap in taps.items():
         if len(tap.maps) != len(pixels):
             raise ValueError(
@@ -131,7 +131,7 @@ def _run(module: VisionModule, pixels: Tensor, taps: dict[str, Tap]) -> None:
 
 
 def _pixels(module: VisionModule, image: Tensor) -> Tensor:
-    return image.to(module.device).float() / 255
+    return image.to(module.device).float() / module.full
 
 
 @torch.no_grad()

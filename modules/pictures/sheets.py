@@ -25,14 +25,19 @@ def as_rgb(image: Tensor | Image) -> Image:
 
     Args:
         image: a tensor, uint8 C×H×W, or an array, uint8 H×W×C or H×W. Of more than three channels the first three are
-            taken, of fewer the first one, as grey.
+            taken, of fewer the first one, as grey. Of float32 in [0, 1], an image of more than 8 bits, the darkest and the
+            brightest of a hundred parts each become black and white.
 
     >>> as_rgb(torch.zeros(1, 4, 6, dtype=torch.uint8)).shape
     (4, 6, 3)
     """
     pixels = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, 2))
+    pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, 2)
+    if pixels.dtype != np.uint8:
+        low, high = np.percentile(pixels, (1, 99))
+        pixels = ((pixels - low) / max(high - low, 1e-6) * 255).clip(0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class SegmentationModule(VisionModule):
     monitor = "val/miou"
     mode = "max"
     oblong = True
+    any_bands = True
     mirrors = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)

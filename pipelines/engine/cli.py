@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -97,13 +98,19 @@ class VisionCLI(TaskParser):
             raise UsageError(
                 f"--data.class_weighting {weighting} is for losses over classes, and {self.task} has none: leave it out."
             )
+        known = {} if self.weights is None else self.weights.architecture
+        if known and getattr(data, "bits", None) == "auto":  # as in the training, whatever these files reach
+            vars(data)["bits"] = known.get("bit_depth", 8)
         if self.weights and self.subcommand in ("test", "predict"):
             take_whole(data, self.weights)
         if self.weights and self.weights.classes:
             adopt_classes(data, self.weights.classes)
         if self.subcommand in ("fit", "preview"):
             data.transform(True)  # which says what is wrong with an augmentation
-        return DataSpec.of(data, takes)
+        spec = DataSpec.of(data, takes)
+        if not known:
+            return spec
+        return replace(spec, channel_mean=known.get("channel_mean"), channel_std=known.get("channel_std"))
 
     def before_instantiate_classes(self) -> None:
         """Makes sure that the numbers are in their ranges, that MLflow answers and takes the names, and chooses the folder.

@@ -16,9 +16,11 @@ from typing_extensions import override
 
 from datamodules.annotated.writers import AnswerFormat, AnswerWriter
 from datamodules.images import WRITTEN, read_image
+from datamodules.options import RGB, Reading
 from datamodules.videos import Video, is_stream, is_video, without_login
 from modules import VisionModule
 from modules.detection.tiles import joined
+from modules.pictures.sheets import as_rgb
 from pipelines.engine.disk import held, write_image, write_text
 from pipelines.engine.terminal import say, table
 from pipelines.serving import video
@@ -125,6 +127,7 @@ class FolderSink(ExitStack):
         crops: whether what is in boxes is written too, into ``crops/CLASS``.
         ahead: answers that may wait to be drawn.
         tell: takes what is to be told of drawings that fail.
+        reading: how images are read; in colour, where they are seen in grey.
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class FolderSink(ExitStack):
         crops: bool,
         ahead: int,
         tell: Callable[[str], object],
+        reading: Reading = RGB,
     ) -> None:
         super().__init__()
+        self.reading = RGB if reading.seen else reading
         self.out, self.module, self.places, self.root = out, module, places, root
         self.form, self.truth, self.crops, self.ahead, self.tell = form, truth, crops, ahead, tell
         self._coco = COCOFile(module)
@@ -179,7 +184,8 @@ class FolderSink(ExitStack):
         if "frame" not in where:
             crops = Path(self.out) if self.crops else None
             self._coco.add(os.path.relpath(os.path.abspath(file), os.path.realpath(self.out)), answer)
-            self._drawn.append((file, self._pool.submit(drawn, self.module, file, answer, *self.places[file], crops)))
+            drawing = self._pool.submit(drawn, self.module, file, answer, *self.places[file], self.reading, crops)
+            self._drawn.append((file, drawing))
             if len(self._drawn) > self.ahead:
                 self._see()
 
@@ -240,7 +246,15 @@ def _starts(name: str) -> Iterable[str]:
     return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
 
 
-def drawn(module: VisionModule, file: str, answer: Answer, place: str, beside: Path, crops: Path | None = None) -> None:
+def drawn(
+    module: VisionModule,
+    file: str,
+    answer: Answer,
+    place: str,
+    beside: Path,
+    reading: Reading = RGB,
+    crops: Path | None = None,
+) -> None:
     """Draws the answer for a picture, or for a video as a whole.
 
     Args:
@@ -249,6 +263,7 @@ def drawn(module: VisionModule, file: str, answer: Answer, place: str, beside: P
         answer: what the module says.
         place: the drawing's file.
         beside: what the names of further pictures begin with, with any suffix.
+        reading: how the picture is read; in colour, where it is seen in grey.
         crops: folder for what is in each box.
     """
     if is_video(file):
@@ -257,7 +272,8 @@ def drawn(module: VisionModule, file: str, answer: Answer, place: str, beside: P
             for frame in film:
                 drawing.write(module.answers.draw(frame, answer), film.seconds[-1])
         return
-    image = read_image(file)  # again: those of two batches would take gigabytes where they are photographs
+    # Read again: the pictures of two batches would take gigabytes where they are photographs.
+    image = as_rgb(read_image(file, RGB if reading.seen else reading))
     write_image(place, module.answers.draw(image, answer), quality=90)
     for suffix, picture in module.answers.pictures(answer).items():
         write_image(beside.with_suffix(suffix), picture)

@@ -1,7 +1,7 @@
 """What is found about data when a registered model looks at them: copies, doubted labels, odd files."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from datamodules.decoded import ImageFiles
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
 from datamodules.images import inspect_images
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import Preprocessing
 from modules import ClassificationModule
 from modules.measures.labels import doubts, held_out_probabilities
 from modules.networks.features import extract
@@ -99,15 +98,16 @@ class Audited:
             self.table = pd.DataFrame({"digest": [digest_of(image.tobytes()) for image in self.images]})
             self.table[["height", "width", "bits", "frames"]] = [*self.images.shape[1:3], 8, 1]
         else:
-            self.table = inspect_images(self.paths)
+            reading = model.preprocessing.reading
+            self.table = inspect_images(self.paths, reading=reading)
             digests, sizes = self.table["digest"].to_numpy(np.str_), self.table[["height", "width"]].to_numpy(np.int64)
-            self.images = ImageFiles(np.array(self.paths), digests, sizes, model.preprocessing.in_chans)
+            self.images = ImageFiles(np.array(self.paths), digests, sizes, reading)
         self.features, self.thumbnails = self._seen(data, model)
 
     def _seen(self, data: VisionDataModule, model: VisionModel) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         how = model.preprocessing
         if how.fit in ("pad", "native"):  # grey borders would make pictures alike, and those of a batch have one size
-            how = Preprocessing(how.image_size, how.in_chans, "crop", 1.0)
+            how = replace(how, fit="crop", crop_pct=1.0)
         dataset = KeyedDataset(LabelledSource(self.images, self.labels), how.transform(), 0)
         loader = KeyedLoader(dataset, data.batch_size, training=False, seed=0, num_workers=data.num_workers or 0)
         thumbnails: list[NDArray[np.uint8]] = []

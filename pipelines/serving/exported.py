@@ -25,7 +25,7 @@ class Exported(nn.Module):
     Args:
         module: the trained module; it stays as it is.
         preprocessing: how a picture becomes its input.
-        pixels: uint8 in, else normalised float32 in.
+        pixels: pixels in, uint8 or of more than 8 bits float32 in [0, 1], else normalised float32 in.
         fitted: pictures of any size in, which are made of the size that the network takes.
         dynamic: images of any height and width in, as they are.
 
@@ -73,7 +73,8 @@ class Exported(nn.Module):
         """What `forward` takes."""
         size = "H×W" if self.free or self.fitting else _text(module)
         size += f", both multiples of {self.step}" * bool(self.free and self.step > 1)
-        return f"{'uint8' if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
+        values = "uint8" if module.bit_depth == 8 else f"float32 in [0, 1], 1 being {(1 << module.bit_depth) - 1},"
+        return f"{values if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
 
     def sizes(self) -> tuple[Any, ...]:
         """Which dimensions of what `forward` takes may have any size."""
@@ -90,6 +91,8 @@ class Exported(nn.Module):
         if self.free and count == 1:
             height, width = height + self.step, width + 2 * self.step
         size = (count, module.in_chans, height, width)
+        if module.bit_depth > 8:
+            return (torch.rand(size, generator=_generator(count)),)
         return (torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)),)
 
     def given(self, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:

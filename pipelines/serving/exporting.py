@@ -163,7 +163,7 @@ def describe_export(model: str, folder: Path, module: Any, network: Exported | N
     if "@" in model:  # an alias moves on, the version stays
         model = registry.pinned(model)
     scale, shift = (getattr(network or module, name).flatten() for name in ("scale", "shift"))
-    std = 1 / (255 * scale)
+    std = 1 / (module.full * scale)
     values = {
         "model": model,
         "task": saved["task"],

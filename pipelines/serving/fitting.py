@@ -24,6 +24,8 @@ class Fitting(nn.Module):
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.fit, self.size = preprocessing.fit, sides(preprocessing.image_size)
+        if preprocessing.reading.deep:
+            raise ValueError("it takes images of more than 8 bits: leave --with_preprocessing out")
         if self.fit == "native" or preprocessing.frames or preprocessing.tile or preprocessing.numbers:
             raise ValueError("it does not take whole pictures of one size: leave --with_preprocessing out")
         covers = self.fit in ("crop", "extend")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.augmentations import reduction as reduced_by
+from datamodules.bands import scaled, taken
 from datamodules.base import DataError, collate
 from datamodules.images import Reduction, as_seen, read_reduced
 from datamodules.options import Preprocessing
@@ -39,7 +40,7 @@ class _Picture:
     """A picture that was read, the places of the pieces that the module is shown, and its answers for them.
 
     Args:
-        pixels: uint8 H×W×C; none where ``whole`` is the module's input.
+        pixels: H×W×C; none where ``whole`` is the module's input.
         places: left and top edge of each piece.
         height: of the picture.
         width: of the picture.
@@ -47,7 +48,7 @@ class _Picture:
         whole: the module's input, where the picture is one piece.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     places: list[Place]
     height: int
     width: int
@@ -101,16 +102,17 @@ class VisionModel(PythonModel):
         self.reduction: Reduction | None = None if self.preprocessing.tile else partial(reduced_by, self.transform)
         return self
 
-    def read(self, image: Any) -> NDArray[np.uint8]:
-        """Reads an image in any of the forms of `predict` as it is, uint8 H×W×C with the channels that the module takes.
+    def read(self, image: Any) -> NDArray[Any]:
+        """Reads an image in any of the forms of `predict` as it is, H×W×C with the channels that the module takes.
 
         Raises:
             ValueError: it cannot be read; the message names it.
         """
         return self._pixels(image, None)[0]
 
-    def prepare(self, image: Any) -> NDArray[np.uint8]:
-        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C.
+    def prepare(self, image: Any) -> NDArray[Any]:
+        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C, or float32 in [0, 1]
+        of more than 8 bits.
 
         Raises:
             ValueError: it cannot be read; the message names it.
@@ -152,9 +154,9 @@ class VisionModel(PythonModel):
             return np.stack([self._pixels(frame, None)[0] for frame in clip[evenly(len(clip), most)]])
         return self._pixels(clip, self.reduction)[0][None]
 
-    def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[np.uint8], int]:
+    def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[Any], int]:
         """An image, and how many times smaller it was decoded."""
-        channels = self.preprocessing.in_chans
+        reading, channels = self.preprocessing.reading, self.preprocessing.in_chans
         if self.preprocessing.numbers:
             try:
                 return cast(Any, np.asarray(image, np.float32).reshape(1, 1, channels)), 1
@@ -165,12 +167,15 @@ class VisionModel(PythonModel):
             text = image.partition(",")[2] if image.startswith("data:") else image
             try:
                 data = base64.b64decode("".join(text.split()), validate=True)
-                return read_reduced(data, channels, reduction)
+                return read_reduced(data, reading, reduction)
             except (binascii.Error, ValueError) as error:
                 why = f": {error}" if isinstance(error, DataError) else "."
                 raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
         if isinstance(image, str | os.PathLike | bytes):
-            return read_reduced(image, channels, reduction)
+            return read_reduced(image, reading, reduction)
+        if not reading.seen:
+            return self._bands(np.asarray(image)), 1
+        channels = reading.channels
         if isinstance(image, Image.Image):
             return as_seen(image, channels), 1
         pixels = np.asarray(image)
@@ -182,6 +187,18 @@ class VisionModel(PythonModel):
         if pixels.shape[2] == channels:
             return pixels, 1
         return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels), 1
+
+    def _bands(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """An array of the values that files have, as its file would be read."""
+        reading = self.preprocessing.reading
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or not pixels.size:
+            shape = "×".join(map(str, pixels.shape))
+            raise ValueError(f"An array of an image is uint8 or uint16 H×W or H×W×B, not {pixels.dtype} {shape}.")
+        try:
+            return scaled(taken(pixels, reading), reading.bits)
+        except ValueError as error:
+            raise ValueError(f"An array of an image cannot be used: {error}.") from None
 
     def stream(
         self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
@@ -254,8 +271,9 @@ class VisionModel(PythonModel):
         Args:
             context: MLflow's.
             model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
-                pictures of Pillow, or uint8 arrays H×W or H×W×C; where the module is shown clips, also paths of videos
-                and uint8 arrays T×H×W×C; where it is shown numbers, those. MLflow's wrapper around this, whose schema asks for
+                pictures of Pillow, or uint8 arrays H×W or H×W×C, where the model was trained on bands or more than 8 bits uint8
+                or uint16 in the files' own values; where the module is shown clips, also paths of videos and uint8 arrays
+                T×H×W×C; where it is shown numbers, those. MLflow's wrapper around this, whose schema asks for
                 the name, takes a DataFrame, ``{"image": [...]}`` and ``[{"image": ...}, ...]``, but no bare list.
             params: none are known.
 

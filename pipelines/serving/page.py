@@ -97,7 +97,8 @@ class Asked:
             said = next(iter(self.model.stream([file])))
             if isinstance(said, ValueError):
                 raise said
-            drawn(module, str(file), said, str(drawing), drawing.with_suffix(".png"))
+            reading = self.model.preprocessing.reading
+            drawn(module, str(file), said, str(drawing), drawing.with_suffix(".png"), reading)
             return {"answer": shortened(said), "drawing": drawing.name}
 
     def logged(self) -> dict[str, dict[int, str]]:

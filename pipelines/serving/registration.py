@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import tifffile
 import torch
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 NEEDED = (
     "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
     "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
-    "safetensors", "scikit-learn", "segmentation-models-pytorch", "timm", "torch", "torchmetrics", "torchvision",
+    "safetensors", "scikit-learn", "segmentation-models-pytorch", "tifffile", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
 
 
@@ -149,16 +150,26 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
     ]
     if labels := architecture.get("label_names"):
         lines += [f"Labels: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}.", ""]
-    return "\n".join([*lines, 'Takes `{"image": path, bytes, base64 or array}`; uint8, as a viewer shows it.'])
+    reading = data.preprocessing.reading
+    takes = "uint8, as a viewer shows it" if reading.seen else f"{reading.channels} bands of {reading.bits} bits"
+    return "\n".join([*lines, f'Takes `{{"image": path, bytes, base64 or array}}`; {takes}.'])
 
 
 def _example(preprocessing: Preprocessing) -> str | list[float]:
-    """A made picture of the right shape as a PNG in base64, for the model's page and for a first request to a server: those
-    of the data are of people, or somebody's. Where the input is numbers, zeros."""
+    """A made picture of the right shape as a PNG, or a TIFF of bands, in base64, for the model's page and for a first request
+    to a server: those of the data are of people, or somebody's. Where the input is numbers, zeros."""
     if preprocessing.numbers:
         return [0.0] * preprocessing.in_chans
     height, width = sides(preprocessing.image_size)
     down, across = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
+    reading = preprocessing.reading
+    if not reading.seen:
+        count = max(reading.bands or (reading.channels,))
+        bands = np.stack([across, down] * count, 2)[..., :count]
+        file = io.BytesIO()
+        kind = np.uint16 if reading.deep else np.uint8
+        tifffile.imwrite(file, np.moveaxis(bands, 2, 0).astype(kind), photometric="minisblack")
+        return base64.b64encode(file.getvalue()).decode()
     channels = [across, down, 255 - across, np.full_like(across, 255)][: min(preprocessing.in_chans, 4)]
     buffer = io.BytesIO()
     pixels = np.stack(channels, -1).astype(np.uint8)

@@ -251,7 +251,7 @@ def evaluate(
     Raises:
         ValueError: the model does not say what it learned from, or the data are of another task.
     """
-    data = data or learned_from(folder)
+    data = data or learned_from(folder, folder)
     return measured(fitted_to(folder, data, tta), data, **options)
 
 

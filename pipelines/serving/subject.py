@@ -57,7 +57,7 @@ class Subject:
         Raises:
             ValueError: they cannot.
         """
-        return prepared(data, self.preprocessing) if data else learned_from(self.folder)
+        return prepared(data, self.preprocessing) if data else learned_from(self.folder, self.folder)
 
     @contextmanager
     def run(

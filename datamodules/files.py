@@ -1,0 +1,140 @@
+"""Settings of data that are image files, and what follows from them: how files are read, and what their values are like."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from datamodules.base import DataError
+from datamodules.images import check_images
+from datamodules.options import OWN, Own, PositiveInt, Reading
+
+Bits = Literal["auto", 8, 10, 12, 14, 16]
+MEASURED = 256  # images whose values are measured
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Files:
+    """Settings of all data that are image files.
+
+    Args:
+        in_chans: 3 to read the images as RGB, 1 as grey; another number for files with so many bands, which are read as they
+            are.
+        bands: read these bands of files that may have more, counted from 1 and in this order; pictures show the first three as
+            red, green and blue.
+        bits: 8 takes of more bits the upper 8. A greater number keeps all: images are then float32 in [0, 1], a value divided
+            by the largest of so many bits. ``auto`` takes as many, 8, 10, 12, 14 or 16, as the largest value of all files
+            needs. None is 8 for RGB and grey, and else ``auto``.
+        mean: mean of each channel, in the files' own values, which is subtracted before the network; by default the
+            backbone's for RGB and grey of 8 bits, and else that of up to 256 images to train on.
+        std: standard deviation of each channel, by which it is divided; as ``mean``.
+        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed;
+            ``skip_all`` also where more than one in a hundred is unreadable.
+        cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
+            ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
+    """
+
+    in_chans: PositiveInt = 3
+    bands: list[PositiveInt] | None = None
+    bits: Own[Bits] = OWN
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    on_bad_file: Literal["error", "skip", "skip_all"] = "error"
+    cache: Literal["none", "memory", "disk"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        if self.bands is not None:
+            if not self.bands or min(self.bands) < 1:
+                raise DataError(f"--data.bands are counted from 1, such as [4, 3, 2], not {self.bands}.")
+            self.in_chans = len(self.bands)
+        if self.bits is None:
+            if Reading(self.in_chans, self._chosen).seen:
+                self.bits = 8
+            else:
+                self.bits = "auto"
+        if (self.mean is None) != (self.std is None):
+            raise DataError("--data.mean and --data.std go together: give both, or none.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.in_chans:
+                raise DataError(f"--data.{name} must have a number for each of {self.in_chans} channels, not {values}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"--data.std must be above 0, not {self.std}.")
+        self._depth: int | None = None  # that was found
+
+    @property
+    def _samples(self) -> dict[str, Any]:
+        return cast(Any, self).sources
+
+    @property
+    def _chosen(self) -> tuple[int, ...] | None:
+        return None if self.bands is None else tuple(self.bands)
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read; where ``bits`` is ``auto``, they are looked at first."""
+        bits = self.bits
+        if bits == "auto":
+            if self._depth is None:
+                _ = self._samples
+            bits = self._depth or 8
+        return Reading(self.in_chans, self._chosen, int(bits))
+
+    def looked_at(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+        """What is found of files; see `check_images`."""
+        auto = self.bits == "auto"
+        reading = Reading(self.in_chans, self._chosen, 16) if auto else self.reading
+        table, self.bad_files = check_images(paths, self.on_bad_file, reading=reading)
+        self._depth = int(table["bits"][table["error"] == ""].to_numpy().max(initial=8)) if auto else None
+        return table
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of each channel, as shares of the largest value."""
+        reading = self.reading
+        if self.mean is not None and self.std is not None:
+            most = (1 << reading.bits) - 1
+            return [value / most for value in self.mean], [value / most for value in self.std]
+        if reading.seen or "train" not in self._samples:
+            return None
+        source, total = self._samples["train"], np.zeros((2, self.in_chans))
+        chosen = np.unique(np.linspace(0, len(source) - 1, min(MEASURED, len(source))).astype(int)).tolist()
+        for index in chosen:
+            values = source[index]["image"].reshape(-1, self.in_chans).astype(np.float64)
+            values = values if reading.deep else values / 255
+            total += [values.mean(0), (values**2).mean(0)]
+        mean, square = total / len(chosen)
+        std = np.sqrt(np.maximum(0, square - mean**2))
+        std[std < 1e-6] = 1  # of a band that says nothing
+        return mean.tolist(), std.tolist()
+
+    @property
+    def channel_mean(self) -> list[float] | None:
+        """See `modules.spec.DataSpec`."""
+        return None if self._statistics is None else self._statistics[0]
+
+    @property
+    def channel_std(self) -> list[float] | None:
+        """See `modules.spec.DataSpec`."""
+        return None if self._statistics is None else self._statistics[1]
+
+
+@dataclass(eq=False, repr=False)
+class Folder(Files):
+    """Settings of data that are below a folder, or that a file there describes.
+
+    Args:
+        root: the folder.
+    """
+
+    root: str
+
+    @property
+    def title(self) -> str:
+        """See `VisionDataModule.title`; the folder's or the file's name."""
+        place = Path(self.root).resolve()
+        return place.stem if place.is_file() else place.name
