@@ -113,7 +113,14 @@ def test_a_registered_model_takes_new_classes_from_a_folder_of_pictures(capsys):
         assert set(rows[0]["top"]) == {folder.name for folder in Path("support").iterdir()}
     assert len(list(Path("drawn").rglob("*.png"))) == 16
     shutil.copytree(Path("support", name), Path("one", "lone"))
-    for folder, said in (("one", "only lone"), ("one/lone", "none with pictures"), ("nowhere", "no folder nowhere")):
+    shutil.copytree("support", "three")
+    Path("three", "bare").mkdir()
+    for folder, said in (
+        ("one", "only lone"),
+        ("three", "no picture of bare can be read"),
+        ("one/lone", "none with pictures"),
+        ("nowhere", "no folder nowhere"),
+    ):
         with pytest.raises(SystemExit) as end:
             command(predict, [own, "asked", "--support", folder])
         assert end.value.code == 2

@@ -66,7 +66,10 @@ def taught(answering: VisionModel, model: str, support: str) -> VisionModel:
         )
     module.taught = None  # so that it embeds
     files, embeddings = embed(answering, [*classes])
-    if lacking := set(names) - {classes[file] for file in files}:
-        raise ValueError(f"--support {support}: no picture of {listed(sorted(lacking))} can be read.")
+    folders = {each.name for each in Path(support).iterdir() if each.is_dir() and not each.name.startswith(".")}
+    if lacking := folders - {classes[file] for file in files}:
+        raise ValueError(
+            f"--support {support}: no picture of {listed(sorted(lacking))} can be read: add some, or remove the folder."
+        )
     module.teach(torch.from_numpy(embeddings), [classes[file] for file in files])
     return answering
