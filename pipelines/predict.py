@@ -130,7 +130,7 @@ def predict(
     if answering.preprocessing.numbers:
         raise ValueError(
             f"{model} has learned from numbers and not from pictures: python -m pipelines.q_learning play {model} lets it act, and "
-            "from Python fovea.load takes numbers."
+            "from Python fovea.load takes arrays of them."
         )
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):

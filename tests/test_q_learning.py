@@ -129,6 +129,7 @@ def test_a_game_is_learned_registered_played_and_filmed(capsys: pytest.CaptureFi
     answer = registry.load("models:/player/1").predict(None, [np.zeros((10, 10, 4), np.uint8)]).iloc[0]
     assert answer.action == int(np.argmax(answer.q_values))
     assert len(answer.q_values) == 3
+    assert mlflow.pyfunc.load_model("models:/player/1").metadata.signature is not None
 
 
 def test_numbers_are_asked_about_as_numbers() -> None:
