@@ -113,9 +113,10 @@ def predict(
     choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,
               "classes": classes}  # fmt: skip
     if given := [name for name, value in choice.items() if value is not None]:
-        if not isinstance(module, DetectionModule):
+        finder = getattr(module, "detection", module)  # of several tasks, the one
+        if not isinstance(finder, DetectionModule):
             raise ValueError(f"--{given[0]} is about boxes, which a {type(module).__name__} does not find.")
-        module.choose(**choice)  # type: ignore[arg-type]
+        finder.choose(**choice)  # type: ignore[arg-type]
     if tile is not None:
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--tile is for detectors, whose boxes can be merged, and {model} is not one.")

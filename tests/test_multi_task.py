@@ -10,7 +10,7 @@ import torch
 from conftest import start
 from torch import nn
 
-from datamodules import DigitTasks
+from datamodules import COCODetection, DataError, DigitTasks
 from modules import Backbone, BackboneError, DataSpec, DetectionModule, MultiTaskModule, SegmentationModule
 from modules.detection import YOLO
 from modules.multi_task import resolved
@@ -130,6 +130,11 @@ def test_a_mistake_is_told_in_one_paragraph(given: list[str], said: str, capsys:
 def test_reconstruction_takes_squares() -> None:
     with pytest.raises(BackboneError, match="square"):
         MultiTaskModule(DataSpec(image_size="32x64", targets=TARGETS), Backbone("test_resnet"), detector=FINDER)
+
+
+def test_pieces_of_pictures_are_refused_whose_answers_could_not_be_put_together() -> None:
+    with pytest.raises(DataError, match=r"--data\.tile 32 .* train detection alone"):
+        _ = COCODetection(root="nowhere", tile=32).targets
 
 
 def test_scenes_say_how_many_digits_are_left_of_them() -> None:

@@ -164,6 +164,16 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     def preprocessing(self) -> Preprocessing:  # a model that learned from pieces is shown pieces
         return replace(super().preprocessing, tile=self.tile)
 
+    @property
+    @override
+    def targets(self) -> dict[str, list[str]]:
+        if self.tile:
+            raise DataError(
+                f"--data.tile {self.tile} cuts pictures into pieces, of whose answers only boxes can be put together again: leave "
+                "it out, or train detection alone."
+            )
+        return super().targets
+
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
         """The images of each split (``all`` where nothing is split) and the names of the classes."""
         raise NotImplementedError
