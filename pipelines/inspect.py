@@ -15,6 +15,7 @@ from datamodules.videos import is_video
 from modules.inspection import NotApplicableError, check_unit, feature_maps, receptive_fields, stages
 from modules.inspection.pictures import (
     default_unit,
+    draw_attention,
     draw_embedding,
     draw_explanation,
     draw_feature_maps,
@@ -127,6 +128,7 @@ def inspect(
     for i, stem in enumerate(stems):
         key, one = f"{i + 1:02d}{stem}", images[i : i + 1]
         todo[f"{key}-maps"] = "block by block", partial(draw_feature_maps, module, one)
+        todo[f"{key}-attention"] = "what a transformer attends to, head by head", partial(draw_attention, module, one)
         todo[f"{key}-why"] = "Grad-CAM and occlusion", partial(draw_explanation, module, one, label, layer)
     for key, (what, draw) in todo.items():
         try:

@@ -349,3 +349,17 @@ def test_classes_that_are_apart_stay_apart_in_the_plane() -> None:
         centres = flat[:40].mean(0), flat[40:].mean(0)
         near = np.linalg.norm(flat - centres[0], axis=1) < np.linalg.norm(flat - centres[1], axis=1)
         assert (near == (np.arange(80) < 40)).all()
+
+
+def test_attention_of_a_transformer_is_a_share_for_each_patch_and_others_have_none() -> None:
+    module, image = network(NETWORKS["vit"][0], **VIT), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    before = module.backbone(module.normalize(image))
+    shares = see.attention(module, image)
+    assert shares.shape[0] == 2
+    assert shares.shape[2:] == module.backbone.patch_embed.grid_size
+    assert (shares > 0).all()
+    assert (shares.sum((2, 3)) < 1).all(), "the class token has a share, too"
+    assert torch.equal(module.backbone(module.normalize(image)), before), "it is as it was"
+    for other in ("vit-avg", "swin", "conv"):
+        with pytest.raises(see.NotApplicableError, match="no class token"):
+            see.attention(network(NETWORKS[other][0], **NETWORKS[other][1]), image)

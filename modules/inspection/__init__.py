@@ -1,7 +1,7 @@
 """What a network looks at, and what it answers to."""
 
 from modules.inspection.embeddings import pooled_features
-from modules.inspection.explanations import chosen_class, class_names, grad_cam, occlusion, speaking_layer
+from modules.inspection.explanations import attention, chosen_class, class_names, grad_cam, occlusion, speaking_layer
 from modules.inspection.fields import Field, receptive_fields
 from modules.inspection.taps import NotApplicableError, check_unit, feature_maps, filters, find_layer, stages, tapped
 from modules.inspection.units import Patch, gradient_ascent, top_patches
@@ -10,6 +10,7 @@ __all__ = [
     "Field",
     "NotApplicableError",
     "Patch",
+    "attention",
     "check_unit",
     "chosen_class",
     "class_names",

@@ -1,8 +1,10 @@
-"""Why this class: Grad-CAM and occlusion."""
+"""Where a network looks: Grad-CAM and occlusion for a class; the attention of a transformer."""
 
 import difflib
+from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from modules.base import VisionModule
@@ -118,3 +120,32 @@ def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int 
             perturbations_per_eval=max(1, 32 // len(image)),
         )
     return result[:, :1]
+
+
+@torch.no_grad()
+def attention(module: VisionModule, image: Tensor) -> Tensor:
+    """What the class token of a vision transformer attends to in its last block (as in Caron et al. 2021, arXiv:2104.14294).
+
+    Args:
+        module: has a transformer of timm's as its backbone.
+        image: uint8 B×C×S×S.
+
+    Returns:
+        Shares, float B×heads×h×w, one for each patch; together with those of the other tokens they add up to 1.
+
+    Raises:
+        NotApplicableError: it is none, or has no class token.
+    """
+    if not isinstance(module.backbone, VisionTransformer) or module.backbone.cls_token is None:
+        raise NotApplicableError(f"The {type(module.backbone).__name__} has no class token that attends to patches.")
+    seen: list[Tensor] = []
+    layer: Any = module.backbone.blocks[-1].attn
+    fused, layer.fused_attn = layer.fused_attn, False  # else the shares are never there as numbers
+    hook = layer.attn_drop.register_forward_hook(lambda part, given, result: seen.append(result))
+    try:
+        with tapped(module, []):
+            module.backbone(module.normalize(image.to(module.device)))
+    finally:
+        hook.remove()
+        layer.fused_attn = fused
+    return seen[0][:, :, 0, module.backbone.num_prefix_tokens :].unflatten(2, module.backbone.patch_embed.grid_size)

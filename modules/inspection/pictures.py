@@ -49,6 +49,20 @@ def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, mos
     return stacked(rows)
 
 
+def draw_attention(module: VisionModule, image: Tensor) -> Picture:
+    """What each head of a vision transformer's last block attends to in an image, uint8 1×C×S×S.
+
+    Raises:
+        NotApplicableError: it is no vision transformer with a class token.
+    """
+    (heads,) = see.attention(module, image)
+    maps = [heat(head.float().cpu().numpy()) for head in heads]
+    captions = ["the picture", *(f"head {k}" for k in range(len(maps)))]
+    return sheet(
+        [_hwc(image[0]), *maps], min(7, len(captions)), captions, "the last block's class token attends to", side=96
+    )
+
+
 def draw_explanation(
     module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
 ) -> Picture:
