@@ -107,6 +107,12 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for mistake in (
         ["--model.backbone.grad_checkpointing", "true"],
         ["--trainer.sync_batchnorm", "true", "--trainer.devices", "2"],
+        [
+            "--trainer.strategy",
+            '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}',
+            "--trainer.devices",
+            "2",
+        ],
         ["--data.batch_size", "largest"],
         ["--model.optimization.lr_batch_size", "0"],
     ):
@@ -115,4 +121,5 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "lenet5 has no gradient checkpointing" in said
     assert "torch has no batch normalisation over several processes on CPUs" in said
+    assert "ModelParallelStrategy splits the weights among the processes" in said
     assert not Path("out/run.json").exists()

@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,6 +25,8 @@ from pipelines.engine.loops import _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
 from pipelines.engine.terminal import say
 from pipelines.tracking.logger import RunLogger
+
+SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class VisionTrainer(L.Trainer):
@@ -61,6 +64,12 @@ class VisionTrainer(L.Trainer):
                     "train on GPUs."
                 )
             strategy._layer_sync = SyncedNorms()
+        if isinstance(strategy, SPLITTING):
+            raise UsageError(
+                f"--trainer.strategy {type(strategy).__name__} splits the weights among the processes, and what keeps, averages and "
+                "registers them needs them whole: leave it out. For a network that is too large for one GPU's memory there are "
+                "--model.backbone.grad_checkpointing true and --trainer.precision bf16-mixed, and --data.batch_size auto."
+            )
         # Not where a plugin of the user's writes checkpoints.
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = WholeCheckpoints()
