@@ -76,7 +76,12 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> list[Path]:
-    """The images in a folder and in those below, linked ones too, sorted; without `is_junk`.
+    """See `names_in`."""
+    return [Path(name) for name in names_in(folder, left_out, extensions)]
+
+
+def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """The images in a folder and in those below, linked ones too, sorted as paths are; without `is_junk`.
 
     Args:
         folder: where they are looked for.
@@ -84,12 +89,12 @@ def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tupl
             `warn_of_left_out`.
         extensions: what the names of files end with that are looked for.
     """
-    found: list[Path] = []
+    found: list[str] = []  # of millions, which as paths take seconds and gigabytes
     # A link to a folder further up would otherwise lead round and round.
     start = os.path.realpath(folder)
     above = {os.fspath(folder): {start, *map(str, Path(start).parents)}}
     for place, folders, files in os.walk(folder, followlinks=True):
-        trail = above.pop(place)
+        trail, shown = above.pop(place), "" if place == os.curdir else os.fspath(Path(place))
         folders[:] = sorted(name for name in folders if not is_junk(name))
         for name in list(folders):
             path = os.path.join(place, name)
@@ -103,10 +108,10 @@ def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tupl
             if is_junk(name):
                 continue
             if suffix in extensions:
-                found.append(Path(place, name))
+                found.append(os.path.join(shown, name))
             elif left_out is not None and suffix not in TEXTS:
                 left_out.append(Path(place, name))
-    return sorted(found)
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
 def turned(file: str) -> bool:
@@ -361,6 +366,15 @@ def cache_folder() -> Path:
     return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"
 
 
+def _signature(path: str) -> tuple[int, int]:
+    """Size and time of a file, by which it counts as unchanged; -1 where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, max(found.st_mtime_ns, found.st_ctime_ns)  # copies keep the former
+
+
 def inspect_images(
     paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
 ) -> pd.DataFrame:
@@ -383,12 +397,8 @@ def inspect_images(
         look, how = partial(_inspect_bands, reading=reading), [repr(reading)]
     name = digest_of(os.fsencode("\n".join([*absolute, *how])))
     cache = cache_folder() / f"{kind}-{name}.parquet"
-    stats = [os.stat(path) if os.path.exists(path) else None for path in absolute]
     table = pd.DataFrame(
-        {
-            "size": [s.st_size if s else -1 for s in stats],
-            "time": [max(s.st_mtime_ns, s.st_ctime_ns) if s else -1 for s in stats],
-        }  # copies keep the former
+        np.fromiter(map(_signature, absolute), np.dtype((np.int64, 2)), len(absolute)), columns=["size", "time"]
     )
     try:
         known = pd.read_parquet(cache, columns=["size", "time", *FOUND])

@@ -1,6 +1,5 @@
 """Labelled image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -21,8 +20,8 @@ from datamodules.finding import paths_in
 from datamodules.images import (
     KINDS,
     composed,
-    images_in,
     is_image,
+    names_in,
     sub_folders,
     warn_of_cut,
     warn_of_left_out,
@@ -104,7 +103,8 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
         columns = [digests, names] if groups is None else [digests, names, groups]
-        self.content = digest_of("\n".join(map(" ".join, zip(*columns, strict=True))).encode())  # however divided
+        lines = map(" ".join, zip(*(column.tolist() for column in columns), strict=True))
+        self.content = digest_of("\n".join(lines).encode())  # however divided
         if self.preprocessing.fit == "crop":
             warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
@@ -283,13 +283,16 @@ class UnlabelledFolder(ImageFolder):
 
     @override
     def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-        return [(os.fspath(file), ".") for file in images_in(folder, left_out)]
+        return [(file, ".") for file in names_in(folder, left_out)]
 
 
 def named_files(root: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-    """The images in a folder with a sub-folder for each class or person, and the sub-folders' names; see `images_in`."""
+    """The images in a folder with a sub-folder for each class or person, and the sub-folders' names; see `names_in`."""
     return [
-        (os.fspath(file), composed(folder.name)) for folder in sub_folders(root) for file in images_in(folder, left_out)
+        (file, name)
+        for folder in sub_folders(root)
+        for name in [composed(folder.name)]
+        for file in names_in(folder, left_out)
     ]
 
 
