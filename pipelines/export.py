@@ -1,6 +1,7 @@
 """Writes a registered model as a file for other programs: ``python -m pipelines.export models:/NAME@ALIAS FILE``."""
 
 from pathlib import Path
+from typing import cast, get_args
 
 from modules import VisionModule
 from pipelines.engine.command import command
@@ -20,7 +21,7 @@ def export(
     preprocessing: bool = True,
     with_preprocessing: bool = False,
     dynamic: bool = False,
-    precisions: list[Precision] | None = None,
+    precisions: list[Precision] | str | None = None,
 ) -> str:
     """Writes a registered model as a file that runs without Fovea, for batches of any size.
 
@@ -62,6 +63,10 @@ def export(
         raise ValueError("safetensors holds the weights alone: leave --preprocessing out.")
     if with_preprocessing and not preprocessing:
         raise ValueError("--with_preprocessing true takes pixels: leave --preprocessing false out.")
+    if isinstance(precisions, str):  # as the command line has it: fp16,int8
+        precisions = cast(list[Precision], [name.strip() for name in precisions.split(",")])
+    if unknown := [name for name in precisions or () if name not in get_args(Precision)]:
+        raise ValueError(f"--precisions has no {unknown[0]}, but {', '.join(get_args(Precision))}.")
     if with_preprocessing and precisions:
         raise ValueError("--precisions are measured on prepared images: leave --with_preprocessing out.")
     if precisions and chosen != "onnx":

@@ -176,7 +176,9 @@ def test_fewer_bits_are_written_measured_and_recorded(trained: VisionCLI) -> Non
         assert np.abs(said_of.max(1).values.numpy() - [one["probability"] for one in wanted]).max() < 3 * bound
         assert metadata["model"] == "models:/sent/1"
     with pytest.raises(ValueError, match="--precisions is for onnx"):
-        export.export("models:/sent@champion", Path("sent.pt"), precisions=["int8"])
+        export.export("models:/sent@champion", Path("sent.pt"), precisions="fp16,int8")
+    with pytest.raises(ValueError, match="--precisions has no int4, but fp16, int8"):
+        export.export("models:/sent@champion", Path("sent.onnx"), precisions="fp16, int4")
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
