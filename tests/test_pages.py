@@ -38,7 +38,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
     r" fit (?!.*help)": "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.limit_train_batches=1 "
     "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.enable_progress_bar=false "
     "--data.batch_size=8 --data.num_workers=0",
-    r"Digit(Scenes|Masks|Sets)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",
+    r"Digit(Scenes|Masks|Sets|Tasks)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",
     r"sequences fit .*(moving|series)": "--data.train=64 --data.val=16 --data.test=16",
     r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
@@ -61,6 +61,7 @@ BEFORE = {  # what a page takes for granted
     "gan.md": ["segmentation fit --data DigitMasks --data.image_size 32 --backbone resnet10t --register segmenter"],
     "inspect.md": ["classification fit --data Digits --register NAME", "registry promote NAME"],
     "registry.md": ["classification fit --data ImageFolder --data.root FOLDER --output some --register NAME"],
+    "multi_task.md": ["convert FOLDER --data DigitTasks --form coco"],
     "reliability.md": ["classification fit --data Digits"],
     "transfer.md": [
         "convert BOXES --data DigitScenes --form coco",
@@ -129,7 +130,7 @@ def readers(page: str) -> None:
         mask[30:80, 20:110] = 1
         for file in Path("FOLDER/images").iterdir():
             Image.fromarray(mask).save(f"FOLDER/masks/{file.name}")
-    elif page in ("annotations.md", "detection.md", "style.md", "sequences.md"):
+    elif page in ("annotations.md", "detection.md", "multi_task.md", "style.md", "sequences.md"):
         film = cv2.VideoWriter("FILM.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 96))
         for _ in range(3):
             film.write(np.zeros((96, 96, 3), np.uint8))
