@@ -458,7 +458,7 @@ def check_images(
     if several.any():
         rank_zero_warn(
             f"{several.sum()} images have several frames or pages, of which the first is used, such as "
-            f"{paths[several][0]}."
+            f"{paths[several][0]}. If its pages are bands: --data.in_chans {table['frames'][several].iloc[0]}."
         )
     bits = Counter(table["bits"][table["bits"] > 8])
     if bits.keys() - {16} and not reading.deep:
