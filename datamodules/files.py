@@ -77,12 +77,10 @@ class Files:
     @property
     def reading(self) -> Reading:
         """How the files are read; where ``bits`` is ``auto``, they are looked at first."""
-        bits = self.bits
-        if bits == "auto":
-            if self._depth is None:
-                _ = self._samples
-            bits = self._depth or 8
-        return Reading(self.in_chans, self._chosen, int(bits))
+        if self.bits == "auto" and self._depth is None:
+            _ = self._samples
+        bits = (self._depth or 8) if self.bits == "auto" else self.bits
+        return Reading(self.in_chans, self._chosen, bits)
 
     def looked_at(self, paths: NDArray[np.str_]) -> pd.DataFrame:
         """What is found of files; see `check_images`."""
