@@ -264,9 +264,9 @@ class VisionModule(L.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            _ = self.architecture  # what could not be written down is told before the training
             if (data := given_data(self.trainer)) is not None:
                 self.prepare(data)
-            _ = self.architecture  # what could not be written down is told before the training
             if self.compile_backbone:
                 self.backbone.compile()
                 if self.compiles_features and hasattr(self.backbone, "forward_features"):
