@@ -40,6 +40,12 @@ NEEDED = (
 )  # fmt: skip
 
 
+def _of_parts(module: VisionModule) -> list[str]:
+    """Packages beside `NEEDED` that parts of a module come from."""
+    makers = {type(part).__module__.partition(".")[0] for part in module.modules()}
+    return sorted(makers & {"transformers"})
+
+
 def check_name(name: str) -> None:
     """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
 
@@ -87,7 +93,7 @@ def register(
             python_model=str(ROOT / "pipelines" / "serving" / "model.py"),
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
-            pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
+            pip_requirements=[f"{package}=={installed(package)}" for package in (*NEEDED, *_of_parts(module))],
             input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
             model_type=task,
             step=min((metric.step for metric in measured), default=0),
