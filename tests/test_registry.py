@@ -328,7 +328,7 @@ def test_a_served_model_asks_for_all_that_it_imports() -> None:
 
 
 def test_a_model_asks_for_the_package_that_its_parts_come_from() -> None:
-    detector = partial(RTDETR, width=16, queries=8, layers=1, strides=[8, 16])
+    detector = partial(RTDETR, width=16, queries=8, layers=2, strides=[8, 16])
     module = DetectionModule(DataSpec(num_classes=2, image_size=64), Backbone("test_resnet"), detector=detector)
     assert registration._of_parts(module) == ["transformers"]
     assert registration._of_parts(ClassificationModule(DataSpec(num_classes=2, image_size=28, in_chans=1))) == []

@@ -71,8 +71,8 @@ class RTDETR(OneStageDetector):
             ) from None
         if width % HEADS:
             raise BackboneError(f"--model.detector.width must be a multiple of {HEADS} for RTDETR, not {width}.")
-        if layers > MOST:
-            raise BackboneError(f"--model.detector.layers must be at most {MOST}, not {layers}.")
+        if not 2 <= layers <= MOST:
+            raise BackboneError(f"--model.detector.layers must be from 2 to {MOST} for RTDETR, not {layers}.")
         first = smallest_stride(image_size)
         options = {"width": width, "queries": queries, "layers": layers, "denoising": denoising}
         super().__init__(backbone, num_classes, image_size, strides or [first, 2 * first, 4 * first], options)
