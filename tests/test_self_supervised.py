@@ -122,16 +122,16 @@ def test_the_registered_backbone_is_the_teacher_and_starts_other_tasks():
     args = ["--data", "Digits8x8", "--data.image_size", "16", "--model.backbone", "test_resnet", "--trainer.accelerator", "cpu",
             "--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1"]  # fmt: skip
     cli = self_supervised(
-        ["fit", *args, "--output", "out", "--register", "seen", "--model.optimization.ema_decay", "0.5"]
+        ["fit", *args, "--output", "out", "--register", "seen-unlabelled", "--model.optimization.ema_decay", "0.5"]
     )
     checkpoint = torch.load("out/best.ckpt", weights_only=True)
     student, teacher = checkpoint["current_model_state"], checkpoint["state_dict"]
     key = "backbone.conv1.weight" if "backbone.conv1.weight" in teacher else next(iter(teacher))
     assert not torch.equal(student[key], teacher[key])
     assert {"test/knn", "test/probe", "test/rank"} <= cli.rows.keys()
-    backbone = create_backbone("models:/seen/1", in_chans=1, image_size=16)
+    backbone = create_backbone("models:/seen-unlabelled/1", in_chans=1, image_size=16)
     assert torch.equal(backbone.state_dict()[key.removeprefix("backbone.")], teacher[key])
-    registered = registry.load("models:/seen/1").module.backbone.state_dict()
+    registered = registry.load("models:/seen-unlabelled/1").module.backbone.state_dict()
     assert torch.equal(registered[key.removeprefix("backbone.")], teacher[key])
 
 
