@@ -74,8 +74,8 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
     Raises:
         DataError: the data have a class that the network does not know.
     """
-    own = list(cast(Any, data).label_names)
-    if own == list(names):
+    own, counted = list(cast(Any, data).label_names), getattr(data, "count_names", [])
+    if own == list(names) or (counted and counted == list(names)[: len(counted)]):
         return
     if unknown := sorted(set(own) - set(names)):
         raise DataError(

@@ -37,9 +37,16 @@ def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
         architecture: `VisionModule.architecture`.
 
     Returns:
-        None where it has learned none, as a generator that is not conditional.
+        None where it has learned none, as a generator that is not conditional. Of several tasks those of the boxes, or of the
+        pixels without the background, or of the images.
     """
-    names = architecture.get("label_names")
+    targets = architecture.get("targets") or {}
+    names = (
+        architecture.get("label_names")
+        or targets.get("detection")
+        or targets.get("segmentation", [])[1:]
+        or targets.get("classification")
+    )
     return list(names) if names and architecture.get("conditional", True) else None
 
 

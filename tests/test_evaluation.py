@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
-from datamodules import COCODetection, COCOSegmentation
+from datamodules import COCODetection, COCOSegmentation, DataError, DigitTasks, ImageFolder
 from datamodules.classes import adopt_classes
 from modules import (
     BackboneError,
@@ -24,11 +24,12 @@ from modules import (
     DetectionModule,
     GANModule,
     InstanceSegmentationModule,
+    MultiTaskModule,
     SegmentationModule,
     TranslationModule,
 )
-from modules.checkpoints import check_network
-from modules.spec import DataSpec
+from modules.checkpoints import check_network, classes_of
+from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.tracking.logger import run_id_of
 
@@ -223,6 +224,27 @@ def test_classes_of_boxes_and_masks_are_numbered_as_the_network_does() -> None:
     learned = pixels.dataset("train", True)[0, 0]["mask"]
     assert {names[k] for k in np.unique(learned[learned != 255])} <= {"background", "cat", "dog"}
     assert (learned == names.index("background")).any()
+
+
+def test_classes_of_several_tasks_are_numbered_as_the_network_does() -> None:
+    """Its classes are those of its boxes, of its pixels or of its images; numbers of digits are none of them."""
+    turned = {"segmentation": ["background", "dog", "cat"], "detection": ["dog", "cat"], "reconstruction": []}
+    for left_out in ("segmentation", "detection"):
+        kept = {name: names for name, names in turned.items() if name != left_out}
+        network = MultiTaskModule(DataSpec(image_size=64, targets=kept), Backbone("test_resnet"))
+        data = COCODetection(annotated(f"no {left_out}", ["cat", "dog"]), masks=True, image_size=64)
+        adopt_classes(data, classes_of(network.architecture) or [])
+        assert {name: data.targets.get(name, []) for name in kept} == kept
+    data = ImageFolder(folder("images", ["cat", "dog"]), image_size=16)
+    kinds = {"classification": ["dog", "cat"], "reconstruction": []}
+    network = MultiTaskModule(DataSpec(image_size=64, targets=kinds), Backbone("test_resnet"))
+    adopt_classes(data, classes_of(network.architecture) or [])
+    assert data.targets["classification"] == ["dog", "cat"]
+    with pytest.raises(DataError, match="bird"):
+        adopt_classes(ImageFolder(folder("others", ["bird", "dog"])), classes_of(network.architecture) or [])
+    scenes = DigitTasks(scene_size=32, train=2, val=2, test=2)
+    adopt_classes(scenes, scenes.targets["classification"])
+    assert len(scenes.label_names) == 10
 
 
 NAMED = {

@@ -115,6 +115,7 @@ def test_two_processes_learn_the_same_with_learned_weights_and_without_conflicts
         (["--model.weights", "{detectoin: 2}"], "detectoin is not among the tasks"),
         (["--model.weights", "{detection: 2}", "--model.weighting", "uncertainty"], "leave --model.weights out"),
         (["--data.image_size", "33"], "--data.image_size 32, not 33"),
+        (["--model.decoder", "FPN", "--model.decoder.width", "32"], "--model.decoder.width of FPN must be a multiple of 64, not 32"),
         (["--data", "DigitMasks"], "it has no targets"),
     ],
 )  # fmt: skip

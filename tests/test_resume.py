@@ -12,7 +12,9 @@ from typing import Any
 
 import faults
 import lightning as L
+import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import start
 from mlflow.tracking import MlflowClient
@@ -328,6 +330,20 @@ def test_what_cannot_change_within_a_training_is_refused_by_name(
     assert told in capsys.readouterr().err
     assert {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()} == before
     assert MlflowClient().get_run(run_id_of(trained)).info.status == "FINISHED"
+
+
+def test_bands_in_another_order_are_another_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where their means were given, and are all the same."""
+    for number in range(12):
+        Path(f"bands/{number % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 4096, (8, 8, 2)).astype(np.uint16)
+        tifffile.imwrite(f"bands/{number % 2}/{number}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    same = ["fit", "--data", "ImageFolder", "--data.root", "bands", "--data.image_size", "16", "--data.mean", "[900, 900]",
+            "--data.std", "[500, 500]", "--backbone", "lenet5", "--trainer.logger", "false", "--output", "out"]  # fmt: skip
+    classification([*same, "--data.bands", "[1, 2]", "--trainer.max_epochs", "1"])
+    with pytest.raises(SystemExit):
+        classification([*same, "--data.bands", "[2, 1]", "--trainer.max_epochs", "2"])
+    assert "with --data.bands [1, 2], and this command says [2, 1]" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture(scope="module")

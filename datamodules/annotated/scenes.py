@@ -318,9 +318,14 @@ class DigitTasks(DigitScenes):
     dataset_class = CountedScenes
 
     @property
+    def count_names(self) -> list[str]:
+        """The classes of ``label``: the numbers of digits that there can be."""
+        return [str(count) for count in range(self.objects[1] + 1)]
+
+    @property
     @override
     def targets(self) -> dict[str, list[str]]:
-        return super().targets | {"classification": [str(count) for count in range(self.objects[1] + 1)]}
+        return super().targets | {"classification": self.count_names}
 
     @override
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:

@@ -131,9 +131,14 @@ class FPN(DenseDecoder):
         num_classes: see `DenseDecoder`.
         width: channels of the pyramid; those of the branches, half of them, must be a multiple of 32.
         dropout: share of channels left out in training.
+
+    Raises:
+        BackboneError: the width is no multiple of 64.
     """
 
     def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256, dropout: ShareBelowOne = 0.2) -> None:
+        if width % 64:
+            raise BackboneError(f"--model.decoder.width of FPN must be a multiple of 64, not {width}.")
         options = {"width": width, "dropout": dropout}
         super().__init__(backbone, num_classes, _four_strides(backbone), width // 2, 1, options)
         self.net = FPNDecoder(self.channels, 4, width, width // 2, dropout)

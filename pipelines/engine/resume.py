@@ -73,7 +73,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             # Of two, the figures cannot be compared, and a registered model would have that of the last for the best weights.
             **{
                 f"data.{name}": getattr(prepared, name)
-                for name in ("fit", "crop_pct", "frames")
+                for name in ("fit", "crop_pct", "frames", "bands")
                 if hasattr(datamodule, name)
             },
             **{
