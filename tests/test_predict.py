@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -38,6 +39,7 @@ from pipelines import app, predict
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import command
+from pipelines.engine.disk import write_image
 from pipelines.serving import registry
 from pipelines.serving import store as storage
 from pipelines.serving.model import VisionModel
@@ -408,6 +410,38 @@ def test_a_page_answers_about_dropped_pictures_and_videos_and_shows_the_pictures
             assert fetched(place + wrong, b"" if "answer" in wrong else None)[0] == 404
         assert fetched(f"{place}/logged/0/images/..%2F..%2Fx+step+1+timestamp.png")[0] == 404
         assert fetched(place, Host="elsewhere.example")[0] == 400  # a page of another with a name for this machine
+
+
+def test_a_page_answers_whatever_the_file_is_called_and_says_what_it_cannot_draw(trained: VisionCLI, tmp_path) -> None:
+    write_digits(trained, "one.png")
+    Image.new("L", (70_000, 1)).save("line.png")
+    before = {*Path(tempfile.gettempdir()).glob("fovea-page-*")}
+    with served(MODEL) as place:
+        for name in ("a." + "x" * 300, "../../a.png", "a\0b.é"):
+            status, told = fetched(
+                f"{place}/answer/0?name={urllib.parse.quote(name, safe='')}", Path("one.png").read_bytes()
+            )
+            assert status == 200, told
+        status, told = fetched(f"{place}/answer/0?name=line.png", Path("line.png").read_bytes())
+        assert status == 422
+        assert "70000 × " in json.loads(told)["detail"]
+        (folder,) = {*Path(tempfile.gettempdir()).glob("fovea-page-*")} - before
+        assert [each.suffix for each in folder.iterdir()] == [".jpg"] * 3
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_command(trained: VisionCLI, capsys) -> None:
+    write_digits(trained, "all/a.jpg", "all/z.jpg")
+    Image.new("L", (3000, 2)).save(
+        "all/thin.jpg"
+    )  # drawn so large that all of it is read, it would be 336,000 pixels long
+    Image.new("L", (65_000, 30)).save("all/wide.jpg")
+    predict.predict(MODEL, ["all"], out="drawn", json=True)
+    assert sorted(
+        os.path.basename(json.loads(line)["path"]) for line in capsys.readouterr().out.splitlines()
+    ) == sorted(os.listdir("all"))
+    assert Image.open("drawn/thin.jpg").width == 3000
+    with pytest.raises(ValueError, match=r"70000 × 1 pixels"):
+        write_image("line.jpg", np.zeros((1, 70_000, 3), np.uint8))
 
 
 def test_a_port_that_is_taken_ends_the_page_in_one_paragraph(trained: VisionCLI, capsys) -> None:

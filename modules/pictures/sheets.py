@@ -17,6 +17,7 @@ from torchvision.utils import make_grid
 
 Image = NDArray[np.uint8]
 LEAST = 64  # side in pixels from which on a person sees what is in an image
+LONGEST = 4096  # side of an enlarged image, in pixels: files of pictures and memory have their limits
 GAP = 6
 
 
@@ -64,10 +65,15 @@ def signed(values: Tensor) -> Tensor:
 def enlarged(image: Image, side: int) -> Image:
     """An image with a shorter side of ``side`` pixels or more: enlarged by a whole factor, where it is smaller.
 
+    A long, thin one is enlarged less: its longer side stays within `LONGEST`.
+
     >>> enlarged(np.zeros((28, 40, 3), np.uint8), 64).shape
     (84, 120, 3)
+    >>> enlarged(np.zeros((1, 1000, 3), np.uint8), 64).shape
+    (4, 4000, 3)
     """
-    scale = max(1, -(-side // min(image.shape[:2])))
+    height, width = image.shape[:2]
+    scale = max(1, min(-(-side // min(height, width)), LONGEST // max(height, width)))
     return image if scale == 1 else image.repeat(scale, 0).repeat(scale, 1)
 
 

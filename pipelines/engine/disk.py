@@ -131,11 +131,18 @@ def write_image(file: str | Path, image: Image.Image | NDArray[np.uint8], **opti
 
     Raises:
         DiskError: see `whole`.
+        ValueError: files of this kind cannot hold the picture.
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     with whole(file) as part:
-        image.save(part, **options)
+        try:
+            image.save(part, **options)
+        except OSError as error:
+            if error.errno is not None:  # the system's; what an encoder refuses has no number
+                raise
+            size = f"{image.width} × {image.height} pixels"
+            raise ValueError(f"{file} cannot be written as a picture of {size}: {error}.") from error
 
 
 _held: set[Path] = set()

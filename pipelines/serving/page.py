@@ -18,6 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse
 from mlflow.exceptions import MlflowException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from datamodules.videos import Video, is_video
 from pipelines.serving import video
@@ -28,6 +29,7 @@ from pipelines.tracking.client import tracking_client
 
 LARGEST = 2 << 30  # bytes of a file that is taken
 LONG = 200  # characters of a text that is shown whole
+SUFFIX = r"\.[A-Za-z0-9]{1,8}"  # that a file keeps
 KEPT = 40  # drawings that can still be fetched
 LOGGED = re.compile(
     r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp.*\.(png|jpe?g|webp)$"
@@ -147,21 +149,24 @@ def page(models: Sequence[Asked], host: str = "127.0.0.1") -> Iterator[FastAPI]:
 
         @served.put("/answer/{number}")
         async def answer(number: int, name: str, request: Request) -> dict[str, Any]:
-            model, suffix = chosen(number), Path(name).suffix.lower()
-            file, size = folder / f"{uuid.uuid4().hex}{suffix if suffix[1:].isalnum() else ''}", 0
-            try:
-                with file.open("wb") as target:
-                    async for part in request.stream():
-                        size += len(part)
-                        if size > LARGEST:
-                            raise HTTPException(413, f"{name} has more than {LARGEST >> 30} GB.")
-                        target.write(part)
+            model, suffix, size = chosen(number), Path(name).suffix, 0
+            with TemporaryDirectory(dir=folder) as own:  # what is written beside the drawing goes with it
+                file = Path(own, f"asked{suffix.lower() if re.fullmatch(SUFFIX, suffix) else ''}")
                 try:
-                    told = await run_in_threadpool(model.answer, file, folder)
+                    with file.open("wb") as target:
+                        async for part in request.stream():
+                            size += len(part)
+                            if size > LARGEST:
+                                raise HTTPException(413, f"{name} has more than {LARGEST >> 30} GB.")
+                            target.write(part)
+                    told = await run_in_threadpool(model.answer, file, Path(own))
+                    Path(own, told["drawing"]).replace(folder / told["drawing"])
+                except ClientDisconnect:
+                    raise HTTPException(400, f"{name} has not come as a whole.") from None
                 except ValueError as error:
                     raise HTTPException(422, str(error).replace(str(file), name)) from None
-            finally:
-                file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise HTTPException(500, f"{name} cannot be answered: {error}") from None
             kept.append(folder / told["drawing"])
             while len(kept) > KEPT:
                 kept.popleft().unlink(missing_ok=True)
