@@ -218,6 +218,12 @@ class MultiTaskModule(VisionModule):
         spread = dict(zip(self.targets, self.log_variances, strict=True))
         return {name: (-spread[name]).exp() * loss + spread[name] for name, loss in scaled.items()}
 
+    @override
+    def losses(self, batch: dict[str, Any]) -> Losses:
+        with self.seeing(batch["image"]):
+            terms = self.weighted({name: task.losses(batch).total for name, task in self.tasks.items()})
+        return Losses(terms)
+
     def _scale(self, name: str) -> float:
         """What makes a task's loss a mean over what it is of: that of reconstruction is a sum over an image's values."""
         return 1 / (self.in_chans * self.size[0] * self.size[1]) if name == "reconstruction" else 1.0

@@ -17,6 +17,8 @@ from pipelines.classification import classification
 from pipelines.engine.batch_size import _Live
 from pipelines.engine.trainer import SyncedNorms
 from pipelines.gan import gan
+from pipelines.multi_task import multi_task
+from pipelines.self_supervised import self_supervised
 from pipelines.tracking.logger import run_id_of
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
@@ -51,6 +53,21 @@ def test_a_batch_has_no_more_than_memory_has_room_for(
     said = capsys.readouterr().err
     assert "a step on two images takes more than" in said
     assert "this task trains several against each other: give a number" in said
+
+
+@pytest.mark.parametrize("task", [multi_task, self_supervised], ids=["multi_task", "self_supervised"])
+def test_a_step_of_several_heads_or_views_is_tried_before_there_is_a_trainer(task: Any) -> None:
+    few = [
+        "--data.image_size",
+        "32",
+        "--data.train_per_class",
+        "2",
+        "--backbone",
+        "test_resnet",
+        "--trainer.logger",
+        "false",
+    ]
+    assert task([*SMALL, *few, "--data.batch_size", "auto"]).datamodule.batch_size == 16
 
 
 def test_a_batch_size_that_nobody_finds_out_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import groupby
 from typing import Any, cast
 
@@ -161,6 +162,8 @@ class SelfSupervisedModule(VisionModule):
 
     @property
     def _teacher(self) -> "SelfSupervisedModule":
+        if self._trainer is None:  # a step is tried
+            return deepcopy(self).requires_grad_(False)
         return next(each.network for each in self._callbacks if isinstance(each, Teacher))
 
     @override

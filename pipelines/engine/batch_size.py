@@ -42,6 +42,7 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
         raise UsageError(
             f"--data.batch_size auto knows the memory of CPUs and CUDA devices, not of {device}: give a number."
         )
+    model.prepare(data)
     given, found, limit = data.batch_size, 0, _limit(device)
     peaks: list[int] = []
     size, most = 2, 2**20  # some networks cannot learn from one image

@@ -70,6 +70,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             "trainer.overfit_batches": trainer.overfit_batches,
             "model.backbone.transfer": str(model.transfer),
             "monitor": model.monitor,
+            **{f"model.{name}": getattr(model, name) for name in ("weighting",) if hasattr(model, name)},
             # Of two, the figures cannot be compared, and a registered model would have that of the last for the best weights.
             **{
                 f"data.{name}": getattr(prepared, name)
