@@ -5,9 +5,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from filelock import FileLock
@@ -22,7 +23,7 @@ from modules import FaceNetModule
 from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
 from pipelines.engine.disk import write_image, write_text
-from pipelines.engine.terminal import table
+from pipelines.engine.terminal import say, table
 from pipelines.serving.embedding import embed
 from pipelines.serving.files import find
 from pipelines.serving.gallery import Gallery
@@ -67,6 +68,27 @@ def _matches(paths: Sequence[str]) -> list[str]:
     return result
 
 
+def _warn(module: FaceNetModule, form: Form | None, files: Sequence[str]) -> None:
+    """Tells where pictures are not what a published network of faces was made for, and its distances mean little."""
+    own = getattr(module.backbone, "form", None)
+    if own in (None, form):
+        return
+    if form:
+        say(
+            f"The model's backbone was published for faces of --faces {own}, not {form}: unless you trained it on those, its "
+            f"distances and threshold say little. Give --faces {own}."
+        )
+        return
+    for file in files[:1]:
+        with suppress(DataError):
+            height, width = read_image(file).shape[:2]
+            if height != width:
+                say(
+                    f"{file} has {width} × {height} pixels and is compared as a whole, but the model's backbone was published "
+                    f"for faces that are cut out: if these are photographs, give --faces {own}."
+                )
+
+
 def _embedded(
     answering: VisionModel, files: Sequence[str], form: Form | None, device: str, every: bool = False
 ) -> tuple[list[str], Any, list[list[float] | None]]:
@@ -82,6 +104,7 @@ def _embedded(
     Raises:
         ValueError: none can be read, or none has a face.
     """
+    _warn(cast(FaceNetModule, answering.module), form, files)
     if form is None:
         found, embeddings = embed(answering, files)
         return found, embeddings, [None] * len(found)
@@ -253,6 +276,7 @@ def verify(
     """
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
+    _warn(module, faces, [first])
     if faces is None:
         pictures: Any = [Path(first), Path(second)]
         one, other = answering.predict(None, pictures)["embedding"]
@@ -296,7 +320,9 @@ def cluster(
     _check_new(out)
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
-    files, embeddings = embed(answering, _found(paths, out))
+    found = _found(paths, out)
+    _warn(module, None, found)
+    files, embeddings = embed(answering, found)
     if method == "agglomerative" and len(files) > 20_000:
         raise ValueError(f"{len(files)} pictures are too many to compare each with every other: --method dbscan.")
     numbers = connected_people(embeddings, limit, method)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from datamodules import Glyphs
 from modules import FaceNetModule, Optimization
-from modules.spec import DataSpec
+from modules.spec import Backbone, DataSpec
 from pipelines.facenet import facenet
+from pipelines.faces import _warn
 from pipelines.serving import gallery as galleries
 from pipelines.serving import registration, registry
 from pipelines.serving.gallery import Gallery
@@ -152,6 +153,22 @@ def test_faces_are_found_in_photographs_where_a_gallery_was_made_so(trained, cap
         with pytest.raises(SystemExit):
             ask(*args)
         assert wrong in capsys.readouterr().err
+
+
+def test_pictures_that_a_published_network_of_faces_was_not_made_for_are_told_of(capsys):
+    network = FaceNetModule(DataSpec(in_chans=3, image_size=150), Backbone("dlib_face_resnet", pretrained=False))
+    for name, size in (("photograph", (60, 40)), ("face", (40, 40))):
+        Image.new("RGB", size).save(f"{name}.png")
+    for form, file, told in (
+        ("arcface", "face.png", "--faces dlib, not arcface"),
+        (None, "photograph.png", "photograph.png has 60 × 40 pixels and is compared as a whole"),
+        (None, "face.png", ""),
+        ("dlib", "photograph.png", ""),
+    ):
+        _warn(network, form, [file])
+        said = capsys.readouterr().err
+        assert told in said
+        assert bool(said) == bool(told)
 
 
 def test_two_pictures_are_compared_at_the_calibrated_threshold(trained, capsys):

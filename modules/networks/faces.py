@@ -61,6 +61,8 @@ class DlibFaceResNet(Network):
         drop_rate: dropout before the classifier.
     """
 
+    form = "dlib"  # of faces
+
     def __init__(self, num_classes: int = 0, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         body: dict[str, nn.Module] = {
             "conv1": nn.Sequential(nn.Conv2d(in_chans, 32, 7, 2), Affine(32), nn.ReLU(), nn.MaxPool2d(3, 2))
@@ -170,6 +172,8 @@ class InceptionResnetV1(Network):
         in_chans: input channels.
         drop_rate: dropout before the embedding.
     """
+
+    form = "facenet"  # of faces
 
     def __init__(self, num_classes: int = 0, in_chans: int = 3, drop_rate: float = 0.6) -> None:
         block35: Chains = [[(32, 1)], [(32, 1), (32, 3, 1, 1)], [(32, 1), (32, 3, 1, 1), (32, 3, 1, 1)]]
