@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import nms, roi_align
+from torchvision.ops import FrozenBatchNorm2d, nms, roi_align
 from typing_extensions import override
 
 from modules import VisionModule
@@ -99,6 +99,12 @@ class ExportedTwoStage(_ExportedBoxes):
             seen = ImageList(torch.zeros(1, 0, *module.size), [module.size])
             self.register_buffer("anchors", self.rpn.anchor_generator(seen, places)[0])
             self.counts = [x.numel() for x in self.rpn.head(places)[0]]
+        for part in [*self.heads.modules()]:  # torch's asks whether there are regions, which an exporter cannot follow
+            for name, norm in [*part.named_children()]:
+                if isinstance(norm, nn.BatchNorm2d):
+                    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+                    frozen.load_state_dict(norm.state_dict())
+                    setattr(part, name, frozen)
         self.threshold = float(module.threshold)
         self.outputs = ("boxes", "labels", "scores", *(["masks"] if self.heads.has_mask() else []))
         self.meaning = "boxes float32 N×4 (xyxy, pixels of the input), labels int64 N, scores float32 N"
@@ -125,8 +131,8 @@ class ExportedTwoStage(_ExportedBoxes):
 
     @override
     def answer(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        maps = [*self.detector.neck(self.backbone(image)).values()]
-        regions = self._regions(maps)
+        maps = self.detector.neck(self.backbone(image))
+        regions = self._regions([*maps.values()])
         seen = self.heads.box_head(_pooled(self.heads.box_roi_pool, maps, regions))
         logits, moves = self.heads.box_predictor(seen)
         boxes = self.heads.box_coder.decode_single(moves, regions).unflatten(1, (-1, 4))[:, 1:]  # 0 is the background
@@ -177,8 +183,9 @@ class ExportedTwoStage(_ExportedBoxes):
         return nms(boxes + apart, scores, iou)[:most]
 
 
-def _pooled(pool: Any, maps: list[Tensor], boxes: Tensor) -> Tensor:
+def _pooled(pool: Any, named: dict[str, Tensor], boxes: Tensor) -> Tensor:
     """`MultiScaleRoIAlign` of boxes of one picture: float32 R×C×P×P, of each map, and then that which fits a box."""
+    maps = [x for name, x in named.items() if name in pool.featmap_names]  # a coarser one may be for proposals alone
     regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
     level = pool.map_levels([boxes])[:, None, None, None] if len(maps) > 1 else torch.zeros((), dtype=torch.int64)
     pooled = [
