@@ -452,6 +452,11 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
         return {"name": self.title, "splits": splits}
 
+    def shares_place_with(self, settings: Mapping[str, Any]) -> bool:
+        """Whether it reads the folder or table that other data were read from, as their arguments say, in whatever way."""
+        places = [(settings.get(key), getattr(self, key, None)) for key in ("root", "file")]
+        return any(one and other and os.path.realpath(one) == os.path.realpath(other) for one, other in places)
+
     def take_whole(self) -> None:
         """Makes a set whose splits were drawn the test split as a whole, for a network that has learned from other data."""
         self.undivided, self.drawn = True, False

@@ -39,8 +39,7 @@ def evaluate(
     """
     subject = Subject.find(model)
     data = subject.prepare(data)
-    learned = {value for key, value in subject.version.tags.items() if key.startswith("digest.")}
-    if data.sources and data.drawn and learned.isdisjoint(source.digest for source in data.sources.values()):
+    if data.sources and data.drawn and subject.new_to(data):
         data.take_whole()
         say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
     if "test" not in data.sources:

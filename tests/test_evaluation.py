@@ -116,7 +116,7 @@ def test_a_set_without_splits_is_the_test_as_a_whole_unless_the_network_learned_
             for i in range(10):
                 Image.new("RGB", (12, 12), (200 * k, first + i, 90)).save(f"{root}/{name}/{i}.png")
     folder = ["--data", "ImageFolder", "--data.image_size", "12", "--trainer.max_epochs", "1", *QUIET]
-    classification(["fit", *folder, "--data.root", "learned", "--output", "out"])
+    classification(["fit", *folder, "--data.root", "learned", "--output", "out", "--register", "drawn"])
     weights = ["--ckpt_path", "out/best.ckpt", "--output", "elsewhere"]
 
     def measured(root: str, *more: str) -> int:
@@ -129,6 +129,13 @@ def test_a_set_without_splits_is_the_test_as_a_whole_unless_the_network_learned_
     capsys.readouterr()
     assert measured("other") == 20
     assert "all of it is the test" in capsys.readouterr().err
+    subject = Subject.find("models:/drawn/1")
+    assert not subject.new_to(ImageFolder("copy"))
+    assert subject.new_to(ImageFolder("other"))
+    for key in [key for key in subject.version.tags if key.startswith("digest.")]:
+        del subject.version.tags[key]  # as of the same pictures read in another way, such as with masks
+    assert not subject.new_to(ImageFolder("learned"))
+    assert subject.new_to(ImageFolder("copy"))
 
 
 def test_an_evaluation_without_weights_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:

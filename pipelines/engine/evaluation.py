@@ -1,7 +1,6 @@
 """What an evaluation is of: weights, the classes that they know, and the data that they learned from."""
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +44,9 @@ class Weights:
     def new_to(self, data: VisionDataModule) -> bool:
         """Whether they have not learned from the data, as far as the checkpoint says."""
         digests = {split["digest"] for split in data.identity()["splits"].values()}
-        places = [
-            (self.learned["settings"].get(f"data.init_args.{key}"), getattr(data, key, None))
-            for key in ("root", "file")
-        ]
-        same = any(a and b and os.path.realpath(a) == os.path.realpath(b) for a, b in places)
-        return not same and digests.isdisjoint(self.learned["data"].values())
+        begin = "data.init_args."
+        settings = {key.removeprefix(begin): v for key, v in self.learned["settings"].items() if key.startswith(begin)}
+        return not data.shares_place_with(settings) and digests.isdisjoint(self.learned["data"].values())
 
 
 def take_whole(data: VisionDataModule, weights: Weights) -> None:

@@ -51,6 +51,14 @@ class Subject:
         """How a picture becomes its input."""
         return Preprocessing(**self.about["preprocessing"])
 
+    def new_to(self, data: VisionDataModule) -> bool:
+        """Whether it has not learned from the data, as far as the registry says: neither from these samples, nor from this place
+        in another way, such as without masks."""
+        settings = (self.about.get("data") or {}).get("init_args") or {}
+        learned = {value for key, value in self.version.tags.items() if key.startswith("digest.")}
+        digests = {source.digest for source in data.sources.values()}
+        return not data.shares_place_with(settings) and learned.isdisjoint(digests)
+
     def prepare(self, data: VisionDataModule | None) -> VisionDataModule:
         """Data whose pictures become its input as in its training; by default those that it learned from.
 
