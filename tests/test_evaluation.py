@@ -31,6 +31,7 @@ from modules import (
 from modules.checkpoints import check_network, classes_of
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
+from pipelines.serving.subject import Subject
 from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
