@@ -199,7 +199,6 @@ def test_what_code_on_a_page_imports_is_there(page: str, block: str) -> None:
     exec(compile(ast.Module(imports, []), page, "exec"), {})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), CODE, ids=[f"{page} {k}" for k, (page, _) in enumerate(CODE)])
 def test_code_on_a_page_runs(page: str, block: str) -> None:
     if "Trainer(" not in block:
