@@ -23,6 +23,7 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.classification import ClassificationModule
 from modules.detection import YOLO, DetectionModule, Detector
+from modules.detection.detector import mean_over_processes
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder
 from modules.networks.dense_decoders import DenseDecoder, UNet
@@ -235,7 +236,7 @@ class MultiTaskModule(VisionModule):
         losses = {name: part.total for name, part in parts.items()}
         if self.weighting == "uncertainty" and self.global_step == batch_idx == 0:
             first = torch.stack([self._scale(name) * loss.detach() for name, loss in losses.items()])
-            self.log_variances.data = self._mean(first).clamp(min=1e-6).log().to(self.log_variances)
+            self.log_variances.data = mean_over_processes(first).clamp(min=1e-6).log().to(self.log_variances)
         terms = self.weighted(losses)
         total = torch.stack([*terms.values()]).sum()
         for name, part in parts.items():
@@ -253,12 +254,6 @@ class MultiTaskModule(VisionModule):
                 total = total + self._correction(gradients, learning)
         return total + self.optimization.penalty(self.named_parameters())
 
-    def _mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
-        if self.trainer.world_size == 1:
-            return values
-        return cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="mean"))
-
     def _gradients(self, terms: Mapping[str, Tensor], learning: list[nn.Parameter]) -> Tensor:
         """The gradient of each task on the parameters of the backbone that learn, float T×N, the mean over all processes."""
         rows = []
@@ -266,7 +261,7 @@ class MultiTaskModule(VisionModule):
             found = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
             pairs = zip(found, learning, strict=True)
             rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs]))
-        return self._mean(torch.stack(rows))
+        return mean_over_processes(torch.stack(rows))
 
     def _correction(self, gradients: Tensor, learning: list[nn.Parameter]) -> Tensor:
         """A zero whose gradient makes the sum of the tasks' gradients what is left without conflicts."""

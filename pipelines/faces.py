@@ -276,17 +276,15 @@ def verify(
     """
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
-    _warn(module, faces, [first])
     if faces is None:
+        _warn(module, None, [first])
         pictures: Any = [Path(first), Path(second)]
         one, other = answering.predict(None, pictures)["embedding"]
     else:
-        detector = FaceDetector(device)
-        found = {file: faces_of(read_image(file), detector, faces) for file in (first, second)}
-        if lacking := [file for file, cut in found.items() if not cut]:
+        found, embeddings, _ = _embedded(answering, [first, second], faces, device)
+        if lacking := [file for file in (first, second) if file not in found]:
             raise ValueError(f"There is no face in {' and none in '.join(lacking)}.")
-        cut: Any = [found[first][0].pixels, found[second][0].pixels]
-        one, other = answering.predict(None, cut)["embedding"]
+        one, other = embeddings
     distance = float(np.square(np.subtract(one, other)).sum())
     answer = "one person" if distance <= limit else "two people"
     return f"{answer}: squared distance {distance:.4f}, threshold {limit:.4f}"

@@ -11,7 +11,8 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 
 from datamodules import DataError, Gymnasium
-from datamodules.games import PlayingLoader, ReplayMemory
+from datamodules.episodes import ReplayMemory
+from datamodules.games import PlayingLoader
 from modules import Backbone, DataSpec, QLearningModule
 from modules.q_learning import ActionValues
 from pipelines.engine.command import command

@@ -144,10 +144,8 @@ class FaceDetector:
         if factor != 1:
             how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=how).astype(np.uint8, copy=False)
-        for rim in (
-            0,
-            round(RIM * max(image.shape[:2])),
-        ):  # a face that fills its picture is found with something around it
+        wide = round(RIM * max(image.shape[:2]))  # a face that fills its picture is found with something around it
+        for rim in (0, wide):
             bordered = cv2.copyMakeBorder(image, rim, rim, rim, rim, cv2.BORDER_REPLICATE)
             boxes, sure, points = None, [], None
             if min(image.shape[:2]) >= SMALLEST:

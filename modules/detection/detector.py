@@ -166,7 +166,7 @@ def ignored(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a scalar over all processes, so that a loss is divided by the same number on each."""
+    """The mean of a tensor over all processes, such as what a loss is divided by; no gradient flows through it."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     value = value.detach().clone()

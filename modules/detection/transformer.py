@@ -1,6 +1,5 @@
 """RT-DETR: the library transformers' parts on our feature maps."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -78,8 +77,6 @@ class RTDETR(OneStageDetector):
         super().__init__(backbone, num_classes, image_size, strides or [first, 2 * first, 4 * first], options)
         height, across = sides(image_size)
         levels, count = len(self.pyramid.strides), sum(-(-height // s) * -(-across // s) for s in self.pyramid.strides)
-        logger = logging.getLogger("transformers.configuration_utils")
-        level, logger.level = logger.level, logging.ERROR
         described: Any = RTDetrV2Config
         config = described(
             num_labels=num_classes, d_model=width, encoder_hidden_dim=width, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
@@ -89,7 +86,6 @@ class RTDETR(OneStageDetector):
         )  # fmt: skip
         self.net = RTDetrV2ForObjectDetection(config).model  # whose decoder has the heads
         self.loss = RTDetrForObjectDetectionLoss
-        logger.level = level
         self.net.backbone = nn.Identity()  # ours makes the maps
         self.net.encoder_input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))

@@ -1,0 +1,134 @@
+"""Episodes of an environment, and a memory of what was seen in them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Observation = NDArray[Any]  # H×W×C, uint8 of pictures or float32 of numbers
+
+
+class Episode:
+    """An episode, which its seed and its actions determine: it has an environment of its own, so that to do the same again
+    is to be where it was.
+
+    Args:
+        environment: a new one of Gymnasium's.
+        seed: of its chance.
+        stack: last observations that are seen together, as channels.
+        actions: that are done at once.
+    """
+
+    def __init__(self, environment: Any, seed: int, stack: int = 1, actions: Sequence[int] = ()) -> None:
+        self.environment, self.seed = environment, seed
+        self.actions: list[int] = []
+        self.rewards: list[float] = []
+        self.values: list[float] = []  # what was expected of the best action, where it was asked for
+        self.terminated = self.truncated = False
+        self._seen = [as_image(environment.reset(seed=seed)[0])] * stack
+        for action in actions:
+            self.step(action)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, by the rules (``terminated``) or because it was cut off (``truncated``)."""
+        return self.terminated or self.truncated
+
+    @property
+    def observation(self) -> Observation:
+        """What is seen now, H×W×C."""
+        return self._seen[0] if len(self._seen) == 1 else np.concatenate(self._seen, -1)
+
+    def step(self, action: int) -> float:
+        """Does an action; returns its reward."""
+        start = int(self.environment.action_space.start)
+        seen, reward, terminated, truncated, _ = self.environment.step(start + action)
+        self.terminated, self.truncated = bool(terminated), bool(truncated)
+        self._seen = [*self._seen[1:], as_image(seen)]
+        self.actions.append(action)
+        self.rewards.append(float(reward))
+        return float(reward)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """A picture of it, uint8 H×W×3, of an environment that was made to be rendered."""
+        drawn = np.asarray(self.environment.render())
+        return drawn if drawn.dtype == np.uint8 else (drawn * 255).round().astype(np.uint8)
+
+
+def as_image(observation: Any) -> Observation:
+    """An observation as H×W×C: of numbers as float32 1×1×C, of pictures as uint8, where true is 255.
+
+    >>> as_image(np.ones(4)).shape, as_image(np.ones((5, 5), bool)).max().item()
+    ((1, 1, 4), 255)
+    """
+    seen = np.asarray(observation)
+    seen = seen.reshape({1: (1, 1, -1), 2: (*seen.shape, 1)}.get(seen.ndim, seen.shape))
+    if seen.dtype == bool:
+        return seen * np.uint8(255)
+    return seen if seen.dtype == np.uint8 else seen.astype(np.float32)
+
+
+class ReplayMemory:
+    """The last transitions, of which any are drawn at random (Lin 1992, doi:10.1007/BF00992699; Mnih et al. 2015). Each
+    observation is kept once: what follows that of one place stands in the next one.
+
+    Args:
+        size: observations that it holds; each takes the place of the oldest.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.filled, self.head = size, 0, -1  # the head is the place of the last observation
+        self.images: Observation = np.empty(0)
+        self.actions, self.rewards = np.zeros(size, np.int64), np.zeros(size, np.float32)
+        self.terminated = np.zeros(size, bool)
+        self.whole = np.zeros(size, bool)  # what was done is known, and what came of it is in the next place
+
+    def see(self, observation: Observation) -> None:
+        """Takes in an observation, H×W×C: the first of an episode, or what came of the last action."""
+        if not len(self.images):
+            self.images = np.zeros((self.size, *observation.shape), observation.dtype)
+        self.head = (self.head + 1) % self.size
+        self.filled = max(self.filled, self.head + 1)
+        self.images[self.head], self.whole[self.head] = observation, False
+
+    def add(self, action: int, reward: float, terminated: bool, following: Observation) -> None:
+        """Takes in what was done upon the last observation, and what came of it."""
+        at = self.head
+        self.actions[at], self.rewards[at], self.terminated[at] = action, reward, terminated
+        self.see(following)
+        self.whole[at] = True
+
+    def sample(self, count: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Transitions, each drawn from all with the same probability.
+
+        Returns:
+            ``image`` and ``next_image`` B×C×H×W, ``action`` int64 B, ``reward`` float32 B, ``terminated`` bool B.
+        """
+        at = generator.integers(self.filled, size=count)
+        while not (good := self.whole[at]).all():
+            at[~good] = generator.integers(self.filled, size=int((~good).sum()))
+        return {
+            "image": torch.from_numpy(self.images[at]).movedim(-1, -3),
+            "next_image": torch.from_numpy(self.images[(at + 1) % self.size]).movedim(-1, -3),
+            "action": torch.from_numpy(self.actions[at]),
+            "reward": torch.from_numpy(self.rewards[at]),
+            "terminated": torch.from_numpy(self.terminated[at]),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it holds, as tensors and numbers."""
+        arrays = {key: torch.from_numpy(value[: self.filled]) for key, value in vars(self).items() if key in ARRAYS}
+        return arrays | {"filled": self.filled, "head": self.head}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.filled, self.head = state["filled"], state["head"]
+        images = state["images"].numpy()
+        self.images = np.zeros((self.size, *images.shape[1:]), images.dtype)
+        for key in ARRAYS:
+            getattr(self, key)[: self.filled] = state[key].numpy()
+
+
+ARRAYS = ("images", "actions", "rewards", "terminated", "whole")
