@@ -291,9 +291,12 @@ class KeyedLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         # A generator starts at its first `next`, by which time Lightning has called set_epoch.
         self.batches_done = self._first
-        for batch in self._loader:
-            self.batches_done += 1
-            yield batch
+        try:
+            for batch in self._loader:
+                self.batches_done += 1
+                yield batch
+        except DataError as error:  # torch puts a worker's trace before what it says
+            raise DataError(str(error).rpartition(f"{DataError.__module__}.DataError: ")[2].strip()) from None
         self._first = 0
 
     def state_dict(self) -> dict[str, Any]:

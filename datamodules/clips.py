@@ -67,7 +67,7 @@ class VideoFolder(ClipDataModule, ImageFolder):
 
     @override
     def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
-        table, self.bad_files = check_images(paths, self.on_bad_file, videos.inspect_video, "videos")
+        table, self.bad_files = check_images(paths, self.on_bad_file, videos.inspect_video, "videos", check=self.check)
         return table
 
     @override

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.bands import scaled
+from datamodules.base import DataError
 from datamodules.images import Reduction, cache_folder, read_bands, read_reduced
 from datamodules.options import RGB, Reading
 
@@ -41,6 +42,7 @@ class ImageFiles:
         reading: how they are read.
         cache: where decoded pictures are kept: ``memory`` is shared by the processes that are forked from this one, ``disk``
             by all processes, now and later. What has no room is decoded each time; pictures are the same with and without.
+        checked: whether all were looked at before; see `check_images`.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class ImageFiles:
         sizes: NDArray[np.int64],
         reading: Reading = RGB,
         cache: Caching = "none",
+        checked: bool = True,
     ) -> None:
         self.paths, self.digests, self.sizes, self.reading, self.cache = paths, digests, sizes, reading, cache
+        self.checked = checked
         self._reduction: Reduction | None = None
         self._kept: _Kept | None = None
         self._known: dict[bytes, _Kept] = {}  # by the factors of all files; shared with copies
@@ -71,7 +75,15 @@ class ImageFiles:
             part.paths, part.digests, part.sizes = self.paths[index], self.digests[index], self.sizes[index]
             part._reduction, part._kept, part._known = None, None, {}
             return part
-        pixels = self.read(index) if self._kept is None else self._kept.get(index, lambda: self.read(index))
+        try:
+            pixels = self.read(index) if self._kept is None else self._kept.get(index, lambda: self.read(index))
+        except DataError as error:
+            if self.checked:
+                raise
+            raise DataError(
+                f"{error} It was not looked at before: --data.check all finds all such files, and leaves them out with "
+                "--data.on_bad_file skip."
+            ) from None
         return scaled(pixels, self.reading.bits)
 
     def read(self, index: int) -> NDArray[Any]:

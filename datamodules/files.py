@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import DataError
 from datamodules.images import check_images
-from datamodules.options import OWN, Own, PositiveInt, Reading
+from datamodules.options import OWN, Check, Own, PositiveInt, Reading
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 MEASURED = 256  # images whose values are measured
@@ -82,11 +82,11 @@ class Files:
         bits = (self._depth or 8) if self.bits == "auto" else self.bits
         return Reading(self.in_chans, self._chosen, bits)
 
-    def looked_at(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+    def looked_at(self, paths: NDArray[np.str_], check: Check = "all") -> pd.DataFrame:
         """What is found of files; see `check_images`."""
         auto = self.bits == "auto"
         reading = Reading(self.in_chans, self._chosen, 16) if auto else self.reading
-        table, self.bad_files = check_images(paths, self.on_bad_file, reading=reading)
+        table, self.bad_files = check_images(paths, self.on_bad_file, reading=reading, check=check)
         self._depth = int(table["bits"][table["error"] == ""].to_numpy().max(initial=8)) if auto else None
         return table
 

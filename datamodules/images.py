@@ -1,5 +1,6 @@
 """Reading image files the way a person sees them, and finding those that cannot be read."""
 
+import errno
 import io
 import os
 import struct
@@ -23,7 +24,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.base import DataError, digest_of, listed
-from datamodules.options import RGB, Reading
+from datamodules.options import RGB, Check, Reading
 
 # How many times smaller a file of this height and width, in either order, is decoded: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
@@ -315,6 +316,8 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+SAMPLE = 1000  # files that are looked at of all
+MANY = 20_000  # files that take long to look at
 FOUND = ["digest", "error", "height", "width", "bits", "frames"]
 Look = Callable[[str], tuple[str, str, int, int, int, int]]  # from a path to these
 
@@ -406,6 +409,11 @@ def inspect_images(
         known = table.assign(size=-2, digest="", error="", height=0, width=0, bits=0, frames=0)
     stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
     table[FOUND] = known[FOUND]
+    if len(stale) >= MANY:
+        rank_zero_warn(
+            f"{len(stale):,} {kind} are decoded once, to find those that cannot be used; what is found is kept for the "
+            "next time. Of labelled ones, --data.check sample looks at a thousand only."
+        )
     if len(stale):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(look, [absolute[i] for i in stale]))
@@ -418,12 +426,32 @@ def inspect_images(
     return table
 
 
+def _sampled(
+    paths: NDArray[np.str_], check: Literal["sample", "none"], look: Look, kind: str, reading: Reading
+) -> pd.DataFrame:
+    """`inspect_images` of a sample of files or of none, always the same. The others count as good if they are there; their
+    digest is that of name and size, and the rest of what would be found is 0."""
+    count = min(SAMPLE, len(paths)) if check == "sample" else 0
+    chosen = np.sort(np.random.default_rng(0).permutation(len(paths))[:count])
+    root = os.path.commonpath([os.path.dirname(path) for path in paths.tolist()])
+    names = [os.path.relpath(path, root) for path in paths.tolist()]  # the same wherever the folder is
+    sizes = [_signature(path)[0] for path in paths.tolist()]
+    table = pd.DataFrame(dict.fromkeys(FOUND[2:], 0), index=range(len(paths)))
+    table["digest"] = [digest_of(os.fsencode(f"{name} {size}")) for name, size in zip(names, sizes, strict=True)]
+    table["error"] = [os.strerror(errno.ENOENT) if size < 0 else "" for size in sizes]
+    seen = inspect_images(paths[chosen].tolist(), look, kind, reading)
+    kept = [name for name in FOUND if name != "digest"]
+    table.loc[chosen, kept] = seen[kept].to_numpy()
+    return table
+
+
 def check_images(
     paths: NDArray[np.str_],
     on_bad_file: Literal["error", "skip", "skip_all"],
     look: Look = _inspect,
     kind: str = "images",
     reading: Reading = RGB,
+    check: Check = "all",
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Applies the policy for files that cannot be read.
 
@@ -431,21 +459,28 @@ def check_images(
         paths: the files.
         on_bad_file: stop and name them, or go on without them: with ``skip`` if they are few, with ``skip_all`` in any case.
         look, kind, reading: see `inspect_images`.
+        check: which of the files are looked at.
 
     Returns:
-        What `inspect_images` found, and the files to skip with their reasons.
+        What `inspect_images` found (see `_sampled` for files that were not looked at), and the files to skip with their
+        reasons.
 
     Raises:
         DataError: there are such files; with ``skip``, more than one in a hundred.
     """
-    table = inspect_images(paths.tolist(), look, kind, reading)
+    if check == "all":
+        table = inspect_images(paths.tolist(), look, kind, reading)
+    else:
+        table = _sampled(paths, check, look, kind, reading)
     bad = (table["error"] != "").to_numpy()
     bad_files = dict(zip(paths[bad].tolist(), table["error"][bad], strict=True))
     if bad_files:
         reasons = [f"{path} ({reason})" for path, reason in bad_files.items()]
         shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
-        count = f"{len(reasons)} of {len(paths)} {kind} cannot be read: {shown}"
-        many = len(bad_files) > 0.01 * len(paths) and len(bad_files) > 1
+        looked = min(SAMPLE, len(paths)) if check == "sample" else len(paths)
+        of = f"{len(paths)} {kind}" if looked == len(paths) else f"{looked} {kind} that were looked at of {len(paths)}"
+        count = f"{len(reasons)} of {of} cannot be read: {shown}"
+        many = len(bad_files) > 0.01 * looked and len(bad_files) > 1
         if on_bad_file == "error":
             way = "skip_all" if many else "skip"
             raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file {way}.")

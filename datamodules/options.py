@@ -12,6 +12,7 @@ PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 ImageSize = PositiveInt | str  # see `augmentations.sides`
 Share = Annotated[float, Gt(0), Le(1)]  # one that leaves something
+Check = Literal["all", "sample", "none"]  # which files are looked at before a training
 Probability = Annotated[float, Ge(0), Le(1)]
 
 if TYPE_CHECKING:

@@ -641,6 +641,35 @@ def test_one_bad_file_can_be_skipped_and_is_listed_and_more_than_one_in_a_hundre
     assert "text.jpg" in message
 
 
+def test_a_sample_of_the_files_is_looked_at_or_none_and_what_was_not_is_told_when_it_is_met(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.images.SAMPLE", 6)
+    root = make_folder("pets", cat=20, dog=20)
+    whole = paths(ImageFolder(str(root)))
+    assert paths(ImageFolder(str(root), check="sample")) == paths(ImageFolder(str(root), check="none")) == whole
+    identity = ImageFolder(str(root), check="sample").identity()
+    shutil.copytree(root, "elsewhere/pets")
+    assert ImageFolder("elsewhere/pets", check="none").identity() == identity != ImageFolder(str(root)).identity()
+    for file in root.glob("dog/*.png"):
+        file.write_bytes(b"no image")
+    assert "3 of 6 images that were looked at of 40 cannot be read" in refusal(
+        capsys, "--data.root", str(root), "--data.check", "sample"
+    )
+    for workers in "01":
+        with pytest.raises(SystemExit, match="2"):
+            fit("--data.root", str(root), "--data.check", "none", "--data.num_workers", workers)
+        message = capsys.readouterr().err.partition("error: ")[2]
+        assert message.count("\n") == 1, message
+        assert ".png is not an image" in message
+        assert "--data.check all" in message
+    table = make_table("pets.csv")
+    table.write_text(table.read_text() + "nowhere.png,cat\n")
+    assert "nowhere.png" in refusal(capsys, "--data.file", str(table), "--data.check", "none", data="Manifest")
+    for also in (["--data.cache", "disk"], ["--data.in_chans", "5"]):
+        assert "--data.check" in refusal(capsys, "--data.root", str(root), "--data.check", "none", *also)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_before_training(capsys: pytest.CaptureFixture[str]) -> None:
     fit("--data.image_size", "12", "--output", "first", data="Digits8x8")
     given = ["--ckpt_path", "first/best.ckpt"]

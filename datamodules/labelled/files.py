@@ -30,7 +30,7 @@ from datamodules.images import (
 )
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import NonNegativeInt
+from datamodules.options import Check, NonNegativeInt
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, read_table, spelled, warn_of_alike
 
@@ -53,10 +53,14 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         folds: cross-validation: divide data without splits into this many parts of equal size, the same every time.
             Part ``fold`` is the test split; validation is drawn from the others.
         fold: which one, from 0.
+        check: which files are decoded once before the training, so that broken ones, copies in two splits and images under two
+            names are found: ``all``; a ``sample`` of a thousand, always the same; or ``none``. The others only have to be there. What
+            is found is kept, so that files that have not changed are not decoded again.
     """
 
     folds: Annotated[int, Ge(2)] | None = None
     fold: NonNegativeInt | None = None
+    check: Check = "all"
 
     one_size = False
 
@@ -72,6 +76,16 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         if self.folds is not None and self.fold is not None and self.fold >= self.folds:
             raise DataError(
                 f"--data.fold {self.fold} does not exist: {self.folds} folds are numbered 0 to {self.folds - 1}."
+            )
+        if self.check != "all" and self.cache != "none":
+            raise DataError(
+                f"--data.cache {self.cache} needs to know every image, and --data.check {self.check} does not look at all of "
+                "them: leave one of the two out."
+            )
+        if self.check == "none" and self.bits == "auto":
+            raise DataError(
+                "--data.bits auto takes as many bits as the images need, and --data.check none looks at none of them: give "
+                "their number, such as --data.bits 16, or --data.check sample."
             )
 
     def check_folds(self, splits: Iterable[str]) -> None:
@@ -113,11 +127,11 @@ class LabelledFiles(Files, LabelledDataModule[S]):
 
     def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
         """What is found of the files; see `Files.looked_at`."""
-        return self.looked_at(paths)
+        return self.looked_at(paths, self.check)
 
     def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> ImageFiles:
         """The files as an array of pictures."""
-        return ImageFiles(paths, digests, sizes, self.reading, self.cache)
+        return ImageFiles(paths, digests, sizes, self.reading, self.cache, self.check == "all")
 
     def shared_out(
         self,
