@@ -1,9 +1,9 @@
 """What every module shares: the hooks that a task writes, the backbone, normalisation on the device."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import numpy as np
@@ -35,7 +35,7 @@ from modules.optimization import (
 from modules.pictures.sheets import sheet
 from modules.spec import VALUES, Backbone, DataSpec, SharedBackbone, sides
 from modules.training_data import given_data, settings_of
-from modules.views import AXES, Axes, Views, mirrored
+from modules.views import Views
 from modules.warm_start import ClassRows
 
 Stage = Literal["train", "val", "test"]
@@ -62,7 +62,7 @@ class VisionModule(L.LightningModule):
     training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
     averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
     compiles_features: bool = False  # of the backbone `last_features` is asked for, too
-    mirrors: ClassVar[bool] = False  # whether its answers for mirrored images can be put together, see `look`
+    mirrors: ClassVar[bool] = False  # whether its answers for mirrored images can be put together, see `Views`
     oblong: ClassVar[bool] = False  # whether its images need not be square
     any_bands: ClassVar[bool] = False  # whether they may be others than RGB or grey of 8 bits
     series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
@@ -105,8 +105,7 @@ class VisionModule(L.LightningModule):
             mean, std = (torch.tensor(values, dtype=torch.float32) for values in (data.channel_mean, data.channel_std))
         self.register_buffer("scale", (1 / (self.full * std)).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(-1, 1, 1), persistent=False)
-        self.views: Sequence[Axes] = AXES["none"]
-        self.answers = Answers()
+        self.answers, self.views = Answers(), Views(type(self).__name__, self.mirrors)
         self.means, self.guard, self.publisher = EpochMeans(), DivergenceGuard(), Publisher()
         self._callbacks: list[L.Callback] = []
         self._compiled: Callable[[Tensor], Tensor] | None = None
@@ -166,50 +165,6 @@ class VisionModule(L.LightningModule):
     def last_features(self, image: Tensor) -> Tensor:
         """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
         return (self._compiled or self.backbone.forward_features)(image)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
-
-        Every process computes the same loss of all. The gathering adds up the gradients of all processes, and the
-        averaging of parameters' gradients divides by their number, so that the result is the gradient of that loss.
-        """
-        if self._trainer is None or self.trainer.world_size == 1:
-            return values
-        gathered = self.all_gather(values, sync_grads=values.requires_grad)
-        return cast(Tensor, gathered).transpose(0, 1).flatten(0, 1)
-
-    def look(self, views: Views) -> None:
-        """Sets how images are looked at in validation, test and prediction: test-time augmentation.
-
-        Args:
-            views: ``none``, as they are; ``flip``, also mirrored left to right; ``flips``, both also upside down.
-
-        Raises:
-            BackboneError: answers of this task cannot be put together, or there are no such views.
-        """
-        if views not in AXES:
-            raise BackboneError(f"--tta must be one of {', '.join(AXES)}, not {views}.")
-        if views != "none" and not self.mirrors:
-            raise BackboneError(
-                f"--tta {views} puts the answers for an image and its mirror images together, which a {type(self).__name__} "
-                "cannot: leave it out. Classification, several labels, regression, segmentation and detection can."
-            )
-        self.views = AXES[views]
-
-    def seen(self, image: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the network says of images, over all ways in which they are looked at.
-
-        Args:
-            image: uint8 B×C×H×W.
-            mean: puts together what is said of V views, V×B×K or V×B×K×H×W; see `modules.views`.
-
-        Returns:
-            As of ``forward``: B×K, or B×K×H×W.
-        """
-        said: list[tuple[Axes, Tensor]] = [(axes, self(mirrored(image, axes))) for axes in self.views]
-        if len(said) == 1:
-            return said[0][1]
-        return mean(torch.stack([mirrored(one, axes) if one.ndim == 4 else one for axes, one in said]))
 
     @property
     def architecture(self) -> dict[str, Any]:

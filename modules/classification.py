@@ -124,7 +124,7 @@ class ClassificationModule(VisionModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """What is said of a batch, float B×K."""
-        return self.seen(batch["image"], mean_of_classes)
+        return self.views.mean(self, batch["image"], mean_of_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 B×C×S×S to logits, float B×K."""

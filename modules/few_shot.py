@@ -18,6 +18,7 @@ from modules.measures.per_stage import Gathered, PerStage
 from modules.networks import BackboneError
 from modules.optimization import Optimization
 from modules.pictures.sheets import sheet
+from modules.processes import gathered
 from modules.ranges import PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data
@@ -152,7 +153,7 @@ class FewShotModule(VisionModule):
     def losses(self, batch: dict[str, Tensor]) -> Losses:
         """See `VisionModule.losses`; the episode is that of all processes' batches together."""
         embedding, identity, index = (
-            self.gather(each) for each in (self(batch["image"]), batch["identity"], batch["index"])
+            gathered(each) for each in (self(batch["image"]), batch["identity"], batch["index"])
         )
         number = identity.unique(return_inverse=True)[1]
         support = (number[:, None] == number).tril(-1).sum(1) < self.shots  # of each class the first

@@ -146,7 +146,7 @@ class MultiLabelModule(CalibratedModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        logits = self.seen(batch["image"], mean_of_labels).float()
+        logits = self.views.mean(self, batch["image"], mean_of_labels).float()
         probabilities = logits.sigmoid()
         self.curves[stage].update(probabilities, batch["labels"])
         with self.publisher.optional(f"{stage}/examples"):
@@ -201,7 +201,7 @@ class MultiLabelModule(CalibratedModule):
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """For each image ``labels``, those whose probability reaches their threshold, the likeliest first; and the
         ``probabilities`` of all."""
-        probabilities = self.seen(batch["image"], mean_of_labels).float().sigmoid()
+        probabilities = self.views.mean(self, batch["image"], mean_of_labels).float().sigmoid()
         reached, order = probabilities >= self.threshold, probabilities.argsort(1, descending=True)
         return [
             {

@@ -23,12 +23,12 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.classification import ClassificationModule
 from modules.detection import YOLO, DetectionModule, Detector
-from modules.detection.detector import mean_over_processes
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder
 from modules.networks.dense_decoders import DenseDecoder, UNet
 from modules.optimization import Optimization
 from modules.pictures.sheets import stacked, written
+from modules.processes import mean_over_processes
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec, SharedBackbone
 from modules.training_data import settings_of

@@ -126,7 +126,7 @@ class RegressionModule(VisionModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        said, truth = self.seen(batch["image"], mean_of_values), batch["target"]
+        said, truth = self.views.mean(self, batch["image"], mean_of_values), batch["target"]
         self.pairs[stage].update(torch.stack([said, truth], 1))
         with self.publisher.optional(f"{stage}/worst"):
             error = (self.scaling(said) - self.scaling(truth)).abs().nan_to_num(-1).amax(1)
@@ -161,7 +161,7 @@ class RegressionModule(VisionModule):
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """For each image ``values``, by the quantity's name and in its own units."""
-        rows = self.seen(batch["image"], mean_of_values).tolist()
+        rows = self.views.mean(self, batch["image"], mean_of_values).tolist()
         return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
 
 

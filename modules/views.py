@@ -1,20 +1,78 @@
 """Test-time augmentation: a network sees an image as it is and mirrored, and its answers are put together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Views = Literal["none", "flip", "flips"]
+from modules.networks import BackboneError
+
+Mirroring = Literal["none", "flip", "flips"]
 Axes = tuple[int, ...]  # that are mirrored: -1 left and right, -2 top and bottom
-AXES: Mapping[Views, Sequence[Axes]] = {"none": [()], "flip": [(), (-1,)], "flips": [(), (-1,), (-2,), (-2, -1)]}
+AXES: Mapping[Mirroring, Sequence[Axes]] = {"none": [()], "flip": [(), (-1,)], "flips": [(), (-1,), (-2,), (-2, -1)]}
 
 
 def mirrored(maps: Tensor, axes: Axes) -> Tensor:
     """Images or maps, …×H×W, mirrored; doing it twice undoes it."""
     return maps.flip(axes) if axes else maps
+
+
+class Views:
+    """The ways in which a network looks at images in validation, test and prediction.
+
+    >>> views = Views("a classifier", possible=True)
+    >>> views.choose("flip")
+    >>> views.mean(lambda image: image[..., 0], torch.arange(2.0).view(1, 2), mean_of_values)
+    tensor([0.5000])
+
+    Args:
+        task: whose they are, for messages.
+        possible: whether its answers for mirrored images can be put together.
+    """
+
+    def __init__(self, task: str, possible: bool) -> None:
+        self.task, self.possible = task, possible
+        self.axes: Sequence[Axes] = AXES["none"]
+
+    def choose(self, views: Mirroring) -> None:
+        """Sets them.
+
+        Args:
+            views: ``none``, as images are; ``flip``, also mirrored left to right; ``flips``, both also upside down.
+
+        Raises:
+            BackboneError: answers of this task cannot be put together, or there are no such views.
+        """
+        if views not in AXES:
+            raise BackboneError(f"--tta must be one of {', '.join(AXES)}, not {views}.")
+        if views != "none" and not self.possible:
+            raise BackboneError(
+                f"--tta {views} puts the answers for an image and its mirror images together, which a {self.task} cannot: "
+                "leave it out. Classification, several labels, regression, segmentation and detection can."
+            )
+        self.axes = AXES[views]
+
+    def mean(self, network: Callable[[Tensor], Tensor], image: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a network says of images, over all of them.
+
+        Args:
+            network: takes images, and gives B×K, or maps B×K×H×W, which are turned back.
+            image: uint8 B×C×H×W.
+            mean: puts together what is said of V views, V×B×K or V×B×K×H×W.
+
+        Returns:
+            As the network: B×K, or B×K×H×W.
+        """
+        said = [network(mirrored(image, axes)) for axes in self.axes]
+        if len(said) == 1:
+            return said[0]
+        return mean(
+            torch.stack(
+                [mirrored(one, axes) if one.ndim == 4 else one for axes, one in zip(self.axes, said, strict=True)]
+            )
+        )
 
 
 def mean_of_classes(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datamodules import DataError, VisionDataModule
-from modules.views import Views
+from modules.views import Mirroring
 from pipelines.engine.command import command
 from pipelines.engine.terminal import ProgressBar, print_table, say
 from pipelines.serving import registry
@@ -16,7 +16,7 @@ def evaluate(
     data: VisionDataModule | None = None,
     output: Path | None = None,
     experiment: str | None = None,
-    tta: Views = "none",
+    tta: Mirroring = "none",
 ) -> dict[str, float]:
     """Measures a registered model on the test split of data, in a run of its own that names the model and its training.
 

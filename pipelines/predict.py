@@ -13,7 +13,7 @@ from datamodules import DataError
 from datamodules.annotated.writers import AnswerFormat
 from datamodules.videos import Video, is_stream, is_video
 from modules import DetectionModule
-from modules.views import Views
+from modules.views import Mirroring
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
 from pipelines.serving import video
@@ -43,7 +43,7 @@ def predict(
     tile: int | None = None,
     save_crops: bool = False,
     support: str | None = None,
-    tta: Views = "none",
+    tta: Mirroring = "none",
 ) -> int:
     """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
     videos as a whole.
@@ -108,7 +108,7 @@ def predict(
     drawings = places(files, root, out) if out else {}
     answering = load(model, device) if support is None else taught(load(model, device), model, support)
     module = answering.module
-    module.look(tta)
+    module.views.choose(tta)
     classes = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
     choice = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "across_classes": across_classes,
               "classes": classes}  # fmt: skip

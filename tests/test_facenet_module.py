@@ -21,6 +21,7 @@ from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import metrics as p
 from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge, within_class_whitening
+from modules.processes import gathered
 from modules.spec import Backbone, DataSpec
 
 
@@ -240,7 +241,7 @@ def test_losses_are_named_on_the_command_line_and_told_the_number_of_people(name
 
 
 def gradient(module: FaceNetModule, image: Tensor, identity: Tensor) -> list[Tensor]:
-    triplets = module.miner(*(pair := (module.gather(module(image)), module.gather(identity))))
+    triplets = module.miner(*(pair := (gathered(module(image)), gathered(identity))))
     loss = module.loss(*pair, triplets)
     loss.backward()
     return [loss.detach(), *pair[0].detach()[:, None].unbind(), *(p.grad for p in module.parameters())]

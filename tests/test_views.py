@@ -25,7 +25,7 @@ from modules import (
     VisionModule,
 )
 from modules.detection import YOLO
-from modules.views import AXES, Views
+from modules.views import AXES, Mirroring
 from pipelines import evaluate, predict
 from pipelines.classification import classification
 from pipelines.engine.command import command
@@ -67,11 +67,11 @@ def numbers(answer: dict[str, Any]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("views", ["flip", "flips"])
 @pytest.mark.parametrize("name", KINDS)
-def test_an_answer_is_the_mean_over_the_views_each_turned_back(name: str, views: Views) -> None:
+def test_an_answer_is_the_mean_over_the_views_each_turned_back(name: str, views: Mirroring) -> None:
     kind, likely = KINDS[name]
     module, image = made(kind), pictures()
     plain = [numbers(answer) for answer in module.predict({"image": image})]
-    module.look(views)
+    module.views.choose(views)
     said = []
     for axes in AXES[views]:
         one = likely(module(image.flip(axes)))
@@ -83,7 +83,7 @@ def test_an_answer_is_the_mean_over_the_views_each_turned_back(name: str, views:
     for one, true, before in zip(found, mean, plain, strict=True):
         assert (one - true).abs().mean() < 3e-4
         assert (one - before).abs().max() > 1e-3
-    module.look("none")
+    module.views.choose("none")
     assert torch.equal(
         torch.stack([numbers(answer) for answer in module.predict({"image": image})]), torch.stack(plain)
     )
@@ -93,7 +93,7 @@ def test_an_answer_is_the_mean_over_the_views_each_turned_back(name: str, views:
 def test_a_detector_finds_in_a_mirrored_image_the_mirrored_boxes() -> None:
     module, image = made(DetectionModule), pictures()
     module.choose(threshold=0.0)
-    module.look("flips")
+    module.views.choose("flips")
     found, mirror = (module.predict({"image": each}) for each in (image, image.flip(-1)))
     for one, other in zip(found, mirror, strict=True):
         assert len(one["boxes"]) > 3
@@ -152,8 +152,8 @@ def test_where_mirror_images_cannot_be_looked_at_the_way_out_is_told(capsys: pyt
     assert "--tta" in refused(["test", *DIGITS, "--output", "out", "--tta", "turn"], capsys)
     module = made(ClassificationModule)
     with pytest.raises(BackboneError, match="must be one of none, flip, flips, not turn"):
-        module.look("turn")
+        module.views.choose("turn")
     with pytest.raises(
         BackboneError, match=r"which a SequenceModule cannot.* Classification, several labels, regression"
     ):
-        made(SequenceModule).look("flip")
+        made(SequenceModule).views.choose("flip")

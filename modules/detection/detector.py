@@ -163,12 +163,3 @@ def ignored(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Which of the places A×2 lie in a box of the batch that is not to be learned from: bool B×A."""
     rows = [inside(points, boxes[ignore]).any(0) for boxes, ignore in zip(batch["boxes"], batch["ignore"], strict=True)]
     return torch.stack(rows)
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, such as what a loss is divided by; no gradient flows through it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()

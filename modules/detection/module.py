@@ -160,7 +160,7 @@ class DetectionModule(CalibratedModule):
     def _detect(self, image: Tensor, outputs: Any) -> list[Detections]:
         """What is found in images, in the pixels of the input, over all ways in which they are looked at."""
         found = [self.detector.detect(outputs)]
-        for axes in self.views[1:]:
+        for axes in self.views.axes[1:]:
             others = self.detector.detect(self(mirrored(image, axes)))
             found.append([{**one, "boxes": mirrored_boxes(one["boxes"], axes, self.size)} for one in others])
         return found[0] if len(found) == 1 else [self.detector.fused(views) for views in zip(*found, strict=True)]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from typing_extensions import override
 
-from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
+from modules.detection.detector import OneStageDetector, ignored, smallest_stride
 from modules.networks import BackboneError
+from modules.processes import mean_over_processes
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import sides
 from modules.warm_start import ClassRows

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 from typing_extensions import override
 
-from modules.detection.detector import OneStageDetector, ignored, mean_over_processes, smallest_stride
+from modules.detection.detector import OneStageDetector, ignored, smallest_stride
+from modules.processes import mean_over_processes
 from modules.ranges import PositiveInt
 from modules.warm_start import ClassRows
 

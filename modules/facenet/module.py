@@ -27,6 +27,7 @@ from modules.facenet.mining import (
 from modules.measures.per_stage import Gathered, PerStage
 from modules.networks import BackboneError
 from modules.optimization import Optimization
+from modules.processes import gathered
 from modules.ranges import NonNegativeInt, Share
 from modules.spec import Backbone, DataSpec
 from modules.training_data import training_data
@@ -162,7 +163,7 @@ class FaceNetModule(VisionModule):
 
     def losses(self, batch: dict[str, Tensor]) -> Losses:
         """See `VisionModule.losses`; the loss is that of all processes' batches together."""
-        embedding, identity = self.gather(self(batch["image"])), self.gather(batch["identity"])
+        embedding, identity = gathered(self(batch["image"])), gathered(batch["identity"])
         triplets = self.miner(embedding, identity) if self.miner else None
         figures = {
             "active_triplets": triplet_hinge(embedding, identity, self.margin)[1],

@@ -107,7 +107,7 @@ class SegmentationModule(VisionModule):
 
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
         """See `VisionModule.measure`. The loss is each image's by itself, so that its mean does not depend on the batches."""
-        mask, logits = batch["mask"].long(), self.seen(batch["image"], mean_of_classes).float()
+        mask, logits = batch["mask"].long(), self.views.mean(self, batch["image"], mean_of_classes).float()
         found = logits.argmax(1)
         self.figures[stage].update(found, mask)
         if self.trainer.is_global_zero:
@@ -155,7 +155,7 @@ class SegmentationModule(VisionModule):
         Returns:
             uint8 H×W, on the CPU.
         """
-        pieces = strips(partial(self.seen, mean=mean_of_classes), image, self.size, self.device)
+        pieces = strips(partial(self.views.mean, self, mean=mean_of_classes), image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
     def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:

@@ -14,7 +14,7 @@ from modules.networks import BackboneError
 from modules.networks.parts import Part, within
 from modules.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, ShareBelowOne
 
-Gather = Callable[[Tensor], Tensor]  # see `VisionModule.gather`
+Gather = Callable[[Tensor], Tensor]  # see `modules.processes.gathered`
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image's area
 
 

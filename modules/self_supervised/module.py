@@ -26,6 +26,7 @@ from modules.networks import BackboneError
 from modules.networks.parts import describe
 from modules.optimization import Optimization, WeightAverage, total_steps
 from modules.pictures.sheets import sheet
+from modules.processes import gathered
 from modules.self_supervised.methods import DINO, Method
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data, settings_of
@@ -157,7 +158,7 @@ class SelfSupervisedModule(VisionModule):
         if self.method.taught:
             with torch.no_grad():
                 taught = self._teacher.compared(views[:2])[1]
-        losses = self.method.losses(compared, taught, self.gather)
+        losses = self.method.losses(compared, taught, gathered)
         return Losses(losses.terms, {**losses.figures, "rank": effective_rank(features[:256])}, losses.weight)
 
     @property

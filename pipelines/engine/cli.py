@@ -499,7 +499,7 @@ class VisionCLI(TaskParser):
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
         check_network(self.weights.architecture, model.architecture)
-        model.look(self.options.tta)
+        model.views.choose(self.options.tta)
         with self.run():
             result = run(model, datamodule=datamodule, ckpt_path=self.weights.file, weights_only=True, **options)
             self._note_metrics()

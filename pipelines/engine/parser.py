@@ -16,7 +16,7 @@ from datamodules import VisionDataModule
 from modules import VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.ranges import NonNegative, PositiveInt
-from modules.views import Views
+from modules.views import Mirroring
 from pipelines.engine.averaging import Average
 from pipelines.engine.command import UsageError
 from pipelines.engine.launch import launcher
@@ -159,7 +159,7 @@ class TaskParser(LightningCLI):
         parser.add_argument("--average", type=Average, default="none",
                             help="fit: test and register the average of those that are kept, if it is better in validation: of all "
                             "(uniform), or of those that make it no worse (greedy)")  # fmt: skip
-        parser.add_argument("--tta", type=Views, default="none",
+        parser.add_argument("--tta", type=Mirroring, default="none",
                             help="validate, test, predict: test-time augmentation, the mean of what is said of an image and of its "
                             "mirror image (flip), or of both also upside down (flips)")  # fmt: skip
         parser.add_argument("--import", type=list[str] | str | None, default=None,

@@ -18,7 +18,7 @@ from datamodules import VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import VisionModule
 from modules.checkpoints import classes_of
-from modules.views import Views
+from modules.views import Mirroring
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
 from pipelines.serving.model import VisionModel
@@ -235,14 +235,14 @@ def show(name: str) -> str:
 
 
 def evaluate(
-    folder: Path, data: VisionDataModule | None = None, tta: Views = "none", **options: Any
+    folder: Path, data: VisionDataModule | None = None, tta: Mirroring = "none", **options: Any
 ) -> dict[str, float]:
     """Measures a saved model on the test split of the data it learned from.
 
     Args:
         folder: what `save_model` wrote.
         data: other data.
-        tta: see `VisionModule.look`.
+        tta: see `modules.views.Views`.
         options: of Lightning's trainer, such as a ``logger``.
 
     Returns:
@@ -255,10 +255,10 @@ def evaluate(
     return measured(fitted_to(folder, data, tta), data, **options)
 
 
-def fitted_to(folder: Path, data: VisionDataModule, tta: Views = "none") -> VisionModule:
+def fitted_to(folder: Path, data: VisionDataModule, tta: Mirroring = "none") -> VisionModule:
     """A saved model that is to be measured on data, whose classes become the model's; see `evaluate`."""
     module, _ = load_model(folder)
-    module.look(tta)
+    module.views.choose(tta)
     if lacking := lacking_in(data, module):
         raise ValueError(
             f"{data.title} does not fit a {type(module).__name__}: its samples have no {lacking}. Give data of the task that "
