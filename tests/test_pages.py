@@ -31,6 +31,7 @@ NOT_RUN = {  # how commands begin that are left to other tests, and why
     "python -m pipelines.facenet fit --config configs/facenet/dlib": "the network, for the package with the weights",
     "python -m pipelines.facenet (enrol models:/dlib-faces|identify people.parquet PHOTOGRAPHS)": "its model",
     "python -m pipelines.style CONTENT.jpg STYLE.jpg --out": "VGG19, a download of 574 MB",
+    "python -m pipelines.(detection|segmentation) fit .*--start (hf-hub|torchvision):": "the network; test_start has files of the same form",
     "python -m benchmarks": "minutes to hours",
     "(python -m )?pipelines.cross_validate": "test_cross_validation trains all folds",
 }

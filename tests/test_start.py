@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import built
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import detection as torchvisions
+from torchvision.models import segmentation as segmenters
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_convert
 
 from datamodules.options import Preprocessing
 from modules import (
@@ -27,11 +31,12 @@ from modules import (
     VisionModule,
     create_backbone,
 )
-from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet, published
+from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.decoders import UpsampledConvolutions
 from modules.networks.dense_decoders import UNet
 from modules.networks.weights import read_weights
+from modules.published import torchvision as published
 from modules.warm_start import warm_start
 from pipelines.classification import classification
 from pipelines.detection import detection
@@ -291,21 +296,25 @@ def test_a_recipe_and_a_folder_of_a_training_name_it_too(capsys: pytest.CaptureF
 
 def of_torchvision(name: str) -> Any:
     """One of torchvision's detectors. Its own weights are not to be had without a network; random ones have the same form."""
-    theirs = getattr(torchvisions, name)(weights=None, weights_backbone=None).eval()
+    return told_apart(getattr(torchvisions, name)(weights=None, weights_backbone=None))
+
+
+def told_apart(theirs: Any) -> Any:
+    """A network in evaluation, whose batch normalisations differ from each other."""
     for key, value in theirs.named_buffers():
         if key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)  # else nothing would tell one batch normalisation from another
-    return theirs
+            value.uniform_(0.5, 1.5)
+    return theirs.eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn"])
 def test_a_dense_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(name: str) -> None:
     theirs = of_torchvision(name)
-    kind, architecture, weights = published.converted(theirs.state_dict())
-    ours = DetectionModule.from_architecture(architecture | {"image_size": "256x64"}).eval()
-    assert kind == "DetectionModule"
-    assert ours.load_state_dict(weights, strict=False).missing_keys == ["threshold"]
+    taken = published.converted(theirs.state_dict())
+    ours = DetectionModule.from_architecture(taken.architecture | {"image_size": "256x64"}).eval()
+    assert taken.kind == "DetectionModule"
+    assert ours.load_state_dict(taken.weights, strict=False).missing_keys == ["threshold"]
     image = ours.normalize(torch.randint(256, (1, 3, 256, 64), dtype=torch.uint8))
     features = list(theirs.backbone(image).values())
     expected = theirs.head(features)
@@ -322,7 +331,7 @@ def test_a_dense_detector_of_torchvisions_answers_alike_here_and_keeps_its_class
         theirs.box_coder.decode_single(expected["bbox_regression"][0], anchors)]  # fmt: skip
     assert torch.allclose(ours.detector.within(decoded[0]), ours.detector.dense(found)[0][0], atol=0.1)
     first = {key: value for key, value in theirs.state_dict().items() if not re.search(r"head\.conv\.(0\.)?1\.", key)}
-    with pytest.raises(BackboneError, match="no other detector of torchvision's"):
+    with pytest.raises(BackboneError, match="no other detector or segmenter of torchvision's"):
         published.converted(first)  # such as RetinaNet's first version
 
 
@@ -333,11 +342,11 @@ def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(ver
     theirs.roi_heads.score_thresh = 0.0
     state = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
     torch.save(state, "maskrcnn.pth")  # the published file has none either
-    kind, architecture, weights = published.converted(read_weights("maskrcnn.pth", whole=True))
-    assert kind == "InstanceSegmentationModule"
-    assert len(architecture["label_names"]) == 80
-    ours = InstanceSegmentationModule.from_architecture(architecture | {"image_size": "800x64"}).eval()
-    assert ours.load_state_dict(weights, strict=False).missing_keys == ["threshold"]
+    taken = published.converted(read_weights("maskrcnn.pth", whole=True))
+    assert taken.kind == "InstanceSegmentationModule"
+    assert len(taken.architecture["label_names"]) == 80
+    ours = InstanceSegmentationModule.from_architecture(taken.architecture | {"image_size": "800x64"}).eval()
+    assert ours.load_state_dict(taken.weights, strict=False).missing_keys == ["threshold"]
 
     image = ours.normalize(torch.randint(256, (1, 3, 800, 64), dtype=torch.uint8))
     size = [(800, 64)]
@@ -372,12 +381,67 @@ def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(ver
     assert torch.equal(row, theirs.roi_heads.box_predictor.cls_score.weight[names.index("zebra")])
     with pytest.raises(BackboneError, match="is a whole InstanceSegmentationModule"):
         _read("maskrcnn.pth", DetectionModule)
-    with pytest.raises(BackboneError, match="no other detector of torchvision's"):
+    with pytest.raises(BackboneError, match="no other detector or segmenter of torchvision's"):
         published.converted({key: value for key, value in state.items() if "fpn" not in key})
     with pytest.raises(BackboneError, match="There is no torchvision:yolo"):
         _read("torchvision:yolo", DetectionModule)
     backbone = create_backbone("maskrcnn.pth", architecture="resnet50", image_size=800)
     assert torch.equal(backbone.state_dict()["layer4.2.conv3.weight"], state["backbone.body.layer4.2.conv3.weight"])
+
+
+@torch.no_grad()
+def test_deeplab_of_torchvisions_answers_alike_here_and_keeps_its_classes() -> None:
+    theirs = told_apart(
+        segmenters.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    )
+    torch.save(theirs.state_dict(), "deeplab.pth")
+    start = _read("deeplab.pth", SegmentationModule)
+    ours = start.load().eval()
+    image = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    expected = theirs(ours.normalize(image))["out"]
+    assert torch.allclose(ours(image), expected, atol=1e-4 * float(expected.abs().max()))
+    assert (start.architecture["label_names"][0], ours.licence) == ("background", published.LICENCE)
+
+    other = {"num_classes": 3, "label_names": ["background", "sprocket", "cat"], "image_size": 64}
+    again = SegmentationModule.from_architecture(start.architecture | other)
+    assert "kept by name: background, cat; new: sprocket" in warm_start(again, ours)
+    assert torch.equal(again.decoder.last.weight[2], theirs.classifier[4].weight[8])
+    with pytest.raises(BackboneError, match="no other detector or segmenter"):
+        published.converted({key.replace("layer3.5", "layer3.6"): value for key, value in theirs.state_dict().items()})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", [pytest.param("", marks=pytest.mark.slow), "V2"])
+def test_an_rt_detr_of_transformers_answers_alike_here_and_keeps_its_classes(version: str) -> None:
+    theirs_of = getattr(transformers, f"RTDetr{version}ForObjectDetection")
+    config = getattr(transformers, f"RTDetr{version}Config")(
+        id2label={0: "cat", 1: "remote"}, num_queries=100, decoder_layers=2
+    )
+    theirs = told_apart(theirs_of(config))
+    theirs.save_pretrained("rtdetr")
+    assert "model.decoder.layers.0.self_attn.out_proj.bias" in load_file("rtdetr/model.safetensors")  # as on the hub
+    transformers.RTDetrImageProcessor(size={"height": 64, "width": 96}).save_pretrained("rtdetr")
+    start = _read("rtdetr", DetectionModule)
+    ours = start.load().eval()
+    assert (ours.size, ours.fit, ours.label_names) == ((64, 96), "stretch", ["cat", "remote"])
+    image = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    found = theirs(image.float() / 255)
+    boxes, scores = ours.detector.dense(ours(image))  # in another order
+    expected = ours.detector.within(box_convert(found.pred_boxes, "cxcywh", "xyxy") * torch.tensor([96, 64, 96, 64]))
+    one, other = (torch.cat((b, 100 * s), 2)[0] for b, s in ((expected, found.logits.sigmoid()), (boxes, scores)))
+    nearest = (one[:, None] - other).abs().amax(2).amin(1)
+    assert len(one) == len(other) == 100
+    assert nearest.max() < 0.1
+
+    again = DetectionModule.from_architecture(start.architecture | {"label_names": ["dog", "cat"]})
+    assert "kept by name: cat; new: dog" in warm_start(again, ours)
+    if version:
+        Path("rtdetr/config.json").write_text(Path("rtdetr/config.json").read_text().replace('"gelu"', '"relu"'))
+        with pytest.raises(BackboneError, match="differs in encoder_activation_function"):
+            _read("rtdetr", DetectionModule)
+        Path("rtdetr/config.json").write_text('{"model_type": "yolos"}')
+        with pytest.raises(BackboneError, match="is a yolos, and of the library transformers only RT-DETR"):
+            _read("rtdetr", DetectionModule)
 
 
 def test_what_is_no_start_is_refused_in_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:

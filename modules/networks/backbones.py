@@ -134,7 +134,8 @@ def create_backbone(
         if weights is not None:
             if source.startswith("models:/"):
                 weights = _completed(weights, name, options)
-            options["pretrained_cfg_overlay"], cropped = _fit(weights, config, name, options)
+            known, cropped = _fit(weights, config, name, options)
+            options["pretrained_cfg_overlay"] = options.get("pretrained_cfg_overlay", {}) | known
             size = options["pretrained_cfg_overlay"]["num_classes"]
         model: Any = timm.create_model(name, num_classes=size, **options)
         if weights is not None and not _has(model, weights):  # code of one's own that does not read them

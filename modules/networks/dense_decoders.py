@@ -12,6 +12,7 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
 from typing_extensions import override
 
 from modules.networks import BackboneError
@@ -146,6 +147,33 @@ class FPN(DenseDecoder):
     @override
     def decode(self, features: list[Tensor]) -> Tensor:
         return self.net(features)
+
+
+class DeepLabV3(DenseDecoder):
+    """DeepLabV3 (Chen et al. 2017, arXiv:1706.05587), by torchvision: dilated convolutions of several rates on the coarsest
+    map, enlarged to the image. ``--model.backbone.options.output_stride 8`` lets a ResNet's last stages stay at that stride,
+    as published.
+
+    Args:
+        backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
+        width: channels.
+        rates: three dilation rates.
+    """
+
+    def __init__(
+        self, backbone: Any, num_classes: int, width: PositiveInt = 256, rates: tuple[int, int, int] = (12, 24, 36)
+    ) -> None:
+        options = {"width": width, "rates": list(rates)}
+        super().__init__(backbone, num_classes, _strides(backbone)[-1:], width, 1, options)
+        conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.net = nn.Sequential(
+            ASPP(self.pyramid.channels[0], [*rates], width), conv, nn.BatchNorm2d(width), nn.ReLU()
+        )
+
+    @override
+    def decode(self, features: list[Tensor]) -> Tensor:
+        return self.net(features[1])
 
 
 class DeepLabV3Plus(DenseDecoder):

@@ -46,7 +46,7 @@ class SegmentationModule(VisionModule):
         data: description of its data. Images that are larger than its ``image_size`` are answered by windows of this size
             that overlap; ``class_weights`` are what the pixels of each class weigh, see ``--data.class_weighting``.
         backbone: the network that it is built on.
-        decoder: turns the backbone's maps into classes: UNet, FPN, DeepLabV3Plus or SegFormer.
+        decoder: turns the backbone's maps into classes: UNet, FPN, DeepLabV3, DeepLabV3Plus or SegFormer.
         loss: CrossEntropy (the default), Dice, Focal, Lovasz, or a Mixture of them.
         optimization: how it is trained.
     """

@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 from mlflow.exceptions import MlflowException
-from torch import Tensor
 
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
-from modules.detection import published
 from modules.networks.parts import upgrade
 from modules.networks.weights import read_weights
+from modules.published import Published, torchvision, transformers
 from pipelines.engine.recipes import last_of, recipes
 from pipelines.engine.settings import upgraded
 from pipelines.serving import registry
@@ -32,14 +31,14 @@ class Start:
         place: the folder that `save_model` wrote, or a checkpoint.
         kind: what it is.
         architecture: see `VisionModule.architecture`.
-        weights: those of a model of torchvision's; None where ``place`` has them.
+        published: the network of another library; None where ``place`` has one of ours.
     """
 
     address: str
     place: Path
     kind: type[VisionModule]
     architecture: dict[str, Any]
-    weights: dict[str, Tensor] | None = None
+    published: Published | None = None
 
     def load(self) -> VisionModule:
         """The network with its weights.
@@ -47,10 +46,10 @@ class Start:
         Raises:
             BackboneError: they are not what they were.
         """
-        if self.weights is not None:
+        if self.published is not None:
             module = self.kind.from_architecture(self.architecture)
-            module.load_state_dict(self.weights, strict=False)  # the threshold is not among them
-            module.licence = published.LICENCE
+            module.load_state_dict(self.published.weights, strict=False)  # the threshold is not among them
+            module.licence = self.published.licence
             return module
         if self.place.is_file():
             return self.kind.load_from_checkpoint(self.place)
@@ -104,13 +103,13 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
 
     Args:
         address: a registered model; a folder with ``architecture.yaml`` and ``model.safetensors``, or one of these; a
-            checkpoint, or the folder of a training, whose best one is taken; one of `published.MODELS`, or a file of such.
+            checkpoint, or the folder of a training, whose best one is taken; one of `modules.published.torchvision.MODELS`, or a
+            file of such; an RT-DETR of the library transformers, by its folder or its name on the hub.
         kind: what it has to be.
 
     Raises:
         BackboneError: it is none.
     """
-    weights = None
     try:
         if address.startswith("models:/"):
             address = registry.pinned(address)
@@ -121,12 +120,9 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
                 place = place / "best.ckpt"
             elif place.suffix == ".safetensors" or place.name == "architecture.yaml":
                 place = place.parent
-        if address.startswith(published.PREFIX):
-            weights = published.download(address.removeprefix(published.PREFIX))
-        elif place.suffix in (".pth", ".pt") and published.is_published(found := read_weights(place, whole=True)):
-            weights = found
-        if weights is not None:
-            name, architecture, weights = published.converted(weights)
+        published = _published(address, place)
+        if published is not None:
+            name, architecture = published.kind, published.architecture
         elif place.is_file():
             saved = read_checkpoint(place)
             name, architecture = saved.get("module", kind.__name__), upgrade(saved["architecture"])
@@ -137,8 +133,9 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
             hint = f" Registered is models:/{address}." if registry.versions_of(address) else ""
             raise BackboneError(
                 f"--start {address} is not a trained network: give a registered model (models:/NAME@ALIAS), the "
-                "folder that `registry load` wrote, with architecture.yaml and model.safetensors, a best.ckpt, or a detector of "
-                f"torchvision's ({published.PREFIX}NAME).{hint}"
+                "folder that `registry load` wrote, with architecture.yaml and model.safetensors, a best.ckpt, a detector or DeepLabV3 of "
+                f"torchvision's ({torchvision.PREFIX}NAME), or an RT-DETR of the library transformers ({transformers.PREFIX}OWNER/NAME)."
+                f"{hint}"
             )
     except BackboneError:
         raise
@@ -149,5 +146,16 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
             f"--start {address} is a whole {name}, and this task trains a {kind.__name__}: start from its backbone alone, "
             f"with --model.backbone {address}, or choose a model of the same task."
         )
-    named = address if address.startswith(("models:/", published.PREFIX)) else str(place)
-    return Start(named, place, kind, architecture, weights)
+    named = address if address.startswith(("models:/", torchvision.PREFIX, transformers.PREFIX)) else str(place)
+    return Start(named, place, kind, architecture, published)
+
+
+def _published(address: str, place: Path) -> Published | None:
+    """The network of another library that a user names; None where it is none."""
+    if address.startswith(torchvision.PREFIX):
+        return torchvision.converted(torchvision.download(address.removeprefix(torchvision.PREFIX)))
+    if place.suffix in (".pth", ".pt") and torchvision.is_published(found := read_weights(place, whole=True)):
+        return torchvision.converted(found)
+    if address.startswith(transformers.PREFIX):
+        return transformers.read(address.removeprefix(transformers.PREFIX))
+    return transformers.read(str(place)) if transformers.is_published(place) else None

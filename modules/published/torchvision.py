@@ -1,20 +1,23 @@
-"""torchvision's trained detectors as networks to start from."""
+"""torchvision's trained detectors and DeepLabV3 as networks to start from."""
 
 from typing import Any
 
 import torchvision
 from torch import Tensor
-from torchvision.models import detection
+from torchvision.models import detection, segmentation
 
 from modules.networks import BackboneError
 from modules.networks.weights import OF_DETECTOR
+from modules.published import Published
 
 PREFIX = "torchvision:"  # of the names under which they are asked for
-SIDE = 800  # pixels of the images that they learned from, on the shorter side
+SIDE = 800  # pixels of the images that the detectors learned from, on the shorter side
+MAP_SIDE = 520  # the same of DeepLabV3
+OF_DEEPLAB = "classifier.0.convs.0.0.weight"
 LICENCE = "BSD-3-Clause (torchvision), learned from COCO"
 FASTER: dict[str, Any] = {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "pooled_level": True}
 DENSE: dict[str, Any] = {"strides": [8, 16, 32], "coarser_levels": True}
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, detector and its options
+DETECTORS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, detector and its options
     "fasterrcnn_resnet50_fpn": ("DetectionModule", "modules.detection.FasterRCNN", FASTER),
     "fasterrcnn_resnet50_fpn_v2": (
         "DetectionModule", "modules.detection.FasterRCNN", FASTER | {"second_version": True},
@@ -26,6 +29,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, detector and i
     "retinanet_resnet50_fpn_v2": ("DetectionModule", "modules.detection.RetinaNet", DENSE),
     "fcos_resnet50_fpn": ("DetectionModule", "modules.detection.FCOS", DENSE),
 }  # fmt: skip
+DEEPLABS = {f"deeplabv3_{backbone}": backbone for backbone in ("resnet50", "resnet101")}
+MODELS = (*DETECTORS, *DEEPLABS)
 PLACES = {  # of torchvision's parts in ours
     "backbone.body.": "backbone.",
     "backbone.fpn.": "detector.neck.fpn.",
@@ -57,12 +62,57 @@ def download(name: str) -> dict[str, Tensor]:
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether weights are those of a detector of torchvision's."""
-    return OF_DETECTOR in state
+    """Whether weights are those of a detector or a DeepLabV3 of torchvision's."""
+    return OF_DETECTOR in state or OF_DEEPLAB in state
+
+
+def converted(state: dict[str, Tensor]) -> Published:
+    """A detector of torchvision's, on ResNet-50 with a feature pyramid, or its DeepLabV3, as a module of ours that answers alike.
+
+    Args:
+        state: its weights, as torchvision's model saves them, with any number of classes. Those of a detector with 91 rows are
+            COCO's, of which the 80 that have objects are kept, by their names; those of 21 of DeepLabV3's are Pascal VOC's.
+
+    Raises:
+        BackboneError: it is another model than those in `MODELS`.
+    """
+    try:
+        return (_segmenter if OF_DEEPLAB in state else _detector)(state)
+    except RuntimeError:
+        raise BackboneError(
+            f"These weights are not of torchvision's {', '.join(MODELS)}: no other detector or segmenter of torchvision's can be taken "
+            "over as a whole. Its backbone can: --model.backbone FILE --model.backbone.options.architecture resnet50."
+        ) from None
+
+
+def _segmenter(state: dict[str, Tensor]) -> Published:
+    """Raises a RuntimeError where the weights are of another network."""
+    name = "deeplabv3_resnet101" if "backbone.layer3.22.conv1.weight" in state else "deeplabv3_resnet50"
+    rows = len(state["classifier.4.bias"])
+    auxiliary = any(key.startswith("aux_classifier.") for key in state)
+    model: Any = getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=rows, aux_loss=auxiliary)
+    model.load_state_dict(state)
+    names = segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+    names = names if rows == len(names) else map(str, range(rows))
+    places = {"classifier.4.": "decoder.last.", "classifier.": "decoder.net.", "backbone.": "backbone."}
+    labels = ["background", *list(names)[1:]]  # as data call it
+    architecture = {
+        "num_classes": rows, "label_names": labels, "in_chans": 3, "image_size": MAP_SIDE,
+        "backbone": DEEPLABS[name], "backbone_options": {"small_stem": False, "output_stride": 8},
+        "decoder": {"class_path": "modules.segmentation.DeepLabV3", "init_args": {}},
+    }  # fmt: skip
+    return Published("SegmentationModule", architecture, _moved(model.state_dict(), places), LICENCE)
+
+
+def _moved(state: dict[str, Tensor], places: dict[str, str]) -> dict[str, Tensor]:
+    """Weights under our names, by what the names begin with; what has no place with us, as the head that only training
+    needs, is left out."""
+    found = {key: next((begin for begin in places if key.startswith(begin)), None) for key in state}
+    return {places[b] + key.removeprefix(b): state[key] for key, b in found.items() if b is not None}
 
 
 def _told_by(state: dict[str, Tensor]) -> tuple[str, int]:
-    """Which of `MODELS` some weights may be of, and how many classes it has, with the background."""
+    """Which of `DETECTORS` some weights may be of, and how many classes it has, with the background."""
     if (rows := state.get("roi_heads.box_predictor.cls_score.bias")) is not None:
         kind = "maskrcnn" if any(key.startswith("roi_heads.mask_predictor.") for key in state) else "fasterrcnn"
         second = "backbone.fpn.inner_blocks.0.1.weight" in state  # its normalisation
@@ -75,36 +125,18 @@ def _told_by(state: dict[str, Tensor]) -> tuple[str, int]:
     return "retinanet_resnet50_fpn_v2", len(rows) // 9
 
 
-def converted(state: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """A detector of torchvision's, on ResNet-50 with a feature pyramid, as a module of ours that answers alike.
-
-    Args:
-        state: its weights, as torchvision's model saves them, with any number of classes. Those of 91 rows are COCO's, of which
-            the 80 that have objects are kept, by their names.
-
-    Returns:
-        The class of the module, its `VisionModule.architecture`, and its weights.
-
-    Raises:
-        BackboneError: it is another model than those in `MODELS`.
-    """
-    try:
-        name, rows = _told_by(state)
-        model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=rows)
-        model.load_state_dict(state)  # which also knows the names that older files have
-    except RuntimeError:
-        raise BackboneError(
-            f"These weights are not of torchvision's {', '.join(MODELS)}: no other detector of torchvision's can be taken over as a "
-            "whole. Its backbone can: --model.backbone FILE --model.backbone.options.architecture resnet50."
-        ) from None
+def _detector(state: dict[str, Tensor]) -> Published:
+    """Raises a RuntimeError where the weights are of another network."""
+    name, rows = _told_by(state)
+    model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=rows)
+    model.load_state_dict(state)  # which also knows the names that older files have
     names = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if rows != len(names):
         names = ["__background__", *map(str, range(1, rows))]
     kept = [k for k, label in enumerate(names) if label != "N/A"]
     places = PLACES if name.startswith(("faster", "mask")) else PLACES | {"backbone.fpn.": "detector.net.backbone.fpn."}
-    own: dict[str, Tensor] = {}
+    own = dict[str, Tensor]()
     for key, value in model.state_dict().items():
-        begin = next(begin for begin in places if key.startswith(begin))
         if "predictor.cls_score" in key or "mask_fcn_logits" in key:
             value = value[kept]
         elif "predictor.bbox_pred" in key:
@@ -113,12 +145,12 @@ def converted(state: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, 
             "classification_head.cls_logits" in key
         ):  # of each anchor; these networks leave the background's row unused
             value = value.unflatten(0, (-1, rows))[:, kept[1:]].flatten(0, 1)
-        own[places[begin] + key.removeprefix(begin)] = value
-    kind, detector, options = MODELS[name]
+        own[key] = value
+    kind, detector, options = DETECTORS[name]
     labels = [names[k] for k in kept[1:]]
     architecture = {
         "num_classes": len(labels), "label_names": labels, "in_chans": 3, "image_size": SIDE, "fit": "pad",
         "backbone": "resnet50", "backbone_options": {"small_stem": False},
         "detector": {"class_path": detector, "init_args": options},
     }  # fmt: skip
-    return kind, architecture, own
+    return Published(kind, architecture, _moved(own, places), LICENCE)
