@@ -7,10 +7,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import start
+from safetensors.torch import save_file
 from torch import nn
 
 from modules import ClassificationModule, create_backbone
 from modules.networks import BackboneError
+from modules.networks.airbench import Whitening
 from modules.networks.faces import Affine, DlibFaceResNet, InceptionResnetV1, _Residual
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
@@ -97,7 +100,7 @@ def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
     assert module.backbone.aux_logits == []
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet1989", "alexnet", "googlenet"])
+@pytest.mark.parametrize("name", ["mlp", "lenet1989", "alexnet", "googlenet", "airbench"])
 def test_a_lecture_network_is_trained_by_name(name: str) -> None:
     options = {"alexnet": ["--model.backbone.options.width", "0.1"], "googlenet": ["--data.batch_size", "8"]}
     side = {"lenet1989": "16", "mlp": "8"}.get(name, "28")
@@ -105,6 +108,63 @@ def test_a_lecture_network_is_trained_by_name(name: str) -> None:
                           "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4", "--trainer.logger", "false",
                           "--trainer.enable_progress_bar", "false", *options.get(name, [])])  # fmt: skip
     assert math.isfinite(float(cli.trainer.callback_metrics["test/loss"]))
+
+
+def patchy(count: int = 32, seed: int = 0) -> torch.Tensor:
+    """Pictures whose neighbouring pixels and channels are alike, as those of photographs are."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = (torch.randn(count, 1, n, n, generator=generator) for n in (8, 32))
+    colour = torch.randn(count, 3, 32, 32, generator=generator)
+    return F.interpolate(coarse, 32, mode="bicubic") + 0.3 * fine + 0.1 * colour
+
+
+def test_the_first_batch_of_a_training_makes_the_patches_of_images_white() -> None:
+    network, image = create_backbone("airbench", image_size=32), patchy()
+    first = network.stem[0]
+    with torch.no_grad():
+        network.eval()(image)
+        assert not first.ready
+        network.train()(image)
+        maps = F.conv2d(image, first.weight).transpose(0, 1).flatten(1)
+    half = len(maps) // 2
+    assert torch.equal(maps[:half], -maps[half:])
+    assert torch.allclose(maps[:half] @ maps[:half].T / maps.shape[1], torch.eye(half), atol=0.1)
+    assert maps[:half].var(1).mean() > 0.9
+    # They stay as they are, also where a network is trained on that was saved.
+    save_file(network.state_dict(), "white.safetensors")
+    again = create_backbone("white.safetensors", architecture="airbench", image_size=32)
+    assert not again.stem[0].weight.requires_grad
+    with torch.no_grad():
+        for trained in (network, again):
+            trained.train()(3 * patchy(seed=1))
+            assert torch.equal(trained.stem[0].weight, first.weight)
+
+
+def _whiten_a_share(args: list[str]) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.save(Whitening(3).whitening(patchy()[rank::2]), f"{rank}.pth")
+
+
+def test_two_processes_whiten_as_one_does() -> None:
+    alone = Whitening(3).whitening(patchy())[:12].flatten(1)
+    assert start(_whiten_a_share, [], world_size=2) == [0, 0]
+    for rank in range(2):
+        shared = torch.load(f"{rank}.pth")[:12].flatten(1)
+        inverse = alone.T @ alone  # of the covariance; signs of the components are open, and their order where they are alike
+        assert (shared.T @ shared - inverse).norm() < 0.01 * inverse.norm()
+
+
+@pytest.mark.parametrize(("in_chans", "image_size"), [(1, 28), (5, 40)])
+def test_airbench_takes_any_channels_and_sizes(in_chans: int, image_size: int) -> None:
+    options = {"in_chans": in_chans, "image_size": image_size, "channels": [8, 16, 24]}
+    image = torch.rand(2, in_chans, image_size, image_size)
+    assert create_backbone("airbench", **options).eval()(image).shape == (2, 24)
+    pyramid = create_backbone("airbench", features_only=True, **options)
+    sides = [(image_size - 1) // 2**n for n in (1, 2, 3)]
+    expected = [(2, width, side, side) for width, side in zip((8, 16, 24), sides, strict=True)]
+    assert [level.shape for level in pyramid.eval()(image)] == expected
+    assert pyramid.feature_info.reduction() == [2, 4, 8]
 
 
 # The lectures' worked examples

@@ -4,6 +4,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from modules.networks.airbench import Airbench
 from modules.networks.base import Network, side_of
 from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
 from modules.networks.faces import DlibFaceResNet, InceptionResnetV1, facenet_weights
@@ -21,6 +22,7 @@ def _cfg(
     } | more  # fmt: skip
 
 
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 DLIB_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)
 
 
@@ -37,6 +39,7 @@ default_cfgs = generate_default_cfgs(  # where timm's registration looks for the
         "lenet4.untrained": _cfg(28, 1, 10, "conv1.0", fixed_input_size=True),
         "lenet5.untrained": _cfg(28, 1, 10, fixed_input_size=True),
         "convnet.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
+        "airbench.untrained": _cfg(32, 3, 10, "stem.0", mean=CIFAR_MEAN, std=CIFAR_STD),
         "dqn.untrained": _cfg(84, 4, 10, "block1.0", fixed_input_size=True, mean=(0.0,), std=(1.0,)),
         "dcgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
         "patchgan.untrained": _cfg(28, 1, 10, "block1.0", fixed_input_size=True),
@@ -91,6 +94,12 @@ def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
     """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
     levels = len(kwargs.get("channels", (32, 64, 128)))
     return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
+
+
+@register_model
+def airbench(pretrained: bool = False, **kwargs: Any) -> Network:
+    """The network of airbench94; ``channels=(32, 128, 128)`` for half its width."""
+    return _build(Airbench, "airbench", pretrained, len(kwargs.get("channels", (64, 256, 256))), **kwargs)
 
 
 @register_model
