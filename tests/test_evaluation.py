@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 from conftest import built
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -90,7 +91,19 @@ def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureF
     assert "On cpu: 1 step an epoch, 1 in all" in capsys.readouterr().err
     oblong = ["--data.image_size", "32x48", "--backbone", "test_resnet"]
     classification(["fit", *DIGITS, *oblong, "--output", "oblong", *few])
-    assert "32 × 48 pixels, 1 channel." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "32 × 48 pixels, 1 channel." in said
+    assert "bfloat16" not in said
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_processor_without_bfloat16_is_told_of(
+    able: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": able}, raising=False)
+    few = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
+    classification(["fit", *DIGITS, "--trainer.precision", "bf16-mixed", *few])
+    assert ("--trainer.precision bf16-mixed takes several times as long" in capsys.readouterr().err) != able
 
 
 def test_a_learning_rate_is_found_also_where_epochs_are_short_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:

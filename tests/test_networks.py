@@ -151,7 +151,9 @@ def test_two_processes_whiten_as_one_does() -> None:
     assert start(_whiten_a_share, [], world_size=2) == [0, 0]
     for rank in range(2):
         shared = torch.load(f"{rank}.pth")[:12].flatten(1)
-        inverse = alone.T @ alone  # of the covariance; signs of the components are open, and their order where they are alike
+        inverse = (
+            alone.T @ alone
+        )  # of the covariance; signs of the components are open, and their order where they are alike
         assert (shared.T @ shared - inverse).norm() < 0.01 * inverse.norm()
 
 

@@ -107,6 +107,18 @@ class Summary(L.Callback):
         say(f"Network: {network.backbone.recipe['backbone']}; {weights:,} parameters in all.")
         processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"
         say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {data.batch_size * trainer.world_size} images a batch.")
+        if device.type == "cpu" and str(trainer.precision).startswith("bf16") and not has_bfloat16():
+            say(
+                f"This processor has no instructions for bfloat16: --trainer.precision {trainer.precision} takes several times as "
+                "long here as 32, which is the default."
+            )
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes with bfloat16 itself; what this torch cannot tell counts as yes."""
+    tells = getattr(torch.cpu, "get_capabilities", None)  # an older torch lacks it
+    known = {"bf16": True} if tells is None else tells()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _extremes(names: list[str], counts: list[int]) -> str:
