@@ -1,4 +1,4 @@
-"""What a user starts."""
+"""The commands that users start: one file for each task and each tool."""
 
 import os
 

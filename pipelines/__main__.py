@@ -1,4 +1,4 @@
-"""The one door to every task and command: ``python -m pipelines [NAME [ARGUMENT…]]``."""
+"""Entry point for every task and command: ``python -m pipelines [NAME [ARGUMENT…]]``."""
 
 import runpy
 import sys
@@ -46,7 +46,7 @@ RENAMED = {"transfer": "transferability"}  # names that earlier versions had
 
 
 def overview() -> str:
-    """Every task and command with a line each."""
+    """Lists every task and command, one line each."""
     width = max(map(len, {**TASKS, **COMMANDS}))
     lines = [
         "Usage: python -m pipelines NAME [ARGUMENT…]; NAME --help tells more.",
@@ -59,7 +59,8 @@ def overview() -> str:
 
 
 def main() -> None:
-    """Starts what the first argument names, as ``python -m pipelines.NAME`` would; without one, lists what there is."""
+    """Runs the task or command that the first argument names, as ``python -m pipelines.NAME`` would; without one, lists
+    them."""
     name, *rest = sys.argv[1:] or ["--help"]
     name = RENAMED.get(name, name)
     if name in ("-h", "--help"):

@@ -20,7 +20,8 @@ def app(
     device: str = "auto",
     browser: bool = True,
 ) -> None:
-    """Opens a page on which one drops pictures or a video and sees the model's answer, until Ctrl-C is pressed.
+    """Opens a local web page for a registered model, which runs until Ctrl-C. Drop pictures or a video on it to see the
+    predictions.
 
     Below it are the pictures that the model's run logged, by step.
 

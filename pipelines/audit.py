@@ -1,4 +1,4 @@
-"""Finds what is wrong with data: ``python -m pipelines.audit models:/NAME@ALIAS --data NAME --data.root FOLDER``."""
+"""Finds problems in a data set: ``python -m pipelines.audit models:/NAME@ALIAS --data NAME --data.root FOLDER``."""
 
 import csv
 import io
@@ -54,7 +54,7 @@ def audit(
     experiment: str | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Finds copies, labels that are probably wrong, classes that are confused, and odd files in data.
+    """Finds duplicates, probably wrong labels, confused classes and unusual files in a data set.
 
     Writes ``report.html``, with thumbnails, and ``findings.csv``, and logs both in a run of its own that names the model. Labels are
     judged where each image has one class; for other tasks only copies and files are looked at.
@@ -115,7 +115,7 @@ def audit(
 
 
 def _count(kind: str, found: Sequence[Finding]) -> int:
-    """How many findings of a kind there are; of confused classes, how many pairs."""
+    """Number of findings of a kind; for confused classes, the number of pairs."""
     own = [one.group for one in found if one.kind == kind]
     return len(set(own)) if kind == "confused classes" else len(own)
 
@@ -129,12 +129,12 @@ def _table(found: Sequence[Finding]) -> str:
 
 
 def _text(text: str) -> str:
-    """A text without what is not UTF-8, which names of files may have."""
+    """Replaces whatever is not valid UTF-8, which file names may contain."""
     return os.fsencode(text).decode(errors="replace")
 
 
 def _report(title: str, audited: Audited, found: Sequence[Finding]) -> str:
-    """The findings as a page that needs no other file."""
+    """The findings as one self-contained HTML page."""
     splits = ", ".join(f"{audited.splits.count(split):,} {split}" for split in dict.fromkeys(audited.splits))
     judged = "Labels were judged too." if audited.judged else (
         "Only copies and files were looked at. Labels, boxes and masks are not judged, except where each image has one class."

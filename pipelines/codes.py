@@ -66,7 +66,7 @@ def encode(model: str, images: str, out: str = "codes.npz", batch_size: Positive
 
 
 def _codes(file: str, model: str | None) -> tuple[np.ndarray[Any, Any], list[str], str, str]:
-    """Codes, paths, root and model of what `encode` wrote."""
+    """Reads the codes, paths, root and model from a file that `encode` wrote."""
     try:
         with np.load(file, allow_pickle=False) as saved:
             return saved["codes"], saved["paths"].tolist(), str(saved["root"]), model or str(saved["model"])
@@ -87,7 +87,7 @@ def _vectors(module: AutoencodingModule, codes: np.ndarray[Any, Any]) -> torch.T
 
 @torch.no_grad()
 def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveInt = 64) -> str:
-    """Makes images of the codes in a file.
+    """Decodes the codes in a file to images.
 
     Args:
         codes: what ``encode`` wrote.
@@ -117,7 +117,7 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
 def nearest(
     codes: str, image: str, count: PositiveInt = 5, out: str | None = "nearest.png", model: str | None = None
 ) -> str:
-    """Finds the images whose codes lie nearest to an image's, in Euclidean distance.
+    """Finds the images whose codes are nearest to that of a given image, in Euclidean distance.
 
     Args:
         codes: what ``encode`` wrote.
@@ -161,7 +161,7 @@ def points(
     seed: int = 0,
     output: str | None = None,
 ) -> str:
-    """Trains an autoencoder on points, and draws its reconstruction pass after pass.
+    """Trains an autoencoder on points and draws the reconstruction after each epoch.
 
     Args:
         shape: ``wave``, ``spiral`` (2-D), ``helix``, ``swiss_roll`` (3-D), or a file of points, CSV or .npy.

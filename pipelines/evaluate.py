@@ -1,4 +1,5 @@
-"""Measure a registered model on any data: ``python -m pipelines.evaluate models:/NAME@ALIAS --data NAME --data.root FOLDER``."""
+"""Evaluates a registered model on any data: ``python -m pipelines.evaluate models:/NAME@ALIAS --data NAME --data.root
+FOLDER``."""
 
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def evaluate(
     experiment: str | None = None,
     tta: Mirroring = "none",
 ) -> dict[str, float]:
-    """Measures a registered model on the test split of data, in a run of its own that names the model and its training.
+    """Evaluates a registered model on the test split of a data set, in a new run that is linked to the model and its
+    training.
 
     Pictures become the network's input as in its training, classes go by their names, and data without splits are measured
     whole, if the model was not trained on them.

@@ -1,4 +1,4 @@
-"""Writes a registered model as a file for other programs: ``python -m pipelines.export models:/NAME@ALIAS FILE``."""
+"""Exports a registered model to a file: ``python -m pipelines.export models:/NAME@ALIAS FILE``."""
 
 from pathlib import Path
 from typing import cast, get_args
@@ -23,7 +23,7 @@ def export(
     dynamic: bool = False,
     precisions: list[Precision] | str | None = None,
 ) -> str:
-    """Writes a registered model as a file that runs without Fovea, for batches of any size.
+    """Exports a registered model to a file that runs without Fovea, with any batch size.
 
     The file is opened again and asked about random images; it is only kept if it answers as the model does, up to
     1e-4. Label names, preprocessing and architecture go along as metadata: in ``metadata_props`` of onnx, in the header
@@ -95,7 +95,7 @@ def export(
 
 
 def _reduced(model: str, file: Path, network: Exported, module: VisionModule, precisions: list[Precision]) -> str:
-    """Writes the file in other precisions; returns the table of all, which a run records."""
+    """Exports in further precisions and returns the comparison table, which is logged."""
     subject = Subject.find(model)
     data = subject.prepare(None)
     if "val" not in data.sources:

@@ -1,4 +1,4 @@
-"""Train and use embeddings of faces.
+"""Train and use face embeddings.
 
 ``python -m pipelines.facenet fit|validate|test|predict|preview`` trains and measures;
 ``python -m pipelines.facenet enrol|identify|verify|cluster`` uses a registered model;

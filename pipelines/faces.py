@@ -1,4 +1,4 @@
-"""Who is on a picture: enrol, identify, verify and cluster with a registered model of faces, and align photographs."""
+"""Face recognition with a registered model: enrol, identify, verify, cluster; and alignment of photographs."""
 
 import glob
 import os
@@ -38,7 +38,7 @@ def _load(model: str, device: str) -> tuple[VisionModel, FaceNetModule]:
 
 
 def _threshold(given: float | None, module: FaceNetModule) -> float:
-    """The squared distance up to which two pictures are of one person."""
+    """Squared distance below which two faces belong to the same person."""
     threshold = module.threshold if given is None else given
     if threshold is None:
         raise ValueError(
@@ -59,7 +59,7 @@ def _found(paths: Sequence[str], without: str | None = None) -> list[str]:
 
 
 def _matches(paths: Sequence[str]) -> list[str]:
-    """What patterns stand for; of files only those that may be pictures, and paths without a match as they are."""
+    """Expands patterns to paths: only image files, and paths without a match unchanged."""
     result = []
     for path in paths:
         matches = [] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
@@ -69,7 +69,8 @@ def _matches(paths: Sequence[str]) -> list[str]:
 
 
 def _warn(module: FaceNetModule, form: Form | None, files: Sequence[str]) -> None:
-    """Tells where pictures are not what a published network of faces was made for, and its distances mean little."""
+    """Warns if pictures do not look like what a published face network was trained on, which makes its distances
+    unreliable."""
     own = getattr(module.backbone, "form", None)
     if own in (None, form):
         return
@@ -92,7 +93,7 @@ def _warn(module: FaceNetModule, form: Form | None, files: Sequence[str]) -> Non
 def _embedded(
     answering: VisionModel, files: Sequence[str], form: Form | None, device: str, every: bool = False
 ) -> tuple[list[str], Any, list[list[float] | None]]:
-    """The files that have a face, a row for each; their embeddings, float32 N×D; and the faces' boxes.
+    """Detected faces, one row each: their files, embeddings (float32 N×D) and boxes.
 
     Args:
         answering: the model.
@@ -140,7 +141,7 @@ def enrol(
     faces: Form | None = None,
     device: str = "auto",
 ) -> str:
-    """Adds pictures of known people to a gallery, which is made if it is not there.
+    """Adds pictures of known people to a gallery, which is created if necessary.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
@@ -215,7 +216,7 @@ def _check_one(file: str, first: str, second: str) -> None:
 def identify(
     gallery: str, paths: list[str], threshold: float | None = None, json: bool = False, device: str = "auto"
 ) -> str:
-    """Says who is in pictures; somebody who is not in the gallery is unknown.
+    """Identifies the people in pictures; a face that matches nobody in the gallery is unknown.
 
     Where the gallery was made with --faces, all faces of each picture are found, and each has a row, the foremost first.
 
@@ -258,7 +259,7 @@ def verify(
     faces: Form | None = None,
     device: str = "auto",
 ) -> str:
-    """Says whether two pictures show one person.
+    """Decides whether two pictures show the same person.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
@@ -298,7 +299,7 @@ def cluster(
     threshold: float | None = None,
     device: str = "auto",
 ) -> str:
-    """Sorts photographs by person: a folder of copies and a contact sheet for each, the most frequent first.
+    """Groups photographs by person: a folder of copies and a contact sheet for each, the most frequent first.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
@@ -351,7 +352,7 @@ def cluster(
 def align(
     folder: str, out: str = "aligned", form: Form = "arcface", size: int | None = None, device: str = "auto"
 ) -> str:
-    """Cuts the face out of each photograph and aligns it: eyes, nose and mouth come to the same places in all.
+    """Crops and aligns the face in each photograph, so that eyes, nose and mouth are always at the same place.
 
     The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
     most central one is taken; where no face is upright, the picture is turned. What came of each picture is in ``alignment.jsonl``. It needs the package

@@ -1,4 +1,4 @@
-"""Looks inside a registered model: ``python -m pipelines.inspect models:/NAME@ALIAS [IMAGE…]``."""
+"""Visualises what a registered model looks at: ``python -m pipelines.inspect models:/NAME@ALIAS [IMAGE…]``."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def inspect(
     log: bool = True,
     device: str = "auto",
 ) -> int:
-    """Draws what a registered model's network looks at, as PNG files, and lists them.
+    """Visualises a registered model's network as PNG files, and lists them.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.

@@ -45,8 +45,8 @@ def predict(
     support: str | None = None,
     tta: Mirroring = "none",
 ) -> int:
-    """Prints what a registered model says about images, and about each frame of videos; or, if it was trained on clips, about
-    videos as a whole.
+    """Prints a registered model's predictions for images and for each frame of videos, or for whole videos if the model
+    was trained on clips.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
@@ -191,7 +191,7 @@ def predict(
 
 
 def _bars(json: bool) -> Progress:
-    """Progress bars; none where the JSON lines go to the same terminal, with which they would mix."""
+    """Progress bars; disabled if the JSON lines go to the same terminal."""
     screen = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     quiet = not screen.is_terminal or (json and sys.stdout.isatty())

@@ -21,7 +21,7 @@ def play(
     seed: int = 0,
     device: str = "auto",
 ) -> str:
-    """Plays episodes with a registered model, always by the action of the greatest value.
+    """Plays episodes with a registered model, always choosing the action of highest value.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.

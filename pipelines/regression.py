@@ -1,4 +1,4 @@
-"""Train and use estimates of quantities: ``python -m pipelines.regression fit|validate|test|predict``."""
+"""Train and use regression of quantities: ``python -m pipelines.regression fit|validate|test|predict``."""
 
 from modules import RegressionModule
 from pipelines.engine.task import Task

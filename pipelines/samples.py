@@ -1,4 +1,5 @@
-"""Images that a registered network makes: sample from a generator, dissect it, enrich a training set with it, translate pictures."""
+"""Images made by a registered network: samples of a generator, its dissection, synthetic training images, translated
+pictures."""
 
 import os
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ def style(
     start: Literal["content", "noise"] = "content", optimizer: Literal["lbfgs", "adam"] = "lbfgs", steps: int = 300,
     seed: int = 0,
 ) -> None:  # fmt: skip
-    """Paints a picture in the style of another (Gatys et al. 2016), with a film of how it comes about beside it.
+    """Paints a picture in the style of another (Gatys et al. 2016), and saves a film of the optimisation.
 
     Args:
         content: the picture to paint.
@@ -116,7 +116,7 @@ def style(
 
 
 def _read(file: str, size: int) -> Tensor:
-    """A picture, float 1×3×H×W in [0, 1], scaled to a longer side."""
+    """Reads a picture, resized to a longer side, as float 1×3×H×W in [0, 1]."""
     picture = Image.fromarray(read_image(file))
     sides = [max(1, round(side * size / max(picture.size))) for side in picture.size]
     small = np.array(picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""Searches for the best settings with Optuna: ``python -m pipelines.sweep RECIPE.yaml SPACE.yaml --trials 20``."""
+"""Hyperparameter search with Optuna: ``python -m pipelines.sweep RECIPE.yaml SPACE.yaml --trials 20``."""
 
 import json
 import math
@@ -41,11 +41,11 @@ OURS = ("config", "output", "experiment", "register", "ckpt_path")  # what a swe
 
 
 class _JudgedError(Exception):
-    """Says by which metric a training would be judged."""
+    """Carries the metric by which a training would be compared."""
 
 
 class _Ask(L.Callback):
-    """Ends a training before it begins, with what would judge it."""
+    """Stops a training before it starts, to learn its monitored metric."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -53,7 +53,7 @@ class _Ask(L.Callback):
 
 
 class TrialReport(ChildRun):
-    """Tells a trial what each validation came to, and ends the training if it is hopeless.
+    """Reports each validation to an Optuna trial and stops the training if the trial is pruned.
 
     Args:
         trial: the one that is trained.
@@ -73,7 +73,7 @@ class TrialReport(ChildRun):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reports the monitored metric; the training ends in good order, with its checkpoint, if it is to be pruned."""
+        """Reports the monitored metric. A pruned training ends in good order, with its checkpoint."""
         value = trainer.callback_metrics.get(str(pl_module.monitor))
         if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
             return
@@ -85,7 +85,7 @@ class TrialReport(ChildRun):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The number of validations so far, for a trial that is cut off and goes on."""
+        """Number of validations so far, for a trial that is interrupted and resumed."""
         return {"validations": self.validations}
 
     @override
@@ -94,7 +94,8 @@ class TrialReport(ChildRun):
 
 
 def read_space(file: Path) -> dict[str, BaseDistribution]:
-    """A search space: settings by their dotted name, with a list of choices, or ``low``, ``high``, ``log``, ``step``.
+    """Reads a search space: settings by dotted name, each with a list of choices or ``low``, ``high``, ``log``,
+    ``step``.
 
     Raises:
         ValueError: it is none; the setting is named.
@@ -133,7 +134,7 @@ def _distribution(name: str, values: Any) -> BaseDistribution:
 
 @dataclass
 class Sweep:
-    """A study, and how its trials are trained.
+    """An Optuna study and how its trials are trained.
 
     Args:
         study: Optuna's.
@@ -156,11 +157,11 @@ class Sweep:
     mode: str
 
     def output(self, trial: optuna.Trial | FrozenTrial) -> Path:
-        """The folder of a trial, which one that takes over another's work shares."""
+        """Output folder of a trial, shared with a trial that takes over its work."""
         return self.folder / f"{trial.user_attrs.get('origin', trial.number):04d}"
 
     def objective(self, trial: optuna.Trial) -> float:
-        """Trains a trial; its value is the best of the monitored metric."""
+        """Trains a trial and returns the best value of the monitored metric."""
         chosen = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
         report = TrialReport(trial, self.parent)
         try:
@@ -191,7 +192,8 @@ class Sweep:
         return float(scores[0])
 
     def run(self, trials: int) -> None:
-        """Trains until there are so many trials, of this process and of others on the same study; waits for those."""
+        """Trains until the study has the requested number of trials, counting those of other processes, and waits for
+        these."""
         while True:
             optuna.storages.fail_stale_trials(self.study)
             known = self.study.get_trials(deepcopy=False)
@@ -204,7 +206,7 @@ class Sweep:
                 return
 
     def register(self, name: str, best: FrozenTrial) -> str:
-        """Registers the best checkpoint of a trial with its test figures, once for all processes of the sweep."""
+        """Registers a trial's best checkpoint with its test metrics, once for all processes."""
         key = f"registered.{name}"
         if key in self.study.user_attrs and self.study.user_attrs[key]["trial"] == best.number:
             return f"{name}, of this trial, before"
@@ -231,7 +233,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Puts a trial that was cut off back into the queue, to go on from its last checkpoint."""
+    """Requeues an interrupted trial, which resumes from its last checkpoint."""
     study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", trial.number)})
 
 
@@ -246,7 +248,7 @@ def _options(chosen: dict[str, Any]) -> list[str]:
 
 
 def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """Lets the command line read every setting before the first training, and gives those that all trials share."""
+    """Validates all settings before the first training and returns those that all trials share."""
     try:
         settings = resolved(task, args)
     except UsageError as error:
@@ -261,7 +263,8 @@ def _check(task: Task, args: list[str], space: dict[str, BaseDistribution]) -> d
 
 
 def _judged(task: Task, args: list[str]) -> tuple[str, str]:
-    """The metric that judges a training of the recipe, and ``min`` or ``max``: a module may choose them by its settings."""
+    """The metric by which trainings of the recipe are compared, and ``min`` or ``max``; a module may choose it by its
+    settings."""
     quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +279,7 @@ def _judged(task: Task, args: list[str]) -> tuple[str, str]:
 
 
 def _study(name: str, storage: str, direction: str, plan: dict[str, Any], experiment: str) -> optuna.Study:
-    """The study of this name, with its parent run; made by whoever of several processes comes first."""
+    """The study of a name and its parent run, created by the first of several processes."""
     if storage.startswith("sqlite:///"):
         Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     for last in (False, False, True):
@@ -327,7 +330,7 @@ def sweep(
     experiment: str | None = None,
     args: str = "",
 ) -> int:
-    """Trains a recipe with settings that Optuna chooses, and tells which were best on the validation split.
+    """Trains a recipe with settings that Optuna proposes, and reports the best by the validation metric.
 
     Each trial is a training as the task's own command line does it, on one device, and a child of the sweep's run in
     MLflow. From the sixth on, a trial that is worse than the median of the others after as many validations ends early.
@@ -385,7 +388,7 @@ def sweep(
 
 
 def _report(work: Sweep, register: str | None) -> dict[str, str]:
-    """What the sweep came to, for the reader and for the parent run."""
+    """Summarises the sweep for the terminal and the parent run."""
     client, known = MlflowClient(), work.study.get_trials(deepcopy=False)
     states = Counter(t.state for t in {work.output(t): t for t in known}.values())  # of a trial that went on, the last
     rows = {"trials": ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())}

@@ -1,4 +1,5 @@
-"""How far what a backbone learned carries over, stage by stage: ``python -m pipelines.transferability --backbone NAME --data NAME``."""
+"""Transferability of a backbone's features, stage by stage: ``python -m pipelines.transferability --backbone NAME
+--data NAME``."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def transferability(
     output: Path = Path("outputs", "transfer"),
     experiment: str = "transfer",
 ) -> dict[str, float]:
-    """Probes each stage of a backbone on a data set, and draws accuracy against depth (Yosinski et al. 2014,
+    """Trains a linear probe on each stage of a backbone and plots accuracy against depth (Yosinski et al. 2014,
     arXiv:1411.1792; Alain & Bengio 2016, arXiv:1610.01644).
 
     A linear classifier (ridge regression, its penalty by leaving one out) is fitted to what the stage makes of
@@ -88,7 +89,7 @@ def transferability(
 
 
 def _draw(scores: dict[str, dict[str, float]], title: str) -> Any:
-    """Accuracy against depth, uint8 H×W×3."""
+    """Plot of accuracy against depth, uint8 H×W×3."""
     names = list(scores["learned"])
     figure = Figure((1.5 + 0.55 * len(names), 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()

@@ -1,1 +1,1 @@
-"""The machine behind a task's command line."""
+"""The machinery behind the tasks' command lines."""

@@ -1,4 +1,4 @@
-"""The average of a training's best checkpoints, which is kept where it is better in validation."""
+"""The average of a training's best checkpoints, kept if it validates better than the best one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ def average_best(
 
 
 def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> Weights:
-    """The mean of several networks' weights, by name; of whole numbers, such as counters, the first network's."""
+    """Averages the weights of several networks by name; integer buffers, such as counters, are the first network's."""
     return {
         name: torch.stack([one[name].double() for one in weights]).mean(0).to(value.dtype)
         if value.is_floating_point()
@@ -86,7 +86,7 @@ def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> Weights:
 def _measured(
     trainer: Any, module: VisionModule, data: VisionDataModule, best: BestCheckpoint, weights: Sequence[Weights]
 ) -> tuple[float, float]:
-    """How good the mean of some weights is in validation, which is not recorded."""
+    """Validates the average of some weights, without recording the result."""
     _take(trainer, module, data, weights)
     with _unrecorded(trainer):
         trainer.validate(module, datamodule=data, verbose=False)
@@ -105,7 +105,8 @@ def _unrecorded(trainer: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _take(trainer: Any, module: VisionModule, data: VisionDataModule, weights: Sequence[Weights]) -> None:
-    """Gives a module the mean of some weights; those batch norms learn their statistics anew in which the weights differ."""
+    """Loads averaged weights into a module and recomputes the batch-norm statistics where the networks differ in
+    them."""
     module.load_state_dict(mean_of(weights))
     module.to(trainer.strategy.root_device).eval()
     norms = [

@@ -1,4 +1,4 @@
-"""The largest batch that a device has the memory for."""
+"""Finds the largest batch that fits into a device's memory."""
 
 from copy import deepcopy
 from typing import Any, cast
@@ -78,14 +78,14 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
 
 
 def _linear(peaks: list[int]) -> bool:
-    """Whether the memory has begun to grow as the batch does, so that the next step need not be made."""
+    """Whether memory has begun to grow in proportion to the batch, so that the next size need not be tried."""
     if len(peaks) < 3 or peaks[-2] == peaks[-3]:
         return False
     return abs((peaks[-1] - peaks[-2]) / (peaks[-2] - peaks[-3]) - 2) < 0.1
 
 
 def _limit(device: torch.device) -> int:
-    """Bytes that a step may take."""
+    """Number of bytes that a step may use."""
     if device.type == "cpu":
         return CPU_BYTES
     cards = range(torch.cuda.device_count())
@@ -93,7 +93,7 @@ def _limit(device: torch.device) -> int:
 
 
 def _peak(trainer: Any, model: VisionModule, batch: Any, device: torch.device) -> int:
-    """Bytes of memory that a step on a batch takes at most, network and optimiser included; 2⁶³ where they are not there."""
+    """Peak memory of one training step in bytes, network and optimiser included; 2⁶³ if it does not fit."""
     if device.type == "cpu":
         with torch.random.fork_rng([]), _Live() as live:
             _step(trainer, model, batch, device)
@@ -109,7 +109,7 @@ def _peak(trainer: Any, model: VisionModule, batch: Any, device: torch.device) -
 
 
 def _step(trainer: Any, model: VisionModule, batch: Any, device: torch.device) -> None:
-    """A training step of a copy of a network, which is forgotten."""
+    """Runs one training step on a copy of the network and discards it."""
     copy = trainer.precision_plugin.convert_module(deepcopy(model).to(device)).train()
     groups = [{key: value for key, value in group.items() if key != "lr_scale"} for group in parameter_groups(copy)]
     optimizer = copy.optimization.optimizer(groups)
@@ -122,7 +122,7 @@ def _step(trainer: Any, model: VisionModule, batch: Any, device: torch.device) -
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made; ``most`` is how many there were at once."""
+    """Counts the bytes of live tensors; ``most`` is the peak."""
 
     def __init__(self) -> None:
         super().__init__()

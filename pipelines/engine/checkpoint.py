@@ -1,4 +1,4 @@
-"""The checkpoints of a training: the one that it goes on from, whatever stopped it, and the best."""
+"""Checkpoints of a training: the last one, from which it resumes exactly, and the best."""
 
 import math
 import signal
@@ -21,7 +21,7 @@ from pipelines.engine.terminal import say
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints that are whole or absent; the former one of a name stays until the new one is on the disk."""
+    """Writes each checkpoint atomically: the previous file of that name stays until the new one is on the disk."""
 
     twins: Sequence[Path] = ()  # other names of the next one
 
@@ -36,7 +36,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def save(trainer: L.Trainer, file: Path) -> None:
-    """Saves a checkpoint of a validation: at an epoch's end the one that the training goes on from, under another name."""
+    """Saves the checkpoint of a validation. At the end of an epoch this is a second name for the last checkpoint."""
     loop, last = trainer.fit_loop.epoch_loop, None
     if isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints) and loop._is_training_done:
         last = next((one for one in settings_of(trainer).callbacks if isinstance(one, LastCheckpoint)), None)
@@ -47,9 +47,9 @@ def save(trainer: L.Trainer, file: Path) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``: the best value of the monitored metric, of equal ones that with the lower ``val/loss``, and of
-    those the later. Where the validation has nothing to measure that metric on, the lowest ``val/loss``, or of a network
-    that has none, the last.
+    """Keeps ``best.ckpt``: the best value of the monitored metric; among equal values the one with the lower
+    ``val/loss``, and among those the latest. If the metric is undefined for the validation set, the lowest ``val/loss``
+    counts, or, for a network without one, the latest.
 
     Args:
         folder: where.
@@ -95,18 +95,18 @@ class BestCheckpoint(ModelCheckpoint):
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
 
     def rank(self, trainer: L.Trainer) -> tuple[float, float]:
-        """How good the last validation was: of two, the greater is the better; (figure, -``val/loss``)."""
+        """Sort key of the last validation, larger is better: (metric, -``val/loss``)."""
         candidates = self._monitor_candidates(trainer)
         value, loss = (float(candidates.get(key, math.nan)) for key in (str(self.monitor), "val/loss"))
         value = value if self.mode == "max" else -value
         return tuple(-math.inf if math.isnan(number) else number for number in (value, -loss))  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, with what it leaves out."""
+        """Adds what Lightning's state leaves out."""
         return super().state_dict() | {"loss": self._loss, "step": self._last_global_step_saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over which checkpoint is the best so far, also in a folder that was moved; not where it is missing."""
+        """Restores which checkpoint is the best, also if the folder was moved; not if the file is missing."""
         file = Path(str(self.dirpath), Path(state_dict["best_model_path"]).name)
         if not state_dict["best_model_path"] or not file.exists():
             return
@@ -118,7 +118,8 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class KeptCheckpoints(Checkpoint):
-    """Keeps the best so many validations in ``kept/STEP.ckpt``, beside ``best.ckpt``, in the same order. Each is a whole checkpoint.
+    """Keeps the k best validations as ``kept/STEP.ckpt`` beside ``best.ckpt``, ranked in the same way. Each is a
+    complete checkpoint.
 
     Args:
         folder: of the training.
@@ -132,12 +133,12 @@ class KeptCheckpoints(Checkpoint):
 
     @property
     def files(self) -> dict[Path, tuple[float, float]]:
-        """The checkpoints, the best first, with their ranks; see `BestCheckpoint.rank`."""
+        """Paths of the checkpoints, best first, with their ranks; see `BestCheckpoint.rank`."""
         order = sorted(self.ranks, key=lambda step: (self.ranks[step], step), reverse=True)
         return {self.folder / f"{step}.ckpt": self.ranks[step] for step in order}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps this one if it is among the best, and drops what is no longer."""
+        """Saves this validation if it is among the k best, and deletes the one that no longer is."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         step = trainer.global_step
@@ -152,18 +153,18 @@ class KeptCheckpoints(Checkpoint):
                     file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which are kept."""
+        """The checkpoints that are kept."""
         return {"ranks": {step: list(rank) for step, rank in self.ranks.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over which are kept: also one that a validation after this checkpoint has dropped, and will drop again."""
+        """Restores the list of kept checkpoints, including any that a later, repeated validation will delete again."""
         self.ranks = {int(step): (float(value), float(loss)) for step, (value, loss) in state_dict["ranks"].items()}
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a training goes on exactly: at each epoch's end, every so many seconds, and when
-    Ctrl-C or SIGTERM ends the training, which they do after the step or the validation that is under way. Under SLURM so
-    does SIGUSR1 (``--signal=SIGUSR1@90``), which also puts the job back into the queue.
+    """Keeps ``last.ckpt``, from which a training resumes exactly. It is written at the end of each epoch, at regular
+    intervals, and when Ctrl-C or SIGTERM ends the training, which happens after the current step or validation. Under
+    SLURM, SIGUSR1 (``--signal=SIGUSR1@90``) does the same and requeues the job.
 
     A checkpoint is of a moment at which nothing is half done. That of an epoch's end comes after all that belongs to the
     epoch: validation, the judgement of `BestCheckpoint`, the schedules. Works with `VisionTrainer` alone, whose loops say
@@ -204,16 +205,16 @@ class LastCheckpoint(Checkpoint):
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens to signals."""
+        """Installs the signal handlers."""
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *endings())}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds what the training is of, and whether it has ended early."""
+        """Adds the training's identity and whether it has been stopped early."""
         checkpoint["recipe"], checkpoint["stopped"] = self.recipe, trainer.should_stop
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leaves a training that has ended early at its end; lets the command's patience count, not the checkpoint's."""
+        """Keeps an early-stopped training at its end; the patience on the command line replaces the checkpoint's."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         trainer.should_stop = checkpoint.get("stopped", False) and not self.goes_on
@@ -222,7 +223,7 @@ class LastCheckpoint(Checkpoint):
                 state["patience"] = callback.patience
 
     def offer(self, trainer: L.Trainer) -> None:
-        """Saves when it is time, and ends when a signal came; all processes do so together."""
+        """Saves if it is time, and stops if a signal has arrived; all processes act together."""
         module: Any = trainer.lightning_module
         if module.holds_gradients(trainer.fit_loop.batch_idx):
             return
@@ -236,13 +237,13 @@ class LastCheckpoint(Checkpoint):
         self._end(trainer, state // 2)
 
     def end_epoch(self, trainer: L.Trainer) -> None:
-        """Saves the epoch, and ends when a signal came."""
+        """Saves the epoch, and stops if a signal has arrived."""
         self._save(trainer)
         self._end(trainer, self._agreed(trainer, self._signal))
 
     @staticmethod
     def _agreed(trainer: L.Trainer, number: int) -> int:
-        """The greatest number of all processes."""
+        """Maximum of a number over all processes."""
         if trainer.world_size == 1:
             return number
         device = trainer.strategy.root_device
@@ -256,7 +257,7 @@ class LastCheckpoint(Checkpoint):
             end(trainer, number)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves signals to those who had them, also one that came after the last step."""
+        """Restores the previous signal handlers and passes on a signal that came after the last step."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -1,4 +1,4 @@
-"""Several trainings of one recipe, as child runs of one run in MLflow: what sweeps and cross-validation share."""
+"""Child runs: several trainings of one recipe under one parent run in MLflow, for sweeps and cross-validation."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from pipelines.tracking.client import experiment_id, tracking_client
 
 
 class ChildRun(L.Callback):
-    """Makes the run of a training a child of another, before anything can go wrong in it.
+    """Makes the run of a training a child of another one before anything in it can fail.
 
     Args:
         parent: the other run.
@@ -42,7 +42,7 @@ class ChildRun(L.Callback):
 
 
 def resolved(task: Task, args: list[str]) -> dict[str, Any]:
-    """All settings of a training, as the command line of its task understands them.
+    """Resolves all settings of a training, as the task's command line parses them.
 
     Raises:
         UsageError: it does not accept them.
@@ -60,7 +60,7 @@ def resolved(task: Task, args: list[str]) -> dict[str, Any]:
 
 
 def check_title(option: str, title: str) -> None:
-    """Makes sure that a title can be the name of a folder in ``outputs``.
+    """Checks that a title can be a folder's name in ``outputs``.
 
     Raises:
         UsageError: it leads elsewhere.
@@ -70,7 +70,7 @@ def check_title(option: str, title: str) -> None:
 
 
 def complaint(task: Task, args: list[str]) -> str | None:
-    """What the command line of a task has against settings, before anything is trained; None where it takes them."""
+    """The error that a task's command line would report for some settings, without training; None if there is none."""
     try:
         resolved(task, args)
     except UsageError as error:
@@ -79,7 +79,7 @@ def complaint(task: Task, args: list[str]) -> str | None:
 
 
 def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -> str:
-    """A run for others to be children of; that of ``mlflow run``, where that started the command.
+    """Creates the parent run, or uses the run that ``mlflow run`` has created.
 
     Args:
         experiment: its experiment's name.
@@ -100,8 +100,8 @@ def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -
 
 @contextlib.contextmanager
 def running(parent: str) -> Iterator[None]:
-    """Lets a parent run be running while its children are trained; what ends that ends the run with its true status, and
-    without an error it stays running."""
+    """Context in which a parent run has the status RUNNING. An error ends the run with the matching status; otherwise
+    it stays RUNNING."""
     os.environ.pop("MLFLOW_RUN_ID", None)  # it is the parent's, not the children's
     client = MlflowClient()
     client.update_run(parent, "RUNNING")

@@ -1,4 +1,4 @@
-"""The command line that all tasks share."""
+"""The command line of a task."""
 
 import os
 import sys
@@ -88,7 +88,7 @@ class VisionCLI(TaskParser):
         parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")
 
     def _spec(self, data: VisionDataModule) -> DataSpec:
-        """What the module takes of the data, once their classes have the numbers of a trained network's."""
+        """Describes the data to the module, after class numbers have been aligned with a trained network's."""
         takes = (*self.module_class.takes, *self.module_class.takes_for_training)
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
@@ -113,7 +113,7 @@ class VisionCLI(TaskParser):
         return replace(spec, channel_mean=known.get("channel_mean"), channel_std=known.get("channel_std"))
 
     def before_instantiate_classes(self) -> None:
-        """Makes sure that the numbers are in their ranges, that MLflow answers and takes the names, and chooses the folder.
+        """Checks the ranges of all numbers and the connection to MLflow, and chooses the output folder.
 
         Raises:
             UsageError: that is not so.
@@ -144,7 +144,7 @@ class VisionCLI(TaskParser):
                 self._refused = error
 
     def _choose_folder(self) -> None:
-        """Chooses the output folder and the run's name, and makes sure that it can be written to.
+        """Chooses the output folder and the run's name, and checks that the folder can be written to.
 
         Raises:
             UsageError: it cannot.
@@ -171,7 +171,7 @@ class VisionCLI(TaskParser):
         self.run_name = self.options.run_name or name
 
     def _find_weights(self) -> None:
-        """Finds the weights that are evaluated, and their training.
+        """Finds the weights to evaluate and the training that they come from.
 
         Raises:
             UsageError: there are none.
@@ -189,7 +189,7 @@ class VisionCLI(TaskParser):
             self.training = given.parent
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds the tracked run, the checkpoints and the progress bar to what the user configured."""
+        """Adds the tracked run, the checkpoints and the progress bar to the user's trainer settings."""
         config, data = self.options.trainer, self.datamodule
         if self.subcommand != "fit" and data.batch_size == "auto":
             data.batch_size = self.options.data.init_args.batch_size = type(data).batch_size
@@ -240,7 +240,7 @@ class VisionCLI(TaskParser):
         return trainer
 
     def _choose_monitor(self) -> None:
-        """Lets the user's figure choose the best checkpoint.
+        """Sets the metric that selects the best checkpoint.
 
         Raises:
             UsageError: it is none of the validation, or one of the two settings lacks.
@@ -255,7 +255,8 @@ class VisionCLI(TaskParser):
             self.model.monitor, self.model.mode = monitor, mode
 
     def _callbacks(self, given: Sequence[L.Callback] | None) -> list[L.Callback]:
-        """The trainer's callbacks, with those that are given; what writes the last checkpoint sees all others' state."""
+        """The trainer's callbacks plus the given ones; the last checkpoint's comes last, so that it saves the state of
+        all others."""
         config, fits = self.options.trainer, self.subcommand == "fit" and not self.options.trainer.fast_dev_run
         self.watch = RunCallback()
         callbacks: list[L.Callback] = [self.watch, Summary(), MonitorCheck(self.options.register if fits else None)]
@@ -276,7 +277,7 @@ class VisionCLI(TaskParser):
         return callbacks
 
     def _tags(self) -> dict[str, str]:
-        """What the run is of, for whoever looks for it in MLflow."""
+        """Tags by which the run can be found in MLflow."""
         data, backbone = self.options.data.class_path.split(".")[-1], self.options.model.backbone.name
         recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [] if file)
         tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
@@ -292,7 +293,7 @@ class VisionCLI(TaskParser):
         return tags
 
     def _begin(self) -> dict[str, str]:
-        """Takes over the weights of the network that a new training starts from.
+        """Loads the weights of the network that a new training starts from.
 
         Returns:
             What the run is to say of it.
@@ -317,7 +318,7 @@ class VisionCLI(TaskParser):
 
     @contextmanager
     def run(self) -> Iterator[RunLogger | None]:
-        """A tracked run around a subcommand, which ends with its true status."""
+        """Context of a tracked run around a subcommand; it ends with the right status."""
         self.output.mkdir(parents=True, exist_ok=True)
         logger = self.trainer.logger if self.tracked else None
         assert logger is None or isinstance(logger, RunLogger)
@@ -348,7 +349,7 @@ class VisionCLI(TaskParser):
                     self.rows["run"] = logger.address()
 
     def _begin_run(self, logger: RunLogger) -> None:
-        """Logs what the run is of."""
+        """Logs the settings, data and environment of the run."""
         config = self.recipe if self.trainer.is_global_zero else ""
         if self.trainer.is_global_zero:
             write_text(self.output / "config.yaml", config)
@@ -361,11 +362,11 @@ class VisionCLI(TaskParser):
 
     @cached_property
     def recipe(self) -> str:
-        """All settings of the command in YAML, without credentials."""
+        """All settings of the command as YAML, without credentials."""
         return redact_yaml(self._parser(self.subcommand).dump(self.options, skip_unset=False))
 
     def fit(self, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Trains, tests the best checkpoint, registers it."""
+        """Trains, tests the best checkpoint, and registers it."""
         last, ckpt_path, trainer = self.output / "last.ckpt", self.options.ckpt_path, self.trainer
         epochs, every = trainer.max_epochs or -1, trainer.check_val_every_n_epoch or 1
         if self.options.register and (trainer.limit_val_batches == 0 or 0 < epochs < every):
@@ -411,7 +412,8 @@ class VisionCLI(TaskParser):
     def _averaged(
         self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: RunLogger | None
     ) -> Path:
-        """The average of the best checkpoints, where it is asked for and better than the best of them; else the best."""
+        """Weights to test: the average of the best checkpoints if asked for and better, otherwise the best
+        checkpoint."""
         callbacks = settings_of(self.trainer).callbacks
         kept = next((each for each in callbacks if isinstance(each, KeptCheckpoints)), None)
         if self.options.average == "none" or kept is None:
@@ -423,13 +425,13 @@ class VisionCLI(TaskParser):
         return file or best
 
     def register(self, name: str, run_id: str) -> ModelVersion:
-        """Registers the model under a name, with the figures that were measured last, as what a run learned."""
+        """Registers the model under a name, with the latest metrics."""
         figures = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
         data = self.options.data.as_dict()
         return register(name, self.model, self.datamodule, data, self.task, run_id, figures)
 
     def _checkpoint(self, ckpt_path: str | None, model: VisionModule) -> dict[str, Any] | None:
-        """The checkpoint that a training goes on from; None where it begins.
+        """The checkpoint to resume from; None for a new training.
 
         Raises:
             LockError: another training is in the folder.
@@ -462,7 +464,7 @@ class VisionCLI(TaskParser):
     def _choose_batch_size(
         self, checkpoint: dict[str, Any] | None, model: VisionModule, datamodule: VisionDataModule
     ) -> None:
-        """Puts a number in the place of ``--data.batch_size auto``: that of the training so far, or the largest that fits.
+        """Resolves ``--data.batch_size auto``: the batch size of the training so far, or the largest that fits.
 
         Raises:
             UsageError: none does.
@@ -482,7 +484,7 @@ class VisionCLI(TaskParser):
     def _go_on(
         self, ckpt_path: str, checkpoint: dict[str, Any] | None, model: VisionModule, datamodule: VisionDataModule
     ) -> None:
-        """Notes what a training is of, and says where it goes on.
+        """Records the training's identity and reports where it resumes.
 
         Raises:
             UsageError: something is other than before that must not be.
@@ -507,15 +509,16 @@ class VisionCLI(TaskParser):
         return result
 
     def validate(self, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Measures a checkpoint on the validation split."""
+        """Evaluates a checkpoint on the validation split."""
         self._evaluate("validate", model, datamodule)
 
     def test(self, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Measures a checkpoint on the test split."""
+        """Evaluates a checkpoint on the test split."""
         self._evaluate("test", model, datamodule)
 
     def predict(self, model: VisionModule, datamodule: VisionDataModule) -> None:
-        """Answers for every picture of the test split, a line of JSON each in ``predictions.jsonl`` in the output folder.
+        """Predicts every picture of the test split; writes ``predictions.jsonl``, one JSON object per line, to the
+        output folder.
 
         Where the network is shown pieces of pictures, a detector's answers are those for whole pictures, and others say which
         piece they are of: ``window``, its left and top edge, width and height.

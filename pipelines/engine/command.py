@@ -1,4 +1,4 @@
-"""One command line for every command beside training, and how all commands end: a mistake is one paragraph and exit code 2."""
+"""Command lines from function signatures, and errors in one paragraph with exit code 2."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ from pipelines.tracking.redaction import redact
 
 
 class UsageError(ValueError):
-    """The command cannot be carried out as given; the message says what to give."""
+    """The command cannot be carried out as given; the message says how to correct it."""
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     args: Sequence[str] | None = None,
     name: str | None = None,
 ) -> None:
-    """Runs a function as a command whose options, their types and help are those of its signature and docstring.
+    """Runs a function as a command. Its options, their types and the help come from its signature and docstring.
 
     A parameter without a default is a positional argument, ``paths`` or ``sets`` one that takes several; a keyword-only
     one is an option. A text that the function gives is printed, a whole number is the exit code.
@@ -83,14 +83,14 @@ def _about(function: Callable[..., Any]) -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """Ends the command with exit code 2 and one paragraph, which says what is wrong and what to give instead."""
+    """Exits with code 2 and one paragraph that says what is wrong and how to correct it."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
     sys.exit(2)
 
 
 @contextmanager
 def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
-    """What every command runs in: a mistake of the user's is told as `refuse` does; what is none stays an error.
+    """Context for every command: user errors end as in `refuse`; any other error propagates.
 
     Args:
         name: what is started, after ``python -m pipelines.``
@@ -115,7 +115,7 @@ def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Within it, a mistake of the user's is a `UsageError` of one paragraph; what is none stays the error that it is.
+    """Context that turns user errors into a one-paragraph `UsageError`; any other error propagates.
 
     Args:
         name: see `mistakes`.
@@ -152,7 +152,7 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """What an error says; of the system's own, which file cannot be used, and why."""
+    """Message of an error; for an `OSError`, which file cannot be used and why."""
     if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, str):
         return str(error)
     path = os.path.abspath(error.filename)
@@ -173,7 +173,7 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 
 def _plain(message: str, command: str) -> str:
-    """What jsonargparse says of an option, in a sentence that names the option, the value and the way out."""
+    """Rewrites an error message of jsonargparse as a sentence with the option, the value and how to correct it."""
     option = "--" + ".".join(re.findall('Parser key "([^"]+)"', message))
     see = f" See python -m pipelines.{command} --help{', or --data.help NAME' if option.startswith('--data') else ''}."
     if out := re.search(r"Input should be ([^\[]*?)\s*\[type=\w+, input_value='?(.+?)'?, input_type", message):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process at a time writes to."""
+"""Atomic writing of files, and locks on folders."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class DiskError(OSError):
-    """The disk did not take a file; the message names both, and the way out."""
+    """A file could not be written; the message names the file, the reason and what to do."""
 
 
 class LockError(ValueError):
@@ -28,7 +28,7 @@ class LockError(ValueError):
 
 
 def disk_error(error: BaseException | None, file: str | Path) -> DiskError | None:
-    """What an error while writing a file means, if it is the disk's fault: full, broken, read-only, or a quota.
+    """Explains an error while writing a file if the disk is the cause: full, failing, read-only, or over quota.
 
     Args:
         error: as it was raised; libraries hide the system's own error behind theirs.
@@ -60,7 +60,8 @@ def disk_error(error: BaseException | None, file: str | Path) -> DiskError | Non
 
 @contextmanager
 def whole(file: str | Path, twins: Iterable[str | Path] = ()) -> Iterator[Path]:
-    """Gives a place to write to, which takes the file's name once all of it is on the disk; its folder is made.
+    """Context that yields a temporary path, renamed to the file's name once everything is on the disk. Creates the
+    folder.
 
     Whenever a kill comes, and if the disk is full, the file is what it was before, or absent.
 
@@ -92,13 +93,13 @@ def whole(file: str | Path, twins: Iterable[str | Path] = ()) -> Iterator[Path]:
 
 
 def _part(file: str | Path) -> Path:
-    """Where a file is written to, which the next attempt after a kill replaces."""
+    """Temporary path of a file; a new attempt after a kill overwrites it."""
     file = Path(file)
     return file.with_name(f".{file.stem[:100]}.part{file.suffix}")
 
 
 def _link(file: Path, name: Path) -> None:
-    """Gives a file another name, at once."""
+    """Gives a file a second name, atomically."""
     part = _part(name)
     name.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
@@ -112,7 +113,7 @@ def _link(file: Path, name: Path) -> None:
 
 
 def write_text(file: str | Path, text: str) -> None:
-    """`whole` for a text.
+    """Writes a text atomically; see `whole`.
 
     Raises:
         DiskError: see `whole`.
@@ -122,7 +123,7 @@ def write_text(file: str | Path, text: str) -> None:
 
 
 def write_image(file: str | Path, image: Image.Image | NDArray[np.uint8], **options: Any) -> None:
-    """`whole` for a picture.
+    """Writes a picture atomically; see `whole`.
 
     Args:
         file: the file.
@@ -150,7 +151,7 @@ _held: set[Path] = set()
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Holds a folder, such as that of a training, so that no other process works in it at the same time.
+    """Locks a folder, such as a training's output folder, against other processes.
 
     The system ends the hold with the process, however that dies. The processes that a holder forks do not inherit it, and
     within one process it may be nested.

@@ -1,4 +1,4 @@
-"""What an evaluation is of: weights, the classes that they know, and the data that they learned from."""
+"""The weights that are evaluated, their classes, and the data that they were trained on."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from pipelines.serving.answers import whole_pictures
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint that is evaluated.
+    """A checkpoint to evaluate.
 
     Args:
         file: it.
@@ -32,17 +32,17 @@ class Weights:
 
     @classmethod
     def read(cls, file: Path) -> "Weights":
-        """Reads a checkpoint's description."""
+        """Reads a checkpoint's metadata."""
         checkpoint = read_checkpoint(file)
         return cls(file, checkpoint["architecture"], checkpoint.get("recipe") or {})
 
     @property
     def classes(self) -> list[str] | None:
-        """The classes that they know."""
+        """Names of the classes."""
         return classes_of(self.architecture)
 
     def new_to(self, data: VisionDataModule) -> bool:
-        """Whether they have not learned from the data, as far as the checkpoint says."""
+        """Whether the network was not trained on these data, as far as the checkpoint tells."""
         digests = {split["digest"] for split in data.identity()["splits"].values()}
         begin = "data.init_args."
         settings = {key.removeprefix(begin): v for key, v in self.learned["settings"].items() if key.startswith(begin)}
@@ -50,14 +50,14 @@ class Weights:
 
 
 def take_whole(data: VisionDataModule, weights: Weights) -> None:
-    """Lets data without splits be the test as a whole, where the network has not learned from them."""
+    """Uses data without splits as the test set as a whole, unless the network was trained on them."""
     if weights.learned and data.sources and data.drawn and weights.new_to(data):
         data.take_whole()
         say(f"{data.title} has no splits, and the network was not trained on it: all of it is the test split.")
 
 
 def write_predictions(batches: Any, trainer: Any, model: VisionModule, datamodule: VisionDataModule, file: Path) -> int:
-    """Writes what all processes of a job answered for the test split, a line of JSON for each picture, in their order.
+    """Writes the predictions of all processes for the test split, one JSON object per picture, in the split's order.
 
     Args:
         batches: what this process answered.

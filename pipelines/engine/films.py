@@ -1,4 +1,4 @@
-"""Films of a training: each series of its pictures as a GIF."""
+"""GIFs of a training: one for each series of pictures."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,7 +11,7 @@ from pipelines.tracking.logger import RunLogger
 
 
 def make_films(output: Path, series: Iterable[str], logger: RunLogger) -> None:
-    """Makes a GIF of each series of pictures, in the run's folder ``films``.
+    """Writes a GIF of each series of pictures to the run's folder ``films``.
 
     Args:
         output: folder of the training.

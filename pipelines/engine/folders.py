@@ -1,4 +1,4 @@
-"""The folder of a run: that of a training, or one of its own for what only looks at a training."""
+"""Output folders of runs."""
 
 import os
 import tempfile
@@ -12,12 +12,12 @@ from pipelines.engine.launch import is_child, launcher
 
 
 def is_training(folder: Path) -> bool:
-    """Whether there are weights in a folder, which an evaluation has none of."""
+    """Whether a folder belongs to a training, that is, holds weights."""
     return any(folder.glob("*.ckpt"))
 
 
 def own_folder(folder: Path, verb: str, stamp: str) -> Path:
-    """Where an evaluation writes to: the folder that is given, or a new one in it where another run is at home there.
+    """Output folder of an evaluation: the given one, or a new folder inside it if it belongs to another run.
 
     Args:
         folder: that is given.
@@ -39,7 +39,7 @@ def own_folder(folder: Path, verb: str, stamp: str) -> Path:
 
 
 def new_folder(folder: Path) -> Path:
-    """Makes a folder, with a number where there is one of this name; but the processes of a job share theirs."""
+    """Creates a folder, adding a number to the name if it exists; the processes of one job share theirs."""
     if launcher() is not None:
         return folder
     for number in count(2):
@@ -52,7 +52,7 @@ def new_folder(folder: Path) -> Path:
 
 
 def try_to_write(folder: Path, make: bool) -> None:
-    """Makes sure that there can be files in a folder.
+    """Checks that files can be written to a folder.
 
     Args:
         folder: it.

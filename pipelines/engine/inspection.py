@@ -1,4 +1,4 @@
-"""Looking inside a network on images of its data, also during its training."""
+"""Visualises what a network has learned, also during training."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +20,7 @@ from modules.training_data import settings_of
 
 
 def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | None = None) -> tuple[Tensor, Any]:
-    """Images spread evenly over the test split, or else the validation split, and their labels where they have one.
+    """Images spread evenly over the test split, or otherwise the validation split, and their labels if they have any.
 
     Args:
         data: the data.
@@ -42,7 +42,7 @@ def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | Non
 
 
 class InspectionCallback(L.Callback):
-    """Shows during a training what the network has come to: filters, feature maps, Grad-CAM and occlusion, embedding.
+    """Visualises a network during training: filters, feature maps, Grad-CAM, occlusion, embedding.
 
     Args:
         every_n_epochs: epochs from one showing to the next.
@@ -55,7 +55,7 @@ class InspectionCallback(L.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws, where a logger takes pictures."""
+        """Draws, if a logger accepts pictures."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not isinstance(pl_module, VisionModule):
             return
         images, labels = take(settings_of(trainer).datamodule, self.points)

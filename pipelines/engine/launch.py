@@ -1,4 +1,4 @@
-"""What started a process: a user, or torchrun or SLURM with the others of a job; and what these agree on."""
+"""How a process was launched (directly, by torchrun or by SLURM), and coordination between the processes of a job."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ from pipelines.engine.command import UsageError
 
 @dataclass(frozen=True)
 class Launcher:
-    """What started all processes of a job.
+    """The launcher of all processes of a job.
 
     Args:
         name: of the launcher.
@@ -34,11 +34,11 @@ class Launcher:
 
     @property
     def nodes(self) -> int:
-        """Machines of the job."""
+        """Number of machines in the job."""
         return max(1, self.processes // self.on_this_node)
 
     def objection(self, world_size: int) -> str | None:
-        """Why a trainer cannot train one model with others, in a sentence for the user.
+        """Why a trainer's settings do not fit the job, as a sentence for the user.
 
         Args:
             world_size: processes that the trainer counts on.
@@ -55,7 +55,7 @@ class Launcher:
 
 
 def launcher() -> Launcher | None:
-    """What started this process together with others; None where the command starts its processes itself."""
+    """The launcher that started this process; None if the command starts its own processes."""
     environment = os.environ
     if TorchElasticEnvironment.detect():
         total = int(environment["WORLD_SIZE"])
@@ -71,8 +71,8 @@ def launcher() -> Launcher | None:
 
 @contextmanager
 def agreed(trainer: L.Trainer) -> Iterator[None]:
-    """What is done by each process of a job before they work together: what one of them refuses, all refuse, where they would
-    wait for it.
+    """Context for what each process does before they communicate: an error in one of them ends all, instead of leaving
+    the others waiting.
 
     Args:
         trainer: Lightning's.
@@ -98,7 +98,7 @@ def agreed(trainer: L.Trainer) -> Iterator[None]:
 
 
 def least(trainer: L.Trainer, number: int) -> int:
-    """The least number of all processes that a launcher started.
+    """Minimum of a number over all launched processes.
 
     Args:
         trainer: Lightning's.
@@ -112,11 +112,11 @@ def least(trainer: L.Trainer, number: int) -> int:
 
 
 class LostError(RuntimeError):
-    """Another process of the job is gone; the message names it."""
+    """Another process of the job has died; the message names it."""
 
 
 def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
-    """The machine and number of each process of a job, by its rank; none where there is one alone.
+    """Host name and PID of each process of a job, by rank; empty for a single process.
 
     Args:
         trainer: Lightning's, whose processes are connected.
@@ -129,7 +129,7 @@ def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
 
 
 def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError | None:
-    """What an error means, if it is that another process does not answer any more.
+    """A `LostError` if an error means that another process has stopped responding.
 
     Args:
         error: what ended this process's part.
@@ -161,12 +161,13 @@ def _lives(pid: int) -> bool:
 
 
 def is_child() -> bool:
-    """Whether another process of this very command started this one, for a further device."""
+    """Whether another process of this same command started this one, for a further device."""
     return "LOCAL_RANK" in os.environ and launcher() is None
 
 
 def stamp() -> str:
-    """What tells trainings apart: the time, or what is the same in all processes of a job, also after a restart."""
+    """Identifies a training: the current time, or within a job an identifier that all processes share, also after a
+    restart."""
     if SLURMEnvironment.detect():
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
     start, parent = time.time(), ""

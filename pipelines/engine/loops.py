@@ -1,4 +1,4 @@
-"""Lightning's loops, which say when nothing is half done."""
+"""Lightning's loops with safe points for checkpoints: moments between steps at which no work is half done."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -23,31 +23,31 @@ Moment = Literal["before validation", "after batch"]  # at which nothing is half
 
 
 class _EpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch, which offers `LastCheckpoint` the moments at which nothing is half done:
-    between two batches with all that follows the first, and before a validation, which a resumed training then begins with.
+    """Lightning's training-epoch loop. It calls `LastCheckpoint` at safe points: between two batches, after everything
+    that follows the first, and before a validation, which a resumed training then starts with.
     """
 
     settled: Moment | None = None  # what a checkpoint is of; else one within a hook
 
     @property
     def done(self) -> bool:
-        """Whether the epoch's batches are over, and no validation is to come."""
+        """Whether all batches of the epoch are done and no validation is due."""
         return self.settled != "before validation" and super().done
 
     def reset(self) -> None:
-        """Begins or goes on; from a settled checkpoint there is nothing to make up for."""
+        """Starts or resumes; after a checkpoint from a safe point there is nothing to catch up on."""
         super().reset()
         if self.settled:
             self.restarting = self.trainer.fit_loop._restarting = False  # the latter would leave out ReduceLROnPlateau
 
     def advance(self, data_fetcher: Any) -> None:
-        """Trains on a batch, unless only the validation is to come."""
+        """Trains on a batch, unless only the validation is left."""
         outstanding, self.settled = self.settled == "before validation", None
         if not outstanding:
             super().advance(data_fetcher)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        """Validates when it is time."""
+        """Validates if it is due."""
         stops = self.trainer.should_stop  # it is not known to the loop that goes on: the end of the epoch is waited for
         if not stops and not self._skip_next_val and self._should_check_val_fx(data_fetcher):
             self.save("before validation", LastCheckpoint.offer)
@@ -56,7 +56,7 @@ class _EpochLoop(_TrainingEpochLoop):
             self.save("after batch", LastCheckpoint.offer)
 
     def save(self, settled: Moment, way: Callable[[LastCheckpoint, L.Trainer], None]) -> None:
-        """Lets `LastCheckpoint` save at such a moment."""
+        """Lets `LastCheckpoint` save at a safe point."""
         self.settled = settled
         try:
             for callback in settings_of(self.trainer).callbacks:
@@ -66,23 +66,23 @@ class _EpochLoop(_TrainingEpochLoop):
             self.settled = None
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        """Adds what the checkpoint is of."""
+        """Records which safe point the checkpoint was saved at."""
         return super().on_save_checkpoint() | {"settled": self.settled}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where `on_save_checkpoint` was called."""
+        """Resumes from the safe point that `on_save_checkpoint` recorded."""
         super().on_load_checkpoint(state_dict)
         self.settled = state_dict.get("settled")
 
 
 class _FitLoop(fit_loop._FitLoop):
-    """Lightning's loop over epochs, which hands `LastCheckpoint` each epoch once all is over: validation, the judgement of
-    the other checkpoints, the schedules."""
+    """Lightning's epoch loop. It calls `LastCheckpoint` once an epoch is completely finished: validation, other
+    checkpoints, learning-rate schedules."""
 
     epoch_loop: _EpochLoop
 
     def setup_data(self) -> None:
-        """Makes the loaders.
+        """Creates the data loaders.
 
         Raises:
             MisconfigurationException: there is never a validation between the steps at which it is asked for.

@@ -1,4 +1,4 @@
-"""What callbacks and schedules wait for is measured, which is seen before the training."""
+"""Checks before training that the metrics which callbacks and schedules monitor exist."""
 
 import math
 
@@ -11,9 +11,9 @@ from pipelines.engine.command import UsageError
 
 
 class MonitorCheck(L.Callback):
-    """Makes sure, before a training begins, that a validation measures what callbacks and schedules monitor: on one batch in
-    Lightning's sanity check, and where that leaves something open, on all of them. Figures of the training itself,
-    ``train/NAME``, are known after the first epoch alone.
+    """Checks, before a training starts, that validation logs the metrics which callbacks and schedules monitor: on one
+    batch in Lightning's sanity check and, if that leaves a doubt, on all batches. Training metrics, ``train/NAME``, are
+    only known after the first epoch.
 
     Args:
         registers: the name under which the model of the best validation is to be registered, so that there has to be one.
@@ -24,7 +24,7 @@ class MonitorCheck(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a training that ends before its first validation, which would leave nothing to register."""
+        """Refuses a training that would end before its first validation and leave nothing to register."""
         if self.registers is None or trainer.global_step or trainer.max_steps < 0:
             return
         every, accumulated = trainer.check_val_every_n_epoch, getattr(pl_module, "accumulate_grad_batches", 1)
@@ -67,7 +67,7 @@ class MonitorCheck(L.Callback):
 
     @staticmethod
     def _monitored(trainer: L.Trainer) -> dict[str, str]:
-        """What is monitored, but for figures of the training, and by what."""
+        """The monitored metrics, except those of training, and what monitors them."""
         found: dict[str, str] = {}
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.strict and config.monitor:

@@ -1,4 +1,4 @@
-"""What can be said on the command line that all tasks share."""
+"""The arguments that all tasks' command lines share."""
 
 import re
 import sys
@@ -37,7 +37,7 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 
 
 class TaskParser(LightningCLI):
-    """The settings of a task's subcommands, of which Lightning builds the data, the module and the trainer.
+    """Argument parser of a task's subcommands; Lightning builds the data module, the module and the trainer from them.
 
     Args:
         task: its name.
@@ -99,7 +99,7 @@ class TaskParser(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the trainer's methods that are not for users."""
+        """The subcommands, with the trainer-method arguments that are hidden from users."""
         ours = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
 
@@ -127,20 +127,20 @@ class TaskParser(LightningCLI):
             choice.help = SUBCOMMANDS[choice.dest]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Only what is named gets its arguments, for which jsonargparse takes a good part of a second."""
+        """Adds arguments only to the subcommand in use, since jsonargparse takes a good part of a second for each."""
         if subcommand not in self._named:
             return self.init_parser(**kwargs)
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lets the help begin with what users set most."""
+        """Puts the most common settings first in the help."""
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what a run needs, and hands what the data know to the module."""
+        """Adds the settings of a run, and links the data's properties to the module's arguments."""
         parser.add_argument("--output", type=str | None, default=None,
                             help="folder of the training; an interrupted one is resumed. Default: a new one in outputs/")  # fmt: skip
         parser.add_argument("--experiment", type=str, default=self.task, help="MLflow experiment")
@@ -189,7 +189,7 @@ class TaskParser(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _set_seed(self) -> None:
-        """Seeds all generators.
+        """Seeds all random generators.
 
         Raises:
             UsageError: the seed is none.
@@ -200,12 +200,12 @@ class TaskParser(LightningCLI):
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
-        """Checks that a checkpoint which is named can be read; the recipe describes the network, not it."""
+        """Checks that the given checkpoint is readable; the network comes from the recipe, not from the checkpoint."""
         subcommand = self.config.get("subcommand")
         if subcommand and (path := self.config[subcommand].get("ckpt_path")):
             read_checkpoint(path)
 
     @property
     def options(self) -> Any:
-        """The options of the chosen subcommand."""
+        """Settings of the chosen subcommand."""
         return self.config[self.subcommand]

@@ -1,5 +1,4 @@
-"""Ranges of settings whose owners, Lightning and torch, would take what is outside as something else, or fall over it
-later."""
+"""Range checks of Lightning's and torch's settings, which they themselves misread or fail on later."""
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -30,7 +29,7 @@ UNLIMITED = ("last_epoch", "max_depth", "save_top_k")  # of parts, where -1 has 
 
 
 def check_ranges(verb: str, settings: Mapping[str, Any]) -> None:
-    """Makes sure that all numbers of a command are in their ranges.
+    """Checks that all numbers of a command are in range.
 
     Args:
         verb: the subcommand.
@@ -53,7 +52,7 @@ def check_ranges(verb: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_time(timer: Timer, setting: str) -> None:
-    """Makes sure that a training may take some time.
+    """Checks the value of ``max_time``.
 
     Raises:
         UsageError: it may not.
@@ -63,12 +62,12 @@ def check_time(timer: Timer, setting: str) -> None:
 
 
 def _setting(settings: Any, name: str) -> Any:
-    """A setting by its dotted name; None where there is none."""
+    """A setting by its dotted name; None if it does not exist."""
     return reduce(lambda inner, key: inner.get(key) if isinstance(inner, Mapping) else None, name.split("."), settings)
 
 
 def _counts(value: Any, name: str = "", owner: str = "") -> Iterator[tuple[str, int]]:
-    """The whole numbers among the settings of torch's and Lightning's own classes, which all count something."""
+    """Names of the integer settings of torch's and Lightning's own classes; all of them are counts."""
     if isinstance(value, Mapping):
         owner = str(value.get("class_path") or owner)
         for key, inner in value.items():

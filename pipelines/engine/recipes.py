@@ -1,4 +1,4 @@
-"""Command lines and recipes before they are parsed: what is given, and with what it is completed."""
+"""Command lines and recipes before parsing: expansion, imports, and completion from an earlier training."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ MACHINE = (  # settings of the machine that trained, which need not be the one t
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """Undoes what `mlflow run` does to arguments.
+    """Reverses the quoting that `mlflow run` applies to arguments.
 
     The value of ``--args`` is split as a shell would split it, though by no shell, and an option with an empty value
     counts as not given.
@@ -45,7 +45,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 
 def words(args: str) -> list[str]:
-    """The arguments in the value of ``--args``.
+    """Splits the value of ``--args`` into arguments.
 
     Raises:
         UsageError: a quotation in it does not end.
@@ -59,19 +59,20 @@ def words(args: str) -> list[str]:
 
 
 def recipes(args: Sequence[str]) -> list[str]:
-    """What is given with ``--config``, which need not be a file."""
+    """The values of ``--config``, which need not be files."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     return list(parser.parse_known_args(args)[0].config)
 
 
 def contents(args: Sequence[str]) -> dict[str, Any]:
-    """What is in the recipes of a command line, by their names."""
+    """Contents of a command line's recipes, by file name."""
     return {file: yaml.safe_load(Path(file).read_text()) for file in recipes(args) if os.path.isfile(file)}
 
 
 def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
-    """What a command line gives for some options such as ``--output``, the last of each; None where it gives nothing."""
+    """The last value that a command line gives for each of some options, such as ``--output``; None if it gives
+    none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in options:
         parser.add_argument(option)
@@ -79,7 +80,8 @@ def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
 
 
 def import_code(args: Sequence[str]) -> None:
-    """Imports what a command line and its recipes name with ``--import``, so that its networks and classes can be named.
+    """Imports the modules of ``--import``, from the command line and its recipes, so that their networks and classes
+    can be named.
 
     Args:
         args: the command line, whose recipes are checked.
@@ -99,7 +101,7 @@ def import_code(args: Sequence[str]) -> None:
 
 
 def _import(given: str) -> None:
-    """Imports a file, as its name without ``.py`` from its own folder, or a module that Python finds.
+    """Imports a file under its name without ``.py``, or an installed module.
 
     Raises:
         UsageError: that fails.
@@ -129,7 +131,7 @@ def _import(given: str) -> None:
 
 
 def class_of(option: str, args: Sequence[str], default: str) -> str:
-    """The class that a command line asks for, by its name or path: the last one given, there or in a recipe.
+    """Name or path of the class that a command line or its recipes select; the last one counts.
 
     Args:
         option: of what, such as ``data`` or ``model.detector``.
@@ -158,7 +160,7 @@ def class_of(option: str, args: Sequence[str], default: str) -> str:
 
 
 def check_recipes(args: Sequence[str]) -> None:
-    """Makes sure that the files given with ``--config`` are recipes.
+    """Checks that the files given with ``--config`` are recipes.
 
     Raises:
         UsageError: one is none.
@@ -188,7 +190,7 @@ def check_recipes(args: Sequence[str]) -> None:
 
 
 def with_recipe(args: Sequence[str]) -> list[str]:
-    """The arguments of an evaluation with the recipe of the training that is evaluated, where none is given.
+    """Adds the recipe of the evaluated training to an evaluation's arguments, unless one is given.
 
     Args:
         args: the command line; those of other commands stay as they are.

@@ -1,4 +1,4 @@
-"""Going on with a training that was cut off: what it is of, and what may not be other than before."""
+"""Resuming a training: its identity, and which settings may not change."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ TOTAL = "data.batch_size, times the processes,"
 
 
 def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
-    """The batch size of a process with which a training goes on as before; None where it begins, or is of an earlier version.
+    """Batch size per process with which a training resumes; None for a new training or a checkpoint of an earlier
+    version.
 
     Args:
         checkpoint: what it goes on from.
@@ -34,7 +35,7 @@ def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
 
 
 def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
-    """What a training is of: what must stay as it is to its end, the data, and all other settings.
+    """Identity of a training: the settings that must not change until its end, the data, and all other settings.
 
     Args:
         trainer: Lightning's.
@@ -94,7 +95,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
 
 
 def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: Any, data: str) -> bool:
-    """Says where a training goes on, and what is other than before.
+    """Reports where a training resumes and which settings differ.
 
     Args:
         file: its checkpoint.

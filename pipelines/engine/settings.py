@@ -1,4 +1,4 @@
-"""Names of settings: the short ones, and those of earlier versions, which command lines and recipes may still have."""
+"""Short names of settings, and their names in earlier versions, which command lines and recipes may still use."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ OF_BACKBONE = {  # what was a setting of the module itself
 
 
 def present(args: Sequence[str]) -> list[str]:
-    """A command line with the names that settings have now.
+    """Replaces former setting names in a command line.
 
     >>> present(["fit", "--backbone", "resnet18", "--model.pretrained=true", "--model.backbone_options.width", "8"])
     ['fit', '--model.backbone.name', 'resnet18', '--model.backbone.pretrained=true', '--model.backbone.options.width', '8']
@@ -42,7 +42,7 @@ def present(args: Sequence[str]) -> list[str]:
 
 
 def current(name: str, value: str = "") -> str:
-    """The name that a setting has now, of ``model.backbone`` by its value."""
+    """Current name of a setting; for ``model.backbone`` it depends on the value."""
     if name in SHORT:
         return SHORT[name]
     if name == "model.backbone" and not value.lstrip().startswith("{"):
@@ -54,7 +54,7 @@ def current(name: str, value: str = "") -> str:
 
 
 def upgraded(settings: Any) -> Any:
-    """A recipe, or what a training wrote of its settings, with the names that settings have now.
+    """Replaces former setting names in a recipe or in the saved settings of a training.
 
     >>> upgraded({"model": {"backbone": "lenet5", "transfer": "auto"}, "data": "Digits"})
     {'model': {'backbone': {'name': 'lenet5', 'transfer': 'auto'}}, 'data': 'Digits'}
@@ -73,5 +73,5 @@ def upgraded(settings: Any) -> Any:
 
 
 def read_former_names() -> None:
-    """Lets recipes have the names of earlier versions."""
+    """Makes the parser accept recipes with former names."""
     set_loader("yaml", lambda text: upgraded(yaml_load(text)), exceptions=(yaml.YAMLError,))

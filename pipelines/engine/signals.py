@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGTERM, and SIGUSR1 of SLURM's, after which the job is put back into the queue."""
+"""Signals that end a command: SIGTERM, and SIGUSR1 under SLURM, which also requeues the job."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ from pipelines.engine.terminal import say
 
 
 class Signals(_SignalConnector):
-    """Lightning's connector, without handlers of its own: it would only note a SIGTERM that comes outside of a training's
-    steps, and go on."""
+    """Lightning's signal connector without its handlers, which would only note a SIGTERM outside a training step and
+    continue."""
 
     def register_signal_handlers(self) -> None:
-        """Remembers the handlers that there are."""
+        """Remembers the present handlers."""
         self._original_handlers = self._get_current_signal_handlers()
 
 
@@ -32,7 +32,7 @@ def endings() -> list[int]:
 
 
 def end(trainer: L.Trainer, number: int) -> NoReturn:
-    """Ends all that is under way.
+    """Raises the exception that ends the command.
 
     Args:
         trainer: Lightning's.
@@ -50,7 +50,7 @@ def end(trainer: L.Trainer, number: int) -> NoReturn:
 
 
 def stopped(error: BaseException | None) -> bool:
-    """Whether what ended a command was a user or a scheduler, by Ctrl-C or a signal, and no fault."""
+    """Whether a command was ended by the user or the scheduler (Ctrl-C or a signal) rather than by an error."""
     if isinstance(error, KeyboardInterrupt | SIGTERMException):
         return True
     # Lightning makes one of 1 out of a Ctrl-C in its loops
@@ -61,7 +61,7 @@ def stopped(error: BaseException | None) -> bool:
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, so that it closes its files and runs, with exit code 143."""
+    """Context in which SIGTERM ends a command as Ctrl-C does, closing files and runs, with exit code 143."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,7 +79,8 @@ def orderly() -> Iterator[None]:
 
 @contextmanager
 def heard(trainer: L.Trainer) -> Iterator[Callable[[], None]]:
-    """Lets a signal end what is under way at once, but for the steps of a training, which `LastCheckpoint` ends in good order.
+    """Context in which a signal ends the current work at once, except for training steps, which `LastCheckpoint` ends
+    safely.
 
     Args:
         trainer: Lightning's.

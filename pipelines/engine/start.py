@@ -1,4 +1,4 @@
-"""A training that starts from a whole trained network, of which it takes the architecture and the weights."""
+"""Starting a training from a whole trained network, with its architecture and weights."""
 
 import inspect
 import json
@@ -41,7 +41,7 @@ class Start:
     published: Published | None = None
 
     def load(self) -> VisionModule:
-        """The network with its weights.
+        """Loads the network with its weights.
 
         Raises:
             BackboneError: they are not what they were.
@@ -60,7 +60,7 @@ class Start:
 
 
 def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str], Start | None]:
-    """The arguments of a training, with the architecture of the network that ``--start`` names before all other settings.
+    """Prepends the architecture of the network given with ``--start`` to a training's arguments.
 
     Args:
         args: the command line, whose recipes are checked; those of other commands stay as they are.
@@ -99,7 +99,7 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
 
 
 def _read(address: str, kind: type[VisionModule]) -> Start:
-    """The network that a user names.
+    """Reads the network that the user names.
 
     Args:
         address: a registered model; a folder with ``architecture.yaml`` and ``model.safetensors``, or one of these; a

@@ -1,4 +1,4 @@
-"""A task: what one trains, on which data by default, and what only this task does with a trained model."""
+"""A task: its module, its default data, and its extra commands."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ MISTAKES = (
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A task and its command line. It stands under its name in ``pipelines/NAME.py``.
+    """A task and its command line, defined in ``pipelines/NAME.py``.
 
     Args:
         name: of the file, of the recipes' folder and of the MLflow experiment.
@@ -51,7 +51,7 @@ class Task:
     commands: tuple[Callable[..., str], ...] = ()
 
     def __call__(self, args: Sequence[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> VisionCLI:
-        """Trains or evaluates; a mistake of the user's ends in one paragraph and exit code 2.
+        """Runs a subcommand; a user error ends in one paragraph and exit code 2.
 
         Args:
             args: the command line; None takes the process's own. Without any argument it is ``fit``.
@@ -61,7 +61,7 @@ class Task:
             return self.run(sys.argv[1:] if args is None else args, callbacks)
 
     def run(self, args: Sequence[str], callbacks: Sequence[L.Callback] = ()) -> VisionCLI:
-        """Trains or evaluates, for a program.
+        """Runs a subcommand from Python.
 
         Args:
             args: the command line. Without any argument it is ``fit``.
@@ -81,7 +81,8 @@ class Task:
             )
 
     def main(self, args: Sequence[str] | None = None) -> None:
-        """The whole command line: training and evaluation, which end with a table, and the task's own commands.
+        """The whole command line: the subcommands of training and evaluation, which end with a table, and the task's
+        own commands.
 
         Args:
             args: the command line; None takes the process's own.
@@ -98,7 +99,7 @@ class Task:
 
 
 def find_task(name: str) -> Task:
-    """The task of a name; its file is imported only now.
+    """Imports and returns the task of a name.
 
     Raises:
         ValueError: there is none.

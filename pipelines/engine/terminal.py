@@ -1,4 +1,4 @@
-"""What a user sees on the terminal."""
+"""Output on the terminal."""
 
 import logging
 import os
@@ -38,15 +38,15 @@ NOISE = (  # true of what is done here, and meant so
 
 @rank_zero_only
 def say(message: str) -> None:
-    """Tells the user something, beside what a command prints."""
+    """Prints a message for the user on stderr, separate from a command's output."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with the figures that one watches."""
+    """Lightning's progress bar with the most useful metrics."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The figures at the end of the bar."""
+        """Metrics at the end of the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -59,10 +59,10 @@ class ProgressBar(RichProgressBar):
 
 
 class Summary(L.Callback):
-    """Says at the start of a training or an evaluation what the data are, on what it runs, and how long it is."""
+    """Prints a summary when a training or evaluation starts: data, device, batches and steps."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is ahead of a training, also of one that goes on."""
+        """Summarises the training ahead, also when it resumes."""
         steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
         ahead = f"{steps:,} step{'s' * (steps != 1)} an epoch" + (
@@ -78,12 +78,12 @@ class Summary(L.Callback):
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What an evaluation on the validation split is of; one within a training or after it says nothing."""
+        """Summarises a stand-alone evaluation on the validation split."""
         if trainer.state.fn == TrainerFn.VALIDATING and not trainer.fit_loop.epoch_progress.current.ready:
             self._say(trainer, f"{sum(trainer.num_val_batches):,} batches of the validation split")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What an evaluation on the test split is of; the one after a training says nothing."""
+        """Summarises a stand-alone evaluation on the test split."""
         if not trainer.fit_loop.epoch_progress.current.ready:
             self._say(trainer, f"{sum(trainer.num_test_batches):,} batches of the test split")
 
@@ -122,7 +122,7 @@ def has_bfloat16() -> bool:
 
 
 def _extremes(names: list[str], counts: list[int]) -> str:
-    """The classes with the fewest and the most images to train on."""
+    """The classes with the fewest and the most training images."""
     if len(set(counts)) < 2:
         return f", {counts[0]:,} images to train on of each" if counts else ""
     (least, rarest), *_, (most, commonest) = sorted(zip(counts, names, strict=True))
@@ -130,7 +130,7 @@ def _extremes(names: list[str], counts: list[int]) -> str:
 
 
 def quieten() -> None:
-    """Silences what libraries say that no user can act on."""
+    """Silences library warnings that a user cannot act on."""
     for library in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
@@ -147,7 +147,7 @@ def quieten() -> None:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table for people: a row for each mapping, a column for each key."""
+    """A table: one row for each mapping, one column for each key."""
     rows, shown = list(rows), Table()
     for key in (columns := dict.fromkeys(key for row in rows for key in row)):
         shown.add_column(key, overflow="fold")
@@ -161,7 +161,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 @rank_zero_only
 def print_table(title: str, rows: dict[str, str]) -> None:
-    """Prints what a command came to, if to anything."""
+    """Prints the result of a command as a table, if there is any."""
     if not rows:
         return
     shown = Table(title=title, show_header=False, title_justify="left")
@@ -173,5 +173,5 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 
 def _wide() -> Console:
-    """Prints tables; only on a terminal they are folded."""
+    """Prints tables, wrapped only on a terminal."""
     return Console(width=None if sys.stdout.isatty() else 10_000, markup=False)

@@ -1,4 +1,4 @@
-"""The trainer of the command line."""
+"""The trainer behind the command line."""
 
 import sys
 from pathlib import Path
@@ -30,8 +30,7 @@ SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class VisionTrainer(L.Trainer):
-    """Lightning's trainer, from whose checkpoints a training goes on exactly, and which can show what a network is given
-    to see."""
+    """Lightning's trainer with exactly resumable checkpoints and a preview of the training samples."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class VisionTrainer(L.Trainer):
             self.strategy.checkpoint_io = WholeCheckpoints()
 
     def preview(self, model: VisionModule, datamodule: VisionDataModule, images: int = 8, draws: int = 7) -> Path:
-        """Draw a sheet of training samples: as they are, and after each of several random augmentations.
+        """Draws a sheet of training samples: unchanged, and after each of several random augmentations.
 
         Args:
             model: draws the samples of its task.
@@ -101,8 +100,8 @@ class VisionTrainer(L.Trainer):
 
 
 class SyncedNorms(LayerSync):
-    """Lets batch normalisation see the batches of all processes. Lightning's own would take the activations out of timm's layers,
-    and leave others behind after the training."""
+    """Synchronises batch normalisation over all processes. Lightning's own plugin drops the activations in timm's norm
+    layers and does not restore the layers after training."""
 
     def __init__(self) -> None:
         self.own: dict[str, nn.Module] = {}
@@ -125,13 +124,13 @@ class SyncedNorms(LayerSync):
 
 
 class RateFinder(LearningRateFinder):
-    """Lightning's learning-rate finder, which also looks at all its rates where a training has fewer steps, and says what it
-    found. Its arguments are those of Lightning's.
+    """Lightning's learning-rate finder. It also covers all rates if the training has fewer steps, and reports its
+    result. Arguments as Lightning's.
     """
 
     @classmethod
     def like(cls, other: LearningRateFinder) -> "RateFinder":
-        """One with the settings of Lightning's.
+        """Copies the settings of Lightning's finder.
 
         Raises:
             UsageError: there are no rates to try.
@@ -146,7 +145,7 @@ class RateFinder(LearningRateFinder):
         return twin
 
     def lr_find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Goes through the rates, in as many epochs as that takes, without validation."""
+        """Tries all rates over as many epochs as needed, without validation."""
         loop, epochs, every = trainer.fit_loop, trainer.fit_loop.max_epochs, trainer.check_val_every_n_epoch
         loop.max_epochs, trainer.check_val_every_n_epoch = -1, every and sys.maxsize
         try:

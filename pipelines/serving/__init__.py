@@ -1,1 +1,1 @@
-"""What a registered model is, and how it answers."""
+"""Registered models: storage, loading and prediction."""

@@ -1,4 +1,4 @@
-"""What becomes of answers: told on the screen, kept in a folder, drawn, written for other tools, joined for whole pictures."""
+"""Output of predictions: terminal, folders, drawings, other tools' formats, and merging of tiles."""
 
 import math
 import os
@@ -34,7 +34,7 @@ T = TypeVar("T")
 def readable(
     files: Sequence[str], answers: Iterable[T | ValueError], tell: Callable[[str], object]
 ) -> Iterator[tuple[str, T]]:
-    """The files with their answers; one that cannot be read is told of and passed over.
+    """Yields the readable files with their predictions; unreadable ones are reported and skipped.
 
     Args:
         files: what was asked about.
@@ -49,10 +49,10 @@ def readable(
 
 
 class Sink(Protocol):
-    """Takes the answers for images, and for the frames of videos."""
+    """Base class of outputs for the predictions of images and video frames."""
 
     def add(self, where: Answer, answer: Answer) -> None:
-        """Takes an answer.
+        """Takes a prediction.
 
         Args:
             where: ``path``; of a video also ``frame``, its number, and ``seconds``.
@@ -61,8 +61,8 @@ class Sink(Protocol):
 
 
 class Told:
-    """Tells answers on the standard output: a line of JSON each at once, or a table at the end, of the last `ROWS` if there
-    are more.
+    """Prints predictions to stdout: as JSON lines at once, or as one table at the end, of the last `ROWS` if there are
+    more.
 
     Args:
         json: the former.
@@ -83,7 +83,7 @@ class Told:
                 say(f"There were {self._left_out} answers before these; --out or --json true has them all.")
 
     def add(self, where: Answer, answer: Answer) -> None:
-        """Takes an answer; see `Sink.add`."""
+        """Takes a prediction; see `Sink.add`."""
         if self.json:
             print(dumps(where | answer), flush=True)
         else:
@@ -92,7 +92,7 @@ class Told:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """What a table shows of an answer: its numbers and texts, and how many there are of each name in a list."""
+    """Table cells of a prediction: its numbers and texts, and for lists the count of each name."""
     cells = {}
     for key, value in row.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -103,8 +103,7 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _inner(answer: Answer) -> dict[str, str]:
-    """What a table shows of an answer that is nothing but dictionaries: numbers by their names, such as quantities; of others,
-    such as the answers of several tasks, what it shows of each."""
+    """Table cells of nested predictions: numbers by name, such as quantities; for several tasks, the cells of each."""
     cells: dict[str, str] = {}
     for key, value in answer.items():
         if isinstance(value, dict) and all(isinstance(each, int | float) for each in value.values()):
@@ -115,7 +114,7 @@ def _inner(answer: Answer) -> dict[str, str]:
 
 
 class FolderSink(ExitStack):
-    """Keeps answers in a folder: ``predictions.jsonl``, a drawing of each image, ``coco.json`` where there are masks.
+    """Saves predictions in a folder: ``predictions.jsonl``, a drawing of each image, ``coco.json`` if there are masks.
 
     Args:
         out: the folder.
@@ -176,7 +175,7 @@ class FolderSink(ExitStack):
             super().__exit__(kind, *more)
 
     def add(self, where: Answer, answer: Answer) -> None:
-        """Takes an answer; see `Sink.add`."""
+        """Takes a prediction; see `Sink.add`."""
         file, row = where["path"], where | answer
         if self._writer:
             self._writer.add(os.path.relpath(os.path.abspath(file), self.root), row, where.get("frame"))
@@ -190,7 +189,7 @@ class FolderSink(ExitStack):
                 self._see()
 
     def _remove_crops(self) -> None:
-        """Removes what an earlier command has written of the boxes of these images, of which there may be fewer now."""
+        """Deletes the crops that an earlier command saved of these images, since there may be fewer now."""
         names = {_crop_name(beside, self.out) for _, beside in self.places.values()}
         for crop in Path(self.out, "crops").glob("*/*.png"):
             if crop.stem.rpartition("-")[0] in names and crop.stem.rpartition("-")[2].isdigit():
@@ -208,8 +207,8 @@ class FolderSink(ExitStack):
 
 
 def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Path]]:
-    """Where the drawing of each file goes, which is never where an image of the user's is, and what stands for the file's
-    name where something is written beside it: its stem, or if others have that too, all of it.
+    """Path of each file's drawing, which never overwrites one of the user's images, and the name used for files beside
+    it: the stem or, if stems clash, the whole name.
 
     Raises:
         ValueError: a drawing would replace one of the files.
@@ -235,12 +234,12 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
 
 
 def _stem(stream: str) -> str:
-    """What stands for a stream in the names of files."""
+    """A file-name stem for a stream."""
     return f"camera-{stream}" if stream.isdecimal() else re.sub(r"[^\w-]+", "-", without_login(stream))
 
 
 def _starts(name: str) -> Iterable[str]:
-    """What a file's name begins with, up to each of its dots, in small letters."""
+    """The beginnings of a file name up to each dot, in lower case."""
     folder, base = os.path.split(name.casefold())
     parts = base.split(".")
     return (os.path.join(folder, ".".join(parts[:k])) for k in range(1, len(parts)))
@@ -255,7 +254,7 @@ def drawn(
     reading: Reading = RGB,
     crops: Path | None = None,
 ) -> None:
-    """Draws the answer for a picture, or for a video as a whole.
+    """Draws the prediction for a picture, or for a video as a whole.
 
     Args:
         module: whose answer it is.
@@ -287,12 +286,12 @@ def drawn(
 
 
 def _crop_name(beside: Path, out: str | Path) -> str:
-    """What the names of an image's crops begin with."""
+    """File-name prefix of an image's crops."""
     return "-".join(beside.relative_to(out).with_suffix("").parts)
 
 
 class COCOFile:
-    """Answers as a file in COCO's format, where the module has such annotations.
+    """Saves predictions in COCO format, if the module supports it.
 
     Args:
         module: whose answers they are.
@@ -306,7 +305,7 @@ class COCOFile:
         }  # fmt: skip
 
     def add(self, file: str, answer: dict[str, Any]) -> None:
-        """Adds the answer for an image, whose file is named as it is found from where the annotations are."""
+        """Adds the prediction for an image; its path is relative to the annotation file."""
         images, found = self.content["images"], self.content["annotations"]
         size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))
         images.append({"id": len(images) + 1, "file_name": file, **size})
@@ -317,7 +316,7 @@ class COCOFile:
 def whole_pictures(
     rows: Sequence[tuple[int, dict[str, Any]]], source: Any, across_classes: bool = False
 ) -> list[dict[str, Any]]:
-    """Answers with the path of their picture, where it is a file, and in its pixels.
+    """Predictions in the pixels of the original picture, with its path if it is a file.
 
     Args:
         rows: a sample's number and the answer for it, in the order of the numbers; samples may lack.

@@ -1,4 +1,4 @@
-"""What is found about data when a registered model looks at them: copies, doubted labels, odd files."""
+"""Data-set findings with the help of a registered model: duplicates, doubtful labels, unusual files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ LEAST = 2  # pictures of each way
 
 @dataclass
 class Finding:
-    """Something about one picture or file.
+    """A finding about one picture or file.
 
     Args:
         kind: what is found.
@@ -53,7 +53,7 @@ class Finding:
 
 
 class Audited:
-    """The pictures of some data, N, as a model sees them.
+    """The N pictures of a data set and a model's features of them.
 
     Args:
         data: all their splits are taken.
@@ -125,12 +125,12 @@ class Audited:
         return Finding(kind, self.paths[place], self.splits[place], label, place=int(place), **more)
 
     def unusual(self) -> list[Finding]:
-        """Files that are unlike the others; see `oddities`."""
+        """Files that differ from all others; see `oddities`."""
         found = enumerate(oddities(self.table, self.thumbnails))
         return [self._finding("unusual", place, detail=why) for place, why in found if why]
 
     def copies(self, likeness: float) -> tuple[list[Finding], NDArray[np.int64]]:
-        """Pictures that are there twice, the same or nearly so.
+        """Exact and near duplicates.
 
         Args:
             likeness: from which on they are nearly the same; see `near_pairs`.
@@ -151,7 +151,7 @@ class Audited:
     def _groups(
         self, kind: str, numbers: NDArray[Any], places: NDArray[Any], scores: NDArray[np.float64] | None
     ) -> list[Finding]:
-        """Findings about those of some pictures that share a number."""
+        """Findings about groups of pictures that share a number."""
         order = numbers.argsort(kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
         groups = [part for part in parts if len(part) > 1]
@@ -172,7 +172,8 @@ class Audited:
         return found
 
     def doubtful(self, groups: NDArray[np.int64]) -> tuple[list[Finding], float]:
-        """Labels that a linear head on the model's features doubts, and classes that it confuses both ways; see `doubts`.
+        """Labels that a linear head on the model's features doubts, and pairs of classes that it confuses both ways;
+        see `doubts`.
 
         Args:
             groups: copies of each other are in one, int64 N.

@@ -1,4 +1,4 @@
-"""Embeddings of pictures by a registered model, and classes that a few pictures introduce to it."""
+"""Embeddings of pictures by a registered model, and few-shot classes from support pictures."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from pipelines.serving.model import VisionModel
 
 
 def embed(answering: VisionModel, files: Sequence[str]) -> tuple[list[str], Floats]:
-    """The files that can be read, N, and their embeddings, float32 N×D; the others are named and passed over.
+    """Readable files, N, and their embeddings, float32 N×D; unreadable ones are reported and skipped.
 
     Args:
         answering: its module's answers have an ``embedding``.
@@ -34,7 +34,7 @@ def embed(answering: VisionModel, files: Sequence[str]) -> tuple[list[str], Floa
 
 
 def taught(answering: VisionModel, model: str, support: str) -> VisionModel:
-    """A model that answers with the classes that a few pictures introduce; it is not trained.
+    """A model that recognises the classes of a few support pictures, without training.
 
     Args:
         answering: a registered model; one of another task lends its backbone's features, scaled to length one.

@@ -1,4 +1,4 @@
-"""What is written of each task's module for other programs: its network, without all that only training needs."""
+"""Exportable networks, one class for each task: inference only, without the training parts."""
 
 import itertools
 import math
@@ -19,8 +19,8 @@ from pipelines.serving.fitting import Fitting
 
 
 class Exported(nn.Module):
-    """A trained module without all that only training needs. By itself it answers with probabilities of preprocessed
-    images, else with logits.
+    """Base class of exportable networks. For a classifier: probabilities if preprocessing is included, otherwise
+    logits.
 
     Args:
         module: the trained module; it stays as it is.
@@ -66,25 +66,25 @@ class Exported(nn.Module):
         self.eval().requires_grad_(False)
 
     def take(self, module: Any) -> None:
-        """Takes over the parts that answer, and says what the answers are."""
+        """Takes the inference parts from the module and defines the outputs."""
         raise NotImplementedError
 
     def accepts(self, module: VisionModule) -> str:
-        """What `forward` takes."""
+        """Names of the inputs of `forward`."""
         size = "H×W" if self.free or self.fitting else _text(module)
         size += f", both multiples of {self.step}" * bool(self.free and self.step > 1)
         values = "uint8" if module.bit_depth == 8 else f"float32 in [0, 1], 1 being {(1 << module.bit_depth) - 1},"
         return f"{values if self.pixels else 'normalised float32'} B×{module.in_chans}×{size}"
 
     def sizes(self) -> tuple[Any, ...]:
-        """Which dimensions of what `forward` takes may have any size."""
+        """Dimensions of the inputs that may have any size."""
         batch = Dim("batch")
         more = tuple({0: batch} for _ in self.inputs[1:])
         first = {0: batch, **self.free, **(self.any_size if self.fitting else {})}
         return (first, more) if more else (first,)
 
     def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
-        """Random inputs of the module, the same ones each time."""
+        """Reproducible random inputs of the module."""
         height, width = module.size
         if self.fitting:  # one that is larger, or in parts
             height, width = (2 * height + 5, width + 7) if count == 1 else (height + 3, width // 2 + 1)
@@ -96,25 +96,26 @@ class Exported(nn.Module):
         return (torch.randint(256, size, dtype=torch.uint8, generator=_generator(count)),)
 
     def given(self, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of the module as `forward` takes them."""
+        """Converts inputs of the module to those of `forward`."""
         return image if self.pixels else self._normalised(image).contiguous(), *more
 
     def wanted(self, module: Any, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """What `forward` should say of inputs of the module, from the module itself."""
+        """Expected outputs of `forward`, computed by the module itself."""
         if self.fitting is None:
             return self.expected(module, image, *more)
         return self.placed(self.expected(module, self.fitting(image).byte(), *more), image)
 
     def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        """The same of images that are fitted."""
+        """Expected outputs for images that already have the network's size."""
         return self._told(module(image))
 
     def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
-        """Answers for fitted images as those for the pictures: what lies in pixels is in those of the picture."""
+        """Converts outputs for resized images to those for the original pictures: coordinates are in the original's
+        pixels."""
         return answers
 
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
-        """Lets a written file answer in a module's place.
+        """Replaces the module's network by an exported file, to evaluate the file with the module's metrics.
 
         Args:
             module: it is changed.
@@ -126,7 +127,7 @@ class Exported(nn.Module):
         return False
 
     def answer(self, image: Tensor) -> tuple[Tensor, ...]:
-        """What the network says of normalised images; the first dimension is that of the images."""
+        """Outputs for normalised images; the first dimension is the batch."""
         backbone: Any = self.backbone
         head: Any = self.head
         return self._told(head(backbone(image)))
@@ -138,7 +139,7 @@ class Exported(nn.Module):
         return image.float() * self.scale + self.shift
 
     def forward(self, image: Tensor, *more: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """`inputs` to `outputs`."""
+        """Computes `outputs` from `inputs`."""
         seen = image if self.fitting is None else self.fitting(image)
         answers = self.answer(self._normalised(seen) if self.pixels else seen, *more)
         if self.fitting is not None:
@@ -147,7 +148,7 @@ class Exported(nn.Module):
 
 
 def copied(part: Any) -> Any:
-    """Contiguous, so that no program that reads the file has to know of torch's other memory orders."""
+    """Makes a tensor contiguous, so that programs which read the file need not know torch's memory formats."""
     return deepcopy(part).to(memory_format=torch.contiguous_format)
 
 
@@ -160,7 +161,7 @@ def _text(module: VisionModule) -> str:
 
 
 class ExportedClassifier(Exported):
-    """Probabilities of preprocessed images, else logits; both float32 B×K."""
+    """Class probabilities if preprocessing is included, otherwise logits; float32 B×K."""
 
     @override
     def take(self, module: Any) -> None:
@@ -178,7 +179,7 @@ class ExportedClassifier(Exported):
 
 
 class ExportedMultiLabel(ExportedClassifier):
-    """Probabilities of each label of preprocessed images, else logits; both float32 B×K."""
+    """Probability of each label if preprocessing is included, otherwise logits; float32 B×K."""
 
     @override
     def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
@@ -215,7 +216,7 @@ class ExportedRegression(Exported):
 
 
 class ExportedQLearning(Exported):
-    """What each action is worth, float32 B×A."""
+    """Action values, float32 B×A."""
 
     outputs = ("q_values",)
 
@@ -239,8 +240,8 @@ class ExportedQLearning(Exported):
 
 
 class ExportedSequence(ExportedClassifier):
-    """Probabilities of clips of pixels, else logits; both float32 B×K. A clip that is shorter than T frames is filled up with
-    anything, and ``length`` int64 B says how many of its frames count."""
+    """Class probabilities for clips of pixels, otherwise logits; float32 B×K. A clip shorter than T frames may be
+    padded with anything; ``length`` int64 B is its number of frames."""
 
     inputs = ("image", "length")
 
@@ -275,7 +276,7 @@ class ExportedSequence(ExportedClassifier):
 
 
 class ExportedSegmenter(ExportedClassifier):
-    """Probabilities of each pixel's classes of preprocessed images, else logits; both float32 B×K×S×S."""
+    """Class probabilities of each pixel if preprocessing is included, otherwise logits; float32 B×K×S×S."""
 
     @override
     def take(self, module: Any) -> None:
@@ -292,7 +293,7 @@ class ExportedSegmenter(ExportedClassifier):
 
 
 class ExportedFaceNet(Exported):
-    """Embeddings of length one, float32 B×D."""
+    """Embeddings of unit length, float32 B×D."""
 
     outputs = ("embedding",)
 
@@ -326,8 +327,8 @@ class ExportedFaceNet(Exported):
 
 
 class ExportedFewShot(Exported):
-    """Embeddings, float32 B×D; in few-shot recognition a class is the mean of those of its pictures, and a picture is of the
-    nearest."""
+    """Embeddings, float32 B×D. A class prototype is the mean over its support pictures; a picture belongs to the
+    nearest one."""
 
     outputs = ("embedding",)
 
@@ -376,14 +377,14 @@ class ExportedAutoencoder(Exported):
 
 
 class _Still:
-    """Draws nothing: what is saved of a distribution is its mean."""
+    """Replaces sampling: the exported code of a distribution is its mean."""
 
     def normal(self, *shape: int) -> float:
         return 0.0
 
 
 class ExportedMaskedAutoencoder(Exported):
-    """The mean of the tokens of an image's patches, float32 B×D."""
+    """Mean of an image's patch tokens, float32 B×D."""
 
     outputs = ("code",)
 
@@ -402,7 +403,7 @@ class ExportedMaskedAutoencoder(Exported):
 
 
 class ExportedPainter(Exported):
-    """Base of networks that make pictures, float32 in [0, 1]; normalised pixels lie in [-1, 1]."""
+    """Base class of networks that output pictures, float32 in [0, 1]; normalised pixels lie in [-1, 1]."""
 
     outputs = ("picture",)
 
@@ -425,7 +426,7 @@ class ExportedPainter(Exported):
 
 
 class ExportedEnlarger(ExportedPainter):
-    """The enlarged pictures, float32 in [0, 1], of images of any size."""
+    """Enlarged pictures, float32 in [0, 1], for images of any size."""
 
     free: Mapping[int, Any] = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
 
@@ -436,7 +437,8 @@ class ExportedEnlarger(ExportedPainter):
 
 
 class ExportedTranslator(ExportedPainter):
-    """The images translated into ``domain`` int64 B, float32 in [0, 1] and of the images' size, whose sides four divides."""
+    """Images translated to ``domain`` (int64 B), float32 in [0, 1], same size as the input; height and width must be
+    divisible by four."""
 
     inputs = ("image", "domain")
     step = 4
@@ -461,12 +463,12 @@ class ExportedTranslator(ExportedPainter):
 
 
 def _domains(module: Any) -> list[str]:
-    """Names of the domains, in the order of their numbers."""
+    """Names of the domains in the order of their indices."""
     return [" ".join(values) for values in itertools.product(*module.attributes.values())]
 
 
 class ExportedGenerator(ExportedPainter):
-    """Pictures that a generator makes of noise from N(0, 1), and of a class where it is conditional."""
+    """Pictures generated from noise, N(0, 1), and from a class label if the generator is conditional."""
 
     @override
     def take(self, module: Any) -> None:
@@ -493,7 +495,7 @@ class ExportedGenerator(ExportedPainter):
 
 
 class ExportedStylizer(Exported):
-    """The painted pictures, float32 in [0, 1] and of the images' size, whose sides four divides."""
+    """Stylised pictures, float32 in [0, 1], same size as the input; height and width must be divisible by four."""
 
     step = 4
     free: Mapping[int, Any] = {2: 4 * Dim("rows"), 3: 4 * Dim("columns")}

@@ -1,4 +1,4 @@
-"""What is written of detectors: their networks, and the choice among boxes as part of an onnx file."""
+"""Exportable detectors: their networks, and box selection as part of an ONNX file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ SMALLEST = 1e-2  # side of a box that torchvision keeps, in pixels
 
 
 class _ExportedBoxes(Exported):
-    """An answer whose boxes are told in the pixels of the picture, where the file fits it itself."""
+    """Base class whose boxes are in the pixels of the original picture if the file includes the preprocessing."""
 
     @override
     def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
@@ -32,7 +32,8 @@ class _ExportedBoxes(Exported):
 
 
 class ExportedDetector(_ExportedBoxes):
-    """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; onnx goes on to choose."""
+    """Boxes and scores of all places of a one-stage detector, float32 B×A×4 and B×A×K; in ONNX, followed by box
+    selection."""
 
     outputs = ("boxes", "scores")
 
@@ -66,21 +67,21 @@ class ExportedDetector(_ExportedBoxes):
 
 
 def answering(module: Any, found: Callable[[Tensor], Any]) -> bool:
-    """Lets a detector's boxes be those that a function finds in uint8 B×C×S×S."""
+    """Replaces a detector's network by a function that finds boxes in uint8 B×C×S×S."""
     module.forward, module.detector.detect, module._losses = found, lambda told: told, lambda *_: Losses({})
     return True
 
 
 def in_pixels_of(picture: Tensor, fitting: Fitting | None, answers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Boxes of fitted images, the first of some answers, in the pixels of the pictures."""
+    """Converts boxes, the first of some outputs, from resized images to the pixels of the originals."""
     assert fitting is not None
     return answers[0] * fitting.factors(picture), *answers[1:]
 
 
 class ExportedTwoStage(_ExportedBoxes):
-    """What Faster R-CNN, or Mask R-CNN, finds in one picture with scores above ``threshold``, float32 1: ``boxes`` float32 N×4
-    (xyxy, pixels of the input), ``labels`` int64 N, ``scores`` float32 N and ``masks`` float32 N×28×28 in [0, 1], each of the
-    part of the picture in its box.
+    """Faster R-CNN's or Mask R-CNN's detections in one picture with scores above ``threshold`` (float32 1): ``boxes``
+    float32 N×4 (xyxy, pixels of the input), ``labels`` int64 N, ``scores`` float32 N and ``masks`` float32 N×28×28 in
+    [0, 1], each relative to its box.
 
     It repeats what torchvision's parts do with one picture, in terms that an exporter follows.
     """
@@ -162,7 +163,7 @@ class ExportedTwoStage(_ExportedBoxes):
         return answering(module, found)
 
     def _regions(self, maps: list[Tensor]) -> Tensor:
-        """What the first network proposes, float32 R×4; see `RegionProposalNetwork.filter_proposals`."""
+        """Proposals of the first stage, float32 R×4; see `RegionProposalNetwork.filter_proposals`."""
         objectness, moves = concat_box_prediction_layers(*self.rpn.head(maps))
         boxes, scores = self.detector.within(self.rpn.box_coder.decode_single(moves, self.anchors)), objectness[:, 0]
         best, levels, start = [], [], 0
@@ -178,13 +179,14 @@ class ExportedTwoStage(_ExportedBoxes):
         return boxes[self._kept(boxes, scores, group, self.rpn.nms_thresh, self.rpn.post_nms_top_n())]
 
     def _kept(self, boxes: Tensor, scores: Tensor, group: Tensor, iou: float, most: int) -> Tensor:
-        """Which boxes are left of those of each group, int64, the most certain first."""
+        """Indices of the boxes that survive non-maximum suppression within each group, int64, best score first."""
         apart = group[:, None] * (max(self.size) + 1.0)  # no box of one group reaches one of another
         return nms(boxes + apart, scores, iou)[:most]
 
 
 def _pooled(pool: Any, named: dict[str, Tensor], boxes: Tensor) -> Tensor:
-    """`MultiScaleRoIAlign` of boxes of one picture: float32 R×C×P×P, of each map, and then that which fits a box."""
+    """`MultiScaleRoIAlign` of one picture's boxes, float32 R×C×P×P: pools from every map, then selects the level of
+    each box."""
     maps = [x for name, x in named.items() if name in pool.featmap_names]  # a coarser one may be for proposals alone
     regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
     level = pool.map_levels([boxes])[:, None, None, None] if len(maps) > 1 else torch.zeros((), dtype=torch.int64)
@@ -199,7 +201,7 @@ def _pooled(pool: Any, named: dict[str, Tensor], boxes: Tensor) -> Tensor:
 
 
 def with_default(file: Path, name: str, value: float) -> None:
-    """Lets an input float32 1 of an onnx file be left out."""
+    """Makes a float32 input of length 1 of an ONNX file optional."""
     model = onnx.load(str(file))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.float32), name))
     onnx.checker.check_model(model, full_check=True)
@@ -207,7 +209,7 @@ def with_default(file: Path, name: str, value: float) -> None:
 
 
 def with_suppression(file: Path, network: ExportedDetector) -> None:
-    """Adds to an onnx file with boxes and scores of all places the choice among them, by onnx's NonMaxSuppression.
+    """Appends NonMaxSuppression to an ONNX file that outputs the boxes and scores of all places.
 
     Its outputs are then, for all N boxes found in a batch, up to 100 of each class in an image: ``boxes`` float32 N×4 (xyxy, in pixels of the input),
     ``labels`` int64 N, ``scores`` float32 N, ``image_index`` int64 N. The input ``threshold``

@@ -1,4 +1,4 @@
-"""What is written of several tasks on one backbone: the outputs of each, from maps that are computed once."""
+"""Exportable multi-task networks: the outputs of each task from one backbone pass."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ PARTS: dict[str, type[Exported]] = {
 
 
 class ExportedMultiTask(Exported):
-    """What the file of each task alone would answer with, its name before each output; of boxes those of all places."""
+    """Outputs of all tasks, each prefixed with the task's name; for detection, the boxes of all places."""
 
     @override
     def take(self, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""A trained module as a file for other programs: written, opened again, and asked whether it answers as the module does."""
+"""Export of a trained module to a file, which is opened again and compared with the module."""
 
 import json
 import logging
@@ -95,7 +95,7 @@ def exported(
     fitted: bool = False,
     dynamic: bool = False,
 ) -> Exported | None:
-    """The network of a registered model as it is exported; None where only its weights are.
+    """The exportable network of a registered model; None if only its weights are needed.
 
     Raises:
         ValueError: its parts or settings are not exported.
@@ -118,7 +118,7 @@ def write(
     metadata: dict[str, str],
     opset: int | None,
 ) -> float:
-    """Writes a file, if it answers as the module does; one that is there is replaced at once.
+    """Writes a file atomically, after checking that its outputs agree with the module's.
 
     Returns:
         The greatest difference of its answers.
@@ -158,7 +158,7 @@ def write(
 
 
 def describe_export(model: str, folder: Path, module: Any, network: Exported | None, format: Format) -> dict[str, str]:
-    """What a program needs to know that runs the file; lists and dictionaries are JSON."""
+    """Metadata for programs that run the file; lists and dictionaries are JSON."""
     saved = yaml.safe_load((folder / "architecture.yaml").read_text())
     if "@" in model:  # an alias moves on, the version stays
         model = registry.pinned(model)
@@ -229,14 +229,14 @@ def _write(
 
 
 def session_of(file: Path) -> onnxruntime.InferenceSession:
-    """An onnx file in onnxruntime, which is to say nothing but what is wrong."""
+    """An onnxruntime session that only logs errors."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def _open(file: Path, format: Format) -> Callable[..., Any]:
-    """A written file as a function of its inputs, opened as another program would."""
+    """Opens an exported file, as another program would, as a function of its inputs."""
     if format == "onnx":
         session = session_of(file)
         names = [given.name for given in session.get_inputs()]
@@ -251,7 +251,7 @@ def _open(file: Path, format: Format) -> Callable[..., Any]:
 
 @torch.no_grad()
 def _difference(file: Path, format: Format, module: VisionModule, network: Exported | None) -> float:
-    """The greatest difference between a file's answers and the module's, for one image and for three.
+    """Largest difference between the outputs of a file and of the module, for one image and for three.
 
     It is absolute, but for values over one (pixels), where it is a share of the greatest.
     """
@@ -275,7 +275,7 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
 
 @torch.no_grad()
 def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> float:
-    """The greatest difference between the boxes that a file finds and those that the module does, in shares of the side."""
+    """Largest difference between the boxes found by a file and by the module, as a share of the image's side."""
     session = session_of(file)
     (image,) = network.example(module, 3)
     (given,) = network.given(image)

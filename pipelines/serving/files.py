@@ -1,4 +1,4 @@
-"""Which files a command is given: files, folders, patterns."""
+"""Expansion of a command's paths: files, folders, patterns."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from datamodules import images, videos
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
-    """The images and videos that paths, folders and patterns name, sorted within each, none of them twice.
+    """Images and videos matching paths, folders and patterns, sorted within each, without duplicates.
 
     Args:
         paths: files, folders (with all folders below), patterns.

@@ -1,4 +1,4 @@
-"""How a picture becomes a network's input, as layers that an exported file has in it."""
+"""Preprocessing as network layers, for exported files."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from datamodules.options import Preprocessing
 
 
 class Fitting(nn.Module):
-    """Makes pictures of any size what a network takes, as `augmentations.evaluation` does, up to a grey level here and there: OpenCV computes in
-    whole numbers.
+    """Resizes pictures of any size to the network's input, as `augmentations.evaluation` does, within about one grey
+    level: OpenCV computes with integers.
 
     Resizing is linear in the pixels of a row and in those of a column, so it is two matrix products; the matrices follow from
     the picture's size.
@@ -32,7 +32,7 @@ class Fitting(nn.Module):
         self.scaled = tuple(round(side / preprocessing.crop_pct) if covers else side for side in self.size)
 
     def forward(self, picture: Tensor) -> Tensor:
-        """uint8 B×C×H×W to B×C×S×S of the same whole numbers, as float32."""
+        """Converts uint8 B×C×H×W to B×C×S×S of integer values, as float32."""
         counts = picture.shape[2:]
         given = [torch.full((), count, dtype=torch.float32) for count in counts]
         resized = self._resized(given)
@@ -45,13 +45,13 @@ class Fitting(nn.Module):
         return made
 
     def factors(self, picture: Tensor) -> Tensor:
-        """How many times larger a picture is than what it becomes, across and down, across and down: float32 4, for boxes."""
+        """Scale factors from the resized to the original picture for boxes (x, y, x, y), float32 4."""
         down, across = (picture.shape[2 + k] / self.size[k] for k in (0, 1))
         both = torch.stack([torch.full((), across), torch.full((), down)])
         return (both.amax(0).expand(2) if self.fit == "pad" else both).repeat(2)
 
     def _resized(self, given: list[Tensor]) -> list[Tensor]:
-        """Height and width of the whole picture when it is resized."""
+        """Height and width of the whole picture after resizing."""
         wanted = [torch.full((), float(side)) for side in self.scaled]
         if self.fit == "stretch":
             return wanted
@@ -60,7 +60,7 @@ class Fitting(nn.Module):
         return [(old * scale).round().clamp(min=1) for old in given]
 
     def _matrix(self, k: int, count: int, old: Tensor, new: Tensor, shrinks: list[Tensor]) -> Tensor:
-        """What each of S rows (k = 0) or columns (k = 1) takes of those of the picture, float32 S×count.
+        """Interpolation weights of S output rows (k = 0) or columns (k = 1), float32 S×count.
 
         Args:
             k: which of the two.
@@ -90,7 +90,7 @@ class Fitting(nn.Module):
         return torch.where(shrinks[0] & shrinks[1], area, torch.where(shrinks[0] | shrinks[1], mixed, grown))
 
     def _taps(self, first: Tensor, taps: tuple[int, ...], at: Tensor, pixel: Tensor, old: Tensor) -> Tensor:
-        """The weights of the pixels around places; those beyond the border are the border's."""
+        """Interpolation weights around positions; pixels beyond the border repeat it."""
         kernel = cubic if len(taps) == 4 else linear
         parts = [
             (torch.minimum((first + tap).clamp(min=0), old - 1) == pixel) * kernel((at - (first + tap)).abs())
@@ -100,11 +100,11 @@ class Fitting(nn.Module):
 
 
 def linear(far: Tensor) -> Tensor:
-    """Weights of pixels at a distance."""
+    """Linear interpolation weights by distance."""
     return 1 - far
 
 
 def cubic(far: Tensor, a: float = -0.75) -> Tensor:
-    """The same, of Keys's cubic convolution (1981, doi:10.1109/TASSP.1981.1163711) with OpenCV's constant."""
+    """Cubic convolution weights (Keys 1981, doi:10.1109/TASSP.1981.1163711) with OpenCV's constant."""
     near = ((a + 2) * far - (a + 3)) * far * far + 1
     return torch.where(far <= 1, near, ((far - 5) * far + 8) * far * a - 4 * a)

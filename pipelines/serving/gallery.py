@@ -1,4 +1,4 @@
-"""The faces of known people.
+"""Gallery of known faces.
 
 A gallery is a Parquet file with a row for each picture of a known person: ``person``, ``file``, ``embedding``; its
 metadata name the model. Beside a large one lies an index, ``GALLERY.faiss``, which is rebuilt when the gallery grows.
@@ -44,7 +44,7 @@ class Gallery:
 
     @classmethod
     def read(cls, file: str | Path) -> "Gallery":
-        """Reads what `write` wrote.
+        """Reads a gallery that `write` wrote.
 
         Raises:
             ValueError: there is no such file, or it is no gallery.
@@ -68,7 +68,7 @@ class Gallery:
         return gallery
 
     def write(self, file: str | Path) -> None:
-        """Writes the gallery, and its index if it is large; the old one stays whole until the new one is."""
+        """Writes the gallery, and its index if it is large, atomically."""
         size = self.embeddings.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
         table = pa.table({"person": self.people, "file": self.files, "embedding": column})
@@ -81,7 +81,7 @@ class Gallery:
 
     @property
     def index(self) -> Any:
-        """A faiss index over inner products: exact for a small gallery, inverted lists for a large one."""
+        """faiss index over inner products: exact for a small gallery, inverted lists for a large one."""
         if self._index is None or self._index.ntotal != len(self):
             size = self.embeddings.shape[1]
             self._index = faiss.IndexFlatIP(size)
@@ -95,7 +95,7 @@ class Gallery:
         return self._index
 
     def search(self, embeddings: Floats) -> tuple[Floats, NDArray[np.int64]]:
-        """The nearest picture of each of some embeddings, float32 M×D.
+        """Finds the nearest gallery picture for each of M embeddings, float32 M×D.
 
         Returns:
             Squared distances and places in the gallery, M each.

@@ -1,4 +1,4 @@
-"""What a registered model answers. MLflow stores this file with the model and runs it to load the model."""
+"""Prediction with a registered model. MLflow stores this file with the model and runs it to load the model."""
 
 import base64
 import binascii
@@ -37,7 +37,7 @@ Sample = dict[str, NDArray[Any]]
 
 @dataclass
 class _Picture:
-    """A picture that was read, the places of the pieces that the module is shown, and its answers for them.
+    """A picture, the positions of its tiles, and the module's predictions for them.
 
     Args:
         pixels: H×W×C; none where ``whole`` is the module's input.
@@ -58,14 +58,14 @@ class _Picture:
 
 
 class VisionModel(PythonModel):
-    """A trained module behind one call, `predict`."""
+    """A trained module behind one method, `predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Rebuilds the module where MLflow serves it: on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it)."""
+        """Loads the module when MLflow serves it, on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it)."""
         self.load(Path(context.artifacts["model"]))
 
     def load(self, folder: Path, device: str = "auto") -> "VisionModel":
-        """Rebuilds the module from data; no code in the folder is run.
+        """Loads the module from data; no code in the folder is run.
 
         Args:
             folder: what `pipelines.serving.store.save_model` wrote.
@@ -87,7 +87,7 @@ class VisionModel(PythonModel):
         return self
 
     def take(self, module: VisionModule, preprocessing: Preprocessing) -> "VisionModel":
-        """Answers with a module that is at hand, on the device where it is.
+        """Uses an existing module, on its present device.
 
         Args:
             module: it is put into evaluation mode.
@@ -103,7 +103,7 @@ class VisionModel(PythonModel):
         return self
 
     def read(self, image: Any) -> NDArray[Any]:
-        """Reads an image in any of the forms of `predict` as it is, H×W×C with the channels that the module takes.
+        """Reads an image in any form that `predict` accepts, H×W×C with the module's channels.
 
         Raises:
             ValueError: it cannot be read; the message names it.
@@ -111,8 +111,8 @@ class VisionModel(PythonModel):
         return self._pixels(image, None)[0]
 
     def prepare(self, image: Any) -> NDArray[Any]:
-        """Reads an image in any of the forms of `predict` and makes it the module's input, uint8 H×W×C, or float32 in [0, 1]
-        of more than 8 bits.
+        """Reads an image in any form that `predict` accepts and preprocesses it for the module: uint8 H×W×C, or float32
+        in [0, 1] for more than 8 bits.
 
         Raises:
             ValueError: it cannot be read; the message names it.
@@ -120,7 +120,7 @@ class VisionModel(PythonModel):
         return self.transform(image=self._pixels(image, self.reduction)[0])["image"]
 
     def _read(self, image: Any) -> "_Picture | ValueError":
-        """An image, or why it cannot be read."""
+        """Reads an image, or returns why it cannot be read."""
         try:
             if self.preprocessing.frames:
                 clip = self._clip(image, self.preprocessing.frames)
@@ -137,7 +137,7 @@ class VisionModel(PythonModel):
         return picture
 
     def _piece(self, picture: "_Picture", place: Place) -> Sample:
-        """A piece of an image as the module's input."""
+        """Preprocesses a tile of an image."""
         if picture.whole is not None:
             return picture.whole
         left, top = place
@@ -147,7 +147,7 @@ class VisionModel(PythonModel):
         return {"image": self.transform(image=part)["image"], "size": size}
 
     def _clip(self, clip: Any, most: int) -> NDArray[np.uint8]:
-        """A video, an array T×H×W×C or, as a clip of one frame, an image: its frames, at most so many."""
+        """Frames of a video, of an array T×H×W×C, or of an image as a clip of one frame; at most a given number."""
         if isinstance(clip, str | os.PathLike) and is_video(os.fspath(clip)):
             return read_clip(os.fspath(clip), most, self.preprocessing.in_chans, self.reduction)
         if isinstance(clip, np.ndarray) and clip.ndim == 4 and len(clip):
@@ -155,7 +155,7 @@ class VisionModel(PythonModel):
         return self._pixels(clip, self.reduction)[0][None]
 
     def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[Any], int]:
-        """An image, and how many times smaller it was decoded."""
+        """Decodes an image; returns also the factor by which it was decoded smaller."""
         reading, channels = self.preprocessing.reading, self.preprocessing.in_chans
         if self.preprocessing.numbers:
             try:
@@ -189,7 +189,7 @@ class VisionModel(PythonModel):
         return as_seen(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels), 1
 
     def _bands(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """An array of the values that files have, as its file would be read."""
+        """Interprets an array as the bands of a file with the same values."""
         reading = self.preprocessing.reading
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or not pixels.size:
@@ -203,7 +203,7 @@ class VisionModel(PythonModel):
     def stream(
         self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
     ) -> Iterator[dict[str, Any] | ValueError]:
-        """Answers one image after the other; threads read the next ones while the network computes.
+        """Yields predictions image by image; threads read ahead while the network computes.
 
         Args:
             images: as for `predict`; taken as they are needed.
@@ -244,7 +244,7 @@ class VisionModel(PythonModel):
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, pictures: "list[_Picture]", size: int, pool: ThreadPoolExecutor) -> Iterator[float]:
-        """Answers for all pieces of some pictures, so many at a time; yields how many pictures are done."""
+        """Predicts all tiles of some pictures in batches; yields the number of pictures that are complete."""
         work = [(picture, place) for picture in pictures for place in picture.places]
         chunks = [work[i : i + size] for i in range(0, len(work), size)]
         coming: list[Future[Sample]] = []
@@ -266,7 +266,7 @@ class VisionModel(PythonModel):
         return self.module.predict({key: value.to(self.module.device) for key, value in collate(samples).items()})
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answers for images.
+        """Predicts images.
 
         Args:
             context: MLflow's.

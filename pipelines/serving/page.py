@@ -1,4 +1,5 @@
-"""The page in the browser: pictures and videos in, drawn answers out; and the pictures of a model's run."""
+"""The web page of `pipelines.app`: uploads pictures and videos, shows drawn predictions and the pictures of the model's
+run."""
 
 import ipaddress
 import json
@@ -37,7 +38,7 @@ LOGGED = re.compile(
 
 
 def shortened(answer: Any) -> str:
-    """An answer as indented JSON, in which embeddings, codes of masks and pictures are cut short.
+    """A prediction as indented JSON with embeddings, mask codes and pictures abbreviated.
 
     >>> print(shortened({"label": "cat", "embedding": [0.5] * 60}))
     {
@@ -60,7 +61,7 @@ def shortened(answer: Any) -> str:
 
 @dataclass
 class Asked:
-    """A model that the page asks.
+    """A model on the page.
 
     Args:
         subject: a version of it.
@@ -72,7 +73,7 @@ class Asked:
     _one: Lock = field(default_factory=Lock)
 
     def answer(self, file: Path, folder: Path) -> dict[str, str]:
-        """What the model says of a picture or video.
+        """Predicts a picture or video.
 
         Args:
             file: it.
@@ -104,7 +105,7 @@ class Asked:
             return {"answer": shortened(said), "drawing": drawing.name}
 
     def logged(self) -> dict[str, dict[int, str]]:
-        """Paths of the pictures that the model's run logged, by name and step; none where they cannot be had."""
+        """Paths of the pictures that the model's run logged, by name and step; empty if they are unavailable."""
         found: dict[str, dict[int, str]] = {}
         try:
             for file in tracking_client().list_artifacts(str(self.subject.version.run_id), "images"):
@@ -118,7 +119,7 @@ class Asked:
 
 @contextmanager
 def page(models: Sequence[Asked], host: str = "127.0.0.1") -> Iterator[FastAPI]:
-    """The application that serves the page; what it keeps of answers is deleted when the context ends.
+    """The web application; uploaded and predicted files are deleted when the context ends.
 
     Args:
         models: one, or two to be compared.

@@ -1,4 +1,4 @@
-"""An onnx file in fewer bits: half precision, or whole numbers calibrated on training data; and what each loses and gains."""
+"""ONNX files in lower precision: fp16, or int8 calibrated on training data; with the accuracy lost and time gained."""
 
 import tempfile
 import time
@@ -34,7 +34,7 @@ ROUNDS = 15  # of timing
 
 
 class _Calibration(CalibrationDataReader):
-    """Inputs of a file, one picture after the other."""
+    """Calibration inputs, one picture at a time."""
 
     def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         self.rows: Iterator[dict[str, NDArray[Any]]] = _each(inputs)
@@ -45,7 +45,7 @@ class _Calibration(CalibrationDataReader):
 
 
 def _each(inputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs of a batch as those of each picture, 1×…."""
+    """Splits a batch of inputs into single pictures, 1×…."""
     count = len(next(iter(inputs.values())))
     return ({name: values[k : k + 1] for name, values in inputs.items()} for k in range(count))
 
@@ -53,7 +53,7 @@ def _each(inputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]
 def inputs_of(
     network: Exported, module: VisionModule, data: VisionDataModule, split: str, count: int
 ) -> dict[str, NDArray[Any]]:
-    """What a file is given of a split: its pictures, and what else the file takes; noise where it takes no pictures."""
+    """Inputs of a file from a data split: pictures and whatever else the file takes; noise if it takes no pictures."""
     batch = data.samples(split, count)
     example = dict(zip(network.inputs, network.example(module, count), strict=True))
     if "image" in example:
@@ -71,7 +71,7 @@ def inputs_of(
 
 
 def reduced(file: Path, new: Path, precision: Precision, inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Writes an onnx file in fewer bits; inputs and outputs keep their types, and the metadata go along.
+    """Converts an ONNX file to lower precision; the types of inputs and outputs and the metadata are kept.
 
     Args:
         file: the one in float32.
@@ -106,7 +106,7 @@ def reduced(file: Path, new: Path, precision: Precision, inputs: Mapping[str, ND
 
 
 def _drop_copies(graph: onnx.GraphProto) -> None:
-    """Leaves one of the casts that the converter writes once for each use."""
+    """Removes duplicate casts that the converter writes, one for each use."""
     written: set[str] = set()
     for node in [*graph.node]:
         if written.issuperset(node.output):
@@ -117,7 +117,7 @@ def _drop_copies(graph: onnx.GraphProto) -> None:
 def compared(
     files: Mapping[str, Path], network: Exported, folder: Path, data: VisionDataModule
 ) -> dict[str, dict[str, float]]:
-    """What files with the same network come to, by name.
+    """Metric, latency and size of several precisions of a network, by name.
 
     Args:
         files: by name, the exact one first.
@@ -154,7 +154,7 @@ def compared(
 
 
 def _answers(session: InferenceSession, network: Exported) -> Callable[..., list[Tensor]]:
-    """A file as a function of the module's inputs and, by name, of further ones."""
+    """An ONNX file as a function of the module's inputs and, by name, of further ones."""
 
     def run(*given: Tensor, **more: Tensor) -> list[Tensor]:
         inputs = dict(zip(network.inputs, network.given(*given), strict=False)) | more
@@ -164,7 +164,7 @@ def _answers(session: InferenceSession, network: Exported) -> Callable[..., list
 
 
 def _figure(module: VisionModule, data: VisionDataModule) -> float:
-    """A module's own `monitor` on validation data."""
+    """The module's `monitor` on validation data."""
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(**quiet, accelerator="cpu", devices=1, use_distributed_sampler=False)
     (figures,) = trainer.validate(module, datamodule=data, verbose=False)
@@ -172,6 +172,6 @@ def _figure(module: VisionModule, data: VisionDataModule) -> float:
 
 
 def _apart(exact: list[Any], answers: list[Any]) -> float:
-    """The mean distance of answers to some pictures."""
+    """Mean distance between the outputs for several pictures."""
     pairs = [pair for one, two in zip(exact, answers, strict=True) for pair in zip(one, two, strict=True)]
     return float(np.mean([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs]))

@@ -1,4 +1,4 @@
-"""Registration: what becomes of a trained module in the registry, as a new version."""
+"""Registration of trained modules as model versions."""
 
 import base64
 import io
@@ -41,13 +41,13 @@ NEEDED = (
 
 
 def _of_parts(module: VisionModule) -> list[str]:
-    """Packages beside `NEEDED` that parts of a module come from."""
+    """Packages besides `NEEDED` that a module's parts come from."""
     makers = {type(part).__module__.partition(".")[0] for part in module.modules()}
     return sorted(makers & {"transformers"})
 
 
 def check_name(name: str) -> None:
-    """Makes sure that a model can be registered under a name, and be found by its address ``models:/name@alias`` later.
+    """Checks that a name is valid for a registered model and for its address ``models:/name@alias``.
 
     Raises:
         TrackingError: it cannot; the message says why.
@@ -118,7 +118,7 @@ def register(
 
 
 def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list[Metric]:
-    """What the run says of its best checkpoint, with the data it was measured on."""
+    """Metrics of a run's best checkpoint, with the data set they were measured on."""
     client, identity = MlflowClient(), data.identity()
     histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics
                  if key.partition("/")[0] in identity["splits"] and not key.startswith("train/")}  # fmt: skip
@@ -143,7 +143,7 @@ def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list
 
 
 def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
-    """What a reader of the registry wants to know of a version, in Markdown."""
+    """Model card of a version, in Markdown."""
     architecture = module.architecture
     splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
     lines = [
@@ -162,8 +162,8 @@ def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, 
 
 
 def _example(preprocessing: Preprocessing) -> str | list[float]:
-    """A made picture of the right shape as a PNG, or a TIFF of bands, in base64, for the model's page and for a first request
-    to a server: those of the data are of people, or somebody's. Where the input is numbers, zeros."""
+    """A synthetic picture of the right shape, as a base64 PNG (or TIFF for bands), for the model's page and a first
+    request; pictures from the data might be private. Zeros for numeric input."""
     if preprocessing.numbers:
         return [0.0] * preprocessing.in_chans
     height, width = sides(preprocessing.image_size)
@@ -184,7 +184,7 @@ def _example(preprocessing: Preprocessing) -> str | list[float]:
 
 
 def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
-    """Registers the best weights of a training, once, and without harm to the training where MLflow does not answer.
+    """Registers the best weights of a training, once; if MLflow does not respond, the training is unaffected.
 
     Args:
         name: under which.

@@ -30,7 +30,7 @@ M = TypeVar("M", bound=VisionModule)
 
 
 def versions_of(name: str) -> list[ModelVersion]:
-    """All versions of a registered model; none, where there is no such model."""
+    """All versions of a registered model; empty if it does not exist."""
     if '"' in name:  # which `registration.check_name` lets nobody use
         return []
     quote = '"' if "'" in name else "'"
@@ -50,7 +50,7 @@ def _versions(name: str) -> dict[str, ModelVersion]:
 
 
 def _version(name: str, version: str | None) -> ModelVersion:
-    """A version by its number, or by an alias, which may begin with an @; the newest by default, or as ``latest``."""
+    """A version by number or alias, which may begin with @; by default, or as ``latest``, the newest."""
     versions = _versions(name)
     aliases = {alias: str(number) for alias, number in MlflowClient().get_registered_model(name).aliases.items()}
     given = str(version or "latest")
@@ -71,7 +71,7 @@ def _version(name: str, version: str | None) -> ModelVersion:
 
 
 def _figure(version: ModelVersion) -> tuple[str, float]:
-    """Name and value of the monitored metric on the test split, or on the validation split where there was no test."""
+    """Name and value of the monitored metric on the test split, or on the validation split if there was no test."""
     monitor = version.tags.get("monitor", "").replace("/", ".")
     for key in (monitor.replace("val.", "test."), monitor):
         if key in version.tags:
@@ -80,7 +80,7 @@ def _figure(version: ModelVersion) -> tuple[str, float]:
 
 
 def _comparable(one: ModelVersion, other: ModelVersion) -> bool:
-    """Whether both have the same figure, measured on the same split or the same data, whatever else they learned from."""
+    """Whether two versions have the same metric on the same split or the same data, whatever they were trained on."""
     key, whole = _figure(one)[0], [version.tags.get("data_digest", "") for version in (one, other)]
     split = [version.tags.get(f"digest.{key.partition('.')[0]}") for version in (one, other)]
     digests = [own or all_of_it for own, all_of_it in zip(split, whole, strict=True)]
@@ -88,7 +88,7 @@ def _comparable(one: ModelVersion, other: ModelVersion) -> bool:
 
 
 def promote(name: str, version: str | None = None, alias: str = "champion", force: bool = False) -> str:
-    """Gives a version an alias, if it beats the version that has it now.
+    """Gives a version an alias if it beats the version that holds it.
 
     Compared is the monitored metric, which only means something where both were measured on the same split, whatever they
     learned from; a version whose figure is not a number is beaten by any that has one. Of two who promote at the same time, the better one wins: each writes its claim before it takes the alias, and looks again after.
@@ -146,7 +146,7 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
 
 
 def _rank(version: ModelVersion) -> float:
-    """The higher, the better."""
+    """Sort key, larger is better."""
     value = _figure(version)[1]
     if math.isnan(value):
         return -math.inf
@@ -158,7 +158,7 @@ def _is_better(one: ModelVersion, other: ModelVersion) -> bool:
 
 
 def demote(name: str, alias: str = "champion") -> str:
-    """Takes an alias away.
+    """Removes an alias.
 
     Args:
         name: the registered model.
@@ -237,7 +237,7 @@ def show(name: str) -> str:
 def evaluate(
     folder: Path, data: VisionDataModule | None = None, tta: Mirroring = "none", **options: Any
 ) -> dict[str, float]:
-    """Measures a saved model on the test split of the data it learned from.
+    """Evaluates a saved model on the test split of its training data.
 
     Args:
         folder: what `save_model` wrote.
@@ -256,7 +256,7 @@ def evaluate(
 
 
 def fitted_to(folder: Path, data: VisionDataModule, tta: Mirroring = "none") -> VisionModule:
-    """A saved model that is to be measured on data, whose classes become the model's; see `evaluate`."""
+    """A saved model to be evaluated on a data set, whose classes it adopts; see `evaluate`."""
     module, _ = load_model(folder)
     module.views.choose(tta)
     if lacking := lacking_in(data, module):
@@ -270,7 +270,7 @@ def fitted_to(folder: Path, data: VisionDataModule, tta: Mirroring = "none") -> 
 
 
 def measured(module: VisionModule, data: VisionDataModule, **options: Any) -> dict[str, float]:
-    """The figures of a module on the test split; see `evaluate`."""
+    """Metrics of a module on the test split; see `evaluate`."""
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(**quiet | options, use_distributed_sampler=False)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
@@ -278,8 +278,8 @@ def measured(module: VisionModule, data: VisionDataModule, **options: Any) -> di
 
 
 def compare(name: str, first: str, second: str) -> str:
-    """Measures two versions of a registered model on the test split of the data that the first learned from, prepared for
-    each as it takes them.
+    """Evaluates two versions of a registered model on the test split of the first one's data, preprocessed for each as
+    it requires.
 
     Args:
         name: the registered model.
@@ -303,7 +303,7 @@ def compare(name: str, first: str, second: str) -> str:
 
 
 def model_folder(address: str) -> Path:
-    """The local copy of what `save_model` wrote of a registered model.
+    """Local copy of a registered model's folder, as `save_model` wrote it.
 
     Raises:
         ValueError: there is no such model, or it was not registered by Fovea.
@@ -323,7 +323,7 @@ def model_folder(address: str) -> Path:
 
 
 def _find(address: str) -> None:
-    """Says what is wrong with an address.
+    """Explains why an address is wrong.
 
     Raises:
         ValueError: there is no such model, alias or version, or it is written in another way.
@@ -344,7 +344,7 @@ def _find(address: str) -> None:
 
 
 def pinned(address: str) -> str:
-    """The version that an address with an alias or ``latest`` means now, as ``models:/name/version``; others as they are.
+    """Resolves an alias or ``latest`` to ``models:/name/version``; other addresses are returned unchanged.
 
     Raises:
         ValueError: there is no such model or alias.
@@ -356,7 +356,7 @@ def pinned(address: str) -> str:
 
 
 def download(address: str, folder: str) -> str:
-    """Copies what a registered model is to a folder: ``model.safetensors`` and ``architecture.yaml``.
+    """Downloads a registered model's ``model.safetensors`` and ``architecture.yaml`` to a folder.
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
@@ -401,7 +401,7 @@ def add_files(address: str, files: Sequence[Path], folder: str) -> str:
 
 
 def load(address: str, device: str = "cpu") -> Any:
-    """Looks up a registered model, and rebuilds it from its data alone.
+    """Loads a registered model from its data alone.
 
     Unlike ``mlflow.pyfunc.load_model``, it runs none of the code that a registered model carries, and reads no pickle.
 
@@ -419,7 +419,7 @@ def load(address: str, device: str = "cpu") -> Any:
 
 
 def load_as(kind: type[M], address: str, otherwise: str, device: str = "cpu") -> tuple[VisionModel, M]:
-    """Looks up a registered model of a kind; see `load`.
+    """Loads a registered model of a given kind; see `load`.
 
     Args:
         kind: class of its module.

@@ -1,4 +1,4 @@
-"""A trained module as a folder of data: what the registry keeps, and what is made of it again."""
+"""A trained module as a folder of data: saving, checking and loading."""
 
 import importlib.util
 import sys
@@ -21,7 +21,7 @@ from pipelines.engine.disk import whole, write_text
 def save_model(
     folder: Path, module: VisionModule, preprocessing: Preprocessing, task: str, data: dict[str, Any] | None = None
 ) -> None:
-    """Writes a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
+    """Saves a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
 
     Args:
         folder: where; it is made.
@@ -49,7 +49,8 @@ def save_model(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `save_model` says of a model, as this version writes it; its classes are not code in its own folder.
+    """Reads a saved model's description, converted to this version's form; its classes must not be code in its own
+    folder.
 
     Raises:
         ValueError: it is not, or no more, what `save_model` wrote.
@@ -65,7 +66,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
-    """Rebuilds what `save_model` wrote.
+    """Loads a model that `save_model` wrote.
 
     Returns:
         The module in evaluation mode, and its preprocessing.
@@ -86,7 +87,7 @@ def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
 
 
 def _check_classes(folder: Path, description: Any) -> None:
-    """Looks, before anything is imported, where the classes that a model names are: code in its own folder is not run.
+    """Checks where the classes named by a model are, before anything is imported: code in its own folder is never run.
 
     Raises:
         ValueError: one is in there.
@@ -117,7 +118,7 @@ def _check_classes(folder: Path, description: Any) -> None:
 
 
 def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
-    """The data that a saved model learned from.
+    """The data set that a saved model was trained on.
 
     Args:
         folder: what `save_model` wrote.
@@ -135,7 +136,7 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
 
 
 def data_of(settings: dict[str, Any]) -> VisionDataModule:
-    """The data that settings describe.
+    """Builds the data module that settings describe.
 
     Args:
         settings: class path and arguments.
@@ -151,13 +152,13 @@ def data_of(settings: dict[str, Any]) -> VisionDataModule:
 
 
 def lacking_in(data: VisionDataModule, module: VisionModule) -> str:
-    """What a module needs of samples and those of some data lack, such as ``boxes``; nothing where they fit."""
+    """What a module needs and a data set's samples lack, such as ``boxes``; empty if they fit."""
     sample = data.samples(next(iter(data.sources)), 1) if module.needs else {}
     return next((name for name in module.needs if name not in sample), "")
 
 
 def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
-    """Data whose pictures become a network's input as it takes them.
+    """A data set whose preprocessing is set to a module's.
 
     Args:
         data: they stay as they are.

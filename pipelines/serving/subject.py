@@ -1,4 +1,4 @@
-"""A version of a registered model, and the run in which something is done with it: measured, or data audited."""
+"""A version of a registered model, and the run of what is done with it: evaluation or audit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,19 +48,19 @@ class Subject:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a picture becomes its input."""
+        """Preprocessing of its inputs."""
         return Preprocessing(**self.about["preprocessing"])
 
     def new_to(self, data: VisionDataModule) -> bool:
-        """Whether it has not learned from the data, as far as the registry says: neither from these samples, nor from this place
-        in another way, such as without masks."""
+        """Whether it was not trained on the data, as far as the registry tells: neither on these samples nor on the
+        same source read differently, such as without masks."""
         settings = (self.about.get("data") or {}).get("init_args") or {}
         learned = {value for key, value in self.version.tags.items() if key.startswith("digest.")}
         digests = {source.digest for source in data.sources.values()}
         return not data.shares_place_with(settings) and learned.isdisjoint(digests)
 
     def prepare(self, data: VisionDataModule | None) -> VisionDataModule:
-        """Data whose pictures become its input as in its training; by default those that it learned from.
+        """A data set with the preprocessing of its training; by default the one it was trained on.
 
         Raises:
             ValueError: they cannot.
@@ -76,8 +76,8 @@ class Subject:
         experiment: str | None,
         more: dict[str, str] | None = None,
     ) -> Iterator[RunLogger]:
-        """A run of its own, which names the version in the tag ``source_model``, and its training in ``evaluates`` or as the
-        verb is.
+        """A new run, linked to the version by the tag ``source_model`` and to its training by ``evaluates`` or a
+        similar tag.
 
         Args:
             verb: what is done, such as ``evaluate``.

@@ -1,4 +1,4 @@
-"""Videos for `pipelines.predict`: every frame answered, drawn, and its objects followed from frame to frame."""
+"""Videos for `pipelines.predict`: prediction, drawing and object tracking frame by frame."""
 
 import os
 from collections import deque
@@ -22,7 +22,7 @@ BATCH = 16  # frames that are held together: a film's are large
 
 
 class Drawing:
-    """A video of drawings, all as large as the first; finished when its context ends, however that comes.
+    """Writer for a video of drawings, all the size of the first; finished when its context ends, for whatever reason.
 
     Args:
         file: where; H.264 in an ``.mp4`` file, which browsers play, or MPEG-4 where PyAV was built without it.
@@ -90,7 +90,7 @@ class Drawing:
 
 
 class Tracker:
-    """Gives detections of the same object the same number from frame to frame (ByteTrack, Zhang et al. 2022,
+    """Multi-object tracking: the same object keeps its number from frame to frame (ByteTrack, Zhang et al. 2022,
     arXiv:2110.06864).
 
     Detections that are too uncertain to be told still carry on a track that is there; so the module is asked for those
@@ -126,7 +126,7 @@ class Tracker:
         self.threshold.fill_(self.sure)
 
     def follow(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer with ``ids``: a number for each object, or None for one that is not followed yet.
+        """The prediction with ``ids``: a number for each object, or None if it is not tracked yet.
 
         Where several labels are found at one place, there is one object: that of the most certain.
         """
@@ -153,7 +153,7 @@ class Tracker:
 def answered(
     model: Any, video: Video, batch_size: int, tracker: Tracker | None
 ) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """Each frame with its answer.
+    """Yields each frame with its prediction.
 
     Args:
         model: a `pipelines.serving.model.VisionModel`.

@@ -1,1 +1,1 @@
-"""A run in MLflow, in good and in bad days."""
+"""Tracking in MLflow that survives crashes and lost servers."""

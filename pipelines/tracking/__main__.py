@@ -1,4 +1,4 @@
-"""Sends what MLflow has not got yet: ``python -m pipelines.tracking OUTPUT``."""
+"""Sends pending records to MLflow: ``python -m pipelines.tracking OUTPUT``."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipelines.tracking.redaction import redact, without_login
 
 
 def send(output: Path) -> str:
-    """Sends what a training could not send to its MLflow run.
+    """Sends to MLflow what a training could not send.
 
     Args:
         output: folder of the training.

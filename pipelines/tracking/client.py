@@ -1,4 +1,4 @@
-"""MLflow's client: that it answers in time, and what it is asked."""
+"""MLflow's client with short time-outs and clear errors."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ PATIENCE = 5  # seconds in which a server must say that it is there
 
 
 class TrackingError(ValueError):
-    """MLflow cannot be reached or does not take the run; the message says what to do."""
+    """MLflow cannot be reached or rejects the run; the message says what to do."""
 
 
 @contextmanager
 def needed() -> Iterator[None]:
-    """Makes one paragraph of MLflow's errors, where a command cannot go on without it.
+    """Context that turns MLflow's errors into one paragraph, for commands that cannot continue without it.
 
     Raises:
         TrackingError: MLflow raised an error.
@@ -55,7 +55,7 @@ def needed() -> Iterator[None]:
 
 @needed()
 def reach(*uris: str) -> None:
-    """Makes sure in a few seconds that MLflow answers, where its own client would try for minutes.
+    """Checks within a few seconds that MLflow responds; its own client would retry for minutes.
 
     Args:
         uris: where; by default the run's store and the registry.
@@ -71,7 +71,7 @@ def reach(*uris: str) -> None:
 
 @needed()
 def tracking_client() -> MlflowClient:
-    """A client of MLflow's for what may be the first command on an embedded store.
+    """An MLflow client; prepares the embedded store for its first use.
 
     MLflow makes a new store's tables when it is first opened, and fails where two processes do so at the same moment: here
     they take turns.
@@ -88,7 +88,8 @@ def tracking_client() -> MlflowClient:
 
 
 def stage_of(run_id: str) -> str | None:
-    """Whether a run is ``active`` or ``deleted``, from where it can be restored; None where the store has none of this id."""
+    """Lifecycle stage of a run, ``active`` or ``deleted`` (it can be restored); None if the store does not know the
+    id."""
     try:
         return str(MlflowClient().get_run(run_id).info.lifecycle_stage)
     except MlflowException as error:
@@ -98,7 +99,7 @@ def stage_of(run_id: str) -> str | None:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the experiment of this name; it is made by whoever of several processes comes first.
+    """Id of the experiment of a name; the first of several processes creates it.
 
     Raises:
         TrackingError: it was deleted.

@@ -1,4 +1,4 @@
-"""What a training wants recorded is written to disk first, and sent to MLflow by a thread of its own."""
+"""Write-ahead journal: a training's records go to disk first and are sent to MLflow by a separate thread."""
 
 import json
 import os
@@ -34,15 +34,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 class RunGoneError(ValueError):
-    """The run was deleted; the message says how it is restored."""
+    """The run was deleted; the message says how to restore it."""
 
 
 class UnreadableError(ValueError):
-    """A file that was to be sent cannot be read."""
+    """A file to be sent cannot be read."""
 
 
 class Journal:
-    """What is to be sent to an MLflow run, on disk first, so that neither a kill nor a lost server loses any of it.
+    """Records for an MLflow run, written to disk before they are sent, so that neither a kill nor a lost server loses
+    any.
 
     ``journal.jsonl`` in the output folder has a line for each metric, picture, file and status; ``journal.sent`` holds
     how many bytes of it the server has taken. A thread sends what is new, and tries again as long as it must. Lines that
@@ -90,7 +91,7 @@ class Journal:
         self._thread.start()
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Adds an entry; one of a step that its series already has is left out: an earlier process wrote it."""
+        """Adds a record. A metric of a step that its series already has is dropped: an earlier process wrote it."""
         with self._news:
             if "step" in entry:
                 if entry["step"] <= self.last.get(entry["key"], -1):
@@ -114,7 +115,7 @@ class Journal:
             self._news.notify_all()
 
     def _append(self, line: bytes) -> None:
-        """Adds a line, whole or not at all."""
+        """Appends a line, all or nothing."""
         rest = line
         try:
             while rest:  # as a disk that becomes full takes a part
@@ -126,7 +127,7 @@ class Journal:
         self._written += len(line)
 
     def wait(self, patience: float | None = None) -> int:
-        """Waits until all is sent, or for some seconds if the server does not answer.
+        """Waits until everything is sent, or for a few seconds if the server does not respond.
 
         Args:
             patience: how many; by default a minute, and little where a minute has passed before.
@@ -150,7 +151,7 @@ class Journal:
             return self._written - self._sent
 
     def close(self, patience: float | None = None) -> int:
-        """`wait`, which Ctrl-C cuts short, then ends the thread."""
+        """Waits as in `wait`, which Ctrl-C cuts short, and stops the thread."""
         try:
             left = self.wait(patience)
         except KeyboardInterrupt:
@@ -196,7 +197,7 @@ class Journal:
                     self.error, pause = None, 0.5
 
     def _send(self, lines: list[bytes]) -> None:
-        """Sends whole lines in order; metrics next to each other go together.
+        """Sends complete lines in order; consecutive metrics are batched.
 
         What was sent, but not marked as sent, is sent again: each entry is such that MLflow then has it once.
         """
@@ -263,7 +264,7 @@ class Journal:
             client.set_terminated(run_id, entry["value"], entry["timestamp"])
 
     def _check_refusal(self, error: MlflowException) -> None:
-        """Goes on where MLflow will never take an entry, but for a run that was deleted and can be restored."""
+        """Skips a record that MLflow will never accept, unless the run was deleted and can be restored."""
         if error.error_code not in (REFUSED, ABSENT):
             raise error
         restore = f"restore it with: mlflow runs restore --run-id {self.run_id}"
@@ -287,7 +288,7 @@ class Journal:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """The entry in a line of a journal; a torn line has none."""
+    """Parses a line of the journal; None for a torn line."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -296,7 +297,7 @@ def _entry(line: bytes) -> dict[str, Any]:
 
 
 class MachineMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of the machine's load, writing to a journal: MLflow's own ends with the first failed request.
+    """MLflow's system-metrics monitor, writing to a journal; MLflow's own stops at the first failed request.
 
     Args:
         journal: of the run.
@@ -309,7 +310,7 @@ class MachineMonitor(SystemMetricsMonitor):
         self._logging_step = max(steps, default=-1) + 1
 
     def monitor(self) -> None:
-        """Measures until the end."""
+        """Samples until stopped."""
         while True:
             for _ in range(self.samples_before_logging):
                 self.collect_metrics()
@@ -318,7 +319,7 @@ class MachineMonitor(SystemMetricsMonitor):
             self.publish_metrics(self.aggregate_metrics())
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Writes measured values down."""
+        """Writes samples to the journal."""
         prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
         for key, value in metrics.items():
             self.journal.write({"kind": "metric", "key": prefix + key, "value": value, "step": self._logging_step})

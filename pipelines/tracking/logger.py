@@ -1,4 +1,4 @@
-"""The logger of a tracked run: what MLflow is told, through the journal."""
+"""The logger of a tracked run; it sends to MLflow through the journal."""
 
 import json
 import os
@@ -34,7 +34,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the t
 
 
 class RunLogger(Logger):
-    """Writes a training into one MLflow run, from the process of rank zero, without keeping the training waiting.
+    """Logs a training to one MLflow run, from rank zero, without delaying the training.
 
     The run is the one named in the output folder's ``run.json`` (a training that goes on), else the one that
     ``MLFLOW_RUN_ID`` names (made by ``mlflow run``), else a new one; also that of a copy of a training's folder. Metrics, pictures and tables go through a `Journal`:
@@ -56,23 +56,23 @@ class RunLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The experiment's name."""
+        """Name of the experiment."""
         return self._experiment_name
 
     @property
     def version(self) -> str | None:
-        """The run's id."""
+        """Id of the run."""
         return self.run_id
 
     @property
     def save_dir(self) -> str:
-        """The output folder."""
+        """Output folder."""
         return str(self.output)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> MlflowClient:
-        """The MLflow client; making it starts or continues the run."""
+        """The MLflow client; the first access starts or continues the run."""
         if self.run_id is None:
             self._start()
         return self._client
@@ -128,7 +128,7 @@ class RunLogger(Logger):
         self.run_id = run_id
 
     def _has_run(self, run_id: str, uri: str | None) -> bool:
-        """Whether the run of a training that goes on is there; not where its store has lost it.
+        """Whether the store still has the run of a resumed training.
 
         Raises:
             TrackingError: it was deleted, or is in another store.
@@ -148,7 +148,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes metrics of a step down, to be sent.
+        """Logs the metrics of a step.
 
         Raises:
             DiskError: the disk is full, broken or read-only.
@@ -162,11 +162,11 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the command line logs its whole configuration with `log_config`."""
+        """Does nothing: the command line logs its whole configuration with `log_config`."""
 
     def _kept(self, file: Path, write: Callable[[Path], object]) -> bool:
-        """Writes what is only for looking at, and says whether it is there: if the disk does not take it, the training goes on
-        without, or with what was there before."""
+        """Writes a file that is only for viewing and returns whether it exists. If the disk refuses it, the training
+        continues without it or with the previous one."""
         try:
             with whole(self.output / file) as part:
                 write(part)
@@ -178,7 +178,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
-        """Writes pictures, uint8 H×W×3, as points of the series ``key``, to be sent."""
+        """Logs pictures, uint8 H×W×3, as points of the series ``key``."""
         _ = self.experiment
         for number, image in enumerate(images):
             file = Path("pictures", f"{key.replace('/', '_')}-{step or 0}{f'-{number}' if number else ''}.png")
@@ -187,7 +187,8 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_film(self, key: str, frames: Iterable[Any], milliseconds: int = 50) -> None:
-        """Writes pictures, uint8 H×W×3, as a GIF, each to be seen so long, to be sent; the last one of a key stands."""
+        """Logs pictures, uint8 H×W×3, as a GIF with the given duration per picture; replaces an earlier one of this
+        key."""
         first, *others = map(Image.fromarray, frames)
         file = Path(f"{key.replace('/', '_')}.gif")
         options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
@@ -196,28 +197,28 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
-        """Writes a table as a JSON artifact, to be sent; the last one of a key stands."""
+        """Logs a table as a JSON artifact; replaces an earlier one of this key."""
         file = Path("tables", f"{key.replace('/', '_')}.json")
         if self._kept(file, lambda part: part.write_text(json.dumps({"columns": columns, "data": rows}))):
             self.log_file(self.output / file, "tables")
 
     @rank_zero_only
     def log_text(self, key: str, text: str) -> None:
-        """Writes a text in Markdown as an artifact, to be sent."""
+        """Logs a Markdown text as an artifact."""
         file = Path(f"{key}.md")
         if self._kept(file, lambda part: part.write_text(text)):
             self.log_file(self.output / file, "")
 
     @rank_zero_only
     def set_tag(self, key: str, value: str) -> None:
-        """Writes a tag of the run down, to be sent."""
+        """Sets a tag of the run."""
         _ = self.experiment
         self.journal.write({"kind": "tag", "key": key, "value": redact(value)[:PARAM_LIMIT]})
 
     @rank_zero_only
     @needed()
     def log_config(self, config: str) -> None:
-        """Logs a resolved configuration, in YAML: whole as an artifact, and flattened as parameters."""
+        """Logs the resolved configuration: as a YAML artifact, and flattened as parameters."""
         client = self.experiment
         client.log_text(self.run_id, config, "config.yaml")
         params = [
@@ -232,7 +233,7 @@ class RunLogger(Logger):
     @rank_zero_only
     @needed()
     def log_environment(self) -> None:
-        """Logs the installed packages, and what differs from the commit."""
+        """Logs the installed packages and the uncommitted changes."""
         client = self.experiment
         client.log_text(
             self.run_id, "\n".join([f"# Python {platform.python_version()}", *packages()]), "environment.txt"
@@ -243,7 +244,7 @@ class RunLogger(Logger):
     @rank_zero_only
     @needed()
     def log_data(self, data: Any) -> None:
-        """Logs what the data set is, and which files were left out of it."""
+        """Logs the data set and the files that were left out of it."""
         client, identity = self.experiment, data.identity()
         inputs = [
             DatasetInput(
@@ -260,17 +261,17 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_file(self, file: Path, folder: str) -> None:
-        """Writes down that a file of the output folder is to be sent."""
+        """Logs a file of the output folder."""
         _ = self.experiment
         self.journal.write({"kind": "file", "file": str(file.relative_to(self.output)), "folder": folder})
 
     def flush(self) -> bool:
-        """Waits until all that was written down is sent, as far as the server answers; returns whether it is."""
+        """Waits until everything is sent, as far as the server responds; returns whether it is."""
         _ = self.experiment
         return not self.journal.wait()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Ends the run with what is true: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
+        """Ends the run with its status: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED, with the error."""
         if getattr(rank_zero_only, "rank", 0):
             if error is not None:
                 with suppress(ValueError, OSError):  # it is told in any case
@@ -321,7 +322,7 @@ class RunLogger(Logger):
             journal.close(patience=5)
 
     def address(self) -> str:
-        """Where the run is seen: its page on a server, or its id in the embedded store."""
+        """Where to see the run: its page on a server, or its id in the embedded store."""
         uri = without_login(mlflow.get_tracking_uri())
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
@@ -329,7 +330,7 @@ class RunLogger(Logger):
 
 
 def _original(before: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """The folder that this one is a copy of, if it is still there, and both have the same run in the same store.
+    """The folder that this one was copied from, if it still exists and both have the same run in the same store.
 
     Args:
         before: what the folder says of itself.
@@ -344,7 +345,7 @@ def _original(before: Mapping[str, str], here: Mapping[str, str]) -> str | None:
 
 
 def run_id_of(output: str | Path) -> str:
-    """The run of the training in an output folder.
+    """Id of the run of the training in an output folder.
 
     Raises:
         TrackingError: the file that names it is torn.

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, machine, environment."""
+"""Provenance of a run: code, machine, environment."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 
 
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested dictionaries as (dotted key, text) pairs; lists and None are written as JSON."""
+    """Flattens nested dictionaries to (dotted key, text) pairs; lists and None are written as JSON."""
     if isinstance(config, dict) and config:
         return [pair for key, value in config.items() for pair in flatten(value, f"{prefix}{key}.")]
     return [(prefix[:-1], config if isinstance(config, str) else json.dumps(config))]
 
 
 def packages() -> list[str]:
-    """The installed packages, as ``name==version``. They are read off the names of the folders that tell of them: to parse
-    what these hold takes half a second."""
+    """The installed packages, as ``name==version``, from the names of their metadata folders; parsing the metadata
+    takes half a second."""
     found: dict[str, str] = {}
     for folder in sys.path:  # of two of a name, the first is imported
         for place in (*Path(folder or ".").glob("*.dist-info"), *Path(folder or ".").glob("*.egg-info")):
@@ -50,7 +50,7 @@ def _provenance() -> dict[str, str]:
 
 
 def surroundings(trainer: L.Trainer) -> dict[str, str]:
-    """Where a training runs, as tags: devices, processes, what started them, versions."""
+    """The environment of a training as tags: devices, processes, launcher, versions."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     launchers = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_ID": "slurm", "MLFLOW_RUN_ID": "mlflow"}

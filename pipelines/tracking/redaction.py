@@ -1,4 +1,4 @@
-"""Credentials do not leave the machine: what looks like one is taken out of all that is recorded."""
+"""Removal of credentials from everything that is recorded."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _SECRET_ASSIGNED = re.compile(
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """Puts ``***`` in the place of whatever looks like a credential.
+    """Replaces whatever looks like a credential by ``***``.
 
     Args:
         value: text, or nested dictionaries and lists.
@@ -52,12 +52,12 @@ def redact(value: Any, key: str = "") -> Any:
 
 
 def redact_yaml(text: str) -> str:
-    """`redact` for a document in YAML, which stays as it is if there is nothing to hide."""
+    """Redacts a YAML document; unchanged if there is nothing to hide."""
     plain = yaml.safe_load(text)
     hidden = redact(plain)
     return text if hidden == plain else yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
 
 
 def without_login(uri: str) -> str:
-    """An address without the user and the password that it may have."""
+    """Removes user and password from a URL."""
     return re.sub(r"(?<=://)[^\s/]*@", "", uri)

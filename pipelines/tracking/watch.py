@@ -1,4 +1,4 @@
-"""What a run tells of its training: progress, seconds, the error that ended it."""
+"""Progress, timing and errors of a training for its run."""
 
 import time
 from collections import defaultdict
@@ -11,7 +11,7 @@ from pipelines.engine.launch import processes
 
 
 class RunCallback(L.Callback):
-    """Watches a training for its run: the speed, the time, and how it ended."""
+    """Logs a training's speed, duration and error to its run."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -21,7 +21,7 @@ class RunCallback(L.Callback):
         self._images = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learns which processes work together, to name one that is lost."""
+        """Records the processes of the job, to name one that is lost."""
         self.processes = processes(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -35,7 +35,7 @@ class RunCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the learning rate, or that of each part of the network where they differ."""
+        """Logs the learning rate, or one per parameter group if they differ."""
         if trainer.global_step % settings_of(trainer).log_every_n_steps == 0:
             rates = {
                 f"lr/{group.get('name', number)}": group["lr"]
@@ -55,15 +55,15 @@ class RunCallback(L.Callback):
         self._images += len(batch["image"]) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation does not count as training time."""
+        """Pauses the clock: validation does not count as training time."""
         self._times["validation"] = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation does not count as training time."""
+        """Resumes the clock."""
         self._times["epoch"] += time.perf_counter() - self._times["validation"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the speed over the epoch."""
+        """Logs the images per second of the epoch."""
         seconds = time.perf_counter() - self._times["epoch"]
         # An epoch that was begun by another process has no start.
         if self._images and 0 < seconds < time.perf_counter():
@@ -75,5 +75,5 @@ class RunCallback(L.Callback):
         self.train_seconds = time.perf_counter() - self._times["start"]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Remembers why the training ended."""
+        """Records the error that ended the training."""
         self.error = exception
