@@ -1,4 +1,4 @@
-"""What learns: one module for each task."""
+"""Lightning modules, one per task."""
 
 from modules.autoencoding import AutoencodingModule, MaskedAutoencodingModule
 from modules.base import VisionModule

@@ -1,4 +1,4 @@
-"""What every module shares: the hooks that a task writes, the backbone, normalisation on the device."""
+"""Base class of all task modules: the hooks that a task overrides, the backbone, and normalisation on the device."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -42,33 +42,33 @@ Stage = Literal["train", "val", "test"]
 
 
 class VisionModule(L.LightningModule):
-    """Base of all task modules. A subclass adds its head, says in `losses` what is minimised, and writes of the other hooks
-    those that it needs. `configure_callbacks` adds what happens around a training.
+    """Base class of all task modules. A subclass adds its head, computes its loss in `losses`, and overrides the other
+    hooks that it needs. `configure_callbacks` lists the callbacks of a training.
 
     Args:
-        data: description of its data.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        output: what the backbone gives: one ``vector`` an image, feature ``maps``, a list of float B×C×H×W, or ``logits``
-            of the classes.
+        data: description of the data.
+        backbone: the network that the task is built on.
+        optimization: optimiser, schedule and regularisation.
+        output: output of the backbone: one ``vector`` per image, feature ``maps`` (a list of float B×C×H×W), or the
+            ``logits`` of the classes.
     """
 
-    monitor: str = "val/loss"  # a module may choose them by its settings
+    monitor: str = "val/loss"  # a subclass may set both from its arguments
     mode: Literal["min", "max"] = "min"
-    takes: ClassVar[tuple[str, ...]] = ("in_chans", "image_size")  # of `DataSpec`; goes with the weights
-    takes_for_training: ClassVar[tuple[str, ...]] = ()  # of `DataSpec` too, but forgotten with the training
-    needs: tuple[str, ...] = ()  # what a sample of its data has beside ``image``
-    late_parts: ClassVar[Mapping[str, type]] = {}  # arguments that make a part once the backbone is there, and its base
-    training_only: ClassVar[tuple[str, ...]] = ()  # what the names of weights begin with that a user needs none of
-    averages: ClassVar[Mapping[str, str]] = {}  # what those of weights begin with, and those of their moving average
-    compiles_features: bool = False  # of the backbone `last_features` is asked for, too
-    mirrors: ClassVar[bool] = False  # whether its answers for mirrored images can be put together, see `Views`
-    oblong: ClassVar[bool] = False  # whether its images need not be square
-    any_bands: ClassVar[bool] = False  # whether they may be others than RGB or grey of 8 bits
-    series: ClassVar[tuple[str, ...]] = ()  # keys of pictures that a training's end makes a film of
+    takes: ClassVar[tuple[str, ...]] = ("in_chans", "image_size")  # stored fields of `DataSpec`
+    takes_for_training: ClassVar[tuple[str, ...]] = ()  # fields only used in training
+    needs: tuple[str, ...] = ()  # keys that a sample must have besides ``image``
+    late_parts: ClassVar[Mapping[str, type]] = {}  # arguments built after the backbone -> base class of the part
+    training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that are not needed after training
+    averages: ClassVar[Mapping[str, str]] = {}  # prefix of weights -> prefix of their moving average
+    compiles_features: bool = False  # whether `last_features` of the backbone is compiled, too
+    mirrors: ClassVar[bool] = False  # whether predictions for mirrored images can be averaged, see `Views`
+    oblong: ClassVar[bool] = False  # whether images need not be square
+    any_bands: ClassVar[bool] = False  # whether images may have other channels than 8-bit RGB or grey
+    series: ClassVar[tuple[str, ...]] = ()  # keys of logged images of which a video is made at the end of training
     scale: Tensor
     shift: Tensor
-    image_size: Any  # as `DataSpec` has it: a whole number in tasks whose images are square
+    image_size: Any  # as in `DataSpec`; an integer in tasks with square images
 
     def __init__(
         self,
@@ -88,13 +88,13 @@ class VisionModule(L.LightningModule):
         if not self.any_bands and (data.in_chans not in (1, 3) or data.bit_depth > 8):
             raise BackboneError(
                 f"{type(self).__name__.removesuffix('Module')} takes RGB or grey of 8 bits, not {data.in_chans} channels of "
-                f"{data.bit_depth}: leave --data.bits out, and give --data.in_chans 3 or 1. More can classification, several labels, "
-                "regression, segmentation, detection and autoencoding."
+                f"{data.bit_depth}: leave --data.bits out, and give --data.in_chans 3 or 1. Classification, several labels, "
+                "regression, segmentation, detection and autoencoding take others."
             )
-        self.full = 255.0 if data.bit_depth == 8 else 1.0  # the largest value of images
+        self.full = 255.0 if data.bit_depth == 8 else 1.0  # largest possible pixel value
         self.bit_depth, self.channel_mean, self.channel_std = data.bit_depth, data.channel_mean, data.channel_std
         self.optimization = optimization or Optimization()
-        self.lr = self.optimization.lr  # where Lightning's learning-rate finder looks
+        self.lr = self.optimization.lr  # Lightning's learning-rate finder reads and sets this attribute
         self.channels_last, self.compile_backbone = backbone.channels_last, backbone.compile
         self.shared_maps = backbone.maps if isinstance(backbone, SharedBackbone) else None
         start = started(backbone, data, output, self.optimization)
@@ -111,49 +111,53 @@ class VisionModule(L.LightningModule):
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes over: not the trainer, with its data and loggers."""
+        """Leaves out the compiled function and the callbacks, so that a copy does not hold the trainer, its data and
+        loggers."""
         return super().__getstate__() | {"_compiled": None, "_callbacks": []}
 
-    # What a task writes
+    # Hooks that a task overrides
 
     def parts(self) -> dict[str, Any]:
-        """The arguments of its own that rebuild this network, as plain data; exchangeable parts as `describe` gives them."""
+        """Returns the task's own arguments that rebuild this network, as plain data; exchangeable parts in the format
+        of `describe`."""
         return {}
 
     @property
     def class_layers(self) -> dict[str, ClassRows]:
-        """The layers that have rows for each class, by name; by itself, none."""
+        """Layers that have one row per class, by name; none by default."""
         return {}
 
     def losses(self, batch: dict[str, Any]) -> Losses:
-        """What is minimised for a training batch."""
+        """Computes the loss of a training batch."""
         raise NotImplementedError
 
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
-        """Updates the metrics of a stage, ``val`` or ``test``, by a batch, and returns losses that are logged as means over
-        the split; by itself, those of training."""
+        """Updates the metrics of a stage, ``val`` or ``test``, and returns losses whose means over the split are
+        logged; by default, the training losses."""
         return self.losses(batch)
 
     def report(self, stage: Stage) -> Report:
-        """What an evaluation came to beside its means; resets what it was gathered in. All processes are asked."""
+        """Returns the metrics, images and tables of an evaluation besides its mean losses, and resets the metrics.
+        Called in all processes."""
         return Report()
 
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """What a user is told about each image of a batch, as plain data, which ``answers`` draws and writes."""
+        """Returns the prediction for each image of a batch as plain data, which ``answers`` draws and writes."""
         raise NotImplementedError
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
-        """Draws what the network is given: the images of a batch, as uint8 H×W×3, ``columns`` in a row."""
+        """Draws the images of a batch as the network sees them: uint8 H×W×3, ``columns`` images per row."""
         return sheet(batch["image"], columns)
 
     def prepare(self, data: Any) -> None:
-        """Tells a data module what a training wants of it beside its samples; by itself nothing."""
+        """Requests from a data module what the training needs besides its samples; by default, nothing."""
 
-    # What it offers
+    # Methods for tasks and pipelines
 
     def normalize(self, image: Tensor) -> Any:
-        """uint8 B×C×H×W, or float32 in [0, 1] where images have more than 8 bits, to what the backbone expects, on the device
-        where it is: float32 B×C×H×W, or the maps of a backbone that several tasks share."""
+        """Normalises images on their device, with the mean and standard deviation that the backbone expects: uint8
+        B×C×H×W, or float32 in [0, 1] for more than 8 bits, to float32 B×C×H×W, or to the feature maps of a backbone
+        that tasks share."""
         if self.shared_maps is not None:
             return self.shared_maps(image)
         if not self.channels_last:
@@ -163,13 +167,14 @@ class VisionModule(L.LightningModule):
         return scaled.add_(self.shift)
 
     def last_features(self, image: Tensor) -> Tensor:
-        """The backbone's last features before pooling, of normalised float B×C×S×S; compiled where that is asked for."""
+        """Computes the backbone's last feature map before pooling, from normalised float B×C×S×S; compiled if
+        requested."""
         return (self._compiled or self.backbone.forward_features)(image)
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What rebuilds this network, without its training, as plain data: what it `takes` of the data, the backbone as
-        ``backbone`` and ``backbone_options``, and its `parts`."""
+        """Plain data that rebuilds this network without its training state: the fields in `takes`, the backbone as
+        ``backbone`` and ``backbone_options``, and `parts`."""
         data = {name: deepcopy(getattr(self, name)) or None for name in self.takes}
         plain = {"bit_depth": 8, "channel_mean": None, "channel_std": None}
         data |= {name: deepcopy(getattr(self, name)) for name in VALUES if getattr(self, name) != plain[name]}
@@ -177,25 +182,26 @@ class VisionModule(L.LightningModule):
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> Self:
-        """The network that `architecture` describes, also one of an earlier version."""
+        """Builds the network that `architecture` describes, including descriptions written by earlier versions."""
         return rebuild(cls, architecture)
 
     @property
     def clock(self) -> int:
-        """The step at which figures and pictures stand: the last one of a training under way, or how many there were."""
+        """Step at which metrics and images are logged: the current step during training, otherwise the number of steps
+        taken."""
         return max(0, self.global_step - 1) if self.trainer.state.fn == TrainerFn.FITTING else self.global_step
 
     @property
     def plan(self) -> Optimization:
-        """``optimization`` with what the strategy adds."""
+        """``optimization`` with the settings that the transfer strategy adds."""
         return planned(self.optimization, self.strategy, self.backbone)
 
     def holds_gradients(self, batch_idx: int) -> bool:
-        """Whether after this batch there are gradients that wait for the next one: a checkpoint does not hold them."""
+        """Whether gradients are still being accumulated after this batch; a checkpoint does not store them."""
         count = batch_idx + 1
         return count % self.trainer.accumulate_grad_batches != 0 and count != self.trainer.num_training_batches
 
-    # What Lightning calls
+    # Hooks that Lightning calls
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -219,7 +225,7 @@ class VisionModule(L.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            _ = self.architecture  # what could not be written down is told before the training
+            _ = self.architecture  # fails before the training if the architecture cannot be stored
             if (data := given_data(self.trainer)) is not None:
                 self.prepare(data)
             if self.compile_backbone:
@@ -235,12 +241,13 @@ class VisionModule(L.LightningModule):
         return build_optimizer(self.optimization, groups, steps, self.lr, self.monitor, rate_factor(self))
 
     def averaging(self, decay: float | None) -> WeightAverage | None:
-        """What keeps the moving average of its weights, with the decay that is asked for; by itself none without one."""
+        """Returns the callback that keeps the moving average of the weights with this decay; none by default if it is
+        None."""
         return None if decay is None else WeightAverage(decay)
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
-        """All that happens around a training, in this order."""
+        """Returns all callbacks of a training, in the order in which they run."""
         if not self._callbacks:
             average = [] if (one := self.averaging(self.optimization.ema_decay)) is None else [one]
             around = [TransferChoice(), LinearHead(), Freezing(), ChangedSettings(), TimedSchedule()]
@@ -262,16 +269,17 @@ class VisionModule(L.LightningModule):
     @classmethod
     @override
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:  # type: ignore[override]
-        """The network of a checkpoint, with its weights; those of the average where weights are averaged.
+        """Loads the network of a checkpoint with its weights, or with their moving average where weights are averaged.
 
         Args:
             checkpoint_path: ``best.ckpt`` or ``last.ckpt`` of a training.
-            map_location: where it shall be.
+            map_location: device of the weights.
 
         Returns:
-            The module in evaluation mode. How it was trained is not part of it: give a new one its ``optimization`` to go on.
+            The module in evaluation mode. Training settings are not stored with it: pass a new ``optimization`` to
+            train it further.
 
         Raises:
-            BackboneError: it is no checkpoint of this kind of module.
+            BackboneError: the file is not a checkpoint of this class.
         """
         return load_checkpoint(cls, checkpoint_path, map_location)

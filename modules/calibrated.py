@@ -1,4 +1,4 @@
-"""Modules whose answers hang on thresholds that validation measures."""
+"""Base class of modules whose decision thresholds are calibrated on the validation set."""
 
 from typing import Any
 
@@ -9,30 +9,31 @@ from modules.base import VisionModule
 
 
 class CalibratedModule(VisionModule):
-    """Keeps thresholds with the weights. A threshold is a measurement: where weights are averaged, it is not.
+    """Stores decision thresholds with the weights. Thresholds are measured, so they are not part of a moving average of
+    the weights.
 
-    A subclass calls `keep_thresholds` when its network is made, and `calibrate` in its report of the validation.
+    A subclass calls `keep_thresholds` in its constructor, and `calibrate` when it reports on the validation set.
     """
 
     threshold: Tensor
     measured: Tensor
 
     def keep_thresholds(self, values: Tensor) -> None:
-        """Begins with these, float of any shape."""
+        """Registers the initial thresholds, float of any shape."""
         self.register_buffer("threshold", values)
         self.measured = values.clone()
 
     def calibrate(self, values: Tensor) -> None:
-        """Takes what validation found to be best."""
+        """Sets the thresholds to those that were best on the validation set."""
         self.measured = values.detach().cpu().clone()
         self.threshold.copy_(values)
 
     def save_thresholds(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Puts those that were measured among the weights of a checkpoint, whose names begin with ``prefix``."""
+        """Writes the measured thresholds into a checkpoint's state dict, under names that begin with ``prefix``."""
         state[f"{prefix}threshold"] = self.measured.clone()
 
     def load_thresholds(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Takes them from there."""
+        """Reads the measured thresholds from a checkpoint's state dict."""
         self.measured = state[f"{prefix}threshold"].cpu().clone()
 
     @override
@@ -46,5 +47,5 @@ class CalibratedModule(VisionModule):
         self.load_thresholds(checkpoint["state_dict"])
 
     def on_train_end(self) -> None:
-        """Takes what was measured last, where the weights became their average."""
+        """Restores the measured thresholds after averaged weights have replaced the trained ones."""
         self.threshold.copy_(self.measured)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: read, checked against a network, made a network again."""
+"""Loading of training checkpoints, and checks that they fit a network."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modules.base import VisionModule
 
 M = TypeVar("M", bound="VisionModule")
-# What two descriptions of one network may differ in.
+# Entries in which the architectures of a checkpoint and a network may differ.
 CHANGEABLE = (
     "pretrained",
     "label_names",
@@ -31,14 +31,14 @@ CHANGEABLE = (
 
 
 def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes that a network has learned, in the order of their numbers.
+    """Returns the names of the classes that a network was trained on, by index.
 
     Args:
         architecture: `VisionModule.architecture`.
 
     Returns:
-        None where it has learned none, as a generator that is not conditional. Of several tasks those of the boxes, or of the
-        pixels without the background, or of the images.
+        None if it has no classes, as an unconditional generator. For multi-task networks, those of detection, else of
+        segmentation without the background, else of classification.
     """
     targets = architecture.get("targets") or {}
     names = (
@@ -51,14 +51,14 @@ def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
 
 
 def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of a training, without running any code that the file may hold.
+    """Reads a training checkpoint without executing code from the file.
 
     Args:
-        path: ``last.ckpt``, ``best.ckpt``, or another that Lightning's trainer saved of a `VisionModule`.
-        device: where the tensors shall be.
+        path: ``last.ckpt``, ``best.ckpt``, or another checkpoint of a `VisionModule` saved by Lightning's trainer.
+        device: device of the tensors.
 
     Raises:
-        BackboneError: there is no such file, or it is something else.
+        BackboneError: the file is missing or not a training checkpoint.
     """
     read_weights(path)
     found = None if Path(path).suffix == ".safetensors" else torch.load(path, device, weights_only=True)
@@ -71,14 +71,14 @@ def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
 
 
 def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuses the weights of another network, or of one that has learned other classes.
+    """Checks that weights belong to the same architecture and the same classes.
 
     Args:
         saved: the `VisionModule.architecture` of the weights.
-        own: that of the network that shall have them.
+        own: the architecture of the network that is to load them.
 
     Raises:
-        BackboneError: they are.
+        BackboneError: they do not.
     """
     saved = upgrade(saved)
     learned, names = classes_of(saved), classes_of(own)
@@ -97,19 +97,19 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """Names in a sentence, of many the first."""
+    """Joins names for a sentence; of many, the first 20."""
     return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
 
 
 def rebuild(kind: type[M], architecture: dict[str, Any]) -> M:
-    """The network that an architecture describes; see `VisionModule.from_architecture`.
+    """Builds the network that an architecture describes; see `VisionModule.from_architecture`.
 
     Args:
         kind: the task's module.
-        architecture: as `VisionModule.architecture` gives it, also of an earlier version.
+        architecture: in the format of `VisionModule.architecture`, of this or an earlier version.
     """
     rest = upgrade(architecture)
-    rest.pop("pretrained", None)  # of a training
+    rest.pop("pretrained", None)  # a training setting
     data = DataSpec(**{key: rest.pop(key) for key in [*rest] if key in DataSpec.__dataclass_fields__})
     backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", None))
     late: dict[str, Any] = {
@@ -120,12 +120,12 @@ def rebuild(kind: type[M], architecture: dict[str, Any]) -> M:
 
 
 def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:
-    """The network of a checkpoint; see `VisionModule.load_from_checkpoint`.
+    """Loads the network of a checkpoint; see `VisionModule.load_from_checkpoint`.
 
     Args:
         kind: the task's module.
         path: the file.
-        device: where the network shall be.
+        device: device of the network.
     """
     checkpoint = read_checkpoint(path, device)
     name = checkpoint.get("module", kind.__name__)
@@ -135,7 +135,7 @@ def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:
         )
     module = kind.from_architecture(checkpoint["architecture"])
     own, saved = module.state_dict(), checkpoint["state_dict"]
-    training = {key for key in {*own, *saved} if key.startswith(kind.training_only)}  # as of a miner or a loss
+    training = {key for key in {*own, *saved} if key.startswith(kind.training_only)}  # e.g. of a miner or a loss
     state = {key: value for key, value in own.items() if key in training}
     module.load_state_dict(state | {key: value for key, value in saved.items() if key in own or key not in training})
     module.licence = checkpoint.get("licence")

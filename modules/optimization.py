@@ -1,4 +1,4 @@
-"""How a network is trained: the settings, optimisers and schedules of them, penalties, the average of the weights."""
+"""Training settings: optimisers, learning-rate schedules, weight penalties, and the moving average of the weights."""
 
 import inspect
 import math
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from modules.base import VisionModule
 
 
-TRIED = 100  # steps that a schedule is tried for
-TICKS = 10_000  # that stand for steps where a training's time alone is known
+TRIED = 100  # steps for which a schedule is tried out
+TICKS = 10_000  # virtual number of steps if only the training's time limit is known
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to zero, stepped at every optimiser step (Loshchilov & Hutter 2017,
+    """Linear warm-up followed by cosine decay, stepped at every optimiser step (Loshchilov & Hutter 2017,
     arXiv:1608.03983).
 
     Args:
         optimizer: the optimiser.
-        total_steps: optimiser steps of the whole training; the module knows and fills it in. 0 where the length is not
-            known: the rate then stays the same, unless the training's time is limited, see `TimedSchedule`.
-        warmup: share of the steps, or of the time, in which the rate rises, in [0, 1).
-        final: the last rate as a share of the highest.
+        total_steps: optimiser steps of the whole training; filled in by the module. 0 if unknown: the learning rate is
+            then constant, unless the training time is limited, see `TimedSchedule`.
+        warmup: fraction of the steps, or of the time, in which the learning rate rises, in [0, 1).
+        final: final learning rate relative to the highest.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class WarmupCosine(LambdaLR):
     ) -> None:
         self.total_steps = total_steps
         self.warmup, self.final = warmup, final
-        self.elapsed: float | None = None  # share of the training's time, where that is limited
+        self.elapsed: float | None = None  # elapsed fraction of the training time, if that is limited
         super().__init__(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:
         total, at = self.total_steps, float(step)
-        if self.elapsed is not None:  # whichever is further: the training ends with the first of the two
+        if self.elapsed is not None:  # whichever is further, since the training ends at the first of the two limits
             total, at = (total, max(at, self.elapsed * total)) if total else (TICKS, self.elapsed * TICKS)
         if not total:
             return 1.0
@@ -69,21 +69,22 @@ class WarmupCosine(LambdaLR):
 
 @dataclass
 class Optimization:
-    """How a network is trained.
+    """Training settings: optimiser, schedule, transfer and regularisation.
 
     Args:
         optimizer: any optimiser of torch or timm.
-        lr_scheduler: any schedule of torch. One with ``total_steps`` is told the length of the training and stepped at
-            every optimiser step; all others are stepped once an epoch.
-        lr: the learning rate, if it is to be another than the optimiser's own.
-        lr_batch_size: the images a step for which the rate is stated: with another number, processes × batch size × accumulated
-            batches, it is multiplied by their ratio (Goyal et al. 2017, arXiv:1706.02677); None leaves it as it is.
-        backbone_lr_scale: factor on the rate of the backbone, against that of the head.
-        layer_decay: factor on the rate for each layer further from the output.
-        frozen_epochs: epochs in which only the head learns; -1 for all.
+        lr_scheduler: any schedule of torch. One with ``total_steps`` gets the length of the training and is stepped at
+            every optimiser step; all others are stepped once per epoch.
+        lr: learning rate; None for the optimiser's default.
+        lr_batch_size: images per step that the learning rate is meant for: it is multiplied by the ratio of the actual
+            number, processes × batch size × accumulated batches, to this one (Goyal et al. 2017, arXiv:1706.02677);
+            None for no scaling.
+        backbone_lr_scale: factor on the backbone's learning rate, relative to the head's.
+        layer_decay: factor on the learning rate for each layer further from the output.
+        frozen_epochs: epochs in which only the head is trained; -1 for all.
         l1_penalty: weight of Σ|w| in the loss, over weight matrices and kernels.
         l2_penalty: weight of Σw² in the loss (the optimiser's ``weight_decay`` is the usual, decoupled form).
-        ema_decay: evaluate and keep the exponential moving average of the weights, with this decay in (0, 1).
+        ema_decay: evaluate and store the exponential moving average of the weights, with this decay in (0, 1).
     """
 
     optimizer: OptimizerCallable = torch.optim.AdamW
@@ -98,12 +99,13 @@ class Optimization:
     ema_decay: ShareBelowOne | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimization":
-        """Itself: what jsonargparse makes of a class on the command line holds the whole command."""
+        """Returns itself: a class on the command line becomes a jsonargparse object that holds the whole command."""
         return self
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What cannot become another within a training, as plain data: the state of the old does not fit the new.
+        """Settings that cannot change within a training, as plain data: the optimiser's stored state would not fit
+        others.
 
         Raises:
             BackboneError: the optimiser or the schedule cannot work with its settings.
@@ -116,9 +118,9 @@ class Optimization:
             scheduler = self.schedule(optimizer, TRIED)[0]
             plateau = isinstance(scheduler, ReduceLROnPlateau)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of steps without the optimiser's
+                warnings.simplefilter("ignore")  # "lr_scheduler.step() before optimizer.step()"
                 for _ in range(TRIED - 1):
-                    scheduler.step(*([1.0] if plateau else []))  # a figure that never gets better
+                    scheduler.step(*([1.0] if plateau else []))  # a metric that never improves
                     _check_rates(optimizer, zero=not plateau)
         except (ValueError, TypeError, ZeroDivisionError) as error:
             said = str(error).removesuffix(".")
@@ -131,14 +133,15 @@ class Optimization:
         }
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[Any, Literal["step", "epoch"]]:
-        """The schedule of an optimiser, and after what it is stepped.
+        """Creates the schedule of an optimiser, and returns with it whether it is stepped per step or per epoch.
 
         Args:
             optimizer: the optimiser.
-            total_steps: steps of the whole training; 0 where its length is not known.
+            total_steps: steps of the whole training; 0 if unknown.
         """
         make: Callable[..., Any] = self.lr_scheduler
-        # What jsonargparse makes of a class on the command line is a partial of its own function, given the class.
+        # jsonargparse turns a class on the command line into a partial of its own function, with the class as an
+        # argument.
         given = [one for one in make.args if isinstance(one, type)] if isinstance(make, partial) else []
         parameters = inspect.signature(given[0] if given else make).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -147,7 +150,7 @@ class Optimization:
         return make(optimizer), "epoch"
 
     def penalty(self, named: Iterable[tuple[str, Tensor]]) -> Tensor | float:
-        """The penalties on weight matrices and kernels, a scalar.
+        """Computes the penalties on weight matrices and kernels, a scalar.
 
         Args:
             named: parameters by name.
@@ -163,14 +166,14 @@ class Optimization:
 
 
 def _check_rates(optimizer: Optimizer, zero: bool) -> None:
-    """Makes sure that an optimiser's learning rates are numbers to learn with; one may have none, and find its own.
+    """Checks that an optimiser's learning rates are valid; None is, for an optimiser that finds its own.
 
     Args:
         optimizer: the optimiser.
-        zero: whether 0 is one of them, as at a schedule's end.
+        zero: whether 0 is valid, as at the end of a schedule.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a learning rate is invalid.
     """
     for rate in (group["lr"] for group in optimizer.param_groups if group["lr"] is not None):
         if not (zero if rate == 0 else 0 < rate < math.inf):
@@ -178,20 +181,21 @@ def _check_rates(optimizer: Optimizer, zero: bool) -> None:
 
 
 def total_steps(trainer: L.Trainer) -> int:
-    """Steps of the whole training; 0 where its length is not known, as with ``max_epochs -1`` and ``max_time``."""
+    """Returns the number of optimiser steps of the whole training; 0 if unknown, as with ``max_epochs -1`` and
+    ``max_time``."""
     steps = trainer.estimated_stepping_batches
     return max(1, int(steps)) if math.isfinite(steps) else 0
 
 
 def parameter_groups(module: "VisionModule", parts: Sequence[str] = ("",), head: str = "head") -> list[dict[str, Any]]:
-    """Parameters of a module by learning rate and weight decay; ``lr_scale`` is the factor on the rate.
+    """Groups a module's parameters by learning rate and weight decay; ``lr_scale`` is the factor on the learning rate.
 
-    Biases, norms and other vectors are not decayed (Bello et al. 2021, arXiv:2103.07579).
+    Biases, norms and other vectors have no weight decay (Bello et al. 2021, arXiv:2103.07579).
 
     Args:
-        module: has a backbone, and a ``plan`` for it.
-        parts: how the names of those begin that are meant, by default of all.
-        head: what those are called that are not the backbone's.
+        module: a module with a backbone and a ``plan``.
+        parts: name prefixes of the parameters to group; by default, all.
+        head: name of the group of parameters outside of the backbone.
     """
     plan = module.plan
     depth = layers(module.backbone) if plan.layer_decay != 1 else {}
@@ -215,7 +219,7 @@ def parameter_groups(module: "VisionModule", parts: Sequence[str] = ("",), head:
 
 
 def images_a_step(module: "VisionModule") -> int:
-    """Images that one step of a training is made of: processes × batch size × accumulated batches.
+    """Returns the number of images per optimiser step: processes × batch size × accumulated batches.
 
     Raises:
         BackboneError: the trainer has no data module, which knows the batch size.
@@ -226,7 +230,8 @@ def images_a_step(module: "VisionModule") -> int:
 
 
 def rate_factor(module: "VisionModule") -> float:
-    """What a module's learning rate is multiplied by, see ``lr_batch_size``; nothing of a rate that was found as it is."""
+    """Returns the factor on a module's learning rate, see ``lr_batch_size``; 1 for a rate of the learning-rate
+    finder."""
     stated = module.optimization.lr_batch_size
     return images_a_step(module) / stated if stated and module.lr == module.optimization.lr else 1.0
 
@@ -234,18 +239,18 @@ def rate_factor(module: "VisionModule") -> float:
 def build_optimizer(
     plan: Optimization, groups: list[dict[str, Any]], steps: int, lr: float | None, monitor: str, factor: float = 1.0
 ) -> dict[str, Any]:
-    """An optimiser and its schedule, as `configure_optimizers` of Lightning's returns them.
+    """Creates an optimiser and its schedule, in the format of Lightning's `configure_optimizers`.
 
     Args:
-        plan: the settings.
-        groups: what `parameter_groups` gives.
+        plan: the training settings.
+        groups: the result of `parameter_groups`.
         steps: see `total_steps`.
-        lr: the learning rate, if it is to be another than the optimiser's own.
-        monitor: the metric that a plateau is looked for in, unless the schedule names one.
-        factor: on the rate; see `rate_factor`.
+        lr: learning rate; None for the optimiser's default.
+        monitor: metric of `ReduceLROnPlateau`, unless the schedule names one.
+        factor: factor on the learning rate; see `rate_factor`.
 
     Raises:
-        BackboneError: the optimiser does not take its settings, or the schedule wants to know the training's length.
+        BackboneError: the optimiser rejects its settings, or the schedule needs the length of the training.
     """
     try:
         optimizer = plan.optimizer(groups)
@@ -269,13 +274,13 @@ def build_optimizer(
 
 
 class ChangedSettings(L.Callback):
-    """Lets a training take up other settings of its optimisers and schedules than it was begun with: those of the command
-    that goes on with it, since the checkpoint brings the old ones back, and the rate that a learning-rate finder found."""
+    """Applies settings of optimisers and schedules that changed since the training started: those of the command that
+    resumes it, which loading the checkpoint overwrites, and the learning rate of a learning-rate finder."""
 
     def __init__(self) -> None:
-        self.lr: float | None = None  # with which the optimisers were made
+        self.lr: float | None = None  # learning rate that the optimisers were created with
         self.settings: list[dict[str, Any]] = []  # of each optimiser and its schedule
-        self.before: list[dict[str, Any]] = []  # the same of the checkpoint that is gone on from
+        self.before: list[dict[str, Any]] = []  # the same, of the checkpoint that is resumed
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -289,7 +294,7 @@ class ChangedSettings(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lr = cast("VisionModule", pl_module).lr
-        if lr != self.lr and trainer.global_step == 0:  # found; that knows neither the schedule nor the groups' rates
+        if lr != self.lr and trainer.global_step == 0:  # found, without schedule and factors
             trainer.strategy.setup_optimizers(trainer)
             self.lr, self.before = lr, []
             self.on_fit_start(trainer, pl_module)
@@ -300,7 +305,7 @@ class ChangedSettings(L.Callback):
 
     @staticmethod
     def _take_up(scheduler: Any, old: dict[str, Any], new: dict[str, Any], step: int) -> str:
-        """Sets a schedule and its optimiser to the new settings; returns what is to be told of it."""
+        """Applies new settings to a schedule and its optimiser; returns a message about it."""
         for group, was, now in zip(scheduler.optimizer.param_groups, old["groups"], new["groups"], strict=True):
             group["lr"] *= now["lr"] / was["lr"] if was["lr"] else 1.0
             group |= {key: value for key, value in now.items() if key not in ("lr", "name") and value != was.get(key)}
@@ -332,10 +337,11 @@ class ChangedSettings(L.Callback):
 
 
 class TimedSchedule(L.Callback):
-    """Lets a `WarmupCosine` end when a training's time is up, as ``--trainer.max_time`` or Lightning's ``Timer`` limits it.
+    """Makes a `WarmupCosine` end when the training time is up, limited by ``--trainer.max_time`` or Lightning's
+    ``Timer``.
 
-    It is as far as the larger of two shares: that of the steps which are done, and that of the time which has passed. The time is
-    the timer's: it counts validations, and goes on after a resume where the checkpoint was written.
+    Its progress is the larger of two fractions: completed steps and elapsed time. The timer counts validations too, and
+    continues after a resume from the time of the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -351,7 +357,7 @@ class TimedSchedule(L.Callback):
         self.timer = min(limited, key=lambda one: limited[one], default=None)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         if self.timer is None:
-            self._tell(schedules, None)  # not what a checkpoint of limited time brought
+            self._tell(schedules, None)  # discards the elapsed time of a checkpoint with a time limit
         elif schedules:
             over = round(self.timer.time_elapsed())
             length = timedelta(seconds=over + round(limited[self.timer]))
@@ -359,10 +365,10 @@ class TimedSchedule(L.Callback):
             others = [type(one).__name__ for one in schedules if not isinstance(one, WarmupCosine)]
             steps = total_steps(trainer)
             pl_module.print(
-                f"The training ends {after}. {others[0]} does not go by time: the learning rate is then wherever it is."
+                f"The training ends {after}. {others[0]} does not depend on the time: the learning rate may not have reached its end."
                 if others
-                else f"The learning rate goes by time: it comes to its end {after}"
-                + (f", or after {steps:,} steps, whichever is first." if steps else ".")
+                else f"The learning rate follows the time: it reaches its end {after}"
+                + (f", or after {steps:,} steps, whichever comes first." if steps else ".")
             )
 
     @override
@@ -371,7 +377,7 @@ class TimedSchedule(L.Callback):
     ) -> None:
         if self.timer is not None:
             elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
-            share = trainer.strategy.broadcast(elapsed / (elapsed + remaining))  # all processes have the same rate
+            share = trainer.strategy.broadcast(elapsed / (elapsed + remaining))  # the same in all processes
             self._tell([config.scheduler for config in trainer.lr_scheduler_configs], share)
 
     @staticmethod
@@ -382,7 +388,7 @@ class TimedSchedule(L.Callback):
 
 
 def _settings(scheduler: Any) -> dict[str, Any]:
-    """The settings of a schedule and its optimiser, without their state."""
+    """Returns the settings of a schedule and its optimiser, without their state."""
     return {
         "groups": [
             {**_plain(group), "lr": float(group.get("initial_lr", group["lr"]))}
@@ -398,7 +404,7 @@ def _settings(scheduler: Any) -> dict[str, Any]:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of an optimiser's or a schedule's settings that are plain data, not state."""
+    """Returns the settings of an optimiser or a schedule that are plain data, without state."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in settings.items()
@@ -407,13 +413,13 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class WeightAverage(WeightAveraging):
-    """The exponential moving average of weights and statistics, which is validated, tested and kept.
+    """Exponential moving average of weights and buffers, which is validated, tested and stored.
 
-    The decay at step n is min(``decay``, (1 + n) / (10 + n)), so that the initial weights do not weigh on a short
+    The decay at step n is min(``decay``, (1 + n) / (10 + n)), so that the initial weights have little effect on a short
     training.
 
     Args:
-        decay: the decay in the long run, in (0, 1).
+        decay: asymptotic decay, in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
@@ -427,12 +433,12 @@ class WeightAverage(WeightAveraging):
         self.decay = decay
 
     def decay_at(self, step: int) -> float:
-        """The decay at a step, counted from 0."""
+        """Returns the decay at a zero-based step."""
         return min(self.decay, (1 + step) / (10 + step))
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # after it, the weights are those that shall be measured
+        if trainer.state.fn == TrainerFn.FITTING:  # after the training, the weights themselves are evaluated
             super().on_validation_epoch_start(trainer, pl_module)
 
     @override
@@ -441,6 +447,6 @@ class WeightAverage(WeightAveraging):
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restores the average to train on; an evaluation finds it in the weights themselves."""
+        """Restores the average for training; in an evaluation, the checkpoint's weights are the average already."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""What the processes of a training have to know of each other; one process alone is all of them."""
+"""Communication between the processes of a distributed training; a single process needs none."""
 
 from typing import cast
 
@@ -9,12 +9,12 @@ from torch.distributed.nn.functional import all_gather
 
 
 def alone() -> bool:
-    """Whether there are no other processes."""
+    """Whether there is only one process."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, such as what a loss is divided by; no gradient flows through it."""
+    """Averages a tensor over all processes, e.g. the normaliser of a loss; no gradient flows through it."""
     if alone():
         return value
     value = value.detach().clone()
@@ -23,10 +23,10 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor) -> Tensor:
-    """The values of all processes, B×… as (W·B)×… in the order that one process would see, with their gradients.
+    """Gathers the values of all processes, B×… to (W·B)×…, in the order of a single process, with their gradients.
 
-    Every process computes the same loss of all. The gathering adds up the gradients of all processes, and the averaging of
-    parameters' gradients divides by their number, so that the result is the gradient of that loss.
+    Every process computes the same loss of all values. Gathering sums the gradients of all processes, and DDP divides
+    the parameters' gradients by the number of processes, so the result is the gradient of that loss.
     """
     if alone():
         return values

@@ -1,4 +1,4 @@
-"""Ranges of settings as types: the command line refuses a number outside of them, wherever it is given."""
+"""Number types with a range: the command line rejects values outside of it."""
 
 import math
 from typing import Annotated
@@ -8,6 +8,6 @@ from annotated_types import Ge, Gt, Le, Lt
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Le(1)]
-ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # a share that leaves something
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # e.g. of something of which a part must remain
 PositiveInt = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]  # zero means none
+NonNegativeInt = Annotated[int, Ge(0)]  # zero for none

@@ -1,16 +1,16 @@
-"""What a network is given: what its data are like, and the backbone that it is built on."""
+"""Arguments that every module takes: the description of its data, and the backbone that it is built on."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-VALUES = ("bit_depth", "channel_mean", "channel_std")  # of `DataSpec`, which every network has to know
+VALUES = ("bit_depth", "channel_mean", "channel_std")  # fields of `DataSpec` that every network needs
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
 Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
 
 
 def sides(size: int | str) -> tuple[int, int]:
-    """Height and width of images of a size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
+    """Returns height and width for an image size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
 
     >>> sides(224), sides("240x320")
     ((224, 224), (240, 320))
@@ -21,7 +21,7 @@ def sides(size: int | str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network has to know of its data. The command line asks the data module for it.
+    """Description of the data that a network is built for. The command line fills it in from the data module.
 
     >>> DataSpec(in_chans=1, image_size=28, label_names=["cat", "dog"]).num_classes
     2
@@ -29,23 +29,23 @@ class DataSpec:
     ['0', '1', '2']
 
     Args:
-        in_chans: channels of the images.
-        image_size: of the images in training: the side of squares in pixels, or ``HEIGHTxWIDTH``; see `sides`.
-        num_classes: number of classes; by default, that of ``label_names``.
-        label_names: their names, in the order of their numbers; by default, the numbers.
-        class_weights: what each class weighs in the loss; None for the same.
-        target_mean: mean of each quantity over the images to train on; None for 0.
-        target_std: standard deviation of each; None for 1.
-        observation_mean: mean of each number of an observation; None for 0, as where it is a picture.
-        observation_std: standard deviation of each; None for 1.
-        attributes: what the classes differ in, and its values: classes are all combinations, the last attribute changing
-            fastest.
-        fit: how images are fitted into ``image_size``, so that what is found can be told in their own pixels: ``pad`` or
+        in_chans: number of image channels.
+        image_size: image size in training: the side of a square in pixels, or ``HEIGHTxWIDTH``; see `sides`.
+        num_classes: number of classes; by default, the length of ``label_names``.
+        label_names: names of the classes, by index; by default, the indices.
+        class_weights: weight of each class in the loss; None for equal weights.
+        target_mean: mean of each target quantity over the training set; None for 0.
+        target_std: standard deviation of each target quantity; None for 1.
+        observation_mean: mean of each number of an observation; None for 0, as for observations that are images.
+        observation_std: standard deviation of each number of an observation; None for 1.
+        attributes: attributes of the classes, with their values: the classes are all combinations, the last attribute
+            varying fastest.
+        fit: how images are resized to ``image_size``, needed to map predictions back to the original pixels: ``pad`` or
             ``stretch``.
-        targets: for several tasks at once, those whose targets the images have, and the names of each one's classes.
-        bit_depth: bits of the images' values; above 8 images are float32 in [0, 1] instead of uint8.
-        channel_mean: mean of each channel, as a share of the largest value; None takes the backbone's.
-        channel_std: standard deviation of each channel, likewise.
+        targets: for multi-task learning, the tasks that the images have targets for, with the class names of each.
+        bit_depth: bits per pixel value; images with more than 8 bits are float32 in [0, 1] instead of uint8.
+        channel_mean: mean of each channel, relative to the largest pixel value; None for that of the backbone.
+        channel_std: standard deviation of each channel, relative to the largest pixel value.
     """
 
     in_chans: int = 3
@@ -70,19 +70,19 @@ class DataSpec:
 
     @property
     def names(self) -> list[str]:
-        """A name for each class."""
+        """Name of each class."""
         return list(self.label_names or map(str, range(self.num_classes)))
 
     @classmethod
     def of(cls, data: Any, properties: Iterable[str]) -> Self:
-        """What a data module says of itself.
+        """Creates the description from a data module.
 
         Args:
             data: the data module.
-            properties: names of fields of this class; those that a task's module `VisionModule.takes`. `VALUES` are taken too.
+            properties: names of the fields to read: those in `VisionModule.takes`. `VALUES` are always read.
 
         Raises:
-            AttributeError: the data do not have one of them.
+            AttributeError: the data module does not have one of them.
         """
         values = {name: getattr(data, name) for name in VALUES if hasattr(data, name)}
         return cls(**values, **{name: getattr(data, name) for name in properties})
@@ -93,20 +93,20 @@ class Backbone:
     """The network that a task is built on, and how it is adapted.
 
     Args:
-        name: any timm name, ``lenet5`` and the other networks of `modules.networks`, a file of weights, or a registered
+        name: any timm name, ``lenet5`` or another network of `modules.networks`, a file of weights, or a registered
             model (``models:/NAME@ALIAS``).
         pretrained: start from published weights.
         options: further arguments of the network, such as ``drop_rate``, ``drop_path_rate``, ``channels``,
-            ``architecture`` (of a file of weights) or ``small_stem``.
+            ``architecture`` (for a file of weights) or ``small_stem``.
         compile: compile it with ``torch.compile``.
-        grad_checkpointing: compute its activations a second time in the backward pass instead of keeping them: larger batches
-            fit, a step takes about a third longer, and the result is the same.
-        channels_last: memory order of images and kernels; the faster one on most devices.
-        transfer: how it is adapted; None as ``optimization`` says. ``scratch``: from random weights.
-            ``features``: it stays as it is; where the head is linear, it is solved for. ``finetune``: all layers learn, the
-            first at a tenth of the head's rate, unless ``layer_decay`` says otherwise. ``freeze_unfreeze``: first the head,
-            for ``frozen_epochs`` or else a fifth of the training, then, one after the other down to the first, the layers,
-            with the rates of ``finetune``. ``auto``: measures and chooses.
+        grad_checkpointing: recompute activations in the backward pass instead of storing them: allows larger batches,
+            makes a step about a third slower, and gives the same result.
+        channels_last: use the channels-last memory format; faster on most devices.
+        transfer: how pretrained weights are adapted; None as in ``optimization``. ``scratch``: train from random
+            weights. ``features``: keep the backbone frozen; a linear head is solved in closed form. ``finetune``: train
+            all layers, the first at a tenth of the head's learning rate, unless ``layer_decay`` is set.
+            ``freeze_unfreeze``: train the head alone for ``frozen_epochs`` or a fifth of the training, then unfreeze
+            layer by layer from the top, with the learning rates of ``finetune``. ``auto``: measure and choose.
     """
 
     name: str = "lenet5"
@@ -120,11 +120,11 @@ class Backbone:
 
 @dataclass(frozen=True)
 class SharedBackbone(Backbone):
-    """A backbone of feature maps that another module has, and that several tasks are built on.
+    """A backbone of feature maps that belongs to another module and is shared by several tasks.
 
     Args:
-        maps: gives the backbone's maps, a list of float B×C×H×W, of images, uint8 B×C×H×W.
-        feature_info: channels and strides of the maps, as timm tells them.
+        maps: computes the feature maps, a list of float B×C×H×W, from images, uint8 B×C×H×W.
+        feature_info: channels and strides of the maps, in timm's format.
     """
 
     maps: Callable[[Any], Any] | None = None

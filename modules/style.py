@@ -1,4 +1,4 @@
-"""Neural style transfer (Gatys, Ecker & Bethge 2016, doi:10.1109/CVPR.2016.265): one picture painted as another is."""
+"""Neural style transfer (Gatys, Ecker & Bethge 2016, doi:10.1109/CVPR.2016.265)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -12,35 +12,36 @@ PAPER = [f"features.{n}" for n in (1, 6, 11, 20, 29)], "features.22"  # ReLU of 
 
 
 def gram(maps: Tensor) -> Tensor:
-    """FFᵀ / (K·h·w) of maps, float B×K×h×w, as float B×K×K: so divided, pictures of other sizes compare."""
+    """Computes Gram matrices FFᵀ / (K·h·w) of maps, float B×K×h×w, as float B×K×K; comparable across image sizes."""
     flat = maps.flatten(2)
     return flat @ flat.mT / flat[0].numel()
 
 
 def content_loss(maps: Tensor, wanted: Tensor) -> Tensor:
-    """½Σ(F − P)² of each picture's maps, float B×K×h×w, as float B (equation 1)."""
+    """Computes ½Σ(F − P)² per image from maps, float B×K×h×w, as float B (equation 1)."""
     return 0.5 * (maps - wanted).square().flatten(1).sum(1)
 
 
 def style_loss(grams: Tensor, wanted: Tensor) -> Tensor:
-    """¼Σ(G − A)² of what `gram` gives, as float B: equation 4, whose 1 / (4 K² h² w²) is in the Gram matrices here."""
+    """Computes ¼Σ(G − A)² of Gram matrices, as float B: equation 4, whose 1 / (4 K² h² w²) is part of `gram` here."""
     return 0.25 * (grams - wanted).square().flatten(1).sum(1)
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Mean squared difference of neighbours, down and across, of float B×C×H×W; 0 along a side of one pixel."""
+    """Computes the mean squared difference of vertical and horizontal neighbours of float B×C×H×W; 0 along a side of
+    one pixel."""
     differences = (image.diff(dim=2), image.diff(dim=3))
     return sum((each.square().mean() for each in differences if each.numel()), image.new_zeros(()))
 
 
 def luminance(image: Tensor) -> Tensor:
-    """Float B×3×H×W in RGB to its brightness, float B×1×H×W."""
+    """Converts RGB, float B×3×H×W, to luminance, float B×1×H×W."""
     return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)  # ITU-R 601-2
 
 
 def usual_layers(features: FixedFeatures, image: Tensor) -> tuple[list[str], str]:
-    """The layers for style, and the one for content, where none are named: of VGG19 the paper's, else all levels of the
-    pyramid, and the last of them with a stride of at most 8 pixels."""
+    """Returns the default style layers and content layer: for VGG19 those of the paper, otherwise all levels of the
+    feature pyramid, and the last level with a stride of at most 8 pixels."""
     if features.backbone.split(".")[0] == "vgg19":
         return PAPER
     info = features.network(image).feature_info
@@ -49,7 +50,7 @@ def usual_layers(features: FixedFeatures, image: Tensor) -> tuple[list[str], str
 
 
 class StyleLosses(NamedTuple):
-    """Scalars: what is made small, and its three parts before they are weighted."""
+    """Scalar losses: the total, and its three parts before weighting."""
 
     total: Tensor
     content: Tensor
@@ -58,16 +59,17 @@ class StyleLosses(NamedTuple):
 
 
 class StyleObjective:
-    """αL_content + βL_style + γL_variation of pictures, float B×3×H×W; the mean over them.
+    """Computes αL_content + βL_style + γL_variation of images, float B×3×H×W, averaged over them.
 
-    L_content is `content_loss` as a share of what maps of zeros would cost, and so is `style_loss` in each layer, of which
-    L_style is the mean. These constants are w_l of the paper: weights mean the same in all networks and sizes.
+    L_content is `content_loss` relative to its value for maps of zeros. L_style is the mean over the layers of
+    `style_loss`, normalised in the same way. These normalisers are the paper's w_l: weights are comparable across
+    networks and sizes.
 
     Args:
         features: the network.
-        content: what `__call__` compares with by itself, float 1×3×H×W in [0, 1].
-        style: float 1×3×h×w in [0, 1].
-        style_layers, content_layer: names of layers; None takes `usual_layers`.
+        content: default content image of `__call__`, float 1×3×H×W in [0, 1].
+        style: style image, float 1×3×h×w in [0, 1].
+        style_layers, content_layer: names of layers; None for `usual_layers`.
         weights: α, β and γ.
     """
 
@@ -87,7 +89,7 @@ class StyleObjective:
         return self.features.named(image, [self.content_layer])[self.content_layer]
 
     def __call__(self, image: Tensor, content: Tensor | None = None) -> StyleLosses:
-        """The losses of pictures, with contents of their own or the one that was given first."""
+        """Computes the losses of images with their own content images, or with the default one."""
         wanted = self._wanted if content is None else self._content(content)
         maps = self.features.named(image, [*self.style_layers, self.content_layer])
         content_share = _share(content_loss, maps[self.content_layer], wanted)
@@ -104,14 +106,15 @@ def stylize(
     objective: Callable[[Tensor], StyleLosses], start: Tensor, steps: int, method: Literal["lbfgs", "adam"],
     seen: Callable[[int, StyleLosses, Tensor], None],
 ) -> Tensor:  # fmt: skip
-    """Descends from ``start``, float 1×C×H×W, of which one channel stands for three.
+    """Minimises the objective by gradient descent from ``start``, float 1×C×H×W; a single channel is repeated to three.
 
-    ``steps`` are evaluations of the losses. ``seen`` is told the number of each from 1 on, its losses, and what they are of.
+    ``steps`` counts evaluations of the loss. ``seen`` is called after each with its number from 1 on, its losses and
+    its image.
     """
     x, count = start.clone(memory_format=torch.contiguous_format).requires_grad_(), 0
     optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=0.02)
     if method == "lbfgs":
-        optimizer = torch.optim.LBFGS([x], 1, steps, steps, 0.0, 0.0, 20, "strong_wolfe")  # it ends by steps alone
+        optimizer = torch.optim.LBFGS([x], 1, steps, steps, 0.0, 0.0, 20, "strong_wolfe")  # runs all steps
 
     def closure() -> float:
         nonlocal count

@@ -1,4 +1,4 @@
-"""What a module may look at of its trainer, and of the data."""
+"""Access of modules to their trainer and its data module."""
 
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any, Protocol, cast, runtime_checkable
@@ -12,33 +12,33 @@ from modules.networks import BackboneError
 
 @runtime_checkable
 class TrainingData(Protocol):
-    """What a module may ask a data module of `datamodules`."""
+    """Interface of the data modules in `datamodules` that modules use."""
 
     title: str
     batch_size: int
     sources: Mapping[str, Sized]
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:
-        """Each sample of a split once, in order and without augmentation, in batches.
+        """Loads each sample of a split once, in order and without augmentation, in batches.
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            most: how many samples at most, evenly spread.
-            shared: whether each process has its share, or all.
+            most: maximum number of samples, evenly spread; None for all.
+            shared: whether each process loads its share, or all samples.
         """
 
     def samples(self, split: str, count: int) -> dict[str, Tensor]:
-        """A batch of samples, evenly spread and without augmentation."""
+        """Returns a batch of evenly spread samples, without augmentation."""
 
 
 def given_data(trainer: L.Trainer) -> TrainingData | None:
-    """The data module of a trainer; None where it was given loaders."""
+    """Returns the data module of a trainer; None if it was given loaders."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, TrainingData) else None
 
 
 def training_data(trainer: L.Trainer) -> TrainingData:
-    """The data module of a trainer.
+    """Returns the data module of a trainer.
 
     Raises:
         BackboneError: it has none of `datamodules`.
@@ -52,18 +52,18 @@ def training_data(trainer: L.Trainer) -> TrainingData:
 
 
 def share(trainer: L.Trainer, stage: str, done: int, total: int, size: int) -> Tensor:
-    """Which images of a batch to keep so that those of an evaluation come from all over the split, which may be sorted by
-    class.
+    """Chooses the images of a batch to keep as examples, so that the examples of an evaluation are spread evenly over
+    the split, which may be sorted by class.
 
     Args:
         trainer: Lightning's.
         stage: ``val`` or ``test``.
-        done: batches of the evaluation before this one.
-        total: images that are kept of all batches.
-        size: images of the batch.
+        done: number of batches evaluated before this one.
+        total: number of images to keep over all batches.
+        size: number of images in the batch.
 
     Returns:
-        int64, their places in the batch.
+        int64, their indices in the batch.
     """
     batches = int((trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0])
     count = min(total * (done + 1) // batches - total * done // batches, size)
@@ -78,5 +78,5 @@ class _Settings(Protocol):
 
 
 def settings_of(trainer: L.Trainer) -> _Settings:
-    """A trainer with the attributes that Lightning sets without declaring them."""
+    """Returns the trainer, typed with attributes that Lightning sets without declaring them."""
     return cast(_Settings, trainer)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a network sees an image as it is and mirrored, and its answers are put together."""
+"""Test-time augmentation by mirroring."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -10,17 +10,17 @@ from torch import Tensor
 from modules.networks import BackboneError
 
 Mirroring = Literal["none", "flip", "flips"]
-Axes = tuple[int, ...]  # that are mirrored: -1 left and right, -2 top and bottom
+Axes = tuple[int, ...]  # mirrored axes: -1 left-right, -2 up-down
 AXES: Mapping[Mirroring, Sequence[Axes]] = {"none": [()], "flip": [(), (-1,)], "flips": [(), (-1,), (-2,), (-2, -1)]}
 
 
 def mirrored(maps: Tensor, axes: Axes) -> Tensor:
-    """Images or maps, …×H×W, mirrored; doing it twice undoes it."""
+    """Mirrors images or maps, …×H×W; applying it twice restores the input."""
     return maps.flip(axes) if axes else maps
 
 
 class Views:
-    """The ways in which a network looks at images in validation, test and prediction.
+    """Mirrored views of an image that a network averages over in validation, test and prediction.
 
     >>> views = Views("a classifier", possible=True)
     >>> views.choose("flip")
@@ -28,8 +28,8 @@ class Views:
     tensor([0.5000])
 
     Args:
-        task: whose they are, for messages.
-        possible: whether its answers for mirrored images can be put together.
+        task: name of the task, for messages.
+        possible: whether the task's predictions for mirrored images can be averaged.
     """
 
     def __init__(self, task: str, possible: bool) -> None:
@@ -37,33 +37,34 @@ class Views:
         self.axes: Sequence[Axes] = AXES["none"]
 
     def choose(self, views: Mirroring) -> None:
-        """Sets them.
+        """Selects the views.
 
         Args:
-            views: ``none``, as images are; ``flip``, also mirrored left to right; ``flips``, both also upside down.
+            views: ``none``, the image as it is; ``flip``, also mirrored left to right; ``flips``, both also upside
+                down.
 
         Raises:
-            BackboneError: answers of this task cannot be put together, or there are no such views.
+            BackboneError: the task does not support mirrored views, or the name is unknown.
         """
         if views not in AXES:
             raise BackboneError(f"--tta must be one of {', '.join(AXES)}, not {views}.")
         if views != "none" and not self.possible:
             raise BackboneError(
-                f"--tta {views} puts the answers for an image and its mirror images together, which a {self.task} cannot: "
-                "leave it out. Classification, several labels, regression, segmentation and detection can."
+                f"--tta {views} averages the predictions for an image and its mirror images, which {self.task} does not "
+                "support: leave it out. Classification, several labels, regression, segmentation and detection do."
             )
         self.axes = AXES[views]
 
     def mean(self, network: Callable[[Tensor], Tensor], image: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a network says of images, over all of them.
+        """Applies a network to all views of images and averages its outputs.
 
         Args:
-            network: takes images, and gives B×K, or maps B×K×H×W, which are turned back.
+            network: maps images to B×K, or to maps B×K×H×W, which are mirrored back.
             image: uint8 B×C×H×W.
-            mean: puts together what is said of V views, V×B×K or V×B×K×H×W.
+            mean: averages the outputs of V views, V×B×K or V×B×K×H×W, over V.
 
         Returns:
-            As the network: B×K, or B×K×H×W.
+            Shape of the network's output: B×K, or B×K×H×W.
         """
         said = [network(mirrored(image, axes)) for axes in self.axes]
         if len(said) == 1:
@@ -76,7 +77,7 @@ class Views:
 
 
 def mean_of_classes(logits: Tensor) -> Tensor:
-    """Logits of the mean probabilities of classes that exclude each other.
+    """Averages the probabilities of mutually exclusive classes, and returns the logits of the mean.
 
     >>> mean_of_classes(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()).exp()
     tensor([[0.7000, 0.3000]])
@@ -91,7 +92,8 @@ def mean_of_classes(logits: Tensor) -> Tensor:
 
 
 def mean_of_labels(logits: Tensor) -> Tensor:
-    """Logits of the mean probabilities of labels each for itself: float V×B×K, of V views, to float B×K.
+    """Averages the probabilities of independent labels, and returns the logits of the mean: float V×B×K, of V views, to
+    B×K.
 
     >>> mean_of_labels(torch.tensor([[[0.9]], [[0.5]]]).logit()).sigmoid()
     tensor([[0.7000]])
@@ -100,12 +102,12 @@ def mean_of_labels(logits: Tensor) -> Tensor:
 
 
 def mean_of_values(values: Tensor) -> Tensor:
-    """The mean of quantities: float V×B×K, of V views, to float B×K."""
+    """Averages quantities over V views: float V×B×K to float B×K."""
     return values.mean(0)
 
 
 def mirrored_boxes(boxes: Tensor, axes: Axes, size: tuple[int, int]) -> Tensor:
-    """Boxes float N×4 (xyxy, pixels) in an image of a size (height, width) that is mirrored."""
+    """Mirrors boxes, float N×4 (xyxy, pixels), in an image of a given size (height, width)."""
     for axis in axes:
         low, high = (0, 2) if axis == -1 else (1, 3)
         boxes = boxes.clone()

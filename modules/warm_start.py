@@ -1,4 +1,4 @@
-"""Weights of one trained network for another of the same architecture, which may have other classes."""
+"""Warm start: initialises a network with the weights of a trained one, which may have other classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassRows:
-    """How classes lie in the first axis of a layer's weights: group by group, of each the background, then class by class.
+    """Position of classes in the first axis of a layer's weights: groups of background rows followed by the classes'
+    rows.
 
     Args:
-        background: rows of each group before those of the first class.
-        behind: rows of each group behind those of the last class.
-        inner: values of each class, such as the four sides of its box.
+        background: rows of each group before the first class.
+        behind: rows of each group after the last class.
+        inner: rows per class, such as 4 for the sides of its box.
     """
 
     background: int = 0
@@ -29,7 +30,8 @@ class ClassRows:
     behind: int = 0
 
     def split(self, weight: Tensor, classes: int) -> Tensor | None:
-        """Weights as G×(background + K + behind)×inner×…; None where there are other than so many classes."""
+        """Reshapes weights to G×(background + K + behind)×inner×…; returns None if they do not have this number of
+        classes."""
         rows = self.background + classes + self.behind
         if not weight.ndim or len(weight) % (rows * self.inner):
             return None
@@ -38,12 +40,12 @@ class ClassRows:
 
 @dataclass
 class Fit:
-    """What of a network can start from another.
+    """The weights that fit another network.
 
     Args:
-        state: tensors by name, for all that were asked for but ``misfits``.
-        misfits: names of tensors that the other lacks, or has in another shape.
-        values: how many numbers of ``state`` come from the other.
+        state: tensors by name, for all parameters except ``misfits``.
+        misfits: names of tensors that are missing in the source, or have another shape there.
+        values: number of elements of ``state`` that come from the source.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -60,15 +62,15 @@ def fit(
 ) -> Fit:
     """Fits the weights of a trained network to another.
 
-    Rows of a class go by its name: those of a class that the trained network does not know stay as they are. A first
-    convolution for images of another number of channels becomes its mean over the channels, which sees grey as before.
+    Rows of a class are matched by its name; rows of unknown classes keep their values. If the number of image channels
+    differs, the first convolution becomes its mean over the channels, which keeps its response to grey images.
 
     Args:
-        own: the network that is to start.
-        other: the trained one.
-        layers: whose first axis is classes, by name.
-        classes: names of both networks' classes, in the order of their numbers.
-        channels: of both networks' images.
+        own: weights of the network to initialise.
+        other: weights of the trained network.
+        layers: layers with class rows, by name.
+        classes: class names of both networks, by index.
+        channels: number of image channels of both networks.
     """
     found = Fit()
     mine, theirs = classes
@@ -99,38 +101,38 @@ def fit(
 
 
 def _layer(key: str) -> str:
-    """The layer with which a tensor shares its first axis, by the tensor's name."""
+    """Returns the name of the layer whose class rows apply to a tensor, from the tensor's name."""
     layer, inner, part = key.partition(".parametrizations.")
     if not inner:
         return key.rpartition(".")[0]
-    return "" if part.endswith("_v") else layer  # of spectral normalisation, the vector on the side of the inputs
+    return "" if part.endswith("_v") else layer  # the right singular vector of spectral normalisation
 
 
 def _is_first(own: Tensor, other: Tensor, channels: tuple[int, int]) -> bool:
-    """Whether weights are those of a convolution over images, which have other numbers of channels."""
+    """Whether weights are those of a first convolution and differ only in the number of image channels."""
     same = own.ndim == other.ndim == 4 and own.shape[:1] + own.shape[2:] == other.shape[:1] + other.shape[2:]
     return same and own.shape[1] != other.shape[1] and (own.shape[1], other.shape[1]) == channels
 
 
 def warm_start(module: "VisionModule", source: "VisionModule") -> str:
-    """Takes over all weights of a trained network of this kind. Where classes differ, their rows go by their names:
-    those of a class that it does not know stay as they are. What only training needs, such as a loss, starts anew.
+    """Loads all weights of a trained network of the same kind. Rows of classes are matched by name; new classes keep
+    their initial values. Parts that only training needs, such as a loss, start anew.
 
     Args:
-        module: that is to start.
-        source: the trained one.
+        module: the module to initialise.
+        source: the trained module.
 
     Returns:
-        What was taken over and what starts anew, in a few sentences.
+        Summary of what was loaded and what starts anew, in a few sentences.
 
     Raises:
-        BackboneError: the networks differ in more than in their classes.
+        BackboneError: the networks differ in more than their classes.
     """
     mine, theirs = module.architecture, source.architecture
     names, known = classes_of(mine) or [], classes_of(theirs) or []
     there = source.state_dict()
     averages = {begins: module.averages[begins] for begins in module.training_only if begins in module.averages}
-    for begins, average in averages.items():  # a registered model has the average alone
+    for begins, average in averages.items():  # a registered model has only the average
         there |= {begins + key.removeprefix(average): v for key, v in there.items() if key.startswith(average)}
     anew = tuple(begins for begins in module.training_only if begins not in averages)
     own = {key: value for key, value in module.state_dict().items() if not key.startswith(anew)}
@@ -142,7 +144,7 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
     module.learned, module.licence = True, source.licence
     total = sum(value.numel() for value in own.values())
     share = "all" if found.values == total else f"{found.values:,} of"
-    said = [f"{share} {total:,} weights are taken over"]
+    said = [f"{share} {total:,} weights are loaded"]
     if module.class_layers and names != known:
         groups = (
             ("kept by name", [name for name in names if name in known]),
@@ -151,10 +153,10 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
         )
         said.append(f"Classes {'; '.join(f'{what}: {shortened(which)}' for what, which in groups if which)}")
     if rest := sorted({name.partition(".")[0] for name, _ in module.named_parameters() if name.startswith(anew)}):
-        said.append(f"What only training needs starts anew: {', '.join(rest)}")
+        said.append(f"Parts that only training needs start anew: {', '.join(rest)}")
     if mine["image_size"] != theirs["image_size"]:
         said.append(
-            f"It learned from images of {theirs['image_size']} pixels, and these have {mine['image_size']} "
+            f"It was trained on images of {theirs['image_size']} pixels, and these have {mine['image_size']} "
             f"(--data.image_size {theirs['image_size']} gives its own)"
         )
     return ". ".join(said) + "."
@@ -163,19 +165,19 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
 def _unlike(
     mine: dict[str, Any], theirs: dict[str, Any], own: dict[str, Tensor], there: dict[str, Tensor], names: list[str]
 ) -> str:
-    """Why a network cannot start from another as a whole, of both architectures, weights, and the names of those that do not
-    fit."""
+    """Explains why a network cannot be initialised from another, from both architectures and weights, and the names of
+    the tensors that do not fit."""
 
     def shape(state: dict[str, Tensor]) -> str:
         return "×".join(map(str, state[names[0]].shape)) or "1" if names[0] in state else "not there"
 
     one, other = (dict(_flat({k: v for k, v in saved.items() if k not in CHANGEABLE})) for saved in (mine, theirs))
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    keys = [key for key in keys if key not in ("num_classes", "in_chans")] or keys  # to which weights are fitted
+    keys = [key for key in keys if key not in ("num_classes", "in_chans")] or keys  # `fit` handles these
     differences = [f"{key} is {one.get(key)} (was {other.get(key)})" for key in keys]
     return (
         f"It does not fit this network: {len(names)} of its parts differ, such as {names[0]} ({shape(own)} here, "
-        f"{shape(there)} there). What differs in the settings: {'; '.join(differences) or 'nothing'}. Leave these as they were, "
+        f"{shape(there)} there). Different settings: {'; '.join(differences) or 'nothing'}. Leave these as they were, "
         "or take its backbone alone, with --model.backbone."
     )
 

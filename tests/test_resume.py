@@ -495,7 +495,7 @@ def test_a_limited_time_goes_on_where_it_stopped(
     assert found[end + 2] > 0.0003, "half a cosine, taken up in its middle"
     assert found[max(found)] < 0.0001
     plain = classification([*SMALL, "--output", "out", "--trainer.max_epochs", str(done + 1)])
-    assert "goes by time" not in capsys.readouterr().out
+    assert "follows the time" not in capsys.readouterr().out
     assert plain.trainer.lr_scheduler_configs[0].scheduler.elapsed is None
 
 

@@ -114,7 +114,7 @@ def test_weights_are_taken_over_and_classes_go_by_their_names(kind: str) -> None
     source = network(kind, ["ant", "bee", "cat"])
     same, other = network(kind, ["ant", "bee", "cat"], 1), network(kind, ["cat", "dog", "eel", "ant"], 2)
     said = warm_start(same, source)
-    assert said == f"all {sum(v.numel() for v in source.state_dict().values()):,} weights are taken over."
+    assert said == f"all {sum(v.numel() for v in source.state_dict().values()):,} weights are loaded."
     for key, value in source.state_dict().items():
         assert torch.equal(same.state_dict()[key], value), key
     before = {key: value.clone() for key, value in other.state_dict().items()}

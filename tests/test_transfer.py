@@ -266,8 +266,8 @@ CASES = {
     "large, similar": (Evidence(400_000, 40, 0.9, 0.7), "finetune"),
     "small, different": (Evidence(400, 40, 0.6, 0.7), "finetune"),
     "large, different": (Evidence(400_000, 40, 0.6, 0.7), "finetune"),
-    "small, similarity not known": (Evidence(400, 40), "finetune"),
-    "large, similarity not known": (Evidence(400_000, 40), "finetune"),
+    "small, similarity unknown": (Evidence(400, 40), "finetune"),
+    "large, similarity unknown": (Evidence(400_000, 40), "finetune"),
 }
 
 
@@ -301,7 +301,7 @@ def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(caps
     run = MlflowClient().get_run(run_id_of("out"))
     assert (run.data.tags["transfer"], run.data.tags["quadrant"]) == ("features", "small, similar")
     report = Path(MlflowClient().download_artifacts(run.info.run_id, "transfer.md", ".")).read_text()
-    assert "| images a class | 5.0 (large from" in report
+    assert "| images per class | 5.0 (large from" in report
     assert run.info.status == "FINISHED"
     features, labels = extract(module.backbone, cli.datamodule.plain_loader("train"), module.normalize)
     held, truth = extract(module.backbone, cli.datamodule.plain_loader("test"), module.normalize)

@@ -1,1 +1,1 @@
-"""What happens around a training: freezing, transfer, heads that are solved for."""
+"""Callbacks of a training: freezing, transfer learning, closed-form heads, logging."""

@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer finite ends, and says where."""
+"""Stops a training whose loss or weights are no longer finite, and reports the cause."""
 
 import math
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 class DivergenceError(ValueError):
-    """The training came to numbers that are not finite; the message says where."""
+    """A loss or weight is not finite; the message names the first non-finite tensor."""
 
 
 class DivergenceGuard(L.Callback):
-    """Logs the losses of steps, and ends a training at one that is not finite, of a step or of an epoch; lets no checkpoint
-    be made of weights that are not."""
+    """Logs step losses and stops the training at a non-finite loss of a step or an epoch; prevents checkpoints with
+    non-finite weights."""
 
     def __init__(self) -> None:
-        self._finite = ""  # the last loss that was looked at
-        self._losses: list[Tensor] = []  # of the batches of the step that is under way
+        self._finite = ""  # the last finite loss, for the error message
+        self._losses: list[Tensor] = []  # of the batches accumulated in the current step
 
     def note(self, module: "VisionModule", loss: Tensor, batch: dict[str, Any], waits: bool) -> None:
-        """Takes the loss of a batch, where its step is one that is logged.
+        """Records the loss of a batch if its step is logged.
 
         Args:
-            module: what is trained.
+            module: the module being trained.
             loss: a scalar.
-            batch: what it is of.
-            waits: whether further batches belong to the step.
+            batch: the batch that the loss was computed on.
+            waits: whether further batches are accumulated in the same step.
         """
         if module.global_step % settings_of(module.trainer).log_every_n_steps == 0:
             self._losses.append(loss.detach())
@@ -44,13 +44,13 @@ class DivergenceGuard(L.Callback):
                 self._losses = []
 
     def log_step(self, module: "VisionModule", terms: Mapping[str, Tensor], batch: dict[str, Any], step: int) -> None:
-        """Logs the losses of a step, means over all processes, which look together whether these are finite.
+        """Logs the losses of a step, averaged over all processes, and checks in all of them that they are finite.
 
         Args:
-            module: what is trained.
-            terms: scalars by name.
-            batch: the last one of the step.
-            step: which one.
+            module: the module being trained.
+            terms: scalar losses by name.
+            batch: the last batch of the step.
+            step: number of the step.
         """
         values = torch.stack([value.detach().float() for value in terms.values()])
         if module.trainer.world_size > 1:
@@ -60,12 +60,12 @@ class DivergenceGuard(L.Callback):
         self.check_loss(module, float(values.sum()), batch)
 
     def check_loss(self, module: L.LightningModule, loss: float, batch: dict[str, Any]) -> None:
-        """Looks at a loss that is known anyway.
+        """Checks a loss that is already on the host.
 
         Args:
-            module: what is trained.
-            loss: the same in all processes.
-            batch: what it is of.
+            module: the module being trained.
+            loss: the value, the same in all processes.
+            batch: the batch that it was computed on.
 
         Raises:
             DivergenceError: it is not finite.
@@ -76,10 +76,10 @@ class DivergenceGuard(L.Callback):
             raise self._error(module, f"The loss is {loss} at step {module.global_step}", batch)
 
     def check_weights(self, module: L.LightningModule) -> None:
-        """Looks at the weights of which a checkpoint is to be made.
+        """Checks the weights before a checkpoint is written.
 
         Raises:
-            DivergenceError: there is one that is not finite.
+            DivergenceError: a weight is not finite.
         """
         if not all(value.isfinite().all() for value in module.parameters()):
             raise self._error(module, f"Not all weights are finite at step {module.global_step}", {})
@@ -97,12 +97,12 @@ class DivergenceGuard(L.Callback):
         ]
         values = [(name, value) for name, value in named if isinstance(value, Tensor)]
         where = next((name for name, value in values if not value.isfinite().all()), "")
-        if module.trainer.world_size > 1:  # it may be another process's input; all are here
+        if module.trainer.world_size > 1:  # the cause may be another process's input; all processes get here
             places: list[str] = [""] * module.trainer.world_size
             torch.distributed.all_gather_object(places, where)
             where = next((place for place in places if place), "")
         return DivergenceError(
-            f"{what}{self._finite}. The first thing that is not finite is {where or 'the loss itself'}. No checkpoint "
-            "of it is written. What often helps: a lower --model.optimization.lr, --trainer.gradient_clip_val 1, a "
+            f"{what}{self._finite}. The first non-finite tensor is {where or 'the loss itself'}. No checkpoint "
+            "is written. Try a lower --model.optimization.lr, --trainer.gradient_clip_val 1, a "
             "longer warm-up, another --trainer.precision."
         )

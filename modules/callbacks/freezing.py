@@ -1,4 +1,4 @@
-"""Which layers of a backbone learn, and from when on."""
+"""Freezing and gradual unfreezing of a backbone's layers."""
 
 import math
 from typing import TYPE_CHECKING, Any, cast
@@ -13,15 +13,15 @@ from modules.networks import BackboneError
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
-FIRST_LAYER = 0.1  # rate of the layer nearest to the image, as a share of the head's, where a strategy sets the decay
+FIRST_LAYER = 0.1  # learning rate of the first layer relative to the head, if a strategy sets the decay
 
 
 def layers(backbone: nn.Module, coarse: bool = False) -> dict[str, int]:
-    """The layer of each parameter of a backbone by its name; 0 is nearest to the image.
+    """Returns the layer index of each backbone parameter by name; 0 is the layer nearest to the image.
 
     Args:
-        backbone: what `create_backbone` makes, also with ``features_only``.
-        coarse: count stages, where the architecture has them, instead of blocks.
+        backbone: a network of `create_backbone`, with or without ``features_only``.
+        coarse: count stages, if the architecture has them, instead of blocks.
     """
     inner: Any = getattr(backbone, "model", None) if not hasattr(backbone, "group_matcher") else backbone
     if hasattr(inner, "group_matcher"):
@@ -35,36 +35,37 @@ def layers(backbone: nn.Module, coarse: bool = False) -> dict[str, int]:
 
 
 def unfreezing(count: int, head_epochs: int, epochs: int) -> list[int]:
-    """The epoch in which each layer starts to learn: the last one after the head had its time, then one after the other
-    from the top down, the last of them before the training is half over (Howard & Ruder 2018, arXiv:1801.06146).
+    """Returns the epoch in which each layer is unfrozen: after the head's epochs the last layer, then one after the
+    other from the top down, all before half of the training is over (Howard & Ruder 2018, arXiv:1801.06146).
 
     Args:
-        count: layers.
-        head_epochs: epochs in which only the head learns.
-        epochs: epochs of the whole training; 0 if it is not known, which opens a layer each epoch.
+        count: number of layers.
+        head_epochs: epochs in which only the head is trained.
+        epochs: epochs of the whole training; 0 if unknown, which unfreezes one layer per epoch.
 
     Returns:
-        An epoch, counted from 0, for each layer; the first is the layer nearest to the image.
+        Zero-based epoch of each layer; the first entry is the layer nearest to the image.
     """
     span = max(0, -(-epochs // 2) - head_epochs) if epochs else count
     return [head_epochs + span * (count - 1 - layer) // count for layer in range(count)]
 
 
 class Freezing(L.Callback):
-    """Lets each layer of a module's backbone learn from the epoch on that its ``plan`` and ``strategy`` say, also where a
-    training goes on in mid-epoch. What does not learn is in evaluation mode: it keeps its batch-norm statistics."""
+    """Unfreezes each layer of the backbone in the epoch that the module's ``plan`` and ``strategy`` set, also when a
+    training resumes in mid-epoch. Frozen layers are in evaluation mode: their batch-norm statistics do not change."""
 
     def __init__(self) -> None:
-        self.frozen = 0  # layers that do not learn, from the image on
-        self._fixed: set[str] | None = None  # parameters that never learn
+        self.frozen = 0  # number of frozen layers, counted from the image
+        self._fixed: set[str] | None = None  # parameters that are never trained
 
     @staticmethod
     def opens(module: "VisionModule", epochs: int | None) -> list[float]:
-        """The epoch in which each layer of the backbone, from the image on, starts to learn; none where all do at once.
+        """Returns the epoch in which each backbone layer, counted from the image, is unfrozen; empty if none is ever
+        frozen.
 
         Args:
-            module: the module.
-            epochs: of the whole training; None or -1 where they are not known.
+            module: the module being trained.
+            epochs: epochs of the whole training; None or -1 if unknown.
         """
         head = module.plan.frozen_epochs
         if head == 0 and module.strategy != "freeze_unfreeze":
@@ -76,12 +77,12 @@ class Freezing(L.Callback):
         return [math.inf if head < 0 else head] * count
 
     def freeze(self, backbone: nn.Module, count: int, training: bool = True) -> None:
-        """Stops the first layers of a backbone, seen from the image, from learning, and lets the others learn.
+        """Freezes the first layers of a backbone, counted from the image, and unfreezes the others.
 
         Args:
             backbone: the backbone.
-            count: how many.
-            training: whether those that learn are to be in training mode.
+            count: number of layers to freeze.
+            training: whether to put the unfrozen layers into training mode.
         """
         self.frozen, depth = count, layers(backbone, coarse=True)
         if self._fixed is None:
@@ -94,7 +95,7 @@ class Freezing(L.Callback):
 
     @staticmethod
     def _rest(backbone: nn.Module) -> None:
-        """Puts what does not learn into evaluation mode."""
+        """Puts frozen parts into evaluation mode."""
         for part in backbone.modules():
             parameters = list(part.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
@@ -106,17 +107,17 @@ class Freezing(L.Callback):
             return
         module = cast("VisionModule", pl_module)
         opens = self.opens(module, trainer.max_epochs)
-        if trainer.world_size == 1:  # also for what tries rates or batch sizes, without callbacks
+        if trainer.world_size == 1:  # also for the learning-rate and batch-size finders, which run without callbacks
             self._follow(trainer, module)
-        elif min(opens, default=0) == math.inf:  # else DDP has to know of what is frozen at first
+        elif min(opens, default=0) == math.inf:  # DDP has to know this in advance
             self.freeze(module.backbone, len(opens), module.training)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Checks that the plan fits the trainer.
+        """Checks that the unfreezing schedule works with the trainer's strategy.
 
         Raises:
-            BackboneError: several processes do not expect layers without gradients.
+            BackboneError: layers are unfrozen later, but DDP does not expect parameters without gradients.
         """
         later = [
             epoch for epoch in self.opens(cast("VisionModule", pl_module), trainer.max_epochs) if 0 < epoch < math.inf
@@ -140,5 +141,5 @@ class Freezing(L.Callback):
         frozen = sum(epoch > trainer.current_epoch for epoch in self.opens(module, trainer.max_epochs))
         if frozen != self.frozen:
             self.freeze(module.backbone, frozen, module.training)
-        elif frozen:  # it may be in training mode again, as after an evaluation of one's own
+        elif frozen:  # an evaluation, for example, may have put it back into training mode
             self._rest(module.backbone)

@@ -1,4 +1,4 @@
-"""Linear heads that are solved for: a support vector machine on fixed features."""
+"""Closed-form linear heads: a linear support vector machine on frozen features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ from modules.training_data import training_data
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the support vector machine
-UNTESTED = 1e-2  # C where a class has a single image, so that nothing can be held out
-SEARCHED = 2000  # images at most with which C is chosen
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # values of C that cross-validation chooses from
+UNTESTED = 1e-2  # C if a class has a single image, so that cross-validation is impossible
+SEARCHED = 2000  # maximum number of images used to choose C
 
 
 @dataclass
 class Solution:
-    """A linear head found without descent.
+    """A linear head that is solved for instead of trained by gradient descent.
 
     Args:
         weight: float K×D.
         bias: float K.
-        penalty: the C of the support vector machine.
-        accuracy: of the images held out in cross-validation, in [0, 1]; None where nothing could be held out.
-        images: how many it was fitted to.
+        penalty: the constant C of the support vector machine.
+        accuracy: cross-validation accuracy, in [0, 1]; None if cross-validation was impossible.
+        images: number of images it was fitted to.
     """
 
     weight: NDArray[np.float64]
@@ -46,21 +46,23 @@ class Solution:
     images: int
 
     def __str__(self) -> str:
-        """What was done, in a line."""
-        how = "as is usual (a class with one image leaves nothing to hold out)"
+        """Summary in one line."""
+        how = "by default (a class has a single image, so cross-validation is impossible)"
         if self.accuracy is not None:
-            how = f"by cross-validation, in which {self.accuracy:.1%} of the held-out images were right"
+            how = f"chosen by cross-validation with {self.accuracy:.1%} accuracy on held-out images"
         return f"A linear SVM on the fixed features of {self.images:,} images; C = {self.penalty:g} {how}."
 
 
 class Scaler(TransformerMixin, BaseEstimator):
-    """Features without their mean, divided by their own standard deviation plus the mean one of all.
+    """Standardises features: subtracts the mean and divides by the feature's standard deviation plus the mean one of
+    all.
 
-    With their own alone, a feature that a handful of images all but leaves at rest would outweigh all others.
+    With its own standard deviation alone, a nearly constant feature that varies in a few images would outweigh all
+    others.
     """
 
     def fit(self, features: NDArray[Any], labels: Any = None) -> "Scaler":
-        """Takes mean and deviations of features N×D."""
+        """Computes mean and scale of features N×D."""
         deviation = features.std(0, dtype=np.float64)
         self.mean_, self.scale_ = features.mean(0, dtype=np.float64), deviation + (deviation.mean() or 1.0)
         return self
@@ -71,7 +73,7 @@ class Scaler(TransformerMixin, BaseEstimator):
 
 
 def machine(penalty: float = UNTESTED, weights: Mapping[int, float] | None = None) -> Any:
-    """The estimator of scikit-learn's that `solve` fits: `Scaler`, then a linear SVM."""
+    """Returns the scikit-learn estimator that `solve` fits: `Scaler`, then a linear SVM."""
     svm = LinearSVC(C=penalty, dual=True, random_state=0, max_iter=5000, class_weight=weights)
     return make_pipeline(Scaler(), svm)
 
@@ -82,20 +84,20 @@ def solve(
     num_classes: int,
     class_weights: Sequence[float] | None = None,
 ) -> Solution:
-    """Fits a linear support vector machine to features, one class against the rest (Cortes & Vapnik 1995).
+    """Fits a one-vs-rest linear support vector machine to features (Cortes & Vapnik 1995).
 
-    C is chosen by stratified cross-validation, on 2,000 images at most. The scaling is folded into the weights, and
-    these are divided by a temperature (Guo et al. 2017, arXiv:1706.04599), fitted to the held-out margins, so that the
-    softmax of the answers is a probability; neither changes which class is highest.
+    C is chosen by stratified cross-validation on at most 2,000 images. The scaling is folded into the weights. These
+    are divided by a temperature (Guo et al. 2017, arXiv:1706.04599) fitted to the held-out margins, so that the softmax
+    of the outputs is a calibrated probability; neither changes the predicted class.
 
     Args:
         features: float N×D.
         labels: int N, in [0, K).
-        num_classes: K. A class without images is never answered.
-        class_weights: K, what the images of each class weigh; None for the same.
+        num_classes: K. A class without images is never predicted.
+        class_weights: weight of each of the K classes; None for equal weights.
 
     Returns:
-        The head.
+        The fitted head.
     """
     present, counts = np.unique(labels, return_counts=True)
     weights = None if class_weights is None else {k: class_weights[k] for k in present.tolist()}
@@ -122,13 +124,13 @@ def solve(
         size = margins.std()
         found = minimize_scalar(
             lambda t: -log_softmax(margins / (size * np.exp(t)), 1)[truth].mean(), bounds=(-4, 4), method="bounded"
-        )  # bounded: where all were right, it has no minimum
+        )  # bounded: without held-out errors there is no minimum
         temperature = float(size * np.exp(found.x))
     fitted = machine(penalty, weights).fit(features, labels)
     scaler, svm = fitted[0], fitted[1]
     weight = svm.coef_ / scaler.scale_
     bias = svm.intercept_ - weight @ scaler.mean_
-    if len(present) == 2:  # it has one margin for both
+    if len(present) == 2:  # a binary SVM has one margin for both classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     whole, offset = np.zeros((num_classes, weight.shape[1])), np.full(num_classes, -1e4)
     whole[present], offset[present] = weight / temperature, bias / temperature
@@ -138,18 +140,18 @@ def solve(
 def known_features(
     module: "VisionModule", split: str, most: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """What the backbone of a module that is trained makes of labelled images, without augmentation; the same in all processes.
+    """Extracts the backbone's features of labelled images, without augmentation; the same in all processes.
 
     Args:
-        module: has a trainer with a data module.
+        module: a module whose trainer has a data module.
         split: name of the split.
-        most: images at most; None for all.
+        most: maximum number of images; None for all.
 
     Returns:
         Pooled features, float32 N×D, and the labels, int64 N.
     """
     trainer = module.trainer
-    loader = training_data(trainer).plain_loader(split, most)  # each process has its share
+    loader = training_data(trainer).plain_loader(split, most)  # each process loads its share
     features, labels = extract(module.backbone, loader, module.normalize)
     if trainer.world_size > 1:
         parts: list[Any] = [None] * trainer.world_size
@@ -167,7 +169,7 @@ class LinearTask(Protocol):
     strategy: str | None
 
     def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
-        """Sets the head to what suits fixed features best.
+        """Sets the head to the solution for fixed features.
 
         Args:
             features: float32 N×D.
@@ -176,13 +178,13 @@ class LinearTask(Protocol):
 
 
 def solved(module: Any) -> bool:
-    """Whether a module's head is solved for, and not trained."""
+    """Whether a module's head is solved for instead of trained."""
     return isinstance(module, LinearTask) and module.strategy == "features"
 
 
 class LinearHead(L.Callback):
-    """Where a backbone's features stay as they are and the task has a linear head, solves for the head before the first
-    step. The training then has one step, which changes nothing."""
+    """Solves for a linear head before the first step if the backbone's features are frozen. The training then has a
+    single step, which changes no weights."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

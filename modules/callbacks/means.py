@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Losses:
-    """What is minimised for a batch, and further figures of it.
+    """Losses and further metrics of a batch.
 
     Args:
-        terms: means over the batch by name, scalars, whose sum is minimised.
-        figures: other means, which are only logged.
-        weight: what they are means over; by default, the images of the batch.
+        terms: scalar loss terms by name, means over the batch; their sum is minimised.
+        figures: other scalar means, which are only logged.
+        weight: number of elements that the means are over; by default, the number of images.
     """
 
     terms: Mapping[str, Tensor]
@@ -30,13 +30,13 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """The sum of the terms, a scalar."""
+        """Sum of the terms, a scalar."""
         terms = list(self.terms.values())
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
 
 class Mean(Metric):
-    """A weighted mean over samples and processes. (torchmetrics' own drops NaN, or else the weights.)"""
+    """A weighted mean over samples and processes. (torchmetrics' own drops NaN values or their weights.)"""
 
     total: Tensor
     weight: Tensor
@@ -47,31 +47,31 @@ class Mean(Metric):
         self.add_state("weight", torch.tensor(0.0), "sum")
 
     def update(self, value: Tensor, weight: float) -> None:
-        """Adds the mean of some samples, a scalar, and how many they are."""
+        """Adds the mean of some samples, a scalar, and their number."""
         self.total = self.total + value * weight
         self.weight = self.weight + weight
 
     def compute(self) -> Tensor:
-        """The mean of all."""
+        """Returns the mean of all samples."""
         return self.total / self.weight
 
 
 class EpochMeans(L.Callback):
-    """Logs the exact weighted means of what is given to `update` over each epoch and evaluation, whatever the number of
-    processes, also of a training that was cut off within the epoch."""
+    """Logs the exact weighted mean over each epoch and evaluation of the values passed to `update`, for any number of
+    processes, and also if a training is resumed within an epoch."""
 
     def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}  # by key, such as ``train/loss``
-        self._begun: dict[str, list[float]] = {}  # total and weight of those of a checkpoint
-        self.latest: dict[str, Tensor] = {}  # by key, those of the last epoch or evaluation
+        self._means: dict[str, Mean] = {}  # by key, e.g. ``train/loss``
+        self._begun: dict[str, list[float]] = {}  # total and weight by key, from a checkpoint
+        self.latest: dict[str, Tensor] = {}  # means of the last epoch or evaluation, by key
 
     def note(self, stage: str, losses: Losses, batch: Mapping[str, Any]) -> None:
-        """Adds the terms and figures of a batch, and as ``loss`` the sum of the terms.
+        """Adds the terms and figures of a batch, and the sum of the terms as ``loss``.
 
         Args:
-            stage: what the batch is of, with a name behind it where there are several of these: ``val``, ``val/detection``.
-            losses: of it.
-            batch: has an ``image``, as long as it has samples.
+            stage: prefix of the keys, such as ``val``, or ``val/detection`` where a stage has several tasks.
+            losses: losses of the batch.
+            batch: its ``image`` gives the number of samples.
         """
         weight = len(batch["image"]) if losses.weight is None else losses.weight
         total = {"loss": losses.total} if losses.terms else {}
@@ -84,7 +84,7 @@ class EpochMeans(L.Callback):
         Args:
             key: name, such as ``train/loss``; begins with the stage.
             value: a scalar.
-            weight: samples in the batch, or whatever the mean is over.
+            weight: number of samples in the batch, or of other elements that the mean is over.
         """
         self._mean(key, value.device).update(value.detach(), weight)
 
@@ -99,7 +99,7 @@ class EpochMeans(L.Callback):
                 mean.reset()
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Tensor]:
-        """Logs the means of a stage, but for those of nothing, and begins them anew."""
+        """Logs the means of a stage that have samples, and resets them."""
         module, figures = cast("VisionModule", pl_module), {}
         for key in self._means:
             if key.startswith(stage):
@@ -122,19 +122,19 @@ class EpochMeans(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins with what the checkpoint has; what was tried before, as learning rates, does not count."""
+        """Restores the sums of the checkpoint; discards those of a learning-rate or batch-size search."""
         self._reset("train/")
         begun, self._begun = self._begun, {}
         for key, (total, weight) in begun.items():
-            if "/" not in key:  # of an earlier version
+            if "/" not in key:  # key of an earlier version
                 key = key.replace("_", "/", 1)
-            mean = self._mean(key, pl_module.device)  # in all processes, as they add theirs up by name
-            if trainer.is_global_zero:  # the values are those of all together
+            mean = self._mean(key, pl_module.device)  # in all processes, since their sums are reduced key by key
+            if trainer.is_global_zero:  # the stored sums are over all processes
                 mean.total, mean.weight = mean.total + total, mean.weight + weight
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hands them to the loggers before a checkpoint says that the epoch is over; Lightning would do it later."""
+        """Logs the means before a checkpoint marks the epoch as finished; Lightning would log them after it."""
         module, figures = cast("VisionModule", pl_module), self._log(trainer, pl_module, "train/")
         module.publisher.figures(trainer, {key: float(value) for key, value in figures.items()}, module.clock)
 
@@ -159,7 +159,7 @@ class EpochMeans(L.Callback):
         epoch: Any = trainer.fit_loop.epoch_progress.current
         checkpoint["means"] = means = {}
         for key in self._means:
-            if key.startswith("train/") and epoch.processed == epoch.completed:  # else the epoch is over
+            if key.startswith("train/") and epoch.processed == epoch.completed:  # otherwise the epoch is finished
                 mean = self._mean(key, pl_module.device)
                 with mean.sync_context():
                     means[key] = [float(mean.total), float(mean.weight)]

@@ -1,4 +1,4 @@
-"""What a training shows of itself: figures, pictures, tables, texts, tags."""
+"""Sends metrics, images, tables, texts and tags of a training to its loggers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,43 +22,43 @@ Image = NDArray[np.uint8]
 
 @runtime_checkable
 class PictureLogger(Protocol):
-    """A logger that takes pictures and tables."""
+    """A logger that accepts images and tables."""
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
-        """Takes pictures, uint8 H×W×3."""
+        """Logs images, uint8 H×W×3."""
 
     def log_table(self, key: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
-        """Takes a table."""
+        """Logs a table."""
 
 
 @runtime_checkable
 class NoteLogger(Protocol):
-    """A logger that takes texts and tags."""
+    """A logger that accepts texts and tags."""
 
     def log_text(self, key: str, text: str) -> None:
-        """Takes a text in Markdown."""
+        """Logs a text in Markdown."""
 
     def set_tag(self, key: str, value: str) -> None:
-        """Takes a tag of the run."""
+        """Sets a tag of the run."""
 
 
 @runtime_checkable
 class FilmLogger(Protocol):
-    """A logger that takes films."""
+    """A logger that accepts videos."""
 
     def log_film(self, key: str, frames: Iterable[Image]) -> None:
-        """Takes frames, uint8 H×W×3."""
+        """Logs a video from its frames, uint8 H×W×3."""
 
 
 @dataclass
 class Report:
-    """What an evaluation came to, by name.
+    """Results of an evaluation, by name.
 
     Args:
-        figures: scalars, the same in all processes.
-        pictures: what draws them, uint8 H×W×3; only called where a logger wants it.
-        tables: names of columns, and rows.
-        films: what draws their frames, uint8 H×W×3; only called where a logger wants them.
+        figures: scalar metrics, the same in all processes.
+        pictures: functions that draw images, uint8 H×W×3; only called if a logger accepts images.
+        tables: column names, and rows.
+        films: functions that draw the frames of videos, uint8 H×W×3; only called if a logger accepts videos.
     """
 
     figures: dict[str, Tensor | float] = field(default_factory=dict)
@@ -68,18 +68,18 @@ class Report:
 
 
 class Publisher(L.Callback):
-    """Hands the loggers of a trainer what each of them takes. What is only for looking at never ends a training: an error
-    in it is told once for each picture."""
+    """Sends each logger of a trainer what it accepts. An error in drawing never stops a training: it is reported once
+    per image."""
 
     def __init__(self) -> None:
-        self._undrawn: set[str] = set()  # pictures that could not be made
+        self._undrawn: set[str] = set()  # keys of images that could not be drawn
 
     @contextmanager
     def optional(self, key: str) -> Iterator[None]:
-        """Lets an error pass.
+        """Context manager that turns an error into a warning, once per key.
 
         Args:
-            key: the name of the picture that it concerns.
+            key: name of the image that is drawn.
         """
         try:
             yield
@@ -90,18 +90,18 @@ class Publisher(L.Callback):
                 rank_zero_warn(f"The picture {key} could not be made ({why}). The training goes on without it.")
 
     def figures(self, trainer: L.Trainer, figures: Mapping[str, float], step: int) -> None:
-        """Hands figures over at once; Lightning would do it only after the checkpoint of the same step."""
+        """Logs scalars immediately; Lightning would do so only after the checkpoint of the same step."""
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step)
 
     def picture(self, trainer: L.Trainer, key: str, draw: Callable[[], Image], step: int) -> None:
-        """Hands over a picture.
+        """Logs an image.
 
         Args:
-            trainer: has the loggers.
-            key: its fixed name.
-            draw: makes it, uint8 H×W×3; only called where a logger wants it.
-            step: the point of its series.
+            trainer: the trainer with the loggers.
+            key: name of the image.
+            draw: draws it, uint8 H×W×3; only called if a logger accepts images.
+            step: step at which it is logged.
         """
         takers = [logger for logger in trainer.loggers if isinstance(logger, PictureLogger)]
         if takers and trainer.is_global_zero and not trainer.sanity_checking:
@@ -111,14 +111,14 @@ class Publisher(L.Callback):
                     logger.log_image(key, [image], step=step)
 
     def table(self, trainer: L.Trainer, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Hands over a table."""
+        """Logs a table."""
         if trainer.is_global_zero and not trainer.sanity_checking:
             for logger in trainer.loggers:
                 if isinstance(logger, PictureLogger):
                     logger.log_table(key, columns, rows, step=step)
 
     def film(self, trainer: L.Trainer, key: str, draw: Callable[[], Iterable[Image]]) -> None:
-        """Hands over a film; see `picture`."""
+        """Logs a video; see `picture`."""
         takers = [logger for logger in trainer.loggers if isinstance(logger, FilmLogger)]
         if takers and trainer.is_global_zero and not trainer.sanity_checking:
             with self.optional(key):
@@ -126,7 +126,7 @@ class Publisher(L.Callback):
                     logger.log_film(key, draw())
 
     def text(self, trainer: L.Trainer, key: str, text: str, tags: Mapping[str, str] | None = None) -> None:
-        """Hands over a text in Markdown, and tags of the run."""
+        """Logs a text in Markdown, and sets tags of the run."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, NoteLogger):
@@ -134,7 +134,7 @@ class Publisher(L.Callback):
         self.tags(trainer, tags or {})
 
     def tags(self, trainer: L.Trainer, tags: Mapping[str, str]) -> None:
-        """Tags the run."""
+        """Sets tags of the run."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, NoteLogger):
@@ -142,7 +142,7 @@ class Publisher(L.Callback):
                         logger.set_tag(key, value)
 
     def _publish(self, trainer: L.Trainer, module: "VisionModule", stage: "Stage") -> None:
-        """Hands over a module's report of a stage."""
+        """Logs the module's report of a stage."""
         report = module.report(stage)
         for name, value in report.figures.items():
             module.log(f"{stage}/{name}", value, prog_bar=f"{stage}/{name}" == module.monitor)
@@ -165,7 +165,7 @@ class Publisher(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        """Shows once what the network sees."""
+        """Logs the first training batch once, as the network sees it."""
         if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
             module = cast("VisionModule", pl_module)
             with self.optional("train/samples"):

@@ -1,4 +1,4 @@
-"""How a backbone is put to its new use: measured, chosen, with the evidence."""
+"""Transfer learning: measures how well pretrained features suit a data set, and chooses a strategy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,19 +25,19 @@ from modules.training_data import training_data
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
-PROBED = (1000, 500)  # images to train on and to validate with that `measure` looks at
-LARGE = 50  # images a class from which a data set counts as large
+PROBED = (1000, 500)  # maximum number of training and validation images that `measure` uses
+LARGE = 50  # images per class from which a data set counts as large
 
 
 def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> float:
-    """How well a linear classifier tells classes apart by some features: its accuracy on held-out images, in [0, 1].
+    """Linear probe: returns the accuracy in [0, 1] of a linear classifier on held-out features.
 
-    The classifier is ridge regression on scaled features, its penalty chosen by leaving one out, which costs one
-    decomposition.
+    The classifier is ridge regression on scaled features; its penalty is chosen by leave-one-out cross-validation,
+    which needs a single matrix decomposition.
 
     Args:
         train: features float N×D and labels int N to fit to.
-        val: those to measure with.
+        val: features and labels to evaluate on.
     """
     classifier = make_pipeline(Scaler(), RidgeClassifierCV(alphas=np.logspace(-1, 5, 13)))
     return float(classifier.fit(*train).score(*val))
@@ -45,13 +45,13 @@ def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> flo
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a data set before a backbone is trained on it.
+    """Measurements of a data set before a backbone is trained on it.
 
     Args:
-        images: images to train on.
-        classes: number of classes; 1 where the task has none.
-        features: accuracy of `probe` on the backbone's features; None where images have no label of their own.
-        pixels: the same on the images themselves, averaged to a `grid`.
+        images: number of training images.
+        classes: number of classes; 1 if the task has none.
+        features: accuracy of `probe` on the backbone's features; None if images have no label.
+        pixels: accuracy of `probe` on the images themselves, averaged to a `Grid`.
     """
 
     images: int
@@ -61,24 +61,24 @@ class Evidence:
 
     @property
     def per_class(self) -> float:
-        """Images a class."""
+        """Images per class."""
         return self.images / max(1, self.classes)
 
     @property
     def similar(self) -> bool | None:
-        """Whether classes lie better apart in the features than in the pixels: what the source saw is of use here."""
+        """Whether the classes are better separable by the features than by the pixels; None if unknown."""
         return None if self.features is None or self.pixels is None else self.features > self.pixels
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy and why.
+    """A transfer strategy, and the reason for it.
 
     Args:
-        strategy: the one to take.
-        quadrant: size and similarity in words, such as ``small, similar``.
-        reason: why it suits, in a sentence.
-        evidence: the numbers.
+        strategy: the chosen strategy.
+        quadrant: size and similarity, such as ``small, similar``.
+        reason: the reason in one sentence.
+        evidence: the measurements.
     """
 
     strategy: Strategy
@@ -87,16 +87,16 @@ class Choice:
     evidence: Evidence = field(repr=False)
 
     def __str__(self) -> str:
-        """The choice in a line."""
+        """The choice in one line."""
         return f"Transfer: {self.strategy} ({self.quadrant}). {self.reason}"
 
     def report(self) -> str:
-        """The choice with all its numbers, as Markdown."""
+        """Returns the choice and its measurements as Markdown."""
         e = self.evidence
         rows = [
             ("images to train on", f"{e.images:,}"),
             ("classes", f"{e.classes:,}"),
-            ("images a class", f"{e.per_class:.1f} (large from {LARGE})"),
+            ("images per class", f"{e.per_class:.1f} (large from {LARGE})"),
             ("linear probe on the features", "no label" if e.features is None else f"{e.features:.3f}"),
             ("linear probe on the pixels", "no label" if e.pixels is None else f"{e.pixels:.3f} (similar if lower)"),
         ]  # fmt: skip
@@ -107,36 +107,40 @@ class Choice:
 def choose(evidence: Evidence) -> Choice:
     """Chooses a strategy by the four quadrants of data-set size and similarity to the source.
 
-    Large is a data set with `LARGE` images a class. Similar is a source whose features separate the classes better than
-    the pixels do. Few images of what the source knows leave its features alone; in the other quadrants all layers learn,
-    the early ones slowly. What lectures advise for them was seldom better in `benchmarks.transfer`: to unfreeze from the
-    top down never, to begin from scratch once in eleven cases.
+    A data set is large from `LARGE` images per class, and similar if features separate its classes better than pixels
+    do. A small, similar data set keeps the features frozen; in the other quadrants all layers are fine-tuned, with
+    small learning rates for the first ones. The textbook strategies for those were seldom better in
+    `benchmarks.transfer`: gradual unfreezing never, training from scratch in one of eleven cases.
     """
     e, size = evidence, "large" if evidence.per_class >= LARGE else "small"
-    count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} a class"
+    count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} per class"
     if e.similar is None:
-        why = f"There are {count}. Without a label for each image, the similarity to the source is not known."
-        return Choice("finetune", f"{size}, similarity not known", why, e)
-    seen = f"a linear classifier is right in {e.features:.0%} on the features and in {e.pixels:.0%} on the pixels"
+        why = f"There are {count}. The similarity to the source is unknown, because images have no label."
+        return Choice("finetune", f"{size}, similarity unknown", why, e)
+    seen = f"a linear classifier has {e.features:.0%} accuracy on the features and {e.pixels:.0%} on the pixels"
     if e.similar and size == "small":
-        why = f"The source knows what is in these images ({seen}), and {count} are few to change it with."
+        why = f"The pretrained features suit these images ({seen}), and {count} are too few to fine-tune them."
         return Choice("features", "small, similar", why, e)
     if e.similar:
-        why = f"The source knows what is in these images ({seen}), and {count} are enough to improve on it."
+        why = f"The pretrained features suit these images ({seen}), and {count} are enough to fine-tune them."
         return Choice("finetune", "large, similar", why, e)
     return Choice(
-        "finetune", f"{size}, different", f"The source saw other things ({seen}): all layers have to learn.", e
+        "finetune",
+        f"{size}, different",
+        f"The pretrained features do not suit these images ({seen}): all layers learn.",
+        e,
     )
 
 
 def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor], classes: int | None) -> Choice:
-    """Measures what data are to a backbone, on 1,000 training and 500 validation images at most, and chooses.
+    """Measures how well a backbone's features suit the data, on at most 1,000 training and 500 validation images, and
+    chooses a strategy.
 
     Args:
-        backbone: the pretrained one.
+        backbone: the pretrained network.
         data: a data module.
-        normalize: makes the network's input of images.
-        classes: number of classes; None counts the labels that are seen.
+        normalize: converts images to the network's input.
+        classes: number of classes; None counts the labels in the sample.
 
     Returns:
         See `choose`.
@@ -154,15 +158,15 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
 
 @dataclass(frozen=True)
 class StartedBackbone:
-    """The backbone that a module begins with.
+    """The initial backbone of a module.
 
     Args:
-        network: what `create_backbone` made, in the memory order that is asked for.
+        network: the network of `create_backbone`, in the requested memory format.
         pretrained: whether it has published weights.
-        learned: whether it has weights that learned something, published or not.
-        licence: of these.
-        strategy: how it is put to its new use; None where ``optimization`` says it, or it is to be chosen.
-        normalization: means and standard deviations of the channels that it expects, float C each, of values in [0, 1].
+        learned: whether it has trained weights, published or not.
+        licence: licence of the weights.
+        strategy: transfer strategy; None if ``optimization`` sets it, or if it is still to be chosen.
+        normalization: channel means and standard deviations that it expects, float C each, of values in [0, 1].
     """
 
     network: Any
@@ -174,18 +178,18 @@ class StartedBackbone:
 
 
 def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization) -> StartedBackbone:
-    """Makes a backbone, with random weights where the transfer is from scratch.
+    """Creates a backbone, with random weights if it is trained from scratch.
 
     Args:
-        backbone: which one.
-        data: description of its data.
+        backbone: its description.
+        data: description of the data.
         output: see `VisionModule`.
-        plan: how it is trained.
+        plan: training settings.
 
     Raises:
-        BackboneError: it cannot be made, or the settings of the training contradict the transfer.
+        BackboneError: it cannot be created, or the training settings contradict the transfer strategy.
     """
-    if isinstance(backbone, SharedBackbone):  # whoever has it trains it, and prepares images for it
+    if isinstance(backbone, SharedBackbone):  # its owner trains it and normalises images
         part = SharedFeatures(backbone.feature_info, output == "maps")
         plain = torch.zeros(data.in_chans), torch.ones(data.in_chans)
         return StartedBackbone(part, False, False, None, None, plain)
@@ -226,25 +230,25 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
 
 
 def check_learned(module: "VisionModule") -> None:
-    """Makes sure that there is something to transfer.
+    """Checks that there are trained weights to transfer.
 
     Raises:
-        BackboneError: the strategy needs learned weights, and these are random.
+        BackboneError: the strategy needs trained weights, and these are random.
     """
     if module.transfer not in (None, "scratch") and not module.learned:
         raise BackboneError(
-            f"--model.backbone.transfer {module.transfer} starts from what the network has learned, and "
+            f"--model.backbone.transfer {module.transfer} needs trained weights, and "
             f"{module.backbone.recipe['backbone']} has random weights: give --start with a trained network, "
             "--model.backbone.pretrained true, or a file of weights or a registered model as --model.backbone."
         )
 
 
 def continue_from(module: "VisionModule", checkpoint: dict[str, Any]) -> None:
-    """Makes ready for a training that goes on: what it started from has been learned, and its strategy chosen.
+    """Prepares a module for a resumed training: its weights count as trained, and its strategy as chosen.
 
     Args:
-        module: whose weights are loaded later, by the trainer.
-        checkpoint: of `read_checkpoint`.
+        module: the module; the trainer loads its weights later.
+        checkpoint: the result of `read_checkpoint`.
     """
     module.learned = True
     if module.transfer == "auto":
@@ -252,7 +256,8 @@ def continue_from(module: "VisionModule", checkpoint: dict[str, Any]) -> None:
 
 
 def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) -> Optimization:
-    """The settings of a training with what a strategy adds: a user's own stay, where the strategy has room for them."""
+    """Returns the training settings with those of a strategy added; the user's own have precedence where both are
+    possible."""
     if strategy == "scratch":
         return replace(plan, backbone_lr_scale=1.0, layer_decay=1.0, frozen_epochs=0)
     if strategy == "features":
@@ -264,8 +269,8 @@ def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) 
 
 
 class TransferChoice(L.Callback):
-    """Where a module's ``transfer`` is ``auto``, takes the strategy that suits the data, if the training does not go on with
-    one; see `continue_from`."""
+    """Chooses the strategy that suits the data if a module's ``transfer`` is ``auto``, unless a resumed training has
+    already chosen one; see `continue_from`."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
