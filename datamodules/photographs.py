@@ -14,7 +14,7 @@ from datamodules.base import DataError, KeyedDataset, Source
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.files import UnlabelledFolder
 from datamodules.labelled.sources import LabelledSource
-from datamodules.options import BatchSize, Own, PositiveInt, Preprocessing
+from datamodules.options import BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
@@ -44,18 +44,18 @@ class Crops(KeyedDataset):
 class PhotographFolder(UnlabelledFolder):
     """All photographs in a folder and in those below; or below ``train``, ``val`` and ``test`` in it.
 
-    They keep their resolution. In training random squares are cut out, in one of the eight positions of a square; in
-    evaluation one from the middle of each. A smaller picture is extended by reflection.
+    They keep their resolution. In training random pieces are cut out and mirrored or turned, squares in one of their eight
+    positions; in evaluation a square from the middle of each. A smaller picture is extended by reflection.
 
-    Batches: ``image`` uint8 B×C×S×S, S being ``image_size`` in training and ``evaluation_size`` else.
+    Batches: ``image`` uint8 B×C×H×W, of ``image_size`` in training and ``evaluation_size`` else.
 
     Args:
-        image_size: side of the squares in training, in pixels.
+        image_size: of the pieces in training: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``96x144``.
         evaluation_size: side of the squares in evaluation.
-        crops: squares of each picture in an epoch.
+        crops: pieces of each picture in an epoch.
     """
 
-    image_size: Own[PositiveInt] = 96
+    image_size: Own[ImageSize] = 96
     evaluation_size: PositiveInt = 256
     crops: PositiveInt = 32
     batch_size: BatchSize = 16
@@ -73,17 +73,18 @@ class PhotographFolder(UnlabelledFolder):
     def preprocessing(self) -> Preprocessing:
         return self.fitted("native")
 
-    def _cut(self, side: int, middle: bool) -> A.Compose:
+    def _cut(self, size: tuple[int, int], middle: bool) -> A.Compose:
         kind: Any = A.CenterCrop if middle else A.RandomCrop
-        cut = kind(side, side, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, p=1)
-        return A.Compose([cut] if middle else [cut, A.D4(p=1)])
+        cut = kind(*size, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, p=1)
+        positions = [A.D4(p=1)] if size[0] == size[1] else [A.HorizontalFlip(), A.VerticalFlip()]
+        return A.Compose([cut] if middle else [cut, *positions])
 
     @override
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
         if augmented:
-            return Crops(self.sources[split], self._cut(self.image_size, False), self.seed, self.crops)
-        side = self.image_size if split == "train" else self.evaluation_size
-        return KeyedDataset(self.sources[split], self._cut(side, True), self.seed)
+            return Crops(self.sources[split], self._cut(self.size, False), self.seed, self.crops)
+        size = self.size if split == "train" else (self.evaluation_size,) * 2
+        return KeyedDataset(self.sources[split], self._cut(size, True), self.seed)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -63,7 +63,7 @@ class VisionModule(L.LightningModule):
     averages: ClassVar[Mapping[str, str]] = {}  # prefix of weights -> prefix of their moving average
     compiles_features: bool = False  # whether `last_features` of the backbone is compiled, too
     mirrors: ClassVar[bool] = False  # whether predictions for mirrored images can be averaged, see `Views`
-    oblong: ClassVar[bool] = False  # whether images need not be square
+    square: ClassVar[bool] = False  # whether images must be square
     any_bands: ClassVar[bool] = False  # whether images may have other channels than 8-bit RGB or grey
     series: ClassVar[tuple[str, ...]] = ()  # keys of logged images of which a video is made at the end of training
     scale: Tensor
@@ -80,7 +80,7 @@ class VisionModule(L.LightningModule):
         super().__init__()
         self.num_classes, self.label_names = data.num_classes, data.names
         self.in_chans, self.image_size, self.size = data.in_chans, data.image_size, sides(data.image_size)
-        if not self.oblong and not isinstance(data.image_size, int):
+        if self.square and not isinstance(data.image_size, int):
             raise BackboneError(
                 f"{type(self).__name__.removesuffix('Module')} takes square images: --data.image_size {min(self.size)}, not "
                 f"{data.image_size}."

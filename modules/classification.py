@@ -59,7 +59,6 @@ class ClassificationModule(VisionModule):
     monitor = "val/accuracy"
     mode = "max"
 
-    oblong = True
     any_bands = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)

@@ -93,7 +93,6 @@ class FewShotModule(VisionModule):
 
     monitor = "val/accuracy"
     mode = "max"
-    oblong = True
     needs = ("identity",)
 
     def __init__(

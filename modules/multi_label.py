@@ -88,7 +88,6 @@ class MultiLabelModule(CalibratedModule):
     mode = "max"
     training_only = ("loss.",)
 
-    oblong = True
     any_bands = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)

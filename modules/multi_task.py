@@ -113,7 +113,6 @@ class MultiTaskModule(VisionModule):
     monitor = "val/score"
     mode = "max"
 
-    oblong = True
     takes = ("targets", "in_chans", "image_size", "fit")
     late_parts: ClassVar[Mapping[str, type]] = {"decoder": DenseDecoder, "detector": Detector}
     training_only = ("log_variances",)

@@ -80,7 +80,6 @@ class QLearningModule(VisionModule):
     monitor, mode = "val/return", "max"
     takes = ("num_classes", "in_chans", "image_size", "observation_mean", "observation_std")
     needs = ("episode",)
-    oblong: ClassVar[bool] = True
     training_only: ClassVar[tuple[str, ...]] = ("target.",)
 
     def __init__(

@@ -71,7 +71,6 @@ class RegressionModule(VisionModule):
 
     training_only = ("loss.",)
 
-    oblong = True
     any_bands = True
     takes = ("label_names", "in_chans", "image_size")
     takes_for_training = ("target_mean", "target_std")

@@ -108,7 +108,7 @@ class StylizationModule(VisionModule):
             )
         super().__init__(data, backbone, optimization, "maps")
         self.backbone.requires_grad_(False).eval()  # also where a trainer leaves modes as they are
-        self.answers = MadeAnswers(data.image_size)
+        self.answers = MadeAnswers(max(self.size))
         net = translator or ResidualTranslator(32, 5)
         self.painter = Painter(net, data.in_chans)
         self.width, self.reach, self.translator = net.width, net.reach, describe(net)
@@ -122,7 +122,7 @@ class StylizationModule(VisionModule):
         self.style = None if style is None else _read(style, style_size, data.in_chans)
         if self.style is not None:
             try:
-                self._comparing(torch.zeros(1, data.in_chans, data.image_size, data.image_size))
+                self._comparing(torch.zeros(1, data.in_chans, *self.size))
             except ValueError as error:
                 raise BackboneError(str(error)) from None
         self._objective: StyleObjective | None = None

@@ -160,7 +160,7 @@ class SuperResolutionModule(AdversarialModule):
     from an SRResNet (``start``).
 
     The small images are made of the large ones by the antialiased bicubic filter, on the device, so any data will do; they
-    are squares of ``image_size`` pixels in training, and of any size in evaluation and prediction.
+    have ``image_size`` in training, and of any size in evaluation and prediction.
 
     Measures on the luma of BT.601 without a rim of as many pixels as the factor, beside the bicubic enlargement:
     ``psnr_y``, and ``ssim_y`` where images are large enough; and, where ``similarity`` names a network,
@@ -169,7 +169,7 @@ class SuperResolutionModule(AdversarialModule):
     with such a network, the lowest distance.
 
     Args:
-        data: description of its data; ``image_size`` is the side of the large images.
+        data: description of its data; ``image_size`` is that of the large images.
         backbone: the discriminator; ``compile`` compiles both players.
         generator: the network that makes images larger.
         content: how far an enlarged image is from the large one; divided by the number of values.
@@ -199,8 +199,7 @@ class SuperResolutionModule(AdversarialModule):
         similarity: str | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization or SuperResolutionOptimization())
-        self.answers = MadeAnswers(data.image_size)
-        in_chans, image_size = data.in_chans, data.image_size
+        self.answers = MadeAnswers(max(self.size))
         within("adversarial", adversarial, 0)
         self.weight = adversarial
         self.content, self.objective = content or MSE(), objective or NonSaturating()
@@ -212,11 +211,11 @@ class SuperResolutionModule(AdversarialModule):
             raise BackboneError("The objective's score is an autoencoder's error: choose another one here.")
         self.head = Score(getattr(self.backbone, "head_hidden_size", self.backbone.num_features), 0)
         net = generator or SRResNet()
-        net.build(in_chans)
+        net.build(data.in_chans)
         self.factor = net.factor
-        if image_size % net.factor or image_size < 2 * net.factor:
+        if any(side % net.factor or side < 2 * net.factor for side in self.size):
             raise BackboneError(
-                f"--data.image_size must be a multiple of {net.factor}, {2 * net.factor} at least, not {image_size}."
+                f"The sides of --data.image_size must be multiples of {net.factor}, {2 * net.factor} at least, not {data.image_size}."
             )
         if start is not None:
             _load(net, start)

@@ -1,5 +1,6 @@
 """Codes of a registered autoencoder: encode, decode, nearest; and points, a demonstration without images."""
 
+import math
 import os
 import tempfile
 from datetime import datetime
@@ -59,7 +60,7 @@ def encode(model: str, images: str, out: str = "codes.npz", batch_size: Positive
     array = np.stack(codes).astype(kind)
     with whole(out) as part, part.open("wb") as stream:  # a name without .npz stays what it is
         np.savez(stream, codes=array, paths=np.asarray(kept), root=root, model=registry.pinned(model))
-    bits = 8 * array[0].nbytes / module.image_size**2
+    bits = 8 * array[0].nbytes / math.prod(module.size)
     original = sum(os.path.getsize(os.path.join(root, path)) for path in kept)
     done = f"{len(kept)} images ({original:,} bytes) as {array.nbytes:,} bytes of codes, {bits:.3f} bits a pixel, in {out}."
     return "\n".join([*bad, done])
@@ -110,7 +111,8 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
         for image, path in zip(made, paths[start : start + batch_size], strict=True):
             place = Path(out, path if path.lower().endswith(".png") else f"{path}.png")
             write_image(place, image.transpose(1, 2, 0))
-    return f"{len(array)} images of {module.image_size}×{module.image_size} pixels are in {out}."
+    height, width = module.size
+    return f"{len(array)} images of {height}×{width} pixels are in {out}."
 
 
 @torch.no_grad()

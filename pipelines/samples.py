@@ -113,8 +113,7 @@ def dissect(
     batches = [(noise[k : k + 64], None if labels is None else labels[k : k + 64]) for k in range(0, count, 64)]
 
     def segment(image: Tensor) -> Tensor:
-        side = seeing.image_size
-        seen = F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        seen = F.interpolate(image, seeing.size, mode="bilinear", align_corners=False, antialias=True)
         return seeing(
             as_uint8(seen.mean(1, keepdim=True) if seeing.in_chans == 1 else seen.expand(-1, 3, -1, -1))
         ).argmax(1)

@@ -81,7 +81,7 @@ CASES = (
     ),
     Case(
         autoencoding,
-        ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64"],
+        ["--data", "Digits8x8", "--data.image_size", "12x16", "--data.batch_size", "64"],
         ["--data.augmentation", "strong", "--model.bottleneck", "Variational", "--model.noise", "GaussianNoise"],
         descent="0.0005",  # its loss is a sum over pixels
     ),
@@ -129,7 +129,7 @@ CASES = (
     ),
     Case(
         gan,
-        ["--data", "Digits8x8", "--data.image_size", "12", "--data.batch_size", "64", "--model.num_samples", "200",
+        ["--data", "Digits8x8", "--data.image_size", "12x16", "--data.batch_size", "64", "--model.num_samples", "200",
          "--model.generator", "UpsampledConvolutions", "--model.generator.width", "8", "--model.generator.norm", "pixel",
          "--model.backbone.options.width", "8", "--model.health_every", "5"],
         ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.regularizer", "R1",
@@ -144,7 +144,7 @@ CASES = (
     ),
     Case(
         super_resolution,
-        ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.generator.width", "8",
+        ["--data", "Digits8x8", "--data.image_size", "16x24", "--data.batch_size", "64", "--model.generator.width", "8",
          "--model.generator.blocks", "1", "--model.backbone.options.width", "4"],
         ["--data.augmentation", "strong", "--model.backbone.options.drop_rate", "0.3", "--model.adversarial", "0.1"],
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.generator.width", "32",
@@ -160,7 +160,7 @@ CASES = (
     ),
     Case(
         stylization,
-        ["--data", "Digits8x8", "--data.image_size", "16", "--data.batch_size", "64", "--model.backbone", "test_resnet",
+        ["--data", "Digits8x8", "--data.image_size", "16x24", "--data.batch_size", "64", "--model.backbone", "test_resnet",
          "--model.backbone.pretrained", "false", "--model.translator.width", "4", "--model.translator.blocks", "1",
          "--model.style", str(ROOT / "docs/style.jpg"), "--model.style_size", "32"],
         ["--data.augmentation", "strong", "--model.optimization.l2_penalty", "0.001"],

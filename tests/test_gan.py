@@ -447,12 +447,12 @@ def test_compiled_players_train_as_plain_ones() -> None:
 
 
 def test_growing_networks_fade_in_without_a_jump() -> None:
-    made = GANModule(DataSpec(label_names=None, in_chans=1, image_size=28), Backbone("progressive", options={"width": 8}), generator=Progressive(8), growth=10, latent_size=16)  # fmt: skip
+    made = GANModule(DataSpec(label_names=None, in_chans=1, image_size="28x44"), Backbone("progressive", options={"width": 8}), generator=Progressive(8), growth=10, latent_size=16)  # fmt: skip
     phases = [grown(step, 10) for step in range(61)]
     assert phases[:12] == pytest.approx([0] * 11 + [0.1])
     assert phases[20] == 1
     assert max(b - a for a, b in pairwise(phases)) == pytest.approx(0.1)
-    noise, image = torch.randn(3, 16), torch.randn(3, 1, 28, 28)
+    noise, image = torch.randn(3, 16), torch.randn(3, 1, 28, 44)
 
     def at(phase: float) -> tuple[torch.Tensor, torch.Tensor]:
         for part in (made.generator.decoder, made.backbone):
@@ -464,7 +464,7 @@ def test_growing_networks_fade_in_without_a_jump() -> None:
             assert torch.allclose(below, on, atol=1e-3)
     for below, above in zip(at(1.0), at(1 + 1e-5), strict=True):
         assert torch.allclose(below, above, atol=1e-3)
-    real = made.normalize(torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8))
+    real = made.normalize(torch.randint(0, 256, (2, 1, 28, 44), dtype=torch.uint8))
     coarse = made.generator.decoder.coarsened
     at(2.0)
     assert torch.equal(coarse(real), real)

@@ -143,6 +143,7 @@ def test_the_registered_backbone_is_the_teacher_and_starts_other_tasks():
         (["--model.backbone", "convnet"], "--model.method.local_size 16"),
         (["--model.method", "DINO", "--model.method.least", "0.5"], "least of a part"),
         (["--model.method", "VICReg", "--data.batch_size", "1"], "at least 2"),
+        (["--data.image_size", "16x24"], "takes square images: --data.image_size 16"),
         (["--model.method", "BYOL"], "BYOL"),
     ],
 )  # fmt: skip

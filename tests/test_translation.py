@@ -29,7 +29,7 @@ from pipelines.tracking.logger import run_id_of
 from pipelines.translation import translation
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
-SMALL = ["--data.augmentation", "none", "--data.image_size", "12", "--data.batch_size", "16", "--model.judge_steps", "5",
+SMALL = ["--data.augmentation", "none", "--data.image_size", "12x16", "--data.batch_size", "16", "--model.judge_steps", "5",
          "--model.translator", "ResidualTranslator", "--model.translator.width", "4", "--model.translator.blocks", "1",
          "--model.backbone.options.width", "4", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "2",
          "--trainer.limit_test_batches", "2", "--trainer.max_epochs", "1", *QUIET]  # fmt: skip

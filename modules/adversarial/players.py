@@ -13,6 +13,7 @@ from modules.adversarial.objectives import Verdict
 from modules.networks.backbones import create_backbone
 from modules.networks.decoders import Decoder
 from modules.networks.parts import Part, within
+from modules.spec import sides
 
 
 class Encoder(Part):
@@ -47,13 +48,13 @@ class Encoder(Part):
         self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, backbone_options
         self.weight = weight
 
-    def build(self, latent_size: int, in_chans: int, image_size: int) -> None:
+    def build(self, latent_size: int, in_chans: int, image_size: int | str) -> None:
         """Makes the layers.
 
         Args:
             latent_size: dimensions of the noise.
             in_chans: channels of the images.
-            image_size: side of the images, in pixels.
+            image_size: of the images; see `modules.spec.sides`.
         """
         net: Any = create_backbone(
             self.backbone, self.pretrained, in_chans, image_size, 0, **(self.backbone_options or {})
@@ -82,7 +83,7 @@ class Generator(nn.Module):
         latent_size: dimensions of the noise.
         num_classes: classes that one can ask for; 0 for none.
         in_chans: channels of the images.
-        image_size: side of the images, in pixels.
+        image_size: of the images; see `modules.spec.sides`.
         encoder: finds the noise of an image, which only a VAE-GAN does; it learns with the generator.
     """
 
@@ -92,7 +93,7 @@ class Generator(nn.Module):
         latent_size: int,
         num_classes: int,
         in_chans: int,
-        image_size: int,
+        image_size: int | str,
         encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Generator(nn.Module):
         if encoder is not None:
             encoder.build(latent_size, in_chans, image_size)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
-        decoder.build(((2 if num_classes else 1) * latent_size,), in_chans, image_size)
+        decoder.build(((2 if num_classes else 1) * latent_size,), in_chans, sides(image_size))
         self.decoder = decoder
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
@@ -151,17 +152,17 @@ class Energy(nn.Module):
         decoder: from features to images.
         features: length of the features.
         in_chans: channels of the images.
-        image_size: side of the images, in pixels.
+        image_size: of the images; see `modules.spec.sides`.
         code_size: numbers in the code.
         power: p, 1 or 2.
     """
 
     def __init__(
-        self, decoder: Decoder, features: int, in_chans: int, image_size: int, code_size: int = 64, power: int = 2
+        self, decoder: Decoder, features: int, in_chans: int, image_size: int | str, code_size: int = 64, power: int = 2
     ) -> None:
         super().__init__()
         self.code = nn.Linear(features, code_size)
-        decoder.build((code_size,), in_chans, image_size)
+        decoder.build((code_size,), in_chans, sides(image_size))
         self.decoder, self.power = decoder, power
 
     def forward(self, features: Tensor, image: Tensor, label: Tensor | None) -> Verdict:

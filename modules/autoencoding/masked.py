@@ -66,6 +66,7 @@ class MaskedAutoencodingModule(VisionModule):
     """
 
     monitor = "val/loss"
+    square = True
     compiles_features = True
 
     def __init__(

@@ -55,8 +55,8 @@ def encoded(backbone: Any, image: Tensor, features: Tensor) -> Tensor:
         return cast(Tensor, backbone(image))
     if features.ndim == 3:  # a transformer's tokens
         features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].mT
-        side = math.isqrt(features.shape[2])
-        return features.unflatten(2, (side, side))
+        patch = round(math.sqrt(image.shape[2] * image.shape[3] / features.shape[2]))
+        return features.unflatten(2, (image.shape[2] // patch, image.shape[3] // patch))
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         return features.permute(0, 3, 1, 2)
     return features
@@ -160,20 +160,19 @@ class AutoencodingModule(VisionModule):
         self.noise, self.penalty = noise, penalty
         # What is compiled cannot be differentiated twice.
         self.compiles_features = penalty is None or not penalty.needs_input_gradient
-        in_chans, image_size = data.in_chans, data.image_size
-        if image_size < self.loss.least:
+        if min(self.size) < self.loss.least:
             raise BackboneError(
-                f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels, not {image_size}: "
+                f"The loss {type(self.loss).__name__} needs images of at least {self.loss.least} pixels a side, not {data.image_size}: "
                 "set --data.image_size, or choose another --model.loss."
             )
         self.bottleneck.build(self._probe())
-        self.decoder.build(self.bottleneck.shape, in_chans, image_size)
+        self.decoder.build(self.bottleneck.shape, data.in_chans, self.size)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         units = math.prod(self.bottleneck.shape)
         statistics = UnitStatistics(units, self.bottleneck.entries)
         self.statistics = PerStage(lambda _: statistics.clone())
-        self.answers = CodeAnswers(self._drawn, image_size)
+        self.answers = CodeAnswers(self._drawn, self.size)
         self._components: PrincipalComponents | None = None
         self._kept = 0  # batches of which some was kept
         self._pictured: list[tuple[Tensor, Tensor]] = []
@@ -183,9 +182,9 @@ class AutoencodingModule(VisionModule):
     def _probe(self) -> tuple[int, ...]:
         """The shape of an image's features. What of the backbone lies behind them does not learn."""
         self.backbone.eval()
-        parameters, side = list(self.backbone.parameters()), self.image_size
+        parameters = list(self.backbone.parameters())
         with torch.inference_mode(False), torch.enable_grad():
-            features = self.features(self.normalize(torch.zeros(1, self.in_chans, side, side)))
+            features = self.features(self.normalize(torch.zeros(1, self.in_chans, *self.size)))
             gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True) if parameters else ()
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -290,9 +289,9 @@ class AutoencodingModule(VisionModule):
 
     def _quality(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
         figures = {"mse": F.mse_loss(image, target), "psnr": psnr(image, target).mean()}
-        if self.image_size >= SSIM_SIDE:
+        if min(self.size) >= SSIM_SIDE:
             figures["ssim"] = ssim(image, target).mean()
-        if self.image_size >= MS_SSIM_SIDE:
+        if min(self.size) >= MS_SSIM_SIDE:
             figures["ms_ssim"] = multiscale_structural_similarity_index_measure(image, target, data_range=1.0)
         return figures
 
@@ -300,7 +299,7 @@ class AutoencodingModule(VisionModule):
         """Fits them once a process; None where they are not wanted, or there is nothing to fit them to."""
         data, size = given_data(self.trainer), int(self.bottleneck.bits // 16)
         if self._components is None and self.pca and data is not None:
-            dimensions = self.in_chans * self.image_size**2
+            dimensions = self.in_chans * math.prod(self.size)
             count = min(len(data.sources["train"]), PCA_VALUES // dimensions)
             self.pca = 0 < size < min(count, dimensions)
             if self.pca:
@@ -312,7 +311,7 @@ class AutoencodingModule(VisionModule):
     def report(self, stage: Stage) -> Report:
         values = {key: value.cpu() for key, value in self.statistics[stage].compute().items()}
         self.statistics[stage].reset()
-        report = Report({"bits_per_pixel": self.bottleneck.bits / self.image_size**2})
+        report = Report({"bits_per_pixel": self.bottleneck.bits / math.prod(self.size)})
         if self.bottleneck.entries:
             report.figures["perplexity"] = values["perplexity"].float()
         if isinstance(self.bottleneck, Variational):
@@ -421,20 +420,20 @@ class CodeAnswers(Answers):
 
     Args:
         decode: makes the reconstruction of a code.
-        side: of images, in pixels.
+        size: height and width of images, in pixels.
     """
 
     fit = "crop"  # how pictures became images; see `DataSpec`
 
-    def __init__(self, decode: Callable[[list[Any]], NDArray[np.uint8]], side: int) -> None:
-        self.decode, self.side = decode, side
+    def __init__(self, decode: Callable[[list[Any]], NDArray[np.uint8]], size: tuple[int, int]) -> None:
+        self.decode, self.size = decode, size
 
     def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
-        """See `Answers.draw`; the image, made a square, and its reconstruction beside it."""
-        shown, size = Image.fromarray(super().draw(image, answer)), (self.side, self.side)
+        """See `Answers.draw`; the image, made one of this size, and its reconstruction beside it."""
+        shown, size = Image.fromarray(super().draw(image, answer)), self.size[::-1]
         if self.fit == "pad":
             shown = ImageOps.pad(shown, size, color=GREY, centering=(0, 0))
         else:
             shown = shown.resize(size) if self.fit == "stretch" else ImageOps.fit(shown, size)
         heading = f"PSNR {answer['psnr']:.1f} dB"
-        return sheet([np.asarray(shown), self.decode(answer["code"])], heading=heading, side=max(112, self.side))
+        return sheet([np.asarray(shown), self.decode(answer["code"])], heading=heading, side=max(112, *self.size))

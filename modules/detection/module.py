@@ -57,7 +57,6 @@ class DetectionModule(CalibratedModule):
     monitor = "val/ap"
     mode = "max"
 
-    oblong = True
     any_bands = True
     takes = ("num_classes", "label_names", "in_chans", "image_size", "fit")
     needs: tuple[str, ...] = ("boxes",)

@@ -68,7 +68,6 @@ class FaceNetModule(VisionModule):
     mode = "max"
     training_only = ("loss.", "miner.")
 
-    oblong = True
     takes_for_training = ("num_classes",)
     needs = ("identity",)
 

@@ -40,14 +40,14 @@ class Extractor:
         name: what it is.
         network: float B×C×S×S with values in [0, 1] to float B×F.
         head: float B×F to float B×K, or None.
-        side: side of the images that it takes, in pixels; others are scaled.
+        size: height and width of the images that it takes, in pixels; others are scaled.
         sizes: classes of each question that the head answers; by default it is one question.
     """
 
     def __init__(
-        self, name: str, network: nn.Module, head: nn.Module | None, side: int, sizes: Sequence[int] = ()
+        self, name: str, network: nn.Module, head: nn.Module | None, size: tuple[int, int], sizes: Sequence[int] = ()
     ) -> None:
-        self.name, self.side, self.sizes = name, side, list(sizes)
+        self.name, self.size, self.sizes = name, size, list(sizes)
         self.network = network.eval().requires_grad_(False)
         self.head = head if head is None else head.eval().requires_grad_(False)
 
@@ -72,15 +72,20 @@ class Extractor:
         features, probabilities = [], []
         with torch.autocast(image.device.type, enabled=False):
             for chunk in image.split(CHUNK):
-                x = chunk.contiguous().float() / 255
-                if x.shape[-1] != self.side:
-                    x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
+                x = _scaled(chunk.contiguous().float() / 255, self.size)
                 features.append(self.network(x).flatten(1))
                 if self.head is not None:
                     logits = self.head.to(image.device)(features[-1])
                     answers = logits.split(self.sizes or logits.shape[1], 1)
                     probabilities.append(torch.cat([answer.softmax(1) for answer in answers], 1))
         return Seen(torch.cat(features), torch.cat(probabilities) if probabilities else None)
+
+
+def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """float B×C×H×W of another height and width."""
+    if tuple(image.shape[2:]) == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 class _Normalized(nn.Module):
@@ -133,14 +138,14 @@ def extractor_name(address: str | None, num_classes: int) -> str:
     return re.sub(r"\W+", "_", address.removeprefix("models:/").partition("@")[0]).strip("_")
 
 
-def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
+def named_extractor(address: str, in_chans: int, image_size: int | str) -> Extractor:
     """An extractor of the user's choice.
 
     Args:
         address: a registered model (``models:/name@alias``), of a classifier preferably; a timm name, whose published
             weights are taken.
         in_chans: channels of the images.
-        image_size: side of the images, in pixels.
+        image_size: of the images; see `modules.spec.sides`.
 
     Raises:
         BackboneError: it cannot be had, or takes images of other channels.
@@ -148,7 +153,7 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
     name = extractor_name(address, 0)
     if not address.startswith("models:/"):
         backbone = create_backbone(address, True, in_chans, image_size)
-        return Extractor(name, _Normalized(backbone, in_chans), None, image_size)
+        return Extractor(name, _Normalized(backbone, in_chans), None, sides(image_size))
     description, file = registered_files(address)
     saved = description["module"]
     if saved.get("in_chans", in_chans) != in_chans:
@@ -156,15 +161,15 @@ def named_extractor(address: str, in_chans: int, image_size: int) -> Extractor:
             f"{address} takes images with {saved['in_chans']} channels, but these have {in_chans}: name another "
             "extractor."
         )
-    side = min(sides(saved.get("image_size", image_size)))
-    backbone = create_backbone(address, in_chans=in_chans, image_size=side)
+    size = saved.get("image_size", image_size)
+    backbone = create_backbone(address, in_chans=in_chans, image_size=size)
     weights = read_weights(file, whole=True)
     head = None
     if {"head.weight", "head.bias"} <= weights.keys() and weights["head.weight"].ndim == 2:
         rows, columns = weights["head.weight"].shape
         head = nn.Linear(columns, rows)
         head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
-    return Extractor(name, _Normalized(backbone, in_chans), head, side)
+    return Extractor(name, _Normalized(backbone, in_chans), head, sides(size))
 
 
 def own_extractor(
@@ -188,7 +193,8 @@ def own_extractor(
         steps: batches that it is trained on.
         shift: pixels by which these are shifted at most.
     """
-    channels, side = image.shape[1], image.shape[2]
+    channels, (height, width) = image.shape[1], image.shape[2:]
+    side = max(12, height, width)  # its images are squares
     sizes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
     if label is None or not sum(sizes):
         if state is None:
@@ -197,10 +203,10 @@ def own_extractor(
             _, vectors = torch.linalg.eigh((values - mean).T @ (values - mean))
             size = min(32, values.shape[1])
             state = {"mean": mean.float(), "components": vectors[:, -size:].flip(1).float()}
-        return Extractor("pca", _Projection(state["mean"], state["components"]), None, side)
+        return Extractor("pca", _Projection(state["mean"], state["components"]), None, (height, width))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone: Any = create_backbone(name, in_chans=channels, image_size=max(side, 12))
+        backbone: Any = create_backbone(name, in_chans=channels, image_size=side)
         network: nn.Module = _Normalized(backbone, channels)
         length = backbone.head_hidden_size
         if length > FEATURES:
@@ -210,8 +216,8 @@ def own_extractor(
         if state is not None:
             whole.load_state_dict(state)
         else:
-            _train(whole, image, label.view(len(label), -1), sizes, max(side, 12), steps, shift)
-    return Extractor(name, network, head, max(side, 12), sizes)
+            _train(whole, image, label.view(len(label), -1), sizes, side, steps, shift)
+    return Extractor(name, network, head, (side, side), sizes)
 
 
 def _train(
@@ -226,9 +232,7 @@ def _train(
     with torch.enable_grad(), torch.autocast(image.device.type, enabled=False):
         for step in range(steps):
             chosen = torch.from_numpy(indices[step * CHUNK : (step + 1) * CHUNK]).to(image.device)
-            x = image[chosen].float() / 255
-            if x.shape[-1] != side:
-                x = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+            x = _scaled(image[chosen].float() / 255, (side, side))
             if shift:
                 moves = order.integers(-shift, shift + 1, 2).tolist()
                 x = F.pad(x, (shift,) * 4, mode="replicate").roll(moves, (2, 3))[..., shift:-shift, shift:-shift]

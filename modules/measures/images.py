@@ -181,9 +181,10 @@ class FixedFeatures:
     def network(self, image: Tensor) -> Any:
         """The network itself, made for images such as the first one, float B×C×H×W, on the device of this one."""
         if self._network is None:
-            channels, side = image.shape[1:3]
+            channels, height, width = image.shape[1:]
+            size = height if height == width else f"{height}x{width}"
             network: Any = create_backbone(
-                self.backbone, self.pretrained, channels, side, features_only=True, **(self.backbone_options or {})
+                self.backbone, self.pretrained, channels, size, features_only=True, **(self.backbone_options or {})
             )
             self._network = network.eval().requires_grad_(False)
         return self._network.to(image.device)

@@ -1,6 +1,7 @@
 """The judge of an adversarial training: one extractor for its figures, the same in all processes and after a resume."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class Judge:
                 self._state = trainer.strategy.broadcast(self._state)
         assert self._state is not None
         sizes, weights = self._state["sizes"], self._state["weights"]
-        blank = torch.zeros(1, module.in_chans, module.image_size, module.image_size, device=module.device)
+        blank = torch.zeros(1, module.in_chans, *module.size, device=module.device)
         return self._own(blank, blank[:, 0, 0, 0].long() if sizes else None, sizes, weights)
 
     def _own(
@@ -87,7 +88,7 @@ class Judge:
         """
         if not self._training:
             data = training_data(self.module.trainer)
-            count = VALUES // (self.module.in_chans * self.module.image_size**2)
+            count = VALUES // (self.module.in_chans * math.prod(self.module.size))
             self._training = data.samples("train", min(IMAGES, count))
         return self._training
 

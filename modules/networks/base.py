@@ -12,13 +12,18 @@ class BackboneError(ValueError):
     """A backbone cannot be made; the message names what is wrong and the way out."""
 
 
+def sides_of(img_size: Side) -> tuple[int, int]:
+    """Height and width of images, in pixels."""
+    return img_size if isinstance(img_size, tuple) else (img_size, img_size)
+
+
 def side_of(img_size: Side) -> int:
     """The side of square images, in pixels.
 
     Raises:
         BackboneError: they are not square.
     """
-    height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    height, width = sides_of(img_size)
     if height != width:
         raise BackboneError(
             f"The network is made for square images, not for {height}×{width} pixels: set --data.image_size {min(height, width)}, "

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.networks import BackboneError, EqualizedConv2d, pyramid
+from modules.networks import BackboneError, EqualizedConv2d, at_level, pyramid
 from modules.networks.parts import Part, Shape, within
 from modules.ranges import PositiveInt
 
@@ -18,18 +18,18 @@ from modules.ranges import PositiveInt
 class Decoder(Part):
     """Turns a code into an image. `build` makes its layers, once the code and the images are known."""
 
-    def build(self, code: Shape, channels: int, side: int) -> None:
+    def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
         """Makes the layers.
 
         Args:
             code: shape of an image's code, a vector or C×H×W.
             channels: channels of the images.
-            side: side of the images, in pixels.
+            size: height and width of the images, in pixels.
         """
         raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
-        """float B×code to float B×channels×side×side, without bounds."""
+        """float B×code to float B×channels×H×W, without bounds."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ def normalization(norm: Norm, channels: int) -> nn.Module:
 
 
 class _Doubling(Decoder):
-    """Projects the code to a small map and doubles its side until it covers the image.
+    """Projects the code to a small map and doubles its sides until it covers the image.
 
     Args:
         width: channels of the last map but one; each step towards the code has twice as many, up to 512.
@@ -75,18 +75,18 @@ class _Doubling(Decoder):
         raise NotImplementedError
 
     @override
-    def build(self, code: Shape, channels: int, side: int) -> None:
+    def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
         if len(code) == 3:
-            steps, start = max(0, math.ceil(math.log2(side / code[1]))), code[1]
-        else:  # from a map of four to seven places
-            steps = max(0, int(math.log2(side / 4)))
-            start = -(-side // 2**steps)
+            steps = max(0, *(math.ceil(math.log2(side / there)) for side, there in zip(size, code[1:], strict=True)))
+        else:  # from a map whose shorter side has four to seven places
+            start, levels = pyramid(size, self.width)
+            steps = len(levels) - 1
         widths = [min(512, self.width * 2 ** (steps - 1 - k)) for k in range(steps)] or [self.width]
         if len(code) == 3:
             self.project: nn.Module = nn.Conv2d(code[0], widths[0], 3, padding=1)
         else:
-            dense = nn.Linear(math.prod(code), widths[0] * start**2)
-            self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], start, start)))
+            dense = nn.Linear(math.prod(code), widths[0] * math.prod(start))
+            self.project = nn.Sequential(dense, nn.Unflatten(1, (widths[0], *start)))
         layers: list[nn.Module] = []
         for before, after in zip(widths, [*widths[1:], channels], strict=True):
             layers += [
@@ -94,11 +94,11 @@ class _Doubling(Decoder):
                 nn.ReLU(),
                 self._double(before, after) if steps else nn.Conv2d(before, after, 3, padding=1),
             ]
-        self.layers, self.side = nn.Sequential(*layers), side
+        self.layers, self.size = nn.Sequential(*layers), size
 
     @override
     def forward(self, code: Tensor) -> Tensor:
-        return self.layers(self.project(code))[..., : self.side, : self.side]
+        return self.layers(self.project(code))[..., : self.size[0], : self.size[1]]
 
 
 class TransposedConvolutions(_Doubling):
@@ -128,9 +128,9 @@ class UpsampledConvolutions(_Doubling):
 
 
 class Progressive(Decoder):
-    """Grows from a map of four to seven pixels to the image's side (Karras et al. 2018, arXiv:1710.10196): all resolutions
+    """Grows from a map whose shorter side has four to seven pixels to the image's size (Karras et al. 2018, arXiv:1710.10196): all resolutions
     are there from the start, and ``phase`` says which one speaks. Between n and n + 1 the one after n is faded in. The
-    image always has its full side: smaller ones are enlarged.
+    image always has its full size: smaller ones are enlarged.
 
     Args:
         width: channels at the highest resolution; each step towards the code has twice as many, up to 512.
@@ -144,11 +144,11 @@ class Progressive(Decoder):
         self.width = width
 
     @override
-    def build(self, code: Shape, channels: int, side: int) -> None:
-        start, widths = pyramid(side, self.width)
-        self.side, self.levels = side, len(widths)
+    def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
+        start, widths = pyramid(size, self.width)
+        self.size, self.levels, (high, wide) = size, len(widths), start
         first = nn.Sequential(
-            PixelNorm(), nn.Unflatten(1, (math.prod(code), 1, 1)), nn.ConstantPad2d(start - 1, 0.0),
+            PixelNorm(), nn.Unflatten(1, (math.prod(code), 1, 1)), nn.ConstantPad2d((wide - 1, wide - 1, high - 1, high - 1), 0.0),
             EqualizedConv2d(math.prod(code), widths[0], start), nn.LeakyReLU(0.2), PixelNorm(),
             EqualizedConv2d(widths[0], widths[0], 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
         )  # fmt: skip
@@ -173,10 +173,10 @@ class Progressive(Decoder):
 
     def _coarse(self, image: Tensor, level: int) -> Tensor:
         steps = self.levels - 1 - level
-        return self._enlarged(F.adaptive_avg_pool2d(image, self.start * 2**level), steps) if steps else image
+        return self._enlarged(F.adaptive_avg_pool2d(image, at_level(self.start, level)), steps) if steps else image
 
     def _enlarged(self, image: Tensor, steps: int) -> Tensor:
-        return F.interpolate(image, scale_factor=2**steps)[..., : self.side, : self.side]
+        return F.interpolate(image, scale_factor=2**steps)[..., : self.size[0], : self.size[1]]
 
     @override
     def forward(self, code: Tensor) -> Tensor:
@@ -204,14 +204,14 @@ class Dense(Decoder):
         self.hidden = tuple(hidden)
 
     @override
-    def build(self, code: Shape, channels: int, side: int) -> None:
+    def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        size = math.prod(code)
+        before = math.prod(code)
         for width in self.hidden:
-            layers += [nn.Linear(size, width), nn.ReLU()]
-            size = width
+            layers += [nn.Linear(before, width), nn.ReLU()]
+            before = width
         self.layers = nn.Sequential(
-            *layers, nn.Linear(size, channels * side**2), nn.Unflatten(1, (channels, side, side))
+            *layers, nn.Linear(before, channels * math.prod(size)), nn.Unflatten(1, (channels, *size))
         )
 
     @override

@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.networks.base import BackboneError, Network, Side, side_of
+from modules.networks.base import BackboneError, Network, Side, sides_of
 
 
 class DCGAN(Network):
     """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434): 4×4 convolutions of stride 2 and leaky ReLU of
-    slope 0.2, until the map is at most four pixels wide. Its features are the last map, flattened.
+    slope 0.2, until the map is at most four pixels high or wide. Its features are the last map, flattened.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels.
+        img_size: of the input: its side, or height and width, in pixels.
         width: channels of the first convolution; each further one has twice as many, up to 512.
         norm: batch normalisation behind all convolutions but the first, as published.
         drop_rate: dropout before the classifier.
@@ -32,17 +32,17 @@ class DCGAN(Network):
         drop_rate: float = 0.0,
     ) -> None:
         body: dict[str, nn.Module] = {}
-        stages, side, before = list[tuple[str, int, int]](), side_of(img_size), in_chans
-        while side > 4 or not body:
+        stages, (high, wide), before = list[tuple[str, int, int]](), sides_of(img_size), in_chans
+        while min(high, wide) > 4 or not body:
             after = min(512, width * 2 ** len(body))
             batch_norm = [nn.BatchNorm2d(after)] if norm and body else []
             name = f"block{len(body) + 1}"
             body[name] = nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), *batch_norm, nn.LeakyReLU(0.2))
             stages.append((name, after, 2 ** len(body)))
-            side, before = side // 2, after
-        if side < 1:
+            high, wide, before = high // 2, wide // 2, after
+        if min(high, wide) < 1:
             raise BackboneError("dcgan needs images of at least 2 pixels.")
-        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+        super().__init__(body, nn.Flatten(), before * high * wide, stages, num_classes, drop_rate)
 
 
 def halvings(side: int) -> int:
@@ -58,7 +58,7 @@ class PatchGAN(Network):
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels.
+        img_size: of the input: its side, or height and width, in pixels.
         width: channels of the first convolution; each further one has twice as many, up to eight times.
         norm: instance normalisation behind all convolutions but the first, as published.
         drop_rate: dropout before the classifier.
@@ -73,7 +73,7 @@ class PatchGAN(Network):
         norm: bool = True,
         drop_rate: float = 0.0,
     ) -> None:
-        side, before = side_of(img_size), in_chans
+        side, before = min(sides_of(img_size)), in_chans
         if side < 8:
             raise BackboneError("patchgan needs images of at least 8 pixels.")
         steps = halvings(side)
@@ -100,14 +100,14 @@ class EqualizedConv2d(nn.Conv2d):
     Args:
         in_chans: input channels.
         out_chans: output channels.
-        kernel: side of the kernel.
+        kernel: side of the kernel, or its height and width.
         padding: rim of zeros.
         gain: the scale is √(gain / inputs of a unit).
     """
 
-    def __init__(self, in_chans: int, out_chans: int, kernel: int, padding: int = 0, gain: float = 2.0) -> None:
+    def __init__(self, in_chans: int, out_chans: int, kernel: Side, padding: int = 0, gain: float = 2.0) -> None:
         super().__init__(in_chans, out_chans, kernel, padding=padding)
-        self.scale = math.sqrt(gain / (in_chans * kernel**2))
+        self.scale = math.sqrt(gain / (in_chans * math.prod(sides_of(kernel))))
         nn.init.normal_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
@@ -117,22 +117,32 @@ class EqualizedConv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight * self.scale, self.bias)
 
 
-def pyramid(side: int, width: int) -> tuple[int, list[int]]:
-    """The resolutions of networks that grow: the smallest side, of four to seven pixels, which doubles until it covers an
-    image, and the channels at each."""
-    steps = max(0, int(math.log2(side / 4)))
-    return -(-side // 2**steps), [min(512, width * 2 ** (steps - k)) for k in range(steps + 1)]
+def pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[int]]:
+    """The resolutions of networks that grow: height and width of the smallest, whose shorter side has four to seven pixels, which
+    double until they cover an image, and the channels at each.
+
+    >>> pyramid((32, 48), 16)
+    ((4, 6), [128, 64, 32, 16])
+    """
+    steps = max(0, int(math.log2(min(size) / 4)))
+    start = -(-size[0] // 2**steps), -(-size[1] // 2**steps)
+    return start, [min(512, width * 2 ** (steps - k)) for k in range(steps + 1)]
+
+
+def at_level(start: tuple[int, int], level: int) -> tuple[int, int]:
+    """Height and width of a resolution of networks that grow, counted from the smallest."""
+    return start[0] * 2**level, start[1] * 2**level
 
 
 class ProgressiveDiscriminator(Network):
     """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the standard deviation over the
     batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.networks.decoders.Progressive`;
-    images of the full side are reduced to it.
+    images of the full size are reduced to it.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels.
+        img_size: of the input: its side, or height and width, in pixels.
         width: channels at the highest resolution; each further one has twice as many, up to 512.
         drop_rate: dropout before the classifier.
     """
@@ -142,7 +152,7 @@ class ProgressiveDiscriminator(Network):
     def __init__(
         self, num_classes: int = 10, in_chans: int = 1, img_size: Side = 28, width: int = 32, drop_rate: float = 0.0
     ) -> None:
-        start, widths = pyramid(side_of(img_size), width)
+        start, widths = pyramid(sides_of(img_size), width)
         body: dict[str, nn.Module] = {}
         for level in range(len(widths) - 1, 0, -1):
             body[f"block{level}"] = nn.Sequential(
@@ -161,7 +171,7 @@ class ProgressiveDiscriminator(Network):
         self.register_buffer("phase", torch.tensor(float(len(widths) - 1)))
 
     def _entry(self, image: Tensor, level: int) -> Tensor:
-        return self.entries[level](F.adaptive_avg_pool2d(image, self.start * 2**level))
+        return self.entries[level](F.adaptive_avg_pool2d(image, at_level(self.start, level)))
 
     def forward_features(self, image: Tensor) -> Tensor:
         """float B×C×S×S to float B×K×H×W."""

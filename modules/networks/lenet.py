@@ -1,12 +1,13 @@
 """Networks for small images: an MLP, LeNet of 1989, LeNet-4, LeNet-5, and a small convnet."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from modules.networks.base import BackboneError, Network, Side, side_of
+from modules.networks.base import BackboneError, Network, Side, side_of, sides_of
 
 
 class ScaledTanh(nn.Module):
@@ -23,7 +24,7 @@ class MLP(Network):
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels.
+        img_size: of the input: its side, or height and width, in pixels.
         hidden: sizes of the hidden layers.
         drop_rate: dropout before the classifier.
     """
@@ -37,7 +38,7 @@ class MLP(Network):
         drop_rate: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        size = in_chans * side_of(img_size) ** 2
+        size = in_chans * math.prod(sides_of(img_size))
         for width in hidden:
             layers += [nn.Linear(size, width), nn.ReLU()]
             size = width
@@ -241,7 +242,7 @@ class ConvNet(Network):
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels.
+        img_size: of the input: its side, or height and width, in pixels.
         channels: channels of each convolution, multiples of eight; each halves the side.
         drop_rate: dropout before the classifier.
     """
@@ -255,10 +256,10 @@ class ConvNet(Network):
         drop_rate: float = 0.0,
     ) -> None:
         body: dict[str, nn.Module] = {}
-        stages, side, before = list[tuple[str, int, int]](), side_of(img_size), in_chans
+        stages, (height, width), before = list[tuple[str, int, int]](), sides_of(img_size), in_chans
         for n, after in enumerate(channels, 1):
             conv = nn.Conv2d(before, after, 3, 2, 1, bias=False)
             body[f"block{n}"] = nn.Sequential(conv, nn.GroupNorm(8, after), nn.ReLU())
             stages.append((f"block{n}", after, 2**n))
-            side, before = -(-side // 2), after
-        super().__init__(body, nn.Flatten(), before * side**2, stages, num_classes, drop_rate)
+            height, width, before = -(-height // 2), -(-width // 2), after
+        super().__init__(body, nn.Flatten(), before * height * width, stages, num_classes, drop_rate)

@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from modules.networks.airbench import Airbench
-from modules.networks.base import Network, side_of
+from modules.networks.base import Network, sides_of
 from modules.networks.discriminators import DCGAN, PatchGAN, ProgressiveDiscriminator, halvings
 from modules.networks.faces import DlibFaceResNet, InceptionResnetV1, facenet_weights
 from modules.networks.imagenet import VGG, AlexNet, GoogLeNet
@@ -117,7 +117,7 @@ def dcgan(pretrained: bool = False, **kwargs: Any) -> Network:
 @register_model
 def patchgan(pretrained: bool = False, **kwargs: Any) -> Network:
     """PatchGAN, the discriminator of pix2pix and CycleGAN; ``norm=False`` without its instance normalisation."""
-    return _build(PatchGAN, "patchgan", pretrained, halvings(side_of(kwargs.get("img_size", 28))), **kwargs)
+    return _build(PatchGAN, "patchgan", pretrained, halvings(min(sides_of(kwargs.get("img_size", 28)))), **kwargs)
 
 
 @register_model

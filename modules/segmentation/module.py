@@ -53,7 +53,6 @@ class SegmentationModule(VisionModule):
 
     monitor = "val/miou"
     mode = "max"
-    oblong = True
     any_bands = True
     mirrors = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")

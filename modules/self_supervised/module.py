@@ -81,6 +81,7 @@ class SelfSupervisedModule(VisionModule):
     """
 
     mode = "max"
+    square = True
     takes_for_training = ("label_names",)
     needs = ("label",)
     training_only = ("method.",)

@@ -109,8 +109,8 @@ class TranslationModule(AdversarialModule):
         stop_on_failure: bool = False,
     ) -> None:
         super().__init__(data, backbone, optimization)
-        self.answers = PictureAnswers(max(96, data.image_size))
-        in_chans, image_size = data.in_chans, data.image_size
+        self.answers = PictureAnswers(max(96, *self.size))
+        in_chans = data.in_chans
         self.attributes = {
             name: list(values) for name, values in (data.attributes or {"domain": self.label_names}).items()
         }
@@ -139,9 +139,9 @@ class TranslationModule(AdversarialModule):
         copies = 1 if shared else domains
         self.others = nn.ModuleList(self._another() for _ in range(copies - 1))
         with torch.no_grad():
-            features = self.backbone.eval().forward_features(torch.zeros(1, in_chans, image_size, image_size))
+            features = self.backbone.eval().forward_features(torch.zeros(1, in_chans, *self.size))
         self.backbone.train()
-        if features.ndim != 4 or features.shape[2] != features.shape[3]:
+        if features.ndim != 4 or str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
             raise BackboneError(
                 f"{backbone.name} has no feature maps in the order C×H×W to score patches of: use patchgan."
             )
