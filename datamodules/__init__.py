@@ -1,4 +1,4 @@
-"""What a network learns from: one class for each format of data."""
+"""Data sets: one data module for each format."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Augmentation as a recipe gives it, a strength or a list of transforms: built, and tried before a training begins."""
+"""Augmentation settings, a strength or a list of transforms, built and tested before training."""
 
 import inspect
 import random
@@ -23,7 +23,7 @@ DRAWS = 6  # with which a list is tried, half of them with every transform appli
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Makes the albumentations pipeline of training images.
+    """Builds the albumentations pipeline for training images.
 
     Args:
         size: height and width of its results, in pixels.
@@ -48,7 +48,7 @@ class Augmenter:
     deep: bool = False
 
     def compose(self, augmentation: Augmentation) -> A.Compose:
-        """The pipeline, of images to images of the same type.
+        """Builds the pipeline; images keep their type.
 
         Args:
             augmentation: a strength, or a list whose entries are a name or {name: settings}: of one of albumentations'
@@ -72,7 +72,7 @@ class Augmenter:
         return A.Compose([*steps, A.NoOp(p=0)], bbox_params=self.boxes)
 
     def _steps(self, entries: Any, certain: bool = False) -> list[Step]:
-        """The transforms of a list; certain ones are applied always."""
+        """Builds the transforms of a list; with ``certain``, all are applied with probability 1, to test them."""
         if not isinstance(entries, list):
             raise DataError(f"{OPTION} must be a list of transforms, such as {EXAMPLE}, not {entries!r}.")
         steps: list[Step] = []
@@ -91,7 +91,7 @@ class Augmenter:
         return steps
 
     def _strength(self, name: str, given: dict[str, Any]) -> list[Step]:
-        """The transforms of a strength, with the numbers that are given."""
+        """Transforms of a strength, with the given settings."""
         known = self.strengths[name]
         for key, value in given.items():
             if key not in known:
@@ -105,7 +105,7 @@ class Augmenter:
         return self.build({**known, **given})
 
     def _transform(self, name: str, settings: dict[str, Any], certain: bool) -> Step:
-        """A transform of albumentations by its name, or any other by its class path."""
+        """Builds a transform of albumentations by its name, or any other by its class path."""
         kind = self._kind(name)
         parameters = inspect.signature(kind).parameters
         takes = [key for key in parameters if key not in ("seed", "strict")]
@@ -131,7 +131,7 @@ class Augmenter:
         return step
 
     def _kind(self, name: str) -> Any:
-        """The class of a transform."""
+        """Class of a transform."""
         place, _, last = name.rpartition(".")
         known = [key for key, value in vars(A).items() if _is_transform(value)]
         if name == "RandomResizedCrop":
@@ -163,7 +163,7 @@ class Augmenter:
             )
 
     def _sizes(self, step: Step) -> bool:
-        """Whether a transform makes a picture of any size one of the right size by itself."""
+        """Whether a transform produces the final size from a picture of any size."""
         if step.p < 1:
             return False
         height, width = self.size
@@ -177,7 +177,7 @@ class Augmenter:
         return True
 
     def _sample(self, shape: tuple[int, int], seed: int = 0) -> dict[str, Any]:
-        """Noise, with two boxes and masks, as far as samples have them."""
+        """A random image with two boxes and masks, as far as the samples have them."""
         height, width = shape
         generator = np.random.default_rng(seed)
         masks = np.zeros((2, height, width), np.uint8)
@@ -195,7 +195,7 @@ class Augmenter:
         return sample | {key: found[key] for key in self.masks}
 
     def _try(self, fit: A.Compose, steps: Sequence[Step], seed: int) -> None:
-        """Sends noise through, twice.
+        """Runs a random sample through the pipeline twice.
 
         Raises:
             DataError: see `compose`; it names the transform.
@@ -258,7 +258,7 @@ def _near(name: str, known: Any) -> str:
 
 
 def _told(error: Exception) -> str:
-    """What an error says, on one line; of pydantic's the first reason, with the setting."""
+    """Error message on one line; for pydantic, the first error and the setting."""
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         first = cause.errors()[0]

@@ -1,4 +1,4 @@
-"""Image files as the bands that they are, with all of their bits, instead of as a viewer shows them."""
+"""Reading image files as bands with their full bit depth, rather than as a viewer shows them."""
 
 import io
 from typing import Any
@@ -16,17 +16,17 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def depth_of(values: NDArray[Any]) -> int:
-    """How many bits values need that have 16: 10, 12, 14 or 16."""
+    """Smallest bit depth, 10, 12, 14 or 16, that holds the given 16-bit values."""
     return next((bits for bits in DEEP if int(values.max()) < 1 << bits), DEEP[-1])
 
 
 def upper(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The upper 8 bits of those that values of 16 need."""
+    """Upper 8 bits of values, relative to the bit depth they need."""
     return (values >> (depth_of(values) - 8)).astype(np.uint8)
 
 
 def decoded(data: bytes) -> NDArray[Any]:
-    """All bands of an image's file, uint8 or uint16 H×W×B, turned as its EXIF tag says.
+    """All bands of an image file, uint8 or uint16 H×W×B, rotated as its EXIF tag says.
 
     A TIFF may have them in its pixels, in planes or as pages. Colours come as red, green and blue.
 
@@ -50,7 +50,7 @@ def decoded(data: bytes) -> NDArray[Any]:
 
 
 def _from_tiff(data: bytes) -> tuple[NDArray[Any], int]:
-    """What a TIFF has, H×W×B, and its EXIF orientation."""
+    """Bands of a TIFF, H×W×B, and its EXIF orientation."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series, page = file.series[0], file.pages[0].aspage()
         tag = page.tags.get(274)
@@ -74,7 +74,7 @@ def _from_tiff(data: bytes) -> tuple[NDArray[Any], int]:
 
 
 def _from_raster(data: bytes, compression: str) -> NDArray[Any]:
-    """The bands of a file that GDAL reads, H×W×B."""
+    """Bands of a file that GDAL reads, H×W×B."""
     try:
         from rasterio.io import MemoryFile  # an extra
     except ImportError:
@@ -84,7 +84,7 @@ def _from_raster(data: bytes, compression: str) -> NDArray[Any]:
 
 
 def _from_picture(data: bytes) -> tuple[NDArray[Any], int]:
-    """What another file has, H×W×B, and its EXIF orientation."""
+    """Bands of any other file, H×W×B, and its EXIF orientation."""
     image: Image.Image = Image.open(io.BytesIO(data))
     deep = image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     turned = int(image.getexif().get(0x0112, 1))  # which reads all of a PNG
@@ -104,7 +104,7 @@ def _from_picture(data: bytes) -> tuple[NDArray[Any], int]:
 
 
 def _upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
-    """Pixels as seen, by an EXIF orientation."""
+    """Applies an EXIF orientation to pixels."""
     if turned > 4:
         pixels = pixels.swapaxes(0, 1)
     across, down = turned in (2, 3, 6, 7), turned in (3, 4, 7, 8)
@@ -112,7 +112,7 @@ def _upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
 
 
 def taken(pixels: NDArray[Any], reading: Reading) -> NDArray[Any]:
-    """The bands that are asked for, in the values of the file: uint8, or uint16 where more than 8 bits are kept.
+    """The selected bands in the file's values: uint8, or uint16 if more than 8 bits are kept.
 
     Args:
         pixels: all bands, uint8 or uint16 H×W×B.
@@ -150,8 +150,8 @@ def _bands(count: int) -> str:
 
 
 def scaled(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Bands as they go to a network: uint8; or of more bits float32 in [0, 1], which is 1 for the largest number of so many
-    bits, and for 255 in files of 8.
+    """Bands as network input: uint8, or float32 in [0, 1] for more bits, where 1 is the maximum of that bit depth, and
+    255 in 8-bit files.
 
     >>> scaled(np.array([[[0, 819, 4095]]], np.uint16), 12).tolist()
     [[[0.0, 0.20000000298023224, 1.0]]]

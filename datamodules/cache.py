@@ -1,4 +1,4 @@
-"""What was read lately, in bounded memory."""
+"""A cache with bounded memory."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -7,7 +7,7 @@ V = TypeVar("V", bound="Mapping[str, Any] | tuple[Any, ...]")
 
 
 class Cache(Generic[V]):
-    """Keeps values of numbered things until they have too many bytes together; then the oldest goes. Each process has its own.
+    """Keeps values by number until they exceed a number of bytes; then the oldest is dropped. Each process has its own.
 
     Args:
         most: bytes of the arrays in them.
@@ -18,7 +18,7 @@ class Cache(Generic[V]):
         self._kept: dict[int, V] = {}
 
     def get(self, number: int, make: Callable[[int], V]) -> V:
-        """The value of this number, made where it is not kept."""
+        """The value of a number; computed if it is not in the cache."""
         if number not in self._kept:
             value = make(number)
             while self._kept and self._bytes + _bytes(value) > self.most:

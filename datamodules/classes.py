@@ -1,4 +1,4 @@
-"""Data whose classes a network has learned already: their numbers are the network's, whatever order a folder has them in."""
+"""Aligning the class numbers of a data set with those of a trained network."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,8 +13,7 @@ IGNORED = 255  # in masks
 
 
 class Renumbered:
-    """A source whose classes have other numbers: in ``label``, ``labels`` and ``mask`` of its samples, and in what it has
-    for all samples.
+    """A source with other class numbers, in the ``label``, ``labels`` and ``mask`` of its samples and in its arrays.
 
     Args:
         source: the samples.
@@ -62,7 +61,7 @@ class Renumbered:
 
 
 def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
-    """Gives the classes of data the numbers that they have in a network which has learned them.
+    """Renumbers the classes of a data set to match a network that has been trained on them.
 
     They are matched by name: the data may lack some, and may have them in another order. What `identity` says of the data
     stays as it was.

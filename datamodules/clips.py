@@ -30,7 +30,7 @@ EXTENT = (0.35, 0.5)  # least and greatest length of a digit's longer side, as a
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClipDataModule(ClassificationDataModule):
-    """Clips of classes, all frames of one augmented alike.
+    """Base class of labelled clips. All frames of a clip are augmented alike.
 
     Batches: ``image`` uint8 B×T×C×S×S, ``length`` int64 B, how many of the T frames are a clip's own, ``label`` int64 B.
 
@@ -48,7 +48,7 @@ class ClipDataModule(ClassificationDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class VideoFolder(ClipDataModule, ImageFolder):
-    """Any folder with one sub-folder of videos for each class, its name being the label.
+    """A folder with one sub-folder of videos for each class.
 
     Splits are as in `ImageFolder`. Videos need not be equally long; each is decoded anew in every epoch.
     """
@@ -91,7 +91,7 @@ class VideoFolder(ClipDataModule, ImageFolder):
 
 
 def moving(scenes: SceneSource, index: int, lengths: tuple[int, int], label: int) -> NDArray[np.uint8]:
-    """Draws a clip in which one digit moves, which is a function of the scenes' seed and split and of its number.
+    """Draws a clip with one moving digit, reproducibly from the scenes' seed, the split and the clip's index.
 
     Args:
         scenes: what the clip is made of.
@@ -128,7 +128,7 @@ def _place(corner: NDArray[np.int64], picture: NDArray[np.uint8]) -> tuple[slice
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MovingDigits(Scenes, ClipDataModule):
-    """Clips made of real digits, of which one moves and the others stand still: which one, and which way? See `Scenes`.
+    """Clips of real digits, one of which moves; the label is which digit and in which direction. See `Scenes`.
 
     A single frame says neither which of its digits moves nor the way.
 
@@ -170,7 +170,7 @@ class MovingDigits(Scenes, ClipDataModule):
 
 
 def as_objects(clips: Sequence[NDArray[np.uint8]]) -> NDArray[np.object_]:
-    """Clips that are not equally long as an array of them."""
+    """Stacks clips of different lengths as an object array."""
     array = np.empty(len(clips), object)
     array[:] = [*clips]
     return array

@@ -1,4 +1,4 @@
-"""Images of several domains, which are to be translated into each other: unpaired, each domain with images of its own."""
+"""Unpaired image domains for image-to-image translation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,7 @@ GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2
 
 
 class DomainDataset(KeyedDataset):
-    """Orders an epoch so that each domain has an equal part of each batch, however many images it has; a smaller one is
-    gone through more than once."""
+    """Orders an epoch so that each batch holds equal parts of all domains; smaller domains are repeated."""
 
     source: LabelledSource
 
@@ -59,7 +58,7 @@ class DomainDataset(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _Domains(ClassificationDataModule):
-    """Data whose classes are domains."""
+    """Base class of data whose classes are domains."""
 
     sampling: Sampling = field(default="balanced", init=False)
     class_weighting: Weighting = field(default="none", init=False)
@@ -72,13 +71,14 @@ class _Domains(ClassificationDataModule):
 
 @dataclass(eq=False, repr=False)
 class DomainFolder(_Domains, ImageFolder):
-    """Any folder with one sub-folder of images for each domain, such as ``A`` and ``B``; or below ``train``, ``val`` and
-    ``test`` in it. What is lacking is drawn as `ImageFolder` does; training batches hold equal parts of all domains.
+    """A folder with one sub-folder of images for each domain, such as ``A`` and ``B``, either directly or below
+    ``train``, ``val`` and ``test``. Missing splits are drawn as in `ImageFolder`; training batches hold equal parts of
+    all domains.
     """
 
 
 class DomainSource(LabelledSource):
-    """Images in memory with a domain each, and with what must stay the same when they are translated.
+    """Images in memory with a domain each, and the content that translation must preserve.
 
     Args:
         images: uint8 N×H×W×C.
@@ -111,18 +111,18 @@ class DomainSource(LabelledSource):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _DigitDomains(_Domains):
-    """Base of the sets with a known answer: digits (see `Digits`), each drawn in one domain alone."""
+    """Base class of domains with known ground truth: each digit of `Digits` is drawn in one domain only."""
 
     image_size: Own[ImageSize] = 28
     flip: Own[bool] = False
 
     def _draw(self, digit: NDArray[np.uint8], domain: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A picture of a domain, uint8 28×28×3, with a digit, uint8 28×28."""
+        """Draws a digit, uint8 28×28, in a domain, as uint8 28×28×3."""
         raise NotImplementedError
 
     @override
     def load(self) -> dict[str, LabelledSource]:
-        """See `VisionDataModule.load`: the splits of `Digits`; the digits of each class are shared out evenly among the
+        """See `VisionDataModule.load`: the splits of `Digits`; the digits of each class are divided evenly among the
         domains."""
         sources: dict[str, LabelledSource] = {}
         for number, (name, source) in enumerate(Digits().sources.items()):
@@ -139,7 +139,7 @@ class _DigitDomains(_Domains):
 
 
 class DigitTextures(_DigitDomains):
-    """Two domains with a known answer: digits in grey, and other digits in colours on textures. 28×28, nothing to download.
+    """Two domains with known ground truth: grey digits, and other digits in colour on textures. 28×28, no download.
 
     A texture is a grating of two dark colours; the digit before it is lighter by 90 levels of grey or more.
 
@@ -171,7 +171,7 @@ def _texture(side: int, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 class DigitAttributes(_DigitDomains):
-    """Eight domains with a known answer: each digit has one of four colours and thin or thick strokes. 28×28, nothing to
+    """Eight domains with known ground truth: each digit has one of four colours and thin or thick strokes. 28×28, no
     download.
 
     Batches: ``image`` uint8 B×3×S×S, ``label`` int64 B (colour · 2 + stroke), ``content`` int64 B (which digit).
@@ -188,8 +188,8 @@ class DigitAttributes(_DigitDomains):
 
 
 def with_stroke(digit: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
-    """A character drawn with another pen, by erosion or dilation at a finer resolution (as Castro et al. 2019,
-    arXiv:1809.10780, with the width in pixels instead of a share of what it was).
+    """Changes the stroke width of a character by erosion or dilation at a finer resolution (after Castro et al. 2019,
+    arXiv:1809.10780, with the width in pixels instead of a share of the original).
 
     Args:
         digit: light on dark, uint8 H×W.

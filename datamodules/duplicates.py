@@ -1,4 +1,4 @@
-"""Pictures that are there twice, the same or nearly so, and files that are unlike the others."""
+"""Duplicate and near-duplicate pictures, and outliers among files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +19,16 @@ FACTOR, SPREADS = 2.0, 5.0
 
 
 def thumbnail(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """A picture, uint8 H×W×C or float32 in [0, 1], as uint8 24×24×C with at most three channels: of bands, the mean is one."""
+    """Thumbnail of a picture (uint8 H×W×C or float32 in [0, 1]) as uint8 24×24×C; more than three bands are averaged to
+    one."""
     image = image if image.shape[2] in (1, 3) else image.mean(2, dtype=np.float32).astype(image.dtype)
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(SIDE, SIDE, -1)
     return small.astype(np.uint8, copy=False) if image.dtype == np.uint8 else (small * 255).round().astype(np.uint8)
 
 
 def likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """How much alike two thumbnails are, in [-1, 1]: the highest correlation of the middle of either with a place in the other,
-    mirrored or not. Brightness, contrast, and a small shift or crop count for little.
+    """Similarity of two thumbnails in [-1, 1]: the highest correlation of the centre of one with any position in the
+    other, mirrored or not. Insensitive to brightness, contrast, and small shifts or crops.
 
     Args:
         one: uint8 24×24×C.
@@ -43,14 +44,14 @@ def likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 
 
 def is_flat(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which thumbnails, uint8 N×24×24×C, are of one colour."""
+    """Which thumbnails, uint8 N×24×24×C, have a single colour."""
     return (thumbnails.max((1, 2)).astype(int) - thumbnails.min((1, 2)) <= FLAT).all(1)
 
 
 def near_pairs(
     features: NDArray[np.float32], thumbnails: NDArray[np.uint8], least: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pairs of pictures that are nearly the same: neighbours by a network's features whose thumbnails are alike too.
+    """Pairs of near-duplicates: nearest neighbours by a network's features whose thumbnails are also similar.
 
     Args:
         features: float32 N×D.
@@ -75,13 +76,13 @@ def near_pairs(
 
 
 def grouped(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The number of the group of each of some things, int64 ``count``: what pairs, int64 M×2, connect is of one group."""
+    """Connected components: the group number of each of ``count`` items, int64, given their pairs, int64 M×2."""
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def oddities(table: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> list[str]:
-    """What is unusual about each of some files that can be read; empty where nothing is.
+    """Describes what is unusual about each of several readable files; empty if nothing is.
 
     Args:
         table: what `inspect_images` found of them, N rows.
@@ -102,6 +103,6 @@ def oddities(table: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> list[str]:
 
 
 def _unusual(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of some positive numbers are far from their median."""
+    """Which of several positive numbers are outliers relative to their median."""
     away = np.abs(np.log(values) - np.log(np.median(values)))
     return away >= max(np.log(FACTOR), SPREADS * float(np.median(away)))

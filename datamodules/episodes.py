@@ -1,4 +1,4 @@
-"""Episodes of an environment, and a memory of what was seen in them."""
+"""Episodes of an environment, and the replay memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ Observation = NDArray[Any]  # H×W×C, uint8 of pictures or float32 of numbers
 
 
 class Episode:
-    """An episode, which its seed and its actions determine: it has an environment of its own, so that to do the same again
-    is to be where it was.
+    """An episode, determined by its seed and its actions. It has its own environment, so that repeating the actions
+    restores its state.
 
     Args:
         environment: a new one of Gymnasium's.
@@ -33,16 +33,16 @@ class Episode:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, by the rules (``terminated``) or because it was cut off (``truncated``)."""
+        """Whether it has ended, by the rules (``terminated``) or by a limit (``truncated``)."""
         return self.terminated or self.truncated
 
     @property
     def observation(self) -> Observation:
-        """What is seen now, H×W×C."""
+        """The present observation, H×W×C."""
         return self._seen[0] if len(self._seen) == 1 else np.concatenate(self._seen, -1)
 
     def step(self, action: int) -> float:
-        """Does an action; returns its reward."""
+        """Performs an action and returns its reward."""
         start = int(self.environment.action_space.start)
         seen, reward, terminated, truncated, _ = self.environment.step(start + action)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
@@ -52,13 +52,13 @@ class Episode:
         return float(reward)
 
     def frame(self) -> NDArray[np.uint8]:
-        """A picture of it, uint8 H×W×3, of an environment that was made to be rendered."""
+        """Rendered frame, uint8 H×W×3, if the environment was made with rendering."""
         drawn = np.asarray(self.environment.render())
         return drawn if drawn.dtype == np.uint8 else (drawn * 255).round().astype(np.uint8)
 
 
 def as_image(observation: Any) -> Observation:
-    """An observation as H×W×C: of numbers as float32 1×1×C, of pictures as uint8, where true is 255.
+    """Converts an observation to H×W×C: numbers to float32 1×1×C, pictures to uint8 with true as 255.
 
     >>> as_image(np.ones(4)).shape, as_image(np.ones((5, 5), bool)).max().item()
     ((1, 1, 4), 255)
@@ -71,8 +71,8 @@ def as_image(observation: Any) -> Observation:
 
 
 class ReplayMemory:
-    """The last transitions, of which any are drawn at random (Lin 1992, doi:10.1007/BF00992699; Mnih et al. 2015). Each
-    observation is kept once: what follows that of one place stands in the next one.
+    """Replay memory of the latest transitions, sampled uniformly (Lin 1992, doi:10.1007/BF00992699; Mnih et al. 2015).
+    Each observation is stored once: the next observation of a transition is that of the next entry.
 
     Args:
         size: observations that it holds; each takes the place of the oldest.
@@ -86,7 +86,7 @@ class ReplayMemory:
         self.whole = np.zeros(size, bool)  # what was done is known, and what came of it is in the next place
 
     def see(self, observation: Observation) -> None:
-        """Takes in an observation, H×W×C: the first of an episode, or what came of the last action."""
+        """Adds an observation, H×W×C: the first of an episode, or the result of the last action."""
         if not len(self.images):
             self.images = np.zeros((self.size, *observation.shape), observation.dtype)
         self.head = (self.head + 1) % self.size
@@ -94,14 +94,14 @@ class ReplayMemory:
         self.images[self.head], self.whole[self.head] = observation, False
 
     def add(self, action: int, reward: float, terminated: bool, following: Observation) -> None:
-        """Takes in what was done upon the last observation, and what came of it."""
+        """Adds the action taken on the last observation, with its reward and whether the episode ended."""
         at = self.head
         self.actions[at], self.rewards[at], self.terminated[at] = action, reward, terminated
         self.see(following)
         self.whole[at] = True
 
     def sample(self, count: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Transitions, each drawn from all with the same probability.
+        """Samples transitions uniformly.
 
         Returns:
             ``image`` and ``next_image`` B×C×H×W, ``action`` int64 B, ``reward`` float32 B, ``terminated`` bool B.
@@ -118,12 +118,12 @@ class ReplayMemory:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it holds, as tensors and numbers."""
+        """The whole content as tensors and numbers."""
         arrays = {key: torch.from_numpy(value[: self.filled]) for key, value in vars(self).items() if key in ARRAYS}
         return arrays | {"filled": self.filled, "head": self.head}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restores the content from `state_dict`."""
         self.filled, self.head = state["filled"], state["head"]
         images = state["images"].numpy()
         self.images = np.zeros((self.size, *images.shape[1:]), images.dtype)

@@ -1,4 +1,4 @@
-"""Environments of Gymnasium: data that a network makes itself, by acting in them."""
+"""Gymnasium environments as data that the network generates itself by acting."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ PLUGINS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "ale-py")}  
 
 
 class Space(NamedTuple):
-    """What is seen, H×W×C, of which height and width are 1 where it is numbers; and how many actions there are."""
+    """Observation shape H×W×C, with height and width 1 for numbers, and the number of actions."""
 
     height: int
     width: int
@@ -35,7 +35,8 @@ class Space(NamedTuple):
 
 
 class EpisodeSource:
-    """The beginnings of a split's episodes: sample i has the first observation as ``image``, and as ``episode`` the seed.
+    """Initial states of a split's episodes: sample i has the first observation as ``image`` and the seed as
+    ``episode``.
 
     Args:
         data: the environment.
@@ -55,19 +56,20 @@ class EpisodeSource:
         return {"image": self.data.begin(seed).observation, "episode": seed}
 
     def seed(self, index: int) -> int:
-        """That of an episode."""
+        """Seed of an episode."""
         return int(np.random.SeedSequence((*self.key, index)).generate_state(1)[0])
 
     @property
     def digest(self) -> str:
-        """Of what determines the episodes, beside the actions."""
+        """Digest of everything that determines the episodes, except the actions."""
         data = self.data
         setting = (data.environment, data.options, data.frame_stack, data.max_episode_steps)
         return digest_of(repr((*setting, self.key, self.count)).encode())
 
 
 class PlayingLoader(KeyedLoader):
-    """Acts, and gives batches of what is remembered. All that happens is a function of the seed and of the network.
+    """Acts in the environment and yields batches from the replay memory. Everything is a function of the seed and the
+    network.
 
     Every process of a training plays the same, and takes its share of each batch.
 
@@ -103,7 +105,7 @@ class PlayingLoader(KeyedLoader):
         self._first = 0
 
     def _act(self) -> None:
-        """Does one action: the best that the network knows, or any, with the probability ε."""
+        """Performs one action: the greedy one, or with probability ε a random one."""
         generator = np.random.default_rng((self.seed, self.steps))
         if self.episode is None:
             self.episode = self.data.begin(self.data.sources["train"].seed(self.episodes))
@@ -139,7 +141,7 @@ class PlayingLoader(KeyedLoader):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Gymnasium(VisionDataModule[EpisodeSource]):
-    """An environment of Gymnasium with a few actions, which sees numbers or pictures.
+    """A Gymnasium environment with discrete actions and numeric or pixel observations.
 
     A training acts in episodes whose chance follows from ``seed``; those of validation and test are always the same. Their
     batches: ``image`` B×C×H×W, the first observations, uint8 of pictures or float32 of numbers; ``episode`` int64 B, the
@@ -189,7 +191,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
 
     @override
     def transform(self, training: bool) -> None:
-        """Observations are left as they are."""
+        """None: observations are not changed."""
 
     @property
     @override
@@ -203,7 +205,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
 
     @cached_property
     def space(self) -> Space:
-        """What is seen, and what can be done.
+        """Observation and action space.
 
         Raises:
             DataError: there is no such environment, or its actions or observations are of another kind.
@@ -231,7 +233,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
 
     @property
     def image_size(self) -> int | str:
-        """Of an observation; see `augmentations.sides`."""
+        """Size of an observation; see `augmentations.sides`."""
         height, width = self.space[:2]
         return height if height == width else f"{height}x{width}"
 
@@ -242,17 +244,17 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
 
     @property
     def observation_mean(self) -> list[float] | None:
-        """Of each number that is seen; None of pictures."""
+        """Mean of each number of an observation; None for pictures."""
         return self._statistics[0]
 
     @property
     def observation_std(self) -> list[float] | None:
-        """Its standard deviation."""
+        """Standard deviation of each."""
         return self._statistics[1]
 
     @cached_property
     def _statistics(self) -> tuple[list[float] | None, list[float] | None]:
-        """Of random actions, always the same."""
+        """Statistics of observations under random actions with a fixed seed."""
         if not self.space.numbers:
             return None, None
         generator, seen = np.random.default_rng(0), list[Observation]()
@@ -265,7 +267,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return numbers.mean(0).tolist(), np.maximum(numbers.std(0), 1e-3).tolist()
 
     def make(self, render: bool = False) -> Any:
-        """A new environment.
+        """Creates an environment.
 
         Args:
             render: whether it can be drawn.
@@ -308,30 +310,30 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
             ) from None
 
     def begin(self, seed: int, actions: Sequence[int] = ()) -> Episode:
-        """An episode after some actions."""
+        """Starts an episode and repeats the given actions."""
         return Episode(self.make(), seed, self.frame_stack, actions)
 
     def epsilon(self, step: int) -> float:
-        """The probability of a random action after so many."""
+        """Probability of a random action at a step."""
         if step < self.replay_start:
             return 1.0
         share = min(1.0, (step - self.replay_start) / self.epsilon_steps)
         return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)
 
     def learned(self, reward: float) -> float:
-        """What of a reward is learned from."""
+        """Reward used for learning: clipped if asked for."""
         return min(1.0, max(-1.0, reward)) if self.clip_rewards else reward
 
     @property
     def policy(self) -> Values:
-        """What the network that is trained says of observations."""
+        """Action values of the network in training for some observations."""
         if self.trainer is None:
             raise DataError("To act takes a network: hand the data module to a trainer.")
         module: Any = self.trainer.lightning_module
         return module.values
 
     def play(self, seeds: Sequence[int], values: Values) -> list[Episode]:
-        """Plays episodes to their ends, all at the same time, always by the action of the greatest value.
+        """Plays episodes to their ends in parallel with greedy actions.
 
         Args:
             seeds: of the episodes.
@@ -346,7 +348,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return episodes
 
     def film(self, seed: int, actions: Sequence[int], most: int = 200) -> Iterator[NDArray[np.uint8]]:
-        """Frames of an episode that was played, uint8 H×W×3: all, or the first so many."""
+        """Frames of a played episode, uint8 H×W×3: all, or the first few."""
         episode = Episode(self.make(render=True), seed, self.frame_stack)
         yield episode.frame()
         for action in actions[: most - 1]:

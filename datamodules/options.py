@@ -1,4 +1,4 @@
-"""Settings as types: ranges of numbers, what is left to the class, and how a picture becomes the network's input."""
+"""Types of settings: ranges of numbers, class defaults, and the preprocessing of pictures."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
@@ -27,7 +27,7 @@ OWN: Any = None  # the default of a setting that follows from others
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become arrays: as a viewer shows them, or as the bands that they are.
+    """How files are decoded: as a viewer shows them, or as bands.
 
     Args:
         channels: of the arrays.
@@ -41,7 +41,7 @@ class Reading:
 
     @property
     def seen(self) -> bool:
-        """Whether files are read as a viewer shows them: RGB or grey, of 8 bits."""
+        """Whether files are decoded as a viewer shows them: 8-bit RGB or grey."""
         return self.channels in (1, 3) and self.bands is None and not self.deep
 
     @property
@@ -60,7 +60,8 @@ RGB = Reading()
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input. Data modules say it, and a registered model carries it along as plain data.
+    """How a picture becomes the network's input. Data modules define it, and a registered model stores it as plain
+    data.
 
     Args:
         image_size: of the input; see `augmentations.sides`.
@@ -86,7 +87,7 @@ class Preprocessing:
 
     @property
     def reading(self) -> Reading:
-        """How a picture's file is read."""
+        """How the picture's file is decoded."""
         if self.numbers:
             return RGB
         return Reading(self.in_chans, tuple(self.bands) if self.bands else None, self.bits)
@@ -98,7 +99,7 @@ class Preprocessing:
         return evaluation(self.image_size, self.crop_pct, self.fit, deep=self.reading.deep)
 
     def as_data(self) -> dict[str, Any]:
-        """The arguments that make an equal one, without those that say nothing."""
+        """Constructor arguments of an equal object, without defaults."""
         silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
         silent |= {name for name in ("tile", "frames", "numbers", "bands") if not getattr(self, name)}
         silent |= {"bits"} if self.bits == 8 else set()

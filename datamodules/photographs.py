@@ -1,4 +1,4 @@
-"""Photographs at their own resolution, for super-resolution: crops to learn from, squares to be measured on."""
+"""Photographs at their own resolution, for super-resolution: random crops for training, squares for evaluation."""
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 
 
 class Crops(KeyedDataset):
-    """Several random crops of each picture in an epoch: number k is of picture k modulo their number.
+    """Several random crops of each picture per epoch: crop k is of picture k modulo the number of pictures.
 
     Args:
         source: the pictures.
@@ -42,7 +42,7 @@ class Crops(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PhotographFolder(UnlabelledFolder):
-    """All photographs in a folder and in those below; or below ``train``, ``val`` and ``test`` in it.
+    """All photographs below a folder, or below ``train``, ``val`` and ``test`` in it.
 
     They keep their resolution. In training random pieces are cut out and mirrored or turned, squares in one of their eight
     positions; in evaluation a square from the middle of each. A smaller picture is extended by reflection.
@@ -89,9 +89,9 @@ class PhotographFolder(UnlabelledFolder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Photographs(PhotographFolder):
-    """27 real photographs that come with packages: no download. The 20 of foolbox are for training (16) and validation
-    (4); five of scikit-image and two of scikit-learn are the test: astronaut, cat, coffee, motorcycle, rocket, palace and
-    flower.
+    """27 real photographs from installed packages, no download. Foolbox's 20 are for training (16) and validation (4);
+    five of scikit-image and two of scikit-learn are the test set: astronaut, cat, coffee, motorcycle, rocket, palace
+    and flower.
     """
 
     root: str = field(default=".", init=False)
@@ -123,6 +123,6 @@ class Photographs(PhotographFolder):
 
 
 def _packaged(package: str, folder: str) -> Path:
-    """A folder in a package, which is not imported: only its files are wanted."""
+    """A folder in an installed package, found without importing the package."""
     spec = find_spec(package)
     return Path(spec.origin).parent / folder if spec and spec.origin else Path("nowhere")

@@ -63,11 +63,11 @@ class PointCloud(L.LightningDataModule):
 
     @property
     def dimensions(self) -> int:
-        """Coordinates of a point."""
+        """Number of coordinates of a point."""
         return int(self.points.shape[1])
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """All points, in a new order each epoch."""
+        """All points, shuffled each epoch."""
         samples: Any = [{"point": torch.from_numpy(point)} for point in self.points]
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(samples, self.batch_size, shuffle=True, generator=generator)

@@ -1,4 +1,4 @@
-"""Series of numbers, of which the next one is asked for."""
+"""Number series whose next number is to be predicted."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -22,7 +22,7 @@ Kind = Literal["arithmetic", "geometric"]
 
 
 def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
-    """All series of so many terms that stay below `LIMIT`, rising and falling.
+    """All series of a given length that stay below `LIMIT`, ascending and descending.
 
     >>> terms("geometric", 6).tolist()[:2]
     [[1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32, 64]]
@@ -48,7 +48,7 @@ def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Series(VisionDataModule[LabelledSource]):
-    """Arithmetic and geometric series of numbers below 100: 6, 7, 8, and 2, 4, 8, and what comes next?
+    """Arithmetic and geometric series of numbers below 100, such as 6, 7, 8 and 2, 4, 8; the label is the next number.
 
     Shown are three to five terms, since two do not tell 2, 4, 6 from 2, 4, 8, and then as many numbers from 100 to 255 as the
     network has to remember the series over. Arithmetic series of validation and test are not in training; geometric ones,
@@ -84,7 +84,7 @@ class Series(VisionDataModule[LabelledSource]):
 
     @override
     def transform(self, training: bool) -> None:
-        """Numbers are left as they are."""
+        """None: numbers are not changed."""
 
     @override
     def load(self) -> dict[str, LabelledSource]:
@@ -108,6 +108,6 @@ class Series(VisionDataModule[LabelledSource]):
 
 
 def _of_split(rows: NDArray[np.uint8], kind: Kind, split: str) -> NDArray[np.uint8]:
-    """The series of a split."""
+    """Series of a split."""
     place = np.arange(len(rows)) % HELD_OUT
     return rows if kind == "geometric" else rows[{"train": place > 1, "val": place == 0, "test": place == 1}[split]]

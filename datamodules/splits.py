@@ -1,4 +1,4 @@
-"""Splits: the names that people give them, known here for all tasks and formats, and how missing ones are drawn."""
+"""Training, validation and test splits: recognising their names, and drawing missing ones."""
 
 import itertools
 import re
@@ -30,14 +30,15 @@ KNOWN |= {f"hold{join}out": "test" for join in ("_", "-", " ")} | {f"held{join}o
 
 
 def _words(name: str) -> list[str]:
-    """The words in a name without fillers and years: trainImages, TRAIN_2017 and ``instances-train`` are ``train``."""
+    """Words of a name without fillers and years: trainImages, TRAIN_2017 and ``instances-train`` become ``train``."""
     camel = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+|\d+", camel.casefold())
     return [word for word in words if word not in FILLERS and not re.fullmatch(r"(19|20)\d\d", word)]
 
 
 def split_of(name: str) -> str | None:
-    """Which split a name means, in any usual spelling: ``Training``, ``train_set``, ``valid``, ``val2017``, ``dev``, …
+    """The split that a name means, in any common spelling: ``Training``, ``train_set``, ``valid``, ``val2017``,
+    ``dev``, …
 
     Args:
         name: of a folder, of a list without its suffix, a key, or a cell of a table.
@@ -54,12 +55,12 @@ def split_of(name: str) -> str | None:
 
 
 def _hints(name: str) -> set[str]:
-    """The splits of which a name speaks: that of ``seg_train`` is ``train``."""
+    """Splits that a longer name mentions: ``seg_train`` mentions ``train``."""
     return {KNOWN[word] for word in _words(name) if len(word) > 2 and word in KNOWN}
 
 
 def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
-    """Which folder or file is which split, by its name; those that name none are left out.
+    """Assigns folders or files to splits by their names; others are left out.
 
     Returns:
         At most ``train``, ``val`` and ``test``, in this order.
@@ -85,7 +86,7 @@ def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
-    """Which folders in a folder are splits; see `by_split_name`.
+    """Assigns a folder's sub-folders to splits; see `by_split_name`.
 
     Args:
         root: the folder.
@@ -135,8 +136,8 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
 def stratified(
     labels: NDArray[np.int64], share: float, label_names: Sequence[str], purpose: str, least: int = 2
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Draws a part with a fixed seed, so that every run of a data set has the same parts. Every class is in both, also a rare
-    one.
+    """Stratified random split with a fixed seed, so that every run has the same parts. Every class is in both parts,
+    however rare.
 
     Args:
         labels: of all samples.
@@ -173,7 +174,7 @@ def fold_of(
     label_names: Sequence[str],
     groups: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """One of several parts of equal size, always the same, each with its share of every class. Together they are all samples.
+    """One of k equal, stratified folds, always the same; together they contain all samples.
 
     Args:
         labels: of all samples.
@@ -206,7 +207,7 @@ def fold_of(
 def stratified_by_group(
     labels: NDArray[np.int64], groups: NDArray[Any], share: float, label_names: Sequence[str], purpose: str
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """`stratified`, with nothing of one group in both parts; the share is kept as nearly as groups allow it.
+    """Like `stratified`, but no group is in both parts; the share is met as closely as the groups allow.
 
     Args:
         labels: of all samples.

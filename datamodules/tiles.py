@@ -1,4 +1,4 @@
-"""Square pieces of pictures: where they lie, and sources of them."""
+"""Square tiles of pictures: positions, and sources of tiles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ Place = tuple[int, int]  # left and top edge, in pixels
 
 
 def pieces(height: int, width: int, side: int) -> list[Place]:
-    """Squares that cover a picture and overlap by a fifth or more, evenly spread, so that what one cuts through another
-    shows whole.
+    """Squares that cover a picture with at least a fifth of overlap, evenly spaced, so that an object cut by one is
+    whole in another.
 
     Args:
         height: of the picture, in pixels.
@@ -33,12 +33,13 @@ def pieces(height: int, width: int, side: int) -> list[Place]:
 
 
 def tile_starts(length: int, side: int | None) -> list[int]:
-    """Where squares side by side begin that cover a length; the last one ends with it. Without a side it is one."""
+    """Start positions of adjacent tiles that cover a length; the last one ends with it. Without a side, a single
+    tile."""
     return [0] if side is None or length <= side else [*range(0, length - side, side), length - side]
 
 
 class TiledSource:
-    """Pieces of pictures as samples. Pictures of several pieces are kept for the next one.
+    """Tiles of pictures as samples. The picture is cached for its next tile.
 
     Args:
         sizes: int64 N×2, height and width of the pictures.
@@ -63,13 +64,13 @@ class TiledSource:
 
     @property
     def paths(self) -> NDArray[np.str_] | None:
-        """The file of each sample, where the pictures are files."""
+        """File of each sample, if pictures are files."""
         return None if self._files is None else self._files[self.places[:, 0]]
 
     def read(self, which: int) -> dict[str, Any]:
-        """A whole picture as a sample."""
+        """Reads a whole picture as a sample."""
         raise NotImplementedError
 
     def whole(self, which: int) -> dict[str, Any]:
-        """The same, kept where further pieces of it will be asked for."""
+        """A whole picture as a sample, cached while further tiles of it are needed."""
         return self._cache.get(which, self.read) if self._several[which] else self.read(which)

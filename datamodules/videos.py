@@ -1,4 +1,4 @@
-"""Videos: their frames as they are needed, and files of them as an array of clips."""
+"""Videos: frames read on demand, and video files as an array of clips."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ Frame = NDArray[np.uint8]
 
 
 def is_stream(source: str) -> bool:
-    """Whether a source is no file, but a camera, by its number, or a stream, by its address.
+    """Whether a source is a camera number or a stream address rather than a file.
 
     >>> is_stream("0"), is_stream("rtsp://camera/1"), is_stream("film.mp4")
     (True, True, False)
@@ -33,7 +33,7 @@ def is_stream(source: str) -> bool:
 
 
 def without_login(source: str) -> str:
-    """A source without the user and the password that its address may have, before the host or among its settings.
+    """Removes user and password from a source's address, before the host or among its parameters.
 
     >>> without_login("rtsp://me:p@ss@camera/1"), without_login("http://camera/v?user=me&pwd=s3&size=2")
     ('rtsp://camera/1', 'http://camera/v?user=***&pwd=***&size=2')
@@ -43,12 +43,12 @@ def without_login(source: str) -> str:
 
 
 def is_video(file: str) -> bool:
-    """Whether a file is a video, by the ending of its name, or a source is a stream."""
+    """Whether a file is a video by its extension, or a source is a stream."""
     return file.lower().endswith(EXTENSIONS) or is_stream(file)
 
 
 class Video:
-    """The frames of a file or a stream, read as they are needed; ``seconds`` has the time of each that was read.
+    """Frames of a file or stream, read on demand; ``seconds`` has the time stamp of each frame read.
 
     Args:
         file: the video, or what `is_stream`.
@@ -102,7 +102,7 @@ class Video:
 
     @property
     def cut_off(self) -> str:
-        """Whether the file ends before it says that it does, once it is read: what there is of it, or nothing."""
+        """After reading: describes how much of the file exists if it ends before its header says; otherwise empty."""
         whole, last = self.length / self.rate, self.seconds[-1] if self.seconds else 0.0
         if len(self.seconds) >= self.length - 1 or last + 2 / self.rate >= 0.95 * whole:
             return ""  # frames are counted by the rate where they are not evenly spaced
@@ -110,7 +110,7 @@ class Video:
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Which frames of a clip are shown: the middle one of each of ``most`` equal parts, or all of fewer.
+    """Indices of evenly spaced frames: the middle of each of ``most`` equal parts, or all frames if there are fewer.
 
     >>> evenly(3, 8).tolist(), evenly(10, 4).tolist(), evenly(10, 1).tolist()
     ([0, 1, 2], [1, 3, 6, 8], [5])
@@ -159,7 +159,7 @@ def read_clip(file: str, most: int, channels: int = 3, reduction: Reduction | No
 
 
 def inspect_video(path: str) -> tuple[str, str, int, int, int, int]:
-    """What `inspect_images` tells of a file: content digest, why it cannot be used, height, width, bits, and frames."""
+    """As `inspect_images` for a video: content digest, error, height, width, bits, and number of frames."""
     try:
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -175,7 +175,7 @@ def inspect_video(path: str) -> tuple[str, str, int, int, int, int]:
 
 
 class VideoFiles(ImageFiles):
-    """Video files that are read when they are asked for, as an array of clips; see `ImageFiles`.
+    """Video files as an array of clips, read on demand; see `ImageFiles`.
 
     Args:
         files: paths, digests, sizes and reading, see `ImageFiles`; videos are not kept decoded.

@@ -1,1 +1,1 @@
-"""Images with boxes, masks or a class for each pixel: composed scenes, and the formats in which people keep theirs."""
+"""Images with boxes, masks or class maps: composed scenes, and the common annotation formats."""

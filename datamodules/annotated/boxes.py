@@ -1,4 +1,4 @@
-"""Image files with boxes: checked once, cut into pieces where they are large."""
+"""Image files with boxes: checked before training, tiled if large."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ TOLD = {  # of what `compiled` says of boxes
 
 
 class BoxSource(TiledSource):
-    """Image files with boxes, or pieces of them.
+    """Image files with boxes, or tiles of them.
 
     Args:
         annotations: images, boxes and, where there are to be masks, outlines.
@@ -57,14 +57,14 @@ class BoxSource(TiledSource):
         self.images = ImageFiles(annotations.paths, annotations.digests, annotations.sizes, reading, cache)
 
     def reduced(self, reduction: Reduction) -> "BoxSource":
-        """The same samples; images that are not cut into pieces are decoded smaller, with boxes and masks to match."""
+        """The same samples; untiled images are decoded at reduced size, with boxes and masks scaled to match."""
         same = copy(self)
         same.images = self.images.reduced(as_it_is if self.tile else reduction)
         return same
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The class of each box."""
+        """Class of each box."""
         return self.annotations.labels
 
     @cached_property
@@ -128,7 +128,7 @@ class BoxSource(TiledSource):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BoxFiles(Folder, DetectionDataModule[BoxSource]):
-    """Base of the formats: images and boxes are checked once, before training.
+    """Base class of the annotation formats: images and boxes are checked before training.
 
     Missing splits are drawn, the same every time: 15 % of the images for the test and 15 % of the rest for validation
     if nothing is split, 15 % for validation if only that is missing. Training keeps images of every class.
@@ -175,7 +175,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         return super().targets
 
     def read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        """The images of each split (``all`` where nothing is split) and the names of the classes."""
+        """Images of each split (``all`` if there are no splits) and the class names."""
         raise NotImplementedError
 
     @cached_property
@@ -191,7 +191,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The classes' names, in the order of their numbers."""
+        """Class names in the order of their indices."""
         return self._read[1]
 
     @override
@@ -241,7 +241,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         return {name: BoxSource(part, self.reading, self.tile, self.cache) for name, part in divided.items()}
 
     def _scale(self, records: Sequence[Record], sizes: NDArray[np.int64]) -> None:
-        """Boxes that are to be in pixels, but all are shares of their images, to pixels."""
+        """Converts boxes that should be in pixels, but are all relative to the image, to pixels."""
         if self.box_format == "yolo" or not in_shares([box.values for record in records for box in record.boxes]).all():
             return
         first = next(record for record in records if record.boxes)
@@ -255,7 +255,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
                 box.values = (np.array(box.values) * (width, height, width, height)).tolist()
 
     def _tell(self, report: dict[str, str]) -> None:
-        """Warns of boxes that were not taken as they are written."""
+        """Warns of boxes that were corrected or left out."""
         first = {what: place for place, what in reversed(report.items())}
         counts = Counter(report.values())
         if gone := counts["dropped"] + counts["cut off"]:
@@ -278,7 +278,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
 
 
 def spared(annotations: Annotations) -> tuple[Annotations, Annotations]:
-    """The rest and 15 % of the images, drawn with a fixed seed; the rest keeps every class.
+    """The remaining images and a random 15 %, drawn with a fixed seed; the remainder keeps every class.
 
     Raises:
         DataError: there is but one image.

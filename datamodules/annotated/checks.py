@@ -1,4 +1,4 @@
-"""Checks of boxes and outlines: what is wrong with them, and what they become."""
+"""Validation and correction of boxes and outlines."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from datamodules.base import DataError, listed
 
 
 def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat) -> NDArray[np.float64]:
-    """Boxes as written to xyxy in pixels, where the picture's left edge is 0 and its right edge its width.
+    """Converts boxes to xyxy in pixels; the picture's left edge is 0, its right edge its width.
 
     Args:
         values: M×4 as written.
@@ -35,14 +35,15 @@ def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxForm
 
 
 def in_shares(values: Any) -> NDArray[np.bool_]:
-    """Which boxes, M×4 as written, lie in the first pixel, as those do that are shares of the image."""
+    """Which boxes, M×4, lie within the first pixel, as boxes relative to the image do."""
     boxes = np.array(values, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
         return np.asarray(((boxes >= 0) & (boxes <= 1)).all(1) & (boxes % 1 > 0).any(1))
 
 
 def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
-    """What is wrong with boxes, M texts; empty for good ones, which may reach a pixel over the edge by rounding."""
+    """Describes what is wrong with each box, M texts; empty for valid ones, which may exceed the edge by a pixel of
+    rounding."""
     left, top, right, bottom = boxes.T
     height, width = sizes.T
     rounded = np.clip(boxes, -1e9, 1e9).astype(np.float32)  # as they will be kept
@@ -61,7 +62,7 @@ def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.o
 
 
 def _mistaken(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat, bad: NDArray[np.bool_]) -> str:
-    """Whether the boxes look as though written in another way than they are read, as a sentence."""
+    """Suggests, as a sentence, in which other form the boxes may be written."""
     known = np.isfinite(values).all(1)
     pixels = form == "yolo" and bool((np.abs(values[bad & known]) > 2).any())
     if pixels:  # those can be told from shares one by one
@@ -104,7 +105,7 @@ def compiled(
     boxes_as_masks: bool = False,
     remedy: str = "",
 ) -> tuple[Annotations, dict[str, str]]:
-    """Checks boxes and puts them into arrays.
+    """Validates boxes and collects them in arrays.
 
     Args:
         records: the images.
@@ -221,7 +222,7 @@ def compiled(
 
 
 def encoded(outline: Any, height: int, width: int) -> bytes:
-    """An outline as COCO's compressed run-length code, which can be decoded.
+    """An outline as a valid COCO compressed RLE.
 
     Args:
         outline: polygons in pixels, one polygon, or a list of points; an array N×2 in shares of the image; or a run-length code
@@ -244,7 +245,7 @@ def encoded(outline: Any, height: int, width: int) -> bytes:
 
 
 def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) -> bool:
-    """Whether an outline and a box that is not small agree in less than half of what they cover.
+    """Whether an outline and a box that is not small have an intersection over union below one half.
 
     Raises:
         ValueError: they have nothing in common; the message says so behind the words "this box".
@@ -260,7 +261,7 @@ def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) ->
 
 
 def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
-    """Polygons in pixels, whose parts are flat lists or lists of points."""
+    """Polygons in pixels, from flat lists or lists of points."""
     if isinstance(outline, np.ndarray):
         outline = [outline * (width, height)]
     if isinstance(outline, list) and outline and not isinstance(outline[0], list | dict | np.ndarray):
@@ -293,7 +294,7 @@ def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
 
 
 def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
-    """The compressed counts of a run-length code that was found to be whole."""
+    """Compressed counts of a validated RLE."""
     size, counts = cast(Any, code.get("size")), code.get("counts")
     try:
         sides = [int(side) for side in size]
@@ -315,7 +316,7 @@ def _runs(code: dict[str, Any], height: int, width: int) -> bytes:
 
 
 def _decoded(data: bytes) -> NDArray[np.int64] | None:
-    """The runs of COCO's compressed code, groups of five bits each, of which the third and later ones are differences."""
+    """Run lengths of COCO's compressed code: groups of five bits, differences from the third run on."""
     digits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if not digits.size or (digits < 0).any() or (digits > 63).any() or digits[-1] & 32:
         return None

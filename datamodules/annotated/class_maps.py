@@ -1,4 +1,4 @@
-"""Class maps in the formats in which people keep them: folders of masks, Pascal VOC, COCO."""
+"""Semantic-segmentation data sets: folders of masks, Pascal VOC, COCO."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +74,7 @@ class MaskPictures:
 
     @property
     def paths(self) -> NDArray[np.str_]:
-        """The images' files."""
+        """Paths of the images."""
         return self.images.paths
 
     @property
@@ -83,7 +83,7 @@ class MaskPictures:
         return self.images.sizes
 
     def reduced(self, reduction: Reduction) -> "MaskPictures":
-        """The same, with images that are kept where that is asked for; see `ImageFiles`."""
+        """The same pictures, cached if asked for; see `ImageFiles`."""
         return replace(self, images=self.images.reduced(reduction))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -96,17 +96,17 @@ class MaskPictures:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _MaskFiles(Folder, SegmentationDataModule):
-    """Shared by the modules that read masks from files: they are looked at once, before training."""
+    """Base class of the modules that read mask files, which are checked before training."""
 
     binary = False
     wanted = "{mask}"  # where a mask is looked for
 
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
-        """Images with their masks by split, or ``all``."""
+        """Pairs of image and mask by split, or ``all``."""
         raise NotImplementedError
 
     def given(self) -> Classes | None:
-        """The classes as far as they are known without looking at masks."""
+        """The classes as far as they are known without reading masks."""
         raise NotImplementedError
 
     @cached_property
@@ -160,7 +160,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
         return result, classes.names
 
     def _divided(self, parts: dict[str, NDArray[np.intp]]) -> dict[str, NDArray[np.intp]]:
-        """The splits, ascending; those that are missing are 15 % of what is there, always the same."""
+        """The splits; missing ones are 15 % of the images, drawn with a fixed seed."""
         whole, share = "all" if "all" in parts else "train", 0
         if whole in parts and "val" not in parts and not (whole == "all" and self.undivided):
             count = len(parts[whole])
@@ -181,7 +181,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
     def _check_files(
         paths: NDArray[np.str_], masks: NDArray[np.str_], sizes: NDArray[np.int64], looks: Sequence[Look]
     ) -> None:
-        """Refuses masks that cannot be read or are of another size than their images."""
+        """Refuses masks that are unreadable or differ in size from their images."""
         faults = []
         for path, file, (height, width), one in zip(paths, masks, sizes.tolist(), looks, strict=True):
             if one.error:
@@ -200,7 +200,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
 
     @staticmethod
     def _check_values(masks: NDArray[np.str_], looks: Sequence[Look], classes: Classes) -> None:
-        """Refuses masks with values that stand for no class."""
+        """Refuses masks with values that belong to no class."""
         faults = []
         for file, one in zip(masks.tolist(), looks, strict=True):
             unknown = classes.unknown(one.values.tolist())
@@ -234,13 +234,13 @@ def _refuse(faults: Sequence[str]) -> None:
 
 
 def _place(folder: Path, name: str) -> Path:
-    """A folder in a folder, in upper or lower case."""
+    """Finds a sub-folder, ignoring case."""
     return child(folder, name) or folder / name
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MaskFolder(_MaskFiles):
-    """A folder of images and a folder of masks of the same names.
+    """A folder of images and a folder of masks with the same names.
 
     ``root`` has ``images/`` and ``masks/``; or ``train/``, ``val/``, ``test/`` with such two folders each; or ``images/``
     and ``masks/`` with ``train/``, ``val/``, ``test/`` each; or ``train_images/``, ``train_masks/``, …; or ``train/``, … with images
@@ -269,14 +269,14 @@ class MaskFolder(_MaskFiles):
         self.wanted = f"of the same name{also} in {self.masks}/"
 
     def given(self) -> Classes | None:
-        """See `_MaskFiles.given`; from a table of classes in the folder or beside the masks."""
+        """See `_MaskFiles.given`; from a class table in the folder or beside the masks."""
         folders = [Path(self.root), *dict.fromkeys(masks for _, masks in self._places.values())]
         file = next((folder / name for folder in folders for name in TABLES if (folder / name).is_file()), None)
         return None if file is None else read_classes(file)
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Path]]:
-        """The folders of images and of masks of each split, or of ``all``; one and the same where they lie together."""
+        """Image and mask folders of each split, or of ``all``; the same folder if they lie together."""
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"There is no folder {root.resolve()}: give the folder of your images with --data.root.")
@@ -304,7 +304,7 @@ class MaskFolder(_MaskFiles):
         return places
 
     def _has_masks(self, images: Path, masks: Path) -> bool:
-        """Whether a folder has images, and masks beside them if that is where they should be."""
+        """Whether a folder has images, and masks beside them if they should be there."""
         suffix = self.mask_suffix or TOGETHER
         return any(images != masks or file.stem.endswith(suffix) for file in images_in(images))
 
@@ -335,9 +335,10 @@ class MaskFolder(_MaskFiles):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class VOCSegmentation(_MaskFiles):
-    """Pascal VOC's segmentation (Everingham et al. 2010): ``JPEGImages/``, PNG files in ``SegmentationClass/``, indexed or in
-    VOC's colours, and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and, where there is one, ``test.txt``; without
-    ``train.txt``, a list of all, such as CVAT's ``default.txt``. ``labelmap.txt`` names other classes and their colours.
+    """Pascal VOC segmentation (Everingham et al. 2010): ``JPEGImages/``, PNG files in ``SegmentationClass/``, indexed
+    or in VOC's colours, and lists ``ImageSets/Segmentation/train.txt``, ``val.txt`` and optionally ``test.txt``;
+    without ``train.txt``, one list of all, such as CVAT's ``default.txt``. ``labelmap.txt`` may define other classes
+    and colours.
 
     Args:
         root: the folder, as ``VOCdevkit/VOC2012``.
@@ -352,7 +353,7 @@ class VOCSegmentation(_MaskFiles):
     image_size: Own[WindowSize] = 384
 
     def given(self) -> Classes:
-        """See `_MaskFiles.given`; of ``labelmap.txt``, or the 20 classes, with the background first."""
+        """See `_MaskFiles.given`; from ``labelmap.txt``, or VOC's 20 classes after the background."""
         file = Path(self.root, "labelmap.txt")
         if file.is_file():
             return read_classes(file)
@@ -391,7 +392,7 @@ class VOCSegmentation(_MaskFiles):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class COCOSegmentation(Folder, SegmentationDataModule):
-    """Objects with outlines in COCO's JSON, polygons or run-length codes, as a class map; class 0 is the background.
+    """Objects with outlines in COCO's JSON, as polygons or RLE, converted to class maps; class 0 is the background.
 
     Where objects overlap, a pixel belongs to the one that comes first in the file; crowds are ignored. ``root`` is as
     for `COCODetection`.
@@ -423,7 +424,7 @@ class COCOSegmentation(Folder, SegmentationDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The background, and the names of the categories."""
+        """The background and the category names."""
         return ["background", *self._boxes.label_names]
 
     @override

@@ -1,4 +1,4 @@
-"""Samples made of several others: mosaic, mixup, copy-paste. Boxes, masks and class maps stay exact."""
+"""Augmentations that combine several samples: mosaic, mixup, copy-paste, with boxes, masks and class maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SIDE = 2  # least side of a box that remains, in pixels
 
 @dataclass
 class Mixing:
-    """How often training samples are made of several pictures.
+    """Probabilities of the augmentations that combine several samples.
 
     Args:
         mosaic: probability of four pictures around a random centre, in [0, 1].
@@ -39,7 +39,7 @@ class Mixing:
 
 
 def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The smallest boxes around masks.
+    """Tight boxes around masks.
 
     Args:
         masks: N masks uint8 H×W, of which none is empty.
@@ -53,7 +53,7 @@ def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[
 
 
 def resized_sample(sample: Sample, factor: float) -> Sample:
-    """A sample larger or smaller by a factor; masks by the nearest pixel."""
+    """Scales a sample by a factor; masks by nearest neighbour."""
     height, width = (max(1, round(side * factor)) for side in sample["image"].shape[:2])
     if (height, width) == sample["image"].shape[:2]:
         return sample
@@ -69,12 +69,12 @@ def resized_sample(sample: Sample, factor: float) -> Sample:
 
 
 def selected(sample: Sample, kept: NDArray[np.bool_]) -> Sample:
-    """A sample with only some of its objects; the picture and the class map stay."""
+    """A sample with a subset of its objects; picture and class map are unchanged."""
     return sample | {key: sample[key][kept] for key in ("boxes", "labels", "ignore", "masks", "area") if key in sample}
 
 
 def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, int], size: tuple[int, int]) -> Sample:
-    """Cuts a window (x1, y1, x2, y2) out of a sample, and says where its objects are on a picture of a size where it is put."""
+    """Crops a window (x1, y1, x2, y2) and moves the remaining objects to where it is placed in a canvas."""
     x1, y1, x2, y2 = window
     shift = np.array([place[0] - x1, place[1] - y1] * 2, np.float32)
     boxes = np.clip(sample["boxes"], [x1, y1, x1, y1], [x2, y2, x2, y2])
@@ -91,7 +91,8 @@ def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, in
 
 
 def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.random.Generator) -> Sample:
-    """Four pictures around a random centre, each at a random size (Bochkovskiy et al. 2020, arXiv:2004.10934, 3.4).
+    """Mosaic of four pictures around a random centre, each randomly scaled (Bochkovskiy et al. 2020, arXiv:2004.10934,
+    3.4).
 
     Args:
         samples: four.
@@ -132,7 +133,7 @@ def _joined(parts: Sequence[Sample], image: NDArray[Any]) -> Sample:
 
 
 def _onto(sample: Sample, height: int, width: int) -> Sample:
-    """A sample on a grey canvas, as large as it fits in, at the top left."""
+    """Pads a sample, scaled to fit, with grey to the canvas; the picture is at the top left."""
     sample = resized_sample(sample, min(height / sample["image"].shape[0], width / sample["image"].shape[1]))
     h, w = sample["image"].shape[:2]
     spare = (0, max(0, height - h)), (0, max(0, width - w))
@@ -144,8 +145,8 @@ def _onto(sample: Sample, height: int, width: int) -> Sample:
 
 
 def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
-    """One picture shining through another, with the objects of both (Zhang et al. 2018, arXiv:1710.09412; for boxes
-    Zhang et al. 2019, arXiv:1902.04103, with the weight from Beta(8, 8)).
+    """Blend of two pictures with the objects of both (Zhang et al. 2018, arXiv:1710.09412; for boxes Zhang et al. 2019,
+    arXiv:1902.04103, with weights from Beta(8, 8)).
 
     Args:
         sample: the picture whose size the result has; without masks.
@@ -159,7 +160,7 @@ def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Samp
 
 
 def copy_paste(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
-    """Some objects of another picture in front of this one (Ghiasi et al. 2021, arXiv:2012.07177).
+    """Pastes some objects of another picture in front of this one (Ghiasi et al. 2021, arXiv:2012.07177).
 
     An object is left out where it would hide more than 60 % of one that is there.
 

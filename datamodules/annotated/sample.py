@@ -1,4 +1,4 @@
-"""Objects of images: what a file says of them, and the arrays that training reads."""
+"""Annotated objects: as read from files, and as compact arrays for training."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass
 class Box:
-    """One object as a file has it.
+    """One annotated object, as its file describes it.
 
     Attributes:
         values: the four numbers as written.
@@ -47,7 +47,7 @@ class Box:
 
 @dataclass
 class Record:
-    """One image with its objects, as a file has them.
+    """One image with its annotated objects.
 
     Attributes:
         path: the image.
@@ -64,7 +64,7 @@ class Record:
 
 @dataclass
 class Annotations:
-    """The boxes of a split in flat arrays: lists of Python objects would grow in every worker process.
+    """The boxes of a split in flat arrays; lists of Python objects would grow in every worker process.
 
     Attributes:
         paths: N images.
@@ -109,7 +109,7 @@ class Annotations:
         )
 
     def masks(self, index: int) -> NDArray[np.uint8]:
-        """The masks of an image's objects, uint8 N×H×W of 0 and 1."""
+        """Masks of an image's objects, uint8 N×H×W of 0 and 1."""
         assert self.outlines is not None
         height, width = map(int, self.sizes[index])
         rows = range(self.starts[index], self.starts[index + 1])
@@ -120,7 +120,7 @@ class Annotations:
 
 
 class Unknown:
-    """A class that no name stands for; it is no class's name, whatever its number looks like.
+    """A class without a name, which never equals the name of another one.
 
     Args:
         written: it, as the file has it.
@@ -134,7 +134,7 @@ class Unknown:
 
 
 def as_number(given: Any) -> float:
-    """A finite number, also one that is written as text; NaN where it is none."""
+    """A finite number, also from text; otherwise NaN."""
     try:
         number = float(given)
     except (TypeError, ValueError, OverflowError):
@@ -143,23 +143,23 @@ def as_number(given: Any) -> float:
 
 
 def four_numbers(given: Any) -> list[float]:
-    """Four numbers, or four NaN where there are not four."""
+    """Four numbers, or four NaN if there are not exactly four."""
     return [as_number(value) for value in given] if isinstance(given, list) and len(given) == 4 else [math.nan] * 4
 
 
 def as_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width as said by a file; None where it does not say both."""
+    """Height and width from a file; None if one is missing."""
     sides = as_number(height), as_number(width)
     return (int(sides[0]), int(sides[1])) if all(1 <= side < 1e9 for side in sides) else None
 
 
 def as_flag(given: Any) -> bool:
-    """Whether a file says yes."""
+    """Parses a yes/no value of a file."""
     return str(given).strip().lower() in ("1", "1.0", "true", "yes")
 
 
 def merged(records: Iterable[Record], notes: Notes) -> list[Record]:
-    """The records, those of one image as one."""
+    """Merges the records of the same image."""
     known: dict[str, Record] = {}
     for record in records:
         same = known.setdefault(record.path, record)
@@ -170,6 +170,6 @@ def merged(records: Iterable[Record], notes: Notes) -> list[Record]:
 
 
 def occurring(splits: dict[str, list[Record]]) -> list[str]:
-    """The classes that occur in training, sorted."""
+    """Classes that occur in training, sorted."""
     records = splits.get("train", splits.get("all", []))
     return sorted({box.label for record in records for box in record.boxes if box.label is not None})

@@ -1,4 +1,4 @@
-"""Boxes and outlines written for other tools: data in the formats that are read, and what a model found."""
+"""Writers of annotation formats, for data sets and for a model's detections."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Writer:
-    """Writes samples with boxes in a format, so that other tools can be run on the same data.
+    """Base class: writes samples with boxes in a format that other tools read.
 
     Images keep their files and names; those that are no files, or not shown as their file has them (turned by an EXIF tag,
     cut into tiles), are written as PNG. What a format has no place for is left out and told.
@@ -73,11 +73,11 @@ class Writer:
         self._end(split, names)
 
     def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
-        """Writes the objects of an image of this name."""
+        """Writes the objects of an image."""
         raise NotImplementedError
 
     def _end(self, split: str, names: Sequence[str]) -> None:
-        """Writes what a split has beside its images."""
+        """Writes the files of a split besides the images."""
 
     def _text(self, place: str, text: str) -> None:
         file = self.folder / place
@@ -85,7 +85,7 @@ class Writer:
         file.write_text(text, encoding="utf-8")
 
     def _free(self, place: str, file: Path) -> str:
-        """A file's own stem; where another one has it, with its folder's name before it; or else, as a tile, with a number."""
+        """A unique stem: the file's own, else with its folder's name in front, or, for a tile, with a number."""
         names: Iterable[str] = chain(
             (file.stem, f"{file.parent.name}_{file.stem}"), (f"{file.stem}_{k}" for k in count(2))
         )
@@ -97,7 +97,7 @@ class Writer:
 
 
 class COCOWriter(Writer):
-    """COCO's JSON, a file for each split; masks as run-length codes."""
+    """COCO JSON, one file for each split; masks as RLE."""
 
     place = "{split}"
 
@@ -133,7 +133,7 @@ class COCOWriter(Writer):
 
 
 class VOCWriter(Writer):
-    """Pascal VOC's XML, without outlines."""
+    """Pascal VOC XML, without outlines."""
 
     place, digits = "JPEGImages", "{split}_{number:06d}"
 
@@ -161,7 +161,7 @@ class VOCWriter(Writer):
 
 
 class YOLOWriter(Writer):
-    """YOLO's text files, without crowds."""
+    """YOLO text files, without crowds."""
 
     @override
     def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
@@ -213,7 +213,8 @@ def _plain(value: float) -> float | int:
 
 
 def _is_upright(file: Path, height: int, width: int) -> bool:
-    """Whether an image file has this size and no EXIF tag that turns it: every tool sees in it what boxes were checked on."""
+    """Whether an image file has the given size and no EXIF rotation, so that every tool sees it as the boxes
+    require."""
     with PIL.Image.open(file) as image:
         return image.size == (width, height) and image.getexif().get(ORIENTATION, 1) == 1
 
@@ -225,7 +226,7 @@ def yolo_line(
     mask: NDArray[np.uint8] | None = None,
     score: float | None = None,
 ) -> str:
-    """An object as YOLO has it, in shares of the image: its box, or the outline of its mask.
+    """A YOLO line, relative to the image: the object's box, or its mask's outline.
 
     Args:
         label: number of the class, from 0.
@@ -244,7 +245,7 @@ def yolo_line(
 
 
 def outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """A mask's outline along the edges of its pixels as one polygon, which filled by the even-odd rule is the mask again.
+    """Outline of a mask along the pixel edges, as one polygon that reproduces the mask under the even-odd rule.
 
     Parts and holes are joined by a line there and back, as YOLO has but one polygon for an object.
 
@@ -264,7 +265,7 @@ def outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 class AnswerWriter:
-    """Writes what a detector found in the formats of tools that measure or go on with it, file by file.
+    """Writes detections in the formats of other tools, image by image.
 
     ========  ==============================================================================================
     ``coco``  ``results.json``, COCO's results (cocodataset.org/#format-results): for each object ``image_id``,
@@ -313,7 +314,7 @@ class AnswerWriter:
             (self.folder / "results.json").write_text(json.dumps(self._entries))
 
     def add(self, file: str, answer: dict[str, Any], frame: int | None = None) -> None:
-        """Adds the answer for an image, or for a frame of a video.
+        """Adds the detections in an image or a video frame.
 
         Args:
             file: the image or video, relative to the folder that all have in common.
@@ -344,7 +345,7 @@ class AnswerWriter:
             self._entries.append(entry | ({"segmentation": mask} if mask else {}))
 
     def _stem(self, file: str) -> str:
-        """A file's name without its extension, or with it where another one has that: a.png and a.jpg."""
+        """A file's name without its extension, or with it if another file shares the stem: a.png and a.jpg."""
         if file not in self._stems:
             stem = Path(file).with_suffix("").as_posix()
             taken = {name.casefold() for name in self._stems.values()}
@@ -378,7 +379,7 @@ class AnswerWriter:
 
 
 def _ids(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ids of the images of a file of COCO's by their names, with and without folders, and of the categories by theirs."""
+    """Ids of a COCO file's images by name, with and without folders, and of its categories."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         images = {str(entry["file_name"]): entry["id"] for entry in content["images"]}

@@ -1,4 +1,4 @@
-"""Faces found in photographs, and cut out so that eyes, nose and mouth are at the same places in all."""
+"""Face detection and alignment: eyes, nose and mouth come to fixed positions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,7 +30,7 @@ SMALLEST = 20  # side of the smallest face in it
 
 
 def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The turn, scale and shift that bring points closest to others, by least squares.
+    """Least-squares similarity transform (rotation, scale, translation) between two sets of points.
 
     Source: Umeyama 1991, IEEE TPAMI 13(4); in the plane, and without mirroring, it is a line fitted to complex numbers.
 
@@ -51,7 +51,7 @@ def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 def aligned(
     image: NDArray[np.uint8], points: NDArray[np.float64], size: int = SIDE, form: Form = "arcface"
 ) -> NDArray[np.uint8]:
-    """Cuts a face out, upright, at the places of `TEMPLATE` or of `DLIB`. What lies beyond the picture is black.
+    """Crops a face, upright, to the landmark positions of `TEMPLATE` or of `DLIB`. Areas beyond the picture are black.
 
     Args:
         image: uint8 H×W×C.
@@ -75,7 +75,7 @@ def aligned(
 
 
 def boxed(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Cuts out a face's box with a margin of 14 in 160 pixels, and stretches it to a square, as facenet-pytorch does.
+    """Crops a face's box with a margin of 14 in 160 pixels and stretches it to a square, as facenet-pytorch does.
 
     Args:
         image: uint8 H×W×C.
@@ -94,7 +94,7 @@ def boxed(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDAr
 
 
 def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
-    """Which of several faces a picture is of: the one with the largest area, less twice its squared distance from the middle.
+    """Index of the main face of a picture: the largest area minus twice the squared distance from the centre.
 
     Args:
         boxes: N×4, left, top, right and bottom, in pixels.
@@ -106,7 +106,7 @@ def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
 
 
 class FaceDetector:
-    """MTCNN (Zhang et al. 2016, arXiv:1604.02878) of the package facenet-pytorch, which brings the weights along.
+    """MTCNN (Zhang et al. 2016, arXiv:1604.02878) with the weights of the package facenet-pytorch.
 
     Args:
         device: where it runs, such as ``cuda``; ``auto`` is the GPU if there is one.
@@ -131,7 +131,7 @@ class FaceDetector:
             raise DataError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Looks for upright faces that are at least a fiftieth of the picture's longer side.
+        """Detects upright faces of at least a fiftieth of the picture's longer side.
 
         Args:
             image: uint8 H×W×3.
@@ -171,7 +171,7 @@ class Face:
 def faces_of(
     image: NDArray[np.uint8], detector: FaceDetector, form: Form = "arcface", size: int | None = None
 ) -> list[Face]:
-    """All faces of a picture, the foremost first; where none is upright, the picture is turned by quarters.
+    """All faces of a picture, the main one first; if none is upright, the picture is tried in quarter turns.
 
     Args:
         image: uint8 H×W×3.

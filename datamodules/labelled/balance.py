@@ -1,4 +1,4 @@
-"""Classes of unequal numbers: what each weighs in the loss, and how often its images are drawn."""
+"""Class imbalance: class weights for the loss, and balanced sampling."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,7 +18,8 @@ RARE = 20  # times that the largest class has more images than one that is told 
 
 
 class BalancedDataset(KeyedDataset):
-    """Orders an epoch, as long as the split, so that classes have equal parts of it, or parts as the roots of their numbers.
+    """Orders an epoch, as long as the split, so that classes appear equally often, or in proportion to the square root
+    of their sizes.
 
     All images of a class come equally often: those of a small one several times, each time augmented anew; those of a large
     one not in every epoch.
@@ -56,7 +57,7 @@ class BalancedDataset(KeyedDataset):
 
 
 def class_weights(counts: NDArray[np.int64], weighting: Weighting) -> list[float]:
-    """What each class weighs in the loss, so that images weigh 1 on average; a class without images weighs nothing.
+    """Class weights for the loss, normalised so that the average over images is 1; empty classes get weight 0.
 
     >>> class_weights(np.array([60, 30]), "balanced")
     [0.75, 1.5]
@@ -71,7 +72,7 @@ def class_weights(counts: NDArray[np.int64], weighting: Weighting) -> list[float
 
 
 def warn_of_rare(names: Sequence[str], counts: NDArray[np.int64], remedy: str) -> None:
-    """Warns of classes that have less than a twentieth of the images of the largest.
+    """Warns of classes with less than a twentieth of the images of the largest.
 
     Args:
         names: of the classes.

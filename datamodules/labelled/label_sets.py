@@ -1,4 +1,4 @@
-"""Images with any number of labels each: a table of files."""
+"""Multi-label images from a table."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ RARE = 7  # images of a label from which parts can be drawn that have it
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule):
-    """A CSV or Parquet table with a row for each image, and its labels in one column or in a column each.
+    """A CSV or Parquet table with a row for each image; labels in one column, or in one column each.
 
     Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
     rare labels are in all three.
@@ -45,7 +45,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
     @cached_property
     def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64], NDArray[np.str_] | None]:
-        """The labels' names; path and split of each image; its labels, N×K; and what it is of."""
+        """Names of the labels; path and split of each image; labels, N×K; and groups."""
         file = Path(self.file)
         optional = [] if self.label_columns else [self.label_column]
         table = self.checked(dict.fromkeys(self.label_columns or [], "--data.label_columns"), [], optional)
@@ -119,7 +119,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
 
 def strata(labels: NDArray[np.int64], least: int = RARE) -> NDArray[np.int64]:
-    """Groups of images, by the rarest label of each, from which parts are drawn with nearly the same shares of all labels.
+    """Strata for splitting multi-label images: by the rarest label of each, so that the parts have nearly the same
+    label shares.
 
     >>> strata(np.array([[1, 0], [1, 1], [0, 0]] * 8)).tolist()[:3]
     [1, 0, 2]

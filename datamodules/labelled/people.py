@@ -1,4 +1,4 @@
-"""Pictures of people: labels that are split by group. Batches hold several pictures of each, and nobody is in two splits."""
+"""Pictures of people, split by person. Batches hold several pictures of each person, and nobody is in two splits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SHARE = 0.15  # of the people, for the test, and of the rest, for validation
 
 
 class PeopleDataset(KeyedDataset):
-    """Orders an epoch so that its pieces hold P people with K pictures each.
+    """Orders an epoch so that batches hold P people with K pictures each.
 
     An epoch is as many rounds as make its pictures as many as the split has. In each round every person comes once, in
     random order, with the next K of his pictures in a random order; who has few is seen several times, each time
@@ -56,7 +56,7 @@ class PeopleDataset(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FaceDataModule(LabelledDataModule[PeopleSource]):
-    """Pictures of people, split by person: nobody who is tested was seen in training.
+    """Pictures of people, split by person: nobody in the test split was seen in training.
 
     Training batches hold P people with K pictures each, over all processes together. Batches: ``image`` uint8 B×C×S×S
     with S = ``image_size``, ``identity`` int64 B, ``index`` int64 B (the place in the split).
@@ -71,12 +71,12 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
 
     @property
     def num_classes(self) -> int:
-        """People to train on."""
+        """Number of people in the training split."""
         return len(self.sources["train"].names)
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Name, and per split the size, the number of people and the content digest."""
+        """Name, and for each split the size, the number of people and the content digest."""
         identity = super().identity()
         for name, source in self.sources.items():
             identity["splits"][name]["people"] = len(source.names)
@@ -120,7 +120,7 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
         parts: Mapping[str, PeopleSource],
         test: Callable[[PeopleSource], tuple[PeopleSource, PeopleSource]] | None = None,
     ) -> dict[str, PeopleSource]:
-        """Splits in which nobody is twice; those that are missing are drawn, always the same.
+        """Splits by person; missing ones are drawn with a fixed seed.
 
         Args:
             parts: see `VisionDataModule.divide`. Where there is none for validation, it is drawn from four people or more.
@@ -162,7 +162,7 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
 
 
 def by_person(source: PeopleSource, folds: int | None = None, fold: int = 0) -> tuple[PeopleSource, PeopleSource]:
-    """The rest, and the pictures of 15 % of the people, two at least, always the same.
+    """The remaining pictures, and those of 15 % of the people (at least two), drawn with a fixed seed.
 
     Args:
         source: the pictures.

@@ -1,4 +1,4 @@
-"""Files of people that one has oneself: a folder for each person, tables, LFW's pairs, CelebA."""
+"""Your own files of people: a folder for each person, tables, LFW's pairs, CelebA."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -27,7 +27,7 @@ from datamodules.tables import text_of
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
-    """Shared by the modules that read files of people.
+    """Base class of the modules that read files of people.
 
     Args:
         on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
@@ -36,7 +36,7 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
     on_lone_picture: Literal["error", "skip"] = "error"
 
     def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
-        """Looks at the files, and shares them out."""
+        """Checks the files and divides them into splits."""
         files, people, splits, good = self.inspected(rows)
         whole = PeopleSource(files, people)
         parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
@@ -52,7 +52,7 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PeopleFolder(Folder, _FaceFiles):
-    """Any folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
+    """A folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
 
     With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, in any usual spelling, these are the splits. What is missing is
     drawn, by person: 15 % of the people for the test, 15 % of the rest for validation. With a file of pairs, as LFW
@@ -92,7 +92,7 @@ class PeopleFolder(Folder, _FaceFiles):
 
 
 def people_in(root: Path) -> list[tuple[str, str]]:
-    """See `named_files`; sorted by the pictures.
+    """As `named_files`, sorted by picture.
 
     Raises:
         DataError: there is no such folder, or there are no pictures in sub-folders.
@@ -204,7 +204,7 @@ class CelebA(_FaceFiles):
 
 
 def _pairs(file: Path) -> dict[str, str]:
-    """The two words of each line of a list of CelebA's.
+    """Two words per line of one of CelebA's lists.
 
     Raises:
         DataError: a line has not two.

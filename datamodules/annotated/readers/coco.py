@@ -1,4 +1,4 @@
-"""Boxes and outlines in COCO's JSON (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data)."""
+"""Boxes and outlines in COCO JSON (Lin et al. 2014, arXiv:1405.0312; cocodataset.org/#format-data)."""
 
 import json
 import math
@@ -33,7 +33,7 @@ Entry = tuple[str, dict[str, Any]]  # id and content
 
 
 class COCODetection(BoxFiles):
-    """Annotations in COCO's JSON.
+    """Annotations in COCO JSON.
 
     ``root`` is a JSON file, whose images are split, or a folder with such a file alone, or with one for each split:
     ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and
@@ -59,7 +59,7 @@ class COCODetection(BoxFiles):
         return splits, label_names
 
     def _files(self, root: Path) -> dict[str, Path]:
-        """The file of each split, or of ``all``, in a folder."""
+        """Annotation file of each split, or of ``all``, in a folder."""
         files = [
             file
             for place in (root, *sub_folders(root))
@@ -85,7 +85,8 @@ class COCODetection(BoxFiles):
         return found
 
     def _content(self, file: Path) -> dict[str, Any]:
-        """What is in a file, with its lists ``images`` and ``categories``; of another tool's the message says which."""
+        """Content of a file with its lists ``images`` and ``categories``; a file of another tool is named in the
+        error."""
         text = text_of(file, self.notes)
         try:
             content = json.loads(text)
@@ -98,7 +99,7 @@ class COCODetection(BoxFiles):
         return content
 
     def _read_file(self, file: Path, known: Sequence[str]) -> tuple[list[Record], list[str]]:
-        """The images, and the names of the categories in the order of their ids; those of another split are known."""
+        """Images, and category names in the order of their ids; those of another split are given."""
         content = self._content(file)
         images, annotations, entries = (_by_id(file, content, key) for key in ("images", "annotations", "categories"))
         categories = self._categories(file, entries, annotations, known)
@@ -123,7 +124,7 @@ class COCODetection(BoxFiles):
         return merged(records.values(), self.notes), list(categories.values())
 
     def _images(self, file: Path, entries: Sequence[Entry]) -> dict[str, Record]:
-        """The images by their ids."""
+        """Images by id."""
         root = Path(self.root)
         if root.is_file():
             root = file.parent.parent if file.parent.name.casefold() == "annotations" else file.parent
@@ -152,7 +153,7 @@ class COCODetection(BoxFiles):
     def _categories(
         self, file: Path, entries: Sequence[Entry], annotations: Sequence[Entry], known: Sequence[str]
     ) -> dict[str, str]:
-        """The categories' names by their ids; without those that only head others or stand for the background."""
+        """Category names by id, without supercategories and the background."""
         used = {_key(entry.get("category_id")) for _, entry in annotations}
         heads = {str(entry.get("supercategory")) for _, entry in entries}
         names = {key: _name(entry.get("name")) or key for key, entry in entries}
@@ -176,13 +177,13 @@ class COCODetection(BoxFiles):
 
 
 def _hint(file: Path) -> str | None:
-    """The split in a longer name, as in ``train_v2``."""
+    """The split that a longer name mentions, as in ``train_v2``."""
     meant = {split_of(word) for word in words_of(file) & {"train", "val", "valid", "validation", "test"}}
     return meant.pop() if len(meant) == 1 else None
 
 
 def _tool(content: Any) -> str:
-    """What a JSON file is that is not COCO's, and the way out, as a sentence."""
+    """Recognises JSON files of other tools and says what to do, as a sentence."""
     first = content[0] if isinstance(content, list) and content and isinstance(content[0], dict) else {}
     keys = set(content) if isinstance(content, dict) else set()
     if {"shapes", "imagePath"} <= keys:
@@ -203,7 +204,7 @@ def _values(content: Any) -> list[dict[str, Any]]:
 
 
 def _by_id(file: Path, content: dict[str, Any], group: str) -> list[Entry]:
-    """The entries of one of the lists, each with its id."""
+    """Entries of one of the lists by id."""
     entries, keyed = content.get(group) or [], []
     if not isinstance(entries, list):
         raise DataError(f"{file}: {group!r} is not a list, but {quoted(entries)}.")
@@ -220,14 +221,14 @@ def _by_id(file: Path, content: dict[str, Any], group: str) -> list[Entry]:
 
 
 def _key(given: Any) -> str | None:
-    """An id, whether written as a number or as text."""
+    """An id, written as a number or as text."""
     if isinstance(given, float) and math.isfinite(given) and given == int(given):
         given = int(given)
     return str(given).strip() if isinstance(given, int | str) and not isinstance(given, bool) and given != "" else None
 
 
 def _in_order(key: str) -> tuple[bool, int, str]:
-    """Ids in the order of numbers, and behind them those that are none."""
+    """Ids in numeric order, followed by non-numeric ones."""
     return (False, int(key), "") if re.fullmatch(r"-?\d{1,18}", key) else (True, 0, key)
 
 
@@ -236,7 +237,7 @@ def _name(given: Any) -> str:
 
 
 def _around(outline: Any) -> list[float] | None:
-    """The box around polygons, x, y, width, height; None where there are none."""
+    """Bounding box of polygons, x, y, width, height; None if there are none."""
     try:
         points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
     except (TypeError, ValueError, OverflowError):

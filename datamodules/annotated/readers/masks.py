@@ -1,4 +1,4 @@
-"""What a mask's file holds, and what its values mean: numbers or colours, tables of classes, signs that they are none."""
+"""Mask files: pixel values, colours, class tables, and signs that they are not class maps."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ SYNONYMS = {
 
 @dataclass
 class Classes:
-    """What the values of a mask mean.
+    """The meaning of a mask's values.
 
     Attributes:
         names: the classes'.
@@ -55,21 +55,21 @@ class Classes:
 
     @cached_property
     def table(self) -> NDArray[np.uint8]:
-        """The class of each value."""
+        """Class of each value."""
         table = np.full(1 << (24 if self.kind == "colours" else 16), IGNORE, np.uint8)
         table[list(self.numbers)] = list(self.numbers.values())
         return table
 
     def apply(self, values: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Values to classes, uint8 of the same shape."""
+        """Maps values to classes, uint8 of the same shape."""
         return (values > 0).astype(np.uint8) if self.kind == "binary" else self.table[values]
 
     def shown(self, value: int) -> str:
-        """A value as a person writes it."""
+        """A value in readable form."""
         return _colour(value) if self.kind == "colours" else str(value)
 
     def unknown(self, values: Iterable[int]) -> list[int]:
-        """Those of the values that stand for no class."""
+        """Those of the values that belong to no class."""
         known = {IGNORE, *self.numbers} if self.kind == "numbers" else self.numbers.keys()
         return [] if self.kind == "binary" else [value for value in values if value not in known]
 
@@ -83,7 +83,7 @@ def _packed(colours: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
-    """The values of a mask's pixels.
+    """Pixel values of a mask.
 
     Numbers are those of an indexed picture (of a GIF, which orders its colours as it likes, its greys) or of a grey one of any
     depth. Where colours are the same all over and the alpha channel is not, it is the mask; where both differ, what is
@@ -107,14 +107,14 @@ def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Pillow's warnings about odd files are nobody's to heed. Not for threads, which would leave all warnings silent."""
+    """Silences Pillow's warnings about unusual files. Not thread-safe: threads would leave all warnings silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
-    """The values, and of a palette the colour of each number."""
+    """Pixel values and, for a palette, the colour of each index."""
     try:
         data = file.read_bytes()
         with PIL.Image.open(io.BytesIO(data)) as image:
@@ -153,7 +153,7 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
 
 
 def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[Any], dict[int, int]]:
-    """H×W, or H×W×3 where the picture has colours, what is transparent as black; and of a palette its colours."""
+    """H×W, or H×W×3 for colours, with transparent pixels black; and the palette's colours."""
     if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] in (2, 4, 6):  # Pillow makes 8 bits of them
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None:
@@ -181,7 +181,7 @@ def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[An
 
 @dataclass
 class Look:
-    """What a look at a mask tells.
+    """Result of inspecting a mask.
 
     Attributes:
         error: why it cannot be used.
@@ -201,7 +201,7 @@ class Look:
 
 
 def looks(files: Sequence[str], kind: Kind) -> list[Look]:
-    """Reads masks and tells what they have."""
+    """Reads and inspects masks."""
     with _silence(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda file: _look(file, kind), files))
 
@@ -216,7 +216,7 @@ def _look(file: str, kind: Kind) -> Look:
 
 
 def blurred(file: str, count: int) -> str:
-    """What is said of a mask with so many different values that they can be no classes."""
+    """Describes a mask with too many different values to be classes."""
     lossy = Path(file).suffix.lower() in (".jpg", ".jpeg")
     why = (
         "it is a JPEG, which changes the values of pixels. Save masks as PNG or TIFF"
@@ -230,7 +230,7 @@ def blurred(file: str, count: int) -> str:
 
 
 def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
-    """Classes named after the values that are there.
+    """Classes named after the values that occur.
 
     Args:
         name: what the data are called.
@@ -287,7 +287,7 @@ def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
 
 
 def _check_palettes(files: Sequence[str], looks: Sequence[Look]) -> None:
-    """Refuses indexed pictures that mean different colours by a number."""
+    """Refuses indexed pictures whose palettes give the same index different colours."""
     first: dict[int, tuple[int, str]] = {}
     for file, one in zip(files, looks, strict=True):
         for number, colour in one.palette.items():
@@ -300,7 +300,7 @@ def _check_palettes(files: Sequence[str], looks: Sequence[Look]) -> None:
 
 
 def _sign_of_objects(files: Sequence[str], looks: Sequence[Look]) -> str:
-    """What tells that numbers are those of objects, not of classes; empty where nothing does.
+    """Describes signs that values are object numbers rather than classes; empty if there are none.
 
     Numbers of objects run without a gap in each mask, to another end in most; or come from one long count, so that most are
     in one or two masks only. Each is one connected piece.
@@ -327,8 +327,8 @@ def _sign_of_objects(files: Sequence[str], looks: Sequence[Look]) -> str:
 
 
 def read_classes(file: Path) -> Classes:
-    """Reads what values mean from ``classes.csv`` (columns name; name, value; or name, r, g, b; Roboflow's
-    ``_classes.csv``) or from a list of colours: ``labelmap.txt`` of CVAT and Datumaro, ``label_colors.txt`` of CamVid.
+    """Reads class values from ``classes.csv`` (columns name; name, value; or name, r, g, b; Roboflow's
+    ``_classes.csv``) or from a colour list: ``labelmap.txt`` of CVAT and Datumaro, ``label_colors.txt`` of CamVid.
 
     Rows of one name are one class. One called ``ignore`` or ``void`` does not count; one called ``background`` comes first.
 
@@ -382,7 +382,7 @@ def _class_rows(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
 
 
 def _colour_lines(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
-    """Lines ``name:r,g,b:…`` or ``r g b name``."""
+    """Parses lines ``name:r,g,b:…`` or ``r g b name``."""
     rows = []
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -400,7 +400,7 @@ def _colour_lines(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
 
 
 def voc_classes(names: Sequence[str]) -> Classes:
-    """Classes in Pascal VOC's colours (the development kit's ``VOClabelcolormap``), whose borders do not count."""
+    """Classes in Pascal VOC's colours (the development kit's ``VOClabelcolormap``), whose borders are ignored."""
     colours = np.zeros((len(names), 3), np.int64)
     for k in range(len(names)):
         for bit in range(8):
@@ -412,7 +412,7 @@ def voc_classes(names: Sequence[str]) -> Classes:
 
 
 def are_numbers(files: Iterable[str], indexed: bool = False) -> bool:
-    """Whether all masks that can be opened are stored as grey numbers, or also as indexed ones."""
+    """Whether all readable masks store numbers, as grey or indexed pictures."""
     for file in files:
         try:
             with PIL.Image.open(file) as image:
@@ -425,7 +425,7 @@ def are_numbers(files: Iterable[str], indexed: bool = False) -> bool:
 
 
 def by_order(classes: Classes, files: Sequence[str]) -> Classes:
-    """For masks that are all grey, though the table has colours that are not: the table's rows as numbers from 0."""
+    """Numbers the rows of a colour table from 0, for grey masks whose table has colours."""
     grey = all(v >> 16 == v >> 8 & 255 == v & 255 for v in classes.numbers)
     if classes.kind != "colours" or grey or not are_numbers(files):
         return classes

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names."""
+"""Pairing of images and masks by their names."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from datamodules.images import folded, images_in
 
 
 def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
-    """The image files in a folder and those below it, sorted.
+    """Image files below a folder, sorted.
 
     Args:
         folder: the folder.
@@ -26,7 +26,7 @@ def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
 def matched(
     images: Sequence[Path], masks: Sequence[Path], images_root: Path, masks_root: Path, suffix: str = ""
 ) -> list[tuple[Path, Path | None]]:
-    """Which mask is whose: the one of the same folder and name; or else of the same name, in another case or folder.
+    """Pairs masks with images: same folder and name, otherwise the same name in another case or folder.
 
     A mask's name may be that of its image with the extension (``a.jpg.png``). Where no image has a mask so and no suffix is
     given, what names have before or after that, as in ``a_mask.png`` or ``mask_a.png``, is found by itself, and told. Masks
@@ -77,7 +77,7 @@ def matched(
 
 
 def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) -> dict[Path, Path]:
-    """The mask of each image that has one, by the names that it may have, the likeliest first."""
+    """The mask of each image by candidate names, the likeliest first."""
     found: dict[Path, Path] = {}
     keys: tuple[Callable[[str], str], ...] = (
         str,
@@ -99,7 +99,7 @@ def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) 
 
 
 def _found_suffix(images: Sequence[str], masks: Sequence[str]) -> str:
-    """What masks' names have after those of at least half of the images; empty where nothing is so."""
+    """Suffix that masks add to the names of at least half of the images; empty if there is none."""
     stems = {folded(name) for name in images}
     rests: Counter[str] = Counter()
     for mask in masks:
@@ -115,7 +115,7 @@ def _found_suffix(images: Sequence[str], masks: Sequence[str]) -> str:
 
 
 def _cores(files: Sequence[Path]) -> dict[Path, str]:
-    """Names without what all of them begin and end with, but for digits."""
+    """Names without their common prefix and suffix, except for digits."""
     stems = [file.stem for file in files]
     before = re.sub(r"\d+$", "", os.path.commonprefix(stems))  # noqa: RUF071  # characters are meant
     rests = [stem[len(before) :] for stem in stems]
@@ -124,7 +124,7 @@ def _cores(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their paths and names as `folded` has them, with extension and without."""
+    """Files below a folder by `folded` path and name, with and without extension."""
     result: dict[str, Path] = {}
     for file in images_in(folder):
         path = file.relative_to(folder)

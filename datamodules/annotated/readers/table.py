@@ -59,7 +59,7 @@ class CSVDetection(BoxFiles):
     def _rows(
         self, table: pd.DataFrame, path_column: str, label_column: str, box_columns: Sequence[str]
     ) -> list[Record]:
-        """The images of a split; one without objects has one row with empty cells."""
+        """Images of a split; an image without objects has one row with empty cells."""
         file = Path(self.root)
         records: dict[str, Record] = {}
         finder = Finder(file.parent, [file.parent, file.parent / "images"], self.notes)
@@ -78,8 +78,7 @@ class CSVDetection(BoxFiles):
 
 
 def _labels_of(column: "pd.Series[Any]") -> list[str | None]:
-    """A table's classes as text: a column of whole numbers with an empty cell is one of whole numbers all the same.
-    None for an empty cell."""
+    """Class labels of a table as text. A column of integers stays integer despite empty cells, which become None."""
     labels = [None if pd.isna(cell) else composed(str(cell).strip()) for cell in column]
     if None in labels and all(label is None or re.fullmatch(r"-?\d+\.0", label) for label in labels):
         return [label and label[:-2] for label in labels]

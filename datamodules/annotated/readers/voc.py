@@ -1,4 +1,4 @@
-"""Boxes in Pascal VOC's XML, and what other tools write there."""
+"""Boxes in Pascal VOC XML, including the variants of other tools."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from datamodules.tables import text_of
 
 
 class VOCDetection(BoxFiles):
-    """Annotations in Pascal VOC's XML, a file for each image.
+    """Annotations in Pascal VOC XML, one file for each image.
 
     ``root`` is a folder with ``Annotations/``, ``JPEGImages/`` and lists ``ImageSets/Main/train.txt``, ``val.txt``,
     ``test.txt``; or with XML files and images side by side; or with such folders ``train/``, ``val/``, ``test/``.
@@ -54,7 +54,7 @@ class VOCDetection(BoxFiles):
         return splits, occurring(splits)
 
     def _listed(self, root: Path, found: list[Path]) -> dict[str, list[Path]]:
-        """The files of each split by the lists in ``ImageSets/Main``; none where there are no lists to train on."""
+        """Files of each split by the lists in ``ImageSets/Main``; empty if there is no list for training."""
         files: dict[str, list[Path]] = {}
         for annotation in found:
             files.setdefault(folded(annotation.stem), []).append(annotation)
@@ -88,7 +88,7 @@ class VOCDetection(BoxFiles):
         return result if "train" in result else {}
 
     def _counted(self, splits: dict[str, list[Record]]) -> BoxFormat:
-        """Whether pixels are counted from 1, as VOC does, or from 0: then boxes at the edge begin at 0, and hardly at 1."""
+        """Whether pixels are counted from 1, as in VOC, or from 0, judged by boxes at the edge."""
         starts = [
             (record, box)
             for records in splits.values()
@@ -108,7 +108,7 @@ class VOCDetection(BoxFiles):
         return "xyxy"
 
     def _read_files(self, files: Iterable[Path]) -> list[Record]:
-        """The images. What has a polygon or a rotated box instead of a ``<bndbox>`` has the box around it."""
+        """Images with their objects. A polygon or rotated box without a ``<bndbox>`` gets its bounding box."""
         records: dict[str, Record] = {}
         finders: dict[Path, Finder] = {}
         for file in files:
@@ -141,7 +141,7 @@ class VOCDetection(BoxFiles):
         return list(records.values())
 
     def _parsed(self, file: Path) -> ElementTree.Element:
-        """The root of an XML file, whatever encoding it says to have; names without namespaces."""
+        """Root of an XML file in any declared encoding, without namespaces."""
         try:
             said = re.search(rb"""^[^>]*encoding=["']([\w.-]+)""", file.read_bytes()[:200])
         except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ class VOCDetection(BoxFiles):
 
 
 def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
-    """The files, which are given by their stems, whose paths have the most last parts of a name."""
+    """Files, given by their stems, whose paths share the longest ending with a name."""
     parts = Path(name).parts
     known = files.get(folded(parts[-1]), []) if parts else []
     ends = [shared_parts(file.with_suffix(""), parts) for file in known]
@@ -166,7 +166,7 @@ def _ending(files: dict[str, list[Path]], name: str) -> list[Path]:
 
 
 def _image_of(file: Path, content: ElementTree.Element, finder: Finder) -> Path:
-    """The image of an XML file: by the name in it, by its own name, or last by that name elsewhere below the root."""
+    """Image of an XML file: by the name inside, by the file's own name, or by that name elsewhere below the root."""
     written = (content.findtext("filename") or "").strip()
     own = [file.stem + extension for extension in (*EXTENSIONS, *(e.upper() for e in EXTENSIONS))]
     names = [name for name in (written, PurePosixPath(written.replace("\\", "/")).name) if name and "\0" not in name]
@@ -179,7 +179,7 @@ def _image_of(file: Path, content: ElementTree.Element, finder: Finder) -> Path:
 
 
 def _corners(entry: ElementTree.Element) -> NDArray[np.float64] | None:
-    """The corners of an object's polygon or rotated box, N×2 in pixels; None where it has neither."""
+    """Corners of an object's polygon or rotated box, N×2 in pixels; None if it has neither."""
     if (box := entry.find("robndbox")) is not None:
         x, y, width, height, angle = (as_number(box.findtext(key)) for key in ("cx", "cy", "w", "h", "angle"))
         across = np.array([np.cos(angle), np.sin(angle)]) * width / 2

@@ -22,7 +22,8 @@ from datamodules.tables import text_of
 
 
 class YOLODetection(BoxFiles):
-    """Annotations in YOLO's text files, a line for each object: class, centre x, centre y, width, height as shares.
+    """Annotations in YOLO text files, one line per object: class, centre x, centre y, width, height, relative to the
+    image.
 
     ``root`` is a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, lists of files), or the folder that
     has it; or a folder with ``classes.txt`` or ``obj.names`` and ``images/train``, ``train/images``, ``train.txt`` or
@@ -70,7 +71,7 @@ class YOLODetection(BoxFiles):
 
     @staticmethod
     def _guessed(folder: Path) -> dict[str, Path]:
-        """Where the images of each split are, or a list of them, where nobody says."""
+        """Image folder or list of each split when no settings file names them."""
         images = child(folder, "images")
         found = by_split_name(sub_folders(folder)) | by_split_name(sub_folders(images) if images else ())
         lists = (file for file in folder.glob("*.txt") if re.match(r".*\.\w{2,5}\s*(\n|$)", _head(file)))
@@ -79,7 +80,7 @@ class YOLODetection(BoxFiles):
 
     @staticmethod
     def _settings(root: Path) -> Path | None:
-        """The file in a folder that says what is where: ``data.yaml``, or the only one of its kind."""
+        """Settings file of a folder: ``data.yaml``, or the only one of its kind."""
         for ending in ("yaml", "yml", "data"):
             if (file := child(root, f"data.{ending}", f"dataset.{ending}", f"obj.{ending}")) is not None:
                 return file
@@ -93,12 +94,12 @@ class YOLODetection(BoxFiles):
         return None
 
     def _pairs(self, file: Path) -> dict[str, Any]:
-        """Darknet's settings, a line for each: ``names = obj.names``."""
+        """Darknet's settings, one per line: ``names = obj.names``."""
         lines = [line.partition("=") for line in text_of(file, self.notes).splitlines()]
         return {key.strip(): value.strip() for key, _, value in lines if value.strip()}
 
     def _names(self, folder: Path, file: Path | None, content: dict[str, Any]) -> dict[int, str]:
-        """The classes' names by their numbers."""
+        """Class names by index."""
         given = content.get("names")
         lists = [found_in(folder, given)] if isinstance(given, str) and given.endswith((".names", ".txt")) else []
         if given and not lists and file is not None and (names := _names_of(given, file)):
@@ -115,7 +116,7 @@ class YOLODetection(BoxFiles):
         return _names_of(text_of(listed, self.notes).splitlines(), listed)
 
     def _images(self, folder: Path, place: Path) -> list[Path]:
-        """The images in a folder, or named in a text file."""
+        """Images of a folder or of a list in a text file."""
         if place.is_dir():
             return images_in(place)
         finder = Finder(folder, [place.parent, folder], self.notes)
@@ -123,7 +124,7 @@ class YOLODetection(BoxFiles):
         return [finder.find(line, place) or place.parent / parts_of(line)[-1] for line in lines]
 
     def _yaml(self, file: Path) -> dict[str, Any]:
-        """A YAML file's settings, every scalar as the text that is written: ``no`` is a word to people."""
+        """Settings of a YAML file with every scalar as text, so that ``no`` stays a word."""
         try:
             content = yaml.load(text_of(file, self.notes), yaml.BaseLoader)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -138,7 +139,7 @@ class YOLODetection(BoxFiles):
         return {str(key): value for key, value in content.items() if value not in ("", "null", "~", "None", [], {})}
 
     def _records(self, splits: dict[str, list[Path]], names: dict[int, str], keypoints: int) -> dict[str, list[Record]]:
-        """The images with their objects.
+        """Images with their objects.
 
         A score at a line's end and the keypoints of poses are left out; polygons and rotated boxes have the box around them.
 
@@ -187,7 +188,7 @@ class YOLODetection(BoxFiles):
         return result
 
     def _check_files(self, splits: dict[str, list[Record]], taken: dict[Path, Path]) -> None:
-        """Refuses, or tells, that images and files of labels do not belong together."""
+        """Refuses, or warns of, images and label files that do not belong together."""
         for split, records in splits.items():
             without = [record for record in records if not os.path.isfile(record.file)]
             if not without:
@@ -221,13 +222,13 @@ class YOLODetection(BoxFiles):
 
 
 def _head(file: Path) -> str:
-    """The beginning of a text file."""
+    """First part of a text file."""
     with file.open("rb") as opened:
         return opened.read(100_000).decode("utf-8", "replace")
 
 
 def _names_of(given: Any, file: Path) -> dict[int, str]:
-    """The names of YOLO's classes by the numbers that labels have.
+    """Class names by the indices in the label files.
 
     They are given as a list, a dictionary by numbers, or a text with commas; the scalars as text.
     """
@@ -262,7 +263,7 @@ def _is_whole(given: Any) -> bool:
 
 
 def _labels_of(image: Path, listings: dict[Path, dict[str, Path]]) -> Path:
-    """The file with an image's labels, whether or not it is there; what folders hold is kept in the listings."""
+    """Path of an image's label file, whether or not it exists; folder listings are cached."""
     parts = list(image.parent.parts)
     lower = [part.casefold() for part in parts]
     beside = image.with_suffix(".txt")
@@ -285,7 +286,7 @@ OTHER_TEXTS = {"classes", "predefined_classes", "notes", "readme", "train", "val
 
 
 def _fields(line: str) -> list[str]:
-    """The fields of a line, between which are blanks, commas or semicolons; a comma in a number is its point."""
+    """Fields of a line, separated by blanks, commas or semicolons; a comma within a number is a decimal point."""
     fields = line.replace(";", " ").split()
     if len(fields) > 4 and any(re.fullmatch(r"-?\d+,\d+", field) for field in fields[1:]):
         return [field.replace(",", ".") for field in fields]
@@ -293,7 +294,7 @@ def _fields(line: str) -> list[str]:
 
 
 def _line(fields: list[str], line: str, place: str, names: dict[int, str]) -> tuple[Any, list[float]]:
-    """The class and the numbers of a line."""
+    """Class and numbers of a line."""
     label, values = composed(fields[0]), [as_number(field) for field in fields[1:]]
     number = as_number(label)
     if any(map(math.isnan, values)) or (math.isnan(number) and label not in names.values()):
@@ -307,13 +308,13 @@ def _line(fields: list[str], line: str, place: str, names: dict[int, str]) -> tu
 
 
 def _is_turned(corners: NDArray[np.float64]) -> bool:
-    """Whether four corners are those of a rectangle that does not lie along the axes."""
+    """Whether four corners form a rectangle that is not axis-aligned."""
     sides = corners - np.roll(corners, 1, 0)
     return bool(np.allclose(sides[0], -sides[2], atol=0.005) and (np.abs(sides).min(1) > 0.005).any())
 
 
 def _keypoints(lines: list[list[float]]) -> int:
-    """How many numbers lines of a pose have after the box; 0 where they are no poses, as far as can be seen.
+    """Number of values after the box in pose lines; 0 if the lines are not poses, as far as can be told.
 
     In a pose all lines are equally long and its points lie in the box that the first four numbers say. So may those of small
     polygons that are all equally long; but there the third and fourth number are a point too, and that lies in the box.
