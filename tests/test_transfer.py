@@ -278,7 +278,7 @@ def test_the_quadrants(quadrant):
     assert (choice.quadrant, choice.strategy) == (quadrant, strategy)
     assert strategy in str(choice)
     if evidence.similar is not None:
-        assert f"{evidence.features:.0%} on the features and in 70% on the pixels" in str(choice)
+        assert f"{evidence.features:.0%} accuracy on the features and 70% on the pixels" in str(choice)
     assert f"{evidence.images:,}" in choice.report()
 
 

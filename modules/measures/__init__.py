@@ -1,1 +1,1 @@
-"""Measures of images and of sets of images."""
+"""Metrics of images and of sets of images."""

@@ -1,4 +1,4 @@
-"""What looks at images for the figures: its features say how alike they are, its classes whether all are there."""
+"""Feature extractors for metrics that compare sets of images."""
 
 import hashlib
 import re
@@ -15,18 +15,18 @@ from modules.networks.backbones import create_backbone
 from modules.networks.weights import read_weights, registered_files
 from modules.spec import sides
 
-CHUNK = 64  # images that go through together, so that features do not depend on how many there are
-OWN = "lenet5"  # what is trained where no extractor is named
-FEATURES = 96  # at most, of what is trained: a Fréchet distance takes the third power of their number
-JUDGE = "convnet"  # what is trained to tell whether translations are right
+CHUNK = 64  # images per forward pass; fixed, so that features do not depend on the number of images
+OWN = "lenet5"  # network to train if no extractor is named
+FEATURES = 96  # maximum number of features of a trained extractor: the Fréchet distance is cubic in it
+JUDGE = "convnet"  # network to train as a classifier of translated images
 
 
 class Seen(NamedTuple):
-    """What an extractor makes of images.
+    """Output of an extractor.
 
     Args:
         features: float32 N×F.
-        probabilities: float32 N×K of its classes, those of each question after the other; None where it knows none.
+        probabilities: float32 N×K, the class probabilities of all heads side by side; None without a classifier.
     """
 
     features: Tensor
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 
 class Extractor:
-    """A fixed network, kept out of the module's own parameters. Its name is part of the figures' names.
+    """A frozen feature extractor that is not one of a module's parameters. Its name is part of the metrics' names.
 
     Args:
         name: what it is.
@@ -53,20 +53,20 @@ class Extractor:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal hash of its weights: figures of extractors with different ones must not be compared."""
+        """Hexadecimal hash of the weights; metrics are only comparable between extractors with the same one."""
         parts = [self.network] + ([self.head] if self.head is not None else [])
         tensors = [value.cpu().contiguous() for part in parts for value in part.state_dict().values()]
         return hashlib.blake2b(b"".join(t.numpy().tobytes() for t in tensors), digest_size=8).hexdigest()
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Seen:
-        """Looks at images.
+        """Extracts features of images.
 
         Args:
             image: uint8 N×C×S×S.
 
         Returns:
-            What it sees, on the device of the images.
+            Features and class probabilities, on the device of the images.
         """
         self.network.to(image.device)
         features, probabilities = [], []
@@ -89,7 +89,7 @@ def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _Normalized(nn.Module):
-    """A backbone behind the normalisation that it expects."""
+    """A backbone preceded by the normalisation that it expects."""
 
     mean: Tensor
     std: Tensor
@@ -109,7 +109,7 @@ class _Normalized(nn.Module):
 
 
 class _Projection(nn.Module):
-    """Pixels on principal components."""
+    """Projection of pixels onto principal components."""
 
     mean: Tensor
     components: Tensor
@@ -124,11 +124,11 @@ class _Projection(nn.Module):
 
 
 def extractor_name(address: str | None, num_classes: int) -> str:
-    """What an extractor is called in the names of figures.
+    """Returns the name of an extractor in the names of metrics.
 
     Args:
-        address: of `named_extractor`, or None.
-        num_classes: classes of the data, 0 without labels.
+        address: address of a `named_extractor`, or None.
+        num_classes: number of classes of the data, 0 without labels.
 
     >>> extractor_name("models:/digits-lenet@champion", 10), extractor_name(None, 10)
     ('digits_lenet', 'lenet5')
@@ -148,7 +148,7 @@ def named_extractor(address: str, in_chans: int, image_size: int | str) -> Extra
         image_size: of the images; see `modules.spec.sides`.
 
     Raises:
-        BackboneError: it cannot be had, or takes images of other channels.
+        BackboneError: it cannot be loaded, or takes images with other channels.
     """
     name = extractor_name(address, 0)
     if not address.startswith("models:/"):
@@ -181,17 +181,17 @@ def own_extractor(
     steps: int = 400,
     shift: int = 0,
 ) -> Extractor:
-    """An extractor of the data themselves: a small network trained for a few seconds on labelled images, or 32 principal
-    components of the pixels.
+    """Creates an extractor from the data: a small network trained for a few seconds on labelled images, or, without
+    labels, a projection onto the first 32 principal components of the pixels.
 
     Args:
-        image: uint8 N×C×S×S, training images; with ``state`` only their shape counts.
-        label: int64 N, or N×Q where each image has the answers to several questions; None where there are none.
-        num_classes: classes of the labels, for each question.
-        state: weights of the same extractor, made before.
+        image: uint8 N×C×S×S, training images; with ``state`` only their shape is used.
+        label: int64 N, or N×Q for several classification heads; None without labels.
+        num_classes: number of classes of each head.
+        state: weights of an extractor created earlier, to restore it.
         name: timm name of the network.
-        steps: batches that it is trained on.
-        shift: pixels by which these are shifted at most.
+        steps: training steps.
+        shift: maximum random shift of the training images, in pixels.
     """
     channels, (height, width) = image.shape[1], image.shape[2:]
     side = max(12, height, width)  # its images are squares
@@ -223,7 +223,7 @@ def own_extractor(
 def _train(
     network: nn.Module, image: Tensor, label: Tensor, sizes: list[int], side: int, steps: int, shift: int
 ) -> None:
-    """Trains a classifier in a few seconds, the same on every machine of a kind."""
+    """Trains a classifier in a few seconds; deterministic on machines of the same kind."""
     network.to(image.device).train()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
@@ -245,7 +245,7 @@ def _train(
 
 
 def state_of(extractor: Extractor) -> dict[str, Tensor]:
-    """The weights of what `own_extractor` made, for it to make the same again."""
+    """Returns the weights of an extractor of `own_extractor`, from which it can be restored."""
     if extractor.head is None:
         return {key: value.cpu() for key, value in extractor.network.state_dict().items()}
     return {key: value.cpu() for key, value in nn.Sequential(extractor.network, extractor.head).state_dict().items()}

@@ -1,4 +1,4 @@
-"""Losses of reconstruction, and measures of how good an image is beside the true one."""
+"""Reconstruction losses, and quality metrics of an image compared with a reference."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from typing_extensions import override
 from modules.networks.backbones import create_backbone
 from modules.networks.parts import Part, within
 
-SSIM_SIDE = 11  # of its window, in pixels: smaller images have none
+SSIM_SIDE = 11  # side of its window in pixels, the smallest valid image size
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of float B×… in [0, 1], float B, in decibels; 100 where they are equal.
+    """Computes the peak signal-to-noise ratio of each pair of images, float B×… in [0, 1], in decibels, float B; at
+    most 100.
 
     >>> psnr(torch.full((1, 3, 8, 8), 0.6), torch.full((1, 3, 8, 8), 0.5))
     tensor([20.0000])
@@ -28,7 +29,8 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) ‖ N(0, 1)) of each number, in nats (Kingma & Welling 2014, arXiv:1312.6114, appendix B).
+    """Computes KL(N(mean, variance) ‖ N(0, 1)) of each element, in nats (Kingma & Welling 2014, arXiv:1312.6114,
+    appendix B).
 
     >>> gaussian_kl(torch.tensor([0.0, 2.0]), torch.zeros(2))
     tensor([0., 2.])
@@ -37,8 +39,8 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each pair of float B×C×H×W in [0, 1], float B (Wang et al. 2004,
-    doi:10.1109/TIP.2003.819861): the mean over all places where the Gaussian window of 11 pixels fits in.
+    """Computes the structural similarity of each pair of images, float B×C×H×W in [0, 1], as float B (Wang et al. 2004,
+    doi:10.1109/TIP.2003.819861): the mean over all positions where the Gaussian window of 11 pixels fits in.
 
     >>> ssim(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))
     tensor([1., 1.])
@@ -46,22 +48,22 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     _, places = structural_similarity_index_measure(
         image, target, data_range=1.0, reduction="none", return_full_image=True
     )
-    rim = SSIM_SIDE // 2  # where the library's window reaches over the edge
+    rim = SSIM_SIDE // 2  # where the library's window extends over the edge
     return places[..., rim:-rim, rim:-rim].flatten(1).mean(1)
 
 
 class ReconstructionLoss(Part):
-    """Compares what the decoder gives with the image it was to give."""
+    """Base class of losses that compare a decoder's output with the original image."""
 
-    nats = False  # whether the loss is the negative logarithm of a probability or a density
-    least = 1  # side of the images, in pixels
-    discrete = False  # whether that is one of the 256 levels of uint8
+    nats = False  # whether the loss is a negative log-likelihood
+    least = 1  # smallest side of the images, in pixels
+    discrete = False  # whether that is the likelihood of one of the 256 levels of uint8
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of each image, summed over its values.
+        """Computes the loss of each image, summed over its values.
 
         Args:
-            output: float B×C×H×W of the decoder.
+            output: output of the decoder, float B×C×H×W.
             target: float B×C×H×W in [0, 1].
 
         Returns:
@@ -70,7 +72,7 @@ class ReconstructionLoss(Part):
         raise NotImplementedError
 
     def image(self, output: Tensor) -> Tensor:
-        """What the decoder gives as an image, float B×C×H×W in [0, 1]."""
+        """Converts the decoder's output to images, float B×C×H×W in [0, 1]."""
         return output.clamp(0, 1)
 
 
@@ -101,8 +103,8 @@ class L1(ReconstructionLoss):
 class BCE(ReconstructionLoss):
     """−Σ x log p + (1 − x) log(1 − p) with p the sigmoid of the output, in nats.
 
-    For black and white images it is the negative log-likelihood of a Bernoulli distribution in each pixel. Grey values
-    are taken as probabilities, as is usual; then it is an expected one, with a floor above zero: the entropy.
+    For black-and-white images it is the negative log-likelihood of a Bernoulli distribution per pixel. Grey values are
+    used as probabilities, as is usual; the loss is then an expectation, whose minimum is the entropy, above zero.
 
     >>> BCE().image(torch.zeros(1, 1, 1, 1)).item()
     0.5
@@ -120,9 +122,9 @@ class BCE(ReconstructionLoss):
 
 
 class DiscretizedLogistic(ReconstructionLoss):
-    """The negative log-probability, in nats, of the 256 levels of uint8 under a logistic distribution around the output,
-    with the outer levels taking the tails (Kingma et al. 2016, arXiv:1606.04934, appendix C). Its scale is learned, one
-    for all pixels. From it follow bits per dimension that compare with a lossless code's.
+    """Negative log-likelihood, in nats, of the 256 levels of uint8 under a logistic distribution around the output; the
+    outermost levels include the tails (Kingma et al. 2016, arXiv:1606.04934, appendix C). The scale is learned, shared
+    by all pixels. The resulting bits per dimension are comparable with those of a lossless code.
     """
 
     nats = discrete = True
@@ -145,7 +147,7 @@ class SSIM(ReconstructionLoss):
     """Σ of w (1 − SSIM) + (1 − w) |x̂ − x| (Zhao et al. 2017, doi:10.1109/TCI.2016.2644865, with one scale).
 
     Args:
-        share: w, in [0, 1]. Without the second part, brightness drifts.
+        share: w, in [0, 1]. Without the second term, brightness drifts.
     """
 
     least = SSIM_SIDE
@@ -162,13 +164,13 @@ class SSIM(ReconstructionLoss):
 
 
 class FixedFeatures:
-    """The feature maps of a network that does not learn, and is no part of a module's parameters and checkpoints.
+    """Feature maps of a frozen network that is not part of a module's parameters and checkpoints.
 
     Args:
-        backbone: what `modules.create_backbone` takes.
-        pretrained: with published weights.
+        backbone: name, as in `modules.create_backbone`.
+        pretrained: load published weights.
         backbone_options: further arguments of the network, such as ``out_indices``.
-        network: the network, where there is one already; it stays as it is.
+        network: an existing network to use; not modified.
     """
 
     def __init__(
@@ -179,7 +181,8 @@ class FixedFeatures:
         self._network: Any = network
 
     def network(self, image: Tensor) -> Any:
-        """The network itself, made for images such as the first one, float B×C×H×W, on the device of this one."""
+        """Returns the network, created for images of the size of the first ones, float B×C×H×W, on the device of
+        these."""
         if self._network is None:
             channels, height, width = image.shape[1:]
             size = height if height == width else f"{height}x{width}"
@@ -190,7 +193,7 @@ class FixedFeatures:
         return self._network.to(image.device)
 
     def __call__(self, image: Tensor) -> list[Tensor]:
-        """float B×C×H×W in [0, 1] to maps, float B×K×h×w each."""
+        """Computes feature maps, float B×K×h×w each, of images, float B×C×H×W in [0, 1]."""
         channels, network = image.shape[1], self.network(image)
         config = network.pretrained_cfg
         mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
@@ -199,17 +202,18 @@ class FixedFeatures:
         return cast(list[Tensor], network((image - mean) / std))
 
     def named(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The maps of some layers, stages of the pyramid or others, float B×K×h×w each, of float B×C×H×W in [0, 1].
+        """Computes the feature maps of named layers, float B×K×h×w each, of images, float B×C×H×W in [0, 1]. Layers are
+        stages of the pyramid or any others.
 
         Raises:
-            ValueError: there is no such layer, it has no maps, or the network takes no such images.
+            ValueError: a layer does not exist or outputs no maps, or the network does not accept the images.
         """
         network, seen, hooks = self.network(image), dict[str, Tensor](), []
         levels, known = network.feature_info.module_name(), dict(network.named_modules())
 
         def hook(name: str, layer: nn.Module, given: Any, maps: Any) -> Any:
             seen[name] = maps
-            return maps.clone() if isinstance(maps, Tensor) else None  # the next layer may work in place
+            return maps.clone() if isinstance(maps, Tensor) else None  # the next layer may modify it in place
 
         for name in {*layers} - {*levels}:
             spelt = [n for n in (name, name.replace(".", "_"), f"model.{name}") if name and n in known]
@@ -233,12 +237,12 @@ class FixedFeatures:
 
 
 def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    """How far apart images are by their maps: vectors of unit length at each place, squared distance, averaged over
-    places and summed over levels (Zhang et al. 2018, arXiv:1801.03924, equation 1 without its learned weights).
+    """Computes the distance of images in feature space: the squared distance of unit vectors at each position, averaged
+    over positions and summed over levels (Zhang et al. 2018, arXiv:1801.03924, equation 1 without the learned weights).
 
     Args:
-        one: maps, float B×K×h×w each, as `FixedFeatures` makes them.
-        other: those of the images to compare with.
+        one: feature maps of `FixedFeatures`, float B×K×h×w each.
+        other: feature maps of the images to compare with.
 
     Returns:
         float B.
@@ -253,16 +257,16 @@ def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
 
 
 class Perceptual(ReconstructionLoss):
-    """Σ(x̂ − x)² and the squared distance of the features of a network that does not learn (Johnson et al. 2016,
+    """Σ(x̂ − x)² plus the squared distance in the feature space of a frozen network (Johnson et al. 2016,
     arXiv:1603.08155, equation 2): averaged over each level of its pyramid, summed over the levels, times the number of
     values of the image.
 
     Args:
-        backbone: what `modules.create_backbone` takes; its features are what counts as similar.
-        pretrained: with published weights.
-        weight: weight of the second part.
+        backbone: name of the network, as in `modules.create_backbone`.
+        pretrained: load published weights.
+        weight: weight of the second term.
         backbone_options: further arguments of the network, such as ``out_indices``.
-        unit: compare vectors of unit length (`perceptual_distance`), so that no strong channel rules.
+        unit: compare unit vectors (`perceptual_distance`), so that no strong channel dominates.
     """
 
     def __init__(

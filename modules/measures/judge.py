@@ -1,4 +1,4 @@
-"""The judge of an adversarial training: one extractor for its figures, the same in all processes and after a resume."""
+"""Feature extractor for the metrics of adversarial training, the same in all processes and after a resume."""
 
 import hashlib
 import math
@@ -14,21 +14,22 @@ from modules.training_data import training_data
 if TYPE_CHECKING:
     from modules.adversarial.base import AdversarialModule
 
-IMAGES = 10_000  # at most, that the extractor learns from and generated images are compared with
-VALUES = 200_000_000  # in them
+IMAGES = 10_000  # maximum number of images that train the extractor and are compared with generated ones
+VALUES = 200_000_000  # maximum number of values in them
 
 
 class Judge:
-    """Makes an extractor when it is first needed. Where it has to be trained, process zero does so and the others get it.
+    """Creates a feature extractor when it is first needed. If it has to be trained, process zero does so and broadcasts
+    it.
 
     Args:
-        module: whose images are judged; its trainer has the training images.
-        questions: of a batch of training images, the answers to the extractor's questions, int64 N×Q, or None where there
-            are none, and the number of classes of each.
-        address: of `named_extractor`, or None for one that is trained on the training images.
-        name: of what is trained, see `own_extractor`.
-        steps: batches that it is trained on.
-        shift: pixels by which these are shifted at most.
+        module: the module whose images are evaluated; its trainer has the training set.
+        questions: returns the targets of a batch of training images for each classification head of the extractor,
+            int64 N×Q or None if there are none, and the number of classes of each head.
+        address: address of a `named_extractor`, or None to train one on the training set.
+        name: network to train, see `own_extractor`.
+        steps: training steps of the extractor.
+        shift: maximum random shift of the training images, in pixels.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Judge:
 
     @property
     def extractor(self) -> Extractor:
-        """The extractor; its name and digest become a tag of the run."""
+        """The extractor; its name and digest are logged as a tag of the run."""
         if self._extractor is None:
             self._extractor = self._made()
             self.module.publisher.tags(
@@ -93,19 +94,20 @@ class Judge:
         return self._training
 
     def seen(self, name: str, image: Tensor) -> Seen:
-        """What the extractor sees in images that mostly stay the same, uint8 N×C×S×S, remembered by name and content."""
+        """Extracts features of images that rarely change, uint8 N×C×S×S; cached by name and content."""
         digest = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).hexdigest()
         if name not in self._seen or self._seen[name][0] != digest:
             self._seen[name] = (digest, self.extractor(image))
         return self._seen[name][1]
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps, so that a training that goes on is judged by the same extractor."""
+        """Returns the extractor's weights for a checkpoint, so that a resumed training is evaluated by the same
+        extractor."""
         return self._state
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Goes on with the extractor of `state_dict`."""
+        """Restores the extractor of `state_dict`."""
         known = (
             state if state is not None and state.keys() == {"sizes", "weights"} else None
-        )  # else of an earlier version
+        )  # otherwise of an earlier version
         self._state, self._extractor, self._seen = known, None, {}

@@ -1,4 +1,4 @@
-"""Labels that a network doubts: confident learning."""
+"""Label errors: confident learning."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,26 +15,26 @@ from sklearn.pipeline import make_pipeline
 from modules.callbacks.linear_head import Scaler
 
 FOLDS = 5
-PENALTIES = (0.01, 0.1, 1.0)  # C of the logistic regression
+PENALTIES = (0.01, 0.1, 1.0)  # values of C of the logistic regression that are tried
 
 
 def held_out_probabilities(
     features: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64], num_classes: int
 ) -> NDArray[np.float64]:
-    """What a linear head says of images that it has not learned from: logistic regression on fixed features, in five
-    folds, with the penalty that suits the held-out images best.
+    """Computes out-of-sample class probabilities by logistic regression on fixed features in five-fold
+    cross-validation, with the penalty that has the best held-out likelihood.
 
     Args:
         features: float32 N×D.
         labels: int64 N, in [0, K).
-        groups: int64 N; images of one group, such as copies, are in one fold.
+        groups: int64 N; images of one group, such as duplicates, are in the same fold.
         num_classes: K.
 
     Returns:
-        Probabilities, float64 N×K. Where nothing is left of a class to learn from, its images are not doubted: their label has 1.
+        Probabilities, float64 N×K. If the other folds have no image of a class, its label gets probability 1.
 
     Raises:
-        ValueError: the images are of one class only, or fewer than two groups.
+        ValueError: all images are of one class, or there are fewer than two groups.
     """
     folds = min(FOLDS, len(np.unique(groups)))
     if folds < 2 or len(np.unique(labels)) < 2:
@@ -52,7 +52,7 @@ def held_out_probabilities(
 def _held_out(
     features: NDArray[np.float32], labels: NDArray[np.int64], parts: Iterable[Any], num_classes: int, penalty: float
 ) -> NDArray[np.float64]:
-    """The probabilities with one penalty, of folds with the places to learn from and those held out."""
+    """Computes the probabilities for one penalty, from folds of training and held-out indices."""
     found = np.zeros((len(labels), num_classes))
     for learned, held in parts:
         known = np.unique(labels[learned])
@@ -69,9 +69,9 @@ class Doubts:
     """Labels that are probably wrong.
 
     Args:
-        places: of the images, int64 M, the most doubtful first.
-        likely: the class that each of all images looks most like, int64 N.
-        joint: how many images with each label (row) are confidently taken for each class (column), int64 K×K.
+        places: indices of the suspicious images, int64 M, the most suspicious first.
+        likely: predicted class of each of all images, int64 N.
+        joint: confident joint: number of images per given label (row) and confident class (column), int64 K×K.
     """
 
     places: NDArray[np.int64]
@@ -80,14 +80,14 @@ class Doubts:
 
 
 def doubts(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Doubts:
-    """Confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+    """Finds label errors by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
-    An image is confidently of the likeliest class among those whose probability is at least the mean probability of the images with
-    that label. How many labels are wrong is how many images are confidently of another class than their label says (the
-    off-diagonal of the confident joint); which ones, those with the least probability of their label.
+    The confident class of an image is the most likely one of those whose probability is at least the mean probability
+    of the class over the images with that label. The number of label errors is the off-diagonal sum of the confident
+    joint; the errors are the images with the lowest probability of their label.
 
     Args:
-        probabilities: out of sample, float64 N×K.
+        probabilities: out-of-sample probabilities, float64 N×K.
         labels: int64 N.
     """
     count = probabilities.shape[1]

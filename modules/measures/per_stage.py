@@ -1,4 +1,4 @@
-"""A metric for each stage of evaluation, and what gathers the embeddings of one."""
+"""Metrics per evaluation stage, and a metric that collects embeddings."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
@@ -12,10 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class PerStage(nn.ModuleDict, Generic[M]):
-    """A metric for each stage of evaluation.
+    """One metric for each evaluation stage.
 
     Args:
-        make: makes one of ``val`` or ``test``.
+        make: creates the metric of a stage, ``val`` or ``test``.
     """
 
     def __init__(self, make: Callable[[str], M]) -> None:
@@ -27,7 +27,7 @@ class PerStage(nn.ModuleDict, Generic[M]):
 
 
 class Gathered(Metric):
-    """The embeddings of a whole split, from all processes, in the order of the data."""
+    """Collects the embeddings of a whole split from all processes, in the order of the data."""
 
     full_state_update = False
     embedding: list[Tensor]
@@ -40,13 +40,13 @@ class Gathered(Metric):
             self.add_state(name, [], "cat")
 
     def update(self, embedding: Tensor, identity: Tensor, index: Tensor) -> None:
-        """Adds a batch: float B×D, int64 B, int64 B."""
+        """Adds a batch: embeddings float B×D, identities int64 B, indices int64 B."""
         self.embedding.append(embedding)
         self.identity.append(identity)
         self.index.append(index)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, identities and places of all, sorted by place."""
+        """Returns embeddings, identities and indices of all samples, sorted by index."""
         embedding, identity, index = (dim_zero_cat(getattr(self, k)) for k in ("embedding", "identity", "index"))
         order = index.argsort()
         return embedding[order], identity[order], index[order]

@@ -1,4 +1,5 @@
-"""How alike two sets of images are, by their features: what stands in for FID, KID, precision and recall."""
+"""Metrics that compare two sets of images by their features: Fréchet distance, kernel distance, precision and
+recall."""
 
 import math
 from typing import Any
@@ -8,10 +9,10 @@ from torch import Tensor
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) (Heusel et al. 2017, arXiv:1706.08500), exact for covariances without inverse.
+    """Computes ‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) (Heusel et al. 2017, arXiv:1706.08500), exact also for singular
+    covariances.
 
-    With Inception's features it is the FID; with others it is another measure, whose figures only compare among
-    themselves.
+    With Inception's features it is the FID; with other features, values are only comparable among themselves.
 
     Args:
         real: float N×F.
@@ -34,10 +35,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """The squared maximum mean discrepancy with the kernel (x·y/F + 1)³ (Bińkowski et al. 2018, arXiv:1801.01401), the
-    unbiased estimate over all images at once; features are centred on the real ones and divided by their root mean
-    variance, one number for all, since one that hardly varies among the real images would outweigh the rest. It can be
-    below zero.
+    """Computes the squared maximum mean discrepancy with the kernel (x·y/F + 1)³ (Bińkowski et al. 2018,
+    arXiv:1801.01401), the unbiased estimate over all images at once; it can be negative. Features are centred on the
+    real ones and divided by the root of their mean variance: scaled one by one, a feature that hardly varies in real
+    images would outweigh the rest.
 
     Args:
         real: float N×F.
@@ -62,12 +63,12 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, nearest: int = 5) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020,
-    arXiv:2002.09797). Around each image lies a ball that reaches to its k-th neighbour in its own set.
+    """Computes precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al.
+    2020, arXiv:2002.09797). The neighbourhood of an image is a ball that reaches to its k-th neighbour in its own set.
 
-    ``precision``: share of the fakes in a ball of a real one; ``density``: balls around real ones that a fake lies in,
-    over k; ``recall``: share of the real ones in a ball of a fake; ``coverage``: share of the real ones with a fake in
-    their own ball, which sees dropped modes.
+    ``precision``: fraction of the generated images in the ball of a real one; ``density``: number of balls of real
+    images that a generated one lies in, over k; ``recall``: fraction of the real images in the ball of a generated one;
+    ``coverage``: fraction of the real images with a generated one in their ball, which detects dropped modes.
 
     Args:
         real: float N×F.
@@ -81,7 +82,7 @@ def neighbourhoods(real: Tensor, fake: Tensor, nearest: int = 5) -> dict[str, fl
     real, fake = real.double(), fake.double()
     nearest = min(nearest, len(real) - 1, len(fake) - 1)
 
-    def radii(x: Tensor) -> Tensor:  # the nearest of all is the image itself
+    def radii(x: Tensor) -> Tensor:  # the nearest neighbour is the image itself
         return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(nearest + 1, dim=1).values
 
     distance = torch.cdist(real, fake, compute_mode="donot_use_mm_for_euclid_dist")
@@ -96,8 +97,8 @@ def neighbourhoods(real: Tensor, fake: Tensor, nearest: int = 5) -> dict[str, fl
 
 
 def effective_classes(probabilities: Tensor) -> float:
-    """exp of the entropy of the classes that a classifier sees in a set of images: K where all are there alike, 1 where
-    only one is.
+    """Computes exp of the entropy of the predicted classes of a set of images: K if all are equally frequent, 1 if
+    there is only one.
 
     Args:
         probabilities: float N×K.
@@ -111,7 +112,8 @@ def effective_classes(probabilities: Tensor) -> float:
 
 
 def classifier_score(probabilities: Tensor) -> float:
-    """exp of the mean KL(p(y|x) ‖ p(y)): with Inception the Inception score (Salimans et al. 2016, arXiv:1606.03498).
+    """Computes exp of the mean KL(p(y|x) ‖ p(y)); with Inception, the Inception score (Salimans et al. 2016,
+    arXiv:1606.03498).
 
     Args:
         probabilities: float N×K.
@@ -124,7 +126,7 @@ def classifier_score(probabilities: Tensor) -> float:
 
 
 def spread(features: Tensor) -> float:
-    """The mean distance between different items.
+    """Computes the mean distance between different items.
 
     Args:
         features: float N×F with N of at least 2.
@@ -139,7 +141,7 @@ def spread(features: Tensor) -> float:
 def compare_sets(
     real: Tensor, fake: Tensor, real_probabilities: Tensor | None, probabilities: Tensor | None
 ) -> dict[str, float]:
-    """All the figures of this file, by the start of their names.
+    """Computes all metrics of this module, by name.
 
     >>> points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     >>> sorted(compare_sets(points, points, None, None))

@@ -1,4 +1,4 @@
-"""The lectures' networks that timm lacks, registered with timm."""
+"""Networks from the literature that timm does not have, registered with timm."""
 
 from modules.networks import registered  # noqa: F401
 from modules.networks.base import BackboneError, Network

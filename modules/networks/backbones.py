@@ -1,4 +1,4 @@
-"""One call for every backbone: timm's names, the lectures' networks, files of weights, registered models."""
+"""Creation of backbones from timm's names, Fovea's own networks, files of weights and registered models."""
 
 import difflib
 import importlib
@@ -27,15 +27,15 @@ from modules.networks.weights import (
 )
 from modules.spec import sides
 
-# timm's families of transformers whose patches can be of any size
+# timm's families of transformers that accept any patch size
 PATCHED = (".vision_transformer", ".deit", ".beit", ".eva")
 
 
 def imported(name: str) -> str:
-    """The name of a backbone whose code is imported, where it is ``MODULE:NAME``.
+    """Imports the code of a backbone named ``MODULE:NAME``, and returns its name without the module.
 
     Raises:
-        BackboneError: there is no such module.
+        BackboneError: the module cannot be imported.
     """
     if not (given := re.fullmatch(r"([A-Za-z_][\w.]*):([\w.]+)", name)):
         return name
@@ -50,7 +50,7 @@ def imported(name: str) -> str:
 
 
 def with_code(name: str) -> str:
-    """The name of a backbone, with the module that registers it where that is neither timm's nor Fovea's: ``MODULE:NAME``."""
+    """Adds the module that registers a backbone to its name, ``MODULE:NAME``, unless it is timm's or Fovea's."""
     if not timm.is_model(name):
         return name
     module = timm.model_entrypoint(name.split(".")[0]).__module__
@@ -70,28 +70,28 @@ def create_backbone(
     grad_checkpointing: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Makes the network that turns an image into features.
+    """Creates the network that computes features of images.
 
     Args:
-        name: any timm name (``resnet18``, ``hf-hub:…``), ``MODULE:NAME`` of a network that a module registers with timm, one of `modules.networks` (``lenet5``), a file of weights
-            (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, never unpickled with code; dlib's ``.dat``), or a registered model
-            (``models:/name@alias``).
-        pretrained: load the published weights; needs the network the first time, or a package of `PACKAGED`.
+        name: any timm name (``resnet18``, ``hf-hub:…``), ``MODULE:NAME`` of a network that a module registers with
+            timm, a network of `modules.networks` (``lenet5``), a file of weights (``.safetensors``, ``.pth``, ``.pt``,
+            ``.ckpt``, read without executing code; dlib's ``.dat``), or a registered model (``models:/name@alias``).
+        pretrained: load the published weights; downloads them the first time, unless a package of `PACKAGED` is
+            installed.
         in_chans: input channels; pretrained first layers are adapted.
-        image_size: of the input; see `modules.spec.sides`.
+        image_size: size of the input; see `modules.spec.sides`.
         num_classes: size of the classifier; 0 for pooled features.
         features_only: return the feature pyramid, a list of float B×C×H×W.
-        architecture: timm name for a file of weights.
-        small_stem: give up the stem's stride, for small images; None does so up to 64 pixels. From scratch the first
-            kernel becomes 3×3; a learned one is kept, as ``keep_kernel`` says.
-        grad_checkpointing: see `modules.spec.Backbone`; no part of the ``recipe``.
-        options: handed to the architecture, such as ``drop_rate`` and ``drop_path_rate``.
+        architecture: timm name of the architecture, for a file of weights.
+        small_stem: remove the stem's stride, for small images; None does so up to 64 pixels. From scratch, the first
+            kernel becomes 3×3; a trained kernel keeps its size (``keep_kernel``).
+        grad_checkpointing: see `modules.spec.Backbone`; not part of the ``recipe``.
+        options: further arguments of the architecture, such as ``drop_rate`` and ``drop_path_rate``.
 
     Returns:
         A timm model: ``feature_info``, ``num_features``, ``pretrained_cfg`` (with ``mean`` and ``std``), and a forward
-        from float B×C×H×W to features. Its ``recipe`` is what makes the same network again without weights: the timm
-        name as ``backbone``, and ``backbone_options``. Its ``licence`` is that of the weights that a registered model began
-        with, as far as is known.
+        from float B×C×H×W to features. Its ``recipe`` recreates the same network without weights: the timm name as
+        ``backbone``, and ``backbone_options``. Its ``licence`` is that of the weights of a registered model, if known.
 
     Raises:
         BackboneError: unknown name, missing file, or weights that do not fit.
@@ -138,10 +138,10 @@ def create_backbone(
             options["pretrained_cfg_overlay"] = options.get("pretrained_cfg_overlay", {}) | known
             size = options["pretrained_cfg_overlay"]["num_classes"]
         model: Any = timm.create_model(name, num_classes=size, **options)
-        if weights is not None and not _has(model, weights):  # code of one's own that does not read them
+        if weights is not None and not _has(model, weights):  # custom code that does not load them
             model.load_state_dict(weights)
         if features_only:
-            if weights is not None:  # the whole network fitted; now only the part with features is made
+            if weights is not None:  # the whole network fits; now create only the part with features
                 options["pretrained_cfg_overlay"] |= {
                     "state_dict": model.state_dict(), "input_size": (in_chans, *config.input_size[1:]) if config else None
                 }  # fmt: skip
@@ -156,7 +156,7 @@ def create_backbone(
             model.reset_classifier(num_classes)
     except BackboneError:
         raise
-    except Exception as error:  # timm and the hub raise whatever their parts raise
+    except Exception as error:  # timm and the hub raise all kinds of errors
         if weights is not None and not isinstance(error, TypeError):
             raise BackboneError(_misfit(source, name, str(error))) from None
         if pretrained and not isinstance(error, TypeError):
@@ -167,11 +167,11 @@ def create_backbone(
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
         raise BackboneError(f"{name} cannot be made with {given}: {_first_line(error)}") from None
-    if getattr(model, "pretrained_cfg", None) is None:  # of a network of one's own
+    if getattr(model, "pretrained_cfg", None) is None:  # a custom network
         model.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         model.pretrained_cfg.pop("state_dict", None)
-    fixed = config is not None and config.fixed_input_size  # it counts on its stem
+    fixed = config is not None and config.fixed_input_size  # it depends on its stem
     if small_stem and not fixed and not any(isinstance(layer, PatchEmbed) for layer in model.modules()):
         learned = bool(options["pretrained"])
         keep_kernel = small_stem == "keep_kernel" or (learned and not cropped)
@@ -195,10 +195,10 @@ def create_backbone(
 
 
 def _checkpoint_activations(model: Any, name: str) -> None:
-    """Lets a network compute its activations again in the backward pass, of which its batch statistics take no notice.
+    """Recomputes a network's activations in the backward pass, without a second update of batch statistics.
 
     Raises:
-        BackboneError: it cannot.
+        BackboneError: the network does not support it.
     """
     try:
         model.set_grad_checkpointing(True)
@@ -212,12 +212,12 @@ def _checkpoint_activations(model: Any, name: str) -> None:
 
 
 def _count_once(momentum: float | None, layer: Any, given: Any) -> None:
-    """Keeps a batch from entering a layer's running statistics twice.
+    """Prevents a batch from updating a layer's running statistics twice.
 
     Args:
-        momentum: of the layer.
+        momentum: momentum of the layer.
         layer: batch normalisation, before its forward pass.
-        given: to it.
+        given: its inputs.
     """
     again = torch._C._current_graph_task_id() != -1  # within a backward pass
     layer.momentum = 0.0 if again else momentum
@@ -226,18 +226,18 @@ def _count_once(momentum: float | None, layer: Any, given: Any) -> None:
 
 
 def _has(model: nn.Module, weights: dict[str, Tensor]) -> bool:
-    """Whether most parameters of a network are those of some weights; timm changes its first and its last layer."""
+    """Whether most parameters of a network equal the given weights; timm modifies the first and the last layer."""
     known = [torch.equal(value, weights[key]) for key, value in model.named_parameters() if key in weights]
     return 2 * sum(known) >= len(known)
 
 
 def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:
-    """A network of the same architecture as another that `create_backbone` made, with random weights.
+    """Creates a network of the same architecture with random weights.
 
     Args:
-        backbone: the other.
+        backbone: a network of `create_backbone`.
         in_chans: its input channels.
-        image_size: of its input.
+        image_size: size of its input.
     """
     recipe, whole = backbone.recipe, hasattr(backbone, "reset_classifier")
     return create_backbone(
@@ -250,12 +250,13 @@ def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:
 
 
 def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
-    """Takes the stride out of the first convolution, and the pooling right behind it, so that small images keep detail.
+    """Removes the stride of the first convolution, and the pooling right after it, so that small images keep their
+    detail.
 
     Args:
-        model: is changed.
-        keep_kernel: keep the kernel's size; else its middle, 3×3, is left.
-        fresh: draw a kernel anew whose size changes.
+        model: the network; modified in place.
+        keep_kernel: keep the kernel size; otherwise the kernel is cropped to its central 3×3.
+        fresh: reinitialise a cropped kernel.
 
     Returns:
         Whether there was a stride.
@@ -265,7 +266,7 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
         if isinstance(layer, nn.Conv2d):
             if max(layer.stride) == 1 or (factor > 1 and layer.in_channels != channels):
                 break
-            factor, channels = max(layer.stride), layer.in_channels  # the next may be a branch beside it
+            factor, channels = max(layer.stride), layer.in_channels  # the next convolution may be in a parallel branch
             layer.stride = (1, 1)
             side = layer.kernel_size[0]
             if side > 3 and not keep_kernel:
@@ -286,12 +287,12 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
 
 
 def take_head(backbone: Any, outputs: int) -> nn.Linear:
-    """Moves the last layer of a backbone with ``logits``, pretrained or not, out of it; of one with several heads, or with
-    another one than a linear layer, a new one takes its place.
+    """Removes the last layer from a backbone with ``logits``, pretrained or not, and returns it; for several heads, or
+    a layer that is not linear, returns a new linear layer.
 
     Args:
-        backbone: what `create_backbone` made; pooled features are left of it.
-        outputs: what the layer gives.
+        backbone: a network of `create_backbone`; it then returns pooled features.
+        outputs: number of outputs of the layer.
     """
     last: Any = backbone.get_classifier()
     backbone.reset_classifier(0)

@@ -1,15 +1,15 @@
-"""What the lectures' networks share: one network with the methods that timm's models have."""
+"""Base class of the networks that are registered with timm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-Side = int | tuple[int, int]  # timm gives the image size as a pair
+Side = int | tuple[int, int]  # timm passes the image size as a pair
 
 
 class BackboneError(ValueError):
-    """A backbone cannot be made; the message names what is wrong and the way out."""
+    """A backbone cannot be created; the message names the cause and the way out."""
 
 
 def sides_of(img_size: Side) -> tuple[int, int]:
@@ -18,7 +18,7 @@ def sides_of(img_size: Side) -> tuple[int, int]:
 
 
 def side_of(img_size: Side) -> int:
-    """The side of square images, in pixels.
+    """Returns the side of square images, in pixels.
 
     Raises:
         BackboneError: they are not square.
@@ -33,14 +33,14 @@ def side_of(img_size: Side) -> int:
 
 
 class Network(nn.Module):
-    """A convolutional part, fully connected layers, and a linear classifier, with the methods that timm's models have.
+    """A convolutional part, fully connected layers and a linear classifier, with the methods of timm's models.
 
     Args:
-        body: the layers of the convolutional part, by name, from the input on.
-        neck: turns its result into a vector; the fully connected layers but the last.
-        hidden: length of that vector.
-        stages: name of a layer, its channels and its reduction of the side, for each level of the feature pyramid.
-        num_classes: size of the classifier; 0 leaves the vector.
+        body: layers of the convolutional part by name, in order.
+        neck: flattens the feature map, and has the fully connected layers except the last.
+        hidden: size of the neck's output.
+        stages: name of a layer, its channels and its reduction, for each level of the feature pyramid.
+        num_classes: size of the classifier; 0 for none.
         drop_rate: dropout before the classifier.
     """
 
@@ -65,7 +65,7 @@ class Network(nn.Module):
         self.reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Returns the last layer."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -74,22 +74,22 @@ class Network(nn.Module):
         self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers from input to output, for layer-wise learning rates."""
+        """Returns the layers from input to output, for layer-wise learning rates."""
         layers = [name for name in self._body if any(True for _ in getattr(self, name).parameters())]
         blocks = [(rf"^{name}\.", (depth,)) for depth, name in enumerate([*layers, "neck", "aux"])]
         return {"stem": r"^$", "blocks": blocks}
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to the result of the convolutional part, float B×K×H×W."""
+        """Computes the feature map of the convolutional part, float B×K×H×W, from float B×C×S×S."""
         for name in self._body:
             image = getattr(self, name)(image)
         return image
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """float B×K×H×W to float B×num_classes, or to the vector before the classifier."""
+        """Computes logits, float B×num_classes, or the features before the classifier, from float B×K×H×W."""
         features = self.head_drop(self.neck(features))
         return features if pre_logits else self.fc(features)
 
     def forward(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to float B×num_classes."""
+        """Computes logits, float B×num_classes, from float B×C×S×S."""
         return self.forward_head(self.forward_features(image))

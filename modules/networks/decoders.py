@@ -1,4 +1,4 @@
-"""From a code to an image: what autoencoders and generators share."""
+"""Decoders from a latent code to an image, for autoencoders and generators."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from modules.ranges import PositiveInt
 
 
 class Decoder(Part):
-    """Turns a code into an image. `build` makes its layers, once the code and the images are known."""
+    """Base class of decoders from a code to an image. `build` creates the layers once the sizes of code and image are
+    known."""
 
     def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
         """Makes the layers.
 
         Args:
-            code: shape of an image's code, a vector or C×H×W.
+            code: shape of the code of an image, a vector or C×H×W.
             channels: channels of the images.
             size: height and width of the images, in pixels.
         """
@@ -37,18 +38,19 @@ Norm = Literal["none", "batch", "pixel"]
 
 
 class PixelNorm(nn.Module):
-    """Scales the vector of channels at each place to a mean square of 1 (Karras et al. 2018, arXiv:1710.10196, 4.2)."""
+    """Normalises the channel vector at each position to a mean square of 1 (Karras et al. 2018, arXiv:1710.10196,
+    section 4.2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """float B×C×…"""
+        """Normalises float B×C×…."""
         return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 def normalization(norm: Norm, channels: int) -> nn.Module:
-    """The layer that a `Norm` names, for float B×channels×H×W.
+    """Creates the layer that a `Norm` names, for float B×channels×H×W.
 
     Raises:
-        BackboneError: there is none of this name.
+        BackboneError: the name is unknown.
     """
     if norm not in (known := get_args(Norm)):
         raise BackboneError(f"norm of a part must be one of {', '.join(known)}, not {norm!r}.")
@@ -59,8 +61,8 @@ class _Doubling(Decoder):
     """Projects the code to a small map and doubles its sides until it covers the image.
 
     Args:
-        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
-        norm: normalisation of each map but the image.
+        width: channels before the last layer; doubled at each step towards the code, up to 512.
+        norm: normalisation of each hidden map.
     """
 
     def __init__(self, width: PositiveInt = 32, norm: Norm = "none") -> None:
@@ -102,12 +104,13 @@ class _Doubling(Decoder):
 
 
 class TransposedConvolutions(_Doubling):
-    """Project and reshape, then transposed 4×4 convolutions of stride 2 (Radford et al. 2016, arXiv:1511.06434, figure 1,
-    without its batch normalisation: any normalisation here takes brightness away, and cost 60 % more error).
+    """Linear projection and reshape, then transposed 4×4 convolutions of stride 2 (Radford et al. 2016,
+    arXiv:1511.06434, figure 1, by default without its batch normalisation: normalisation removes brightness, and cost
+    60 % more error here).
 
     Args:
-        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
-        norm: normalisation of each map but the image.
+        width: channels before the last layer; doubled at each step towards the code, up to 512.
+        norm: normalisation of each hidden map.
     """
 
     def _double(self, before: int, after: int) -> nn.Module:
@@ -115,12 +118,12 @@ class TransposedConvolutions(_Doubling):
 
 
 class UpsampledConvolutions(_Doubling):
-    """The nearest value repeated, then a 3×3 convolution, which makes no checkerboard (Odena et al. 2016,
-    doi:10.23915/distill.00003); it costs more.
+    """Nearest-neighbour upsampling followed by a 3×3 convolution, which avoids checkerboard artefacts (Odena et al.
+    2016, doi:10.23915/distill.00003) at a higher cost.
 
     Args:
-        width: channels of the last map but one; each step towards the code has twice as many, up to 512.
-        norm: normalisation of each map but the image.
+        width: channels before the last layer; doubled at each step towards the code, up to 512.
+        norm: normalisation of each hidden map.
     """
 
     def _double(self, before: int, after: int) -> nn.Module:
@@ -133,7 +136,7 @@ class Progressive(Decoder):
     image always has its full size: smaller ones are enlarged.
 
     Args:
-        width: channels at the highest resolution; each step towards the code has twice as many, up to 512.
+        width: channels at the highest resolution; doubled at each step towards the code, up to 512.
     """
 
     phase: Tensor
@@ -165,8 +168,8 @@ class Progressive(Decoder):
         self.register_buffer("phase", torch.tensor(float(self.levels - 1)))
 
     def coarsened(self, image: Tensor) -> Tensor:
-        """Real images, float B×C×S×S, with no more detail than made ones have now: between two resolutions they are mixed as
-        those are (section 2), or the finer one would give them away."""
+        """Reduces real images, float B×C×S×S, to the detail of the current phase: between two resolutions they are
+        blended like generated ones (section 2), otherwise the finer resolution would give them away."""
         level, share = int(self.phase), float(self.phase) % 1
         coarse = self._coarse(image, level)
         return torch.lerp(coarse, self._coarse(image, level + 1), share) if share else coarse
@@ -193,7 +196,7 @@ class Progressive(Decoder):
 
 
 class Dense(Decoder):
-    """Fully connected layers; without hidden ones, each unit of the code adds its own picture.
+    """Fully connected layers; without hidden ones, each unit of the code adds an image of its own.
 
     Args:
         hidden: sizes of the hidden layers.

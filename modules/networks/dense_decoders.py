@@ -1,6 +1,7 @@
-"""Decoders: from the maps of a backbone to the classes of all pixels.
+"""Decoders of semantic segmentation: from the feature maps of a backbone to the logits of all pixels.
 
-Their parts come from segmentation-models-pytorch; which maps they get is decided here, so that any backbone will do.
+Their layers come from segmentation-models-pytorch; the strides of their inputs are chosen here, so that they fit any
+backbone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,15 @@ from modules.ranges import PositiveInt, ShareBelowOne
 
 
 class DenseDecoder(nn.Module):
-    """Turns the maps of a backbone into logits. A subclass has the layers between them and the last one.
+    """Base class of decoders. A subclass defines the layers between the feature maps and the last layer.
 
     Args:
-        backbone: made with ``features_only``; only its ``feature_info`` is read.
+        backbone: created with ``features_only``; only its ``feature_info`` is read.
         num_classes: number of classes.
-        strides: strides of the maps to look at.
-        width: channels that the last layer takes.
-        kernel: its size, 1 or 3.
-        options: the subclass's own arguments, with which it is made again.
+        strides: strides of the feature maps to use.
+        width: input channels of the last layer.
+        kernel: kernel size of the last layer, 1 or 3.
+        options: the subclass's own arguments, from which it is recreated.
     """
 
     def __init__(
@@ -48,18 +49,18 @@ class DenseDecoder(nn.Module):
 
     @property
     def channels(self) -> list[int]:
-        """Channels of the image and of the maps, as the library's decoders ask for them."""
+        """Channels of the image and of the feature maps, as the library's decoders expect them."""
         return [3, *self.pyramid.channels]
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """A stand-in of the image's size, and the maps, finest first, to float B×width×h×w."""
+        """Decodes features, a placeholder of the image's size and the maps, finest first, to float B×width×h×w."""
         raise NotImplementedError
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps of the backbone to logits of the image's size, float B×K×H×W."""
+        """Computes logits of the image's size, float B×K×H×W, from all feature maps of the backbone."""
         maps = self.pyramid(features)
         height, width = (side * self.pyramid.strides[0] for side in maps[0].shape[2:])
-        image = maps[0][:, :1, :1, :1].expand(-1, -1, height, width)  # whose size alone is looked at
+        image = maps[0][:, :1, :1, :1].expand(-1, -1, height, width)  # only its size is used
         logits = self.last(self.decode([image, *maps]))
         if tuple(logits.shape[2:]) == (height, width):
             return logits
@@ -67,10 +68,10 @@ class DenseDecoder(nn.Module):
 
 
 def _strides(backbone: Any) -> list[int]:
-    """The strides of a backbone's maps, ascending.
+    """Returns the strides of a backbone's feature maps, ascending.
 
     Raises:
-        BackboneError: they are not made by halving, as with patches of 14 pixels.
+        BackboneError: they are not powers of two, as with patches of 14 pixels.
     """
     strides = sorted(set(backbone.feature_info.reduction()))
     if any(stride & (stride - 1) for stride in strides):
@@ -82,7 +83,7 @@ def _strides(backbone: Any) -> list[int]:
 
 
 def _four_strides(backbone: Any) -> list[int]:
-    """The four coarsest strides of a backbone, filled up to four with finer and coarser ones."""
+    """Returns the four coarsest strides of a backbone, completed with finer and coarser ones if there are fewer."""
     strides = _strides(backbone)[-4:]
     while len(strides) < 4:
         strides = [strides[0] // 2, *strides] if strides[0] > 4 else [*strides, 2 * strides[-1]]
@@ -90,25 +91,24 @@ def _four_strides(backbone: Any) -> list[int]:
 
 
 class UNet(DenseDecoder):
-    """U-Net (Ronneberger et al. 2015, arXiv:1505.04597): step by step up to the image's size, with the backbone's map of
-    the same size beside at each step.
+    """U-Net (Ronneberger et al. 2015, arXiv:1505.04597): upsamples step by step to the image's size, with a skip
+    connection from the backbone's map of the same size at each step.
 
     Args:
         backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
             step.
         norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
 
     Raises:
-        BackboneError: there are other than so many widths.
+        BackboneError: the number of widths is wrong.
     """
 
     def __init__(
         self, backbone: Any, num_classes: int, widths: list[int] | None = None, norm: str = "batchnorm"
     ) -> None:
         strides = _strides(backbone)
-        strides = strides if len(strides) > 1 else _four_strides(backbone)  # a plain ViT has but one
+        strides = strides if len(strides) > 1 else _four_strides(backbone)  # a plain ViT has only one
         options = {"widths": widths, "norm": norm}
         if widths is not None and len(widths) != len(strides):
             raise BackboneError(
@@ -124,17 +124,17 @@ class UNet(DenseDecoder):
 
 
 class FPN(DenseDecoder):
-    """Panoptic feature pyramid's semantic branch (Kirillov et al. 2019, arXiv:1901.02446): the maps of a feature pyramid,
-    each brought to the finest one's size, and added.
+    """The semantic branch of panoptic FPN (Kirillov et al. 2019, arXiv:1901.02446): the maps of a feature pyramid, each
+    upsampled to the finest one's size, and added.
 
     Args:
         backbone: see `DenseDecoder`.
         num_classes: see `DenseDecoder`.
-        width: channels of the pyramid; those of the branches, half of them, must be a multiple of 32.
-        dropout: share of channels left out in training.
+        width: channels of the pyramid; a multiple of 64, since the branches have half as many, a multiple of 32.
+        dropout: fraction of channels dropped in training.
 
     Raises:
-        BackboneError: the width is no multiple of 64.
+        BackboneError: the width is not a multiple of 64.
     """
 
     def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256, dropout: ShareBelowOne = 0.2) -> None:
@@ -178,15 +178,15 @@ class DeepLabV3(DenseDecoder):
 
 class DeepLabV3Plus(DenseDecoder):
     """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): dilated convolutions of several rates on the map at stride 16,
-    with the map at stride 4 for the edges. ``--model.backbone.options.output_stride 16`` lets a backbone's last stage
-    stay at that stride.
+    refined with the map at stride 4. ``--model.backbone.options.output_stride 16`` keeps the backbone's last stage at
+    that stride.
 
     Args:
         backbone: see `DenseDecoder`.
         num_classes: see `DenseDecoder`.
         width: channels.
         rates: three dilation rates.
-        dropout: share of values left out in training.
+        dropout: fraction of values dropped in training.
     """
 
     def __init__(

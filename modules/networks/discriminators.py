@@ -1,4 +1,4 @@
-"""Networks that tell generated images from real ones: of DCGAN, of pix2pix and CycleGAN, of Progressive GAN."""
+"""Discriminators of DCGAN, of pix2pix and CycleGAN, and of Progressive GAN."""
 
 import math
 
@@ -46,14 +46,15 @@ class DCGAN(Network):
 
 
 def halvings(side: int) -> int:
-    """Convolutions of stride 2 of `PatchGAN`: as many as leave the patch within the image, up to three."""
+    """Returns the number of stride-2 convolutions of `PatchGAN`, at most three, with which the patch fits into the
+    image."""
     return 1 + sum(patch <= side for patch in (34, 70))
 
 
 class PatchGAN(Network):
-    """A discriminator that looks at patches (Isola et al. 2017, arXiv:1611.07004; Li & Wand 2016, arXiv:1604.04382): 4×4
-    convolutions of stride 2, then one of stride 1. With another one for the score a patch is 16, 34 or 70 pixels wide,
-    as far as that is within the image. Its features are the mean over the last map.
+    """A patch discriminator (Isola et al. 2017, arXiv:1611.07004; Li & Wand 2016, arXiv:1604.04382): 4×4 convolutions
+    of stride 2, then one of stride 1. Together with the convolution of the score, patches are 16, 34 or 70 pixels wide,
+    the largest that fits into the image. Its features are the mean over the last map.
 
     Args:
         num_classes: size of the classifier.
@@ -86,7 +87,7 @@ class PatchGAN(Network):
             body[f"block{k + 1}"] = nn.Sequential(
                 conv, *([nn.InstanceNorm2d(after)] if normed else []), nn.LeakyReLU(0.2)
             )
-            if k != steps - 1:  # of two with the same side, the deeper one
+            if k != steps - 1:  # of two with the same stride, only the deeper one
                 stages.append((f"block{k + 1}", after, 2 ** min(k + 1, steps)))
             before = after
         neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -94,8 +95,8 @@ class PatchGAN(Network):
 
 
 class EqualizedConv2d(nn.Conv2d):
-    """A convolution whose weights are drawn from N(0, 1) and scaled at run time, so that an optimiser like Adam moves all
-    layers alike (Karras et al. 2018, arXiv:1710.10196, 4.1).
+    """Convolution with weights drawn from N(0, 1) and scaled at run time, so that adaptive optimisers like Adam change
+    all layers at the same rate (Karras et al. 2018, arXiv:1710.10196, section 4.1).
 
     Args:
         in_chans: input channels.
@@ -113,7 +114,7 @@ class EqualizedConv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float B×in_chans×H×W to float B×out_chans×H'×W'."""
+        """Convolves float B×in_chans×H×W to float B×out_chans×H'×W'."""
         return self._conv_forward(x, self.weight * self.scale, self.bias)
 
 
@@ -174,7 +175,7 @@ class ProgressiveDiscriminator(Network):
         return self.entries[level](F.adaptive_avg_pool2d(image, at_level(self.start, level)))
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to float B×K×H×W."""
+        """Computes the feature map, float B×K×H×W, from float B×C×S×S."""
         phase = float(self.phase)
         level, share = int(phase), phase - int(phase)
         x = self._entry(image, level)

@@ -1,4 +1,4 @@
-"""Published networks that embed faces: dlib's ResNet and FaceNet's Inception-ResNet v1."""
+"""Published face embedding networks: dlib's ResNet and FaceNet's Inception-ResNet v1."""
 
 from typing import Any
 
@@ -14,19 +14,20 @@ DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 
 
 class Affine(nn.Module):
-    """A batch normalisation whose statistics are fixed: a factor and a shift for each channel of float B×C×H×W."""
+    """Batch normalisation with fixed statistics: a scale and a shift per channel of float B×C×H×W."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Float B×C×H×W to the same."""
+        """Scales and shifts float B×C×H×W."""
         return image * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class _Residual(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which ``down`` halves by its mean; what is smaller is filled with zeros."""
+    """A residual block of two 3×3 convolutions; with ``down``, the shortcut is average pooling, and the smaller tensor
+    is padded with zeros."""
 
     def __init__(self, before: int, channels: int, down: bool) -> None:
         super().__init__()
@@ -50,18 +51,18 @@ class _Residual(nn.Module):
 
 
 class DlibFaceResNet(Network):
-    """The ResNet of 29 convolutions that comes with dlib (King 2017, "High quality face recognition with deep metric learning").
+    """dlib's ResNet of 29 convolutions (King 2017, "High quality face recognition with deep metric learning").
 
-    It gives 128 numbers, which dlib compares as they are. Its images are 150 pixels wide, and
-    aligned as ``align --form dlib`` does it.
+    Computes embeddings of 128 numbers, which dlib does not normalise. Images are 150 pixels wide, aligned as by ``align
+    --form dlib``.
 
     Args:
-        num_classes: size of a classifier; 0 leaves the 128 numbers.
+        num_classes: size of the classifier; 0 for the embedding.
         in_chans: input channels.
         drop_rate: dropout before the classifier.
     """
 
-    form = "dlib"  # of faces
+    form = "dlib"  # alignment of the faces
 
     def __init__(self, num_classes: int = 0, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         body: dict[str, nn.Module] = {
@@ -78,13 +79,13 @@ class DlibFaceResNet(Network):
 
 
 def dlib_weights(file: bytes) -> dict[str, Tensor]:
-    """The weights of `DlibFaceResNet` in dlib's own file, `DLIB_FILE`.
+    """Reads the weights of `DlibFaceResNet` from dlib's own file, `DLIB_FILE`.
 
     Args:
-        file: its content, as dlib 19 writes it: numbers in as few bytes as they need, layers from the input on.
+        file: its content, as written by dlib 19: integers of variable length, layers from the input on.
 
     Raises:
-        BackboneError: it holds another network.
+        BackboneError: it contains another network.
     """
 
     def number(at: int) -> tuple[int, int]:
@@ -104,14 +105,14 @@ def dlib_weights(file: bytes) -> dict[str, Tensor]:
     state, at = {}, 0
     try:
         for name, layer in DlibFaceResNet().named_modules():
-            if isinstance(layer, nn.Conv2d):  # the kernels, and behind them the bias
+            if isinstance(layer, nn.Conv2d):  # the kernels, followed by the bias
                 values, at = tensor(file.index(b"\x01\x05con_4", at) + 7)
                 state[f"{name}.weight"] = torch.from_numpy(values[: -layer.out_channels]).view_as(layer.weight)
                 state[f"{name}.bias"] = torch.from_numpy(values[-layer.out_channels :])
             elif isinstance(layer, Affine):
                 values, at = tensor(file.index(b"\x01\x07affine_", at) + 9)
                 state[f"{name}.weight"], state[f"{name}.bias"] = torch.from_numpy(values).view(2, -1)
-            elif isinstance(layer, nn.Linear):  # after its name, how many numbers it gives and how many it takes
+            elif isinstance(layer, nn.Linear):  # its name is followed by the numbers of outputs and inputs
                 values, at = tensor(number(number(file.index(b"\x01\x04fc_2", at) + 6)[1])[1])
                 state[f"{name}.weight"] = torch.from_numpy(values).view(256, 128).T.contiguous()
     except (ValueError, RuntimeError, IndexError):
@@ -120,7 +121,7 @@ def dlib_weights(file: bytes) -> dict[str, Tensor]:
 
 
 class _Conv(nn.Sequential):
-    """A convolution without a bias, batch normalisation, ReLU."""
+    """Convolution without bias, batch normalisation, ReLU."""
 
     def __init__(
         self, before: int, channels: int, kernel: int | tuple[int, int], stride: int = 1, padding: Any = 0
@@ -131,13 +132,14 @@ class _Conv(nn.Sequential):
         self.relu = nn.ReLU()
 
 
-Chains = list[list[tuple[Any, ...]]]  # of each branch's convolutions: channels, kernel, stride, padding
+Chains = list[list[tuple[Any, ...]]]  # channels, kernel, stride and padding of each branch's convolutions
 
 
 class _Branches(nn.Module):
-    """Branches side by side.
+    """Parallel branches.
 
-    Without a scale their results are stacked, with a pooled copy of the input; with one they are added to the input.
+    Without a scale, their outputs are concatenated with the pooled input; with one, they are scaled and added to the
+    input.
     """
 
     def __init__(self, before: int, branches: Chains, scale: float | None, relu: bool = True) -> None:
@@ -162,18 +164,18 @@ class _Branches(nn.Module):
 
 
 class InceptionResnetV1(Network):
-    """Inception-ResNet v1 (Szegedy et al. 2017, arXiv:1602.07261) with 512 numbers at its end, as FaceNet's public trainings have it.
+    """Inception-ResNet v1 (Szegedy et al. 2017, arXiv:1602.07261) with an embedding of 512 numbers, as in FaceNet.
 
-    Its parts have the names of the files that facenet-pytorch publishes. Images are 160 pixels wide, cut out as
-    ``align --form facenet`` does it.
+    Names of parameters are those of facenet-pytorch. Images are 160 pixels wide, cropped as by ``align --form
+    facenet``.
 
     Args:
-        num_classes: size of a classifier; 0 leaves the 512 numbers.
+        num_classes: size of the classifier; 0 for the embedding.
         in_chans: input channels.
         drop_rate: dropout before the embedding.
     """
 
-    form = "facenet"  # of faces
+    form = "facenet"  # alignment of the faces
 
     def __init__(self, num_classes: int = 0, in_chans: int = 3, drop_rate: float = 0.6) -> None:
         block35: Chains = [[(32, 1)], [(32, 1), (32, 3, 1, 1)], [(32, 1), (32, 3, 1, 1), (32, 3, 1, 1)]]
@@ -213,9 +215,9 @@ class InceptionResnetV1(Network):
 
 
 def facenet_weights(state: dict[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-    """Weights of facenet-pytorch's files under `InceptionResnetV1`'s names; others as they are.
+    """Renames weights of facenet-pytorch for `InceptionResnetV1`; others are returned unchanged.
 
-    The classifier of the people that it was trained on is left out.
+    The classifier of the training identities is dropped.
     """
     if "last_linear.weight" not in state:
         return state

@@ -1,4 +1,4 @@
-"""Features of a fixed network: of its last layer, of each of its stages, of a data set."""
+"""Feature extraction with a frozen network: from its last layer or from each of its stages."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,21 +10,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-GRID = 1024  # numbers at most that `average_grid` leaves of an image or of a stage's maps
+GRID = 1024  # maximum number of values that `average_grid` keeps of an image or of a stage's feature maps
 
 
 def pool(features: Any) -> Tensor:
-    """What a backbone answers as one vector for each image, float B×D; of maps B×C×H×W the mean of the last."""
+    """Pools a backbone's output to one vector per image, float B×D; for maps B×C×H×W, the mean of the last."""
     last: Tensor = features[-1] if isinstance(features, list | tuple) else features
     return last.mean((2, 3)) if last.ndim == 4 else last
 
 
 class SharedFeatures(nn.Module):
-    """The backbone of one task among several that share one: it is given the maps, and hands on what the task looks at.
+    """Stand-in for the backbone of a task that shares it with others: it takes the feature maps and returns those that
+    the task uses.
 
     Args:
-        feature_info: channels and strides of the maps, as timm tells them.
-        maps: hand on all maps; else the mean of the last one.
+        feature_info: channels and strides of the maps, in timm's format.
+        maps: return all maps; otherwise the mean of the last one.
     """
 
     def __init__(self, feature_info: Any, maps: bool) -> None:
@@ -33,26 +34,26 @@ class SharedFeatures(nn.Module):
         self.num_features = self.head_hidden_size = feature_info.channels()[-1]
 
     def get_classifier(self) -> nn.Module:
-        """None: the maps have no last layer."""
+        """Returns an identity, since the maps have no last layer."""
         return nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Nothing: there is none."""
+        """Does nothing, since there is no last layer."""
 
     def forward_features(self, maps: list[Tensor]) -> Tensor:
-        """The last map, float B×C×H×W."""
+        """Returns the last map, float B×C×H×W."""
         return maps[-1]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor] | Tensor:
-        """Maps, a list of float B×C×H×W, as they are, or float B×C."""
+        """Returns the maps, a list of float B×C×H×W, or the mean of the last one, float B×C."""
         return maps if self.maps else pool(maps)
 
 
 class Stages(nn.Module):
-    """A backbone that tells what each of its stages makes of an image, after the image itself and before its answer.
+    """A backbone that returns the features of all its stages, between the image itself and its output.
 
     Args:
-        backbone: what `create_backbone` makes, without ``features_only``.
+        backbone: a network of `create_backbone`, without ``features_only``.
     """
 
     def __init__(self, backbone: Any) -> None:
@@ -61,7 +62,7 @@ class Stages(nn.Module):
         info = getattr(backbone.feature_info, "info", backbone.feature_info)
         self._channels = {level["module"]: level["num_chs"] for level in info}
         self._seen: dict[str, Tensor] = {}
-        self.widths: dict[str, int] = {}  # numbers of each stage, by its name; known after the first image
+        self.widths: dict[str, int] = {}  # number of features of each stage by name; known after the first forward pass
         for name in self._channels:
             backbone.get_submodule(name).register_forward_hook(partial(self._note, name))
 
@@ -72,8 +73,8 @@ class Stages(nn.Module):
         self._seen[name] = average_grid(maps) if maps.ndim == 4 else maps.flatten(1, -2).mean(1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """float B×C×H×W to the numbers of all stages in a row, float B×D: maps are averaged to a grid, so that each stage
-        has about a thousand numbers; of tokens the mean is taken."""
+        """Computes the concatenated features of all stages, float B×D, from float B×C×H×W: feature maps are averaged to
+        a grid of about a thousand values per stage; tokens are averaged."""
         answer = pool(self.backbone(image))
         named = {name: self._seen[name] for name in self._channels}
         stages = {"image": average_grid(image), **named, "answer": answer}
@@ -85,12 +86,12 @@ class Stages(nn.Module):
 def extract(
     network: nn.Module, batches: Iterable[dict[str, Tensor]], normalize: Callable[[Tensor], Tensor]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-    """What a fixed network makes of images.
+    """Extracts the features of images with a frozen network.
 
     Args:
-        network: a backbone; it is in evaluation mode meanwhile.
-        batches: with ``image`` uint8 B×C×H×W, and ``label`` int64 B or none.
-        normalize: makes the network's input of the images.
+        network: a backbone; put into evaluation mode meanwhile.
+        batches: batches with ``image`` uint8 B×C×H×W, and optionally ``label`` int64 B.
+        normalize: converts images to the network's input.
 
     Returns:
         Pooled features, float32 N×D, and the labels, int64 N, or None.
@@ -109,14 +110,14 @@ def extract(
 
 
 def average_grid(maps: Tensor) -> Tensor:
-    """Averages maps, float B×C×H×W, to a grid of about a thousand numbers, float B×D."""
+    """Averages feature maps, float B×C×H×W, to a grid of about a thousand values, float B×D."""
     side = max(1, int((GRID / maps.shape[1]) ** 0.5))
     return F.adaptive_avg_pool2d(maps, (min(side, maps.shape[2]), min(side, maps.shape[3]))).flatten(1)
 
 
 class Grid(nn.Module):
-    """`average_grid` as the network that `extract` asks."""
+    """`average_grid` as a network, for `extract`."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """float B×C×H×W to float B×D."""
+        """Averages float B×C×H×W to float B×D."""
         return average_grid(image)

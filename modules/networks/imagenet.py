@@ -1,4 +1,4 @@
-"""Networks for photographs: AlexNet, two of VGG's, GoogLeNet."""
+"""Networks for photographs: AlexNet, two configurations of VGG, GoogLeNet."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from modules.networks.base import Network, Side, side_of
 
 
 def _fully_connected(channels: int, side: int, width: float, drop_rate: float) -> tuple[nn.Module, int]:
-    """The two layers of 4,096 units of AlexNet and VGG."""
+    """Creates the two layers of 4,096 units of AlexNet and VGG."""
     hidden = round(4096 * width)
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(side),
@@ -25,7 +25,7 @@ def _fully_connected(channels: int, side: int, width: float, drop_rate: float) -
 class AlexNet(Network):
     """AlexNet as published (Krizhevsky et al. 2012): two groups, local response normalisation, 60,965,224 parameters.
 
-    Up to 64 pixels the first layer loses its stride, and the fully connected part sees 3×3 places instead of 6×6.
+    Up to 64 pixels the first layer has no stride, and the fully connected part sees 3×3 positions instead of 6×6.
 
     Args:
         num_classes: size of the classifier.
@@ -64,13 +64,14 @@ class AlexNet(Network):
 
 
 class VGG(Network):
-    """The two configurations of VGG (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1) that timm lacks.
+    """The two configurations of VGG (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1) that timm does not have.
 
     A-LRN is A with local response normalisation (132,863,336 parameters); C is D with 1×1 kernels in the third layers
     (133,638,952). A, B, D and E are timm's ``vgg11``, ``vgg13``, ``vgg16`` and ``vgg19``.
 
     Args:
-        layers: channels of each convolution; negative for a 1×1 kernel, 0 for pooling, None for the normalisation.
+        layers: channels of each convolution; negative for a 1×1 kernel, 0 for pooling, None for local response
+            normalisation.
         num_classes: size of the classifier.
         in_chans: input channels.
         width: factor on all channels.
@@ -105,7 +106,7 @@ class VGG(Network):
 
 
 class Inception(nn.Module):
-    """Four paths side by side: 1×1, 3×3, 5×5, and pooling (Szegedy et al. 2015, figure 2b).
+    """An inception block of four parallel paths: 1×1, 3×3, 5×5, and pooling (Szegedy et al. 2015, figure 2b).
 
     Args:
         in_chans: input channels.
@@ -127,7 +128,7 @@ class Inception(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """float B×in_chans×H×W to float B×K×H×W."""
+        """Computes float B×K×H×W from float B×in_chans×H×W."""
         return torch.cat([path(x) for path in self.paths], 1)
 
 
@@ -140,7 +141,7 @@ class GoogLeNet(Network):
     """GoogLeNet, Inception v1 (Szegedy et al. 2015, arXiv:1409.4842), with its two auxiliary classifiers.
 
     As published, with biases and without batch normalisation, it has 6,998,552 parameters, and 13,378,280 with the
-    auxiliary classifiers, which are there for the training only: in training mode a forward pass leaves their logits in
+    auxiliary classifiers, which are used in training only: in training mode, a forward pass stores their logits in
     ``aux_logits``, and `modules.ClassificationModule` adds their losses with weight 0.3.
 
     Args:
@@ -210,14 +211,15 @@ class GoogLeNet(Network):
         self.aux_logits: list[Tensor] = []
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifiers; 0 removes the main one, so that another head may take its place."""
+        """Replaces the classifiers; 0 removes only the main one, for use with another head."""
         super().reset_classifier(num_classes, global_pool)
         for aux in getattr(self, "aux", {}).values():
             if num_classes:
                 aux[-1] = nn.Linear(aux[-1].in_features, num_classes)
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to float B×K×H×W; in training mode `aux_logits` holds float B×num_classes twice."""
+        """Computes the feature map, float B×K×H×W, from float B×C×S×S; in training mode `aux_logits` holds two float
+        B×num_classes."""
         self.aux_logits = []
         for name in self._body:
             image = getattr(self, name)(image)

@@ -1,4 +1,4 @@
-"""Networks for small images: an MLP, LeNet of 1989, LeNet-4, LeNet-5, and a small convnet."""
+"""Networks for small images: an MLP, LeNet of 1989, LeNet-4, LeNet-5, DQN, and a small convnet."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ class ScaledTanh(nn.Module):
     """1.7159·tanh(2x/3), the activation of LeCun et al. (1989; 1998, appendix A)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Applies the activation elementwise; any shape."""
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
 class MLP(Network):
-    """Pixels, two hidden layers, classes: 784-300-100-10 as in LeCun et al. (1998, III.C.3): 266,610 parameters.
+    """Multilayer perceptron on pixels: 784-300-100-10 as in LeCun et al. (1998, III.C.3): 266,610 parameters.
 
     Args:
         num_classes: size of the classifier.
@@ -46,13 +46,13 @@ class MLP(Network):
 
 
 class Embedding(Network):
-    """A vector for each value of the one pixel of an image, which is a number from 0 to 255.
+    """Embedding of the single pixel of an image, an integer from 0 to 255.
 
     Args:
         num_classes: size of the classifier.
-        in_chans: 1.
-        img_size: 1.
-        width: numbers of a vector.
+        in_chans: must be 1.
+        img_size: must be 1.
+        width: size of the embedding.
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -69,16 +69,16 @@ class Embedding(Network):
 
 class _Lookup(nn.Embedding):
     def forward(self, x: Tensor) -> Tensor:
-        """float B×1×1×1, shares of 255, to float B×width."""
+        """Embeds float B×1×1×1, integers divided by 255, as float B×width."""
         return super().forward((x.flatten() * 255).round().long())
 
 
 class UntiedConv(nn.Module):
-    """A convolution with a bias for each output unit and, for each output map, a choice of input maps.
+    """Convolution with a bias for each output unit and, for each output map, a selection of input maps.
 
     Args:
-        sources: for each output map the input maps that it sees.
-        in_chans: input maps.
+        sources: for each output map, the indices of its input maps.
+        in_chans: number of input maps.
         kernel, stride, padding: in pixels.
         side: side of the output maps, in pixels.
     """
@@ -97,7 +97,7 @@ class UntiedConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(sources), side, side))
 
     def forward(self, x: Tensor) -> Tensor:
-        """float B×in_chans×H×W to float B×maps×side×side."""
+        """Convolves float B×in_chans×H×W to float B×maps×side×side."""
         full = self.weight.new_zeros(self.weight.shape[0], self.in_chans, *self.weight.shape[2:])
         index = self.sources[:, :, None, None].expand_as(self.weight)
         full = full.scatter(1, index, self.weight)
@@ -105,10 +105,10 @@ class UntiedConv(nn.Module):
 
 
 class LeNet1989(Network):
-    """The network that read zip codes (LeCun et al. 1989, Neural Computation 1(4)): 9,760 parameters, 16×16 grey images.
+    """The zip-code network of LeCun et al. (1989, Neural Computation 1(4)): 9,760 parameters, 16×16 grey images.
 
-    Two strided 5×5 convolutions of 12 maps, each unit with a bias of its own, then 30 units and ten. Each map of the
-    second sees eight of the first's; the paper does not say which, here they follow each other cyclically.
+    Two strided 5×5 convolutions of 12 maps, each unit with its own bias, then 30 units and ten. Each map of the second
+    sees eight maps of the first; the paper does not list them, here they are assigned cyclically.
 
     Args:
         num_classes: size of the classifier.
@@ -127,13 +127,14 @@ class LeNet1989(Network):
 class LeNet4(Network):
     """LeNet-4 (Bottou et al. 1994; LeCun et al. 1998, III.C.5): 4 maps, pooled to 8, 16 maps, 120 units: 16,698 parameters.
 
-    Pooling has a weight and a bias for each map. The papers give no table of connections, only "about 17,000" free
-    parameters, which 120 units that see all 16 maps would pass threefold (52,698). Here each sees four of them.
+    Pooling has a weight and a bias for each map. The papers have no table of connections, only "about 17,000" free
+    parameters; with 120 units that see all 16 maps there would be 52,698. Here each unit sees four maps.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: side of the input, in pixels, at least 12; a rim of two pixels is added, so that 28 is the paper's 32.
+        img_size: side of the input, in pixels, at least 12; padded by two pixels, so that 28 corresponds to the paper's
+            32.
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -159,15 +160,15 @@ class LeNet4(Network):
 class LeNet5(Network):
     """LeNet-5 (LeCun et al. 1998): two 5×5 convolutions (6 and 16 channels), then 120, 84 and ``num_classes`` units.
 
-    61,706 parameters for 28×28 grey images and ten classes. (The paper's own has about 60,000: its second convolution
-    is not fully connected, its pooling has weights, its output units are radial basis functions.)
+    61,706 parameters for 28×28 grey images and ten classes. (The original has about 60,000: its second convolution is
+    only partially connected, its pooling has weights, its output units are radial basis functions.)
 
     Args:
-        num_classes: size of the last layer; 0 leaves the 84 features.
+        num_classes: size of the last layer; 0 for the 84 features.
         in_chans: input channels.
         img_size: side of the input, in pixels, at least 12.
         drop_rate: dropout before the last layer.
-        form: ``modern`` has ReLU and max pooling, ``published`` tanh and average pooling.
+        form: ``modern`` with ReLU and max pooling, ``published`` with tanh and average pooling.
 
     Raises:
         BackboneError: the input is too small.
@@ -198,15 +199,15 @@ class LeNet5(Network):
 
 
 class DQN(Network):
-    """The convolutions of the deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), without padding, each with ReLU. Its
-    features are the last map, flattened.
+    """The convolutions of the deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), without padding, each with
+    ReLU. Its features are the last map, flattened.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
         img_size: side of the input, in pixels.
-        convolutions: channels, kernel and stride of each; ``[[16, 3, 1]]`` is that of MinAtar (Young & Tian 2019,
-            arXiv:1903.03176).
+        convolutions: channels, kernel and stride of each; ``[[16, 3, 1]]`` is the network of MinAtar (Young & Tian
+            2019, arXiv:1903.03176).
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -236,8 +237,8 @@ class DQN(Network):
 
 
 class ConvNet(Network):
-    """A small convnet for small images: 3×3 convolutions with stride 2, group normalisation (Wu & He 2018,
-    arXiv:1803.08494, which depends on no other image) and ReLU. Its features are the last map, flattened.
+    """A small convnet for small images: 3×3 convolutions of stride 2, group normalisation (Wu & He 2018,
+    arXiv:1803.08494), which is independent of the batch, and ReLU. Its features are the last map, flattened.
 
     Args:
         num_classes: size of the classifier.

@@ -1,4 +1,4 @@
-"""What networks are put together from: exchangeable parts that describe themselves as data; keyed random numbers."""
+"""Exchangeable parts of networks that describe themselves as plain data, and random numbers with a seed per image."""
 
 import importlib
 import inspect
@@ -17,10 +17,10 @@ Shape = tuple[int, ...]
 
 
 def within(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Checks an argument of a part.
+    """Checks the range of a part's argument.
 
     Raises:
-        BackboneError: it is out of its range.
+        BackboneError: it is out of range.
     """
     if not low <= value <= high:
         bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
@@ -28,21 +28,21 @@ def within(name: str, value: float, low: float, high: float = math.inf) -> None:
 
 
 class Part(nn.Module):
-    """An exchangeable part. It keeps each of its arguments under the argument's own name, so that `describe` finds them."""
+    """Base class of exchangeable parts. Each argument is stored as an attribute of the same name, for `describe`."""
 
 
 def describe(part: Any, **options: Any) -> dict[str, Any] | None:
-    """A part as plain data: the path that its class is imported from, and its arguments.
+    """Describes a part as plain data: the import path of its class, and its arguments.
 
     Args:
-        part: a `Part`, an activation, or another module that keeps each argument under the argument's own name.
-        options: the arguments, where it does not keep them so; a part among them is described too.
+        part: a `Part`, an activation, or another module that stores each argument as an attribute of the same name.
+        options: the arguments, if they are not stored so; parts among them are described, too.
 
     Returns:
-        ``{"class_path": …, "init_args": {…}}``, from which `build` makes it again; None of None.
+        ``{"class_path": …, "init_args": {…}}``, from which `build` recreates it; None for None.
 
     Raises:
-        BackboneError: the part does not keep an argument.
+        BackboneError: the part does not store an argument.
     """
     if part is None:
         return None
@@ -64,7 +64,8 @@ def _plain(value: Any) -> Any:
 
 
 def path_of(kind: type) -> str:
-    """The shortest path that a class can be imported from, such as ``modules.detection.YOLO``: it stays when a file moves."""
+    """Returns the shortest import path of a class, such as ``modules.detection.YOLO``: it remains valid if a file
+    moves."""
     names = kind.__module__.split(".")
     for count in range(1, len(names)):
         package = ".".join(names[:count])
@@ -74,15 +75,15 @@ def path_of(kind: type) -> str:
 
 
 def find_class(path: str, base: type) -> type:
-    """The class that a path names.
+    """Finds the class of an import path.
 
     Args:
-        path: as `path_of` gives it. A bare name, as models that were saved earlier have it, is looked up among Fovea's own
-            classes, and so is the last part of a path into Fovea that leads to nothing any more.
-        base: what it has to be a subclass of; nothing else is handed out.
+        path: in the format of `path_of`. A bare name, from models saved by earlier versions, is looked up among Fovea's
+            own classes, as is the last part of a path into Fovea that no longer exists.
+        base: required base class; no other class is returned.
 
     Raises:
-        ValueError: there is no such class here.
+        ValueError: there is no such class.
     """
     place, _, name = path.rpartition(".")
     try:
@@ -105,15 +106,15 @@ def find_class(path: str, base: type) -> type:
 
 
 def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
-    """What `describe` described, made again.
+    """Recreates a part from its description.
 
     Args:
-        description: of `describe`, also as earlier versions wrote it; None gives None.
-        given: further arguments, which come first.
-        base: what it has to be a subclass of.
+        description: a result of `describe`, of this or an earlier version; None returns None.
+        given: further positional arguments, which come first.
+        base: required base class.
 
     Raises:
-        ValueError: there is no such class here; see `find_class`.
+        ValueError: there is no such class; see `find_class`.
     """
     if description is None:
         return None
@@ -123,20 +124,20 @@ def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
 
 
 def is_description(value: Any) -> bool:
-    """Whether `build` makes a part of it."""
+    """Whether a value is the description of a part."""
     return isinstance(value, dict) and (value.keys() == {"class_path", "init_args"} or "class" in value)
 
 
 def upgrade(saved: Any) -> Any:
-    """The description of a network as this version writes it, of one that an earlier version wrote: that had parts as
-    ``{"class": NAME, …}``, and those on feature maps as ``NAME`` beside ``…_options``."""
+    """Converts the description of a network from earlier versions, in which a part was ``{"class": NAME, …}``, or, on
+    feature maps, ``NAME`` with ``…_options``, to the current format."""
     if not isinstance(saved, dict):
         return saved
     if "class" in saved:
         options = {key: value for key, value in saved.items() if key != "class"}
         return upgrade({"class_path": _whole(saved["class"]), "init_args": options})
     result = {key: upgrade(value) for key, value in saved.items()}
-    if result.keys() == {"class_path", "init_args"}:  # its file may have moved
+    if result.keys() == {"class_path", "init_args"}:  # the file of the class may have moved
         result["class_path"] = _whole(result["class_path"])
     for key in ("detector", "decoder"):
         if isinstance(name := saved.get(key), str) and f"{key}_options" in saved:
@@ -147,7 +148,7 @@ def upgrade(saved: Any) -> Any:
 def _whole(name: str) -> str:
     try:
         return path_of(find_class(name, nn.Module))
-    except ValueError:  # `build` says so, where it is built
+    except ValueError:  # `build` raises the error
         return name
 
 
@@ -160,14 +161,14 @@ def _kinds(base: type) -> Iterator[type]:
 
 
 class Draws:
-    """Random numbers for a batch.
+    """Random numbers for the images of a batch.
 
-    In training they are torch's own. In evaluation those of an image depend on nothing but the image, so that figures
-    and pictures do not change with the size of the batch or the number of processes.
+    In training they are torch's own. In evaluation they are seeded by the content of each image, so that metrics and
+    images do not depend on the batch size or the number of processes.
 
     Args:
         image: uint8 B×C×H×W.
-        training: which of the two.
+        training: whether to use torch's own random numbers.
     """
 
     def __init__(self, image: Tensor, training: bool) -> None:
@@ -175,18 +176,18 @@ class Draws:
         self._generators: list[torch.Generator] = []
 
     def normal(self, *shape: int) -> Tensor:
-        """float32 B×shape from N(0, 1)."""
+        """Draws float32 B×shape from N(0, 1)."""
         return self._draw(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """float32 B×shape, uniform in [0, 1)."""
+        """Draws float32 B×shape, uniform in [0, 1)."""
         return self._draw(torch.rand, shape)
 
     def _draw(self, draw: Callable[..., Tensor], shape: Shape) -> Tensor:
         device = self.image.device
         if self.training:
             return draw(len(self.image), *shape, device=device)
-        if not self._generators:  # not before: most evaluations draw nothing
+        if not self._generators:  # created lazily: most evaluations draw nothing
             images = self.image.cpu().contiguous().numpy()
             self._generators = [torch.Generator().manual_seed(zlib.crc32(one.tobytes())) for one in images]
         return torch.stack([draw(*shape, generator=generator) for generator in self._generators]).to(device)

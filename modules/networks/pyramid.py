@@ -1,4 +1,4 @@
-"""Feature maps at the strides that a detector or decoder asks for."""
+"""Feature pyramid at the strides that a detector or decoder needs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from modules.networks import BackboneError
 
 
 class Pyramid(nn.Module):
-    """Picks the maps of a backbone by stride, and makes those that it lacks.
+    """Selects the feature maps of a backbone by stride, and computes missing ones.
 
-    A missing stride is made from the map with the nearest one: a finer map by transposed convolutions, a coarser one by
-    convolutions with stride 2. So a plain ViT, whose maps all have stride 16, gets the simple pyramid of Li et al. 2022
-    (arXiv:2203.16527, section 3).
+    A missing stride is computed from the map with the nearest one: a finer map by transposed convolutions, a coarser
+    one by convolutions of stride 2. For a plain ViT, whose maps all have stride 16, this is the simple feature pyramid
+    of Li et al. 2022 (arXiv:2203.16527, section 3).
 
     Args:
-        backbone: made with ``features_only``; only its ``feature_info`` is read, it does not become a part of this.
-        strides: wanted strides, ascending powers of two.
+        backbone: created with ``features_only``; only its ``feature_info`` is read, it does not become a submodule.
+        strides: ascending powers of two.
 
     Raises:
-        BackboneError: the strides are no ascending powers of two.
+        BackboneError: the strides are not ascending powers of two.
     """
 
     def __init__(self, backbone: Any, strides: Sequence[int]) -> None:
@@ -31,7 +31,7 @@ class Pyramid(nn.Module):
         self.strides, self.channels, self.chosen = list(strides), [], []
         self.adapters = nn.ModuleList()
         for stride in strides:
-            # Of several maps with the same stride the last, which has seen most.
+            # The deepest of several maps with the same stride.
             near = min(range(len(channels)), key=lambda i: (_factor(reductions[i], stride), -i))
             width, factor = channels[near], _factor(reductions[near], stride)
             steps: list[nn.Module] = []
@@ -46,7 +46,7 @@ class Pyramid(nn.Module):
             self.adapters.append(nn.Sequential(*steps))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """All maps of the backbone, float B×C×H×W, to those at `strides`, with `channels`."""
+        """Converts all maps of the backbone, float B×C×H×W, to maps at `strides` with `channels`."""
         return [adapter(features[i]) for i, adapter in zip(self.chosen, self.adapters, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The lectures' networks that timm lacks, registered with timm."""
+"""Registration of networks that timm does not have."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _facenet(file: str) -> dict[str, Any]:
     return _cfg(160, 3, 0, "conv2d_1a.conv", mean=(0.5,) * 3, std=(128 / 255,) * 3, url=url)
 
 
-default_cfgs = generate_default_cfgs(  # where timm's registration looks for them
+default_cfgs = generate_default_cfgs(  # must have this name for timm's registration
     {
         "mlp.untrained": _cfg(28, 1, 10, "neck.1", fixed_input_size=True),
         "embedding.untrained": _cfg(1, 1, 10, "neck", fixed_input_size=True, mean=(0.0,), std=(1.0,)),
@@ -61,13 +61,13 @@ def _build(network: type[Network], name: str, pretrained: bool, levels: int, **k
 
 @register_model
 def mlp(pretrained: bool = False, **kwargs: Any) -> Network:
-    """The MLP on pixels, 784-300-100-10."""
+    """Multilayer perceptron on pixels, 784-300-100-10."""
     return _build(MLP, "mlp", pretrained, 0, **kwargs)
 
 
 @register_model
 def embedding(pretrained: bool = False, **kwargs: Any) -> Network:
-    """A learned vector for each number, for series of them."""
+    """Embedding of integers, for series of them."""
     return _build(Embedding, "embedding", pretrained, 0, **kwargs)
 
 
@@ -91,7 +91,7 @@ def lenet5(pretrained: bool = False, **kwargs: Any) -> Network:
 
 @register_model
 def convnet(pretrained: bool = False, **kwargs: Any) -> Network:
-    """The small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
+    """A small convnet; ``channels=(32, 64)`` for two convolutions instead of three."""
     levels = len(kwargs.get("channels", (32, 64, 128)))
     return _build(ConvNet, "convnet", pretrained, levels, **kwargs)
 
@@ -154,7 +154,7 @@ def googlenet(pretrained: bool = False, **kwargs: Any) -> Network:
 
 @register_model
 def dlib_face_resnet(pretrained: bool = False, **kwargs: Any) -> Network:
-    """dlib's network of faces; its weights come with the package face_recognition_models."""
+    """dlib's face network; its weights come with the package face_recognition_models."""
     return _build(DlibFaceResNet, "dlib_face_resnet", pretrained, 5, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Networks that turn an image into another one of its size, and how large images go through a network."""
+"""Image-to-image networks, and tiled inference for large images."""
 
 from collections.abc import Callable
 
@@ -11,24 +11,24 @@ from modules.ranges import PositiveInt
 
 
 class Translator(Part):
-    """Layers from an image to an image of the same size."""
+    """Base class of networks that map an image to an image of the same size."""
 
     def build(self, in_chans: int, out_chans: int) -> None:
-        """Makes the layers.
+        """Creates the layers.
 
         Args:
-            in_chans: channels of what comes in: of the image, and of what says which domain is asked for.
-            out_chans: channels of the images.
+            in_chans: input channels: those of the image, and those that encode the target domain.
+            out_chans: output channels.
         """
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:
-        """float B×in_chans×H×W to float B×out_chans×H×W, without bounds."""
+        """Computes float B×out_chans×H×W, unbounded, from float B×in_chans×H×W."""
         raise NotImplementedError
 
 
 class _Residual(nn.Module):
-    """Two 3×3 convolutions whose result is added to what comes in."""
+    """A residual block of two 3×3 convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,17 +42,18 @@ class _Residual(nn.Module):
 
 
 class ResidualTranslator(Translator):
-    """Two convolutions of stride 2, residual blocks, and back (Johnson et al. 2016, arXiv:1603.08155), with reflection
-    padding and instance normalisation (Ulyanov et al. 2016, arXiv:1607.08022): the generator of CycleGAN and StarGAN.
+    """Two convolutions of stride 2, residual blocks, and upsampling (Johnson et al. 2016, arXiv:1603.08155), with
+    reflection padding and instance normalisation (Ulyanov et al. 2016, arXiv:1607.08022): the generator of CycleGAN and
+    StarGAN.
 
-    On the way back the nearest value is repeated before each convolution, which makes no checkerboard, instead of a
-    transposed convolution. The first convolution is not normalised: that would take away what a constant plane says of the
-    wanted domain. Images may have any size of eight pixels or more: a side that four does not divide is
-    extended by its mirror image, and cut off again.
+    Upsampling is nearest-neighbour interpolation followed by a convolution instead of a transposed convolution, which
+    avoids checkerboard artefacts. The first convolution is not normalised, since that would remove the constant planes
+    that encode the target domain. Images need at least eight pixels; a side that is not divisible by four is padded by
+    reflection and cropped again.
 
     Args:
-        width: channels of the first convolution, ``64`` in the papers; the blocks have four times as many.
-        blocks: residual blocks; in the papers 6 for images of 128 pixels, 9 from 256 on.
+        width: channels of the first convolution, 64 in the papers; the residual blocks have four times as many.
+        blocks: number of residual blocks; in the papers 6 for images of 128 pixels, 9 from 256 on.
     """
 
     def __init__(self, width: PositiveInt = 64, blocks: PositiveInt = 6) -> None:
@@ -79,7 +80,7 @@ class ResidualTranslator(Translator):
 
     @property
     def reach(self) -> int:
-        """How far from a pixel what becomes of it looks, in pixels, but for the statistics; a multiple of four."""
+        """Radius of the receptive field in pixels, apart from the normalisation statistics; a multiple of four."""
         return 20 + 8 * self.blocks
 
     @override
@@ -90,17 +91,17 @@ class ResidualTranslator(Translator):
 
 
 def in_pieces(network: Callable[[Tensor], Tensor], image: Tensor, side: int, reach: int, factor: int = 1) -> Tensor:
-    """What a network makes of images piece by piece, without seams: its memory does not grow with them.
+    """Applies a network to images tile by tile, without seams: the memory does not grow with the image.
 
     Args:
-        network: B×C×h×w to B×C×fh×fw; what it makes of a pixel hangs on those within reach alone.
+        network: maps B×C×h×w to B×C×fh×fw; its receptive field must be within ``reach``.
         image: B×C×H×W.
-        side: of the pieces, in pixels; a multiple of the network's stride.
-        reach: in pixels; a multiple of the network's stride.
-        factor: f.
+        side: side of the tiles, in pixels; a multiple of the network's stride.
+        reach: overlap on each side, in pixels; a multiple of the network's stride.
+        factor: f, the scale factor.
 
     Returns:
-        B×C×fH×fW of the images' type.
+        B×C×fH×fW of the images' dtype.
     """
     f, (height, width) = factor, image.shape[-2:]
     result = image.new_empty(*image.shape[:2], f * height, f * width)

