@@ -15,7 +15,7 @@ Answer = dict[str, Any]  # prediction for one image, as plain data
 
 
 class Answers:
-    """How a module's predictions are drawn and stored. The base class keeps them as plain data only."""
+    """Drawing and storage of a module's predictions. The base class keeps them as plain data only."""
 
     def draw(self, image: Image, answer: Answer) -> Image:
         """Draws a prediction on its image; by default, the image alone.

@@ -1,4 +1,4 @@
-"""One label for each image."""
+"""Image classification."""
 
 from typing import Any
 
@@ -32,28 +32,27 @@ from modules.spec import Backbone, DataSpec
 from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
-WORST = 18  # mistakes shown
+WORST = 18  # number of misclassified images shown
 
 
 class ClassificationModule(VisionModule):
-    """A backbone and a linear classifier, trained by cross-entropy.
+    """Image classification: a backbone with a linear classifier, trained with cross-entropy.
 
-    Measures loss, accuracy (top-1, and top-5 from ten classes on), the mean over classes of their accuracy
-    (``balanced_accuracy``), macro F1, the expected calibration error over 15
-    bins (Guo et al. 2017, arXiv:1706.04599), and the accuracy of each class; shows the confusion matrix and the most
-    confident mistakes.
+    Metrics: loss, accuracy (top-1, and top-5 from ten classes on), mean accuracy over classes (``balanced_accuracy``),
+        macro F1, expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599), and accuracy per class.
+        Logs the confusion matrix and the most confident mistakes.
 
     Args:
-        data: description of its data.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        label_smoothing: share of the target that is spread over all classes, in [0, 1) (Szegedy et al. 2016,
+        data: description of the data.
+        backbone: the network that the classifier is built on.
+        optimization: optimiser, schedule and regularisation.
+        label_smoothing: fraction of the target that is spread over all classes, in [0, 1) (Szegedy et al. 2016,
             arXiv:1512.00567).
-        mixup: parameter α of mixup's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
-        cutmix: parameter α of cutmix's (Yun et al. 2019, arXiv:1905.04899); 0 for none. With both, each batch draws
-            one of them.
-        focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv:1708.02002), -(1 - p)^γ log p of the true class: how
-            little images count that are already right; 0 for cross-entropy.
+        mixup: parameter α of mixup's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 for no mixup.
+        cutmix: parameter α of cutmix's Beta distribution (Yun et al. 2019, arXiv:1905.04899); 0 for no cutmix. With
+            both, one of them is drawn for each batch.
+        focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv:1708.02002), -(1 - p)^γ log p of the true class: larger
+            values reduce the weight of correctly classified images; 0 for cross-entropy.
     """
 
     monitor = "val/accuracy"
@@ -92,7 +91,7 @@ class ClassificationModule(VisionModule):
                 "calibration_error": MulticlassCalibrationError(num_classes),
                 "confusion": MulticlassConfusionMatrix(num_classes),
             },
-            compute_groups=False,  # found by comparing states, they join what only the first batch does not tell apart
+            compute_groups=False,  # the automatic grouping compares states after one batch only
         )
         if num_classes >= 10:
             figures.add_metrics({"accuracy_top5": MulticlassAccuracy(num_classes, top_k=5, average="micro")})
@@ -101,7 +100,7 @@ class ClassificationModule(VisionModule):
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
 
     def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
-        """See `VisionModule.solve_head`: a linear support vector machine."""
+        """See `LinearTask.solve_head`: fits a linear support vector machine."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
         solution = solve(features, labels, self.num_classes, weights)
         self.head.load_state_dict({"weight": torch.tensor(solution.weight), "bias": torch.tensor(solution.bias)})
@@ -118,15 +117,15 @@ class ClassificationModule(VisionModule):
         return sheet(images, columns, [self.label_names[k] for k in batch["label"]], side=112)
 
     def shown(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        """What is looked at of a sample of a batch, uint8 C×H×W."""
+        """Returns the image of a sample in a batch for display, uint8 C×H×W."""
         return batch["image"][index].cpu()
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """What is said of a batch, float B×K."""
+        """Computes logits, float B×K, for evaluation, averaged over mirrored views."""
         return self.views.mean(self, batch["image"], mean_of_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to logits, float B×K."""
+        """Computes logits, float B×K, from images, uint8 B×C×H×W."""
         return self.head(self.backbone(self.normalize(image)))
 
     @override
@@ -142,11 +141,12 @@ class ClassificationModule(VisionModule):
         return Losses({"loss": loss}, {"accuracy": (logits.detach().argmax(1) == label).float().mean()})
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over the images, not over their weights, so that it does not depend on the batches and processes.
+        """Computes the loss as a mean over images, not over their class weights, so that it is independent of batches
+        and processes.
 
         Args:
             logits: float B×K.
-            target: int64 B, or shares, float B×K.
+            target: int64 B, or class probabilities, float B×K.
         """
         if not self.focal_gamma:
             losses = F.cross_entropy(
@@ -158,7 +158,7 @@ class ClassificationModule(VisionModule):
         if self.class_weights is not None:
             shares = shares * self.class_weights
         likely = logits.float().log_softmax(1)
-        doubt = (-likely.expm1()).clamp(min=1e-7) ** self.focal_gamma  # of a γ below 1, the slope at 0 is infinite
+        doubt = (-likely.expm1()).clamp(min=1e-7) ** self.focal_gamma  # for γ below 1, the slope at 0 is infinite
         return -(shares * doubt * likely).sum(1).mean()
 
     @override
@@ -208,5 +208,5 @@ class ClassificationModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image ``label``, ``probability`` and the five likeliest labels as ``top``."""
+        """Returns ``label``, ``probability`` and the five most likely labels as ``top`` for each image."""
         return likeliest(self.logits(batch), self.label_names)

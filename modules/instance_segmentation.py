@@ -1,4 +1,4 @@
-"""Boxes and masks of single objects: Mask R-CNN."""
+"""Instance segmentation with Mask R-CNN."""
 
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
@@ -31,28 +31,28 @@ from modules.ranges import Positive, PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
-SHOWN = 8  # validation images whose masks are shown
-SHARE = 0.6  # of the colours in pictures of masks
-VISIBLE = 0.5  # share of an object that must not lie behind others for it to be in a panoptic map
+SHOWN = 8  # number of validation images shown with their masks
+SHARE = 0.6  # opacity of the colours in drawn masks
+VISIBLE = 0.5  # minimum visible fraction of an object in a panoptic map
 
 
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN (He et al. 2017, arXiv:1703.06870), by torchvision: Faster R-CNN with a branch that says for each
-    region which of 28×28 positions belong to the object.
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870), from torchvision: Faster R-CNN with a branch that predicts a mask
+    of 28×28 pixels for each region.
 
     Args:
         backbone: see `modules.detection.Detector`.
-        num_classes: see there.
-        image_size: see there.
+        num_classes: see `modules.detection.Detector`.
+        image_size: see `modules.detection.Detector`.
         strides: see `FasterRCNN`.
-        width: see there.
-        hidden: see there.
-        anchor_scale: see there.
-        proposals: see there.
-        samples: see there.
+        width: see `FasterRCNN`.
+        hidden: see `FasterRCNN`.
+        anchor_scale: see `FasterRCNN`.
+        proposals: see `FasterRCNN`.
+        samples: see `FasterRCNN`.
         mask_width: channels of the four 3×3 convolutions of the mask branch.
         pooled_level: see `FasterRCNN`.
-        second_version: see there; the mask branch is normalised too.
+        second_version: see `FasterRCNN`; the mask branch is normalised too.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {
@@ -89,22 +89,22 @@ class MaskRCNN(FasterRCNN):
 
 
 class MaskMetric(nn.Module):
-    """How good masks are: COCO's average precision, and panoptic quality.
+    """Metrics of instance masks: COCO's average precision, and panoptic quality.
 
-    Both are measured in the pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868)
-    the confident objects are laid over each other, the most certain in front, and pixels without an object are the
-    background, which counts as a class of its own.
+    Both are computed in pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868),
+    the confident objects are overlaid, the most confident in front; pixels without an object are background, which
+    counts as a class.
 
     Args:
-        num_classes: number of classes, without the background.
-        most: detections of an image that count.
+        num_classes: number of classes without the background.
+        most: maximum number of detections per image.
     """
 
     def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # By default more than 100 are a warning, which is the user's to decide. The library's own merging of processes
-        # needs the same number of images in each.
+        # More than 100 detections are the user's choice, so the library's warning is off. Its own reduction over
+        # processes requires the same number of images in each.
         self.precision = MeanAveragePrecision(
             iou_type="segm", **COCO, max_detection_thresholds=[1, 10, most], sync_on_compute=False
         )
@@ -114,9 +114,9 @@ class MaskMetric(nn.Module):
         """Adds an image.
 
         Args:
-            found: ``masks`` bool N×S×S, ``labels``, ``scores``, the most certain first.
+            found: ``masks`` bool N×S×S, ``labels``, ``scores``, the most confident first.
             truth: ``masks`` uint8 M×S×S, ``labels``, ``ignore``.
-            threshold: score from which on objects are in the panoptic map.
+            threshold: score from which objects are in the panoptic map.
         """
         target = {"masks": truth["masks"].bool(), "labels": truth["labels"], "iscrowd": truth["ignore"].long()}
         self.precision.update([{key: found[key] for key in ("masks", "labels", "scores")}], [target])
@@ -128,12 +128,12 @@ class MaskMetric(nn.Module):
         self.quality.update(ours[None], true[None])
 
     def compute(self) -> dict[str, float]:
-        """``mask_ap`` (mean over overlaps from 0.5 to 0.95, and classes), ``mask_ap50``, ``mask_ap75``,
-        ``panoptic_quality``; all in [0, 1]. Without any object to be found, the last alone."""
+        """Returns ``mask_ap`` (mean over IoU thresholds from 0.5 to 0.95, and classes), ``mask_ap50``, ``mask_ap75``
+        and ``panoptic_quality``, all in [0, 1]; without objects, only the last."""
         if torch.distributed.is_initialized():
             shares: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(shares, self.precision.metric_state)
-            for name in shares[0]:  # the images of a process are every so many-th of all
+            for name in shares[0]:  # a process has every world_size-th image
                 images = zip_longest(*(share[name] for share in shares))
                 setattr(self.precision, name, [each for turn in images for each in turn if each is not None])
         values = self.precision.compute()
@@ -141,25 +141,25 @@ class MaskMetric(nn.Module):
         result = {key: float(values[name]) for key, name in names.items()} | {
             "panoptic_quality": float(self.quality.compute())
         }
-        return {key: value for key, value in result.items() if value >= 0}  # -1 or NaN stand for none
+        return {key: value for key, value in result.items() if value >= 0}  # -1 or NaN mark undefined metrics
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Resets the metrics."""
         self.precision.reset()
         self.quality.reset()
 
 
 def panoptic_map(masks: Tensor, labels: Tensor, num_classes: int, visible: float = VISIBLE) -> Tensor:
-    """Class and object of each pixel.
+    """Computes class and object id of each pixel.
 
     Args:
-        masks: bool N×S×S, those in front first.
+        masks: bool N×S×S, the front-most first.
         labels: int64 N.
-        num_classes: the number that stands for the background.
-        visible: least share of a mask that must not be taken already.
+        num_classes: class index of the background.
+        visible: minimum fraction of a mask that is not yet covered.
 
     Returns:
-        int64 S×S×2: class and number of the object.
+        int64 S×S×2: class and object id.
     """
     result = labels.new_zeros(*masks.shape[1:], 2)
     result[..., 0] = num_classes
@@ -173,19 +173,19 @@ def panoptic_map(masks: Tensor, labels: Tensor, num_classes: int, visible: float
 
 
 class InstanceSegmentationModule(DetectionModule):
-    """A backbone and Mask R-CNN on its feature maps: boxes as in `DetectionModule`, and masks.
+    """Instance segmentation: a backbone with Mask R-CNN on its feature maps; boxes as in `DetectionModule`, and masks.
 
-    Measures in addition to the boxes' figures the average precision of masks (``mask_ap``, ``mask_ap50``, ``mask_ap75``)
-    and panoptic quality; shows masks beside the truth.
+    Metrics: those of `DetectionModule`, the average precision of masks (``mask_ap``, ``mask_ap50``, ``mask_ap75``), and
+        panoptic quality. Logs masks next to the ground truth.
 
     Args:
-        data: what its data, which have masks, are like.
-        backbone: the network that it is built on.
-        detector: what finds objects in the maps: MaskRCNN.
-        optimization: how it is trained.
-        max_detections: most objects per image that are returned and measured; COCO's figures are for 100.
-        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default 0.5.
-        across_classes: suppress it even if the two are of different classes.
+        data: description of the data, which must have masks.
+        backbone: the network that the detector is built on.
+        detector: detects boxes and masks in the feature maps: MaskRCNN.
+        optimization: optimiser, schedule and regularisation.
+        max_detections: maximum number of objects per image that are returned and evaluated; COCO's metrics use 100.
+        nms: IoU threshold of non-maximum suppression; by default 0.5.
+        across_classes: apply non-maximum suppression across classes.
     """
 
     monitor = "val/mask_ap"
@@ -231,25 +231,25 @@ class InstanceSegmentationModule(DetectionModule):
         return report
 
     def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
-        """As of `DetectionModule`, and ``masks``, COCO's run-length codes, in the pixels of the image as it was read."""
+        """As in `DetectionModule`, with ``masks``, COCO's run-length codes in pixels of the original image."""
         shapes = pasted(found, *size)
-        seen = shapes.any(2).any(1)  # an object without a pixel is none
+        seen = shapes.any(2).any(1)  # objects without pixels are dropped
         found, shapes = {key: value[seen] for key, value in found.items()}, shapes[seen]
         codes = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in shapes.cpu().numpy()]
         masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
         return super()._told(found, size) | {"masks": masks}
 
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_samples`; with the objects as tints."""
+        """See `VisionModule.draw_samples`; with the objects as overlays."""
         pairs = zip(batch["image"], batch["masks"], strict=True)
         return sheet([tinted(image, masks, 192) for image, masks in pairs], columns)
 
 
 class MaskAnswers(BoxAnswers):
-    """Boxes with a label, a score and a mask each."""
+    """Predicted boxes with labels, scores and masks."""
 
     def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; with boxes, and the objects as tints."""
+        """See `Answers.draw`; with boxes, and the objects as overlays."""
         owner = np.zeros(image.shape[:2], np.uint8)
         for number, code in reversed(list(enumerate(answer["masks"]))):  # one at a time: there may be thousands
             owner[pixels(code)] = colour_of(number)
@@ -257,11 +257,11 @@ class MaskAnswers(BoxAnswers):
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
-    """Masks of regions as masks of the image.
+    """Pastes the masks of regions into masks of the image.
 
     Args:
-        found: ``masks`` float N×1×28×28 in [0, 1], and ``boxes`` float N×4 that they fill, xyxy in pixels of the image.
-        height, width: of the image.
+        found: ``masks`` float N×1×28×28 in [0, 1], and their ``boxes`` float N×4, xyxy in pixels of the image.
+        height, width: size of the image.
 
     Returns:
         bool N×H×W.
@@ -272,12 +272,12 @@ def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
 
 
 def tinted(image: Tensor, masks: Tensor, side: int) -> NDArray[np.uint8]:
-    """An image with its objects in different colours, uint8 H×W×3.
+    """Draws an image with its objects as overlays in different colours, uint8 H×W×3.
 
     Args:
         image: uint8 C×H×W.
-        masks: N×H×W, those in front first.
-        side: shortest side of the result; smaller images are enlarged by a whole factor.
+        masks: N×H×W, the front-most first.
+        side: minimum length of the shorter side of the result; smaller images are enlarged by an integer factor.
     """
     owner = np.zeros(image.shape[1:], np.uint8)
     for number, mask in reversed(list(enumerate(masks.bool().cpu().numpy()))):

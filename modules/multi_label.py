@@ -1,4 +1,4 @@
-"""Any number of labels for each image."""
+"""Multi-label classification."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,11 +30,11 @@ from modules.training_data import share
 from modules.views import mean_of_labels
 from modules.warm_start import ClassRows
 
-SHOWN = 18  # validation images whose labels are shown
+SHOWN = 18  # number of validation images shown with their labels
 
 
 class Curve(NamedTuple):
-    """Precision and recall of a label at each threshold, as torchmetrics' curves have them.
+    """Precision-recall curve of a label, in the format of torchmetrics.
 
     >>> curve = Curve(*map(np.array, ([0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [0.2, 0.6, 0.9])))
     >>> curve.average_precision, curve.best_threshold, curve.at(0.7)
@@ -52,36 +52,37 @@ class Curve(NamedTuple):
 
     @property
     def average_precision(self) -> float:
-        """The sum of precisions, each weighted by what recall gains there, in [0, 1]."""
+        """Average precision: the sum of precisions weighted by the increase in recall, in [0, 1]."""
         return float(-(np.diff(self.recall) * self.precision[:-1]).sum())
 
     @property
     def best_threshold(self) -> float:
-        """The threshold of the greatest F1."""
+        """The threshold with the highest F1."""
         p, r = self.precision[:-1], self.recall[:-1]
         return float(self.thresholds[(2 * p * r / np.maximum(p + r, 1e-12)).argmax()])
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """Precision and recall of what reaches a threshold; both are 0 where nothing does."""
+        """Returns precision and recall at a threshold; both are 0 if no score reaches it."""
         place = int(np.searchsorted(self.thresholds, threshold))
         found = place < len(self.thresholds)
         return (float(self.precision[place]), float(self.recall[place])) if found else (0.0, 0.0)
 
 
 class MultiLabelModule(CalibratedModule):
-    """A backbone and a linear classifier that decides for each label separately whether an image has it.
+    """Multi-label classification: a backbone with a linear classifier that predicts each label independently.
 
-    Measures the mean average precision over labels (``map``) and the mean F1 at thresholds of each label; these are those with
-    the best F1 in validation, and are kept with the weights: `predict` tells the labels that reach theirs. Shows these of each
-    label, precision against recall, and what is said of the same images each epoch.
+    Metrics: the mean average precision over labels (``map``) and the mean F1 at a threshold per label. The thresholds
+        are those with the best F1 on the validation set and are stored with the weights: `predict` returns the labels
+        whose probability reaches them. Logs the metrics per label, precision-recall curves, and predictions for the
+        same images each epoch.
 
     Args:
-        data: description of its data.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        loss: loss of logits and truth, both float B×K, a scalar; by default the binary cross-entropy, where the
-            presence of a label weighs what the data's ``class_weights`` say. If most labels are absent from most
-            images, use ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
+        data: description of the data.
+        backbone: the network that the classifier is built on.
+        optimization: optimiser, schedule and regularisation.
+        loss: loss of logits and targets, both float B×K, a scalar; by default binary cross-entropy, with the data's
+            ``class_weights`` as weights of positive labels. If most labels are absent from most images, use
+            ``timm.loss.AsymmetricLossMultiLabel`` (Ben-Baruch et al. 2021, arXiv:2009.14119).
     """
 
     monitor = "val/map"
@@ -115,7 +116,7 @@ class MultiLabelModule(CalibratedModule):
         self.keep_thresholds(torch.full((data.num_classes,), 0.5))
         self.answers = LabelAnswers()
         self.curves = PerStage(lambda _: MultilabelPrecisionRecallCurve(data.num_classes))
-        self._kept = 0  # batches of an evaluation of which some was kept
+        self._kept = 0  # batches of the evaluation so far
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, probabilities, labels
 
     @property
@@ -131,7 +132,7 @@ class MultiLabelModule(CalibratedModule):
         return ", ".join(name for name, one in zip(self.label_names, has.tolist(), strict=True) if one) or "none"
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to logits, float B×K."""
+        """Computes logits, float B×K, from images, uint8 B×C×H×W."""
         return self.head(self.backbone(self.normalize(image)))
 
     @override
@@ -162,7 +163,7 @@ class MultiLabelModule(CalibratedModule):
             probabilities, truth = dim_zero_cat(state.preds), dim_zero_cat(state.target)
         state.reset()
         counts = truth.sum(0).tolist()
-        curves = {  # a label that no image has is not measured
+        curves = {  # labels without positive images are not measured
             k: Curve(
                 *(
                     part.double().cpu().numpy()
@@ -198,8 +199,8 @@ class MultiLabelModule(CalibratedModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
-        """For each image ``labels``, those whose probability reaches their threshold, the likeliest first; and the
-        ``probabilities`` of all."""
+        """Returns ``labels`` for each image, those whose probability reaches their threshold, the most likely first,
+        and the ``probabilities`` of all labels."""
         probabilities = self.views.mean(self, batch["image"], mean_of_labels).float().sigmoid()
         reached, order = probabilities >= self.threshold, probabilities.argsort(1, descending=True)
         return [
@@ -212,16 +213,16 @@ class MultiLabelModule(CalibratedModule):
 
 
 class LabelAnswers(Answers):
-    """Labels of an image."""
+    """Predicted labels of an image."""
 
     def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; the labels with their probabilities stand above."""
+        """See `Answers.draw`; the labels with their probabilities stand above the image."""
         said = [f"{name} {answer['probabilities'][name]:.2f}" for name in answer["labels"]]
         return sheet([enlarged(super().draw(image, answer), 112)], heading=", ".join(said) or "none")
 
 
 def drawn_curves(curves: Mapping[str, Curve]) -> Image:
-    """Precision against recall, of each label by its name."""
+    """Draws the precision-recall curves of labels, by name."""
     figure = Figure((6, 4.5), dpi=80)
     axes = figure.add_subplot()
     for name, curve in curves.items():

@@ -1,4 +1,4 @@
-"""Quantities of an image, such as an age, a count or a weight."""
+"""Regression of quantities from images, such as an age, a count or a weight."""
 
 import re
 from collections.abc import Sequence
@@ -24,16 +24,17 @@ from modules.spec import Backbone, DataSpec
 from modules.views import mean_of_values
 from modules.warm_start import ClassRows
 
-WORST = 18  # images that are shown
-DRAWN = 2000  # points of a chart
+WORST = 18  # number of images shown
+DRAWN = 2000  # maximum number of points in a chart
 
 
 class Standardization(nn.Module):
-    """Quantities in units in which those to train on have mean 0 and standard deviation 1, and back; kept with the weights.
+    """Standardises quantities to mean 0 and standard deviation 1 over the training set, and back; stored with the
+    weights.
 
     Args:
-        mean: of each quantity, K.
-        std: standard deviation of each, K; one that is always the same has 1.
+        mean: mean of each quantity, K.
+        std: standard deviation of each quantity, K; 1 for a constant one.
     """
 
     mean: Tensor
@@ -45,28 +46,28 @@ class Standardization(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, value: Tensor) -> Tensor:
-        """float B×K to float B×K."""
+        """Standardises float B×K."""
         return (value - self.mean) / self.std
 
     def undo(self, value: Tensor) -> Tensor:
-        """float B×K to float B×K, in the units of the data."""
+        """Converts float B×K back to the units of the data."""
         return value * self.std + self.mean
 
 
 class RegressionModule(VisionModule):
-    """A backbone and a linear regression of quantities, each standardised by the images to train on.
+    """Regression: a backbone with a linear layer for quantities that are standardised over the training set.
 
-    Where the value of a quantity is not known (NaN), it counts neither in the loss nor in the figures. Measures for each
-    quantity the mean absolute error (``mae/NAME``), the root of the mean squared one (``rmse/NAME``), both in its own units,
-    and the coefficient of determination, whose mean over quantities is ``r2``; shows predicted against true values, and
-    the images with the largest errors.
+    Unknown values (NaN) are ignored in the loss and in the metrics. Metrics for each quantity are the mean absolute
+    error (``mae/NAME``) and the root mean squared error (``rmse/NAME``), both in the units of the data, and the
+    coefficient of determination, whose mean over the quantities is ``r2``. Logs predicted against true values, and the
+    images with the largest errors.
 
     Args:
-        data: description of its data.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        loss: loss of predictions and truth, both float N and standardised, a scalar; by default Huber's with δ = 1
-            (Huber 1964), squared near the truth, absolute further away.
+        data: description of the data.
+        backbone: the network that the regression is built on.
+        optimization: optimiser, schedule and regularisation.
+        loss: loss of predictions and targets, both float N and standardised, a scalar; by default the Huber loss with δ
+            = 1 (Huber 1964), quadratic near the target and linear further away.
     """
 
     training_only = ("loss.",)
@@ -109,7 +110,7 @@ class RegressionModule(VisionModule):
         return "\n".join(f"{name} {value:.4g}" for name, value in zip(self.label_names, values.tolist(), strict=True))
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to quantities in their own units, float B×K."""
+        """Predicts quantities in the units of the data, float B×K, from images, uint8 B×C×H×W."""
         return self.scaling.undo(self.head(self.backbone(self.normalize(image))).float())
 
     @override
@@ -159,22 +160,22 @@ class RegressionModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
-        """For each image ``values``, by the quantity's name and in its own units."""
+        """Returns ``values`` for each image, by quantity and in the units of the data."""
         rows = self.views.mean(self, batch["image"], mean_of_values).tolist()
         return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
 
 
 class ValueAnswers(Answers):
-    """Quantities of an image."""
+    """Predicted quantities of an image."""
 
     def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; the values stand above."""
+        """See `Answers.draw`; the values stand above the image."""
         said = ", ".join(f"{name} {value:.4g}" for name, value in answer["values"].items())
         return sheet([enlarged(super().draw(image, answer), 112)], heading=said)
 
 
 def keys(names: Sequence[str]) -> list[str]:
-    """Names in the letters that MLflow takes for figures, each another.
+    """Converts names to unique ones with characters that MLflow accepts in metrics.
 
     >>> keys(["weight (kg)", "weight [kg]", "age"])
     ['weight _kg_ 1', 'weight _kg_ 2', 'age']
@@ -184,17 +185,18 @@ def keys(names: Sequence[str]) -> list[str]:
 
 
 def errors(said: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
-    """The mean absolute error, the root of the mean squared error, and the coefficient of determination 1 - Σ(y - ŷ)² / Σ(y - ȳ)².
+    """Computes the mean absolute error, the root mean squared error, and the coefficient of determination 1 - Σ(y - ŷ)²
+    / Σ(y - ȳ)².
 
     >>> errors(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
     (0.3333333333333333, 0.5773502691896257, 0.5)
 
     Args:
         said: predictions, float64 N.
-        truth: float64 N.
+        truth: targets, float64 N.
 
     Returns:
-        The three; None of nothing, and no coefficient of a quantity that is always the same.
+        The three metrics; None for empty inputs, and no coefficient of determination for a constant target.
     """
     if not len(truth):
         return None, None, None

@@ -1,4 +1,4 @@
-"""Boxes around objects: the module and its detectors."""
+"""Object detection: the module and its detectors."""
 
 from modules.detection.detector import Detector
 from modules.detection.module import DetectionModule

@@ -1,4 +1,4 @@
-"""What is drawn and written of boxes that were found."""
+"""Drawing and conversion of predicted boxes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from modules.pictures.boxes import draw_boxes
 
 
 class BoxAnswers(Answers):
-    """Boxes with a label and a score each.
+    """Predicted boxes with labels and scores.
 
     Args:
-        label_names: of the classes.
+        label_names: names of the classes.
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ class BoxAnswers(Answers):
         """See `Answers.draw`; with the boxes."""
         captions = [f"{label}  {score:.2f}" for label, score in zip(answer["labels"], answer["scores"], strict=True)]
         colours = [self.label_names.index(label) for label in answer["labels"]]
-        if "ids" in answer:  # followed through a video: what keeps its number keeps its colour
+        if "ids" in answer:  # tracked in a video: an object keeps its id and colour
             captions = [
                 f"#{k}: {text}" if k is not None else text for k, text in zip(answer["ids"], captions, strict=True)
             ]
@@ -38,7 +38,7 @@ class BoxAnswers(Answers):
         return dict(enumerate(self.label_names, 1))
 
     def annotations(self, answer: Answer) -> list[dict[str, Any]]:
-        """See `Answers.annotations`: an object each, with its score, and its mask where there are masks."""
+        """See `Answers.annotations`: one per object, with its score, and its mask if there are masks."""
         found = []
         masks = answer.get("masks") or [None] * len(answer["boxes"])
         for (x1, y1, x2, y2), label, score, code in zip(

@@ -1,4 +1,4 @@
-"""What every detector does: from a feature pyramid to boxes, labels and scores."""
+"""Base classes of detectors: from feature maps to boxes, labels and scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,26 +14,26 @@ from modules.warm_start import ClassRows
 
 Detections = dict[
     str, Tensor
-]  # of an image: boxes float N×4 (xyxy, pixels of the input), labels int64 N, scores float N
+]  # of one image: boxes float N×4 (xyxy, pixels of the input), labels int64 N, scores float N
 
-CANDIDATES = 1000  # at least
-MIN_SCORE = 0.01  # below it, boxes count for nothing in a precision-recall curve that one would look at
+CANDIDATES = 1000  # minimum number of candidates for non-maximum suppression
+MIN_SCORE = 0.01  # boxes with lower scores do not affect the useful part of a precision-recall curve
 
 
 class Detector(nn.Module):
-    """Turns the maps of a backbone into boxes. A subclass has the layers, the loss and the decoding, and names in
-    ``class_layers`` those layers that have rows for each class.
+    """Base class of detectors on the feature maps of a backbone. A subclass defines the layers, the loss and the
+    decoding, and lists in ``class_layers`` the layers with class rows.
 
     Args:
-        backbone: made with ``features_only``; only its ``feature_info`` is read.
-        num_classes: number of classes, without a background.
-        image_size: of the input; see `modules.spec.sides`.
-        strides: strides of the maps to look at.
-        options: the subclass's own arguments, with which it is made again.
+        backbone: created with ``features_only``; only its ``feature_info`` is read.
+        num_classes: number of classes without the background.
+        image_size: size of the input; see `modules.spec.sides`.
+        strides: strides of the feature maps to use.
+        options: the subclass's own arguments, from which it is recreated.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {}
-    max_detections = 100  # as COCO counts them
+    max_detections = 100  # COCO's limit
     nms_iou = 0.6
     across_classes = False
 
@@ -46,41 +46,43 @@ class Detector(nn.Module):
         self.pyramid = Pyramid(backbone, strides)
 
     def forward(self, features: Sequence[Tensor]) -> Any:
-        """The maps of the backbone to raw outputs, in whatever form `losses` and `detect` take them."""
+        """Computes raw outputs, in the format of `losses` and `detect`, from the feature maps of the backbone."""
         raise NotImplementedError
 
     def losses(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """The parts of the loss, which are to be added, and the number of what they are means over, both scalars.
+        """Computes the terms of the loss, whose sum is minimised, and the number that they are averaged over, all
+        scalars.
 
         Args:
-            outputs: of `forward`.
-            batch: ``boxes``, ``labels`` and ``ignore``, lists with a tensor for each image.
+            outputs: result of `forward`.
+            batch: ``boxes``, ``labels`` and ``ignore``, lists with one tensor per image.
         """
         raise NotImplementedError
 
     def detect(self, outputs: Any) -> list[Detections]:
-        """The boxes of each image, the most certain first, `max_detections` at most."""
+        """Returns at most `max_detections` boxes per image, the most confident first."""
         raise NotImplementedError
 
     def within(self, boxes: Tensor) -> Tensor:
-        """Boxes …×4 with their corners inside the input."""
+        """Clips boxes …×4 to the input."""
         height, width = self.size
         return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
     def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
-        """Sets which boxes are kept; None leaves a setting as it is.
+        """Sets which boxes are kept; None leaves a setting unchanged.
 
         Args:
-            max_detections: boxes of an image.
-            nms_iou: overlap from which of two boxes the less certain is dropped.
-            across_classes: also where they are of different classes.
+            max_detections: maximum number of boxes per image.
+            nms_iou: IoU threshold of non-maximum suppression.
+            across_classes: apply non-maximum suppression across classes.
         """
         self.max_detections = self.max_detections if max_detections is None else max_detections
         self.nms_iou = self.nms_iou if nms_iou is None else nms_iou
         self.across_classes = self.across_classes if across_classes is None else across_classes
 
     def suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Which of N boxes are kept, the most certain first: int64, `max_detections` at most."""
+        """Applies non-maximum suppression to N boxes: returns the indices of at most `max_detections`, the most
+        confident first, int64."""
         one = (
             nms(boxes, scores, self.nms_iou)
             if self.across_classes
@@ -90,16 +92,17 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def fused(self, views: Sequence[Detections]) -> Detections:
-        """What several views show of an image, as weighted boxes fusion puts it together (Solovyev et al. 2021, arXiv:1910.13302).
+        """Fuses the detections in several views of an image by weighted boxes fusion (Solovyev et al. 2021,
+        arXiv:1910.13302).
 
-        A box that non-maximum suppression keeps becomes the mean of itself and those that it suppresses, weighted by their
-        scores; its score is the mean over the views, of which one that has no such box gives 0.
+        A box that non-maximum suppression keeps becomes the mean of itself and the boxes that it suppresses, weighted
+        by their scores; its score is the mean over the views, with 0 for a view without such a box.
 
         Args:
-            views: detections of each view, in the pixels of the same input.
+            views: detections in each view, in pixels of the same input.
 
         Returns:
-            The objects, the most certain first, `max_detections` at most.
+            At most `max_detections` objects, the most confident first.
         """
         boxes, labels, scores = (torch.cat([one[key] for one in views]) for key in ("boxes", "labels", "scores"))
         owner = torch.cat([labels.new_full((len(one["scores"]),), k) for k, one in enumerate(views)])
@@ -109,7 +112,7 @@ class Detector(nn.Module):
         overlap = box_iou(boxes[kept], boxes)
         if not self.across_classes:
             overlap = overlap * (labels[kept, None] == labels)
-        overlap[torch.arange(len(kept)), kept] = 2.0  # each is of itself
+        overlap[torch.arange(len(kept)), kept] = 2.0  # each box belongs to its own group
         best, group = overlap.max(0)
         weight = scores * (best > self.nms_iou)
         sums = boxes.new_zeros(len(kept), 5).index_add_(
@@ -122,15 +125,16 @@ class Detector(nn.Module):
 
 
 class OneStageDetector(Detector):
-    """A detector that judges places on a dense grid, all of them in one pass."""
+    """Base class of detectors that classify all locations of a dense grid in a single pass."""
 
     def dense(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Boxes, float32 B×A×4 within the image, and scores, float32 B×A×K in [0, 1], of all A places."""
+        """Returns boxes, float32 B×A×4 within the image, and scores, float32 B×A×K in [0, 1], of all A locations."""
         raise NotImplementedError
 
     @property
     def candidates(self) -> int:
-        """Scores of an image, the best over all places and classes, that go into non-maximum suppression."""
+        """Number of scores per image, the highest over all locations and classes, that enter non-maximum
+        suppression."""
         return max(CANDIDATES, 10 * self.max_detections)
 
     @torch.no_grad()
@@ -139,7 +143,7 @@ class OneStageDetector(Detector):
         return [self._select(boxes, scores) for boxes, scores in zip(*self.dense(outputs), strict=True)]
 
     def _select(self, boxes: Tensor, scores: Tensor) -> Detections:
-        """The best of A boxes by K scores each."""
+        """Selects the best of A boxes with K scores each."""
         values, order = scores.flatten().topk(min(self.candidates, scores.numel()))
         order = order[values > MIN_SCORE]
         values = values[: len(order)]
@@ -149,7 +153,7 @@ class OneStageDetector(Detector):
 
 
 def smallest_stride(image_size: int | str) -> int:
-    """The stride of the finest map by default: 8 pixels, and 4 where images are small."""
+    """Returns the default stride of the finest map: 8 pixels, or 4 for small images."""
     return 8 if max(sides(image_size)) > 256 else 4
 
 
@@ -160,6 +164,6 @@ def inside(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def ignored(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """Which of the places A×2 lie in a box of the batch that is not to be learned from: bool B×A."""
+    """Whether locations A×2 lie in a box of the batch that is to be ignored: bool B×A."""
     rows = [inside(points, boxes[ignore]).any(0) for boxes, ignore in zip(batch["boxes"], batch["ignore"], strict=True)]
     return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""Masks as COCO's run-length codes, put into larger pictures without being drawn there."""
+"""Operations on masks as COCO run-length codes, without decoding them to full images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 
 def runs(code: Mapping[str, Any]) -> NDArray[np.int64]:
-    """How many pixels follow each other, column by column, by turns outside and inside of a mask.
+    """Decodes a run-length code to run lengths, column by column, alternately outside and inside of the mask.
 
     Args:
-        code: COCO's compressed form: ``size``, height and width; ``counts``, text or bytes.
+        code: COCO's compressed format: ``size``, height and width; ``counts``, text or bytes.
     """
     text = code["counts"]
     chars = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    # A number has five bits a character, the lowest first, and a mark for those that another one follows.
+    # Numbers have five bits per character, the lowest first, and a flag if another character follows.
     last = np.flatnonzero((chars & 32) == 0)
     first = np.concatenate(([0], last[:-1] + 1)) if len(last) else last
     place = np.arange(len(chars)) - np.repeat(first, last - first + 1)
     numbers = np.add.reduceat((chars & 31) << (5 * place), first) if len(first) else np.zeros(0, np.int64)
     numbers -= ((chars[last] & 16) != 0) * (np.int64(1) << (5 * (last - first + 1)))
-    for start in (1, 2):  # from the fourth on, they are what is more than in the number before the last
+    for start in (1, 2):  # from the fourth on, numbers are differences from the number before the last
         numbers[start::2] = numbers[start::2].cumsum()
     return numbers
 
 
 def pixels(code: Mapping[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of a mask's pixels, column by column."""
+    """Returns rows and columns of a mask's pixels, column by column."""
     edges = runs(code).cumsum()
     starts, ends = edges[:-1:2], edges[1::2]
     lengths = ends - starts
@@ -38,14 +38,14 @@ def pixels(code: Mapping[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def placed(code: Mapping[str, Any], left: int, top: int, height: int, width: int) -> dict[str, Any]:
-    """The code of a mask as part of a larger one.
+    """Moves the mask of a tile to its position in a larger image.
 
     Args:
-        code: of a part of a picture.
-        left: where the part begins, in pixels.
+        code: run-length code of the tile's mask.
+        left: position of the tile, in pixels.
         top: see ``left``.
-        height: of the picture.
-        width: of the picture.
+        height: height of the image.
+        width: width of the image.
     """
     rows, columns = pixels(code)
     flat = (columns + left) * height + rows + top
@@ -58,6 +58,6 @@ def placed(code: Mapping[str, Any], left: int, top: int, height: int, width: int
 
 
 def union(codes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The code of what is in one of some masks of the same size."""
+    """Returns the union of masks of the same size."""
     found = rle.merge([code | {"counts": code["counts"].encode()} for code in codes])
     return {"size": list(codes[0]["size"]), "counts": found["counts"].decode()}

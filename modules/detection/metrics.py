@@ -1,4 +1,4 @@
-"""How good detections are: COCO's average precision, precision against recall, the best threshold, confusions."""
+"""Metrics of object detection: COCO's average precision, precision-recall curves, best threshold, confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from torchmetrics.functional.detection import mean_average_precision
 
 from modules.detection.detector import Detections
 
-HIT = 0.5  # overlap (IoU) from which a detection counts as that of an object, where one overlap is looked at
-UNSURE = 0.3  # score from which detections are believed where none is known to be better
+HIT = 0.5  # IoU from which a detection is a true positive, where a single IoU threshold is used
+UNSURE = 0.3  # default score threshold
 AREAS = ("small", "medium", "large")  # up to 32², up to 96², and more pixels
 Array = NDArray[np.float64]
-# What COCO measures at. The library's own thresholds are rounded to float32, which makes figures differ in the third place.
+# COCO's settings. The library's own thresholds are rounded to float32, which changes metrics in the third decimal.
 COCO: dict[str, Any] = {
     "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
     "rec_thresholds": np.linspace(0, 1, 101).tolist(),
@@ -26,14 +26,14 @@ COCO: dict[str, Any] = {
 
 
 class DetectionMetric(Metric):
-    """Collects detections and truth of all images and processes, and measures them together.
+    """Collects detections and ground truth of all images and processes.
 
-    Boxes are measured in the pixels of the images as they were read. Objects to be ignored (crowds, difficult ones) are
-    neither hits nor misses, and what lies in them is no false alarm, as COCO counts a crowd.
+    Boxes are in pixels of the original images. Objects to ignore (crowds, difficult ones) are neither true positives
+    nor misses, and detections in them are not false positives, as in COCO.
 
     Args:
         num_classes: number of classes.
-        most: detections of an image that count, the most certain ones. COCO's figures are those of 100.
+        most: maximum number of detections per image, the most confident ones. COCO's metrics use 100.
     """
 
     full_state_update = False
@@ -53,12 +53,12 @@ class DetectionMetric(Metric):
         """Adds images.
 
         Args:
-            detections: for each image boxes, labels and scores.
-            truth: for each image ``boxes`` float N×4, ``labels`` int64 N, ``ignore`` bool N, and perhaps ``area`` float N,
-                by which objects are small, medium or large; it is else that of the boxes.
+            detections: boxes, labels and scores of each image.
+            truth: for each image ``boxes`` float N×4, ``labels`` int64 N, ``ignore`` bool N, and optionally ``area``
+                float N, which classifies objects as small, medium or large; by default, the area of the boxes.
         """
         for found, true in zip(detections, truth, strict=True):
-            # The images of a process are every world_size-th of all, so this is the image's own number.
+            # A process has every world_size-th image, so this is the image's global index.
             key = int(self.images) * self.world_size + self.rank
             self.images = self.images + 1
             self.detections.append(_rows(key, found["boxes"], found["labels"], found["scores"]))
@@ -67,14 +67,15 @@ class DetectionMetric(Metric):
             self.truth.append(_rows(key, boxes, true["labels"], true["ignore"], area))
 
     def compute(self) -> dict[str, Any]:
-        """All figures.
+        """Computes all metrics.
 
         Returns:
-            ``ap`` (mean over ten overlaps from 0.5 to 0.95, and classes), ``ap50``, ``ap75``, ``ap_small`` … for those
-            sizes that there are, ``ar100`` (or as many as count), ``f1``, all floats, and none of them where there is no object to be found; the
-            ``threshold`` of that F1, where anything was found rightly; ``per_class`` K×2 (AP, AP50; NaN for a class without
-            objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` at the threshold, or else at
-            `UNSURE`, int64 (K+1)×(K+1), true classes in rows, detected ones in columns, the last of both for the background.
+            ``ap`` (mean over ten IoU thresholds from 0.5 to 0.95, and classes), ``ap50``, ``ap75``, ``ap_small`` … for
+            the sizes that occur, ``ar100`` (or another number of detections) and ``f1``, all floats, left out if there
+            are no objects; the ``threshold`` of that F1, if there are true positives; ``per_class`` K×2 (AP, AP50; NaN
+            for a class without objects); ``curves`` K×101, precision at recall 0, 0.01 … 1; ``confusion`` at the
+            threshold, by default `UNSURE`, int64 (K+1)×(K+1), true classes in rows, predicted ones in columns, the
+            background last.
         """
         truth, found = (_joined(rows, columns) for rows, columns in ((self.truth, 8), (self.detections, 7)))
         result = average_precision(found, truth, self.num_classes, self.most)
@@ -91,20 +92,20 @@ def _rows(image: int, boxes: Tensor, *columns: Tensor) -> Tensor:
 
 
 def _joined(rows: list[Tensor] | Tensor, columns: int) -> Array:
-    """What `_rows` made, sorted by image, as float64."""
+    """Joins rows of `_rows`, sorted by image, as float64."""
     rows = rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0, columns)
     table = rows.cpu().double().numpy()
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
 def average_precision(found: Array, truth: Array, num_classes: int, most: int = 100) -> dict[str, Any]:
-    """COCO's figures, see `DetectionMetric.compute`; without any object to be found, just the arrays.
+    """Computes COCO's metrics, see `DetectionMetric.compute`; without objects, only the arrays.
 
     Args:
         found: detections, N×7: image, xyxy, class, score.
-        truth: objects, M×8: image, xyxy, class, 1 for one to be ignored, area.
+        truth: objects, M×8: image, xyxy, class, 1 for objects to ignore, area.
         num_classes: number of classes K.
-        most: detections of an image that count.
+        most: maximum number of detections per image.
     """
     counted = truth[truth[:, 6] == 0]
     if not len(counted) or not len(found):
@@ -146,21 +147,21 @@ def average_precision(found: Array, truth: Array, num_classes: int, most: int = 
 
 
 def _mean(values: Array, nothing: float = 0.0) -> float:
-    """The mean without the -1 that stand for classes without objects."""
+    """Averages values without -1, which marks classes without objects."""
     values = values[values > -1]
     return float(values.mean()) if len(values) else nothing
 
 
 def overlaps(boxes: Array, others: Array, crowd: NDArray[np.bool_] | bool = False) -> Array:
-    """How far boxes cover each other, as COCO counts it.
+    """Computes the IoU of boxes as COCO does.
 
     Args:
         boxes: N×4, xyxy.
         others: M×4.
-        crowd: M; of a crowd a box may be any part.
+        crowd: M; whether a box is a crowd, for which the intersection is divided by the area of the detection.
 
     Returns:
-        N×M in [0, 1]: the intersection over the union, or, with a crowd, over the box.
+        N×M in [0, 1]: the intersection over union, or, for a crowd, over the detection's area.
 
     >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [1.0, 0, 3, 2]]), np.array([False, True])).tolist()
     [[0.3333333333333333, 0.5]]
@@ -170,15 +171,15 @@ def overlaps(boxes: Array, others: Array, crowd: NDArray[np.bool_] | bool = Fals
 
 
 def match(found: Array, truth: Array, by_class: bool = True) -> NDArray[np.int64]:
-    """Which object each detection of one image hits, the most certain detection choosing first.
+    """Matches the detections of one image to its objects, in descending order of their scores.
 
     Args:
         found: N×7, see `average_precision`.
         truth: M×7.
-        by_class: only objects of the detection's class can be hit.
+        by_class: match only objects of the detection's class.
 
     Returns:
-        N indices into ``truth``; -1 for a false alarm, -2 for what lies in an object to be ignored.
+        N indices into ``truth``; -1 for a false positive, -2 for a detection in an object to ignore.
 
     >>> cat, dog = [0, 0, 0, 10, 10, 0, 0], [0, 20, 0, 30, 10, 1, 0]
     >>> match(np.array([[0, 0, 0, 10, 9, 0, 0.8], [0, 20, 0, 30, 10, 0, 0.9]]), np.array([cat, dog]))
@@ -200,15 +201,15 @@ def match(found: Array, truth: Array, by_class: bool = True) -> NDArray[np.int64
 
 
 def _by_image(found: Array, truth: Array) -> list[tuple[NDArray[np.int64], Array, Array]]:
-    """The detections and objects of each image, and where the detections stand in ``found``."""
+    """Returns for each image the indices of its detections in ``found``, its detections and its objects."""
     images = np.unique(np.concatenate((found[:, 0], truth[:, 0])))
     edges = [np.searchsorted(rows[:, 0], images, side) for rows in (found, truth) for side in ("left", "right")]
     return [(np.arange(a, b), found[a:b], truth[c:d]) for a, b, c, d in zip(*edges, strict=True)]
 
 
 def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
-    """The score from which on detections are to be believed, so that F1 over all classes is best, and that F1; None and 0
-    where no detection is right.
+    """Finds the score threshold with the best F1 over all classes, and returns it with that F1; None and 0 without true
+    positives.
 
     Args:
         found: N×7, sorted by image, see `average_precision`.
@@ -228,13 +229,13 @@ def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
     if not wanted or not len(scores) or not right[-1]:
         return None, 0.0
     f1 = 2 * right / (np.arange(1, len(scores) + 1) + wanted)
-    f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores go together
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores share a threshold
     best = int(f1.argmax())
     return float(scores[best]), float(f1[best])
 
 
 def confusion(found: Array, truth: Array, num_classes: int) -> NDArray[np.int64]:
-    """What objects are taken for, see `DetectionMetric.compute`. ``found`` are the confident detections.
+    """Computes the confusion matrix, see `DetectionMetric.compute`; ``found`` are the confident detections.
 
     >>> found, truth = np.array([[0, 0, 0, 10, 10, 1, 0.9]]), np.array([[0, 0, 0, 10, 10, 0, 0.0]])
     >>> confusion(found, truth, 2).tolist()  # class 0, the row, is taken for class 1, the column

@@ -1,4 +1,4 @@
-"""Boxes around objects, with a label each."""
+"""Object detection."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -30,28 +30,27 @@ from modules.spec import Backbone, DataSpec
 from modules.views import mirrored, mirrored_boxes
 from modules.warm_start import ClassRows
 
-SHOWN = 8  # validation images whose detections are shown
-WORST = 8  # images with most mistakes that are shown
-SMALLEST = 0.02  # pixels of a side that is told to two places
+SHOWN = 8  # number of validation images shown with their detections
+WORST = 8  # number of images with the most mistakes shown
+SMALLEST = 0.02  # minimum side of a box, in pixels
 
 
 class DetectionModule(CalibratedModule):
-    """A backbone and a detector on its feature maps.
+    """Object detection: a backbone with a detector on its feature maps.
 
-    Measures COCO's average precision (``ap``, ``ap50``, ``ap75``, by size, for each class) and average recall, the best
-    F1 with its threshold; shows detections beside the truth for the same images each epoch, the images with most
-    mistakes, precision against recall, and the confusion matrix at the best threshold. That threshold is kept with the
-    weights: `predict` returns the boxes that reach it.
+    Metrics: COCO's average precision (``ap``, ``ap50``, ``ap75``, by size and per class) and average recall, and the
+        best F1 with its threshold. Logs detections next to the ground truth for the same images each epoch, the images
+        with the most mistakes, precision-recall curves, and the confusion matrix at the best threshold. The best
+        threshold on the validation set is stored with the weights: `predict` returns the boxes whose score reaches it.
 
     Args:
-        data: description of its data.
-        backbone: the network that it is built on.
-        detector: what finds boxes in the maps: YOLO, FCOS, RetinaNet or FasterRCNN.
-        optimization: how it is trained.
-        max_detections: most boxes per image that are returned and measured; COCO's figures are for 100.
-        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default 0.6, and 0.5
-            in Faster R-CNN.
-        across_classes: suppress it even if the two are of different classes.
+        data: description of the data.
+        backbone: the network that the detector is built on.
+        detector: detects boxes in the feature maps: YOLO, FCOS, RetinaNet, FasterRCNN or RTDETR.
+        optimization: optimiser, schedule and regularisation.
+        max_detections: maximum number of boxes per image that are returned and evaluated; COCO's metrics use 100.
+        nms: IoU threshold of non-maximum suppression; by default 0.6, in Faster R-CNN 0.5 and in RT-DETR 1 (none).
+        across_classes: apply non-maximum suppression across classes.
     """
 
     monitor = "val/ap"
@@ -79,7 +78,7 @@ class DetectionModule(CalibratedModule):
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self.keep_thresholds(torch.tensor(UNSURE))
-        self.told: set[int] | None = None  # classes; None for all
+        self.told: set[int] | None = None  # classes to return; None for all
         self.choose(max_detections=max_detections, nms=nms, across_classes=across_classes)
         self.figures = PerStage(lambda _: DetectionMetric(num_classes, max_detections))
         self.answers = BoxAnswers(self.label_names)
@@ -94,17 +93,17 @@ class DetectionModule(CalibratedModule):
         across_classes: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        """Sets which boxes are told; None leaves a setting as it is.
+        """Sets which boxes are returned; None leaves a setting unchanged.
 
         Args:
-            threshold: least score, in [0, 1].
-            max_detections: see the class.
-            nms: see the class; in [0, 1].
-            across_classes: see the class.
-            classes: names of those that are told.
+            threshold: minimum score, in [0, 1].
+            max_detections: see `DetectionModule`.
+            nms: see `DetectionModule`; in [0, 1].
+            across_classes: see `DetectionModule`.
+            classes: names of the classes to return.
 
         Raises:
-            BackboneError: a value is outside its range, or there is no such class.
+            BackboneError: a value is out of range, or a class is unknown.
         """
         if unknown := [name for name in classes or () if name not in self.label_names]:
             raise BackboneError(f"There is no class {unknown[0]!r}, but {', '.join(self.label_names)}.")
@@ -120,7 +119,7 @@ class DetectionModule(CalibratedModule):
 
     @property
     def across_classes(self) -> bool:
-        """Whether boxes of different classes are taken for those of one object."""
+        """Whether non-maximum suppression is applied across classes."""
         return self.detector.across_classes
 
     @override
@@ -138,7 +137,7 @@ class DetectionModule(CalibratedModule):
         return {f"detector.{name}": rows for name, rows in self.detector.class_layers.items()}
 
     def forward(self, image: Tensor) -> Any:
-        """uint8 B×C×S×S to the raw outputs of the detector."""
+        """Computes the raw outputs of the detector from images, uint8 B×C×H×W."""
         return self.detector(self.backbone(self.normalize(image)))
 
     @override
@@ -157,7 +156,7 @@ class DetectionModule(CalibratedModule):
         return losses
 
     def _detect(self, image: Tensor, outputs: Any) -> list[Detections]:
-        """What is found in images, in the pixels of the input, over all ways in which they are looked at."""
+        """Detects boxes in images, in pixels of the input, and fuses those of mirrored views."""
         found = [self.detector.detect(outputs)]
         for axes in self.views.axes[1:]:
             others = self.detector.detect(self(mirrored(image, axes)))
@@ -165,7 +164,7 @@ class DetectionModule(CalibratedModule):
         return found[0] if len(found) == 1 else [self.detector.fused(views) for views in zip(*found, strict=True)]
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
-        """Boxes in the pixels of the images as they were read; without those found beside the image, where it was filled up."""
+        """Converts boxes to pixels of the original images, and removes those in the padding."""
         sizes = batch.get("size")
         result = []
         for i, detections in enumerate(found):
@@ -201,7 +200,7 @@ class DetectionModule(CalibratedModule):
                 self._keep_pictures(batch, found, truth)
 
     def _keep_pictures(self, batch: dict[str, Any], found: list[Detections], truth: list[Detections]) -> None:
-        """Keeps the first images, and those with most mistakes."""
+        """Keeps the first images, and those with the most mistakes."""
         for i, (one, other) in enumerate(zip(found, truth, strict=True)):
             sure = one["scores"] >= self.threshold
             example = pictures.BoxExample(
@@ -224,8 +223,8 @@ class DetectionModule(CalibratedModule):
             self.calibrate(torch.tensor(values["threshold"]))
         if "ap" not in values:
             rank_zero_warn(
-                f"The {stage} split has no objects. So there is no average precision, and the threshold from which "
-                f"boxes are kept stays {float(self.measured):g}."
+                f"The {stage} split has no objects, so there is no average precision, and the score threshold "
+                f"stays {float(self.measured):g}."
             )
         shown, worst, self.shown, self.worst = self.shown, self.worst, [], []
         names = self.label_names
@@ -246,10 +245,11 @@ class DetectionModule(CalibratedModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """For each image ``boxes`` (xyxy, in pixels of the image as it was read), their ``labels`` and ``scores``; and its
-        ``size`` (height, width).
+        """Returns ``boxes`` for each image (xyxy, in pixels of the original image), their ``labels`` and ``scores``,
+        and its ``size`` (height, width).
 
-        The most certain comes first; told are the boxes that reach the threshold that was best in validation.
+        The boxes are those whose score reaches the best threshold on the validation set, in descending order of their
+        score.
         """
         result = []
         for i, found in enumerate(self._original(self._detect(batch["image"], self(batch["image"])), batch)):
@@ -261,7 +261,7 @@ class DetectionModule(CalibratedModule):
         return result
 
     def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
-        """What is told of the objects in an image of a size."""
+        """Converts the detections in an image to plain data."""
         return {
             "boxes": [[round(value, 2) for value in box] for box in found["boxes"].tolist()],
             "labels": [self.label_names[k] for k in found["labels"].tolist()],

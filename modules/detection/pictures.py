@@ -1,4 +1,4 @@
-"""The pictures that detection shows."""
+"""Images that object detection logs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from modules.pictures.sheets import Image, as_rgb, sheet
 
 @dataclass
 class BoxExample:
-    """An image with what is in it and what was found, in the pixels of the image as it was read.
+    """An image with its predicted and true boxes, in the pixels of the original image.
 
     Args:
-        image: uint8 C×S×S as the network gets it.
-        found: boxes, labels, scores.
-        truth: boxes, labels, ignore.
-        size: int64 2, height and width of the image as it was read.
+        image: uint8 C×S×S, the network's input.
+        found: predicted boxes, labels, scores.
+        truth: true boxes, labels, ignore.
+        size: int64 2, height and width of the original image.
     """
 
     image: Tensor
@@ -33,7 +33,7 @@ class BoxExample:
     size: Tensor
 
     def cpu(self) -> "BoxExample":
-        """The same on the CPU, without a share in a batch."""
+        """Copies the example to the CPU, without references to the batch."""
         found, truth = ({k: v.cpu() for k, v in part.items()} for part in (self.found, self.truth))
         return BoxExample(self.image.cpu().clone(), found, truth, self.size.cpu())
 
@@ -47,13 +47,13 @@ class BoxExample:
         return torch.cat(columns, 1).double().numpy()
 
     def errors(self) -> int:
-        """How many objects were missed, and how many detections hit none."""
+        """Returns the number of missed objects and false positives."""
         truth = self._table(self.truth, "ignore")
         hits = match(self._table(self.found, "scores"), truth)
         return int((hits == -1).sum() + (truth[:, 6] == 0).sum() - (hits >= 0).sum())
 
     def draw(self, label_names: Sequence[str], side: int = 256) -> list[Image]:
-        """The truth, in white, and what was found, in the colours of the classes."""
+        """Draws the ground truth, in white, and the detections, in the colours of their classes."""
         image = as_rgb(self.image)
         scale = len(image) / float(self.size.max())
         true, boxes = (part["boxes"].numpy() * scale for part in (self.truth, self.found))
@@ -65,13 +65,13 @@ class BoxExample:
 
 
 def pairs(examples: Sequence[BoxExample], label_names: Sequence[str]) -> Image:
-    """Truth and detections of examples side by side, two examples in a row."""
+    """Draws ground truth and detections side by side, two examples per row."""
     tiles = [tile for example in examples for tile in example.draw(label_names)]
     return sheet(tiles, 4, ["truth", "found"] * len(examples))
 
 
 def curves(precision: Array, per_class: NDArray[np.float64], label_names: Sequence[str]) -> Image:
-    """Precision against recall at an overlap of 0.5.
+    """Draws precision-recall curves at an IoU of 0.5.
 
     Args:
         precision: K×101, at recall 0, 0.01 … 1.

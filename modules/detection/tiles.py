@@ -1,4 +1,4 @@
-"""Answers for overlapping pieces of a picture as one answer for the picture."""
+"""Merging of the predictions for overlapping tiles of an image."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,31 +9,32 @@ from numpy.typing import NDArray
 from modules.detection.masks import placed, union
 from modules.detection.metrics import Array, overlaps
 
-AGREE = 0.5  # share from which on two pieces show the same object
-EDGE = 1 / 64  # of a piece's side: what comes nearer to its edge is thought to be cut off there
-PER_OBJECT = ("boxes", "labels", "scores", "masks")  # what an answer has for each object
+AGREE = 0.5  # overlap from which boxes of two tiles are the same object
+EDGE = 1 / 64  # relative to a tile's side: boxes that come closer to its edge count as cut off
+PER_OBJECT = ("boxes", "labels", "scores", "masks")  # keys of a prediction with one entry per object
 Place = tuple[int, int]
 
 
 def joined(
     parts: Sequence[tuple[Place, dict[str, Any]]], height: int, width: int, side: int, across_classes: bool = False
 ) -> dict[str, Any]:
-    """One answer for a picture from those for its pieces, which overlap.
+    """Merges the predictions for overlapping tiles into one prediction for the image.
 
-    Two boxes of a class from different pieces are of one object where, of what both pieces show, both cover the same: half
-    of their union; or half of a box that its piece cuts off, where the other is whole. Of an object that some
-    piece shows whole, the most certain of the whole boxes is kept, however certain a part of it may be. Of one that all
-    cut off, the parts are put together. Boxes of one piece are never taken for one object.
+    Two boxes of a class from different tiles belong to the same object if their parts within the overlap of the tiles
+    have an IoU of at least one half; or, if only one of them is cut off, if at least half of that one lies in the
+    other. If a tile shows the object as a whole, the most confident uncut box is kept, whatever the confidence of the
+    others. If all boxes are cut off, their bounding box is used. Boxes of the same tile are never merged.
 
     Args:
-        parts: left and top edge of each piece, and its answer: ``boxes``, ``labels``, ``scores``, perhaps ``masks``.
-        height: of the picture, in pixels.
-        width: of the picture.
-        side: of the pieces.
-        across_classes: boxes of different classes may be of one object too.
+        parts: left and top edge of each tile, and its prediction: ``boxes``, ``labels``, ``scores``, optionally
+            ``masks``.
+        height: height of the image, in pixels.
+        width: width of the image.
+        side: side of the tiles.
+        across_classes: merge boxes of different classes too.
 
     Returns:
-        The answer, the most certain objects first, with the best score that was given to any of their boxes.
+        The merged prediction, the most confident objects first, each with the best score of its boxes.
     """
     if len(parts) == 1:
         return parts[0][1]
@@ -46,7 +47,7 @@ def joined(
     labels = [label for _, answer in parts for label in answer["labels"]]
     numbers = np.unique(["" if across_classes else label for label in labels], return_inverse=True)[1]
     pieces = np.concatenate((corners, np.minimum(corners + side, (width, height))), 1)
-    inner = np.concatenate((corners > 0, pieces[:, 2:] < (width, height)), 1)  # edges beyond which there is more
+    inner = np.concatenate((corners > 0, pieces[:, 2:] < (width, height)), 1)  # edges inside the image
     cut = ((np.abs(boxes - pieces[owners]) <= max(1.0, EDGE * side)) & inner[owners]).any(1)
     links: dict[int, list[int]] = {}
     starts = np.concatenate(([0], np.cumsum(counts)))
@@ -69,7 +70,7 @@ def joined(
             continue
         free[k] = False
         group = [k]
-        for member in group:  # what is linked to it, and the parts that hang together with these
+        for member in group:  # everything linked to it, and parts linked to these
             near = [other for other in links.get(member, ()) if free[other] and (member == k or cut[other])]
             free[near] = False
             group += near
@@ -95,7 +96,7 @@ def joined(
 
 
 def _agree(ours: Array, theirs: Array, our_cut: NDArray[np.bool_], their_cut: NDArray[np.bool_], both: Array) -> Any:
-    """Which boxes of two pieces cover the same of what both show, N×M."""
+    """Whether boxes of two tiles cover the same part of the tiles' overlap, N×M."""
     low, high = both[:2], both[2:]
     one, other = (np.concatenate((b[:, :2].clip(low, high), b[:, 2:].clip(low, high)), 1) for b in (ours, theirs))
     within = np.where(our_cut[:, None], overlaps(one, other, True), overlaps(other, one, True).T)
@@ -103,7 +104,7 @@ def _agree(ours: Array, theirs: Array, our_cut: NDArray[np.bool_], their_cut: ND
 
 
 def _neighbours(corners: NDArray[np.int64], side: int) -> Iterator[tuple[int, int]]:
-    """Pairs of pieces that overlap, each once; they lie on a grid."""
+    """Yields each pair of overlapping tiles once; tiles lie on a grid."""
     columns, rows = (sorted(set(corners[:, axis].tolist())) for axis in (0, 1))
     numbers = {place: k for k, place in enumerate(map(tuple, corners.tolist()))}
     reach = [[[b for b in edges if a <= b < a + side] for a in edges] for edges in (columns, rows)]

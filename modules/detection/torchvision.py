@@ -1,6 +1,6 @@
-"""FCOS, RetinaNet and Faster R-CNN: torchvision's parts on our feature maps.
+"""FCOS, RetinaNet and Faster R-CNN, built from torchvision's parts on Fovea's feature maps.
 
-torchvision's own resizing and normalisation are left out: images come normalised from `VisionModule.normalize`.
+torchvision's own resizing and normalisation are not used: `VisionModule.normalize` has normalised the images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ from modules.ranges import Positive, PositiveInt
 from modules.spec import sides
 from modules.warm_start import ClassRows
 
-GROUPS = 32  # of the normalised channels (Wu & He 2018, arXiv:1803.08494)
-UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
+GROUPS = 32  # of group normalisation (Wu & He 2018, arXiv:1803.08494)
+UNSEEN = -1e4  # logit without loss and gradient for negatives
 
 
 def _check_width(detector: nn.Module, width: int) -> None:
@@ -55,27 +55,28 @@ class _Neck(nn.Module):
         self, pyramid: Pyramid, width: int, coarser: ExtraFPNBlock | None = None, norm: type[nn.Module] | None = None
     ) -> None:
         super().__init__()
-        self.pyramid, self.out_channels = (pyramid,), width  # its weights are the detector's, not here once more
+        self.pyramid, self.out_channels = (pyramid,), width  # in a tuple, so that its weights are not registered twice
         self.fpn = FeaturePyramidNetwork(pyramid.channels, width, coarser, norm)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The maps of the backbone to maps of equal width, by name; those that are coarser come last."""
+        """Computes feature maps of equal width, by name; the coarser levels come last."""
         return self.fpn({str(i): x for i, x in enumerate(self.pyramid[0](features))})
 
 
 def _strides(strides: list[int] | None, image_size: int | str) -> list[int]:
-    """By default four maps up to 256 pixels, from stride 4 on, and five from 8 on for larger images."""
+    """Returns default strides: four from 4 on up to 256 pixels, five from 8 on for larger images."""
     first = smallest_stride(image_size)
     return strides or [first * 2**i for i in range(4 if first == 4 else 5)]
 
 
 def _images(count: int, maps: Sequence[Tensor], size: tuple[int, int]) -> ImageList:
-    """What torchvision's parts ask for to know the size of so many images."""
+    """Creates the image list from which torchvision's parts read the image sizes."""
     return ImageList(maps[0].new_empty(count, 0, *size), [size] * count)
 
 
 def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
-    """The objects to be learned, with classes from ``first_label`` on, and beside them those to be ignored."""
+    """Converts a batch to torchvision's targets, with classes from ``first_label`` on; boxes to ignore are kept
+    apart."""
     targets = [
         {"boxes": boxes[~ignore], "labels": labels[~ignore] + first_label, "ignored": boxes[ignore]}
         for boxes, labels, ignore in zip(batch["boxes"], batch["labels"], batch["ignore"], strict=True)
@@ -86,19 +87,19 @@ def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, T
 
 
 class FCOS(OneStageDetector):
-    """Fully convolutional one-stage detection (Tian et al. 2019, arXiv:1904.01355), by torchvision.
+    """FCOS, fully convolutional one-stage detection (Tian et al. 2019, arXiv:1904.01355), from torchvision.
 
-    Each place inside an object, near its middle, learns its class and the distances of its four sides; which map learns
-    an object depends on its size; a third output, the centredness, damps what is said far from the middle.
+    Each location near the centre of an object predicts its class and the distances to its four sides; the size of an
+    object determines the map that it is assigned to. A third output, centreness, lowers the scores far from the centre.
 
     Args:
         backbone: see `Detector`.
         num_classes: see `Detector`.
         image_size: see `Detector`.
-        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of neck and branches, a multiple of 32.
-        depth: 3×3 convolutions in each branch.
-        coarser_levels: add two maps, each of half the side of the one before, as published, for larger images.
+        depth: number of 3×3 convolutions in each branch.
+        coarser_levels: add two maps, each half the size of the previous one, as published, for larger images.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
@@ -132,7 +133,8 @@ class FCOS(OneStageDetector):
         return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """See `Detector.losses`. In evaluation each image by itself, so that the mean does not depend on the batches."""
+        """See `Detector.losses`. In evaluation it is computed image by image, so that the mean is independent of the
+        batches."""
         count = len(batch["boxes"])
         if not self.training and count > 1:
             each, shared = [], ("anchors", "sizes")
@@ -158,24 +160,24 @@ class FCOS(OneStageDetector):
 
 
 def _covered(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """Which places lie in an object that is to be learned, bool B×A."""
+    """Whether locations lie in an object to learn, bool B×A."""
     learned = {**batch, "ignore": [~ignore for ignore in batch["ignore"]]}
     return ignored(points, learned)
 
 
 def _levels(strides: Sequence[int], coarser: bool) -> list[int]:
-    """The strides of all maps, with those of two that are coarser."""
+    """Returns the strides of all maps, including the two coarser ones."""
     return [*strides, *([2 * strides[-1], 4 * strides[-1]] if coarser else [])]
 
 
 def _anchors(strides: Sequence[int], scale: float, steps: int, whole: bool = False) -> AnchorGenerator:
-    """Three shapes in so many sizes an octave at each place; sizes grow with the stride, so that they fit the maps.
+    """Creates anchors of three aspect ratios and several sizes per octave; sizes are proportional to the stride.
 
     Args:
-        strides: of the maps.
+        strides: strides of the maps.
         scale: side of the smallest anchor, in strides.
-        steps: sizes an octave.
-        whole: round sides down to whole pixels, as torchvision does.
+        steps: number of sizes per octave.
+        whole: round sides down to integers, as torchvision does.
     """
     sizes = tuple(tuple(scale * stride * 2 ** (i / steps) for i in range(steps)) for stride in strides)
     if whole:
@@ -184,17 +186,17 @@ def _anchors(strides: Sequence[int], scale: float, steps: int, whole: bool = Fal
 
 
 class RetinaNet(OneStageDetector):
-    """RetinaNet (Lin et al. 2017, arXiv:1708.02002), by torchvision: nine anchors at each place, and focal loss, in
-    which the many easy places without an object weigh little.
+    """RetinaNet (Lin et al. 2017, arXiv:1708.02002), from torchvision: nine anchors per location, and focal loss, which
+    gives the many easy negatives a small weight.
 
     Args:
         backbone: see `Detector`.
         num_classes: see `Detector`.
         image_size: see `Detector`.
-        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of neck and branches, a multiple of 32.
-        anchor_scale: side of the smallest anchor of a map, in strides.
-        coarser_levels: add two maps, each of half the side of the one before, as published, for larger images.
+        anchor_scale: side of the smallest anchor of each map, in strides.
+        coarser_levels: add two maps, each half the size of the previous one, as published, for larger images.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
@@ -251,12 +253,12 @@ class RetinaNet(OneStageDetector):
 
 
 def _in_ignored(boxes: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-    """Which boxes have their middle in a region that is to be ignored, bool N."""
+    """Whether the centres of boxes lie in a region to ignore, bool N."""
     return inside((boxes[:, :2] + boxes[:, 2:]) / 2, target["ignored"]).any(0)
 
 
 class _Proposals(RegionProposalNetwork):
-    """torchvision's, which does not learn from regions to be ignored."""
+    """torchvision's region proposal network, without a loss in regions to ignore."""
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -269,7 +271,7 @@ class _Proposals(RegionProposalNetwork):
 
 
 class _Heads(RoIHeads):
-    """torchvision's, which does not learn from regions to be ignored."""
+    """torchvision's heads, without a loss in regions to ignore."""
 
     def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
         """See torchvision."""
@@ -287,26 +289,26 @@ class _Heads(RoIHeads):
 
 
 class FasterRCNN(Detector):
-    """Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) with a feature pyramid, by torchvision: a first network proposes
-    regions, a second one looks at each region's part of the same maps.
+    """Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) with a feature pyramid, from torchvision: a region proposal
+    network, and a head that classifies and refines each region.
 
-    How many regions are proposed and learned from shrinks with the image: the published 2,000 and 512 are for images of
-    800 pixels, and far too many for small ones.
+    The numbers of proposals and samples are proportional to the image size: the published 2,000 and 512 are for images
+    of 800 pixels, and far too many for small ones.
 
     Args:
         backbone: see `Detector`.
         num_classes: see `Detector`.
         image_size: see `Detector`.
-        strides: strides of the maps; by default four, from 4 on, up to 256 pixels, else five from 8 on.
+        strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of the pyramid.
-        hidden: units of the two layers that look at a region.
-        anchor_scale: side of a map's anchors, in strides.
-        proposals: regions of an image in training, half of them in use; by default 2,000 at 800 pixels.
-        samples: of them learned from, by default 512 at 800 pixels.
-        pooled_level: propose regions in every second place of the coarsest map too, with larger anchors, as published
-            (Lin et al. 2017, section 4.1).
-        second_version: batch normalisation in the pyramid, two convolutions that propose regions, and four, normalised, before
-            a layer of units that looks at them (Li et al. 2021, arXiv:2111.11429, as torchvision has it).
+        hidden: units of the two layers of the head.
+        anchor_scale: side of each map's anchors, in strides.
+        proposals: number of regions per image in training, half as many in evaluation; by default 2,000 at 800 pixels.
+        samples: number of regions per image that the loss is computed on, by default 512 at 800 pixels.
+        pooled_level: add a level of every second position of the coarsest map, with larger anchors, as published (Lin
+            et al. 2017, section 4.1).
+        second_version: batch normalisation in the pyramid, two convolutions in the region proposal network, and a head
+            of four normalised convolutions and one linear layer (Li et al. 2021, arXiv:2111.11429, as in torchvision).
     """
 
     nms_iou = 0.5
@@ -359,8 +361,9 @@ class FasterRCNN(Detector):
         return {key: x.float() for key, x in self.neck(features).items()}
 
     def losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """See `Detector.losses`. It draws samples, so in evaluation, where nothing may depend on luck, there is none."""
-        targets = _targets(batch, first_label=1)  # torchvision's 0 is the background
+        """See `Detector.losses`. It samples regions at random; evaluation is deterministic and therefore has no
+        loss."""
+        targets = _targets(batch, first_label=1)  # torchvision's class 0 is the background
         if not self.training:
             return {}, torch.tensor(len(targets))
         maps = list(outputs.values())
@@ -382,12 +385,12 @@ class FasterRCNN(Detector):
         return [
             {
                 key: value[keep] for key, value in (one | {"labels": one["labels"] - 1}).items()
-            }  # its 0 is the background
+            }  # torchvision's class 0 is the background
             for one, keep in zip(found, kept, strict=True)
         ]
 
     def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
-        """See `Detector.choose`; torchvision's parts, which choose within classes, are told."""
+        """See `Detector.choose`; also updates torchvision's heads, which apply non-maximum suppression per class."""
         super().choose(max_detections, nms_iou, across_classes)
         self.heads.detections_per_img, self.heads.nms_thresh = self.max_detections, self.nms_iou
         counts: Any = self.rpn._post_nms_top_n

@@ -1,4 +1,4 @@
-"""RT-DETR: the library transformers' parts on our feature maps."""
+"""RT-DETR, built from the parts of Hugging Face transformers on Fovea's feature maps."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,37 +16,39 @@ from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import sides
 from modules.warm_start import ClassRows
 
-UNSEEN = -1e4  # a logit that neither costs nor teaches anything where there is no object
-HEADS = 8  # of attention
-MOST = 12  # layers of a decoder
+UNSEEN = -1e4  # logit without loss and gradient for negatives
+HEADS = 8  # attention heads
+MOST = 12  # maximum number of decoder layers
 
 
 class RTDETR(OneStageDetector):
-    """RT-DETRv2 (Zhao et al. 2024, arXiv:2304.08069; Lv et al. 2024, arXiv:2407.17140), by the library transformers.
+    """RT-DETRv2 (Zhao et al. 2024, arXiv:2304.08069; Lv et al. 2024, arXiv:2407.17140), from Hugging Face transformers.
 
-    The coarsest map attends to itself, and is mixed with the finer ones. The places that look most like objects become
-    queries, which layer by layer look at the maps near their boxes and refine them. In training each object has one query
-    that learns it, the one that suits it best, and noisy copies of the objects are learned beside, so that matching settles:
-    no anchors, and no suppression of neighbours unless ``nms_iou`` is set.
+    An encoder applies self-attention to the coarsest map and fuses it with the finer ones. The locations with the
+    highest scores become queries, which the decoder refines layer by layer by attention to the maps near their boxes.
+    In training, objects are matched one-to-one to queries; noisy copies of the objects are denoised as additional
+    queries, which stabilises the matching. There are no anchors, and no non-maximum suppression unless ``nms_iou`` is
+    set.
 
     Args:
         backbone: see `Detector`.
         num_classes: see `Detector`.
         image_size: see `Detector`.
-        strides: strides of the maps; by default three, from 4 on, up to 256 pixels, else from 8 on.
+        strides: strides of the feature maps; by default three, from 4 on up to 256 pixels, otherwise from 8 on.
         width: channels of maps and queries, a multiple of 8.
-        queries: boxes that are proposed for an image, at most as many as the maps have places.
-        layers: of the decoder.
-        denoising: noisy copies of objects, in each image, that are learned beside; 0 for none.
+        queries: number of queries per image, at most as many as the maps have locations.
+        layers: number of decoder layers.
+        denoising: number of denoising queries per image; 0 for none.
 
     Raises:
-        BackboneError: the package transformers is not installed, or the width does not suit it.
+        BackboneError: the package transformers is not installed, or it does not support the width or the number of
+            layers.
     """
 
     nms_iou = 1.0
     class_layers: ClassVar[Mapping[str, ClassRows]] = {
         "net.enc_score_head": ClassRows(),
-        "net.denoising_class_embed": ClassRows(behind=1),  # of what is no object
+        "net.denoising_class_embed": ClassRows(behind=1),  # the class without an object
         **{f"net.decoder.class_embed.{n}": ClassRows() for n in range(MOST)},
     }
 
@@ -61,7 +63,7 @@ class RTDETR(OneStageDetector):
         layers: PositiveInt = 6,
         denoising: NonNegativeInt = 100,
     ) -> None:
-        os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # ONNX has nothing that its checks could become
+        os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # its checks cannot be exported to ONNX
         try:
             from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
             from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
@@ -85,9 +87,9 @@ class RTDETR(OneStageDetector):
             decoder_in_channels=[width] * levels, decoder_n_levels=levels, num_feature_levels=levels, decoder_layers=layers,
             num_queries=min(queries, count), num_denoising=denoising, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
         )  # fmt: skip
-        self.net = RTDetrV2ForObjectDetection(config).model  # whose decoder has the heads
+        self.net = RTDetrV2ForObjectDetection(config).model  # its decoder has the heads
         self.loss = RTDetrForObjectDetectionLoss
-        self.net.backbone = nn.Identity()  # ours makes the maps
+        self.net.backbone = nn.Identity()  # the pyramid computes the maps instead
         self.net.encoder_input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
             for channels in self.pyramid.channels
@@ -101,7 +103,8 @@ class RTDETR(OneStageDetector):
 
     @override
     def losses(self, outputs: list[Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """See `Detector.losses`. Copies are drawn, and means go over the batch's objects: in evaluation there is none."""
+        """See `Detector.losses`. Denoising queries are random, and means are over the batch's objects: evaluation has
+        no loss."""
         if not self.training:
             return {}, torch.tensor(len(batch["boxes"]))
         height, across = self.size
@@ -122,17 +125,15 @@ class RTDETR(OneStageDetector):
                 enc_topk_logits=first, enc_topk_bboxes=found.enc_topk_bboxes, denoising_meta_values=found.denoising_meta_values,
             )  # fmt: skip
         objects = logits.new_tensor(float(max(1, sum(len(target["boxes"]) for target in targets))))
-        share = objects / mean_over_processes(objects)  # the library knows the objects of its own process alone
+        share = objects / mean_over_processes(objects)  # the library only counts the objects of its own process
         names = {"vfl": "class", "bbox": "side", "giou": "box"}
         told = {name: [v for key, v in parts.items() if key.startswith(f"loss_{of}")] for of, name in names.items()}
-        if (
-            self.net.config.num_denoising
-        ):  # several processes expect a gradient, also where a batch has no object to copy
+        if self.net.config.num_denoising:  # DDP expects a gradient, even if a batch has no objects
             told["class"].append(0 * self.net.denoising_class_embed.weight.sum())
         return {name: torch.stack(values).sum() * share for name, values in told.items()}, torch.tensor(len(targets))
 
     def _seen(self, logits: Tensor, boxes: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Logits B×…×K, where those in regions to be ignored, and in no object, teach nothing."""
+        """Masks logits B×…×K in regions to ignore, outside of any object, so that they have no loss."""
         if not any(ignore.any() for ignore in batch["ignore"]):
             return logits
         height, across = self.size
@@ -148,7 +149,8 @@ class RTDETR(OneStageDetector):
 
     @override
     def dense(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See `OneStageDetector.dense`; of the queries. It is the library's own way, but for batches of any size in a graph."""
+        """See `OneStageDetector.dense`; for the queries. Same as in the library, but exportable with a dynamic batch
+        size."""
         net: Any = self.net
         with torch.autocast(outputs[0].device.type, enabled=False):
             maps = [project(x) for project, x in zip(net.decoder_input_proj, outputs, strict=True)]
@@ -157,7 +159,7 @@ class RTDETR(OneStageDetector):
             anchors, valid = net.generate_anchors(sizes, device=places.device, dtype=places.dtype)
             memory = net.enc_output(valid * places)
             first = net.enc_score_head(memory).amax(-1).topk(net.config.num_queries, 1).indices
-            first = first.sort(1).values[..., None]  # by place: of nearly equal scores, runtimes order some otherwise
+            first = first.sort(1).values[..., None]  # by position: runtimes order nearly equal scores differently
             boxes = (net.enc_bbox_head(memory) + anchors).gather(1, first.expand(-1, -1, 4))
             starts = [sum(h * w for h, w in sizes[:n]) for n in range(len(sizes))]
             found = net.decoder(

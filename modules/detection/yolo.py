@@ -1,4 +1,4 @@
-"""A compact one-stage detector without anchors, in the line of YOLO: one look at the image, a grid of answers."""
+"""An anchor-free one-stage detector of the YOLO family."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,30 @@ from modules.processes import mean_over_processes
 from modules.ranges import PositiveInt
 from modules.warm_start import ClassRows
 
-PRIOR = 0.01  # probability of an object at a place before anything is learned (Lin et al. 2017, arXiv:1708.02002)
-NEAREST = -1.0  # least distance of a side, in strides: below 0, so that a place beside a thin object can name its box
+PRIOR = 0.01  # initial probability of an object at a location (Lin et al. 2017, arXiv:1708.02002)
+NEAREST = -1.0  # minimum distance of a side, in strides; negative for locations next to thin objects
 
 
 class YOLO(OneStageDetector):
-    """You only look once (Redmon et al. 2016, arXiv:1506.02640), with what has been learned since.
+    """YOLO, you only look once (Redmon et al. 2016, arXiv:1506.02640), with later improvements.
 
-    Each place of each map says how far away the four sides of its object are, and how likely each class is. Sides are
-    told as distributions over distances (Li et al. 2020, arXiv:2006.04388); classes and boxes have branches of their
-    own, shared by all maps but for their normalisation (Ge et al. 2021, arXiv:2107.08430; Lyu et al. 2022,
-    arXiv:2212.07784); the maps are mixed top-down and bottom-up (Liu et al. 2018, arXiv:1803.01534). Which places learn
-    an object follows from what they say of it, see `assign`. The loss of the classes draws each score towards the
-    quality of the box, that of the boxes is complete IoU (Zheng et al. 2020, arXiv:1911.08287) and that of the
-    distributions, with the weights of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
+    Each location of each map predicts the distances to the four sides of its object, and the probability of each class.
+    Distances are predicted as distributions (Li et al. 2020, arXiv:2006.04388). Classes and boxes have separate
+    branches, shared by all maps except for their normalisation (Ge et al. 2021, arXiv:2107.08430; Lyu et al. 2022,
+    arXiv:2212.07784). The maps are fused top-down and bottom-up (Liu et al. 2018, arXiv:1803.01534). Objects are
+    assigned to locations by their predictions, see `assign`. The class loss has the quality of the box as its target;
+    the box loss is complete IoU (Zheng et al. 2020, arXiv:1911.08287) plus the distribution focal loss. The weights of
+    class, box and distribution are those of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
 
     Args:
         backbone: see `Detector`.
         num_classes: see `Detector`.
         image_size: see `Detector`.
-        strides: strides of the maps; by default three, from 4 up to 256 pixels, else from 8.
+        strides: strides of the feature maps; by default three, from 4 on up to 256 pixels, otherwise from 8 on.
         width: channels of neck and branches.
-        depth: 3×3 convolutions in each branch.
-        bins: distances that a side's distribution is over, in strides, from -1 on.
-        norm: ``batch`` normalisation, or ``group``, which does not depend on the batch.
+        depth: number of 3×3 convolutions in each branch.
+        bins: number of bins of a side's distribution, one stride each, from -1 on.
+        norm: ``batch`` normalisation, or ``group`` normalisation, which does not depend on the batch.
     """
 
     class_layers: ClassVar[Mapping[str, ClassRows]] = {"class_branch.last": ClassRows()}
@@ -67,15 +67,15 @@ class YOLO(OneStageDetector):
         self.class_branch = _Branch(width, depth, num_classes, len(strides), norm)
         self.box_branch = _Branch(width, depth, 4 * bins, len(strides), norm)
         nn.init.constant_(self.class_branch.last.bias, -math.log(1 / PRIOR - 1))
-        # At first a distribution is about two strides wide on each side.
+        # Initially a distribution is about two strides wide on each side.
         self.box_branch.last.bias.data = -0.25 * torch.arange(bins).float().repeat(4)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Detector.forward`.
 
         Returns:
-            For all A places of all maps: logits of the classes, float B×A×K; logits of the distances of left, top,
-            right and bottom, float B×A×4×R; the places, float A×2 (x, y) in pixels; their strides, float A.
+            For all A locations of all maps: logits of the classes, float B×A×K; logits of the distances to left, top,
+            right and bottom, float B×A×4×R; the locations, float A×2 (x, y) in pixels; their strides, float A.
         """
         maps = [lateral(x) for lateral, x in zip(self.lateral, self.pyramid(features), strict=True)]
         for i in range(len(maps) - 2, -1, -1):
@@ -124,15 +124,15 @@ class YOLO(OneStageDetector):
 def cell_centres(
     sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The places of maps.
+    """Returns the centres of the cells of feature maps.
 
     Args:
         sizes: height and width of each map.
-        strides: its stride.
-        device: where.
+        strides: stride of each map.
+        device: device of the result.
 
     Returns:
-        The middle of each place, float A×2 (x, y) in pixels of the input, and its stride, float A; row by row, map by
+        The centre of each cell, float A×2 (x, y) in pixels of the input, and its stride, float A; row by row, map by
         map.
     """
     points, steps = [], []
@@ -144,7 +144,7 @@ def cell_centres(
 
 
 def decode_boxes(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """Boxes from the distributions of their sides' distances: the expected distances.
+    """Decodes boxes from the distributions of their distances: the expected distances.
 
     Args:
         sides: logits, float B×A×4×R; bin r stands for r - 1 strides.
@@ -160,30 +160,32 @@ def decode_boxes(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy towards a quality, less where it is almost right (Li et al. 2020, equation 5, with β = 2).
+    """Quality focal loss: binary cross-entropy towards a quality, reduced for good predictions (Li et al. 2020,
+    equation 5, with β = 2).
 
     Args:
         logits: float, any shape.
-        target: float in [0, 1], the same shape; 0 for what is not there.
+        target: float in [0, 1], the same shape; 0 for negatives.
 
     Returns:
-        The same shape.
+        Loss of the same shape.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).square() * entropy
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy towards the two bins around a distance, the nearer one the more (Li et al. 2020, equation 6).
+    """Distribution focal loss: cross-entropy towards the two bins next to a distance, weighted by proximity (Li et al.
+    2020, equation 6).
 
-    The entropy of the target is taken off, which changes no gradient, so that a perfect answer costs nothing.
+    The entropy of the target is subtracted, which changes no gradient, so that the loss of a perfect prediction is 0.
 
     Args:
         logits: float N×4×R.
-        target: float N×4, in bins; what lies outside of 0 … R - 1 is moved to the nearest.
+        target: float N×4, in bins; clipped to 0 … R - 1.
 
     Returns:
-        float N, the mean of the four sides.
+        float N, averaged over the four sides.
     """
     target = target.clamp(0, logits.shape[-1] - 1 - 1e-3)
     low = target.long()
@@ -209,26 +211,26 @@ def assign(
 ) -> tuple[Tensor, Tensor]:
     """Task-aligned assignment (Feng et al. 2021, arXiv:2108.07755, section 3.2).
 
-    An object is learned by the ``top`` places in its box whose score s of its class and overlap u (IoU) are best by
-    t = s^α·u^β; a place that several objects want goes to the one that it overlaps most. The target of the score is t,
-    scaled so that the greatest t of an object becomes its greatest u. A box narrower than a place counts as that wide,
-    so that every object has a place.
+    An object is assigned to the ``top`` locations in its box with the highest t = s^α·u^β of class score s and overlap
+    u (IoU); a location that is assigned to several objects keeps the one with the largest overlap. The target score is
+    t, scaled so that the largest t of an object becomes its largest u. Boxes narrower than a cell count as a cell wide,
+    so that every object gets a location.
 
     Args:
-        scores: float B×A×K in [0, 1].
-        guesses: boxes, float B×A×4.
-        points: float A×2.
-        strides: float A.
+        scores: predicted scores, float B×A×K in [0, 1].
+        guesses: predicted boxes, float B×A×4.
+        points: locations, float A×2.
+        strides: their strides, float A.
         boxes: true boxes, float B×M×4, padded.
         labels: their classes, int64 B×M, padded.
-        real: which of them are no padding, bool B×M.
-        top: places for an object.
+        real: False for padding, bool B×M.
+        top: maximum number of locations per object.
         alpha: exponent of the score.
         beta: exponent of the overlap.
 
     Returns:
-        For each place the index of its object or -1, int64 B×A, and the quality in [0, 1], which is 0 without an
-        object, float B×A.
+        For each location the index of its object or -1, int64 B×A, and the quality in [0, 1], 0 without an object,
+        float B×A.
     """
     batch, places, count = *guesses.shape[:2], boxes.shape[1]
     if count == 0:
@@ -263,7 +265,7 @@ def _norm(kind: str, width: int) -> nn.Module:
 
 
 class _Branch(nn.Module):
-    """Convolutions that all maps share, each map with a normalisation of its own, and the last, linear one."""
+    """Convolutions shared by all maps, with separate normalisation per map, and a linear last layer."""
 
     def __init__(self, width: int, depth: int, out_chans: int, levels: int, norm: str) -> None:
         super().__init__()

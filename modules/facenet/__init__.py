@@ -1,4 +1,4 @@
-"""Embeddings of faces: the module, its losses and miners, and the protocols that measure it."""
+"""Face embeddings: the module, its losses and miners, and evaluation protocols."""
 
 from modules.facenet.mining import CosFaceLoss, HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet.module import FaceNetModule

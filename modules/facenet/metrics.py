@@ -1,6 +1,6 @@
-"""How embeddings are measured: verification, retrieval, identification among distractors, clustering.
+"""Evaluation of face embeddings: verification, retrieval, identification among distractors, clustering.
 
-All distances are squared distances between embeddings of length one, in [0, 4]: small means alike.
+All distances are squared distances between unit embeddings, in [0, 4].
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from sklearn.metrics.cluster import contingency_matrix, pair_confusion_matrix
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
-PAIRS = 5_000_000  # of strangers at most, that are looked at
+PAIRS = 5_000_000  # maximum number of pairs of different people
 GRID = np.arange(0, 4.005, 0.01)  # thresholds that the ten-fold protocol tries
 
 
 @dataclass
 class Pairs:
-    """Pairs of pictures.
+    """Pairs of images.
 
     Args:
-        first: position of a picture, M.
-        second: position of the other, M.
-        same: whether they are of one person, M.
-        fold: which of the folds of a protocol a pair is in, M; -1 for none.
+        first: index of the first image, M.
+        second: index of the second image, M.
+        same: whether both are of the same person, M.
+        fold: fold of the pair in a protocol, M; -1 for none.
     """
 
     first: Integers
@@ -39,7 +39,7 @@ class Pairs:
     fold: Integers
 
     def distances(self, embedding: Floats) -> Floats:
-        """Squared distance of each pair, M, of the embeddings N×D."""
+        """Computes the squared distance of each pair, M, from embeddings N×D."""
         parts = [
             2 - 2 * np.einsum("nd,nd->n", embedding[one], embedding[other])
             for one, other in zip(_pieces(self.first), _pieces(self.second), strict=True)
@@ -52,7 +52,8 @@ def _pieces(values: Integers, size: int = 100_000) -> list[Integers]:
 
 
 def all_pairs(identity: Integers) -> Pairs:
-    """Every pair of one person, and every pair of strangers or, of more than five million, a fixed draw of as many."""
+    """Returns all pairs of the same person, and all pairs of different people or, from five million on, a fixed sample
+    of as many."""
     order = np.argsort(identity, kind="stable")
     ends = np.flatnonzero(np.diff(identity[order])) + 1
     mates = [group[np.stack(np.triu_indices(len(group), 1))] for group in np.split(order, ends)]
@@ -69,15 +70,15 @@ def all_pairs(identity: Integers) -> Pairs:
 
 
 def drawn_pairs(identity: Integers, folds: int = 10, most: int = 300) -> Pairs:
-    """Draws as many pairs of one person as of strangers, always the same ones, in folds of equal size.
+    """Draws equal numbers of pairs of the same person and of different people, in folds of equal size; deterministic.
 
-    With at least two people with two pictures a fold, no person is in two folds, as in the protocol of LFW; with fewer,
-    the pairs are shared out regardless of who is in them.
+    With at least two people with two images per fold, folds do not share people, as in the protocol of LFW; with fewer,
+    pairs are distributed over the folds regardless of the people.
 
     Args:
         identity: N.
         folds: number of folds.
-        most: pairs of each kind in a fold.
+        most: maximum number of pairs of each kind per fold.
     """
     generator = np.random.default_rng(0)
     people, counts = np.unique(identity, return_counts=True)
@@ -99,12 +100,12 @@ def drawn_pairs(identity: Integers, folds: int = 10, most: int = 300) -> Pairs:
 
 @dataclass
 class Roc:
-    """The receiver operating characteristic of a verification, one point for each distance that occurs.
+    """Receiver operating characteristic of verification, with one point for each distance that occurs.
 
     Args:
-        false: the share of strangers' pairs that is accepted, rising from 0 to 1.
-        true: the share of one person's pairs that is accepted.
-        threshold: the largest squared distance accepted.
+        false: false accept rate, rising from 0 to 1.
+        true: true accept rate.
+        threshold: largest accepted squared distance.
     """
 
     false: NDArray[np.float64]
@@ -113,29 +114,28 @@ class Roc:
 
     @classmethod
     def of(cls, same: Booleans, distance: Floats) -> "Roc":
-        """That of pairs, M, of which some are of one person and some are not."""
+        """Computes the curve of M pairs of both kinds."""
         false, true, scores = roc_curve(same, -distance, drop_intermediate=False)
         return cls(false, true, np.where(np.isfinite(scores), -scores, 0.0))
 
     @property
     def area(self) -> float:
-        """The area under the curve."""
+        """Area under the curve."""
         return float(auc(self.false, self.true))
 
     @property
     def equal_error_rate(self) -> float:
-        """The rate at which as many pairs of strangers are accepted as pairs of one person are refused."""
+        """Equal error rate, at which false accept rate and false reject rate are equal."""
         gap = self.false + self.true - 1  # rises from -1 to 1
         i = int(np.argmax(gap >= 0))
-        share = -gap[i - 1] / (gap[i] - gap[i - 1])  # where the line between two points meets it
+        share = -gap[i - 1] / (gap[i] - gap[i - 1])  # linear interpolation between two points
         return float(self.false[i - 1] + share * (self.false[i] - self.false[i - 1]))
 
     def at(self, far: float) -> tuple[float, float, float]:
-        """The last point at which no more than a share ``far`` of strangers' pairs is accepted.
+        """Returns the last point whose false accept rate is at most ``far``.
 
         Returns:
-            The share of one person's pairs that is accepted there (TAR, or VAL), the share of strangers' pairs, and the
-            threshold.
+            The true accept rate (TAR, or VAL), the false accept rate, and the threshold.
         """
         i = int(np.searchsorted(self.false, far, side="right")) - 1
         return float(self.true[i]), float(self.false[i]), float(self.threshold[i])
@@ -143,14 +143,13 @@ class Roc:
 
 @dataclass
 class TenFold:
-    """What the ten-fold protocol comes to.
+    """Results of the ten-fold protocol.
 
     Args:
-        accuracy: of each fold, at the threshold that is best on the others.
-        threshold: that threshold, of each fold.
-        accepted: of each fold, the share of pairs of one person that is accepted at the threshold at which the others
-            reach the false accept rate.
-        false: the share of pairs of strangers that is accepted then.
+        accuracy: accuracy of each fold, at the best threshold of the other folds.
+        threshold: that threshold of each fold.
+        accepted: true accept rate of each fold, at the threshold at which the other folds reach the false accept rate.
+        false: false accept rate of each fold at that threshold.
     """
 
     accuracy: NDArray[np.float64]
@@ -160,23 +159,25 @@ class TenFold:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean accuracy: the folds' standard deviation by the root of their number, as LFW asks for."""
+        """Standard error of the mean accuracy: the folds' standard deviation over the square root of their number, as
+        in LFW."""
         return float(self.accuracy.std(ddof=1) / len(self.accuracy) ** 0.5)
 
 
 def ten_fold(pairs: Pairs, distance: Floats, far: float = 1e-3) -> TenFold:
-    """The protocol of Labeled Faces in the Wild: the threshold is chosen on nine folds, the tenth is measured.
+    """Evaluates verification with the protocol of Labelled Faces in the Wild: the threshold is chosen on nine folds and
+    evaluated on the tenth.
 
-    Thresholds are multiples of 0.01, of which the smallest of the best is taken. Source: Huang et al. 2007, UMass
+    Thresholds are multiples of 0.01; of equally good ones, the smallest is used. Source: Huang et al. 2007, UMass
     Amherst technical report 07-49, section 3; VAL at FAR as in Schroff et al. 2015, section 4.
 
     Args:
-        pairs: with folds, M.
-        distance: of the pairs, M.
+        pairs: M pairs with folds.
+        distance: squared distances of the pairs, M.
         far: false accept rate.
     """
     rows = []
-    accept = np.searchsorted(GRID, distance)  # the first threshold at which a pair counts as one person
+    accept = np.searchsorted(GRID, distance)  # smallest threshold that accepts the pair
     for fold in np.unique(pairs.fold):
         inside = pairs.fold == fold
         counts = [np.bincount(accept[~inside & (pairs.same == s)], minlength=len(GRID) + 1)[:-1] for s in (True, False)]
@@ -190,7 +191,7 @@ def ten_fold(pairs: Pairs, distance: Floats, far: float = 1e-3) -> TenFold:
 
 
 class _Retrieval(AccuracyCalculator):
-    """PML's figures, and recall at five."""
+    """The metrics of pytorch-metric-learning, and recall at 5."""
 
     def calculate_recall_at_5(self, knn_labels, query_labels, not_lone_query_mask, **_):  # type: ignore
         found = (knn_labels[:, :5] == query_labels[:, None]).any(1)[not_lone_query_mask]
@@ -201,12 +202,12 @@ class _Retrieval(AccuracyCalculator):
 
 
 def retrieval(embedding: Floats, identity: Integers) -> dict[str, float]:
-    """Each picture as a query among all others.
+    """Evaluates retrieval with each image as a query among all others.
 
     Returns:
-        ``recall_at_1`` and ``recall_at_5``: the share of queries with a mate among the nearest; ``map_at_r``, the mean
-        average precision at R, R being the number of mates (Musgrave et al. 2020, arXiv:2003.08505). Queries without a
-        mate do not count.
+        ``recall_at_1`` and ``recall_at_5``: fraction of queries with an image of the same person among the nearest;
+        ``map_at_r``: mean average precision at R, the number of other images of the person (Musgrave et al. 2020,
+        arXiv:2003.08505). People with a single image are not queried.
     """
     calculator = _Retrieval(
         ("precision_at_1", "recall_at_5", "mean_average_precision_at_r"),
@@ -220,13 +221,13 @@ def retrieval(embedding: Floats, identity: Integers) -> dict[str, float]:
 
 
 def rank_one(embedding: Floats, identity: Integers) -> dict[int, float]:
-    """Identification among distractors, as MegaFace asks it (Kemelmacher-Shlizerman et al. 2016, arXiv:1512.00596).
+    """Evaluates identification among distractors as in MegaFace (Kemelmacher-Shlizerman et al. 2016, arXiv:1512.00596).
 
-    Half of the people, always the same, give probes: each of their pictures looks for each of its mates among pictures
-    of the other half, 10, 100, 1,000 … of them and at last all.
+    Half of the people, a fixed selection, are probes: each of their images searches for each of their other images
+    among 10, 100, 1,000 … images of the other half, and finally all of them.
 
     Returns:
-        By number of distractors, the share of searches in which the mate was nearer than every distractor.
+        By number of distractors, the fraction of searches in which the match was nearer than every distractor.
     """
     generator = np.random.default_rng(0)
     people = generator.permutation(np.unique(identity))
@@ -249,15 +250,15 @@ def rank_one(embedding: Floats, identity: Integers) -> dict[int, float]:
 
 
 def connected_people(embedding: Floats, threshold: float, method: str = "agglomerative") -> Integers:
-    """Sorts pictures by person, without knowing how many there are.
+    """Clusters images by person, for an unknown number of people.
 
     Args:
-        embedding: N×D, of length one.
-        threshold: squared distance up to which two pictures count as one person.
+        embedding: N×D, of unit length.
+        threshold: largest squared distance at which two images count as the same person.
         method: ``agglomerative`` (average linkage, by distance) or ``dbscan`` (neighbours within the threshold).
 
     Returns:
-        The number of each picture's cluster, N; -1 where DBSCAN leaves a picture alone.
+        Cluster of each image, N; -1 for noise in DBSCAN.
     """
     radius = threshold**0.5
     if method == "dbscan":
@@ -268,11 +269,11 @@ def connected_people(embedding: Floats, threshold: float, method: str = "agglome
 
 
 def clustering_scores(identity: Integers, clusters: Integers) -> dict[str, float]:
-    """How well clusters are people; a picture that was left alone counts as a cluster of its own.
+    """Computes clustering metrics; a noise image counts as a cluster of its own.
 
     Returns:
-        ``pair_f1``, F1 over pairs of pictures, and ``bcubed_f1``, the harmonic mean of BCubed precision and recall
-        (Amigó et al. 2009, Information Retrieval 12).
+        ``pair_f1``, F1 over pairs of images, and ``bcubed_f1``, the harmonic mean of BCubed precision and recall (Amigó
+        et al. 2009, Information Retrieval 12).
     """
     clusters = clusters.copy()
     alone = clusters < 0
@@ -288,21 +289,21 @@ def clustering_scores(identity: Integers, clusters: Integers) -> dict[str, float
 
 
 def key_of(rate: float) -> str:
-    """A rate as it stands in the name of a figure: 1e-2, 1e-3."""
+    """Formats a rate for the name of a metric: 1e-2, 1e-3."""
     mantissa, exponent = f"{rate:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
 @dataclass
 class Verification:
-    """The figures of a split, and what its pictures are drawn from.
+    """Metrics of a split, and the data that its charts are drawn from.
 
     Args:
-        figures: by name.
-        pairs: all pairs that verification was measured on.
-        distance: of these, M.
-        roc: their curve, where there is one.
-        threshold: at which the false accept rate that was asked for is reached here.
+        figures: metrics by name.
+        pairs: all pairs that verification was evaluated on.
+        distance: squared distances of the pairs, M.
+        roc: ROC curve of the pairs, if defined.
+        threshold: threshold with the requested false accept rate on this split.
     """
 
     figures: dict[str, float]
@@ -315,17 +316,17 @@ class Verification:
 def report(
     embedding: Floats, identity: Integers, far: float, threshold: float | None, given: Pairs | None
 ) -> Verification:
-    """Measures a split by all protocols.
+    """Evaluates a split with all protocols.
 
     Args:
-        embedding: N×D, of length one.
+        embedding: N×D, of unit length.
         identity: N.
-        far: the false accept rate at which a threshold is chosen.
-        threshold: at which pictures are clustered; None for the one that has that rate here.
-        given: the pairs of a protocol, such as LFW's; else pairs are drawn from the people.
+        far: false accept rate at which the threshold is chosen.
+        threshold: threshold for clustering; None for the one with that false accept rate on this split.
+        given: pairs of a protocol, such as LFW's; None draws pairs.
 
     Returns:
-        The figures; without two people, one of whom has two pictures, all are NaN.
+        The metrics; NaN if no person has two images, or all images are of one person.
     """
     pairs = all_pairs(identity) if given is None else given
     distance = pairs.distances(embedding)
@@ -350,7 +351,7 @@ def report(
     figures |= {f"rank1_among_{count}": value for count, value in rank_one(embedding, identity).items()}
     if threshold is None:
         threshold = roc.at(far)[2]
-    few = slice(0, 5000)  # clustering compares every picture with every other
+    few = slice(0, 5000)  # clustering compares all pairs of images
     for method in ("agglomerative", "dbscan"):
         scores = clustering_scores(identity[few], connected_people(embedding[few], threshold, method))
         figures |= {f"{method}_{key}": value for key, value in scores.items()}

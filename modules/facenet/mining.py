@@ -1,8 +1,7 @@
-"""The losses, and the triplets that the triplet loss learns from.
+"""Metric-learning losses and triplet miners.
 
-Everything here works on squared distances between embeddings of length one, which lie between 0 and 4. The losses and
-miners of pytorch-metric-learning can be used in place of these, but know that its own defaults are plain distances and
-a margin of 0.05.
+All distances are squared distances between unit embeddings, from 0 to 4. Losses and miners of pytorch-metric-learning
+can be used instead; note that their defaults are plain distances and a margin of 0.05.
 """
 
 import torch
@@ -15,11 +14,11 @@ from typing_extensions import override
 
 from modules.ranges import NonNegative, Positive, Share, ShareBelowOne
 
-Triplets = tuple[Tensor, Tensor, Tensor]  # positions of anchors, positives and negatives, int64 each
+Triplets = tuple[Tensor, Tensor, Tensor]  # indices of anchors, positives and negatives, int64 each
 
 
 def squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distances between embeddings of length one, float N×D and M×D, as float N×M in [0, 4].
+    """Computes squared distances between unit embeddings, float N×D and M×D, as float N×M in [0, 4].
 
     >>> squared_distances(torch.eye(2), torch.eye(2)).tolist()
     [[0.0, 2.0], [2.0, 0.0]]
@@ -28,7 +27,7 @@ def squared_distances(one: Tensor, other: Tensor) -> Tensor:
 
 
 class TripletLoss(TripletMarginLoss):
-    """max(0, ‖f(a)−f(p)‖² − ‖f(a)−f(n)‖² + α), averaged over the triplets that are not yet satisfied.
+    """Triplet loss max(0, ‖f(a)−f(p)‖² − ‖f(a)−f(n)‖² + α), averaged over the triplets with a positive loss.
 
     Source: Schroff et al. 2015, arXiv:1503.03832, equation 3.
 
@@ -41,15 +40,15 @@ class TripletLoss(TripletMarginLoss):
 
 
 class CosFaceLoss(losses.CosFaceLoss):
-    """Cross-entropy over the training people, of whom the right one's cosine is lessened by a margin.
+    """CosFace: cross-entropy over the training identities, with a margin subtracted from the cosine of the true one.
 
-    It is that of pytorch-metric-learning, whose own arguments a command line cannot read.
+    The loss of pytorch-metric-learning, with arguments that the command line can parse.
     Source: Wang et al. 2018, arXiv:1801.09414, equation 4.
 
     Args:
-        num_classes: people to train on.
+        num_classes: number of training identities.
         embedding_size: dimensions of the embedding.
-        margin: taken from the cosine.
+        margin: margin, subtracted from the cosine.
         scale: factor on the cosines.
     """
 
@@ -58,14 +57,14 @@ class CosFaceLoss(losses.CosFaceLoss):
 
 
 class SemiHardMiner(nn.Module):
-    """For each anchor and positive, the nearest negative that is further away than the positive, but by less than the
-    margin.
+    """Selects, for each anchor and positive, the nearest negative that is further away than the positive, but by less
+    than the margin.
 
-    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2. It sorts each anchor's strangers once, where
-    pytorch-metric-learning lists all N³ triplets of a batch.
+    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2. Sorts the negatives of each anchor once, where
+        pytorch-metric-learning lists all N³ triplets of a batch.
 
     Args:
-        margin: of the loss, in squared distance.
+        margin: margin of the loss, in squared distance.
     """
 
     def __init__(self, margin: NonNegative = 0.2) -> None:
@@ -77,11 +76,11 @@ class SemiHardMiner(nn.Module):
         """Mines a batch.
 
         Args:
-            embedding: float N×D, of length one.
+            embedding: float N×D, of unit length.
             identity: int64 N.
 
         Returns:
-            The triplets, M of each position.
+            M triplets.
         """
         distance, mates, strangers = _pairs(embedding, identity)
         away, order = distance.masked_fill(~strangers, torch.inf).sort(1)
@@ -93,11 +92,11 @@ class SemiHardMiner(nn.Module):
 
 
 class HardMiner(nn.Module):
-    """For each anchor and positive, the nearest negative, whether it is further away than the positive or not.
+    """Selects, for each anchor and positive, the nearest negative, even if it is closer than the positive.
 
-    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans et
-    al. 2017 (arXiv:1703.07737) keep only the furthest mate of each picture, which is BatchHardMiner in
-    pytorch-metric-learning; it collapses more easily.
+    Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans
+        et al. 2017 (arXiv:1703.07737) keep only the furthest positive of each anchor, which is BatchHardMiner in
+        pytorch-metric-learning; it collapses more easily.
     """
 
     @torch.no_grad()
@@ -109,17 +108,17 @@ class HardMiner(nn.Module):
 
 
 class ProgressiveMiner(nn.Module):
-    """Semi-hard triplets first, hard ones once those are learned, as judged by the embeddings rather than the epoch.
+    """Mines semi-hard triplets first and hard ones later, depending on the embeddings instead of the epoch.
 
-    It goes over to hard triplets when few of all triplets of a batch are still unsatisfied and strangers lie far
-    apart, in a moving average over batches; hard triplets at once tend to draw all embeddings together. If strangers
-    come close again, it goes back. Where it stands is kept in the checkpoint.
+    It switches to hard triplets when few of all triplets of a batch have a positive loss and different identities are
+    far apart, both as moving averages over batches; hard triplets from the start tend to collapse the embedding. It
+    switches back if different identities come close again. The state is stored in the checkpoint.
 
     Args:
-        margin: of the loss, in squared distance.
-        active: go over when a smaller share of all triplets is unsatisfied, in (0, 1).
-        spread: and the mean squared distance of strangers is larger; go back when it is less than half of this.
-        momentum: of the moving average, in [0, 1).
+        margin: margin of the loss, in squared distance.
+        active: switch when a smaller fraction of all triplets has a positive loss, in (0, 1),
+        spread: and the mean squared distance between identities is larger; switch back below half of it.
+        momentum: momentum of the moving averages, in [0, 1).
     """
 
     averages: Tensor
@@ -131,14 +130,14 @@ class ProgressiveMiner(nn.Module):
         super().__init__()
         self.margin, self.active, self.spread, self.momentum = margin, active, spread, momentum
         self.semi_hard, self.hard = SemiHardMiner(margin), HardMiner()
-        self.register_buffer("averages", torch.tensor([1.0, 0.0]))  # active share and spread
-        self.register_buffer("state", torch.tensor(0))  # 1 once it mines hard triplets
+        self.register_buffer("averages", torch.tensor([1.0, 0.0]))  # fraction of active triplets, and spread
+        self.register_buffer("state", torch.tensor(0))  # 1 for hard triplets
 
     @torch.no_grad()
     @override
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
         share, spread = triplet_hinge(embedding, identity, self.margin)[1], stranger_distance(embedding, identity)
-        if share.isfinite():  # else there was nothing to compare
+        if share.isfinite():  # otherwise the batch has no triplets
             self.averages.lerp_(torch.stack([share, spread.float()]), 1 - self.momentum)
         share, spread = self.averages
         if self.state:
@@ -149,7 +148,7 @@ class ProgressiveMiner(nn.Module):
 
 
 def _pairs(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared distances, float N×N, and which of them are between mates and between strangers, bool N×N."""
+    """Computes squared distances, float N×N, and masks of positive and of negative pairs, bool N×N."""
     same = identity[:, None] == identity
     mates = same & ~torch.eye(len(identity), dtype=torch.bool, device=identity.device)
     return squared_distances(embedding, embedding), mates, ~same
@@ -157,30 +156,30 @@ def _pairs(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def mate_distance(embedding: Tensor, identity: Tensor) -> Tensor:
-    """Mean squared distance between different pictures of a person; NaN where there are none."""
+    """Computes the mean squared distance between images of the same identity; NaN if there are none."""
     distance, mates, _ = _pairs(embedding, identity)
     return distance[mates].mean()
 
 
 @torch.no_grad()
 def stranger_distance(embedding: Tensor, identity: Tensor) -> Tensor:
-    """Mean squared distance between pictures of different people; NaN where there are none."""
+    """Computes the mean squared distance between images of different identities; NaN if there are none."""
     distance, _, strangers = _pairs(embedding, identity)
     return distance[strangers].mean()
 
 
 @torch.no_grad()
 def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
-    """The triplet loss over all triplets there are, in O(N² log N) and not in O(N³).
+    """Computes the triplet loss over all triplets, in O(N² log N) instead of O(N³).
 
     Args:
-        embedding: float N×D, of length one.
+        embedding: float N×D, of unit length.
         identity: int64 N.
         margin: α, in squared distance.
 
     Returns:
-        The mean over all triplets, satisfied ones counting as zero; the share of those that are not. Both are NaN
-        where there is no triplet.
+        The mean over all triplets, including those with zero loss; and the fraction of triplets with a positive loss.
+        Both are NaN without triplets.
     """
     total = active = count = torch.zeros((), dtype=torch.float64, device=embedding.device)
     for rows in torch.arange(len(identity), device=identity.device).split(1024):
@@ -188,7 +187,7 @@ def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> t
         distance = squared_distances(embedding[rows], embedding).double()
         away = distance.masked_fill(same, torch.inf).sort(1).values
         sums = F.pad(away.masked_fill(away.isinf(), 0).cumsum(1), (1, 0))
-        same[torch.arange(len(rows), device=rows.device), rows] = False  # nobody is his own mate
+        same[torch.arange(len(rows), device=rows.device), rows] = False  # an image is not its own positive
         bound = distance + margin
         nearer = torch.searchsorted(away, bound)
         total = total + (nearer * bound - sums.gather(1, nearer))[same].sum()
@@ -200,19 +199,20 @@ def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> t
 def within_class_whitening(
     features: Tensor, identity: Tensor, size: int, shrinkage: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """The linear layer onto the features' principal components, scaled so that people vary alike in all of them.
+    """Computes a linear layer that projects features to their principal components and whitens the within-class
+    covariance.
 
-    Source: Hatch, Kajarekar & Stolcke 2006, Interspeech, "Within-class covariance normalization".
+    Source: Hatch, Kajarekar & Stolcke 2006, Interspeech, "Within-class covariance normalisation".
 
     Args:
         features: float N×F.
         identity: int64 N.
-        size: components; what F and N do not give is zero.
-        shrinkage: share of the mean variance that is added to each variance within people.
+        size: number of components; those that F and N do not provide are zero.
+        shrinkage: fraction of the mean variance that is added to each within-class variance.
 
     Returns:
-        Weight, float32 ``size``×F, and bias, float32 ``size``. Embeddings before their scaling to length one have the
-        total variance one.
+        Weight, float32 ``size``×F, and bias, float32 ``size``. Embeddings before normalisation have a total variance of
+        1.
     """
     x, mean = features.double(), features.double().mean(0)
     components = torch.linalg.svd(x - mean, full_matrices=False).Vh[:size]

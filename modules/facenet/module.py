@@ -1,4 +1,4 @@
-"""Embeddings in which distance says who is who."""
+"""Face embeddings for verification and identification."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,36 +32,36 @@ from modules.ranges import NonNegativeInt, Share
 from modules.spec import Backbone, DataSpec
 from modules.training_data import training_data
 
-COLLAPSE = 0.05  # mean squared distance of strangers under which an embedding tells nobody apart
+COLLAPSE = 0.05  # mean squared distance between identities below which an embedding has collapsed
 
 
 class FaceNetModule(VisionModule):
-    """A backbone and a linear layer onto the unit sphere, on which pictures of one person lie together.
+    """Face embeddings: a backbone with a linear layer onto the unit sphere, where images of the same person are close.
 
-    Trained by the triplet loss on triplets mined over the batches of all processes (Schroff et al. 2015,
-    arXiv:1503.03832). Measured on people that were never seen: verification (AUC, EER, TAR at FAR, ten folds as on LFW),
-    retrieval, identification among distractors, clustering. A threshold is calibrated on the validation split and goes
-    with the model.
+    Trained with the triplet loss on triplets mined over the batches of all processes (Schroff et al. 2015,
+    arXiv:1503.03832). Evaluated on people who are not in the training set: verification (AUC, EER, TAR at FAR, ten
+    folds as on LFW), retrieval, identification among distractors, clustering. The threshold is calibrated on the
+    validation set and stored with the model.
 
     Args:
-        data: description of its data; ``num_classes`` are the people to train on.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        embedding_size: dimensions of the embedding. 0 is the number of the features, and the linear layer starts as the
-            identity: a published network of faces embeds as it was published, until it learns.
-        levels: embed the pooled features of so many of the backbone's deepest feature maps, each scaled to length one;
-            0 takes the backbone's own pooled features. The last layers of a classifier of objects forget what faces
-            differ in.
-        mirror: embed each picture as the mean with its mirror image, once trained.
-        whiten: let the linear layer start as a whitening of the features within people (WCCN; Hatch et al. 2006,
-            Interspeech), which one pass over the training pictures gives. For pretrained features and few people.
-        loss: any loss of pytorch-metric-learning; one that keeps weights of the people, such as ArcFaceLoss, is told how
-            many there are and the embedding's size. None is the triplet loss with α = 0.2.
-        miner: any miner of pytorch-metric-learning, or of `modules.facenet`. None goes from semi-hard to hard triplets
-            for the default loss, and mines nothing for another.
-        false_accept_rate: share of strangers' pairs that is accepted at the threshold, in (0, 1).
-        threshold: the largest squared distance, in [0, 4], at which two pictures count as one person; every validation
-            calibrates it anew.
+        data: description of the data; ``num_classes`` is the number of training identities.
+        backbone: the network that the embedding is built on.
+        optimization: optimiser, schedule and regularisation.
+        embedding_size: dimensions of the embedding. 0 for the number of features, with the linear layer initialised as
+            the identity: a published face network keeps its embedding until it is trained.
+        levels: embed the pooled features of this many of the backbone's deepest feature maps, each normalised to unit
+            length; 0 uses the backbone's own pooled features. The last layers of an object classifier discard what
+            distinguishes faces.
+        mirror: average the embeddings of an image and its mirror image in evaluation.
+        whiten: initialise the linear layer with the within-class whitening of the features (WCCN; Hatch et al. 2006,
+            Interspeech), computed in one pass over the training set. For pretrained features and few people.
+        loss: any loss of pytorch-metric-learning; one with class weights, such as ArcFaceLoss, is given the number of
+            identities and the embedding size. None for the triplet loss with α = 0.2.
+        miner: any miner of pytorch-metric-learning or of `modules.facenet`. None for progressive mining from semi-hard
+            to hard triplets with the default loss, and no mining with another.
+        false_accept_rate: fraction of pairs of different people that is accepted at the threshold, in (0, 1).
+        threshold: largest squared distance, in [0, 4], at which two images count as the same person; calibrated in
+            every validation.
     """
 
     monitor = "val/auc"
@@ -112,19 +112,19 @@ class FaceNetModule(VisionModule):
 
     @override
     def parts(self) -> dict[str, Any]:
-        # the threshold is what the last validation calibrated
+        # the threshold of the last validation
         names = ("embedding_size", "levels", "mirror", "threshold")
         return {name: getattr(self, name) for name in names}
 
     def features(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to what is embedded, float32 B×F."""
+        """Computes the features to embed, float32 B×F, from images, uint8 B×C×H×W."""
         found = self.backbone(self.normalize(image))
         if not self.levels:
             return found.float()
         return torch.cat([F.normalize(level.float().mean((2, 3))) for level in found[-self.levels :]], 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to embeddings of length one, float32 B×D whatever the precision of the backbone."""
+        """Computes unit embeddings, float32 B×D for any precision of the backbone, from images, uint8 B×C×H×W."""
         embedding = self._embed(image)
         if self.mirror and not self.training:
             embedding = F.normalize(embedding + self._embed(image.flip(3)))
@@ -136,16 +136,16 @@ class FaceNetModule(VisionModule):
             return F.normalize(self.head(features))
 
     def on_train_start(self) -> None:
-        """Whitens the features where a training begins that shall start so."""
+        """Whitens the features at the start of the training, if requested."""
         super().on_train_start()
         if self.whiten and self.global_step == 0:
             self._whiten()
 
     @torch.no_grad()
     def _whiten(self, most: int = 10_000, shrinkage: float = 0.1) -> None:
-        """Sets the linear layer so that the features' differences within people become equally large in all directions.
+        """Initialises the linear layer so that the within-class variance is the same in all directions.
 
-        Every process computes the same from the same pictures, at most ``most``, and their mirror images.
+        All processes compute the same from at most ``most`` training images and their mirror images.
         """
         rows, people = [], []
         self.eval()
@@ -161,7 +161,7 @@ class FaceNetModule(VisionModule):
         self.head.bias.copy_(bias)
 
     def losses(self, batch: dict[str, Tensor]) -> Losses:
-        """See `VisionModule.losses`; the loss is that of all processes' batches together."""
+        """See `VisionModule.losses`; computed over the batches of all processes together."""
         embedding, identity = gathered(self(batch["image"])), gathered(batch["identity"])
         triplets = self.miner(embedding, identity) if self.miner else None
         figures = {
@@ -174,22 +174,22 @@ class FaceNetModule(VisionModule):
         return Losses({"loss": self.loss(embedding, identity, triplets)}, figures, len(identity))
 
     def on_train_epoch_end(self) -> None:
-        """Looks whether all embeddings move together."""
+        """Warns if the embeddings collapse."""
         spread = self.trainer.callback_metrics["train/stranger_distance"]
         if self.current_epoch and spread < COLLAPSE:
             rank_zero_warn(
-                f"The embeddings collapse: in epoch {self.current_epoch} strangers are only {float(spread):.4f} apart, in "
-                "squared distance. What often helps: semi-hard triplets only (--model.miner modules.facenet.SemiHardMiner), "
+                f"The embeddings collapse: in epoch {self.current_epoch} the mean squared distance between people is only "
+                f"{float(spread):.4f}. Try semi-hard triplets only (--model.miner modules.facenet.SemiHardMiner), "
                 "a lower --model.optimization.lr, more people in a batch."
             )
 
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        """Gathers the split's embeddings, of which `report` says the loss."""
+        """Collects the embeddings of the split; `report` computes the loss."""
         self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])
         return Losses({})
 
     def report(self, stage: Stage) -> Report:
-        """Measures the split; the threshold is calibrated on validation data."""
+        """Computes the metrics of the split; calibrates the threshold on the validation set."""
         embedding, identity, index = self.gathered[stage].compute()
         self.gathered[stage].reset()
         loss, active = triplet_hinge(embedding, identity, self.margin)
@@ -198,7 +198,7 @@ class FaceNetModule(VisionModule):
         loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
         dataset: Any = getattr(loader, "dataset", None)
         listed, given = getattr(getattr(dataset, "source", None), "pairs", None), None
-        if listed is not None and len(vectors) == len(dataset):  # not a part of the split
+        if listed is not None and len(vectors) == len(dataset):  # not if only a part of the split was evaluated
             given = Pairs(listed[:, 0], listed[:, 1], listed[:, 2] > 0, listed[:, 3])
         found = report(vectors, people, self.false_accept_rate, self.threshold if stage == "test" else None, given)
         if stage == "val" and found.roc is not None and not trainer.sanity_checking:
@@ -220,12 +220,12 @@ class FaceNetModule(VisionModule):
         return told
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`; takes over the threshold."""
+        """See `VisionModule.on_load_checkpoint`; also restores the threshold."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("architecture", {}).get("threshold", self.threshold)
 
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``embedding``, a list of floats."""
+        """Returns the ``embedding`` of each image, a list of floats."""
         return [{"embedding": row} for row in self(batch["image"]).tolist()]

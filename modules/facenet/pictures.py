@@ -1,4 +1,4 @@
-"""The pictures of a verification, as uint8 H×W×3."""
+"""Charts of face verification, as uint8 H×W×3."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from modules.facenet.metrics import Floats, Integers, Roc, Verification
 from modules.pictures.charts import project, rasterize
 from modules.pictures.sheets import Image, as_rgb, sheet
 
-Picture = Callable[[int], NDArray[np.uint8]]  # the picture at a position of the split, uint8 H×W×C
+Picture = Callable[[int], NDArray[np.uint8]]  # returns the image at an index of the split, uint8 H×W×C
 
 
 def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
-    """The curve over false accept rates on a logarithmic scale, where verification is decided."""
+    """Draws the ROC curve over false accept rates on a logarithmic scale."""
     figure = Figure((5, 4.5), dpi=80, layout="constrained")
     axes = figure.subplots()
     axes.semilogx(roc.false, roc.true)
@@ -28,7 +28,7 @@ def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
 
 
 def distance_histogram(report: Verification, threshold: float | None) -> Image:
-    """Squared distances within a person and between people, each as a density."""
+    """Draws histograms of squared distances between images of the same identity and of different identities."""
     figure = Figure((5, 4), dpi=80, layout="constrained")
     axes = figure.subplots()
     bins = np.linspace(0, max(0.1, float(report.distance.max())), 61)
@@ -42,7 +42,7 @@ def distance_histogram(report: Verification, threshold: float | None) -> Image:
 
 
 def most_wrong(report: Verification, threshold: float, most: int = 9) -> list[int]:
-    """The places of the pairs that a threshold gets most wrong: strangers taken for one person, then the reverse."""
+    """Returns indices of the pairs furthest beyond the threshold: false accepts, then false rejects."""
     chosen: list[int] = []
     for same in (False, True):
         beyond = (report.distance - threshold) * (1 if same else -1)
@@ -52,7 +52,7 @@ def most_wrong(report: Verification, threshold: float, most: int = 9) -> list[in
 
 
 def pair_sheet(report: Verification, chosen: list[int], picture: Picture) -> Image:
-    """Pairs that were got wrong, the two pictures of each side by side."""
+    """Draws wrongly verified pairs, the two images of each side by side."""
     images, captions = [], []
     for pair in chosen:
         images += [picture(int(places[pair])) for places in (report.pairs.first, report.pairs.second)]
@@ -62,14 +62,14 @@ def pair_sheet(report: Verification, chosen: list[int], picture: Picture) -> Ima
 
 
 def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neighbours: bool, most: int = 200) -> Image:
-    """The embeddings in two dimensions, each shown by its picture in a frame of its person's colour.
+    """Draws embeddings in two dimensions as thumbnails, framed in the colour of their identity.
 
     Args:
         embedding: N×D.
         identity: N.
-        picture: gives the picture at a position.
-        neighbours: lay out by t-SNE, which keeps neighbours together and takes longer, instead of PCA.
-        most: pictures shown; the first people's.
+        picture: returns the image at an index.
+        neighbours: use t-SNE, which preserves neighbourhoods and takes longer, instead of PCA.
+        most: maximum number of images, from the start.
     """
     embedding, identity = embedding[:most], identity[:most]
     places = project(embedding, "tsne" if neighbours else "pca", perplexity=15)

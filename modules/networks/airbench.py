@@ -1,4 +1,4 @@
-"""The network that learns CIFAR-10 within seconds on a GPU, and within minutes on a processor."""
+"""The network of airbench94, which trains on CIFAR-10 within seconds on a GPU and within minutes on a CPU."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ from typing_extensions import override
 from modules.networks.base import Network
 from modules.processes import mean_over_processes
 
-PATCH = 2  # side of the patches that are whitened, in pixels
+PATCH = 2  # side of the whitened patches, in pixels
 
 
 class Whitening(nn.Conv2d):
-    """A first convolution that makes the patches of images white: the covariance of its maps is that of independent ones.
+    """A first convolution that whitens image patches: its maps are decorrelated and have equal variance.
 
-    It has a map for each principal component of the patches, divided by the root of its variance, and one for its negative,
-    which an activation behind it does not cut off. They are those of the first batch that it is trained on, over all
-    processes; only the bias learns.
+    It has one map for each principal component of the patches, divided by the standard deviation, and one for its
+    negative, which a following activation does not cut off. The components are computed from the first training batch,
+    over all processes; only the bias is trained.
 
     Args:
         in_chans: input channels.
-        eps: is added to the variances, so that components of noise alone stay small.
+        eps: added to the variances, so that components of pure noise stay small.
     """
 
     ready: Tensor
@@ -35,7 +35,7 @@ class Whitening(nn.Conv2d):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        """float B×C×H×W to float B×8C×(H-1)×(W-1)."""
+        """Convolves float B×C×H×W to float B×8C×(H-1)×(W-1)."""
         if self.training and not self.ready:
             self.weight.copy_(self.whitening(input.detach()))
             self.ready.fill_(1)
@@ -43,7 +43,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def whitening(self, image: Tensor) -> Tensor:
-        """The kernels that whiten the patches of images, float B×C×H×W: float 8C×C×2×2."""
+        """Computes the whitening kernels, float 8C×C×2×2, from images, float B×C×H×W."""
         with torch.autocast(image.device.type, enabled=False):
             patches = F.unfold(image.float(), PATCH).transpose(1, 2).flatten(0, 1)
             moments = patches.T @ patches / len(patches)  # about zero, which normalised images have as their mean
@@ -55,14 +55,14 @@ class Whitening(nn.Conv2d):
 class Airbench(Network):
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498): whitened patches, then three blocks of two 3×3 convolutions.
 
-    The first convolution of a block is pooled, and each is normalised and followed by GELU. Convolutions begin by handing on
-    their input (Dirac). The features are the maxima of the last maps, divided by nine, so that logits begin small.
-    Unlike the published network, norms learn their scale, and the classifier has a bias.
+    The first convolution of a block is followed by pooling, and each by batch normalisation and GELU. Convolutions are
+    initialised as identities (Dirac). The features are the maxima of the last maps, divided by nine, so that logits are
+    small at first. Unlike in the published network, batch norms have a learned scale, and the classifier has a bias.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        channels: of each block; each halves the side.
+        channels: channels of each block; each block halves the side.
         drop_rate: dropout before the classifier.
     """
 

@@ -96,6 +96,7 @@ class UNet(DenseDecoder):
 
     Args:
         backbone: see `DenseDecoder`.
+        num_classes: see `DenseDecoder`.
         widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
             step.
         norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
@@ -150,9 +151,9 @@ class FPN(DenseDecoder):
 
 
 class DeepLabV3(DenseDecoder):
-    """DeepLabV3 (Chen et al. 2017, arXiv:1706.05587), by torchvision: dilated convolutions of several rates on the coarsest
-    map, enlarged to the image. ``--model.backbone.options.output_stride 8`` lets a ResNet's last stages stay at that stride,
-    as published.
+    """DeepLabV3 (Chen et al. 2017, arXiv:1706.05587), from torchvision: dilated convolutions of several rates on the
+    coarsest map, upsampled to the image. ``--model.backbone.options.output_stride 8`` keeps a ResNet's last stages at that
+    stride, as published.
 
     Args:
         backbone: see `DenseDecoder`.

@@ -1,4 +1,4 @@
-"""Networks that other libraries have published, as networks to start from."""
+"""Conversion of pretrained networks of other libraries."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Published:
-    """A network of another library as one of ours that answers alike.
+    """A network of another library, converted to a module of Fovea with equal predictions.
 
     Args:
-        kind: class of the module.
-        architecture: its `VisionModule.architecture`.
-        weights: all but what is found in validation, such as a threshold.
-        licence: of the weights.
+        kind: class name of the module.
+        architecture: `VisionModule.architecture` of the module.
+        weights: all weights except those measured on validation data, such as a threshold.
+        licence: licence of the weights.
     """
 
     kind: str

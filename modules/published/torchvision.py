@@ -1,4 +1,4 @@
-"""torchvision's trained detectors and DeepLabV3 as networks to start from."""
+"""Conversion of torchvision's pretrained detectors and DeepLabV3."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from modules.networks import BackboneError
 from modules.networks.weights import OF_DETECTOR
 from modules.published import Published
 
-PREFIX = "torchvision:"  # of the names under which they are asked for
-SIDE = 800  # pixels of the images that the detectors learned from, on the shorter side
-MAP_SIDE = 520  # the same of DeepLabV3
+PREFIX = "torchvision:"  # prefix of their names
+SIDE = 800  # shorter side of the detectors' training images, in pixels
+MAP_SIDE = 520  # shorter side of DeepLabV3's training images
 OF_DEEPLAB = "classifier.0.convs.0.0.weight"
 LICENCE = "BSD-3-Clause (torchvision), learned from COCO"
 FASTER: dict[str, Any] = {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "pooled_level": True}
@@ -31,7 +31,7 @@ DETECTORS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, detector an
 }  # fmt: skip
 DEEPLABS = {f"deeplabv3_{backbone}": backbone for backbone in ("resnet50", "resnet101")}
 MODELS = (*DETECTORS, *DEEPLABS)
-PLACES = {  # of torchvision's parts in ours
+PLACES = {  # prefixes of torchvision's parameters -> Fovea's
     "backbone.body.": "backbone.",
     "backbone.fpn.": "detector.neck.fpn.",
     "rpn.": "detector.rpn.",
@@ -41,10 +41,10 @@ PLACES = {  # of torchvision's parts in ours
 
 
 def download(name: str) -> dict[str, Tensor]:
-    """The published weights of one of `MODELS`, from torchvision's cache or by its address.
+    """Downloads the published weights of one of `MODELS`, or reads them from torchvision's cache.
 
     Raises:
-        BackboneError: there is no such model, or it cannot be had.
+        BackboneError: the model is unknown, or the download fails.
     """
     if name not in MODELS:
         raise BackboneError(
@@ -62,19 +62,21 @@ def download(name: str) -> dict[str, Tensor]:
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether weights are those of a detector or a DeepLabV3 of torchvision's."""
+    """Whether weights are those of a detector or a DeepLabV3 of torchvision."""
     return OF_DETECTOR in state or OF_DEEPLAB in state
 
 
 def converted(state: dict[str, Tensor]) -> Published:
-    """A detector of torchvision's, on ResNet-50 with a feature pyramid, or its DeepLabV3, as a module of ours that answers alike.
+    """Converts a detector of torchvision on ResNet-50 with a feature pyramid, or its DeepLabV3, to a module with equal
+    predictions.
 
     Args:
-        state: its weights, as torchvision's model saves them, with any number of classes. Those of a detector with 91 rows are
-            COCO's, of which the 80 that have objects are kept, by their names; those of 21 of DeepLabV3's are Pascal VOC's.
+        state: weights as saved from torchvision's model, with any number of classes. Detectors with 91 classes were
+            trained on COCO; its 80 classes with objects are kept, by name. DeepLabV3 with 21 classes was trained on
+            Pascal VOC's classes.
 
     Raises:
-        BackboneError: it is another model than those in `MODELS`.
+        BackboneError: the weights are not those of one of `MODELS`.
     """
     try:
         return (_segmenter if OF_DEEPLAB in state else _detector)(state)
@@ -86,7 +88,7 @@ def converted(state: dict[str, Tensor]) -> Published:
 
 
 def _segmenter(state: dict[str, Tensor]) -> Published:
-    """Raises a RuntimeError where the weights are of another network."""
+    """Converts a DeepLabV3; raises a RuntimeError if the weights are of another network."""
     name = "deeplabv3_resnet101" if "backbone.layer3.22.conv1.weight" in state else "deeplabv3_resnet50"
     rows = len(state["classifier.4.bias"])
     auxiliary = any(key.startswith("aux_classifier.") for key in state)
@@ -95,7 +97,7 @@ def _segmenter(state: dict[str, Tensor]) -> Published:
     names = segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
     names = names if rows == len(names) else map(str, range(rows))
     places = {"classifier.4.": "decoder.last.", "classifier.": "decoder.net.", "backbone.": "backbone."}
-    labels = ["background", *list(names)[1:]]  # as data call it
+    labels = ["background", *list(names)[1:]]  # the name in Fovea's data modules
     architecture = {
         "num_classes": rows, "label_names": labels, "in_chans": 3, "image_size": MAP_SIDE,
         "backbone": DEEPLABS[name], "backbone_options": {"small_stem": False, "output_stride": 8},
@@ -105,17 +107,16 @@ def _segmenter(state: dict[str, Tensor]) -> Published:
 
 
 def _moved(state: dict[str, Tensor], places: dict[str, str]) -> dict[str, Tensor]:
-    """Weights under our names, by what the names begin with; what has no place with us, as the head that only training
-    needs, is left out."""
+    """Renames weights by their prefix; weights without a counterpart, such as the auxiliary head, are dropped."""
     found = {key: next((begin for begin in places if key.startswith(begin)), None) for key in state}
     return {places[b] + key.removeprefix(b): state[key] for key, b in found.items() if b is not None}
 
 
 def _told_by(state: dict[str, Tensor]) -> tuple[str, int]:
-    """Which of `DETECTORS` some weights may be of, and how many classes it has, with the background."""
+    """Identifies which of `DETECTORS` weights belong to, and their number of classes including the background."""
     if (rows := state.get("roi_heads.box_predictor.cls_score.bias")) is not None:
         kind = "maskrcnn" if any(key.startswith("roi_heads.mask_predictor.") for key in state) else "fasterrcnn"
-        second = "backbone.fpn.inner_blocks.0.1.weight" in state  # its normalisation
+        second = "backbone.fpn.inner_blocks.0.1.weight" in state  # its batch normalisation
         return f"{kind}_resnet50_fpn{'_v2' if second else ''}", len(rows)
     rows = state.get("head.classification_head.cls_logits.bias")
     if rows is None:
@@ -126,10 +127,10 @@ def _told_by(state: dict[str, Tensor]) -> tuple[str, int]:
 
 
 def _detector(state: dict[str, Tensor]) -> Published:
-    """Raises a RuntimeError where the weights are of another network."""
+    """Converts a detector; raises a RuntimeError if the weights are of another network."""
     name, rows = _told_by(state)
     model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=rows)
-    model.load_state_dict(state)  # which also knows the names that older files have
+    model.load_state_dict(state)  # also renames parameters of older files
     names = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if rows != len(names):
         names = ["__background__", *map(str, range(1, rows))]
@@ -141,9 +142,7 @@ def _detector(state: dict[str, Tensor]) -> Published:
             value = value[kept]
         elif "predictor.bbox_pred" in key:
             value = value.unflatten(0, (-1, 4))[kept].flatten(0, 1)
-        elif (
-            "classification_head.cls_logits" in key
-        ):  # of each anchor; these networks leave the background's row unused
+        elif "classification_head.cls_logits" in key:  # of each anchor; the background's row is unused here
             value = value.unflatten(0, (-1, rows))[:, kept[1:]].flatten(0, 1)
         own[key] = value
     kind, detector, options = DETECTORS[name]

@@ -1,4 +1,4 @@
-"""RT-DETR as the library transformers publishes it, as a network to start from."""
+"""Conversion of the RT-DETR networks published with Hugging Face transformers."""
 
 import json
 import re
@@ -9,17 +9,17 @@ from modules.detection.transformer import RTDETR
 from modules.networks import BackboneError
 from modules.published import Published
 
-PREFIX = "hf-hub:"  # of the names under which they are asked for, as in timm
-KINDS = ("rt_detr", "rt_detr_v2")  # of the first version the second can take the weights, and answers alike
+PREFIX = "hf-hub:"  # prefix of their names, as in timm
+KINDS = ("rt_detr", "rt_detr_v2")  # the second version can load the weights of the first, with equal predictions
 LICENCE = "Apache-2.0 (RT-DETR), learned from COCO"
-BACKBONES = {(3, 4, 6, 3): "resnet50d", (3, 4, 23, 3): "resnet101d"}  # by the blocks of each stage
-LIKE_OURS = (  # of the library's settings, those that change answers and are none of `RTDETR`'s
+BACKBONES = {(3, 4, 6, 3): "resnet50d", (3, 4, 23, 3): "resnet101d"}  # by number of blocks per stage
+LIKE_OURS = (  # settings that affect predictions and are not arguments of `RTDETR`
     "encoder_hidden_dim", "encoder_ffn_dim", "encoder_layers", "encoder_attention_heads", "encode_proj_layers",
     "encoder_activation_function", "activation_function", "normalize_before", "hidden_expansion", "decoder_in_channels",
     "decoder_ffn_dim", "decoder_n_points", "decoder_attention_heads", "decoder_activation_function", "learn_initial_query",
     "with_box_refine", "decoder_n_levels", "decoder_offset_scale", "decoder_method", "positional_encoding_temperature",
 )  # fmt: skip
-PLACES = (  # of its parts in ours; the first that fits
+PLACES = (  # parameter names of the library -> Fovea's; the first match applies
     (r"model\.backbone\.model\.embedder\.embedder\.2\.normalization", "backbone.bn1"),
     (r"model\.backbone\.model\.embedder\.embedder\.(\d)\.(convolution|normalization)", "backbone.conv1.{}"),
     (r"model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)",
@@ -31,18 +31,18 @@ PLACES = (  # of its parts in ours; the first that fits
 
 
 def is_published(place: Path) -> bool:
-    """Whether a folder has a network as the library saves it: ``config.json`` and ``model.safetensors``."""
+    """Whether a folder has a network saved by the library: ``config.json`` and ``model.safetensors``."""
     return (place / "config.json").is_file() and not (place / "architecture.yaml").exists()
 
 
 def read(place: str) -> Published:
-    """An RT-DETR on ResNet-50 as a module of ours that answers alike.
+    """Loads an RT-DETR on ResNet as a module with equal predictions.
 
     Args:
-        place: a folder, or the name of a repository on the hub.
+        place: a folder, or the name of a repository on the Hugging Face hub.
 
     Raises:
-        BackboneError: it is another network, cannot be had, or the library is not installed.
+        BackboneError: it is another network or cannot be loaded, or the library is not installed.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, RTDetrResNetConfig
@@ -117,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _named(key: str) -> str:
-    """The name of a weight with us."""
+    """Converts the name of a parameter."""
     begin, place = next((found, place) for pattern, place in PLACES if (found := re.match(pattern, key)))
     *numbers, kind = begin.groups() or ("",)
     norm = kind == "normalization"

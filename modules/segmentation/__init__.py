@@ -1,4 +1,4 @@
-"""A class for each pixel: the module, its decoders and losses."""
+"""Semantic segmentation: the module, its decoders and losses."""
 
 from modules.networks.dense_decoders import FPN, DeepLabV3, DeepLabV3Plus, DenseDecoder, SegFormer, UNet
 from modules.segmentation.losses import CrossEntropy, Dice, Focal, Loss, Lovasz, Mixture

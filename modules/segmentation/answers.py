@@ -1,4 +1,4 @@
-"""What is drawn and written of class maps."""
+"""Drawing and storage of predicted class maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from modules.pictures.palette import palette, tint
 
 
 class MapAnswers(Answers):
-    """A class for each pixel, as a run-length code for each class.
+    """Predicted class maps, stored as a run-length code per class.
 
     Args:
-        label_names: of the classes; the first one is the background.
+        label_names: names of the classes; the first one is the background.
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)
 
     def class_map(self, answer: Answer) -> NDArray[np.uint8]:
-        """The class map that an answer describes, uint8 H×W."""
+        """Decodes the class map of a prediction, uint8 H×W."""
         mask = np.zeros(answer["size"], np.uint8)
         for name, code in answer["masks"].items():
             k = self.label_names.index(name)
@@ -32,21 +32,21 @@ class MapAnswers(Answers):
         return mask
 
     def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; with the classes as a tint."""
+        """See `Answers.draw`; with the classes as an overlay."""
         return tint(super().draw(image, answer), self.class_map(answer))
 
     def pictures(self, answer: Answer) -> dict[str, PIL.Image.Image]:
-        """See `Answers.pictures`: the class map, whose pixels are the classes' numbers and whose palette are their colours."""
+        """See `Answers.pictures`: the class map as an indexed image, with the classes' colours as its palette."""
         mask = PIL.Image.fromarray(self.class_map(answer), "P")
         mask.putpalette(palette(len(self.label_names)).tobytes())
         return {".mask.png": mask}
 
     def categories(self) -> dict[int, str]:
-        """See `Answers.categories`: all classes but the first, by their numbers."""
+        """See `Answers.categories`: all classes but the first, by index."""
         return dict(list(enumerate(self.label_names))[1:])
 
     def annotations(self, answer: Answer) -> list[dict[str, Any]]:
-        """See `Answers.annotations`: a mask for each class but the first."""
+        """See `Answers.annotations`: one mask per class except the first."""
         names = self.label_names
         return [
             {"category_id": names.index(name), "segmentation": code,

@@ -1,4 +1,4 @@
-"""Losses over pixels, as objects that are chosen, weighted and mixed."""
+"""Segmentation losses."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,28 @@ from typing_extensions import override
 
 from modules.ranges import NonNegative, ShareBelowOne
 
-IGNORE = 255  # id of pixels that count for nothing
+IGNORE = 255  # label of ignored pixels
 
 
 class Loss(nn.Module):
-    """A loss over the pixels of some images."""
+    """Base class of losses over the pixels of a batch."""
 
     def forward(self, logits: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss, a scalar.
+        """Computes the loss, a scalar.
 
         Args:
             logits: float B×K×H×W.
-            mask: int64 B×H×W, classes 0 … K - 1, or 255 for pixels to be left out.
-            weights: float K, what the pixels of each class weigh; None for equal weights.
+            mask: int64 B×H×W, classes 0 … K - 1, or 255 for ignored pixels.
+            weights: float K, weights of the classes' pixels; None for equal weights.
         """
         raise NotImplementedError
 
 
 class CrossEntropy(Loss):
-    """Cross-entropy, the mean over all pixels.
+    """Cross-entropy, averaged over all pixels.
 
     Args:
-        label_smoothing: share of the target that is spread over all classes, in [0, 1).
+        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
     """
 
     def __init__(self, label_smoothing: ShareBelowOne = 0.0) -> None:
@@ -48,11 +48,11 @@ class CrossEntropy(Loss):
 
 
 class Focal(Loss):
-    """Focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4) over softmax probabilities p of the true class:
-    -(1 - p)^γ log p, the mean over all pixels.
+    """Focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4) of the softmax probability p of the true class: -(1 -
+    p)^γ log p, averaged over all pixels.
 
     Args:
-        gamma: γ, how little the easy pixels count.
+        gamma: γ; larger values reduce the weight of easy pixels.
     """
 
     def __init__(self, gamma: NonNegative = 2.0) -> None:
@@ -69,11 +69,11 @@ class Focal(Loss):
 
 
 class Dice(Loss):
-    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797): 1 - (2·Σpt + s) / (Σp + Σt + s) for each class over all
-    pixels of the images, the mean over classes; s, one pixel, decides on classes that are not there.
+    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797): 1 - (2·Σpt + s) / (Σp + Σt + s) per class over all
+    pixels of the batch, averaged over classes; s, one pixel, smooths classes that do not occur.
 
     Args:
-        background: count the first class too.
+        background: include the first class.
     """
 
     def __init__(self, background: bool = True) -> None:
@@ -94,8 +94,8 @@ class Dice(Loss):
 
 
 class Lovasz(Loss):
-    """Lovász-softmax (Berman et al. 2018, arXiv:1705.08790): a surface whose corners are 1 - IoU, over the classes that
-    are there. Class weights do not apply: each class counts the same already."""
+    """Lovász-softmax loss (Berman et al. 2018, arXiv:1705.08790), a surrogate of 1 - IoU, averaged over the classes
+    that occur. Class weights are ignored: all classes have the same weight."""
 
     def __init__(self) -> None:
         super().__init__()

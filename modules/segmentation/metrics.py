@@ -1,4 +1,4 @@
-"""How good class maps are: counts of pixels and of boundary pixels, from which all figures follow."""
+"""Metrics of semantic segmentation, from counts of pixels and of boundary pixels."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from modules.segmentation.losses import IGNORE
 
-TOLERANCE = 0.0075  # by which a boundary may be off, as a share of the image's diagonal
+TOLERANCE = 0.0075  # tolerance of boundary F1, as a fraction of the image's diagonal
 
 
 class SegmentationMetric(Metric):
@@ -35,7 +35,7 @@ class SegmentationMetric(Metric):
 
         Args:
             found: predicted classes, int64 B×H×W.
-            truth: true ones, int64 B×H×W; 255 for pixels that do not count.
+            truth: true classes, int64 B×H×W; 255 for ignored pixels.
         """
         self.confusion += multiclass_confusion_matrix(
             found, truth, self.num_classes, ignore_index=IGNORE, validate_args=False
@@ -43,22 +43,22 @@ class SegmentationMetric(Metric):
         self.boundary += boundary_counts(found, truth, self.num_classes)
 
     def compute(self) -> dict[str, Any]:
-        """All figures, see `figures`; and ``confusion``."""
+        """Returns all metrics, see `figures`, and ``confusion``."""
         return figures(self.confusion, self.boundary) | {"confusion": self.confusion}
 
 
 def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
-    """Figures from counts.
+    """Computes metrics from counts.
 
     Args:
         confusion: int64 K×K, true classes in rows.
         boundary: int64 4×K, see `boundary_counts`.
 
     Returns:
-        ``miou`` (mean intersection over union, Jaccard's index), ``dice`` and ``boundary_f1`` are means over the classes
-        that are there, in truth or prediction; ``accuracy`` is the share of pixels that are right; all floats. One that there
-        is nothing to count for, such as boundaries, is left out.
-        ``iou_per_class``, ``dice_per_class``, ``boundary_f1_per_class`` are float K, NaN for a class that is nowhere.
+        ``miou`` (mean intersection over union, Jaccard index), ``dice`` and ``boundary_f1`` are means over the classes
+        that occur in the ground truth or the prediction; ``accuracy`` is the fraction of correct pixels; all are
+        floats. A metric without anything to count, such as boundaries, is left out. ``iou_per_class``,
+        ``dice_per_class``, ``boundary_f1_per_class`` are float K, NaN for a class that does not occur.
     """
     counts = confusion.double()
     hits, true, found = counts.diag(), counts.sum(1), counts.sum(0)
@@ -77,7 +77,7 @@ def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
 
 
 def edges(mask: Tensor) -> Tensor:
-    """Which pixels have a neighbour above, below or beside of another class, bool B×H×W; ignored ones are no neighbours.
+    """Finds pixels with a 4-connected neighbour of another class, bool B×H×W; ignored pixels are not neighbours.
 
     Args:
         mask: int64 B×H×W.
@@ -95,17 +95,18 @@ def edges(mask: Tensor) -> Tensor:
 
 
 def boundary_counts(found: Tensor, truth: Tensor, num_classes: int, tolerance: float = TOLERANCE) -> Tensor:
-    """Boundary pixels by class, and how many have one of the same class in the other map nearby (Csurka et al. 2013,
-    "What is a good evaluation measure for semantic segmentation?", section 3.2, with distances counted over squares).
+    """Counts boundary pixels per class, and how many have one of the same class in the other map nearby (Csurka et al.
+    2013, "What is a good evaluation measure for semantic segmentation?", section 3.2, with Chebyshev distances).
 
     Args:
         found: predicted classes, int64 B×H×W.
-        truth: true ones, int64 B×H×W; 255 for pixels that do not count.
+        truth: true classes, int64 B×H×W; 255 for ignored pixels.
         num_classes: number of classes K.
-        tolerance: how near, as a share of the diagonal; at least one pixel.
+        tolerance: maximum distance, as a fraction of the diagonal; at least one pixel.
 
     Returns:
-        int64 4×K: predicted ones near a true one, all predicted ones, true ones near a predicted one, all true ones.
+        int64 4×K: predicted pixels near a true one, all predicted ones, true pixels near a predicted one, all true
+        ones.
     """
     height, width = truth.shape[1:]
     reach = max(1, round(tolerance * (height**2 + width**2) ** 0.5))

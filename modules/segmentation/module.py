@@ -1,4 +1,4 @@
-"""A class for each pixel."""
+"""Semantic segmentation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -31,24 +31,24 @@ from modules.spec import Backbone, DataSpec
 from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
-SHOWN = 6  # validation images whose class maps are shown
-WORST = 6  # images with most wrong pixels that are shown
+SHOWN = 6  # number of validation images shown with their class maps
+WORST = 6  # number of images with the largest errors shown
 
 
 class SegmentationModule(VisionModule):
-    """A backbone and a decoder that gives a class to each pixel.
+    """Semantic segmentation: a backbone with a decoder that predicts a class for each pixel.
 
-    Measures the mean intersection over union (``miou``), Dice, pixel accuracy, the F1 of boundaries, and these of each
-    class, from counts over all pixels; shows predictions beside the truth with their errors for the same images each
-    epoch, the images with most wrong pixels, and the confusion matrix.
+    Metrics: mean intersection over union (``miou``), Dice, pixel accuracy and boundary F1, overall and per class, from
+        counts over all pixels. Logs predictions next to the ground truth with their errors for the same images each
+        epoch, the images with the most wrong pixels, and the confusion matrix.
 
     Args:
-        data: description of its data. Images that are larger than its ``image_size`` are answered by windows of this size
-            that overlap; ``class_weights`` are what the pixels of each class weigh, see ``--data.class_weighting``.
-        backbone: the network that it is built on.
-        decoder: turns the backbone's maps into classes: UNet, FPN, DeepLabV3, DeepLabV3Plus or SegFormer.
+        data: description of the data. Images larger than its ``image_size`` are predicted with overlapping windows of
+            this size; ``class_weights`` are the weights of the classes' pixels, see ``--data.class_weighting``.
+        backbone: the network that the decoder is built on.
+        decoder: computes classes from the backbone's feature maps: UNet, FPN, DeepLabV3, DeepLabV3Plus or SegFormer.
         loss: CrossEntropy (the default), Dice, Focal, Lovasz, or a Mixture of them.
-        optimization: how it is trained.
+        optimization: optimiser, schedule and regularisation.
     """
 
     monitor = "val/miou"
@@ -92,7 +92,7 @@ class SegmentationModule(VisionModule):
         return {"decoder.last": ClassRows()}
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×H×W of any size to logits, float B×K×H×W."""
+        """Computes logits, float B×K×H×W, from images of any size, uint8 B×C×H×W."""
         height, width = image.shape[2:]
         below, right = -height % self.multiple, -width % self.multiple
         x = self.normalize(image)
@@ -105,7 +105,8 @@ class SegmentationModule(VisionModule):
         return Losses({"loss": self.loss(self(batch["image"]).float(), batch["mask"].long(), self.class_weights)})
 
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
-        """See `VisionModule.measure`. The loss is each image's by itself, so that its mean does not depend on the batches."""
+        """See `VisionModule.measure`. The loss is computed image by image, so that its mean is independent of the
+        batches."""
         mask, logits = batch["mask"].long(), self.views.mean(self, batch["image"], mean_of_classes).float()
         found = logits.argmax(1)
         self.figures[stage].update(found, mask)
@@ -116,7 +117,7 @@ class SegmentationModule(VisionModule):
         return Losses({"loss": torch.stack(losses).mean()})
 
     def _keep_pictures(self, image: Tensor, found: Tensor, mask: Tensor) -> None:
-        """Keeps the first images, and those with most wrong pixels."""
+        """Keeps the first images, and those with the most wrong pixels."""
         for one in map(pictures.MapExample, image, found.to(torch.uint8), mask):
             if len(self.shown) < SHOWN:
                 self.shown.append(one.cpu())
@@ -146,7 +147,8 @@ class SegmentationModule(VisionModule):
 
     @torch.inference_mode()
     def class_map(self, image: Tensor) -> Tensor:
-        """The likeliest class of each pixel of a picture of any size, in bounded memory; see `sliding.strips`.
+        """Predicts the class of each pixel of an image of any size, in bounded memory; see
+        `modules.segmentation.windows.strips`.
 
         Args:
             image: uint8 C×H×W.
@@ -158,18 +160,18 @@ class SegmentationModule(VisionModule):
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
     def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
-        """The class map of each image of a batch as `predict` takes it, uint8 H×W."""
+        """Predicts the class map of each image of a batch, in the format of `predict`, uint8 H×W."""
         for i, image in enumerate(batch["image"]):
             height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
             yield self.class_map(image[:, :height, :width]).numpy()
 
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """For each image the ``labels`` in it, the largest first; ``size`` (height, width); ``shares`` of the classes; and
-        ``masks``, for each class that is there its COCO run-length code.
+        """Returns for each image its ``labels``, the largest first; ``size`` (height, width); ``shares``, the fraction
+        of each class; and ``masks``, the COCO run-length code of each class in the image.
 
         Args:
-            batch: ``image`` uint8 B×C×H×W, or a list of C×H×W; ``size``, where it is there, says how much of an image is
-                not padding.
+            batch: ``image`` uint8 B×C×H×W, or a list of C×H×W; ``size``, optional, the height and width of the images
+                without padding.
         """
         result = []
         for mask in self.class_maps(batch):
@@ -184,7 +186,7 @@ class SegmentationModule(VisionModule):
         return result
 
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_samples`; with the classes as a tint, and in white what does not count."""
+        """See `VisionModule.draw_samples`; with the classes as an overlay, and ignored pixels in white."""
         tiles = []
         for image, mask in zip(batch["image"], batch["mask"].cpu().numpy(), strict=True):
             tile = tint(as_rgb(image), mask)

@@ -1,21 +1,21 @@
-"""A picture of any size through a network that sees a part at a time, in bounded memory."""
+"""Sliding-window inference for images of any size, in bounded memory."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-OVERLAP = 0.5  # of neighbouring windows
-WINDOWS = 4  # that go through the network together
+OVERLAP = 0.5  # of neighbouring windows, as a fraction of their side
+WINDOWS = 4  # windows per forward pass
 
 
 def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
-    """Where windows begin so that they cover a length, evenly spread, with at least this overlap.
+    """Returns start positions of evenly spread windows that cover a length with at least the given overlap.
 
     Args:
-        length: in pixels.
-        window: side of a window; one that is longer than the length begins at 0.
-        overlap: least share of a window that the next one sees too, in [0, 1).
+        length: length in pixels.
+        window: side of a window; if it is longer than the length, a single window starts at 0.
+        overlap: minimum fraction of a window that the next one covers too, in [0, 1).
     """
     room = max(0, length - window)
     count = -(-room // max(1, int(window * (1 - overlap)))) + 1
@@ -23,7 +23,8 @@ def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[in
 
 
 def blending(height: int, width: int, device: torch.device) -> Tensor:
-    """How much each pixel of a window counts, float H×W: most in the middle, a little at the edge (Hann's window)."""
+    """Returns the weight of each pixel of a window, float H×W: largest in the middle, small at the edge (Hann
+    window)."""
     y, x = (torch.hann_window(side + 2, False, device=device)[1:-1].clamp(min=1e-3) for side in (height, width))
     return y[:, None] * x
 
@@ -36,20 +37,20 @@ def strips(
     device: torch.device,
     overlap: float = OVERLAP,
 ) -> Iterator[Tensor]:
-    """Class probabilities of a picture, strip by strip from the top.
+    """Computes class probabilities of an image, strip by strip from the top.
 
-    Windows overlap, and where they do their probabilities are blended, so that no seam shows. Never more is held than a
-    strip of a window's height.
+    Windows overlap, and the probabilities in the overlap are blended to avoid seams. At most one strip of a window's
+    height is kept in memory.
 
     Args:
-        network: uint8 B×C×h×w to logits, float B×K×h×w.
-        image: uint8 C×H×W, of any size; what fits into a window goes through as a whole.
+        network: computes logits, float B×K×h×w, from uint8 B×C×h×w.
+        image: uint8 C×H×W of any size; if it fits into a window, it is processed as a whole.
         window: height and width of a window, in pixels.
-        device: where the network is.
-        overlap: share of a window that the next one sees too, in [0, 1).
+        device: device of the network.
+        overlap: fraction of a window that the next one covers too, in [0, 1).
 
     Yields:
-        float K×h×W; the heights sum up to H.
+        Probabilities, float K×h×W; the heights sum up to H.
     """
     _, height, width = image.shape
     rows, columns = (window_starts(*sides, overlap) for sides in zip((height, width), window, strict=True))
