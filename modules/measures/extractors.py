@@ -37,11 +37,11 @@ class Extractor:
     """A frozen feature extractor that is not one of a module's parameters. Its name is part of the metrics' names.
 
     Args:
-        name: what it is.
-        network: float B×C×S×S with values in [0, 1] to float B×F.
-        head: float B×F to float B×K, or None.
-        size: height and width of the images that it takes, in pixels; others are scaled.
-        sizes: classes of each question that the head answers; by default it is one question.
+        name: name of the extractor.
+        network: maps float B×C×H×W in [0, 1] to float B×F.
+        head: classifier, maps float B×F to float B×K; or None.
+        size: height and width that the network expects, in pixels; other images are resized.
+        sizes: number of classes of each head that K consists of; by default, a single head.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Extractor:
 
 
 def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """float B×C×H×W of another height and width."""
+    """Resizes float B×C×H×W to another height and width."""
     if tuple(image.shape[2:]) == size:
         return image
     return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
@@ -139,13 +139,13 @@ def extractor_name(address: str | None, num_classes: int) -> str:
 
 
 def named_extractor(address: str, in_chans: int, image_size: int | str) -> Extractor:
-    """An extractor of the user's choice.
+    """Loads an extractor chosen by the user.
 
     Args:
-        address: a registered model (``models:/name@alias``), of a classifier preferably; a timm name, whose published
-            weights are taken.
-        in_chans: channels of the images.
-        image_size: of the images; see `modules.spec.sides`.
+        address: a registered model (``models:/name@alias``), preferably of a classifier, or a timm name with published
+            weights.
+        in_chans: number of image channels.
+        image_size: size of the images; see `modules.spec.sides`.
 
     Raises:
         BackboneError: it cannot be loaded, or takes images with other channels.

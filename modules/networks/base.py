@@ -13,7 +13,7 @@ class BackboneError(ValueError):
 
 
 def sides_of(img_size: Side) -> tuple[int, int]:
-    """Height and width of images, in pixels."""
+    """Returns height and width of images, in pixels."""
     return img_size if isinstance(img_size, tuple) else (img_size, img_size)
 
 

@@ -20,7 +20,7 @@ class Decoder(Part):
     known."""
 
     def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
-        """Makes the layers.
+        """Creates the layers.
 
         Args:
             code: shape of the code of an image, a vector or C×H×W.
@@ -30,7 +30,7 @@ class Decoder(Part):
         raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
-        """float B×code to float B×channels×H×W, without bounds."""
+        """Decodes float B×code to float B×channels×H×W, unbounded."""
         raise NotImplementedError
 
 
@@ -131,9 +131,9 @@ class UpsampledConvolutions(_Doubling):
 
 
 class Progressive(Decoder):
-    """Grows from a map whose shorter side has four to seven pixels to the image's size (Karras et al. 2018, arXiv:1710.10196): all resolutions
-    are there from the start, and ``phase`` says which one speaks. Between n and n + 1 the one after n is faded in. The
-    image always has its full size: smaller ones are enlarged.
+    """Grows from a map whose shorter side has four to seven pixels to the image's size (Karras et al. 2018,
+    arXiv:1710.10196): all resolutions exist from the start, and ``phase`` sets the current one; between n and n + 1,
+    resolution n + 1 is faded in. The output always has the full size: lower resolutions are upsampled.
 
     Args:
         width: channels at the highest resolution; doubled at each step towards the code, up to 512.

@@ -10,15 +10,15 @@ from modules.networks.base import BackboneError, Network, Side, sides_of
 
 
 class DCGAN(Network):
-    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434): 4×4 convolutions of stride 2 and leaky ReLU of
-    slope 0.2, until the map is at most four pixels high or wide. Its features are the last map, flattened.
+    """The discriminator of DCGAN (Radford et al. 2016, arXiv:1511.06434): 4×4 convolutions of stride 2 and leaky ReLU
+    of slope 0.2, until the feature map is at most four pixels high or wide. Its features are the last map, flattened.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: of the input: its side, or height and width, in pixels.
-        width: channels of the first convolution; each further one has twice as many, up to 512.
-        norm: batch normalisation behind all convolutions but the first, as published.
+        img_size: side of the input, or its height and width, in pixels.
+        width: channels of the first convolution; doubled at each further one, up to 512.
+        norm: batch normalisation after all convolutions but the first, as published.
         drop_rate: dropout before the classifier.
     """
 
@@ -59,9 +59,9 @@ class PatchGAN(Network):
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: of the input: its side, or height and width, in pixels.
-        width: channels of the first convolution; each further one has twice as many, up to eight times.
-        norm: instance normalisation behind all convolutions but the first, as published.
+        img_size: side of the input, or its height and width, in pixels.
+        width: channels of the first convolution; doubled at each further one, up to eight times.
+        norm: instance normalisation after all convolutions but the first, as published.
         drop_rate: dropout before the classifier.
     """
 
@@ -102,8 +102,8 @@ class EqualizedConv2d(nn.Conv2d):
         in_chans: input channels.
         out_chans: output channels.
         kernel: side of the kernel, or its height and width.
-        padding: rim of zeros.
-        gain: the scale is √(gain / inputs of a unit).
+        padding: zero padding.
+        gain: the scale is √(gain / fan-in).
     """
 
     def __init__(self, in_chans: int, out_chans: int, kernel: Side, padding: int = 0, gain: float = 2.0) -> None:
@@ -119,8 +119,8 @@ class EqualizedConv2d(nn.Conv2d):
 
 
 def pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[int]]:
-    """The resolutions of networks that grow: height and width of the smallest, whose shorter side has four to seven pixels, which
-    double until they cover an image, and the channels at each.
+    """Returns the resolutions of progressively growing networks: height and width of the smallest, whose shorter side
+    has four to seven pixels and which is doubled until it covers the image, and the channels at each resolution.
 
     >>> pyramid((32, 48), 16)
     ((4, 6), [128, 64, 32, 16])
@@ -131,20 +131,20 @@ def pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[in
 
 
 def at_level(start: tuple[int, int], level: int) -> tuple[int, int]:
-    """Height and width of a resolution of networks that grow, counted from the smallest."""
+    """Returns height and width of a resolution of progressively growing networks, counted from the smallest."""
     return start[0] * 2**level, start[1] * 2**level
 
 
 class ProgressiveDiscriminator(Network):
-    """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the standard deviation over the
-    batch as a further map (section 3). ``phase`` says which resolution it looks at, see `modules.networks.decoders.Progressive`;
-    images of the full size are reduced to it.
+    """The discriminator of Progressive GAN (Karras et al. 2018, arXiv:1710.10196), with the minibatch standard
+    deviation as an additional map (section 3). ``phase`` sets the current resolution, see
+    `modules.networks.decoders.Progressive`; images of the full size are downsampled to it.
 
     Args:
         num_classes: size of the classifier.
         in_chans: input channels.
-        img_size: of the input: its side, or height and width, in pixels.
-        width: channels at the highest resolution; each further one has twice as many, up to 512.
+        img_size: side of the input, or its height and width, in pixels.
+        width: channels at the highest resolution; doubled at each lower one, up to 512.
         drop_rate: dropout before the classifier.
     """
 

@@ -116,7 +116,7 @@ def dcgan(pretrained: bool = False, **kwargs: Any) -> Network:
 
 @register_model
 def patchgan(pretrained: bool = False, **kwargs: Any) -> Network:
-    """PatchGAN, the discriminator of pix2pix and CycleGAN; ``norm=False`` without its instance normalisation."""
+    """PatchGAN, the discriminator of pix2pix and CycleGAN; ``norm=False`` for no instance normalisation."""
     return _build(PatchGAN, "patchgan", pretrained, halvings(min(sides_of(kwargs.get("img_size", 28)))), **kwargs)
 
 
