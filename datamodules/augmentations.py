@@ -1,11 +1,13 @@
 """Albumentations recipes. Images stay as they are read, uint8 or float32 in [0, 1]: the network normalises them on the device."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import albumentations as A
 import cv2
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
@@ -54,6 +56,62 @@ class RandomResizedCrop(A.RandomResizedCrop):
         return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
+def normalized_keypoints(points: NDArray[Any]) -> NDArray[np.float32]:
+    """Normalises keypoints for position and scale: subtracts their mean and divides by their root mean squared distance from it
+    (centroid size, Dryden & Mardia 2016, Statistical Shape Analysis, 2.2). Rotation is kept.
+
+    Args:
+        points: …×K×2; the K points of a sample must not coincide.
+
+    Returns:
+        float32 …×K×2.
+    """
+    centred = points - points.mean(-2, keepdims=True)
+    size = np.sqrt(np.square(centred).sum((-2, -1), keepdims=True) / points.shape[-2])
+    return (centred / size).astype(np.float32)
+
+
+class KeypointCompose(A.Compose):
+    """An albumentations pipeline that transforms keypoints with their image, and returns `normalized_keypoints` in ``tabular``, x and y
+    of each keypoint in turn, followed by what ``tabular`` had before.
+
+    If the image is mirrored, keypoints with ``left`` in their name are swapped with those with ``right``.
+
+    Args:
+        transforms: the transforms.
+        names: names of the keypoints. Samples have them as ``keypoints``, float32 K×2, in pixels; samples without are
+            transformed as by `A.Compose`.
+        more: further arguments of `A.Compose`.
+    """
+
+    def __init__(self, transforms: Sequence[Step], names: Sequence[str], **more: Any) -> None:
+        super().__init__(transforms, keypoint_params=A.KeypointParams("xy", remove_invisible=False), **more)
+        other = [_swapped(name) for name in names]
+        self.partners = [
+            names.index(theirs if theirs in names else own) for own, theirs in zip(names, other, strict=True)
+        ]
+
+    def __call__(self, *args: Any, **sample: Any) -> dict[str, Any]:
+        """See albumentations."""
+        if "keypoints" not in sample:
+            return super().__call__(*args, **sample)
+        frame = np.array([[0, 0], [1, 0], [0, 1]], np.float32)  # its orientation tells whether the image is mirrored
+        made = super().__call__(*args, **sample | {"keypoints": np.concatenate([sample["keypoints"], frame])})
+        moved = made.pop("keypoints")
+        if len(moved) != len(self.partners) + len(frame):
+            raise ValueError("--data.augmentation has a transform that loses points of an image: leave it out.")
+        points, (corner, right, down) = moved[:-3], moved[-3:]
+        if np.linalg.det([right - corner, down - corner]) < 0:
+            points = points[self.partners]
+        rest = [sample["tabular"]] if "tabular" in sample else []
+        return made | {"tabular": np.concatenate([normalized_keypoints(points).ravel(), *rest])}
+
+
+def _swapped(name: str) -> str:
+    """The name with left and right swapped."""
+    return re.sub("left|right", lambda found: "right" if found[0] == "left" else "left", name)
+
+
 def reduction(transform: A.Compose | None, height: int, width: int) -> int:
     """How many times smaller a picture may be decoded, if the first thing that is done to it makes it smaller anyway.
 
@@ -90,6 +148,7 @@ def evaluation(
     fit: Fit = "crop",
     boxes: A.BboxParams | None = None,
     deep: bool = False,
+    points: Sequence[str] | None = None,
 ) -> A.Compose:
     """Makes any picture what a network takes, in one of five ways.
 
@@ -103,16 +162,23 @@ def evaluation(
             factor. ``native`` leaves the picture as it is, of any size.
         boxes: how boxes, if there are any, come and go.
         deep: whether values are in [0, 1].
+        points: names of keypoints that are transformed too, see `KeypointCompose`.
     """
+    steps = _fitting(image_size, crop_pct, fit, deep)
+    return KeypointCompose(steps, points, bbox_params=boxes) if points else A.Compose(steps, bbox_params=boxes)
+
+
+def _fitting(image_size: int | str, crop_pct: float, fit: Fit, deep: bool) -> list[Step]:
+    """The transforms of `evaluation`."""
     if fit == "native":
-        return A.Compose([])
+        return []
     height, width = sides(image_size)
     if fit == "pad":
         longest = A.LongestMaxSize(max_size_hw=(height, width), area_for_downscale="image", p=1)
         rest = A.PadIfNeeded(height, width, position="top_left", fill=DEEP_GREY if deep else GREY, p=1)
-        return A.Compose([longest, rest], bbox_params=boxes)
+        return [longest, rest]
     if fit == "stretch":
-        return A.Compose([A.Resize(height, width, area_for_downscale="image", p=1)], bbox_params=boxes)
+        return [A.Resize(height, width, area_for_downscale="image", p=1)]
     rows, columns = (round(side / crop_pct) for side in (height, width))
     options: dict[str, Any] = {
         "max_size_hw": (rows, columns), "interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image", "p": 1
@@ -120,7 +186,7 @@ def evaluation(
     resize: list[Step] = [A.SmallestMaxSize(**options)]
     if fit == "extend":
         resize = [A.LongestMaxSize(**options), A.PadIfNeeded(rows, columns, border_mode=cv2.BORDER_REPLICATE, p=1)]
-    return A.Compose([*resize, A.CenterCrop(height, width)])
+    return [*resize, A.CenterCrop(height, width)]
 
 
 BOUNDS = {  # of numbers; of others 0 and 1

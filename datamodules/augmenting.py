@@ -10,9 +10,10 @@ from typing import Any
 
 import albumentations as A
 import numpy as np
+from albumentations.augmentations.geometric.distortion import BaseDistortion
 from pydantic import ValidationError
 
-from datamodules.augmentations import BOUNDS, Numbers, Step, Strength, Strengths
+from datamodules.augmentations import BOUNDS, KeypointCompose, Numbers, Step, Strength, Strengths
 from datamodules.base import DataError
 
 Augmentation = Strength | list[Any]  # of names, and of {name: settings}
@@ -35,6 +36,7 @@ class Augmenter:
         masks: keys of what else moves with an image: ``mask``, ``masks``.
         keep: fit pictures first in any case.
         deep: whether images are float32 in [0, 1] instead of uint8.
+        points: names of keypoints that are transformed too, see `augmentations.KeypointCompose`.
     """
 
     size: tuple[int, int]
@@ -46,6 +48,7 @@ class Augmenter:
     masks: Sequence[str] = ()
     keep: bool = False
     deep: bool = False
+    points: Sequence[str] = ()
 
     def compose(self, augmentation: Augmentation) -> A.Compose:
         """Builds the pipeline; images keep their type.
@@ -65,6 +68,8 @@ class Augmenter:
             for draw in range(DRAWS):
                 certain = draw % 2 == 0
                 self._try(self._composed(fit), self._steps(entries, certain), draw)
+        if self.points:
+            return KeypointCompose([*fit, *steps], self.points, bbox_params=self.boxes)
         return A.Compose([*fit, *steps], bbox_params=self.boxes)
 
     def _composed(self, steps: Sequence[Step]) -> A.Compose:
@@ -157,6 +162,9 @@ class Augmenter:
         carried = {target.value.lower() for target in (targets if isinstance(targets, tuple) else (targets,))}
         needed = {"boxes": "bboxes"} if self.boxes else {}
         needed |= {"masks": "mask"} if self.masks else {}
+        needed |= {"keypoints": "keypoints"} if self.points else {}
+        if isinstance(step, BaseDistortion):
+            carried.discard("keypoints")  # it rounds them to whole pixels, and drops some
         if lacking := [word for word, target in needed.items() if target not in carried]:
             raise DataError(
                 f"{OPTION}: {name} moves images, but not their {' and '.join(lacking)}, which would then be wrong: leave it out."

@@ -1,5 +1,6 @@
 """Types of settings: ranges of numbers, class defaults, and the preprocessing of pictures."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
@@ -58,6 +59,15 @@ class Reading:
 RGB = Reading()
 
 
+def point_columns(names: Sequence[str]) -> list[str]:
+    """Columns of a table that hold the coordinates of keypoints, in pixels.
+
+    >>> point_columns(["nose"])
+    ['nose_x', 'nose_y']
+    """
+    return [f"{name}_{axis}" for name in names for axis in "xy"]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes the network's input. Data modules define it, and a registered model stores it as plain
@@ -73,6 +83,8 @@ class Preprocessing:
         numbers: the input is ``in_chans`` numbers, float32 1×1×C, and no picture.
         bands: see `Reading`.
         bits: see `Reading`.
+        tabular: names of the numbers that are a further input; None for none.
+        keypoints: names of the keypoints that are a further input, see `augmentations.KeypointCompose`; None for none.
     """
 
     image_size: int | str
@@ -84,6 +96,13 @@ class Preprocessing:
     numbers: bool = False
     bands: list[int] | None = None
     bits: int = 8
+    tabular: list[str] | None = None
+    keypoints: list[str] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a table with the tabular inputs, see `point_columns`."""
+        return [*point_columns(self.keypoints or ()), *(self.tabular or ())]
 
     @property
     def reading(self) -> Reading:
@@ -96,11 +115,13 @@ class Preprocessing:
         """The albumentations pipeline."""
         if self.numbers:
             return A.Compose([])
-        return evaluation(self.image_size, self.crop_pct, self.fit, deep=self.reading.deep)
+        return evaluation(self.image_size, self.crop_pct, self.fit, deep=self.reading.deep, points=self.keypoints)
 
     def as_data(self) -> dict[str, Any]:
         """Constructor arguments of an equal object, without defaults."""
         silent = {"crop": {"fit"}, "extend": set()}.get(self.fit, {"crop_pct"})
-        silent |= {name for name in ("tile", "frames", "numbers", "bands") if not getattr(self, name)}
+        silent |= {
+            name for name in ("tile", "frames", "numbers", "bands", "tabular", "keypoints") if not getattr(self, name)
+        }
         silent |= {"bits"} if self.bits == 8 else set()
         return {key: value for key, value in asdict(self).items() if key not in silent}

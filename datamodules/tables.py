@@ -8,9 +8,12 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 
 from datamodules.base import DataError, listed
 from datamodules.images import EXTENSIONS, folded
@@ -231,3 +234,56 @@ def by_split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {"all": table}
     names = table["split"].map({name: split_of(name) for name in table["split"].unique()})
     return {split: table[names == split] for split in SPLITS if (names == split).any()}
+
+
+UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
+
+
+def numbers_in(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
+    """Numbers of a column, NaN for missing ones, and the cells that are not numeric. The decimal separator may be a
+    comma; see `unclear`."""
+    text = cells.fillna("").astype(str).str.strip()
+    text = text.where(~text.str.casefold().isin(UNKNOWN), "")
+    numbers = pd.to_numeric(text.str.replace(",", "" if unclear(text) else ".", regex=False), errors="coerce").to_numpy(
+        np.float32
+    )
+    wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
+    return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
+
+
+def unclear(cells: "pd.Series[Any]") -> str | None:
+    """A number whose comma might be a thousands separator, if that is possible for the whole column."""
+    text = cells.dropna().astype(str).str.strip()
+    commas = text[text.str.contains(",", regex=False)]
+    return (
+        str(commas.iloc[0])
+        if len(commas) and commas.str.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?").all()
+        else None
+    )
+
+
+def numeric_columns(table: pd.DataFrame, names: Sequence[str], file: Path) -> NDArray[np.float32]:
+    """Reads columns in which every row must have a number.
+
+    Args:
+        table: the table; its index is the row number, from 0.
+        names: names of the columns.
+        file: the file of the table, for messages.
+
+    Returns:
+        float32 N×K.
+
+    Raises:
+        DataError: a cell is empty or not numeric.
+    """
+    columns = np.zeros((len(table), len(names)), np.float32)
+    for k, name in enumerate(names):
+        columns[:, k], _ = numbers_in(table[name])
+        if (lacking := np.flatnonzero(~np.isfinite(columns[:, k]))).size or unclear(table[name]):
+            row = int(lacking[0]) if lacking.size else int(np.flatnonzero(table[name] == unclear(table[name]))[0])
+            raise DataError(
+                f"{file.resolve()} has {table[name].iloc[row]!r} under {name!r} in row {table.index[row] + 1}, where the network needs a "
+                f"number ({max(1, lacking.size)} of {len(table)} rows): write one, with a point for the decimals; remove the "
+                "row; or leave the column out."
+            )
+    return columns

@@ -65,6 +65,7 @@ class VisionModule(L.LightningModule):
     mirrors: ClassVar[bool] = False  # whether predictions for mirrored images can be averaged, see `Views`
     square: ClassVar[bool] = False  # whether images must be square
     any_bands: ClassVar[bool] = False  # whether images may have other channels than 8-bit RGB or grey
+    any_tabular: ClassVar[bool] = False  # whether there may be tabular inputs besides the image
     series: ClassVar[tuple[str, ...]] = ()  # keys of logged images of which a video is made at the end of training
     scale: Tensor
     shift: Tensor
@@ -91,6 +92,12 @@ class VisionModule(L.LightningModule):
                 f"{data.bit_depth}: leave --data.bits out, and give --data.in_chans 3 or 1. Classification, several labels, "
                 "regression, segmentation, detection and autoencoding take others."
             )
+        if not self.any_tabular and data.tabular_names:
+            raise BackboneError(
+                f"{type(self).__name__.removesuffix('Module')} takes images alone, and these data have tabular inputs "
+                f"({', '.join(data.tabular_names[:4])}, …): leave --data.tabular and --data.keypoints out. Classification takes them."
+            )
+        self.tabular_names = data.tabular_names
         self.full = 255.0 if data.bit_depth == 8 else 1.0  # largest possible pixel value
         self.bit_depth, self.channel_mean, self.channel_std = data.bit_depth, data.channel_mean, data.channel_std
         self.optimization = optimization or Optimization()
@@ -176,7 +183,7 @@ class VisionModule(L.LightningModule):
         """Plain data that rebuilds this network without its training state: the fields in `takes`, the backbone as
         ``backbone`` and ``backbone_options``, and `parts`."""
         data = {name: deepcopy(getattr(self, name)) or None for name in self.takes}
-        plain = {"bit_depth": 8, "channel_mean": None, "channel_std": None}
+        plain = {"bit_depth": 8, "channel_mean": None, "channel_std": None, "tabular_names": None}
         data |= {name: deepcopy(getattr(self, name)) for name in VALUES if getattr(self, name) != plain[name]}
         return {**data, **self.backbone.recipe, **self.parts()}
 

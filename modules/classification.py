@@ -1,12 +1,13 @@
 """Image classification."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -23,13 +24,15 @@ from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
+from modules.networks import BackboneError
 from modules.networks.backbones import take_head
+from modules.networks.tabular import LateFusion
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import sheet
 from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
-from modules.views import mean_of_classes
+from modules.views import Views, mean_of_classes
 from modules.warm_start import ClassRows
 
 WORST = 18  # number of misclassified images shown
@@ -37,6 +40,7 @@ WORST = 18  # number of misclassified images shown
 
 class ClassificationModule(VisionModule):
     """Image classification: a backbone with a linear classifier, trained with cross-entropy.
+    If the data have tabular inputs, these are fused with the features, see `LateFusion`.
 
     Metrics: loss, accuracy (top-1, and top-5 from ten classes on), mean accuracy over classes (``balanced_accuracy``),
         macro F1, expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599), and accuracy per class.
@@ -53,12 +57,16 @@ class ClassificationModule(VisionModule):
             both, one of them is drawn for each batch.
         focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv:1708.02002), -(1 - p)^γ log p of the true class: larger
             values reduce the weight of correctly classified images; 0 for cross-entropy.
+
+    Raises:
+        BackboneError: mixup or cutmix with tabular inputs.
     """
 
     monitor = "val/accuracy"
     mode = "max"
 
     any_bands = True
+    any_tabular = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
     needs: tuple[str, ...] = ("label",)
@@ -78,6 +86,17 @@ class ClassificationModule(VisionModule):
         super().__init__(data, backbone, optimization, "logits")
         num_classes = data.num_classes
         self.head = take_head(self.backbone, num_classes)
+        self.fusion = LateFusion(data) if data.tabular_names else None
+        if self.fusion is not None:
+            if mixup or cutmix:
+                raise BackboneError(
+                    f"--model.{'mixup' if mixup else 'cutmix'} mixes images, but not their tabular inputs: "
+                    "leave it out."
+                )
+            if any(name.endswith("_x") for name in data.tabular_names or ()):  # they would have to be mirrored, too
+                self.views = Views("a network with keypoints as input", possible=False)
+            self.needs = (*self.needs, "tabular")
+            self.head = nn.Linear(self.head.in_features + self.fusion.width, num_classes)
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -122,11 +141,21 @@ class ClassificationModule(VisionModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Computes logits, float B×K, for evaluation, averaged over mirrored views."""
-        return self.views.mean(self, batch["image"], mean_of_classes)
+        beside = {} if self.fusion is None else {"tabular": batch["tabular"]}
+        return self.views.mean(partial(self, **beside), batch["image"], mean_of_classes)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Computes logits, float B×K, from images, uint8 B×C×H×W."""
-        return self.head(self.backbone(self.normalize(image)))
+    def forward(self, image: Tensor, tabular: Tensor | None = None) -> Tensor:
+        """Computes logits, float B×K.
+
+        Args:
+            image: uint8 B×C×H×W.
+            tabular: tabular inputs, float32 B×V; None for the means of the training set.
+        """
+        return self._classified(self.normalize(image), tabular)
+
+    def _classified(self, image: Tensor, tabular: Tensor | None) -> Tensor:
+        features = self.backbone(image)
+        return self.head(features if self.fusion is None else self.fusion(features, tabular))
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
@@ -134,7 +163,7 @@ class ClassificationModule(VisionModule):
         image, target = self.normalize(batch["image"]), label
         if self.mix is not None:
             image, target = self.mix(image, target)
-        logits = self.head(self.backbone(image))
+        logits = self._classified(image, None if self.fusion is None else batch["tabular"])
         loss = self._loss(logits, target)
         for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
             loss = loss + 0.3 * self._loss(aux, target)

@@ -17,6 +17,7 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
 from modules.networks.backbones import take_head
+from modules.networks.tabular import Standardization
 from modules.optimization import Optimization
 from modules.pictures.charts import scatter
 from modules.pictures.sheets import enlarged, sheet
@@ -26,32 +27,6 @@ from modules.warm_start import ClassRows
 
 WORST = 18  # number of images shown
 DRAWN = 2000  # maximum number of points in a chart
-
-
-class Standardization(nn.Module):
-    """Standardises quantities to mean 0 and standard deviation 1 over the training set, and back; stored with the
-    weights.
-
-    Args:
-        mean: mean of each quantity, K.
-        std: standard deviation of each quantity, K; 1 for a constant one.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Standardises float B×K."""
-        return (value - self.mean) / self.std
-
-    def undo(self, value: Tensor) -> Tensor:
-        """Converts float B×K back to the units of the data."""
-        return value * self.std + self.mean
 
 
 class RegressionModule(VisionModule):

@@ -46,6 +46,7 @@ class SequenceModule(ClassificationModule):
     """
 
     any_bands = False
+    any_tabular = False
     needs = ("label", "length")
     mirrors = False
     solve_head = None  # type: ignore[assignment]  # the head's features are not the backbone's

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-VALUES = ("bit_depth", "channel_mean", "channel_std")  # fields of `DataSpec` that every network needs
+VALUES = ("bit_depth", "channel_mean", "channel_std", "tabular_names")  # fields of `DataSpec` that every network needs
+MOMENTS = ("tabular_mean", "tabular_std")  # fields of `DataSpec` that are stored with the weights
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
 Transfer = Literal["scratch", "features", "finetune", "freeze_unfreeze", "auto"]
 
@@ -46,6 +47,9 @@ class DataSpec:
         bit_depth: bits per pixel value; images with more than 8 bits are float32 in [0, 1] instead of uint8.
         channel_mean: mean of each channel, relative to the largest pixel value; None for that of the backbone.
         channel_std: standard deviation of each channel, relative to the largest pixel value.
+        tabular_names: names of the tabular inputs (numbers given with each image); None for none.
+        tabular_mean: mean of each tabular input over the training set; None for 0.
+        tabular_std: standard deviation of each tabular input; None for 1.
     """
 
     in_chans: int = 3
@@ -63,6 +67,9 @@ class DataSpec:
     bit_depth: int = 8
     channel_mean: list[float] | None = None
     channel_std: list[float] | None = None
+    tabular_names: list[str] | None = None
+    tabular_mean: list[float] | None = None
+    tabular_std: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.num_classes and self.label_names:
@@ -79,12 +86,12 @@ class DataSpec:
 
         Args:
             data: the data module.
-            properties: names of the fields to read: those in `VisionModule.takes`. `VALUES` are always read.
+            properties: names of the fields to read: those in `VisionModule.takes`. `VALUES` and `MOMENTS` are always read.
 
         Raises:
             AttributeError: the data module does not have one of them.
         """
-        values = {name: getattr(data, name) for name in VALUES if hasattr(data, name)}
+        values = {name: getattr(data, name) for name in (*VALUES, *MOMENTS) if hasattr(data, name)}
         return cls(**values, **{name: getattr(data, name) for name in properties})
 
 

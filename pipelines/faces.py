@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import pandas as pd
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
@@ -18,7 +19,9 @@ from rich.progress import track
 from datamodules import DataError
 from datamodules.base import digest_of
 from datamodules.images import EXTENSIONS, WRITTEN, read_image, warn_of_two_names
-from datamodules.labelled.alignment import FaceDetector, Form, faces_of
+from datamodules.labelled.alignment import POINTS, FaceDetector, Form, faces_of
+from datamodules.options import point_columns
+from datamodules.splits import split_of
 from modules import FaceNetModule
 from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
@@ -410,6 +413,50 @@ def align(
         f"{len(files)} pictures: {sum(map(bool, counts))} faces are in {out}, {several} of them the foremost of several. "
         f"Without a face: {counts.count(0)}. Not readable: {counts.count(None)}."
     )
+
+
+def landmarks(folder: str, out: str = "landmarks.csv", device: str = "auto") -> str:
+    """Finds eyes, nose and mouth of the face in each picture, and writes a table for ``--data Manifest`` with ``--data.keypoints``.
+
+    The table has a row for each picture with a face: ``path``, relative to the table; ``label``, the folder that the picture is in;
+    ``split``, if the first folder is one of ``train``, ``val`` and ``test`` in any usual spelling; and x and y of the five
+    landmarks in pixels, left and right as seen in the picture. Of several faces, the largest and most central one is taken. This
+    needs the package facenet-pytorch.
+
+    Args:
+        folder: the pictures, with a sub-folder for each person or class.
+        out: the table, in CSV.
+        device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: the package is missing, or there are no pictures or no faces.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
+    detector, rows, without = FaceDetector(device), list[dict[str, Any]](), 0
+    files = [file for file in _found([folder]) if file.lower().endswith(EXTENSIONS)]
+    screen = Console(stderr=True)
+    for file in track(files, "landmarks", console=screen, transient=True, disable=not screen.is_terminal):
+        try:
+            found = detector.points(read_image(file))
+        except DataError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        if not len(found):
+            print(f"no face: {file}", file=sys.stderr)
+            without += 1
+            continue
+        row = {"path": os.path.relpath(file, Path(out).parent), "label": Path(file).resolve().parent.name}
+        if split := split_of(Path(os.path.relpath(file, folder)).parts[0]):
+            row["split"] = split
+        rows.append(row | dict(zip(point_columns(POINTS), found[0].round(2).ravel().tolist(), strict=True)))
+    if not rows:
+        raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
+    write_text(Path(out), pd.DataFrame(rows).to_csv(index=False))
+    return f"{len(files)} pictures: the points of {len(rows)} faces are in {out}. Without a face: {without}. Not readable: {len(files) - len(rows) - without}."
 
 
 def _check_new(folder: str) -> None:

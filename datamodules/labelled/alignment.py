@@ -15,6 +15,7 @@ from datamodules.base import DataError
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+POINTS = ["face_left_eye", "face_right_eye", "face_nose", "face_left_mouth", "face_right_mouth"]  # names in tables
 SIDE = 112
 Form = Literal["arcface", "dlib", "facenet"]
 SIDES: dict[Form, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # pixels of each form's pictures
@@ -153,6 +154,19 @@ class FaceDetector:
             if boxes is not None and (kept := np.asarray(sure, float) >= SURE).any():
                 return (np.asarray(boxes, float)[kept] - rim) / factor, (np.asarray(points, float)[kept] - rim) / factor
         return np.zeros((0, 4)), np.zeros((0, 5, 2))
+
+    def points(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Landmarks of the foremost face.
+
+        Args:
+            image: uint8 H×W×3 or H×W×1.
+
+        Returns:
+            float64 1×5×2, in the order of `POINTS`; 0×5×2 if there is no face.
+        """
+        image = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+        boxes, points = self(image)
+        return points[[foremost(boxes, *image.shape[:2])]] if len(boxes) else points
 
 
 @dataclass(frozen=True)

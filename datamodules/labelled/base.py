@@ -60,8 +60,11 @@ class LabelledDataModule(VisionDataModule[S]):
             fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit, deep=deep).transforms
             # Small pictures are nearly all object: a hard crop would cut it off.
             strengths = LABELLED if min(self.size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
+            points = self.preprocessing.keypoints or ()
             build = partial(training, size=self.size, flip=self.flip, equalize=self.in_chans in (1, 3))
-            augmenter = Augmenter(self.size, self.in_chans, fit, strengths, build, keep=not crops, deep=deep)
+            augmenter = Augmenter(
+                self.size, self.in_chans, fit, strengths, build, keep=not crops, deep=deep, points=points
+            )
             return augmenter.compose(self.augmentation)
         fits = self.one_size and self.image_size == type(self).image_size and self.crop_pct == 1
         return None if fits else self.preprocessing.transform()

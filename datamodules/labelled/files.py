@@ -1,7 +1,7 @@
 """Labelled image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, digest_of, listed
+from datamodules.augmentations import normalized_keypoints
+from datamodules.base import DataError, digest_of, listed, repeated
 from datamodules.decoded import ImageFiles
 from datamodules.files import Files, Folder
 from datamodules.finding import paths_in
@@ -29,10 +30,10 @@ from datamodules.images import (
     warn_of_two_names,
 )
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
-from datamodules.labelled.sources import LabelledSource
-from datamodules.options import Check, NonNegativeInt
+from datamodules.labelled.sources import LabelledSource, TabularSource
+from datamodules.options import Check, NonNegativeInt, Preprocessing, point_columns
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
-from datamodules.tables import by_split, check_table, read_table, spelled, warn_of_alike
+from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled, warn_of_alike
 
 Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
 Indices = NDArray[np.intp]
@@ -191,11 +192,15 @@ class LabelledFiles(Files, LabelledDataModule[S]):
 class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
     """Shared by the modules that read files of classes."""
 
+    def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
+        """The samples of all rows."""
+        return LabelledSource(files, labels)
+
     def _read(self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
         """Looks at the files, and shares them out."""
         files, names, splits, good = self.inspected(rows, groups)
         numbers = {name: k for k, name in enumerate(self.label_names)}
-        whole = LabelledSource(files, np.array([numbers[name] for name in names.tolist()]))
+        whole = self.source(files, np.array([numbers[name] for name in names.tolist()]))
         learned = whole.labels[good & np.isin(splits, ("train", "all"))]
         empty = sorted(set(numbers.values()) - set(learned.tolist())) if {"train", "all"} & set(splits) else []
         if empty:
@@ -364,15 +369,92 @@ class Table(Files):
 class Manifest(Table, _ClassFiles):
     """A CSV or Parquet table with a row for each image.
 
+    With ``tabular`` or ``keypoints``, batches also have ``tabular``, float32 B×V: x and y of each keypoint, normalised by
+    `KeypointCompose`, followed by the numbers.
+
     Args:
         label_column: column with the labels.
+        tabular: columns of numbers, such as an age, that are a further input of the network.
+        keypoints: keypoints that are a further input of the network, each in columns NAME_x and NAME_y, in pixels. They are
+            augmented with the image, and normalised for position and scale.
     """
 
     label_column: str = "label"
+    tabular: list[str] | None = None
+    keypoints: list[str] | None = None
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keypoints is not None and len(self.keypoints) == 1:
+            raise DataError(
+                f"--data.keypoints {self.keypoints[0]} is a single keypoint, of which no position is left when it is normalised: give "
+                "two or more, or its columns as --data.tabular."
+            )
+        if twice := repeated(self._columns):
+            raise DataError(
+                f"--data.tabular and --data.keypoints name the column {twice[0]!r} {twice[1]} times: once will do."
+            )
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return replace(super().preprocessing, tabular=self.tabular or None, keypoints=self.keypoints or None)
+
+    @property
+    def _columns(self) -> list[str]:
+        """Columns of the tabular inputs."""
+        return [*point_columns(self.keypoints or ()), *(self.tabular or ())]
+
+    @property
+    def tabular_names(self) -> list[str] | None:
+        """Names of the tabular inputs; None for none."""
+        return self._columns or None
+
+    @property
+    def tabular_mean(self) -> list[float] | None:
+        """Mean of each tabular input over the training split, without augmentation; None without a training split."""
+        return None if (inputs := self._training_inputs) is None else inputs.mean(0).tolist()
+
+    @property
+    def tabular_std(self) -> list[float] | None:
+        """Standard deviation of each tabular input, 1 for constant ones; None without a training split."""
+        if (inputs := self._training_inputs) is None:
+            return None
+        std = inputs.std(0)
+        return np.where(std > 1e-6, std, 1.0).tolist()
+
+    @property
+    def _training_inputs(self) -> NDArray[np.float64] | None:
+        """Tabular inputs of the training split, N×V."""
+        source = self.sources.get("train") if self._columns else None
+        if not isinstance(source, TabularSource):
+            return None
+        points = (
+            normalized_keypoints(source.keypoints).reshape(len(source), -1) if self.keypoints else source.tabular[:, :0]
+        )
+        return np.concatenate([points, source.tabular], 1).astype(np.float64)
 
     @cached_property
     def _table(self) -> pd.DataFrame:
-        return self.checked({self.label_column: "--data.label_column"}, [self.label_column])
+        options = dict.fromkeys(self.tabular or (), "--data.tabular")
+        options |= dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
+        return self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])
+
+    @override
+    def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
+        if not self._columns:
+            return super().source(files, labels)
+        file = Path(self.file)
+        columns = point_columns(self.keypoints or ())
+        points = numeric_columns(self._table, columns, file).reshape(len(labels), len(columns) // 2, 2)
+        lone = np.flatnonzero((points == points[:, :1]).all((1, 2)))
+        if self.keypoints and lone.size:
+            raise DataError(
+                f"{file.resolve()}: in row {self._table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
+                "or remove the row."
+            )
+        return TabularSource(files, labels, numeric_columns(self._table, self.tabular or [], file), points)
 
     @cached_property
     def _rows(self) -> list[Row]:

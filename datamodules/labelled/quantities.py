@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -16,8 +15,7 @@ from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.files import LabelledFiles, Table
 from datamodules.labelled.sources import QuantitySource
-
-UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
+from datamodules.tables import numbers_in, unclear
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -78,7 +76,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
         file = Path(self.file)
         table = self.checked(dict.fromkeys(self.columns or [], "--data.columns"), [])
         others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
-        read = {name: _numbers(table[name]) for name in self.columns or others}
+        read = {name: numbers_in(table[name]) for name in self.columns or others}
         names = self.columns or [name for name, (_, wrong) in read.items() if not wrong]
         for name in names:
             if wrong := read[name][1]:
@@ -92,9 +90,9 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                 "Name the columns of the quantities with --data.columns."
             )
         for name in names:
-            if unclear := _unclear(table[name]):
+            if doubtful := unclear(table[name]):
                 raise DataError(
-                    f"Is {unclear!r} under {name!r} in {file.resolve()} a thousand times more than it would be with a decimal "
+                    f"Is {doubtful!r} under {name!r} in {file.resolve()} a thousand times more than it would be with a decimal "
                     "comma? Write numbers without a mark between thousands, and with a point for the decimals."
                 )
         for name in sorted({*others} - {*names}) if self.columns is None else ():
@@ -121,29 +119,6 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
         files, _, splits, good = self.inspected(rows, groups)
         whole = QuantitySource(files, values)
         return self.shared_out(whole, splits, good, lambda own: _strata(own, max(20, self.folds or 0)), groups)
-
-
-def _numbers(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
-    """Numbers of a column, NaN for missing ones, and the cells that are not numeric. The decimal separator may be a
-    comma; see `_unclear`."""
-    text = cells.fillna("").astype(str).str.strip()
-    text = text.where(~text.str.casefold().isin(UNKNOWN), "")
-    numbers = pd.to_numeric(
-        text.str.replace(",", "" if _unclear(text) else ".", regex=False), errors="coerce"
-    ).to_numpy(np.float32)
-    wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
-    return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
-
-
-def _unclear(cells: "pd.Series[Any]") -> str | None:
-    """A number whose comma might be a thousands separator, if that is possible for the whole column."""
-    text = cells.dropna().astype(str).str.strip()
-    commas = text[text.str.contains(",", regex=False)]
-    return (
-        str(commas.iloc[0])
-        if len(commas) and commas.str.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?").all()
-        else None
-    )
 
 
 def _strata(values: NDArray[Any], least: int) -> tuple[NDArray[np.int64], list[str]]:

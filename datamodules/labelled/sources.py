@@ -72,6 +72,46 @@ class LabelledSource:
         return digest_of(content)
 
 
+class TabularSource(LabelledSource):
+    """Images with tabular inputs. Samples also have ``tabular``, float32 T, if T > 0, and ``keypoints``, float32 K×2 in pixels of the decoded
+    image, if K > 0.
+
+    Args:
+        images: image files.
+        labels: see `LabelledSource`.
+        tabular: numbers of each image, float32 N×T.
+        keypoints: keypoints of each image, float32 N×K×2, in pixels of the file.
+    """
+
+    def __init__(
+        self, images: ImageFiles, labels: NDArray[Any], tabular: NDArray[np.float32], keypoints: NDArray[np.float32]
+    ) -> None:
+        super().__init__(images, labels)
+        self.tabular, self.keypoints = tabular, keypoints
+
+    @override
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        if self.tabular.size:
+            sample["tabular"] = self.tabular[index]
+        if self.keypoints.size:
+            height, width = self.images.sizes[index]
+            shown = np.array(sample["image"].shape[1::-1]) / (width, height)
+            sample["keypoints"] = (self.keypoints[index] * shown).astype(np.float32)
+        return sample
+
+    batch = None  # type: ignore[assignment]  # keypoints depend on the size of each image
+
+    @override
+    def subset(self, indices: NDArray[Any]) -> Self:
+        return type(self)(self.images[indices], self.labels[indices], self.tabular[indices], self.keypoints[indices])
+
+    @cached_property
+    @override
+    def digest(self) -> str:
+        return digest_of(super().digest.encode() + self.tabular.tobytes() + self.keypoints.tobytes())
+
+
 class ColumnSource(LabelledSource):
     """Images with K values each: labels or quantities.
 

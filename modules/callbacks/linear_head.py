@@ -148,11 +148,11 @@ def known_features(
         most: maximum number of images; None for all.
 
     Returns:
-        Pooled features, float32 N×D, and the labels, int64 N.
+        Pooled features, fused with the tabular inputs if the module has any, float32 N×D, and the labels, int64 N.
     """
     trainer = module.trainer
     loader = training_data(trainer).plain_loader(split, most)  # each process loads its share
-    features, labels = extract(module.backbone, loader, module.normalize)
+    features, labels = extract(module.backbone, loader, module.normalize, getattr(module, "fusion", None))
     if trainer.world_size > 1:
         parts: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(parts, (features, labels))

@@ -84,7 +84,10 @@ class Stages(nn.Module):
 
 @torch.no_grad()
 def extract(
-    network: nn.Module, batches: Iterable[dict[str, Tensor]], normalize: Callable[[Tensor], Tensor]
+    network: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    normalize: Callable[[Tensor], Tensor],
+    join: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
     """Extracts the features of images with a frozen network.
 
@@ -92,6 +95,7 @@ def extract(
         network: a backbone; put into evaluation mode meanwhile.
         batches: batches with ``image`` uint8 B×C×H×W, and optionally ``label`` int64 B.
         normalize: converts images to the network's input.
+        join: fuses the features with the tabular inputs, ``tabular`` of a batch; None for none.
 
     Returns:
         Pooled features, float32 N×D, and the labels, int64 N, or None.
@@ -101,7 +105,9 @@ def extract(
     network.eval()
     features, labels = [], []
     for batch in batches:
-        features.append(pool(network(normalize(batch["image"].to(device)))).float().cpu().numpy())
+        found = pool(network(normalize(batch["image"].to(device))))
+        found = join(found, batch["tabular"].to(device)) if join else found
+        features.append(found.float().cpu().numpy())
         labels.append(batch.get("label"))
     for part, training in modes.items():
         part.training = training

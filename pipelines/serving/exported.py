@@ -161,13 +161,40 @@ def _text(module: VisionModule) -> str:
 
 
 class ExportedClassifier(Exported):
-    """Class probabilities if preprocessing is included, otherwise logits; float32 B×K."""
+    """Class probabilities if preprocessing is included, otherwise logits; float32 B×K. Tabular inputs, if
+    the module has any, are the second input."""
 
     @override
     def take(self, module: Any) -> None:
         self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
+        if getattr(module, "fusion", None) is not None:
+            self.fusion, self.inputs = deepcopy(module.fusion), ("image", "tabular")
         self.outputs = ("probabilities" if self.pixels else "logits",)
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}"
+
+    @override
+    def accepts(self, module: VisionModule) -> str:
+        names = module.tabular_names
+        return super().accepts(module) + (f", tabular float32 B×{len(names)} ({', '.join(names)})" if names else "")
+
+    @override
+    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+        image = super().example(module, count)
+        if "tabular" not in self.inputs:
+            return image
+        scaling = self.fusion.scaling
+        noise = torch.randn((count, len(scaling.mean)), generator=_generator(count))
+        return *image, scaling.undo(noise.to(scaling.mean.device))
+
+    @override
+    def expected(self, module: Any, image: Tensor, *tabular: Tensor) -> tuple[Tensor, ...]:
+        return self._told(module(image, *tabular))
+
+    @override
+    def answer(self, image: Tensor, *tabular: Tensor) -> tuple[Tensor, ...]:
+        if "tabular" not in self.inputs:
+            return super().answer(image)
+        return self._told(self.head(self.fusion(self.backbone(image), *tabular)))
 
     @override
     def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:

@@ -1,10 +1,15 @@
-"""Expansion of a command's paths: files, folders, patterns."""
+"""Expansion of a command's paths: files, folders, patterns, tables."""
 
 import glob
 import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from datamodules import images, videos
+from datamodules import DataError, images, videos
+from datamodules.base import listed, repeated
+from datamodules.finding import paths_in
+from datamodules.tables import read_table, spelled
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
@@ -35,3 +40,31 @@ def _below(folder: str, without: str | None) -> Iterable[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) != left_out]
         yield from (os.path.join(place, file) for file in files if file.lower().endswith(kinds))
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is a table, by its name."""
+    return path.lower().endswith((".csv", ".csv.gz", ".tsv", ".parquet"))
+
+
+def rows_of(table: str) -> dict[str, dict[str, Any]]:
+    """Reads a table of images.
+
+    Returns:
+        Path of each image in the column ``path`` -> cells of its row.
+
+    Raises:
+        DataError: it cannot be read, has no such column, or names an image twice.
+    """
+    file, found = Path(table), read_table(Path(table), "the command")
+    found = found.rename(columns=spelled(found, ["path"]))
+    if "path" not in found:
+        raise DataError(
+            f"{table} has no column 'path', but {listed(found.columns)}: give that of the images this name."
+        )
+    found = found.dropna(subset="path")
+    paths = paths_in(found["path"], file)
+    if twice := repeated(paths):
+        raise DataError(f"{table} names {twice[0]} in {twice[1]} rows: ask about one of them at a time.")
+    rows: list[Any] = found.to_dict("records")
+    return dict(zip(paths, rows, strict=True))

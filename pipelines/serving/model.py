@@ -4,12 +4,13 @@ import base64
 import binascii
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import mlflow
@@ -22,9 +23,10 @@ from PIL import Image
 
 from datamodules.augmentations import reduction as reduced_by
 from datamodules.bands import scaled, taken
-from datamodules.base import DataError, collate
+from datamodules.base import DataError, collate, listed
 from datamodules.images import Reduction, as_seen, read_reduced
-from datamodules.options import Preprocessing
+from datamodules.labelled.alignment import POINTS, FaceDetector
+from datamodules.options import Preprocessing, point_columns
 from datamodules.tiles import pieces
 from datamodules.videos import evenly, is_video, read_clip
 from modules import VisionModule
@@ -46,6 +48,7 @@ class _Picture:
         width: of the picture.
         factor: how many times larger than ``pixels`` it is.
         whole: the module's input, where the picture is one piece.
+        beside: its tabular inputs and keypoints.
     """
 
     pixels: NDArray[Any]
@@ -54,6 +57,7 @@ class _Picture:
     width: int
     factor: int = 1
     whole: Sample | None = None
+    beside: Sample = field(default_factory=dict)
     parts: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -98,9 +102,18 @@ class VisionModel(PythonModel):
         """
         self.module, self.preprocessing = module.eval(), preprocessing
         self.transform = self.preprocessing.transform()
-        # Pieces are cut out of all of it; else training, evaluation and answers decode alike.
-        self.reduction: Reduction | None = None if self.preprocessing.tile else partial(reduced_by, self.transform)
+        # Pieces are cut out of all of it, and so are points found in all of it; else training, evaluation and answers decode alike.
+        whole = self.preprocessing.tile or self.preprocessing.keypoints
+        self.reduction: Reduction | None = None if whole else partial(reduced_by, self.transform)
+        self._detector: FaceDetector | None = None
+        self._finding = Lock()
         return self
+
+    @property
+    def asks_for(self) -> list[str]:
+        """Tabular inputs that must be given with an image; landmarks of faces are detected if they are not given."""
+        found = point_columns(POINTS) if self.preprocessing.keypoints == POINTS else []
+        return [name for name in self.preprocessing.columns if name not in found]
 
     def read(self, image: Any) -> NDArray[Any]:
         """Reads an image in any form that `predict` accepts, H×W×C with the module's channels.
@@ -121,17 +134,20 @@ class VisionModel(PythonModel):
 
     def _read(self, image: Any) -> "_Picture | ValueError":
         """Reads an image, or returns why it cannot be read."""
+        row = image if isinstance(image, Mapping) else {"image": image}
+        image = row["image"]
         try:
             if self.preprocessing.frames:
                 clip = self._clip(image, self.preprocessing.frames)
                 whole = {"image": self.transform(images=clip)["images"]}
                 return _Picture(clip[:0], [(0, 0)], clip.shape[1], clip.shape[2], whole=whole)
             pixels, factor = self._pixels(image, self.reduction)
+            beside = self._beside(row, pixels) if self.preprocessing.columns else {}
         except ValueError as error:
             return error
         height, width = (side * factor for side in pixels.shape[:2])
         places = pieces(height, width, self.preprocessing.tile or max(height, width))
-        picture = _Picture(pixels, places, height, width, factor)
+        picture = _Picture(pixels, places, height, width, factor, beside=beside)
         if len(places) == 1:  # what is not cut is made ready at once, so that its pixels need not be kept
             picture.whole, picture.pixels = self._piece(picture, (0, 0)), pixels[:0].copy()
         return picture
@@ -144,7 +160,52 @@ class VisionModel(PythonModel):
         side = self.preprocessing.tile or max(picture.pixels.shape)
         part = picture.pixels[top : top + side, left : left + side]
         size = np.array(part.shape[:2], np.int64) * picture.factor
-        return {"image": self.transform(image=part)["image"], "size": size}
+        made = self.transform(image=part, **picture.beside)
+        return {key: made[key] for key in ("image", "tabular") if key in made} | {"size": size}
+
+    def _beside(self, row: Mapping[str, Any], pixels: NDArray[Any]) -> Sample:
+        """Tabular inputs and keypoints of an image.
+
+        Args:
+            row: the image as ``image``, with its tabular inputs by name; landmarks of a face are detected if they are not given.
+            pixels: the image, uint8 H×W×C.
+
+        Returns:
+            ``tabular``, float32 T, and ``keypoints``, float32 K×2 in pixels, if there are any.
+
+        Raises:
+            ValueError: a number is missing, or no face is found.
+        """
+        wanted, beside = self.preprocessing, Sample()
+        if wanted.tabular:
+            beside["tabular"] = np.array([self._number(row, name) for name in wanted.tabular], np.float32)
+        if wanted.keypoints == POINTS and all(pd.isna(row.get(name)) for name in point_columns(POINTS)):
+            with self._finding:
+                self._detector = self._detector or FaceDetector("cpu")
+                found = self._detector.points(pixels)
+            if not len(found):
+                raise ValueError(
+                    f"There is no face in {_named(row['image'])}, whose landmarks the model takes as a further input."
+                )
+            beside["keypoints"] = found[0].astype(np.float32)
+        elif wanted.keypoints:
+            values = [self._number(row, name) for name in point_columns(wanted.keypoints)]
+            beside["keypoints"] = np.array(values, np.float32).reshape(-1, 2)
+        return beside
+
+    def _number(self, row: Mapping[str, Any], name: str) -> float:
+        try:
+            if np.isfinite(value := float(row[name])):
+                return value
+            given = f"There is no {name}"
+        except KeyError:
+            given = f"There is no {name}"
+        except (TypeError, ValueError):
+            given = f"{name} {row[name]!r} is no number"
+        raise ValueError(
+            f"{given} with {_named(row['image'])}, and the model takes {listed(self.preprocessing.columns)} with each image: give "
+            "predict a table with these columns and a column path; from Python or to a server, give these beside image."
+        )
 
     def _clip(self, clip: Any, most: int) -> NDArray[np.uint8]:
         """Frames of a video, of an array T×H×W×C, or of an image as a clip of one frame; at most a given number."""
@@ -270,7 +331,8 @@ class VisionModel(PythonModel):
 
         Args:
             context: MLflow's.
-            model_input: a DataFrame with a column ``image``, or just a list of images: paths, bytes, base64 texts,
+            model_input: a DataFrame with a column ``image``, and one for each tabular input; or just a list of images, or of
+                dictionaries with these keys. Images are paths, bytes, base64 texts,
                 pictures of Pillow, or uint8 arrays H×W or H×W×C, where the model was trained on bands or more than 8 bits uint8
                 or uint16 in the files' own values; where the module is shown clips, also paths of videos and uint8 arrays
                 T×H×W×C; where it is shown numbers, those. MLflow's wrapper around this, whose schema asks for
@@ -284,6 +346,8 @@ class VisionModel(PythonModel):
             ValueError: an image cannot be read.
         """
         images: list[Any] = []
+        if self.preprocessing.columns and isinstance(model_input, pd.DataFrame):
+            model_input = cast(Any, model_input.to_dict("records"))
         for cell in model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input:
             # MLflow makes a single row of {"image": [texts]}.
             images += cell if isinstance(cell, list | np.ndarray) and all(isinstance(i, str) for i in cell) else [cell]
@@ -293,6 +357,11 @@ class VisionModel(PythonModel):
                 raise answer
             rows.append(answer)
         return pd.DataFrame(rows)
+
+
+def _named(image: Any) -> str:
+    """An image in a message."""
+    return str(image)[:200] if isinstance(image, str | os.PathLike) else "an image"
 
 
 if __name__ != "pipelines.serving.model":  # MLflow runs this file as a script

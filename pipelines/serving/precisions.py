@@ -57,7 +57,7 @@ def inputs_of(
     batch = data.samples(split, count)
     example = dict(zip(network.inputs, network.example(module, count), strict=True))
     if "image" in example:
-        given = {"image": batch["image"], **{key: batch[key] for key in example.keys() & {"length"}}}
+        given = {"image": batch["image"], **{key: batch[key] for key in example.keys() & {"length", "tabular"}}}
         if "domain" in example:
             given["domain"] = example["domain"][: len(batch["image"])]
         if "length" in given:  # shorter clips are filled up

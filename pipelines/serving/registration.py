@@ -94,7 +94,9 @@ def register(
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in (*NEEDED, *_of_parts(module))],
-            input_example=pd.DataFrame({"image": [_example(data.preprocessing)]}),
+            input_example=pd.DataFrame(
+                [{"image": _example(data.preprocessing), **_example_beside(module, data.preprocessing)}]
+            ),
             model_type=task,
             step=min((metric.step for metric in measured), default=0),
         )
@@ -181,6 +183,18 @@ def _example(preprocessing: Preprocessing) -> str | list[float]:
     pixels = np.stack(channels, -1).astype(np.uint8)
     Image.fromarray(pixels[..., 0] if len(channels) == 1 else pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _example_beside(module: Any, preprocessing: Preprocessing) -> dict[str, float]:
+    """Tabular inputs for the example image: the means of the training set, and keypoints that do not coincide."""
+    height, width = sides(preprocessing.image_size)
+    values = {
+        name: float(k % width if name.endswith("x") else k * k % height) for k, name in enumerate(preprocessing.columns)
+    }
+    names, means = module.tabular_names or [], [] if not preprocessing.columns else module.fusion.scaling.mean.tolist()
+    return values | {
+        name: value for name, value in zip(names, means, strict=True) if name in (preprocessing.tabular or [])
+    }
 
 
 def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
