@@ -1,4 +1,4 @@
-"""Recognition of classes that a few pictures introduce: the class of a picture is that of the nearest prototype."""
+"""Few-shot classification with prototypical networks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,24 +23,25 @@ from modules.ranges import PositiveInt
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data
 
-EPISODES = 600  # of an evaluation
+EPISODES = 600  # number of episodes in an evaluation
 
 
 def prototypes(embedding: Tensor, number: Tensor) -> Tensor:
-    """The mean embedding of each class, of float N×D and int64 N with all of 0 … K-1, as float K×D.
+    """Computes the mean embedding of each class, float K×D, from float N×D and class indices, int64 N with all of 0 …
+    K-1.
 
     >>> prototypes(torch.tensor([[0.0, 2.0], [2.0, 2.0], [5.0, 0.0]]), torch.tensor([0, 0, 1])).tolist()
     [[1.0, 2.0], [5.0, 0.0]]
     """
     members = F.one_hot(number).T.to(embedding)
-    with torch.autocast(embedding.device.type, enabled=False):  # of 16 bits, the mean would be too coarse
+    with torch.autocast(embedding.device.type, enabled=False):  # half precision is too coarse for the mean
         return members @ embedding / members.sum(1, keepdim=True)
 
 
 def scores(embedding: Tensor, prototype: Tensor) -> Tensor:
-    """Negative squared Euclidean distances of float N×D to prototypes, float K×D, as float N×K, the logits of the classes.
+    """Computes logits, float N×K: negative squared Euclidean distances of float N×D to prototypes, float K×D.
 
-    Source: Snell et al. 2017, arXiv:1703.05175, equation 2; their softmax is the probability of each class.
+    Source: Snell et al. 2017, arXiv:1703.05175, equation 2.
     """
     return -torch.cdist(embedding, prototype, compute_mode="donot_use_mm_for_euclid_dist").square()
 
@@ -48,16 +49,16 @@ def scores(embedding: Tensor, prototype: Tensor) -> Tensor:
 def episodes(
     labels: NDArray[np.int64], way: int, pictures: int, count: int = EPISODES
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Episodes of an evaluation, always the same of the same labels.
+    """Draws the episodes of an evaluation; deterministic for given labels.
 
     Args:
-        labels: of all pictures, int64 N.
-        way: classes in each episode, of those that have ``pictures``.
-        pictures: of each class.
-        count: how many episodes.
+        labels: labels of all images, int64 N.
+        way: number of classes per episode, among those with at least ``pictures`` images.
+        pictures: number of images per class.
+        count: number of episodes.
 
     Yields:
-        The classes, int64 ``way``, and the places of their pictures, int64 ``way``×``pictures``.
+        The classes, int64 ``way``, and the indices of their images, int64 ``way``×``pictures``.
     """
     generator = np.random.default_rng(0)
     places = {k: np.flatnonzero(labels == k) for k in rich(labels, pictures).tolist()}
@@ -67,28 +68,29 @@ def episodes(
 
 
 def rich(labels: NDArray[np.int64], pictures: int) -> NDArray[np.int64]:
-    """The classes that have so many pictures, of int64 N."""
+    """Returns the classes with at least this number of images, from labels int64 N."""
     return np.flatnonzero(np.bincount(labels) >= pictures)
 
 
 class FewShotModule(VisionModule):
-    """Prototypical networks (Snell et al. 2017, arXiv:1703.05175): a class is the mean of the embeddings of a few pictures.
+    """Prototypical networks (Snell et al. 2017, arXiv:1703.05175): a class is represented by the mean embedding of a
+    few images.
 
-    A picture's embedding is the backbone's pooled features. In training, each batch is an episode: the first
-    ``shots`` pictures of each class make its prototype, and the others are told apart by their squared distances to the
-    prototypes, times a factor that is learned too (Oreshkin et al. 2018, arXiv:1805.10123). Of fixed features (``transfer``
-    ``features``) the factor is all that is learned, which changes no answer: the baseline. Measured on classes that were
-    never seen, in 600 episodes that are always the same.
+    The embedding of an image is the backbone's pooled features. In training, each batch is an episode: the first
+    ``shots`` images of each class are its support set, whose mean is the prototype, and the others are classified by
+    their squared distances to the prototypes, times a learned factor (Oreshkin et al. 2018, arXiv:1805.10123). With
+    frozen features (``transfer`` ``features``) only the factor is learned, which changes no prediction: a baseline.
+    Evaluated on unseen classes, in 600 fixed episodes.
 
     Args:
-        data: description of its data.
-        backbone: the network that embeds.
-        optimization: how it is trained.
-        way: N, the classes of an episode in evaluation.
-        shots: K, the pictures of each class that make its prototype.
-        queries: pictures of each class that an episode of the evaluation asks about.
-        unit: scale embeddings to length one, which suits features that were trained otherwise (Wang et al. 2019,
-            arXiv:1911.04623).
+        data: description of the data.
+        backbone: the embedding network.
+        optimization: optimiser, schedule and regularisation.
+        way: N, number of classes per episode in evaluation.
+        shots: K, number of support images per class.
+        queries: number of query images per class in an episode of the evaluation.
+        unit: normalise embeddings to unit length, which suits features that were not trained on episodes (Wang et al.
+            2019, arXiv:1911.04623).
     """
 
     monitor = "val/accuracy"
@@ -110,9 +112,9 @@ class FewShotModule(VisionModule):
             raise BackboneError(f"--model.way must be at least 2, not {way}: an episode tells classes apart.")
         self.way, self.shots, self.queries, self.unit = way, shots, queries, unit
         size = 1 if unit else self.backbone.head_hidden_size
-        self.log_factor = nn.Parameter(torch.tensor(size**-0.5).log())  # by which distances grow
+        self.log_factor = nn.Parameter(torch.tensor(size**-0.5).log())  # factor on the distances
         self.gathered = PerStage(lambda _: Gathered())
-        self.taught: tuple[list[str], Tensor] | None = None  # names and prototypes of the classes that it answers with
+        self.taught: tuple[list[str], Tensor] | None = None  # class names and prototypes for `predict`
 
     @override
     def parts(self) -> dict[str, Any]:
@@ -127,10 +129,10 @@ class FewShotModule(VisionModule):
                 self._check(np.asarray(getattr(data.sources[split], "labels", ())), split)
 
     def _check(self, labels: NDArray[np.int64], split: str) -> None:
-        """Looks whether a split has episodes.
+        """Checks that a split has enough images for episodes.
 
         Raises:
-            BackboneError: it has too few classes with enough pictures.
+            BackboneError: too few classes have enough images.
         """
         pictures = self.shots + self.queries
         if (count := len(rich(labels, pictures))) < self.way:
@@ -141,22 +143,22 @@ class FewShotModule(VisionModule):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×H×W to embeddings, float32 B×D."""
+        """Computes embeddings, float32 B×D, from images, uint8 B×C×H×W."""
         embedding = self.backbone(self.normalize(image)).float()
         return F.normalize(embedding) if self.unit else embedding
 
     def logits(self, embedding: Tensor, prototype: Tensor) -> Tensor:
-        """See `scores`; float N×K, times the factor."""
+        """See `scores`; float N×K, times the learned factor."""
         return scores(embedding, prototype) * self.log_factor.exp()
 
     def losses(self, batch: dict[str, Tensor]) -> Losses:
-        """See `VisionModule.losses`; the episode is that of all processes' batches together."""
+        """See `VisionModule.losses`; the episode consists of the batches of all processes together."""
         embedding, identity, index = (
             gathered(each) for each in (self(batch["image"]), batch["identity"], batch["index"])
         )
         number = identity.unique(return_inverse=True)[1]
-        support = (number[:, None] == number).tril(-1).sum(1) < self.shots  # of each class the first
-        asked = ~support & ~torch.isin(index, index[support])  # a class with few pictures has some twice
+        support = (number[:, None] == number).tril(-1).sum(1) < self.shots  # the first of each class
+        asked = ~support & ~torch.isin(index, index[support])  # a small class may be sampled twice
         if not asked.any():
             raise BackboneError(
                 f"The pictures of a class in a batch all make its prototype, and none is left to ask about: give more "
@@ -167,17 +169,17 @@ class FewShotModule(VisionModule):
         return Losses({"loss": F.cross_entropy(logits, target)}, {"accuracy": accuracy}, len(target))
 
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        """Gathers the split's embeddings, of which `report` draws episodes."""
+        """Collects the embeddings of the split, from which `report` draws episodes."""
         self.gathered[stage].update(self(batch["image"]), batch["identity"], batch["index"])
         return Losses({})
 
     @torch.no_grad()
     def report(self, stage: Stage) -> Report:
-        """Measures 600 episodes: mean accuracy with its 95 % confidence interval, and the accuracy of each class."""
+        """Evaluates 600 episodes: mean accuracy with its 95 % confidence interval, and the accuracy per class."""
         embedding, identity, index = self.gathered[stage].compute()
         self.gathered[stage].reset()
         labels, pictures = identity.cpu().numpy(), self.shots + self.queries
-        way = min(self.way, len(rich(labels, pictures)))  # of a part of the split
+        way = min(self.way, len(rich(labels, pictures)))  # if only a part of the split is evaluated
         if way < 2:
             return Report({"accuracy": torch.nan})
         target, losses, right, chosen, guesses = torch.arange(way).repeat_interleave(self.queries), [], [], [], []
@@ -215,7 +217,7 @@ class FewShotModule(VisionModule):
         dataset: Any,
         most: int = 6,
     ) -> NDArray[np.uint8]:
-        """An episode, a class in each row: pictures that make its prototype, then queries with what they are taken for."""
+        """Draws an episode, one class per row: support images, then queries with their predicted classes."""
         shown, asked = range(min(self.shots, most)), range(min(self.queries, most))
         images, captions = [], []
         for row, answers in enumerate(guess.view(len(classes), -1)):
@@ -225,11 +227,11 @@ class FewShotModule(VisionModule):
         return sheet(pixels, len(shown) + len(asked), captions, side=64)
 
     def teach(self, embedding: Tensor, names: Sequence[str]) -> None:
-        """Introduces the classes that `predict` answers with, instead of those before.
+        """Sets the classes that `predict` returns, replacing earlier ones.
 
         Args:
-            embedding: of pictures, float N×D.
-            names: the class of each, N.
+            embedding: embeddings of support images, float N×D.
+            names: class name of each image, N.
         """
         known = sorted(set(names))
         number = torch.tensor([known.index(name) for name in names], device=self.device)
@@ -239,8 +241,8 @@ class FewShotModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``embedding``, a list of floats; of a network that was taught classes ``label``, ``probability``
-        and the five likeliest labels as ``top``."""
+        """Returns the ``embedding`` of each image, a list of floats; after `teach`, ``label``, ``probability`` and the
+        five most likely labels as ``top``."""
         embedding = self(batch["image"])
         if self.taught is None:
             return [{"embedding": row} for row in embedding.tolist()]

@@ -1,4 +1,4 @@
-"""Several tasks at once: one backbone, a head for each, one training."""
+"""Multi-task learning: one backbone with a head per task."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,12 +35,12 @@ from modules.training_data import settings_of
 from modules.warm_start import ClassRows
 
 Maps = list[Tensor]
-# Each task's figure that counts in the score; all lie in [0, 1], or nearly so, and higher is better.
+# The metric of each task that counts in the score; all are in [0, 1], or nearly so, and higher is better.
 SCORED = {"classification": "accuracy", "segmentation": "miou", "detection": "ap", "reconstruction": "ssim"}
 
 
 class WholeSegmentation(SegmentationModule):
-    """Class maps of pictures that were fitted into the input as a whole, in their own pixels."""
+    """Semantic segmentation of images that were resized to the input as a whole, in pixels of the original images."""
 
     @override
     def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
@@ -55,16 +55,16 @@ class WholeSegmentation(SegmentationModule):
 
 
 def resolved(gradients: Tensor, generator: torch.Generator) -> Tensor:
-    """The sum of the tasks' gradients without what they have against each other: PCGrad (Yu et al. 2020, arXiv:2001.06782,
-    algorithm 1). Each gradient that has a negative product with another's loses its part along that one; the others come in
-    random order.
+    """Sums the gradients of tasks after removing conflicts: PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1). A
+    gradient with a negative dot product with another one is projected onto the normal plane of that one; the others are
+    visited in random order.
 
     >>> resolved(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]), torch.Generator())
     tensor([0.5000, 1.5000])
 
     Args:
         gradients: float T×N, of T tasks.
-        generator: draws the orders.
+        generator: random generator of the orders.
 
     Returns:
         float N.
@@ -79,35 +79,35 @@ def resolved(gradients: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class MultiTaskModule(VisionModule):
-    """One backbone and a head for each of several tasks, which are learned together.
+    """Multi-task learning: one backbone with a head per task, trained jointly.
 
-    Each task is what it is alone, with its head, its loss, its figures and its answers: `ClassificationModule`,
-    `SegmentationModule`, `DetectionModule` and, as ``reconstruction``, `AutoencodingModule`; the backbone's maps are computed
-    once for all. The class of an image is read from the mean of the last map.
+    Each task has the head, loss, metrics and predictions that it has alone: `ClassificationModule`,
+    `SegmentationModule`, `DetectionModule` and, as ``reconstruction``, `AutoencodingModule`; the backbone's feature
+    maps are computed once for all. Classification uses the mean of the last map.
 
-    Measures what each task measures under its name (``val/detection/ap``), and the mean of one figure of each as ``score``:
-    accuracy, mean IoU, average precision, and SSIM, where images have it. At each step that is logged, it shows the weights
-    of the losses and the cosine between each two tasks' gradients on the backbone.
+    Metrics: those of each task under its name (``val/detection/ap``), and the mean of one metric per task as ``score``:
+        accuracy, mean IoU, average precision, and SSIM, if images are large enough. At each logged step, it logs the
+        loss weights and the cosine similarities of the tasks' gradients on the backbone.
 
     Args:
-        data: description of its data; ``targets`` says which tasks they have targets of.
-        backbone: the network that it is built on.
-        optimization: how it is trained.
-        tasks: two or more of classification, segmentation, detection and reconstruction; by default, all that the data have
-            targets of, and reconstruction.
-        weighting: ``fixed``, by ``weights``; or ``uncertainty`` (Kendall, Gal & Cipolla 2018, arXiv:1705.07115, equation 10):
-            the loss of a task is weighted by 1/σ², and log σ² added, where log σ² is learned; it begins as the logarithm of
-            the first loss, so that no task is louder than another.
-        weights: what the losses of tasks are multiplied by, by name; by default 1. That of reconstruction is its mean over
-            the values of an image.
-        pcgrad: take conflicts out of the tasks' gradients on the backbone; see `resolved`.
-        decoder: turns the backbone's maps into classes of pixels; see `SegmentationModule`.
-        detector: what finds boxes in the maps; see `DetectionModule`.
-        bottleneck: makes the code from the last map; see `AutoencodingModule`.
-        image_decoder: makes an image from the code, the ``decoder`` of `AutoencodingModule`.
+        data: description of the data; ``targets`` lists the tasks that they have targets for.
+        backbone: the network that the tasks share.
+        optimization: optimiser, schedule and regularisation.
+        tasks: two or more of classification, segmentation, detection and reconstruction; by default, all that the data
+            have targets for, and reconstruction.
+        weighting: ``fixed``, by ``weights``; or ``uncertainty`` (Kendall, Gal & Cipolla 2018, arXiv:1705.07115,
+            equation 10): the loss of a task is weighted by 1/σ², and log σ² is added, where log σ² is learned; it
+            starts as the logarithm of the first loss, so that all weighted losses are 1 initially.
+        weights: weights of the tasks' losses, by name; by default 1. The loss of reconstruction is averaged over the
+            values of an image.
+        pcgrad: remove conflicts between the tasks' gradients on the backbone; see `resolved`.
+        decoder: computes classes of pixels from the feature maps; see `SegmentationModule`.
+        detector: detects boxes in the feature maps; see `DetectionModule`.
+        bottleneck: computes the code from the last feature map; see `AutoencodingModule`.
+        image_decoder: decodes the code to an image, the ``decoder`` of `AutoencodingModule`.
 
     Raises:
-        BackboneError: there is no such task, the data have no targets of it, or there are not two.
+        BackboneError: a task is unknown, the data have no targets for it, or there are fewer than two.
     """
 
     monitor = "val/score"
@@ -136,11 +136,11 @@ class MultiTaskModule(VisionModule):
         super().__init__(data, backbone, optimization, "maps")
         self.targets, self.fit = {name: targets[name] for name in names}, data.fit
         self.weighting, self.pcgrad, self.weights = weighting, pcgrad, _factors(weighting, weights or {}, names)
-        self._seen: tuple[Tensor, Maps] | None = None  # the images under way, and their maps
+        self._seen: tuple[Tensor, Maps] | None = None  # the current images and their feature maps
         shared = SharedBackbone(
             channels_last=self.channels_last, maps=self.maps, feature_info=self.backbone.feature_info
         )
-        self.backbone.eval()  # heads ask it for shapes
+        self.backbone.eval()  # heads infer shapes from it
         for name in names:
             classes = targets[name]
             spec = DataSpec(data.in_chans, data.image_size, len(classes), classes or None, fit=data.fit)
@@ -160,7 +160,7 @@ class MultiTaskModule(VisionModule):
             else:
                 task = AutoencodingModule(spec, shared, bottleneck=bottleneck, decoder=image_decoder, pca=False)
                 task.answers.fit = data.fit
-            self.add_module(name, task)  # itself, not in a list, so that Lightning gives it the trainer
+            self.add_module(name, task)  # as a submodule instead of in a list, so that Lightning sets its trainer
         self.backbone.train()
         self.needs = tuple(key for task in self.tasks.values() for key in task.needs)
         self.answers = TaskAnswers({name: task.answers for name, task in self.tasks.items()})
@@ -169,7 +169,7 @@ class MultiTaskModule(VisionModule):
 
     @property
     def tasks(self) -> dict[str, VisionModule]:
-        """Each task by its name."""
+        """The task modules by name."""
         return {name: cast(VisionModule, getattr(self, name)) for name in self.targets}
 
     @override
@@ -191,14 +191,14 @@ class MultiTaskModule(VisionModule):
         return {}
 
     def maps(self, image: Tensor) -> Maps:
-        """The backbone's maps of images, uint8 B×C×H×W; of those under way, as they were computed."""
+        """Returns the backbone's feature maps of images, uint8 B×C×H×W; cached for the current ones."""
         if self._seen is not None and self._seen[0] is image:
             return self._seen[1]
         return self.backbone(self.normalize(image))
 
     @contextmanager
     def seeing(self, image: Tensor) -> Iterator[None]:
-        """Within it, all tasks are given the same maps of images, uint8 B×C×H×W."""
+        """Context in which all tasks share the feature maps of images, uint8 B×C×H×W."""
         self._seen = image, self.backbone(self.normalize(image))
         try:
             yield
@@ -206,12 +206,12 @@ class MultiTaskModule(VisionModule):
             self._seen = None
 
     def forward(self, image: Tensor) -> dict[str, Any]:
-        """uint8 B×C×H×W to what each task makes of it, by name."""
+        """Applies all tasks to images, uint8 B×C×H×W; returns their outputs by name."""
         with self.seeing(image):
             return {name: task(image) for name, task in self.tasks.items()}
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of tasks as they are added up, scalars by name."""
+        """Weights the losses of tasks, scalars by name."""
         scaled = {name: self._scale(name) * loss for name, loss in losses.items()}
         if self.weighting == "fixed":
             return {name: self.weights[name] * loss for name, loss in scaled.items()}
@@ -225,7 +225,7 @@ class MultiTaskModule(VisionModule):
         return Losses(terms)
 
     def _scale(self, name: str) -> float:
-        """What makes a task's loss a mean over what it is of: that of reconstruction is a sum over an image's values."""
+        """Returns the factor that makes a task's loss a mean: reconstruction sums over the values of an image."""
         return 1 / (self.in_chans * self.size[0] * self.size[1]) if name == "reconstruction" else 1.0
 
     @override
@@ -254,7 +254,8 @@ class MultiTaskModule(VisionModule):
         return total + self.optimization.penalty(self.named_parameters())
 
     def _gradients(self, terms: Mapping[str, Tensor], learning: list[nn.Parameter]) -> Tensor:
-        """The gradient of each task on the parameters of the backbone that learn, float T×N, the mean over all processes."""
+        """Computes the gradient of each task on the backbone's trainable parameters, float T×N, averaged over all
+        processes."""
         rows = []
         for term in terms.values():
             found = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
@@ -263,7 +264,7 @@ class MultiTaskModule(VisionModule):
         return mean_over_processes(torch.stack(rows))
 
     def _correction(self, gradients: Tensor, learning: list[nn.Parameter]) -> Tensor:
-        """A zero whose gradient makes the sum of the tasks' gradients what is left without conflicts."""
+        """Returns a zero whose gradient changes the sum of the tasks' gradients to that without conflicts."""
         generator = torch.Generator().manual_seed(self.global_step)  # the same in all processes, and after a resume
         change = resolved(gradients, generator) - gradients.sum(0)
         parts = change.split([parameter.numel() for parameter in learning])
@@ -271,7 +272,7 @@ class MultiTaskModule(VisionModule):
         return product - product.detach()
 
     def _show(self, gradients: Tensor) -> None:
-        """Logs of a step the weights of the losses, and the cosines of gradients, float T×N, on the backbone."""
+        """Logs the weights of the losses, and the cosine similarities of gradients, float T×N, on the backbone."""
         unit = F.normalize(gradients)
         figures = {
             f"train/gradient_cosine/{one}-{other}": float(unit[i] @ unit[j])
@@ -317,8 +318,8 @@ class MultiTaskModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Any]) -> list[Answer]:
-        """For each image the answer of each task by its name, see there; and, of class maps and boxes, the ``size`` (height,
-        width) of the image."""
+        """Returns for each image the predictions of each task by name; with segmentation or detection, also the
+        ``size`` (height, width) of the image."""
         with self.seeing(batch["image"]):
             told = {name: task.predict(batch) for name, task in self.tasks.items()}
         answers = [dict(zip(told, each, strict=True)) for each in zip(*told.values(), strict=True)]
@@ -326,20 +327,20 @@ class MultiTaskModule(VisionModule):
         return [answer | {"size": answer[sized]["size"]} if sized else answer for answer in answers]
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
-        """See `VisionModule.draw_samples`; with the targets of each task that has some."""
+        """See `VisionModule.draw_samples`; one drawing per task with targets."""
         drawn = [task.draw_samples(batch, columns) for name, task in self.tasks.items() if name != "reconstruction"]
         return stacked(drawn)
 
-    # What Lightning asks of a module that it trains, handed on to the tasks
+    # Lightning's hooks that are passed on to the tasks
 
     def on_train_start(self) -> None:
-        """Tells each task."""
+        """Calls the hook of each task."""
         super().on_train_start()
         for task in self.tasks.values():
             task.on_train_start()
 
     def on_train_end(self) -> None:
-        """Tells each task."""
+        """Calls the hook of each task."""
         super().on_train_end()
         for task in self.tasks.values():
             task.on_train_end()
@@ -360,11 +361,11 @@ class MultiTaskModule(VisionModule):
 
 
 def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
-    """The tasks that are learned, in one order.
+    """Returns the tasks to learn, in a fixed order.
 
     Args:
-        names: those that are asked for.
-        targets: those that the data have targets of, with the names of their classes.
+        names: requested tasks.
+        targets: tasks that the data have targets for, with their class names.
 
     Raises:
         BackboneError: see `MultiTaskModule`.
@@ -392,10 +393,10 @@ def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
 
 
 def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """What the losses of tasks are multiplied by.
+    """Returns the weights of the tasks' losses.
 
     Raises:
-        BackboneError: a weight is of no task, or negative, or the weights are learned.
+        BackboneError: a weight has no task or is not positive, or the weights are learned.
     """
     if given and weighting != "fixed":
         raise BackboneError(f"--model.weighting {weighting} finds the weights itself: leave --model.weights out.")
@@ -408,20 +409,20 @@ def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> di
 
 
 class TaskAnswers(Answers):
-    """The answers of several tasks by their names.
+    """Predictions of several tasks by name.
 
     Args:
-        tasks: how each one's are shown and kept.
+        tasks: drawing and storage of each task's predictions.
     """
 
     def __init__(self, tasks: Mapping[str, Answers]) -> None:
         self.tasks = dict(tasks)
         self.boxes = next(
             (name for name in ("detection", "segmentation") if name in tasks), None
-        )  # of COCO's annotations
+        )  # task of the COCO annotations
 
     def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; a drawing for each task, below each other."""
+        """See `Answers.draw`; one drawing per task, below each other."""
         return stacked(
             page for name, task in self.tasks.items() for page in (written(name, 16), task.draw(image, answer[name]))
         )

@@ -1,4 +1,4 @@
-"""Deep Q-learning: a network says what each action is worth, and learns from what it does."""
+"""Reinforcement learning with deep Q-networks."""
 
 from copy import deepcopy
 from functools import partial
@@ -22,18 +22,18 @@ from modules.ranges import PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.training_data import training_data
 
-FILM = 240  # side of a film's frames, in pixels
+FILM = 240  # side of video frames, in pixels
 
 
 class ActionValues(nn.Module):
-    """Q(s, a) of a backbone's features, by a hidden layer of ReLU.
+    """Q(s, a) from a backbone's features, with a hidden ReLU layer.
 
     Args:
-        features: length of the features.
+        features: number of features.
         hidden_size: units of the hidden layer.
-        actions: how many there are.
-        dueling: a second one says the value V(s) of the state, and the first one the advantages A(s, a): Q = V + A − mean of A
-            over the actions (Wang et al. 2016, arXiv:1511.06581, eq. 9).
+        actions: number of actions.
+        dueling: separate streams for the state value V(s) and the advantages A(s, a): Q = V + A − mean of A over the
+            actions (Wang et al. 2016, arXiv:1511.06581, equation 9).
     """
 
     def __init__(self, features: int, hidden_size: int, actions: int, dueling: bool = False) -> None:
@@ -46,7 +46,7 @@ class ActionValues(nn.Module):
         return nn.Sequential(nn.Linear(features, hidden_size), nn.ReLU(), nn.Linear(hidden_size, outputs))
 
     def forward(self, features: Tensor) -> Tensor:
-        """float B×F to float B×A."""
+        """Computes float B×A from float B×F."""
         advantage = self.advantage(features)
         if self.state is None:
             return cast(Tensor, advantage)
@@ -54,26 +54,28 @@ class ActionValues(nn.Module):
 
 
 class QLearningModule(VisionModule):
-    """A backbone and a head that says what each action is worth, Q(s, a), trained by Q-learning from a replay memory, with a
-    target network (DQN, Mnih et al. 2015, doi:10.1038/nature14236). The data act by what it says, see `datamodules.games`.
+    """DQN: a backbone with a head that estimates the value of each action, Q(s, a), trained by Q-learning with a replay
+    memory and a target network (Mnih et al. 2015, doi:10.1038/nature14236). The data module acts on its values, see
+    `datamodules.games`.
 
-    ``train/loss`` is that of the temporal-difference errors, and ``train/return`` the return of the episodes that were played with random actions between. In validation and test, episodes are played
-    without those, and measured are the means of ``return`` and ``length``; over the episodes also ``return_std``,
-    ``return_min`` and ``return_max``; ``value``, what was expected of the first observation, and ``discounted_return``,
-    what came, which it exceeds where values are overestimated; and as ``loss`` the error of what was expected from step
-    to step.
+    ``train/loss`` is the loss of the temporal-difference errors, and ``train/return`` the return of the training
+    episodes, which include random actions. Validation and test play episodes without random actions, and log the means
+    of ``return`` and ``length``; over the episodes also ``return_std``, ``return_min`` and ``return_max``; ``value``,
+    the predicted value of the first observation, and ``discounted_return``, the actual one, which is lower if values
+    are overestimated; and as ``loss`` the loss of the temporal-difference errors.
 
     Args:
-        data: description of its data.
-        backbone: what it is built on; ``mlp`` for numbers, ``dqn`` or any other for pictures.
-        optimization: how it is trained.
+        data: description of the data.
+        backbone: the network that the head is built on; ``mlp`` for numbers, ``dqn`` or any other for images.
+        optimization: optimiser, schedule and regularisation.
         gamma: discount factor γ.
-        double: the network chooses the next action, and the target network says what it is worth: Double DQN (van Hasselt et
-            al. 2016, arXiv:1509.06461).
-        dueling: the value of the state and the advantages of the actions have a layer each, see `ActionValues`.
-        hidden_size: units of the layer before the values.
-        loss: of the temporal-difference errors; by default Huber's, which is the clipping of errors to [-1, 1] that was published.
-        target_update: steps after which the target network becomes a copy of the network.
+        double: Double DQN (van Hasselt et al. 2016, arXiv:1509.06461): the network selects the next action, and the
+            target network evaluates it.
+        dueling: separate streams for state value and advantages, see `ActionValues`.
+        hidden_size: units of the hidden layer before the values.
+        loss: loss of the temporal-difference errors; by default the Huber loss, equivalent to the published clipping of
+            errors to [-1, 1].
+        target_update: steps between updates of the target network.
     """
 
     any_bands = True
@@ -95,7 +97,7 @@ class QLearningModule(VisionModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization)
-        self.gamma, self.chooses, self.dueling = gamma, double, dueling  # `double` is a method of torch's
+        self.gamma, self.chooses, self.dueling = gamma, double, dueling  # `double` is a method of torch modules
         self.hidden_size, self.target_update = hidden_size, target_update
         self.loss = loss or nn.HuberLoss()
         self.observation_mean, self.observation_std = data.observation_mean, data.observation_std
@@ -106,7 +108,7 @@ class QLearningModule(VisionModule):
         self.target = deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False).eval()
         self.answers = HeadedAnswers("action {action}")
         self.returns = PerStage(lambda _: CatMetric())
-        # Layers without weights, as dropout, and those that look at the whole batch
+        # Random layers, and those that use batch statistics
         self._random = [
             layer
             for layer in self.backbone.modules()
@@ -119,18 +121,19 @@ class QLearningModule(VisionModule):
         return {"dueling": self.dueling, "hidden_size": self.hidden_size}
 
     def normalize(self, image: Tensor) -> Tensor:
-        """See `VisionModule`; numbers, which are float, by their own mean and standard deviation."""
+        """See `VisionModule`; observations of numbers, which are float, are normalised by their own mean and standard
+        deviation."""
         if not image.is_floating_point():
             return super().normalize(image)
         return image * self.scale + self.shift if self.observation_mean else image
 
     def forward(self, image: Tensor) -> Tensor:
-        """Observations B×C×H×W, uint8 of pictures or float of numbers, to the values of the actions, float B×A."""
+        """Computes the values of the actions, float B×A, from observations B×C×H×W, uint8 images or float numbers."""
         return cast(Tensor, self.head(self.backbone(self.normalize(image))))
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """What the values of a batch's actions should be, float B: r + γ·max Q⁻(s′, a), or of Double DQN
-        r + γ·Q⁻(s′, argmax Q(s′, a)); r alone after an episode's end."""
+        """Computes the targets of a batch, float B: r + γ·max Q⁻(s′, a), or for Double DQN r + γ·Q⁻(s′, argmax Q(s′,
+        a)); only r at the end of an episode."""
         following = self.target(self.normalize(batch["next_image"]))
         chosen = (self(batch["next_image"]) if self.chooses else following).argmax(1, keepdim=True)
         value = following.gather(1, chosen)[:, 0]
@@ -147,18 +150,18 @@ class QLearningModule(VisionModule):
 
     @override
     def train(self, mode: bool = True) -> Self:
-        """See `nn.Module.train`; the target network is without randomness."""
+        """See `nn.Module.train`; the target network stays in evaluation mode."""
         super().train(mode)
         self.target.eval()
         return self
 
     def follow(self) -> None:
-        """Makes the target network a copy of the network."""
+        """Copies the network's weights to the target network."""
         self.target.load_state_dict(nn.Sequential(self.backbone, self.head).state_dict())
 
     @override
     def on_train_start(self) -> None:
-        if self.global_step == 0:  # it may start from another network
+        if self.global_step == 0:  # it may be initialised from another network
             self.follow()
 
     @override
@@ -168,7 +171,8 @@ class QLearningModule(VisionModule):
 
     @torch.inference_mode()
     def values(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """What each action is worth, float32 N×A, of observations N×H×W×C, without randomness inside the network."""
+        """Computes the values of the actions, float32 N×A, for observations N×H×W×C, with random layers in evaluation
+        mode."""
         random = [layer for layer in self._random if layer.training]
         for layer in random:
             layer.eval()
@@ -184,9 +188,9 @@ class QLearningModule(VisionModule):
         self._shown = self._shown or (episodes[0].seed, episodes[0].actions)
         rows = []
         for episode in episodes:
-            values = np.array([*episode.values, 0.0])  # nothing is expected of an end
+            values = np.array([*episode.values, 0.0])  # the value of a terminal state is 0
             rewards = np.array([data.learned(reward) for reward in episode.rewards])
-            known = len(rewards) - (not episode.terminated)  # steps of which it was seen what came after
+            known = len(rewards) - (not episode.terminated)  # steps whose next observation is known
             errors = torch.from_numpy(values[:known] - rewards[:known] - self.gamma * values[1 : known + 1])
             loss = self.loss(errors, torch.zeros_like(errors)) if known else 0.0
             discounted = rewards @ self.gamma ** np.arange(len(rewards))
@@ -215,7 +219,7 @@ class QLearningModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """For each observation the best ``action``, a number, and ``q_values``, what each is worth."""
+        """Returns for each observation the best ``action``, an index, and ``q_values``, the values of all actions."""
         values = self(batch["image"])
         rows = zip(values.argmax(1).tolist(), values.float().tolist(), strict=True)
         return [{"action": action, "q_values": [round(value, 6) for value in row]} for action, row in rows]
@@ -229,7 +233,7 @@ class QLearningModule(VisionModule):
 
 
 def framed(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of an environment, uint8 H×W×3, with a longer side of about `FILM` pixels."""
+    """Resizes a rendered frame, uint8 H×W×3, to a longer side of about `FILM` pixels."""
     frame = enlarged(frame, FILM) if max(frame.shape[:2]) < FILM else frame
     scale = FILM / max(frame.shape[:2])
     return resized(frame, *(round(side * scale) for side in frame.shape[:2]))

@@ -1,4 +1,4 @@
-"""Sequences: clips of frames and series of numbers, with one label each."""
+"""Classification of sequences: video clips and series of numbers."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,30 +19,30 @@ from modules.spec import Backbone, DataSpec
 
 Cell = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-PAGE = 112  # side of what is shown of a series, in pixels
+PAGE = 112  # side of a drawn series, in pixels
 
 
 class SequenceModule(ClassificationModule):
-    """A backbone on each frame, a recurrent network over its features, which are normalised (Ba et al. 2016,
-    arXiv:1607.06450), and a linear classifier of the last state, trained by cross-entropy. A series of numbers is a clip of
-    frames of one pixel.
+    """Sequence classification: a backbone applied to each frame, a recurrent network over its layer-normalised features
+    (Ba et al. 2016, arXiv:1607.06450), and a linear classifier of the last state, trained with cross-entropy. A series
+    of numbers is a clip of frames of one pixel.
 
-    What is measured and shown is as in `ClassificationModule`; of a clip four frames are shown.
+    Metrics and images are those of `ClassificationModule`; four frames of a clip are shown.
 
     Args:
-        data: what its data are like.
-        backbone: what it is built on.
-        optimization: how it is trained.
-        cell: ``rnn``, the plain recurrent network with tanh (Elman 1990, doi:10.1207/s15516709cog1402_1); ``lstm`` (Hochreiter
-            & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735, with the forget gate of Gers et al. 2000); or ``gru`` (Cho et
-            al. 2014, arXiv:1406.1078).
-        hidden_size: numbers of its state.
-        num_layers: recurrent layers, one on the states of the other.
+        data: description of the data.
+        backbone: the network that is applied to each frame.
+        optimization: optimiser, schedule and regularisation.
+        cell: ``rnn``, the plain recurrent network with tanh (Elman 1990, doi:10.1207/s15516709cog1402_1); ``lstm``
+            (Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735, with the forget gate of Gers et al. 2000);
+            or ``gru`` (Cho et al. 2014, arXiv:1406.1078).
+        hidden_size: size of the recurrent state.
+        num_layers: number of stacked recurrent layers.
         label_smoothing: see `ClassificationModule`.
         focal_gamma: see `ClassificationModule`.
 
     Raises:
-        BackboneError: the transfer is one that is only for pictures.
+        BackboneError: the transfer strategy is only available for images.
     """
 
     any_bands = False
@@ -71,7 +71,7 @@ class SequenceModule(ClassificationModule):
         self.cell, self.hidden_size, self.num_layers = cell, hidden_size, num_layers
         self.norm = nn.LayerNorm(self.head.in_features)  # large features would saturate the gates
         self.recurrent = CELLS[cell](self.head.in_features, hidden_size, num_layers, batch_first=True)
-        if cell != "rnn":  # gates that keep the state are nearly open at first (Jozefowicz et al. 2015)
+        if cell != "rnn":  # biases keep the gates of the state open at first (Jozefowicz et al. 2015)
             with torch.no_grad():
                 for bias in (value for name, value in self.recurrent.named_parameters() if name.startswith("bias_hh")):
                     bias[hidden_size : 2 * hidden_size] = 1  # f of the LSTM, z of the GRU
@@ -83,11 +83,12 @@ class SequenceModule(ClassificationModule):
 
     @override
     def forward(self, clip: Tensor, length: Tensor | None = None) -> Tensor:
-        """Classifies clips. Frames after a clip's end go neither through the backbone nor through the recurrent network.
+        """Computes logits of clips. Frames after the end of a clip are skipped by the backbone and the recurrent
+        network.
 
         Args:
-            clip: uint8 B×T×C×S×S; an image, B×C×S×S, is a clip of one frame.
-            length: how many of the T frames are each clip's own, int64 B; None for all.
+            clip: uint8 B×T×C×H×W; an image, B×C×H×W, is a clip of one frame.
+            length: number of valid frames of each clip, int64 B; None for T.
 
         Returns:
             Logits, float B×K.

@@ -1,4 +1,4 @@
-"""Pictures painted in one style by a network, in one pass (Johnson et al. 2016, arXiv:1603.08155)."""
+"""Fast neural style transfer: one style in a single pass (Johnson et al. 2016, arXiv:1603.08155)."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -27,19 +27,19 @@ from modules.spec import Backbone, DataSpec
 from modules.style import StyleObjective
 from modules.training_data import given_data
 
-PICTURED = 4  # images in the pictures
-LEAST = 8  # side of what the painter takes, in pixels
-VALUES = 2**27  # in the largest map of a picture that is painted whole; larger ones go piece by piece
-TILE = 512  # side of the pieces, in pixels; a multiple of four
-SAMPLES, SAMPLE = 4, 256  # pieces along each side that its statistics are taken of, and their side
+PICTURED = 4  # number of images drawn
+LEAST = 8  # minimum side of the input, in pixels
+VALUES = 2**27  # maximum number of values in the largest feature map; larger images are processed tile by tile
+TILE = 512  # side of the tiles, in pixels; a multiple of four
+SAMPLES, SAMPLE = 4, 256  # samples along each side for instance-norm statistics, and their side in pixels
 
 
 class Painter(nn.Module):
-    """Adds to an image what a translator makes of it; at the beginning nothing.
+    """Adds the output of a translator to an image; initially zero.
 
     Args:
         translator: not built yet.
-        in_chans: channels of the images.
+        in_chans: number of image channels.
     """
 
     def __init__(self, translator: ResidualTranslator, in_chans: int) -> None:
@@ -51,37 +51,37 @@ class Painter(nn.Module):
         nn.init.zeros_(cast(Tensor, last.bias))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised float B×C×H×W, of eight pixels a side or more, to the same."""
+        """Stylises normalised images, float B×C×H×W with sides of at least eight pixels."""
         return image + self.translator(image)
 
 
 class StylizationModule(VisionModule):
-    """A network that paints any picture in the style of one, in a single pass (Johnson et al. 2016).
+    """Style transfer with a network that applies one style to any image in a single pass (Johnson et al. 2016).
 
-    What it minimises is what `StyleObjective` minimises for one picture: content, style and total variation, seen by a
-    network that does not learn. That is its ``backbone``, which is left behind with the training. The painter begins
-    with the picture as it is and learns what to add; in the paper it paints all anew.
+    The loss is that of `StyleObjective`: content, style and total variation, computed from the features of a frozen
+    network. This is the ``backbone``, which is not stored after training. The painter starts from the image itself and
+    learns a residual; in the paper it generates the whole image.
 
-    Instance normalisation takes its statistics from the whole picture. A large one is painted piece by piece, without
-    seams, with statistics of samples that are spread over it evenly: memory does not grow with it.
+    Instance normalisation takes its statistics from the whole image. Large images are processed tile by tile, without
+    seams, with statistics of samples that are spread evenly over the image: the memory does not grow with it.
 
-    Measures: ``loss`` and its three parts, each with its weight.
+    Metrics: ``loss`` and its three weighted terms.
 
     Args:
-        data: description of its data.
-        backbone: whose features are compared.
-        optimization: how the painter is trained.
+        data: description of the data.
+        backbone: the network whose features are compared.
+        optimization: optimiser, schedule and regularisation of the painter.
         translator: layers of the painter.
-        style: file of the style picture; needed for training only.
-        style_size: its longer side in training, in pixels, which sets the scale of what is transferred.
-        style_layers: layers whose Gram matrices are compared; by default the paper's of VGG19, all stages of others.
-        content_layer: layer whose maps are compared; by default conv4_2 of VGG19, the last stage up to stride 8 of others.
+        style: file of the style image; needed for training only.
+        style_size: longer side of the style image in training, in pixels, which determines the scale of the style.
+        style_layers: layers of the style loss; by default those of the paper for VGG19, otherwise all stages.
+        content_layer: layer of the content loss; by default conv4_2 for VGG19, otherwise the last stage up to stride 8.
         content_weight: α.
         style_weight: β.
-        variation_weight: weight of total variation, which smooths.
+        variation_weight: weight of total variation, which smooths the result.
 
     Raises:
-        BackboneError: the backbone cannot be made or has no such layers, or the style cannot be read.
+        BackboneError: the backbone cannot be created or has no such layers, or the style image cannot be read.
     """
 
     series: ClassVar[tuple[str, ...]] = ("val/stylized",)
@@ -107,7 +107,7 @@ class StylizationModule(VisionModule):
                 "pictures: leave it out."
             )
         super().__init__(data, backbone, optimization, "maps")
-        self.backbone.requires_grad_(False).eval()  # also where a trainer leaves modes as they are
+        self.backbone.requires_grad_(False).eval()  # also if a trainer does not change modes
         self.answers = MadeAnswers(max(self.size))
         net = translator or ResidualTranslator(32, 5)
         self.painter = Painter(net, data.in_chans)
@@ -133,7 +133,7 @@ class StylizationModule(VisionModule):
 
     @override
     def train(self, mode: bool = True) -> Self:
-        """Training mode, but not for the backbone."""
+        """Sets the training mode, except for the backbone."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -148,26 +148,26 @@ class StylizationModule(VisionModule):
         super().setup(stage)
 
     def _comparing(self, content: Tensor) -> StyleObjective:
-        """What compares pictures on the device of some, float B×C×H×W in [0, 1]."""
+        """Creates the objective, on the device of the given images, float B×C×H×W in [0, 1]."""
         features = FixedFeatures(self.backbone.recipe["backbone"], network=self.backbone)
         style = cast(Tensor, self.style).to(content.device)
         return StyleObjective(features, content[:1], style, *self.layers, self.weights)
 
     def paint(self, image: Tensor) -> Tensor:
-        """uint8 B×C×H×W, of eight pixels a side or more, to float of the same shape, mostly in [0, 1]."""
+        """Stylises uint8 B×C×H×W, with sides of at least eight pixels, as float of the same shape, mostly in [0, 1]."""
         return self._as_float(self.painter(self.normalize(image)))
 
     def _as_float(self, image: Tensor) -> Tensor:
         return (image.float() - self.shift) / (255 * self.scale)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×H×W to pictures, float B×C×H×W in [0, 1]."""
+        """Stylises uint8 B×C×H×W as float B×C×H×W in [0, 1]."""
         return self.paint(image).clamp(0, 1)
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
         content = batch["image"].float() / 255
-        if self._objective is None:  # not before the weights of the backbone are those of a checkpoint
+        if self._objective is None:  # created after the backbone's weights are loaded from a checkpoint
             self._objective = self._comparing(content)
         _, *parts = self._objective(self.paint(batch["image"]), content)
         names = ("content", "style", "variation")
@@ -181,15 +181,15 @@ class StylizationModule(VisionModule):
         return report
 
     def _beside(self, image: Tensor) -> Image:
-        """Images and below them how they are painted."""
+        """Draws images above their stylised versions."""
         made = self.stylize(image.to(self.device)).cpu()
         return stacked(sheet(part, len(part), heading=name) for name, part in (("image", image), ("stylized", made)))
 
-    # What others ask it for
+    # Inference
 
     @torch.inference_mode()
     def stylize(self, image: Tensor) -> Tensor:
-        """Paints pictures, piece by piece where they are large.
+        """Stylises images; large ones tile by tile.
 
         Args:
             image: uint8 B×C×H×W of any size.
@@ -208,10 +208,10 @@ class StylizationModule(VisionModule):
         return made[..., :height, :width]
 
     def _settled(self, image: Tensor) -> Callable[[Tensor], Tensor]:
-        """Paints parts of a picture, uint8 1×C×H×W, all with its statistics."""
+        """Returns a function that stylises tiles of an image, uint8 1×C×H×W, with the statistics of the whole image."""
         painter = deepcopy(self.painter)
         for name, layer in [*painter.named_modules()]:
-            if isinstance(layer, nn.InstanceNorm2d):  # the other one takes statistics over samples, and keeps them
+            if isinstance(layer, nn.InstanceNorm2d):  # batch norm computes statistics over samples and keeps them
                 kept = nn.BatchNorm2d(layer.num_features, layer.eps, momentum=1.0, affine=False, device=image.device)
                 painter.set_submodule(name, kept)
         rows, columns = (torch.linspace(0, max(0, side - SAMPLE), SAMPLES).int().tolist() for side in image.shape[2:])
@@ -222,13 +222,13 @@ class StylizationModule(VisionModule):
 
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image among its ``pictures`` the one ``stylized``, of the same size, a PNG as a ``data:`` address."""
+        """Returns ``pictures`` of each image with ``stylized``, of the same size, a PNG as a ``data:`` URL."""
         made = self.stylize(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
         return [{"pictures": {"stylized": as_address(picture)}} for picture in made]
 
 
 def _read(file: str, size: int, channels: int) -> Tensor:
-    """A picture, float 1×C×H×W in [0, 1], scaled to a longer side.
+    """Reads an image, float 1×C×H×W in [0, 1], resized to a longer side.
 
     Raises:
         BackboneError: it cannot be read.
@@ -245,5 +245,5 @@ def _read(file: str, size: int, channels: int) -> Tensor:
 
 
 def as_uint8(image: Tensor) -> Tensor:
-    """Float in [0, 1] to uint8."""
+    """Converts float in [0, 1] to uint8."""
     return (image * 255).round().clamp(0, 255).byte()

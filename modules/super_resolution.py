@@ -1,4 +1,4 @@
-"""Photographs made larger."""
+"""Single-image super-resolution."""
 
 import math
 from dataclasses import dataclass
@@ -31,20 +31,21 @@ from modules.pictures.sheets import as_address, sheet
 from modules.ranges import NonNegative, PositiveInt
 from modules.spec import Backbone, DataSpec
 
-PICTURED = 4  # images in the pictures
-DETAIL = 96  # side of what is shown of an image, in pixels
-TILE = 256  # side of the pieces of a large image, in pixels
+PICTURED = 4  # number of images drawn
+DETAIL = 96  # side of the drawn crop of an image, in pixels
+TILE = 256  # side of the tiles of a large image, in pixels
 
 
 def resized(image: Tensor, factor: float) -> Tensor:
-    """uint8 B×C×H×W by Pillow's bicubic filter (a = −½), antialiased where it is made smaller, as uint8."""
+    """Resizes uint8 B×C×H×W with Pillow's bicubic filter (a = −½), antialiased if it is reduced, to uint8."""
     side = [round(length * factor) for length in image.shape[-2:]]
     larger = F.interpolate(image.float(), side, mode="bicubic", antialias=True, align_corners=False)
     return larger.round().clamp(0, 255).byte()
 
 
 def luma(image: Tensor) -> Tensor:
-    """uint8 B×C×H×W to ITU-R BT.601's luma, float B×1×H×W from 16 to 235; of one channel, the image itself."""
+    """Converts uint8 B×C×H×W to ITU-R BT.601's luma, float B×1×H×W from 16 to 235; grey images are returned
+    unchanged."""
     if image.shape[1] == 1:
         return image.float()
     weights = torch.tensor([65.481, 128.553, 24.966], device=image.device).view(-1, 1, 1) / 255
@@ -52,12 +53,12 @@ def luma(image: Tensor) -> Tensor:
 
 
 def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
-    """PSNR and SSIM of the luma without a rim, as papers on super-resolution measure them, each float B.
+    """Computes PSNR and SSIM of the luma without a border, as in the super-resolution literature, each float B.
 
     Args:
         image: uint8 B×C×H×W.
         truth: uint8 B×C×H×W.
-        shave: width of the rim, in pixels.
+        shave: width of the border, in pixels.
     """
     one, other = (luma(x)[..., shave:-shave, shave:-shave] / 255 for x in (image, truth))
     figures = {"psnr_y": psnr(one, other)}
@@ -67,16 +68,16 @@ def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
 
 
 class SRResNet(Part):
-    """Residual blocks on the small image, then twice as many pixels a side as often as it takes (Ledig et al. 2017,
-    arXiv:1609.04802, figure 4). It takes images of any size.
+    """SRResNet: residual blocks at low resolution, followed by sub-pixel convolutions that each double the size (Ledig
+    et al. 2017, arXiv:1609.04802, figure 4). Accepts images of any size.
 
     Args:
         width: channels.
-        blocks: residual blocks.
-        norm: normalisation; published with ``batch``, better without (Lim et al. 2017, arXiv:1707.02921).
-        factor: how many times as long each side becomes, a power of two.
-        bicubic: learn what a bicubic enlargement lacks (Kim et al. 2016, arXiv:1511.04587), which takes a fraction of
-            the steps; published without.
+        blocks: number of residual blocks.
+        norm: normalisation; ``batch`` as published, better without (Lim et al. 2017, arXiv:1707.02921).
+        factor: upscaling factor, a power of two.
+        bicubic: predict the residual of bicubic upsampling (Kim et al. 2016, arXiv:1511.04587), which needs a fraction
+            of the steps; not in the published network.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class SRResNet(Part):
             raise BackboneError(f"factor of a part must be a power of two, not {factor}.")
 
     def build(self, channels: int) -> None:
-        """Makes the layers for images of so many channels."""
+        """Creates the layers for images with this number of channels."""
         width = self.width
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
         self.body = nn.Sequential(*(_Residual(width, self.norm) for _ in range(self.blocks)))
@@ -105,19 +106,19 @@ class SRResNet(Part):
             layers += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
         self.larger = nn.Sequential(*layers)
         self.last = nn.Conv2d(width, channels, 9, padding=4)
-        if self.bicubic:  # it begins there
+        if self.bicubic:  # starts with bicubic upsampling
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(cast(Tensor, self.last.bias))
 
     @property
     def reach(self) -> int:
-        """How far from a pixel what becomes of it looks, in pixels of the small image."""
+        """Radius of the receptive field, in pixels of the small image."""
         scales = int(math.log2(self.factor))
         far = 4 + 2 * self.blocks + 1 + sum(0.5**scale for scale in range(scales)) + 4 / self.factor
-        return math.ceil(far)  # more than the bicubic filter's 2
+        return math.ceil(far)  # larger than the bicubic filter's 2
 
     def forward(self, image: Tensor) -> Tensor:
-        """float B×C×H×W in [-1, 1] to float B×C×fH×fW, mostly in [-1, 1]."""
+        """Upscales float B×C×H×W in [-1, 1] to float B×C×fH×fW, mostly in [-1, 1]."""
         x = self.first(image)
         x = self.last(self.larger(x + self.merge(self.body(x))))
         if self.bicubic:
@@ -139,7 +140,7 @@ class _Residual(nn.Sequential):
 
 @dataclass
 class SuperResolutionOptimization(AdversarialOptimization):
-    """How a generator is trained that has a truth to come near to, with or without a discriminator.
+    """Training settings of a generator with ground truth, with or without a discriminator.
 
     Args:
         optimizer: any optimiser of torch or timm; each player gets one.
@@ -151,37 +152,34 @@ class SuperResolutionOptimization(AdversarialOptimization):
 
 
 class SuperResolutionModule(AdversarialModule):
-    """Makes images four times as large, or whatever the generator's factor is, as they may have been (Ledig et al. 2017,
-    arXiv:1609.04802).
+    """Super-resolution by a factor of four, or that of the generator (Ledig et al. 2017, arXiv:1609.04802).
 
-    ``adversarial: 0`` is the SRResNet: the generator alone learns, and nothing but ``content``; with the squared error
-    its images are the mean of all that may have been, and so blurred. Above 0 it is the SRGAN: a discriminator tells
-    enlarged images from real ones, and ``content`` compares the features of a network (`Perceptual`). It is best started
-    from an SRResNet (``start``).
+    ``adversarial: 0`` is SRResNet: only the generator is trained, with ``content`` as its loss; with the squared error
+    its images are the mean of all plausible ones, and therefore blurred. Above 0 it is SRGAN: a discriminator
+    distinguishes upscaled images from real ones, and ``content`` compares the features of a network (`Perceptual`). It
+    is best started from an SRResNet (``start``).
 
-    The small images are made of the large ones by the antialiased bicubic filter, on the device, so any data will do; they
-    have ``image_size`` in training, and of any size in evaluation and prediction.
+    Small images are computed from the large ones with the antialiased bicubic filter, on the device, so any data can be
+    used; images have ``image_size`` in training, and any size in evaluation and prediction.
 
-    Measures on the luma of BT.601 without a rim of as many pixels as the factor, beside the bicubic enlargement:
-    ``psnr_y``, and ``ssim_y`` where images are large enough; and, where ``similarity`` names a network,
-    ``perceptual_NAME`` on all channels, which is lower for what is more alike: it is LPIPS's distance without its learned
-    weights, and those of different networks do not compare. The best checkpoint has the highest PSNR, or, of an SRGAN
-    with such a network, the lowest distance.
+    Metrics on the BT.601 luma without a border as wide as the factor, compared with bicubic upsampling: ``psnr_y``, and
+    ``ssim_y`` if images are large enough; and, if ``similarity`` names a network, ``perceptual_NAME`` on all channels,
+    lower for more similar images: the distance of LPIPS without its learned weights, not comparable between networks.
+    The best checkpoint has the highest PSNR, or, for an SRGAN with such a network, the lowest distance.
 
     Args:
-        data: description of its data; ``image_size`` is that of the large images.
+        data: description of the data; ``image_size`` is that of the large images.
         backbone: the discriminator; ``compile`` compiles both players.
-        generator: the network that makes images larger.
-        content: how far an enlarged image is from the large one; divided by the number of values.
+        generator: the upscaling network.
+        content: content loss between upscaled and large images; divided by the number of values.
         adversarial: weight of the generator's adversarial loss; 0 for none.
-        objective: what the players minimise; by default the non-saturating loss.
+        objective: losses of both players; by default the non-saturating loss.
         start: a registered super-resolution model to continue from, with its generator (``models:/name@alias``).
-        similarity: what compares images for the perceptual figure: a timm name with its published weights, or a registered
-            model.
-        optimization: how the players are trained.
+        similarity: network of the perceptual metric: a timm name with published weights, or a registered model.
+        optimization: optimisers and schedules of both players.
 
     Raises:
-        BackboneError: the backbone cannot be made, or parts do not fit each other.
+        BackboneError: the backbone cannot be created, or parts are incompatible.
     """
 
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)
@@ -237,7 +235,7 @@ class SuperResolutionModule(AdversarialModule):
     # The players
 
     def discriminate(self, image: Tensor) -> Verdict:
-        """What the discriminator says of normalised images, float B×C×S×S."""
+        """Applies the discriminator to normalised images, float B×C×H×W."""
         return cast(Verdict, self.head(self.backbone(image), image, None))
 
     @override
@@ -261,10 +259,10 @@ class SuperResolutionModule(AdversarialModule):
         return losses
 
     def _far(self, made: Tensor, truth: Tensor) -> Tensor:
-        """The content loss of what a generator made, float B×C×H×W in [-1, 1], against uint8."""
+        """Computes the content loss of generated images, float B×C×H×W in [-1, 1], against uint8."""
         return self.content((made + 1) / 2, truth.float() / 255).mean() / truth[0].numel()
 
-    # What it is worth
+    # Evaluation
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
@@ -286,7 +284,7 @@ class SuperResolutionModule(AdversarialModule):
         return Losses({"loss": self._far(output, truth)}, {name: value.mean() for name, value in figures.items()})
 
     def report(self, stage: Stage) -> Report:
-        """See `VisionModule.report`: a detail of some images, small, enlarged in two ways, and true."""
+        """See `VisionModule.report`: a crop of some images, small, upscaled in two ways, and true."""
         rows, self._pictured = self._pictured, []
         return Report(pictures={"enlarged": lambda: self._details(rows)})
 
@@ -298,11 +296,11 @@ class SuperResolutionModule(AdversarialModule):
                 tiles.append(image[top : top + side, left : left + side])
         return sheet(tiles, 4, ["small", "bicubic", "enlarged", "true"] * len(rows), side=2 * DETAIL)
 
-    # What others ask it for
+    # Inference
 
     @torch.inference_mode()
     def enlarge(self, image: Tensor) -> Tensor:
-        """Makes images larger, piece by piece where they are large.
+        """Upscales images; large ones tile by tile.
 
         Args:
             image: uint8 B×C×H×W.
@@ -315,17 +313,17 @@ class SuperResolutionModule(AdversarialModule):
 
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``size`` as it becomes, height and width, and among its ``pictures`` the one ``enlarged``, a
-        PNG as a ``data:`` address."""
+        """Returns for each image its upscaled ``size``, height and width, and ``pictures`` with ``enlarged``, a PNG as
+        a ``data:`` URL."""
         made = self.enlarge(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
         return [{"size": list(image.shape[:2]), "pictures": {"enlarged": as_address(image)}} for image in made]
 
 
 def _load(net: SRResNet, address: str) -> None:
-    """Gives a generator the weights of a registered one.
+    """Loads the weights of a registered generator.
 
     Raises:
-        BackboneError: it is no such model, or of another form.
+        BackboneError: it is not such a model, or has another architecture.
     """
     description, file = registered_files(address)
     saved, mine = upgrade(description["module"].get("generator") or {}), describe(net)

@@ -1,4 +1,4 @@
-"""What all adversarial tasks share: two optimisers, objectives, players, health."""
+"""Common parts of adversarial tasks: alternating optimisation, objectives, players, health checks."""
 
 from modules.adversarial.base import AdversarialAdam, AdversarialModule, AdversarialOptimization, Constant
 from modules.adversarial.objectives import (

@@ -1,4 +1,4 @@
-"""What all trainings of two players share: whose turn it is, and what happens in it."""
+"""Base class of adversarial training with two players, and its optimisation settings."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -39,16 +39,16 @@ from modules.ranges import Positive, PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.training_data import settings_of
 
-WATCHED = 256  # samples for the watch on the training's health
+WATCHED = 256  # number of samples for health checks
 
 
 class AdversarialAdam(Adam):
-    """Adam with momenta that suit GANs of up to 32 pixels.
+    """Adam with momenta for GANs of images of up to 32 pixels.
 
     Args:
-        params: what learns.
+        params: parameters or parameter groups.
         lr: learning rate.
-        betas: decay rates of the moving averages; no momentum by default, because the other player moves too.
+        betas: decay rates of the moving averages; no momentum by default, since the other player changes too.
     """
 
     def __init__(self, params: Any, lr: Positive = 1e-3, betas: tuple[float, float] = (0.0, 0.99)) -> None:
@@ -56,7 +56,7 @@ class AdversarialAdam(Adam):
 
 
 class Constant(LambdaLR):
-    """The same rate all the time.
+    """Constant learning rate.
 
     Args:
         optimizer: the optimiser.
@@ -68,24 +68,24 @@ class Constant(LambdaLR):
 
 @dataclass
 class AdversarialOptimization(Optimization):
-    """How two players are trained. Gradients are accumulated and clipped for each player by itself.
+    """Training settings of two players. Gradients are accumulated and clipped separately for each player.
 
     Args:
         optimizer: any optimiser of torch or timm; each player gets one.
         lr_scheduler: any schedule of torch, stepped with the generator.
-        lr: the generator's learning rate, if it is to be another than the optimiser's own.
-        lr_batch_size: the images a step for which both rates are stated: with another number, processes × batch size ×
-            accumulated batches, they are multiplied by their ratio; None leaves them as they are.
-        backbone_lr_scale: factor on the rate of the discriminator's backbone, against that of its head.
-        layer_decay: factor on the rate of the discriminator for each layer further from the output.
-        frozen_epochs: epochs in which the discriminator's backbone does not learn; -1 for all.
+        lr: learning rate of the generator; None for the optimiser's default.
+        lr_batch_size: images per step that both learning rates are meant for: they are multiplied by the ratio of the
+            actual number, processes × batch size × accumulated batches, to this one; None for no scaling.
+        backbone_lr_scale: factor on the learning rate of the discriminator's backbone, relative to its head.
+        layer_decay: factor on the discriminator's learning rate for each layer further from the output.
+        frozen_epochs: epochs in which the discriminator's backbone is frozen; -1 for all.
         l1_penalty: weight of Σ|w| in each player's loss, over its weight matrices and kernels.
         l2_penalty: weight of Σw² in each player's loss.
-        ema_decay: decay of the generator's moving average, which is sampled and measured, in [0, 1); the decay at
-            step n is at most (1 + n) / (10 + n).
-        discriminator_lr_scale: factor on the discriminator's rate, against the generator's (Heusel et al. 2017,
+        ema_decay: decay of the generator's moving average, which is sampled and evaluated, in [0, 1); the decay at step
+            n is at most (1 + n) / (10 + n).
+        discriminator_lr_scale: learning rate of the discriminator, relative to the generator's (Heusel et al. 2017,
             arXiv:1706.08500).
-        discriminator_steps: steps of the discriminator for each of the generator.
+        discriminator_steps: steps of the discriminator for each step of the generator.
     """
 
     optimizer: OptimizerCallable = AdversarialAdam
@@ -96,31 +96,32 @@ class AdversarialOptimization(Optimization):
 
 
 class AdversarialModule(VisionModule):
-    """Base of all modules in which a generator and a discriminator take turns: two optimisers, accumulation and clipping
-    of gradients for each, the generator's moving average, schedules, exact resume, several processes.
+    """Base class of modules with a generator and a discriminator that are trained alternately: two optimisers,
+    accumulation and clipping of gradients for each, the generator's moving average, schedules, exact resume, several
+    processes.
 
-    How a variant is written:
+    To write a subclass:
 
-    - ``__init__`` calls this one, which makes the discriminator's ``backbone``; makes what else there is, such as a
-      ``head``; and ends with ``self.play(generator)``. Several generators go together into an ``nn.ModuleDict``. Every
-      other network that learns with the discriminator is an attribute whose name stands in ``discriminator_parts``.
-    - `discriminator_losses` and `generator_losses` say what a batch costs: named terms with their weights, whose sum the
-      player minimises, and each of which is logged as ``train/NAME``. In its turn a player works as in training, and the
-      other is at rest: gradients flow through it, but neither parameters nor statistics change. The discriminator's turn
-      comes first, and wants its generated images made under ``torch.no_grad()``.
-    - `measure`, `report` and `predict` are as in other tasks: the losses of a batch in validation and test, figures and
-      pictures at their end, what a user is told. ``self.average`` is the generator to ask there.
-    - Chance comes from `draw` with the ``key`` that the two methods are given, so that two processes draw what one does.
-      What a variant remembers from step to step, such as a pool of images, is a buffer or goes into the checkpoint.
+    - ``__init__`` calls the base class, which creates the discriminator's ``backbone``; creates further layers, such as
+    a ``head``; and ends with ``self.play(generator)``. Several generators are put into an ``nn.ModuleDict``. Every
+    other network that is trained with the discriminator is an attribute listed in ``discriminator_parts``.
+    - `discriminator_losses` and `generator_losses` return the losses of a batch: named and weighted terms, whose sum
+    the player minimises and each of which is logged as ``train/NAME``. The player whose turn it is is in training mode,
+    the other is frozen: gradients flow through it, but neither parameters nor buffers change. The discriminator's turn
+    comes first, and its generated images are created under ``torch.no_grad()``.
+    - `measure`, `report` and `predict` are as in other tasks: validation and test losses of a batch, metrics and images
+    of an evaluation, predictions. They use ``self.average``, the generator's moving average.
+    - Random numbers come from `draw` with the ``key`` that the two methods get, so that two processes draw the same as
+    one. State that lasts over steps, such as a pool of images, is a buffer or is added to the checkpoint.
 
-    Each batch is one step of the discriminator, or a part of one where gradients are accumulated; after every
-    ``discriminator_steps`` of them the generator makes one, on the same batches. ``global_step`` and ``max_steps`` count
-    the generator's.
+    Each batch is one step of the discriminator, or a part of one if gradients are accumulated; after every
+    ``discriminator_steps`` of them the generator makes a step on the same batches. ``global_step`` and ``max_steps``
+    count the generator's steps.
 
     Args:
-        data: description of its data.
-        backbone: of the discriminator; ``compile`` compiles both players.
-        optimization: how the players are trained.
+        data: description of the data.
+        backbone: the network of the discriminator; ``compile`` compiles both players.
+        optimization: optimisers and schedules of both players.
     """
 
     averages: ClassVar[Mapping[str, str]] = {"generator.": "average."}
@@ -128,8 +129,8 @@ class AdversarialModule(VisionModule):
     generator: nn.Module
     average: nn.Module
     objective: Objective
-    health: Health | None = None  # of a variant that watches over itself, see `tell_health`
-    judge: Judge | None = None  # of its images
+    health: Health | None = None  # of subclasses with health checks, see `check_health`
+    judge: Judge | None = None  # feature extractor of the metrics
     stop_on_failure = False
 
     def __init__(self, data: DataSpec, backbone: Backbone, optimization: AdversarialOptimization | None = None) -> None:
@@ -144,17 +145,17 @@ class AdversarialModule(VisionModule):
         self.automatic_optimization = False
         self.accumulate_grad_batches, self.gradient_clip_val = 1, cast(float | None, None)
         self.seed = torch.initial_seed()
-        self.discriminator_steps = 0  # made so far
+        self.discriminator_steps = 0  # steps so far
         self.gradient_norm = torch.zeros(())  # of the generator's last step
         self._discriminates = True
-        self._batches: list[dict[str, Tensor]] = []  # of the discriminator's step that is under way
-        self._terms: dict[str, list[Tensor]] = {}  # its losses, then also those of the generator's step
+        self._batches: list[dict[str, Tensor]] = []  # batches of the discriminator's current step
+        self._terms: dict[str, list[Tensor]] = {}  # losses of the current steps of both players
 
     def play(self, generator: nn.Module) -> None:
-        """Takes in the generator, and begins its moving average.
+        """Sets the generator, and initialises its moving average.
 
         Args:
-            generator: what makes images, float B×C×H×W in [-1, 1].
+            generator: generates images, float B×C×H×W in [-1, 1].
         """
         self.generator = generator
         if self.channels_last:
@@ -162,49 +163,50 @@ class AdversarialModule(VisionModule):
         self.average = deepcopy(generator).requires_grad_(False).eval()
 
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """What the discriminator minimises, by name; nothing where it shall not learn.
+        """Computes the losses of the discriminator, by name; empty to skip its step.
 
         Args:
-            batch: of images.
-            key: what `draw` wants.
+            batch: batch of images.
+            key: key for `draw`.
         """
         raise NotImplementedError
 
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """What the generator minimises, by name.
+        """Computes the losses of the generator, by name.
 
         Args:
-            batch: one that the discriminator's last step was made of.
-            key: what `draw` wants.
+            batch: a batch of the discriminator's last step.
+            key: key for `draw`.
         """
         raise NotImplementedError
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Comes after each step of the generator; by itself, nothing is done.
+        """Hook after each step of the generator; by default, does nothing.
 
         Args:
-            step: the generator's steps before this one.
+            step: number of the generator's steps before this one.
 
         Returns:
-            Figures of the step to log, scalars, by name.
+            Scalar metrics of the step to log, by name.
         """
         return {}
 
     def right_share(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The share of images that the discriminator tells right, by its scores, float each; a scalar."""
+        """Computes the discriminator's accuracy from its scores, float each; a scalar."""
         sign, threshold = -1 if self.objective.energy else 1, self.objective.threshold
         middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
         return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
 
     def tell_health(self, step: int, real: Tensor, made: Tensor, classes: Callable[[Seen], Tensor | None]) -> None:
-        """Judges how the training goes, and tells: as metrics, by a warning when a failure is first seen, and by a tag.
-        Ends the training if ``stop_on_failure`` says so.
+        """Checks the health of the training, and reports it as metrics, as a warning when a failure is first detected,
+        and as a tag. Stops the training if ``stop_on_failure`` is set.
 
         Args:
-            step: the generator's steps so far.
-            real: training images, uint8 N×C×S×S.
-            made: what the generator makes of the same input at every look, float N×C×S×S in [-1, 1].
-            classes: the probabilities by which classes are counted, float N×K, of what the judge sees; None for no count.
+            step: number of the generator's steps so far.
+            real: training images, uint8 N×C×H×W.
+            made: images generated from the same input at every check, float N×C×H×W in [-1, 1].
+            classes: returns the class probabilities, float N×K, from the extractor's output; None to skip the number of
+                classes.
         """
         assert self.health is not None
         assert self.judge is not None
@@ -228,7 +230,7 @@ class AdversarialModule(VisionModule):
             self.trainer.should_stop = True
 
     def gathered(self, mine: Tensor) -> Tensor:
-        """The rows of all processes in their order, where process r of w has the rows r, r + w, …"""
+        """Gathers the rows of all processes in their order, where process r of w has the rows r, r + w, …"""
         if self.trainer.world_size == 1:
             return mine.contiguous()
         parts = gather_all_tensors(mine.contiguous())
@@ -236,16 +238,17 @@ class AdversarialModule(VisionModule):
         return torch.cat(parts)[rows.argsort(stable=True).to(self.device)]
 
     def as_input(self, image: Tensor) -> Tensor:
-        """What a generator makes, float B×C×H×W in [-1, 1], as the discriminator sees it: as `normalize` would do."""
+        """Normalises generated images, float B×C×H×W in [-1, 1], for the discriminator, in the same way as
+        `normalize`."""
         return (image.float() + 1) * 127.5 * self.scale + self.shift
 
     def draw(self, make: Callable[[int, torch.Generator], Tensor], count: int, *key: int) -> Tensor:
-        """This process's share of random numbers for a batch of all processes, which the seed and a key determine.
+        """Draws this process's share of random numbers for a batch of all processes, determined by the seed and a key.
 
         Args:
-            make: draws them, N×…, of a number of samples and a generator of random numbers.
-            count: samples of this process.
-            key: what else the numbers depend on.
+            make: draws N×… for a number of samples and a random generator.
+            count: number of samples of this process.
+            key: further integers that the random numbers depend on.
         """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
@@ -253,13 +256,13 @@ class AdversarialModule(VisionModule):
         return make(count * world, generator)[rank::world].to(self.device)
 
     def _names(self) -> tuple[str, ...]:
-        """How the names of the discriminator's parameters begin."""
+        """Returns the name prefixes of the discriminator's parameters."""
         return tuple(f"{part}." for part in self.discriminator_parts)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
-        """The discriminator's turn, and, when it has had its steps, the generator's."""
+        """Makes a step of the discriminator, and, when it has made its number of steps, one of the generator."""
         first, second = cast(list[Any], self.optimizers())
-        # Lightning counts the steps of all optimisers as global steps, which shall be the generator's alone.
+        # Lightning counts the steps of all optimisers as global steps; only the generator's should count.
         second._on_before_step = second._on_after_step = _nothing
         step, key = self.global_step, (self.current_epoch, batch_idx)
         if not self._batches:
@@ -297,20 +300,20 @@ class AdversarialModule(VisionModule):
             self.guard.log_step(self, means, batch, step)
 
     def _set_clock(self) -> None:
-        """Lets Lightning log an evaluation at the generator's last step, where it would at the number of batches."""
+        """Makes Lightning log an evaluation at the generator's last step, instead of at the number of batches."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.global_step - 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Sets the clock for what is logged after this batch."""
+        """Sets the clock for logging after this batch."""
         self._set_clock()
 
     def on_validation_epoch_end(self) -> None:
-        """Sets the clock also for a training that goes on in front of its validation."""
+        """Sets the clock also for a training that resumes before its validation."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._set_clock()
 
     def _pay(self, losses: dict[str, Tensor], names: tuple[str, ...], size: int, parts: int) -> None:
-        """Adds the gradients of a batch, one of so many of a step, and logs its losses."""
+        """Adds the gradients of a batch, one of ``parts`` of a step, and logs its losses."""
         penalty = self.adversarial.penalty((key, p) for key, p in self.named_parameters() if key.startswith(names))
         self.manual_backward((torch.stack([*losses.values()]).sum() + penalty) / parts)
         for name, value in losses.items():
@@ -318,7 +321,7 @@ class AdversarialModule(VisionModule):
             self._terms.setdefault(name, []).append(value.detach())
 
     def _parts(self, batch_idx: int) -> int:
-        """Batches in the discriminator's step that this one belongs to."""
+        """Returns the number of batches in the discriminator's step that this batch belongs to."""
         size, total = self.accumulate_grad_batches, self.trainer.num_training_batches
         return size if not math.isfinite(total) else min(size, int(total) - batch_idx // size * size)
 
@@ -332,7 +335,7 @@ class AdversarialModule(VisionModule):
         return min(self.adversarial.ema_decay or 0.0, (1 + step) / (10 + step))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips, and reads the generator's gradient norm: from here on gradients are not scaled."""
+        """Clips gradients, and computes the gradient norm of the generator: from here on gradients are unscaled."""
         if self.gradient_clip_val:
             self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
         chosen = self.optimizers(use_pl_optimizer=False)
@@ -341,9 +344,9 @@ class AdversarialModule(VisionModule):
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def configure_optimizers(self) -> Any:
-        """An optimiser and a schedule for each player, the generator's first."""
+        """Returns an optimiser and a schedule for each player, the generator's first."""
         total = total_steps(self.trainer)
-        if total != self.trainer.max_steps:  # counted in batches
+        if total != self.trainer.max_steps:  # number of batches
             each = self.accumulate_grad_batches * self.adversarial.discriminator_steps
             total = total and max(1, total // each)
         generator = parameter_groups(self, ("generator.",), "generator")
@@ -354,11 +357,11 @@ class AdversarialModule(VisionModule):
         return [build_optimizer(self.adversarial, groups, total, self.lr, self.monitor, factor) for groups in players]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Without an average of all weights: the generator's is kept here."""
+        """Removes the average of all weights: the generator's is kept here."""
         return [callback for callback in super().configure_callbacks() if not isinstance(callback, WeightAverage)]
 
     def setup(self, stage: str) -> None:
-        """Compiles; tells DDP that in one player's turn the other has no gradients."""
+        """Compiles, and makes DDP accept that one player has no gradients during the other's turn."""
         if stage == "fit":
             if isinstance(self.trainer.strategy, DDPStrategy):
                 self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
@@ -369,25 +372,25 @@ class AdversarialModule(VisionModule):
         super().setup(stage)
 
     def train(self, mode: bool = True) -> "AdversarialModule":
-        """Training mode, but not for the average."""
+        """Sets the training mode, except for the moving average."""
         super().train(mode)
         self.average.eval()
         return self
 
     def on_train_epoch_end(self) -> None:
-        """Steps the schedules that go by epochs."""
+        """Steps the schedules with an interval of epochs."""
         super().on_train_epoch_end()
         for config in self._schedules("epoch"):
             plateau = isinstance(config.scheduler, ReduceLROnPlateau)
             config.scheduler.step(*([self.trainer.callback_metrics[str(config.monitor)]] if plateau else []))
 
     def _schedules(self, interval: str) -> list[Any]:
-        """The schedules that go by steps or by epochs, of the players that learn."""
+        """Returns the schedules with an interval of steps or epochs, of the players that are trained."""
         known = self.trainer.lr_scheduler_configs if self._discriminates else self.trainer.lr_scheduler_configs[:1]
         return [config for config in known if config.interval == interval]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a training needs to go on exactly."""
+        """Adds the state that an exact resume needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["gan"] = {"seed": self.seed, "discriminator_steps": self.discriminator_steps}
         if self.health is not None:
@@ -407,12 +410,12 @@ class AdversarialModule(VisionModule):
 
 
 def as_float(image: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
+    """Converts uint8 to float32 in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
 def as_uint8(image: Tensor) -> Tensor:
-    """What a generator makes, float in [-1, 1], as uint8."""
+    """Converts generated images, float in [-1, 1], to uint8."""
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 

@@ -1,4 +1,4 @@
-"""Says which of the three ways to fail a GAN is taking, while it does."""
+"""Detection of GAN failures during training."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GRACE = 200  # generator's steps before anything is judged
-PATIENCE = 3  # checks in a row that must say the same
+GRACE = 200  # steps of the generator before the first check
+PATIENCE = 3  # consecutive checks needed for a failure
 CAUSES = {
     "mode collapse": "the generator makes too few different images; try a lower rate, R1, spectral normalisation, or "
     "a larger batch",
@@ -20,54 +20,55 @@ CAUSES = {
 
 @dataclass
 class Health:
-    """Watches the figures of a training.
+    """Detects failures from the metrics of a training.
 
-    - **mode collapse**: the samples' spread is under half of the real images', or a classifier sees under half as many
-      classes, or coverage is under 0.1; three checks in a row.
-    - **diminished gradient**: the discriminator is right in over 98 % of cases, the generator's gradient is under 5 % of
-      its early maximum, and its images stand still (drift under 0.01).
-    - **non-convergence**: drift is over 0.65 in the mean of three checks. The variance of the losses says nothing.
+    - **mode collapse**: the diversity of samples is below half of the real images', or a classifier detects less than
+    half as many classes, or coverage is below 0.1; in three consecutive checks.
+    - **diminished gradient**: the discriminator's accuracy is above 98 %, the generator's gradient norm is below 5 % of
+    its early maximum, and its images do not change (drift below 0.01).
+    - **non-convergence**: the mean drift of three checks is above 0.65. The variance of the losses is not informative.
 
-    The first 200 steps of the generator are not judged.
+    The first 200 steps of the generator are not checked.
 
     Args:
-        every: generator's steps from check to check; drift grows with it.
+        every: steps of the generator between checks; drift grows with it.
     """
 
     every: int = 100
     early: float = 0.0
     streaks: dict[str, int] = field(default_factory=dict)
-    found: dict[str, int] = field(default_factory=dict)  # the step at which it was first seen
-    sums: Tensor = field(default_factory=lambda: torch.zeros(3))  # of accuracy and gradient norm; number of steps
-    peak: Tensor = field(default_factory=lambda: torch.zeros(()))  # highest gradient norm in the grace
-    previous: Tensor | None = None  # the last check's images
-    drifts: list[float] = field(default_factory=list)  # of the last checks
+    found: dict[str, int] = field(default_factory=dict)  # step of the first detection
+    sums: Tensor = field(default_factory=lambda: torch.zeros(3))  # sums of accuracy and gradient norm; number of steps
+    peak: Tensor = field(default_factory=lambda: torch.zeros(()))  # maximum gradient norm in the grace period
+    previous: Tensor | None = None  # images of the last check
+    drifts: list[float] = field(default_factory=list)  # drift in the last checks
 
     def note(self, step: int, accuracy: Tensor, norm: Tensor) -> None:
-        """Notes a generator's step.
+        """Records a step of the generator.
 
         Args:
-            step: its number, from 1.
-            accuracy: share of images that the discriminator told right, a scalar.
-            norm: the generator's gradient norm, a scalar.
+            step: number of the step, from 1.
+            accuracy: accuracy of the discriminator, a scalar.
+            norm: gradient norm of the generator, a scalar.
         """
         self.sums = self.sums.to(norm.device) + torch.stack([accuracy.float(), norm.float(), torch.ones_like(norm)])
         if step <= GRACE:
             self.peak = torch.maximum(self.peak.to(norm.device), norm.float())
 
     def check(self, step: int, figures: dict[str, float], images: Tensor, spread: float) -> dict[str, float]:
-        """Judges, from what was noted since the last check.
+        """Checks the training since the last check.
 
         Args:
-            step: the generator's steps so far.
-            figures: ``diversity`` (spread of the samples against that of real images), ``coverage``, and
-                ``classes`` (effective classes against the real images'), where known.
-            images: float N×C×S×S in [-1, 1], of the generator itself from the same noise at every check.
-            spread: mean distance between real images, as float C×S×S in [-1, 1].
+            step: number of the generator's steps so far.
+            figures: ``diversity`` (spread of the samples relative to real images), ``coverage``, and ``classes``
+                (effective classes relative to real images), if known.
+            images: float N×C×H×W in [-1, 1], generated (without averaging of weights) from the same noise at every
+                check.
+            spread: mean distance between real images, as float C×H×W in [-1, 1].
 
         Returns:
-            All figures: those given, ``discriminator_accuracy``, ``gradient`` (norm against its early maximum) and
-            ``drift`` (mean distance that an image moved since the last check, against ``spread``).
+            All metrics: the given ones, ``discriminator_accuracy``, ``gradient`` (norm relative to its early maximum)
+            and ``drift`` (mean distance that an image moved since the last check, relative to ``spread``).
         """
         accuracy, norm, count = self.sums.tolist()
         self.sums = torch.zeros(3)
@@ -97,12 +98,12 @@ class Health:
         return figures
 
     def failing(self) -> list[str]:
-        """What goes wrong now."""
+        """Returns the names of current failures."""
         needed = {"diminished gradient": 1, "non-convergence": 1}
         return [name for name, streak in self.streaks.items() if streak >= needed.get(name, PATIENCE)]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns the state for a checkpoint."""
         return {
             "early": self.early, "streaks": dict(self.streaks), "found": dict(self.found), "sums": self.sums.cpu(),
             "peak": self.peak.cpu(), "previous": self.previous,
@@ -110,6 +111,6 @@ class Health:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+        """Restores a `state`."""
         for name, value in state.items():
             setattr(self, name, value)

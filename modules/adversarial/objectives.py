@@ -1,4 +1,4 @@
-"""What the two players of a GAN want: the losses, and the penalties on the discriminator's slope."""
+"""GAN losses of both players, and gradient penalties of the discriminator."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,11 +13,12 @@ from modules.ranges import NonNegative, Positive, PositiveInt, ShareBelowOne
 
 
 class Verdict(NamedTuple):
-    """What a discriminator says of images.
+    """Output of a discriminator.
 
     Args:
-        score: float B. High for real images; of a discriminator that is an autoencoder the energy, which is low for them.
-        features: float B×F, from which it was made.
+        score: float B. High for real images; for an autoencoder as discriminator it is the energy, which is low for
+            them.
+        features: float B×F, from which the score is computed.
     """
 
     score: Tensor
@@ -25,40 +26,41 @@ class Verdict(NamedTuple):
 
 
 class Objective(Part):
-    """What the players minimise."""
+    """Base class of the losses of both players."""
 
-    energy = 0  # p of the error |x̂ − x|^p where the score is that of an autoencoder, low for real images; else 0
-    threshold: float | None = 0.0  # score between real and generated; None: half-way between their means
+    energy = 0  # exponent p of the error |x̂ − x|^p if the score is that of an autoencoder, otherwise 0
+    threshold: float | None = 0.0  # score that separates real and generated; None for the mid-point of their means
 
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
-        """The discriminator's loss, a scalar: the mean over a batch of real and one of generated images."""
+        """Computes the discriminator's loss, a scalar, averaged over a batch of real and one of generated images."""
         raise NotImplementedError
 
     def generator(self, fake: Verdict) -> Tensor:
-        """The generator's loss, a scalar: the mean over a batch of its images."""
+        """Computes the generator's loss, a scalar, averaged over a batch of generated images."""
         raise NotImplementedError
 
     def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """What the objective learns from a generator's step.
+        """Updates the objective after a step of the generator.
 
         Args:
             real: mean score of the last real images, over all processes.
-            fake: mean score of the images that the generator was just trained on.
+            fake: mean score of the images of the generator's last step.
 
         Returns:
-            Figures to log.
+            Metrics to log.
         """
         return {}
 
 
 class NonSaturating(Objective):
-    """The original GAN as it is trained (Goodfellow et al. 2014, arXiv:1406.2661): the discriminator's binary
-    cross-entropy, and −log D(G(z)) for the generator.
+    """The non-saturating GAN loss (Goodfellow et al. 2014, arXiv:1406.2661): binary cross-entropy for the
+    discriminator, and −log D(G(z)) for the generator.
 
     Args:
-        saturating: log(1 − D(G(z))) for the generator, the paper's equation 1, whose gradient vanishes where the
-            discriminator is sure: for showing that it does.
-        label_smoothing: what the target for real images lacks to 1 (Salimans et al. 2016, arXiv:1606.03498, 3.4).
+        saturating: use log(1 − D(G(z))) for the generator, equation 1 of the paper, to demonstrate that its gradient
+            vanishes for a confident discriminator.
+        label_smoothing: one-sided label smoothing, subtracted from the target of real images (Salimans et al. 2016,
+            arXiv:1606.03498, section 3.4).
     """
 
     def __init__(self, saturating: bool = False, label_smoothing: ShareBelowOne = 0.0) -> None:
@@ -77,7 +79,8 @@ class NonSaturating(Objective):
 
 
 class LeastSquares(Objective):
-    """½(D(x) − 1)² + ½D(G(z))² and ½(D(G(z)) − 1)² (Mao et al. 2017, arXiv:1611.04076, equation 9)."""
+    """Least-squares GAN: ½(D(x) − 1)² + ½D(G(z))² and ½(D(G(z)) − 1)² (Mao et al. 2017, arXiv:1611.04076, equation
+    9)."""
 
     threshold = 0.5
 
@@ -91,8 +94,8 @@ class LeastSquares(Objective):
 
 
 class Hinge(Objective):
-    """max(0, 1 − D(x)) + max(0, 1 + D(G(z))) and −D(G(z)) (Lim & Ye 2017, arXiv:1705.02894; with spectral normalisation
-    Miyato et al. 2018, arXiv:1802.05957).
+    """Hinge loss: max(0, 1 − D(x)) + max(0, 1 + D(G(z))) and −D(G(z)) (Lim & Ye 2017, arXiv:1705.02894; with spectral
+    normalisation, Miyato et al. 2018, arXiv:1802.05957).
 
     >>> sure = Verdict(torch.tensor([2.0]), torch.zeros(1, 1))
     >>> Hinge().discriminator(sure, sure), Hinge().generator(sure)
@@ -109,10 +112,11 @@ class Hinge(Objective):
 
 
 class Wasserstein(Objective):
-    """D(G(z)) − D(x) and −D(G(z)) (Arjovsky et al. 2017, arXiv:1701.07875), to be used with `GradientPenalty`.
+    """Wasserstein GAN: D(G(z)) − D(x) and −D(G(z)) (Arjovsky et al. 2017, arXiv:1701.07875), for use with
+    `GradientPenalty`.
 
     Args:
-        drift: weight of D(x)², which keeps the scores near zero (Karras et al. 2018, arXiv:1710.10196, appendix A.1).
+        drift: weight of D(x)², which keeps scores near zero (Karras et al. 2018, arXiv:1710.10196, appendix A.1).
     """
 
     threshold = None
@@ -131,8 +135,8 @@ class Wasserstein(Objective):
 
 
 def pulling_away(features: Tensor) -> Tensor:
-    """The mean squared cosine between the features of different images, in [0, 1] (Zhao et al. 2017, arXiv:1609.03126,
-    equation 4).
+    """Pulling-away term: the mean squared cosine similarity between the features of different images, in [0, 1] (Zhao
+    et al. 2017, arXiv:1609.03126, equation 4).
 
     Args:
         features: float B×F with B of at least 2.
@@ -143,12 +147,12 @@ def pulling_away(features: Tensor) -> Tensor:
 
 
 class EnergyBased(Objective):
-    """E(x) + max(0, m − E(G(z))) and E(G(z)) with the pulling-away term, where E is the error of the discriminator, an
-    autoencoder (Zhao et al. 2017, arXiv:1609.03126, equations 1, 2 and 4).
+    """Energy-based GAN: E(x) + max(0, m − E(G(z))) and E(G(z)) with the pulling-away term, where the energy E is the
+    error of the discriminator, an autoencoder (Zhao et al. 2017, arXiv:1609.03126, equations 1, 2 and 4).
 
     Args:
         margin: m, in units of the mean squared error of normalised images.
-        pull: weight of the pulling-away term: EBGAN-PT; 0 for EBGAN.
+        pull: weight of the pulling-away term (EBGAN-PT); 0 for EBGAN.
     """
 
     energy, threshold = 2, None
@@ -169,13 +173,13 @@ class EnergyBased(Objective):
 
 
 class BoundaryEquilibrium(Objective):
-    """L(x) − k·L(G(z)) and L(G(z)), with k ← k + λ(γ L(x) − L(G(z))) in [0, 1]; L is the error of the discriminator, an
-    autoencoder (Berthelot et al. 2017, arXiv:1703.10717, 3.4). Logs k and the measure of convergence
-    M = L(x) + |γ L(x) − L(G(z))|, which falls when all is well, and at times when it is not: look at the coverage too.
+    """BEGAN: L(x) − k·L(G(z)) and L(G(z)), with k ← k + λ(γ L(x) − L(G(z))) in [0, 1]; L is the error of the
+    discriminator, an autoencoder (Berthelot et al. 2017, arXiv:1703.10717, section 3.4). Logs k and the convergence
+    measure M = L(x) + |γ L(x) − L(G(z))|, which can also fall in a failing training: check the coverage too.
 
     Args:
-        gamma: γ, in [0, 1], the error of generated images against that of real ones that is aimed at; lower for
-            better and less varied images.
+        gamma: γ, in [0, 1], target ratio of the errors of generated and real images; lower values give better but less
+            diverse images.
         step: λ.
     """
 
@@ -203,12 +207,12 @@ class BoundaryEquilibrium(Objective):
         return {"balance": self.balance.clone(), "convergence": real + difference.abs()}
 
 
-Score = Callable[[Tensor], Tensor]  # float32 B×C×H×W to float32 B
+Score = Callable[[Tensor], Tensor]  # maps float32 B×C×H×W to float32 B
 
 
 def slope(score: Score, image: Tensor) -> Tensor:
-    """‖∂score/∂image‖² of each image, float32 B, with a graph for a second derivative. Always in float32: squares of
-    gradients leave the range of half precision.
+    """Computes ‖∂score/∂image‖² of each image, float32 B, with a graph for double backward. Always in float32: squared
+    gradients exceed the range of half precision.
 
     Args:
         score: the discriminator.
@@ -221,12 +225,12 @@ def slope(score: Score, image: Tensor) -> Tensor:
 
 
 class Regularizer(Part):
-    """A gradient penalty for the discriminator."""
+    """Base class of gradient penalties of the discriminator."""
 
-    every = 1  # batches of a discriminator's step for one with the penalty
+    every = 1  # discriminator's steps per step with the penalty
 
     def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
-        """The weighted penalty, a scalar.
+        """Computes the weighted penalty, a scalar.
 
         Args:
             score: the discriminator.
@@ -237,9 +241,10 @@ class Regularizer(Part):
 
 
 class GradientPenalty(Regularizer):
-    """λ (‖∇D‖ − 1)² at random points between real and generated images (Gulrajani et al. 2017, arXiv:1704.00028).
+    """Gradient penalty λ (‖∇D‖ − 1)² at random points between real and generated images (Gulrajani et al. 2017,
+    arXiv:1704.00028).
 
-    Without batch normalisation in the discriminator only, as the score of an image must depend on no other.
+    The discriminator must not have batch normalisation: the score of an image must not depend on other images.
 
     Args:
         weight: λ.
@@ -257,12 +262,12 @@ class GradientPenalty(Regularizer):
 
 
 class R1(Regularizer):
-    """γ/2 ‖∇D‖² at real images (Mescheder et al. 2018, arXiv:1801.04406), every few steps with a weight as many times as
-    high (Karras et al. 2020, arXiv:1912.04958, appendix B).
+    """R1 penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018, arXiv:1801.04406), applied every few steps with a
+    correspondingly larger weight (Karras et al. 2020, arXiv:1912.04958, appendix B).
 
     Args:
         weight: γ.
-        every: discriminator's steps for one with the penalty.
+        every: discriminator's steps per step with the penalty.
     """
 
     def __init__(self, weight: NonNegative = 1.0, every: PositiveInt = 8) -> None:

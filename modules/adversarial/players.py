@@ -1,4 +1,4 @@
-"""The two players: a generator, and what turns a backbone into a discriminator; and how one of them is kept at rest."""
+"""Generator, discriminator heads and encoder of adversarial training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +17,21 @@ from modules.spec import sides
 
 
 class Encoder(Part):
-    """Finds the noise that an image may have been made of, which makes a VAE-GAN of a GAN (Larsen et al. 2016,
-    arXiv:1512.09300): a normal distribution, whose mean and logarithm of the variance are linear in a backbone's features.
+    """Encodes an image as noise, which turns a GAN into a VAE-GAN (Larsen et al. 2016, arXiv:1512.09300): a normal
+    distribution whose mean and log variance are linear in a backbone's features.
 
-    The generator becomes the decoder of a variational autoencoder, whose reconstruction is compared in the discriminator's
-    features, ½‖f(x̂) − f(x)‖² / σ², where σ² is their variance over a batch of real images: the paper's are batch-normalised,
-    and where they are small no code would pay for itself. The encoder minimises this and the divergence from N(0, 1), the generator this times
-    ``weight`` and its own loss for images of noise and for reconstructions, from which the encoder learns nothing.
+    The generator becomes the decoder of a variational autoencoder. Reconstructions are compared in the discriminator's
+    feature space, ½‖f(x̂) − f(x)‖² / σ², where σ² is the variance of the features over a batch of real images: the
+    paper's features are batch-normalised, and with small ones no code would be worth its divergence. The encoder
+    minimises this plus the KL divergence from N(0, 1); the generator minimises it times ``weight``, plus its own loss
+    on generated images and reconstructions, from which the encoder gets no gradient.
 
     Args:
-        backbone: what `modules.create_backbone` takes, such as the encoder of a registered autoencoder
+        backbone: name, as in `modules.create_backbone`, such as the encoder of a registered autoencoder
             (``models:/name@alias``).
-        pretrained: start it from published weights.
+        pretrained: start from published weights.
         backbone_options: further arguments of the backbone.
-        weight: γ of the paper.
+        weight: γ in the paper.
     """
 
     mean: Tensor
@@ -49,17 +50,17 @@ class Encoder(Part):
         self.weight = weight
 
     def build(self, latent_size: int, in_chans: int, image_size: int | str) -> None:
-        """Makes the layers.
+        """Creates the layers.
 
         Args:
             latent_size: dimensions of the noise.
-            in_chans: channels of the images.
-            image_size: of the images; see `modules.spec.sides`.
+            in_chans: number of image channels.
+            image_size: size of the images; see `modules.spec.sides`.
         """
         net: Any = create_backbone(
             self.backbone, self.pretrained, in_chans, image_size, 0, **(self.backbone_options or {})
         )
-        # From here on it is what it was made as, so that it can be made again without the registry.
+        # Replaced by the recipe, so that it can be recreated without the registry.
         self.backbone, self.pretrained = net.recipe["backbone"], False
         self.backbone_options = net.recipe["backbone_options"]
         for name in ("mean", "std"):
@@ -70,21 +71,22 @@ class Encoder(Part):
         self.code = nn.Linear(getattr(net, "head_hidden_size", net.num_features), 2 * latent_size)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 B×C×S×S to mean and logarithm of the variance, float B×latent_size each."""
+        """Computes mean and log variance, float B×latent_size each, from images, uint8 B×C×H×W."""
         mean, log_variance = self.code(self.network((image.float() / 255 - self.mean) / self.std)).float().chunk(2, 1)
         return mean, log_variance
 
 
 class Generator(nn.Module):
-    """Makes images of noise, and of a class where it is conditional: the class's embedding goes with the noise.
+    """Generates images from noise, and from a class if it is conditional: the class embedding is concatenated to the
+    noise.
 
     Args:
-        decoder: the layers.
+        decoder: layers of the generator.
         latent_size: dimensions of the noise.
-        num_classes: classes that one can ask for; 0 for none.
-        in_chans: channels of the images.
-        image_size: of the images; see `modules.spec.sides`.
-        encoder: finds the noise of an image, which only a VAE-GAN does; it learns with the generator.
+        num_classes: number of classes of a conditional generator; 0 for none.
+        in_chans: number of image channels.
+        image_size: size of the images; see `modules.spec.sides`.
+        encoder: encodes an image as noise, only for a VAE-GAN; trained with the generator.
     """
 
     def __init__(
@@ -105,14 +107,14 @@ class Generator(nn.Module):
         self.decoder = decoder
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Makes images.
+        """Generates images.
 
         Args:
             noise: float B×latent_size from N(0, 1).
-            label: int64 B, where the generator is conditional.
+            label: int64 B, if the generator is conditional.
 
         Returns:
-            float B×C×S×S in [-1, 1].
+            float B×C×H×W in [-1, 1].
         """
         if self.embedding is not None:
             assert label is not None
@@ -121,12 +123,12 @@ class Generator(nn.Module):
 
 
 class Score(nn.Module):
-    """A linear score of features; where it is conditional, the projection on the class's embedding is added
-    (Miyato & Koyama 2018, arXiv:1802.05637).
+    """A linear score of features; if it is conditional, the projection onto the class embedding is added (Miyato &
+    Koyama 2018, arXiv:1802.05637).
 
     Args:
-        features: length of the features.
-        num_classes: classes, 0 for none.
+        features: number of features.
+        num_classes: number of classes, 0 for none.
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
@@ -137,7 +139,7 @@ class Score(nn.Module):
             nn.init.normal_(self.embedding.weight, 0, features**-0.5)
 
     def forward(self, features: Tensor, image: Tensor, label: Tensor | None) -> Verdict:
-        """float B×F to a verdict."""
+        """Computes a verdict from features, float B×F."""
         score = self.linear(features)[:, 0]
         if self.embedding is not None:
             assert label is not None
@@ -146,14 +148,14 @@ class Score(nn.Module):
 
 
 class Energy(nn.Module):
-    """The error of an autoencoder whose encoder is the backbone: the mean over an image's values of |x̂ − x|^p.
+    """The error of an autoencoder whose encoder is the backbone: the mean of |x̂ − x|^p over the values of an image.
 
     Args:
-        decoder: from features to images.
-        features: length of the features.
-        in_chans: channels of the images.
-        image_size: of the images; see `modules.spec.sides`.
-        code_size: numbers in the code.
+        decoder: decodes features to images.
+        features: number of features.
+        in_chans: number of image channels.
+        image_size: size of the images; see `modules.spec.sides`.
+        code_size: size of the code.
         power: p, 1 or 2.
     """
 
@@ -166,15 +168,16 @@ class Energy(nn.Module):
         self.decoder, self.power = decoder, power
 
     def forward(self, features: Tensor, image: Tensor, label: Tensor | None) -> Verdict:
-        """float B×F and the float B×C×S×S that they are of, to a verdict."""
+        """Computes a verdict from features, float B×F, and their images, float B×C×H×W."""
         code = self.code(features)
         error = (self.decoder(code).float() - image.float()).abs() ** self.power
         return Verdict(error.flatten(1).mean(1), code)
 
 
 def normalize_spectrum(module: nn.Module) -> None:
-    """Divides the weights of all linear layers and convolutions by their largest singular value, which one step of the
-    power method follows at each forward pass in training (Miyato et al. 2018, arXiv:1802.05957)."""
+    """Applies spectral normalisation to all linear layers and convolutions: weights are divided by their largest
+    singular value, estimated by one power iteration per forward pass in training (Miyato et al. 2018,
+    arXiv:1802.05957)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
             spectral_norm(layer)
@@ -182,9 +185,11 @@ def normalize_spectrum(module: nn.Module) -> None:
 
 @contextmanager
 def at_rest(*players: nn.Module) -> Iterator[None]:
-    """The player whose turn it is not: gradients flow through it, but neither its parameters nor its buffers change.
+    """Freezes players while it is another's turn: gradients flow through them, but neither parameters nor buffers
+    change.
 
-    Batch normalisation goes by the batch as in training, without counting it; spectral normalisation keeps its vectors.
+    Batch normalisation uses batch statistics as in training, without updating the running ones; spectral normalisation
+    keeps its vectors.
     """
     layers = [layer for player in players for layer in player.modules()]
     held = [p for player in players for p in player.parameters() if p.requires_grad]
@@ -211,7 +216,7 @@ def at_rest(*players: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def follow(average: nn.Module, player: nn.Module, decay: float) -> None:
-    """Moves an exponential moving average of parameters and statistics one step on; counters are copied."""
+    """Updates an exponential moving average of parameters and buffers; counters are copied."""
     for mean, value in zip(average.state_dict().values(), player.state_dict().values(), strict=True):
         if mean.is_floating_point():
             mean.lerp_(value.to(mean.dtype), 1 - decay)

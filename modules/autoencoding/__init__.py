@@ -1,4 +1,4 @@
-"""Autoencoders: images, or points, to codes and back."""
+"""Autoencoders of images and of points."""
 
 from modules.autoencoding.bottlenecks import Bottleneck, Code, Plain, TopK, Variational, VectorQuantized
 from modules.autoencoding.masked import MaskedAutoencodingModule

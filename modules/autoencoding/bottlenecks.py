@@ -1,4 +1,4 @@
-"""What the code is: a plain vector or map, a distribution, or entries of a codebook."""
+"""Bottlenecks of autoencoders: plain, variational and vector-quantised codes."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from modules.ranges import NonNegative, PositiveInt, Share
 
 @dataclass
 class Code:
-    """What a bottleneck makes of a batch.
+    """Output of a bottleneck for a batch.
 
     Args:
-        value: float B×…, what the decoder is given.
-        saved: what is kept of it: numbers or, as int64, the places in a codebook.
-        loss: float B, what the bottleneck adds to the loss, or 0.
-        kl: float B×…, the Kullback-Leibler divergence of each unit in nats, of a distribution.
-        mean: float B×…, the mean of a distribution; ``value`` for others.
+        value: input of the decoder, float B×….
+        saved: stored form of the code: numbers, or indices into a codebook as int64.
+        loss: loss of the bottleneck, float B, or 0.
+        kl: KL divergence of each unit in nats, float B×…, if the code is a distribution.
+        mean: mean of the distribution, float B×…; otherwise ``value``.
     """
 
     value: Tensor
@@ -33,15 +33,16 @@ class Code:
 
 
 class Bottleneck(Part):
-    """Turns features into a code. `build` makes its layers, once the features are known.
+    """Base class of bottlenecks, which compute a code from features. `build` creates the layers once the features are
+    known.
 
     Args:
-        size: numbers in the code, or channels of a map.
-        spatial: keep the code a map, with the places of the encoder's last features.
+        size: size of the code, or channels of a map.
+        spatial: keep the code a map, with the height and width of the encoder's last features.
     """
 
-    entries = 0  # of a codebook
-    shape: Shape  # of the code of an image, as the decoder is given it
+    entries = 0  # size of the codebook
+    shape: Shape  # shape of the decoder's input for one image
 
     def __init__(self, size: PositiveInt = 32, spatial: bool = False) -> None:
         super().__init__()
@@ -49,15 +50,15 @@ class Bottleneck(Part):
         self.size, self.spatial = size, spatial
 
     def build(self, features: Shape) -> None:
-        """Makes the layers.
+        """Creates the layers.
 
         Args:
-            features: shape of an image's features, K×H×W or K.
+            features: shape of the features of an image, K×H×W or K.
         """
         raise NotImplementedError
 
     def _layer(self, features: Shape, size: int) -> nn.Module:
-        """From features to ``size`` numbers or channels; sets `shape` for ``self.size`` of them."""
+        """Creates a layer from features to ``size`` numbers or channels; sets `shape` for ``self.size`` of them."""
         if self.spatial and len(features) == 3:
             self.shape = (self.size, *features[1:])
             return nn.Conv2d(features[0], size, 1)
@@ -66,29 +67,29 @@ class Bottleneck(Part):
 
     @property
     def bits(self) -> float:
-        """Bits of a code as it is saved: 16 for each number."""
+        """Number of bits of a stored code: 16 per number."""
         return 16.0 * math.prod(self.shape)
 
     def load(self, saved: Tensor) -> Tensor:
-        """What the decoder is given, from what was saved of a code."""
+        """Converts a stored code to the decoder's input."""
         return saved.float().view(saved.shape[0], *self.shape)
 
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """Codes of a batch.
+        """Computes the codes of a batch.
 
         Args:
             features: float B×K×H×W or B×K.
             draws: random numbers.
-            progress: how much of the training is done, in [0, 1].
+            progress: completed fraction of the training, in [0, 1].
         """
         raise NotImplementedError
 
 
 class Plain(Bottleneck):
-    """Numbers, as they are or after an activation.
+    """A code of numbers, with an optional activation.
 
     Args:
-        size: numbers in the code, or channels of a map.
+        size: size of the code, or channels of a map.
         spatial: keep the code a map.
         activation: such as ``torch.nn.ReLU`` or `TopK` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
     """
@@ -110,11 +111,11 @@ class Plain(Bottleneck):
 
 
 class TopK(Part):
-    """Keeps the largest activations of each code, as far as they are positive, and makes the rest zero (Makhzani & Frey
-    2014, arXiv:1312.5663): an activation for `Plain` that is sparse by itself. In a map it compares channels.
+    """Keeps the largest activations of each code, if they are positive, and sets the others to zero (Makhzani & Frey
+    2014, arXiv:1312.5663): an activation of `Plain` for sparse codes. In a map it compares channels.
 
     Args:
-        active: how many are kept.
+        active: number of activations to keep.
 
     >>> TopK(1)(torch.tensor([[0.5, 2.0, -3.0]]))
     tensor([[0., 2., 0.]])
@@ -126,22 +127,23 @@ class TopK(Part):
         self.active = active
 
     def forward(self, value: Tensor) -> Tensor:
-        """float B×size×… to the same shape."""
+        """Sparsifies float B×size×…."""
         largest = value.topk(min(self.active, value.shape[1]), 1)
         return torch.zeros_like(value).scatter(1, largest.indices, largest.values.relu())
 
 
 class Variational(Bottleneck):
-    """A Gaussian for each number, held near N(0, 1) (Kingma & Welling 2014, arXiv:1312.6114; β: Higgins et al. 2017).
+    """A variational code: a Gaussian per number, regularised towards N(0, 1) (Kingma & Welling 2014, arXiv:1312.6114;
+    β: Higgins et al. 2017).
 
-    Training draws the code from it. So does evaluation for the ELBO, with one sample an image; what is saved and shown
-    is the mean.
+    The code is sampled in training and for the ELBO in evaluation, with one sample per image; the mean is stored and
+    drawn.
 
     Args:
-        size: numbers in the code, or channels of a map.
+        size: size of the code, or channels of a map.
         spatial: keep the code a map.
-        beta: weight of the divergence in the loss.
-        warmup: share of the training in which the weight rises from zero, in [0, 1].
+        beta: weight of the KL divergence in the loss.
+        warmup: fraction of the training in which the weight rises from zero, in [0, 1].
     """
 
     def __init__(
@@ -167,15 +169,16 @@ class Variational(Bottleneck):
 
 
 class VectorQuantized(Bottleneck):
-    """At each place of the map the nearest entry of a codebook (van den Oord et al. 2017, arXiv:1711.00937, equation 3).
+    """A vector-quantised code: the nearest codebook entry at each position of a map (van den Oord et al. 2017,
+    arXiv:1711.00937, equation 3).
 
-    The gradient passes straight through. Entries have few dimensions, which keeps more of them in use (Yu et al. 2022,
+    The gradient is straight-through. Entries have few dimensions, which keeps more of them in use (Yu et al. 2022,
     arXiv:2110.04627, section 3.2).
 
     Args:
         entries: size of the codebook.
         size: dimensions of an entry.
-        commitment: weight of the pull of the features towards their entries.
+        commitment: weight of the commitment loss, which pulls features towards their entries.
     """
 
     def __init__(self, entries: PositiveInt = 256, size: PositiveInt = 8, commitment: NonNegative = 0.25) -> None:
@@ -190,17 +193,17 @@ class VectorQuantized(Bottleneck):
 
     @property
     def bits(self) -> float:
-        """Bits of a code as it is saved: 8 or 16 for each place."""
+        """Number of bits of a stored code: 8 or 16 per position."""
         return (8.0 if self.entries <= 256 else 16.0) * math.prod(self.shape[1:])
 
     @override
     def load(self, saved: Tensor) -> Tensor:
         places = self.shape[1:]
-        count = saved.shape[0]  # not len, which an exporter takes for a constant
+        count = saved.shape[0]  # not len, which exporters treat as a constant
         return self.codebook[saved.long()].view(count, -1, self.size).mT.reshape(count, self.size, *places)
 
     def quantize(self, value: Tensor) -> Tensor:
-        """Places in the codebook of float B×size×…, int64 B×…."""
+        """Returns the indices of the nearest codebook entries, int64 B×…, for float B×size×…."""
         flat = value.flatten(2).mT if value.ndim > 2 else value[:, None]
         distance = flat.square().sum(2, keepdim=True) - 2 * flat @ self.codebook.mT + self.codebook.square().sum(1)
         return distance.argmin(2).view(value.shape[0], *value.shape[2:])

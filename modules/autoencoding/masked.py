@@ -1,4 +1,4 @@
-"""The masked autoencoder for vision transformers."""
+"""Masked autoencoders of vision transformers."""
 
 from typing import Any, cast
 
@@ -22,14 +22,14 @@ from modules.pictures.sheets import to_uint8
 from modules.ranges import PositiveInt, Share
 from modules.spec import Backbone, DataSpec
 
-PICTURED = 12  # images in the picture
+PICTURED = 12  # number of images drawn
 
 
 class _Visible(nn.Module):
-    """Stands where timm's transformers drop patches, and keeps those that are asked for; None keeps all.
+    """Replaces the patch dropout of timm's transformers, and keeps selected patches; None keeps all.
 
     Args:
-        prefix: tokens before the patches'.
+        prefix: number of tokens before the patches.
     """
 
     kept: Tensor | None = None
@@ -39,7 +39,7 @@ class _Visible(nn.Module):
         self.prefix = prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """float B×(prefix + N)×D to float B×(prefix + kept)×D."""
+        """Selects float B×(prefix + kept)×D from float B×(prefix + N)×D."""
         if self.kept is None:
             return tokens
         index = self.kept[:, :, None].expand(-1, -1, tokens.shape[2])
@@ -47,22 +47,23 @@ class _Visible(nn.Module):
 
 
 class MaskedAutoencodingModule(VisionModule):
-    """A vision transformer sees a few patches of an image, and a small one after it reconstructs the rest (He et al.
-    2022, arXiv:2111.06377). Its purpose is to pretrain the backbone for another task, not to compress.
+    """Masked autoencoder: a vision transformer encodes the visible patches of an image, and a small one reconstructs
+    the masked ones (He et al. 2022, arXiv:2111.06377). It pretrains the backbone for other tasks; it is not for
+    compression.
 
-    The loss is the mean squared error over the masked patches. Measured are MSE and PSNR over them for values in [0, 1];
-    in evaluation an image's mask depends on nothing but the image.
+    The loss is the mean squared error over the masked patches. Metrics are MSE and PSNR over them, for values in [0,
+    1]; in evaluation, the mask of an image depends on its content only.
 
     Args:
-        data: description of its data.
+        data: description of the data.
         backbone: a plain vision transformer of timm; options are ``patch_size``, ``embed_dim``, ``depth`` and others.
-        share: share of the patches that are masked, in (0, 1).
-        decoder_dim: width of the second transformer.
-        decoder_depth: its blocks.
-        decoder_heads: heads of each.
-        normalize_patches: predict each patch normalised by its own mean and standard deviation, which gave the paper
-            better features. Pictures and MSE then use the true ones.
-        optimization: how it is trained.
+        share: fraction of the patches that is masked, in (0, 1).
+        decoder_dim: width of the decoder.
+        decoder_depth: number of blocks of the decoder.
+        decoder_heads: number of attention heads of each block.
+        normalize_patches: predict patches normalised by their own mean and standard deviation, which improved features
+            in the paper. Images and MSE use the true mean and standard deviation.
+        optimization: optimiser, schedule and regularisation.
     """
 
     monitor = "val/loss"
@@ -111,24 +112,24 @@ class MaskedAutoencodingModule(VisionModule):
         return {"share": self.share, "normalize_patches": self.normalize_patches, **options}
 
     def patchify(self, image: Tensor) -> Tensor:
-        """float B×C×S×S to float B×N×(p²·C), row by row."""
+        """Splits float B×C×S×S into patches, float B×N×(p²·C), row by row."""
         p = self.patch
         return image.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """float B×N×(p²·C) to float B×C×S×S."""
+        """Joins patches, float B×N×(p²·C), to float B×C×S×S."""
         p, side = self.patch, self.image_size // self.patch
         return patches.view(-1, side, side, p, p, self.in_chans).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def reconstruct(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Draws a mask and fills it in.
+        """Masks patches at random and reconstructs them.
 
         Args:
             image: uint8 B×C×S×S.
             draws: random numbers.
 
         Returns:
-            The patches, float B×N×(p²·C), and which were masked, bool B×N.
+            The reconstructed patches, float B×N×(p²·C), and the mask, bool B×N.
         """
         patches = self.positions.shape[1]
         order = draws.uniform(patches).argsort(1)
@@ -156,8 +157,8 @@ class MaskedAutoencodingModule(VisionModule):
         return Losses({"loss": loss}, {"mse": F.mse_loss(ours, true), "psnr": psnr(ours, true).mean()})
 
     def _filled(self, image: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The loss of images; their patches as they are filled in and as they are, float B×N×(p²·C) in [0, 1]; and which of
-        them are masked, bool B×N."""
+        """Returns the loss; the reconstructed and the true patches, float B×N×(p²·C) in [0, 1]; and the mask, bool
+        B×N."""
         output, masked = self.reconstruct(image, Draws(image, training))
         target = self.patchify(image.float() / 255)
         mean, spread = target.mean(2, keepdim=True), (target.var(2, keepdim=True) + 1e-6).sqrt()
@@ -177,12 +178,12 @@ class MaskedAutoencodingModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``code``: the mean of the tokens of its patches, all of them visible."""
+        """Returns the ``code`` of each image: the mean of the tokens of all patches, without masking."""
         tokens = self.last_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
         return [{"code": code} for code in tokens.mean(1).double().mul(1e5).round().div(1e5).tolist()]
 
 
 def _renamed(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Gives weights of an earlier version the names that they have now."""
+    """Renames weights of earlier versions."""
     for key in [key for key in state if key.startswith(f"{prefix}predict.")]:
         state[f"{prefix}to_pixels.{key.removeprefix(f'{prefix}predict.')}"] = state.pop(key)

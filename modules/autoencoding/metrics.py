@@ -1,4 +1,4 @@
-"""Principal components, the linear code to compare with."""
+"""Principal component analysis as a linear baseline of autoencoders."""
 
 import numpy as np
 import torch
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class PrincipalComponents:
-    """The best linear autoencoder in squared error (Baldi & Hornik 1989), fitted by scikit-learn.
+    """The optimal linear autoencoder in squared error (Baldi & Hornik 1989), fitted by scikit-learn.
 
     Args:
         images: float N×D.
-        size: numbers in the code, less than N and D.
+        size: size of the code, less than N and D.
     """
 
     def __init__(self, images: NDArray[np.float32], size: int) -> None:
@@ -23,7 +23,7 @@ class PrincipalComponents:
         self.components = torch.from_numpy(fitted.components_.astype(np.float32))
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Encodes and decodes float B×C×H×W."""
+        """Reconstructs float B×C×H×W."""
         mean, components = self.mean.to(image.device), self.components.to(image.device)
         flat = (image.flatten(1) - mean) @ components.mT @ components + mean
         return flat.view(image.shape).clamp(0, 1)

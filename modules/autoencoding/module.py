@@ -1,4 +1,4 @@
-"""Images to codes and back."""
+"""Autoencoders of images."""
 
 import math
 from collections.abc import Callable
@@ -32,24 +32,24 @@ from modules.pictures.sheets import sheet, to_uint8
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data, share
 
-PICTURED = 12  # images in the pictures
-PLOTTED = 2000  # codes in the plane
-PCA_VALUES = 50_000_000  # of training images, for the comparison: 200 MB
-MS_SSIM_SIDE = 161  # of the smallest images that have five scales, in pixels
-GREY = (114, 114, 114)  # what is laid around a picture
-ACTIVE = 0.01  # variance of a unit's mean from which it carries something (Burda et al. 2016, arXiv:1509.00519)
+PICTURED = 12  # number of images drawn
+PLOTTED = 2000  # number of codes in the scatter plot
+PCA_VALUES = 50_000_000  # maximum number of values of training images for PCA: 200 MB
+MS_SSIM_SIDE = 161  # side of the smallest images with five scales, in pixels
+GREY = (114, 114, 114)  # colour of the padding
+ACTIVE = 0.01  # variance of the mean from which a latent unit is active (Burda et al. 2016, arXiv:1509.00519)
 
 
 def encoded(backbone: Any, image: Tensor, features: Tensor) -> Tensor:
-    """An encoder's last features as a map.
+    """Converts an encoder's last features to a feature map.
 
     Args:
         backbone: the encoder.
-        image: normalised, float B×C×S×S.
-        features: what its ``forward_features`` gives of them.
+        image: normalised images, float B×C×H×W.
+        features: output of ``forward_features`` for the images.
 
     Returns:
-        float B×K×H×W, or B×K where it has no map.
+        float B×K×H×W, or B×K for an encoder without feature maps.
     """
     if features is image:  # an MLP
         return cast(Tensor, backbone(image))
@@ -63,10 +63,10 @@ def encoded(backbone: Any, image: Tensor, features: Tensor) -> Tensor:
 
 
 class UnitStatistics(Metric):
-    """Exact sums over samples and processes: of the units' means and divergences, and of the entries in use.
+    """Exact sums over samples and processes of the units' means and divergences, and of the codebook usage.
 
     Args:
-        units: numbers in the code.
+        units: size of the code.
         entries: size of the codebook, or 0.
     """
 
@@ -95,7 +95,8 @@ class UnitStatistics(Metric):
             self.used += torch.bincount(code.saved.flatten(), minlength=len(self.used))
 
     def compute(self) -> dict[str, Tensor]:
-        """Per unit its ``mean``, the ``variance`` of its mean and its ``kl``; ``perplexity`` of the codebook."""
+        """Returns per unit the ``mean``, the ``variance`` of its mean and the ``kl``; and the ``perplexity`` of the
+        codebook."""
         mean = self.mean / self.count
         share = self.used / self.used.sum().clamp_min(1)
         perplexity = (-(share * share.clamp_min(1e-12).log()).sum()).exp()
@@ -104,7 +105,7 @@ class UnitStatistics(Metric):
 
 
 class AutoencodingModule(VisionModule):
-    """An encoder, a bottleneck and a decoder. Its parts decide which kind of autoencoder it is.
+    """Autoencoder: an encoder, a bottleneck and a decoder. The choice of parts determines the variant.
 
     | kind | parts |
     |---|---|
@@ -115,27 +116,27 @@ class AutoencodingModule(VisionModule):
     | variational | ``bottleneck``: `Variational`; ``loss``: `BCE` or `DiscretizedLogistic` |
     | vector-quantised | ``bottleneck``: `VectorQuantized` |
 
-    The loss is the reconstruction's, summed over the values of an image and averaged over images, and what the
-    bottleneck adds; validation computes the same. (A mean over everything would make the divergence of a variational
-    one outweigh the reconstruction.) Only training adds the penalty.
+    The loss is the reconstruction loss, summed over the values of an image and averaged over images, plus the loss of
+    the bottleneck; it is the same in validation. (A mean over all values would make the KL divergence of a variational
+    autoencoder outweigh the reconstruction.) The penalty is added in training only.
 
-    Measures for values in [0, 1] MSE, PSNR (averaged over images), SSIM from 11 pixels on and MS-SSIM from 161, each
-    beside principal components with a code of as many bits, fitted to the training images without augmentation; and what
-    the code takes, in bits per pixel.
+    Metrics for values in [0, 1]: MSE, PSNR (averaged over images), SSIM from 11 pixels on and MS-SSIM from 161, each
+    also for PCA with a code of as many bits, fitted to the training set without augmentation; and the size of the code
+    in bits per pixel.
 
     Args:
-        data: description of its data; ``label_names``, where images have labels, colour the map of codes.
+        data: description of the data; ``label_names``, if images have labels, colour the plot of codes.
         backbone: the encoder, such as ``convnet`` or ``mlp``. Its last features before pooling are used.
-        bottleneck: makes the code from the features; by default 32 numbers.
-        decoder: makes an image from the code; by default transposed convolutions.
+        bottleneck: computes the code from the features; by default 32 numbers.
+        decoder: decodes the code to an image; by default transposed convolutions.
         loss: the reconstruction loss; by default the squared error.
-        noise: what is done to the input, in training and evaluation.
-        penalty: what training adds to the loss.
-        pca: compare with principal components.
-        optimization: how it is trained.
+        noise: noise added to the input, in training and evaluation.
+        penalty: penalty added to the loss in training.
+        pca: compare with principal component analysis.
+        optimization: optimiser, schedule and regularisation.
 
     Raises:
-        BackboneError: the backbone cannot be made, or a part does not fit the images.
+        BackboneError: the backbone cannot be created, or a part does not fit the images.
     """
 
     any_bands = True
@@ -158,7 +159,7 @@ class AutoencodingModule(VisionModule):
         self.decoder = decoder or TransposedConvolutions()
         self.loss = loss or MSE()
         self.noise, self.penalty = noise, penalty
-        # What is compiled cannot be differentiated twice.
+        # Compiled code does not support double backward.
         self.compiles_features = penalty is None or not penalty.needs_input_gradient
         if min(self.size) < self.loss.least:
             raise BackboneError(
@@ -174,13 +175,13 @@ class AutoencodingModule(VisionModule):
         self.statistics = PerStage(lambda _: statistics.clone())
         self.answers = CodeAnswers(self._drawn, self.size)
         self._components: PrincipalComponents | None = None
-        self._kept = 0  # batches of which some was kept
+        self._kept = 0  # batches of the evaluation so far
         self._pictured: list[tuple[Tensor, Tensor]] = []
         self._plotted: list[tuple[Tensor, Tensor | None]] = []
         self._steps = 0.0  # of the whole training
 
     def _probe(self) -> tuple[int, ...]:
-        """The shape of an image's features. What of the backbone lies behind them does not learn."""
+        """Returns the shape of an image's features, and freezes the layers of the backbone that come after them."""
         self.backbone.eval()
         parameters = list(self.backbone.parameters())
         with torch.inference_mode(False), torch.enable_grad():
@@ -196,24 +197,25 @@ class AutoencodingModule(VisionModule):
         return {name: describe(getattr(self, name)) for name in ("bottleneck", "decoder", "loss", "noise", "penalty")}
 
     def features(self, image: Any) -> Tensor:
-        """Normalised float B×C×S×S to the encoder's last features, float B×K×H×W, or B×K where it has no map."""
+        """Computes the encoder's last features from normalised images, float B×C×H×W: float B×K×H×W, or B×K without a
+        feature map."""
         return encoded(self.backbone, image, self.last_features(image))
 
     def encode(self, image: Tensor) -> Code:
-        """The codes of images as they are, uint8 B×C×S×S."""
+        """Encodes images without noise, uint8 B×C×H×W."""
         return cast(Code, self.bottleneck(self.features(self.normalize(image)), Draws(image, False), 1.0))
 
     def decode(self, code: Tensor) -> Tensor:
-        """Images of codes as the decoder takes them (see `Bottleneck.load`), float B×C×S×S in [0, 1]."""
+        """Decodes codes in the format of `Bottleneck.load` to images, float B×C×H×W in [0, 1]."""
         return self.loss.image(self.decoder(code).float())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Reconstructions of uint8 B×C×S×S, float B×C×S×S in [0, 1]."""
+        """Reconstructs images, uint8 B×C×H×W, as float B×C×H×W in [0, 1]."""
         code = self.encode(image)
         return self.decode(self.bottleneck.load(code.saved))
 
     def on_train_start(self) -> None:
-        """Notes how long the training is."""
+        """Stores the length of the training."""
         super().on_train_start()
         self._steps = total_steps(self.trainer)
 
@@ -238,7 +240,7 @@ class AutoencodingModule(VisionModule):
         code = self.bottleneck(self.features(self._given(batch["image"], seen, target)), draws, 1.0)
         output = self.decoder(code.value).float()
         reconstruction = self.loss(output, target)
-        if code.kl is not None:  # measured is what is saved: the mean
+        if code.kl is not None:  # evaluated on the stored code, the mean
             output = self.decoder(code.mean).float()
         figures = self._figures(seen, target, code, self.loss.image(output), reconstruction)
         self.statistics[stage].update(code)
@@ -247,16 +249,16 @@ class AutoencodingModule(VisionModule):
         return Losses({"loss": (reconstruction + code.loss).mean()}, figures)
 
     def _seen(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """What the encoder is shown of images, and what it shall come to, both float B×C×S×S in [0, 1]."""
+        """Returns the encoder's input and the target, both float B×C×H×W in [0, 1]."""
         target = image.float() / self.full
         return target if self.noise is None else self.noise(target, draws), target
 
     def _given(self, image: Tensor, seen: Tensor, target: Tensor) -> Any:
-        """What the backbone is given of images, uint8, of which `_seen` gave the others."""
+        """Normalises the input of the backbone, from the uint8 images and the result of `_seen`."""
         return self.normalize(image if seen is target else seen * self.full)
 
     def _keep(self, stage: Stage, seen: Tensor, target: Tensor, code: Code, label: Tensor | None) -> None:
-        """Keeps a few images for the pictures, and more codes, from all over the split: it may be sorted by class."""
+        """Keeps a few images and more codes to draw, spread evenly over the split, which may be sorted by class."""
         done, self._kept = self._kept, self._kept + 1
         pictured, plotted = (share(self.trainer, stage, done, many, len(target)) for many in (PICTURED, PLOTTED))
         if len(chosen := pictured.to(target.device)):
@@ -268,7 +270,7 @@ class AutoencodingModule(VisionModule):
     def _figures(
         self, seen: Tensor, target: Tensor, code: Code, output: Tensor, reconstruction: Tensor
     ) -> dict[str, Tensor]:
-        """Means over a batch."""
+        """Computes the means of metrics over a batch."""
         figures, dimensions = self._quality(output, target), target[0].numel()
         if self.noise is not None:
             figures |= {f"{key}_input": value for key, value in self._quality(seen.clamp(0, 1), target).items()}
@@ -296,7 +298,7 @@ class AutoencodingModule(VisionModule):
         return figures
 
     def _principal_components(self) -> PrincipalComponents | None:
-        """Fits them once a process; None where they are not wanted, or there is nothing to fit them to."""
+        """Fits them once per process; returns None if disabled or without data to fit."""
         data, size = given_data(self.trainer), int(self.bottleneck.bits // 16)
         if self._components is None and self.pca and data is not None:
             dimensions = self.in_chans * math.prod(self.size)
@@ -362,12 +364,12 @@ class AutoencodingModule(VisionModule):
         return drawn
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """New images of a variational autoencoder: decoded draws from N(0, 1), float count×C×S×S in [0, 1]."""
+        """Generates images with a variational autoencoder: decodes samples of N(0, 1), float count×C×H×W in [0, 1]."""
         generator = torch.Generator().manual_seed(seed)
         return self.decode(torch.randn(count, *self.bottleneck.shape, generator=generator).to(self.device))
 
     def _interpolation(self, codes: Tensor, steps: int = 9) -> NDArray[np.uint8]:
-        """A row for each pair of neighbours: straight from one code to the other."""
+        """Draws a row per pair of images: a linear interpolation between their codes."""
         pairs = codes[: len(codes) // 2 * 2].unflatten(0, (-1, 2))
         shares = torch.linspace(0, 1, steps, device=codes.device).view(1, steps, *(1,) * (codes.ndim - 1))
         between = torch.lerp(pairs[:, :1], pairs[:, 1:], shares).flatten(0, 1)
@@ -376,15 +378,16 @@ class AutoencodingModule(VisionModule):
         return sheet(to_uint8(self.decode(between)), steps)
 
     def _unit_pictures(self, values: dict[str, Tensor]) -> NDArray[np.uint8]:
-        """What each unit adds to the image of the mean code when it rises by two standard deviations."""
+        """Draws the change of the mean code's image when each unit is raised by two standard deviations."""
         mean, spread = (values[key].float().to(self.device) for key in ("mean", "variance"))
-        chosen = spread.argsort(descending=True)[:64].sort().values  # of many, those that vary most
+        chosen = spread.argsort(descending=True)[:64].sort().values  # those with the largest variance
         base = mean[None]
         raised = base + torch.diag(2 * spread.clamp_min(1e-12).sqrt())[chosen]
         return filter_tiles(self.decoder(raised).float() - self.decoder(base).float())
 
     def _traversals(self, code: Tensor, kl: Tensor, steps: int = 9) -> NDArray[np.uint8]:
-        """A row for each of the eight units that carry most: from −3 to 3, the others as in one image's code."""
+        """Draws a row for each of the eight units with the largest KL divergence: from −3 to 3, with the others
+        fixed."""
         chosen = kl.argsort(descending=True)[:8].to(code.device)
         rows = code.repeat(len(chosen), steps, 1)
         for row, unit in enumerate(chosen.tolist()):
@@ -394,9 +397,9 @@ class AutoencodingModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image the ``mse`` and ``psnr`` of its reconstruction, and its ``code`` as nested lists.
+        """Returns the ``mse`` and ``psnr`` of the reconstruction of each image, and its ``code`` as nested lists.
 
-        Nothing is added to the image: a denoising autoencoder is given the noise with it.
+        No noise is added to the images: a denoising autoencoder is applied to noisy images directly.
         """
         image = batch["image"]
         saved = self.encode(image).saved
@@ -410,26 +413,26 @@ class AutoencodingModule(VisionModule):
 
     @torch.inference_mode()
     def _drawn(self, code: list[Any]) -> NDArray[np.uint8]:
-        """The reconstruction of a ``code`` of `predict`, uint8 S×S×C."""
+        """Reconstructs an image from a ``code`` of `predict`, uint8 H×W×C."""
         saved = torch.tensor([code], device=self.device)
         return cast(NDArray[np.uint8], to_uint8(self.decode(self.bottleneck.load(saved)))[0])
 
 
 class CodeAnswers(Answers):
-    """Codes, and how well images are made of them.
+    """Predicted codes, and the quality of the reconstructions.
 
     Args:
-        decode: makes the reconstruction of a code.
+        decode: decodes a code to an image.
         size: height and width of images, in pixels.
     """
 
-    fit = "crop"  # how pictures became images; see `DataSpec`
+    fit = "crop"  # how images were resized to the input; see `DataSpec`
 
     def __init__(self, decode: Callable[[list[Any]], NDArray[np.uint8]], size: tuple[int, int]) -> None:
         self.decode, self.size = decode, size
 
     def draw(self, image: NDArray[np.uint8], answer: Answer) -> NDArray[np.uint8]:
-        """See `Answers.draw`; the image, made one of this size, and its reconstruction beside it."""
+        """See `Answers.draw`; the resized image next to its reconstruction."""
         shown, size = Image.fromarray(super().draw(image, answer)), self.size[::-1]
         if self.fit == "pad":
             shown = ImageOps.pad(shown, size, color=GREY, centering=(0, 0))

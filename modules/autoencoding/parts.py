@@ -1,4 +1,4 @@
-"""What an autoencoder is put together from: the noise on its input, the penalty on its code."""
+"""Input noise and code penalties of autoencoders."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,19 @@ from modules.ranges import NonNegative, Positive, PositiveInt, Share
 
 
 class Noise(Part):
-    """Noise on the input, which the autoencoder learns to remove (Vincent et al. 2008, doi:10.1145/1390156.1390294)."""
+    """Base class of input noise that a denoising autoencoder removes (Vincent et al. 2008,
+    doi:10.1145/1390156.1390294)."""
 
     def forward(self, image: Tensor, draws: Draws) -> Tensor:
-        """float B×C×H×W with values in [0, 1] to the same with noise."""
+        """Adds noise to float B×C×H×W in [0, 1]."""
         raise NotImplementedError
 
 
 class GaussianNoise(Noise):
-    """Adds noise from N(0, σ²) to each value. The result is not cut to [0, 1].
+    """Adds noise from N(0, σ²) to each value. The result is not clipped to [0, 1].
 
     Args:
-        sigma: standard deviation, where white is 1.
+        sigma: standard deviation, relative to white.
     """
 
     def __init__(self, sigma: NonNegative = 0.3) -> None:
@@ -34,10 +35,10 @@ class GaussianNoise(Noise):
 
 
 class SaltAndPepper(Noise):
-    """Makes a share of the pixels black or white, in all channels.
+    """Sets a fraction of the pixels to black or white, in all channels.
 
     Args:
-        share: share of the pixels, in [0, 1].
+        share: fraction of the pixels, in [0, 1].
     """
 
     def __init__(self, share: Share = 0.2) -> None:
@@ -52,10 +53,10 @@ class SaltAndPepper(Noise):
 
 
 class Masking(Noise):
-    """Makes a share of the patches black.
+    """Sets a fraction of the patches to black.
 
     Args:
-        share: share of the patches, in [0, 1].
+        share: fraction of the patches, in [0, 1].
         patch: side of a patch, in pixels; 1 masks single pixels.
     """
 
@@ -74,22 +75,22 @@ class Masking(Noise):
 
 
 class Penalty(Part):
-    """What training adds to the loss so that the code gets a property. Evaluation measures without it."""
+    """Base class of penalties on the code, which are added to the loss in training only."""
 
     needs_input_gradient = False
 
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
-        """The weighted penalty of a batch, a scalar.
+        """Computes the weighted penalty of a batch, a scalar.
 
         Args:
-            code: float B×…, what the decoder is given.
-            image: float B×C×H×W, from which it was made.
+            code: input of the decoder, float B×….
+            image: input of the encoder, float B×C×H×W.
         """
         raise NotImplementedError
 
 
 class L1Sparsity(Penalty):
-    """λ Σ|a| over the code's activations, averaged over the batch.
+    """L1 sparsity: λ Σ|a| over the activations of the code, averaged over the batch.
 
     Args:
         weight: λ, in units of the reconstruction loss.
@@ -105,11 +106,12 @@ class L1Sparsity(Penalty):
 
 
 class KLSparsity(Penalty):
-    """λ Σ KL(ρ ‖ ρ̂) over the units, where ρ̂ is a unit's mean activation over the batch of a process (Ng 2011, CS294A lecture
-    notes, section 3). It wants activations in [0, 1], so a bottleneck with a sigmoid; those of a map count for each channel.
+    """λ Σ KL(ρ ‖ ρ̂) over the units, where ρ̂ is the mean activation of a unit over the batch of a process (Ng 2011,
+    CS294A lecture notes, section 3). Requires activations in [0, 1], as of a bottleneck with a sigmoid; in a map,
+    channels are units.
 
     Args:
-        target: ρ, the activity wanted, in (0, 1).
+        target: ρ, the target activation, in (0, 1).
         weight: λ, in units of the reconstruction loss.
     """
 
@@ -127,8 +129,8 @@ class KLSparsity(Penalty):
 
 
 class Contractive(Penalty):
-    """λ ‖∂code/∂image‖²_F (Rifai et al. 2011, ICML), by one random projection an image: for v from N(0, 1) the expected
-    ‖vᵀJ‖² is ‖J‖²_F. The image is the network's input, normalised.
+    """Contractive penalty λ ‖∂code/∂image‖²_F (Rifai et al. 2011, ICML), estimated by one random projection per image:
+    for v from N(0, 1), the expectation of ‖vᵀJ‖² is ‖J‖²_F. The image is the network's normalised input.
 
     Args:
         weight: λ, in units of the reconstruction loss.

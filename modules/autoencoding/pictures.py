@@ -1,4 +1,4 @@
-"""Pictures of what an autoencoder does."""
+"""Images that autoencoders log."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,26 +12,26 @@ from modules.pictures.sheets import Image, sheet, signed, stacked
 
 
 def rows_of(images: Mapping[str, Tensor]) -> Image:
-    """Rows of images, each below its name.
+    """Draws rows of images, each below its name.
 
     Args:
-        images: by name uint8 N×C×H×W.
+        images: uint8 N×C×H×W by name.
     """
     return stacked(sheet(row, len(row), heading=name) for name, row in images.items())
 
 
 def filter_tiles(values: Tensor) -> Image:
-    """Filters, float N×C×H×W, as `signed` shows them; of other than one or three channels their mean."""
+    """Draws filters, float N×C×H×W, as in `signed`; for other than one or three channels, their mean."""
     return sheet(signed(values if values.shape[1] in (1, 3) else values.mean(1, keepdim=True)))
 
 
 def plane(codes: NDArray[np.float32], labels: NDArray[np.int64] | None, label_names: Sequence[str]) -> Image:
-    """Codes in two dimensions, coloured by class: as they are, or their first two principal components.
+    """Draws codes in two dimensions, coloured by class: as they are, or their first two principal components.
 
     Args:
         codes: N×D.
         labels: N, or None.
-        label_names: the classes' names.
+        label_names: names of the classes.
     """
     if codes.shape[1] == 1:
         return scatter(np.pad(codes, ((0, 0), (0, 1))), labels, label_names, axes=("code 1", ""))

@@ -1,4 +1,4 @@
-"""An autoencoder of points instead of images, to look at while it learns."""
+"""An autoencoder of points, to visualise its training."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from modules.pictures.sheets import Image
 
 
 class PointAutoencoder(L.LightningModule):
-    """Points to a code of fewer numbers and back, by fully connected layers with tanh: the code's number follows the
-    curve or surface on which the points lie (Kramer 1991, doi:10.1002/aic.690370209).
+    """Autoencoder of points with fully connected tanh layers: the code parametrises the curve or surface on which the
+    points lie (Kramer 1991, doi:10.1002/aic.690370209).
 
-    After the passes in `shown` the reconstruction is drawn, as the picture ``train/points`` and into `frames`.
+    The reconstruction is drawn after the epochs in `shown`, as the image ``train/points`` and in `frames`.
 
     Args:
-        dimensions: of the points, 2 or 3.
-        code_size: numbers in the code.
+        dimensions: dimensions of the points, 2 or 3.
+        code_size: size of the code.
         hidden: sizes of the hidden layers of the encoder; the decoder has them in reverse.
         lr: learning rate of Adam.
     """
@@ -42,22 +42,22 @@ class PointAutoencoder(L.LightningModule):
         self._seen: list[Tensor] = []
 
     def forward(self, point: Tensor) -> Tensor:
-        """Reconstructions of float B×D."""
+        """Reconstructs float B×D."""
         return self.decoder(self.encoder(point))
 
     @property
     def shown(self) -> set[int]:
-        """The passes after which is drawn: 0, 1, 2, 5, 10, 20, 50, … and the last."""
+        """Epochs after which the reconstruction is drawn: 0, 1, 2, 5, 10, 20, 50, … and the last."""
         last = int(self.trainer.max_epochs or 0)
         steps = {k * 10**n for k in (1, 2, 5) for n in range(6)}
         return {0, last} | {step for step in steps if step < last}
 
     def on_train_start(self) -> None:
-        """Draws what an untrained one makes."""
+        """Draws the reconstruction of the untrained network."""
         self._draw(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The squared distance, averaged over the batch."""
+        """Computes the squared distance, averaged over the batch."""
         loss = (self(batch["point"]) - batch["point"]).square().sum(1).mean()
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["point"]), prog_bar=True)
         return loss
@@ -80,7 +80,7 @@ class PointAutoencoder(L.LightningModule):
                 logger.log_image("train/points", [draw_points(self.frames[-1:])], step=done)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Creates Adam."""
         return torch.optim.Adam(self.parameters(), self.lr)
 
 
@@ -92,11 +92,12 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def draw_points(frames: Sequence[tuple[int, Any, Any, Any, float]], columns: int = 4) -> Image:
-    """Points in grey and their reconstructions, coloured by the first number of their code, a panel for each pass.
+    """Draws points in grey and their reconstructions, coloured by the first number of their code, in one panel per
+    epoch.
 
     Args:
-        frames: passes done, points N×D, reconstructions N×D, first number of the codes N, mean squared distance.
-        columns: panels in a row.
+        frames: epochs, points N×D, reconstructions N×D, first number of the codes N, mean squared distance.
+        columns: panels per row.
     """
     columns = min(columns, len(frames))
     rows = math.ceil(len(frames) / columns)

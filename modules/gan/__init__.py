@@ -1,4 +1,4 @@
-"""Images made from noise."""
+"""Generative adversarial networks."""
 
 from modules.gan.module import GANModule
 

@@ -1,4 +1,4 @@
-"""Images of noise: a generator and a discriminator that learn from each other."""
+"""Generative adversarial networks: image generation from noise."""
 
 from typing import Any, ClassVar, cast
 
@@ -33,8 +33,8 @@ PICTURED = 64
 
 
 class GANModule(AdversarialModule):
-    """Two players: a generator that makes images from noise, and a discriminator, a backbone with a score, that tells
-    them from real ones (Goodfellow et al. 2014, arXiv:1406.2661). Its parts decide which GAN it is.
+    """GAN: a generator that creates images from noise, and a discriminator, a backbone with a score, that distinguishes
+    them from real ones (Goodfellow et al. 2014, arXiv:1406.2661). The choice of parts determines the variant.
 
     | kind | parts |
     |---|---|
@@ -49,40 +49,41 @@ class GANModule(AdversarialModule):
     | Progressive GAN | ``backbone: progressive`` and ``generator: Progressive``, with ``growth`` |
     | VAE-GAN | ``encoder: Encoder`` |
 
-    Each batch of real images is one step of the discriminator, or a part of one where gradients are accumulated; after
-    every ``discriminator_steps`` of them the generator makes one, which is what ``global_step`` and ``max_steps`` count.
-    Noise depends on the seed, the epoch and the batch, so that two processes draw what one does for a batch of both.
+    Each batch of real images is one step of the discriminator, or a part of one if gradients are accumulated; after
+    every ``discriminator_steps`` of them the generator makes a step, which ``global_step`` and ``max_steps`` count.
+    Noise depends on the seed, the epoch and the batch, so that two processes draw the same noise as one with a batch of
+    twice the size.
 
-    Measured is the generator's moving average, by what an extractor sees; its name is part of the figures' names, as
-    those of different extractors do not compare: ``fd`` (Fréchet distance, which is the FID where the extractor is
-    Inception), ``kd`` (kernel distance), ``precision``, ``recall``, ``density``, ``coverage``, ``classes`` (effective
-    number), ``classifier_score``, ``novelty`` (distance to the nearest training image, against that of unseen real
-    images; far below 1 for copies), and ``fd_floor``, the distance of real training images to the real images of the
-    split. `Health` watches the training and says what goes wrong.
+    The generator's moving average is evaluated with a feature extractor, whose name is part of the metrics' names,
+    since metrics of different extractors are not comparable: ``fd`` (Fréchet distance, which is the FID if the
+    extractor is Inception), ``kd`` (kernel distance), ``precision``, ``recall``, ``density``, ``coverage``, ``classes``
+    (effective number), ``classifier_score``, ``novelty`` (distance to the nearest training image, relative to that of
+    unseen real images; far below 1 for copies), and ``fd_floor``, the distance between real training images and the
+    real images of the split. `Health` monitors the training and reports failures.
 
     Args:
-        data: description of its data; ``label_names`` only where images have labels.
+        data: description of the data; ``label_names`` only if images have labels.
         backbone: the discriminator, such as ``dcgan``, ``mlp`` or any timm name; ``compile`` compiles both players.
-        generator: layers of the generator; by default convolutions after upsampling.
-        objective: what the players minimise; by default the non-saturating loss.
-        regularizer: what the discriminator pays for its slope.
-        discriminator_decoder: the decoder, for objectives whose score is an autoencoder's error.
-        encoder: for a VAE-GAN, finds the noise that an image is made from.
+        generator: decoder of the generator; by default convolutions with upsampling.
+        objective: losses of both players; by default the non-saturating loss.
+        regularizer: gradient penalty of the discriminator.
+        discriminator_decoder: decoder of the discriminator, for objectives whose score is the error of an autoencoder.
+        encoder: for a VAE-GAN, encodes an image as noise.
         latent_size: dimensions of the noise.
         conditional: generate images of a requested class.
         spectral_norm: divide the discriminator's weights by their largest singular value.
-        growth: for a progressive pair, the generator's steps at each resolution; fading in the next one takes as many
-            again.
-        extractor: the network whose features the figures compare: a registered classifier (``models:/name@alias``) or a
-            timm name with its published weights. By default LeNet-5, trained for seconds on the labelled training
-            images, or principal components where there are no labels.
-        num_samples: number of images that are generated for the figures.
-        health_every: generator's steps between two looks at the training's health.
-        stop_on_failure: end the training when it fails; the best checkpoint is kept.
-        optimization: how the players are trained.
+        growth: for a progressive pair, the generator's steps at each resolution; fading in the next one takes equally
+            many.
+        extractor: network of the metrics' features: a registered classifier (``models:/name@alias``) or a timm name
+            with published weights. By default LeNet-5, trained for seconds on the labelled training images, or
+            principal components without labels.
+        num_samples: number of images that are generated for the metrics.
+        health_every: steps of the generator between two health checks.
+        stop_on_failure: stop the training when it fails; the best checkpoint is kept.
+        optimization: optimisers and schedules of both players.
 
     Raises:
-        BackboneError: the backbone cannot be made, or parts do not fit each other.
+        BackboneError: the backbone cannot be created, or parts are incompatible.
     """
 
     takes = ("label_names", "in_chans", "image_size")
@@ -184,23 +185,23 @@ class GANModule(AdversarialModule):
     # The players
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Images of the generator's moving average, float B×C×S×S in [-1, 1]; see `Generator`."""
+        """Generates images with the generator's moving average, float B×C×H×W in [-1, 1]; see `Generator`."""
         return self.average(noise, label)
 
     def discriminate(self, image: Tensor, label: Tensor | None) -> Verdict:
-        """What the discriminator says of normalised images, float B×C×S×S, with labels int64 B where it is conditional."""
+        """Applies the discriminator to normalised images, float B×C×H×W, with labels int64 B if it is conditional."""
         return cast(Verdict, self.head(self.backbone(image), image, label))
 
     def normalize(self, image: Tensor) -> Tensor:
-        """See `VisionModule`; where networks grow, real images are as coarse as made ones."""
+        """See `VisionModule`; for growing networks, real images are reduced to the detail of generated ones."""
         return self._coarsened(super().normalize(image))
 
     def _coarsened(self, image: Tensor) -> Tensor:
-        """Float B×C×S×S with no more detail than the generator makes by now."""
+        """Reduces float B×C×H×W to the detail of the generator's current resolution."""
         return cast(Progressive, self._grown[1]).coarsened(image) if self._grown else image
 
     def on_fit_start(self) -> None:
-        """Checks that images have labels where they are needed: data of boxes or masks name classes too.
+        """Checks that images have labels if needed: data sets of boxes or masks have class names, too.
 
         Raises:
             BackboneError: they have none.
@@ -214,11 +215,11 @@ class GANModule(AdversarialModule):
             )
 
     def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, list[int]]:
-        """What an extractor of the data's own learns to answer: the class, where there are classes."""
+        """Returns the targets of an extractor that is trained on the data: the class, if there are classes."""
         return (batch["label"], [self.num_classes]) if self.num_classes else (None, [])
 
     def _noise(self, count: int, *key: int) -> Tensor:
-        """Noise for a batch, float32 count×latent_size."""
+        """Draws noise for a batch, float32 count×latent_size."""
         return self.draw(lambda n, generator: torch.randn(n, self.latent_size, generator=generator), count, *key)
 
     @property
@@ -226,21 +227,21 @@ class GANModule(AdversarialModule):
         return cast(Generator, self.generator).encoder
 
     def _code(self, image: Tensor, *key: int) -> tuple[Tensor, Tensor]:
-        """A draw from the distribution that the encoder finds for each of uint8 B×C×S×S, float B×latent_size, and the
-        divergence, float B."""
+        """Samples the encoder's distribution for images, uint8 B×C×H×W: float B×latent_size, and the KL divergence,
+        float B."""
         assert self._encoder is not None
         mean, log_variance = self._encoder(image)
         code = mean + (0.5 * log_variance).exp() * self._noise(len(image), *key, 2)
         return code, gaussian_kl(mean, log_variance).sum(1)
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """What the moving average of a VAE-GAN makes of uint8 B×C×S×S, float B×C×S×S in [-1, 1]."""
+        """Reconstructs images, uint8 B×C×H×W, with the moving average of a VAE-GAN, float B×C×H×W in [-1, 1]."""
         encoder = cast(Generator, self.average).encoder
         assert encoder is not None
         return self.average(encoder(image)[0])
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Lets a progressive pair grow."""
+        """Updates the resolution of a progressive pair."""
         super().on_train_batch_start(batch, batch_idx)
         for part in self._grown:
             part.phase.fill_(min(grown(self.global_step, self.growth), part.levels - 1))
@@ -260,7 +261,7 @@ class GANModule(AdversarialModule):
         self.means.update("train/discriminator_accuracy", self._right_share, size)
         losses = {"loss": self.objective.discriminator(*verdicts)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
-            # Past `torch.compile`, which does not differentiate twice.
+            # Bypasses `torch.compile`, which does not support double backward.
             score = lambda x: self.head(self.backbone.forward(x), x, label).score  # noqa: E731
             losses["penalty"] = self.regularizer(score, real, fake[:size])
         return losses
@@ -273,7 +274,7 @@ class GANModule(AdversarialModule):
             verdict = self.discriminate(self.as_input(self.generator(noise, label)), label)
         else:
             code, kl = self._code(batch["image"], *key)
-            # Divided by the weight on the way back: the encoder learns from the likeness as it is.
+            # Divided by the weight in the backward pass: the encoder's gradient is that of the unweighted likeness.
             weight = self._encoder.weight
             unweighted = code.detach() + (code - code.detach()) / weight
             made = self.generator(torch.cat([unweighted, code.detach(), noise]))
@@ -288,7 +289,7 @@ class GANModule(AdversarialModule):
         return {"generator_loss": self.objective.generator(verdict)} | losses
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Tells the objective how the players stand, and now and then looks at the training's health."""
+        """Updates the objective with the players' scores, and checks the health of the training at intervals."""
         means = torch.stack([self._right_share, self._real_mean, torch.stack(self._fake_means).mean()])
         self._fake_means = []
         if self.trainer.world_size > 1:
@@ -299,10 +300,11 @@ class GANModule(AdversarialModule):
             self.check_health(step + 1)
         return figures
 
-    # What it is worth
+    # Evaluation
 
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        """The discriminator's loss for real images and as many of the generator's; keeps the former for the figures."""
+        """Computes the discriminator's loss for real images and as many generated ones; keeps the real images for the
+        metrics."""
         image, label = batch["image"], batch["label"] if self.conditional else None
         noise = Draws(image, False).normal(self.latent_size).to(self.device)
         fake = self.discriminate(self.as_input(self.generator(noise, label)), label)
@@ -318,7 +320,7 @@ class GANModule(AdversarialModule):
         return Losses({"loss": loss}, figures)
 
     def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
-        """Images of the average from noise that is always the same, uint8 count×C×S×S; processes share the work."""
+        """Generates images with the moving average from fixed noise, uint8 count×C×H×W; processes share the work."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         chunks = -(-count // CHUNK)
         mine = []
@@ -372,13 +374,13 @@ class GANModule(AdversarialModule):
         return report
 
     def _by_class(self, columns: int = 8) -> Tensor:
-        """A row for each class, of at most 32, with the same noise in a column."""
+        """Generates a row of images for each class, up to 32, with the same noise in each column."""
         rows = min(self.num_classes, 32)
         noise = _noise_of(0, self.latent_size)[:columns].repeat(rows, 1).to(self.device)
         return self.average(noise, torch.arange(rows, device=self.device).repeat_interleave(columns))
 
     def _interpolation(self, rows: int = 6, steps: int = 9) -> Tensor:
-        """On each row the way from one noise to another, on the sphere that noise lies on."""
+        """Generates rows of interpolations between two noise vectors, on the sphere."""
         ends = _noise_of(1, self.latent_size)[: 2 * rows].view(rows, 2, -1)
         between = torch.cat([slerp(one, other, steps) for one, other in ends]).to(self.device)
         label = None
@@ -386,11 +388,11 @@ class GANModule(AdversarialModule):
             label = torch.arange(rows, device=self.device).repeat_interleave(steps) % self.num_classes
         return self.average(between, label)
 
-    # How it goes
+    # Health
 
     @torch.no_grad()
     def check_health(self, step: int) -> None:
-        """Looks at what the generator makes of the same noise as always, beside training images, and tells."""
+        """Checks the health of the training on images from fixed noise, compared with training images."""
         training = self.judge.training
         even = torch.linspace(0, len(training["image"]) - 1, WATCHED).long().unique()
         images = as_uint8(self._coarsened(as_float(training["image"][even].to(self.device))))
@@ -400,22 +402,22 @@ class GANModule(AdversarialModule):
             made = self.generator(noise[: len(images)].to(self.device), label)
         self.tell_health(step, images, made, lambda seen: seen.probabilities)
 
-    # What others ask it for
+    # Inference
 
     @torch.inference_mode()
     def sample(self, count: int, seed: int = 0, label: int | None = None) -> Tensor:
-        """Makes images.
+        """Generates images.
 
         Args:
-            count: how many.
-            seed: the same one gives the same images.
-            label: of which class, where the generator is conditional; by default of all in turn.
+            count: number of images.
+            seed: random seed; equal seeds give equal images.
+            label: class, if the generator is conditional; by default all classes in turn.
 
         Returns:
-            uint8 count×C×S×S.
+            uint8 count×C×H×W.
 
         Raises:
-            ValueError: a class is asked for that there is not.
+            ValueError: there is no such class.
         """
         if label is not None and not (self.conditional and 0 <= label < self.num_classes):
             known = f"it knows {self.num_classes}, from 0 on" if self.conditional else "it is not conditional"
@@ -431,9 +433,9 @@ class GANModule(AdversarialModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image how real it looks to the discriminator, ``realness``: higher is more real, on a scale of its own.
+        """Returns ``realness`` for each image, the discriminator's score: higher is more real, on an arbitrary scale.
 
-        Of a conditional one, it is that for the class which fits best.
+        For a conditional discriminator, it is the score of the best-matching class.
         """
         image = self.normalize(batch["image"])
         features = self.backbone(image)
@@ -448,30 +450,30 @@ class GANModule(AdversarialModule):
 
 
 def grown(step: int, growth: int) -> float:
-    """How far networks have grown: 0 for the first resolution alone, 0.5 where the second is half faded in.
+    """Returns the phase of growing networks: 0 for only the first resolution, 0.5 if the second one is half faded in.
 
     Args:
-        step: the generator's.
-        growth: steps at each resolution, and as many to fade the next one in.
+        step: step of the generator.
+        growth: steps at each resolution, and to fade in the next one.
     """
     level, rest = divmod(step, 2 * growth)
     return level + max(0.0, rest / growth - 1)
 
 
 def _noise_of(chunk: int, size: int) -> Tensor:
-    """Fixed noise, float32 CHUNK×size."""
+    """Returns fixed noise, float32 CHUNK×size."""
     return torch.randn(CHUNK, size, generator=torch.Generator().manual_seed(10_000 + chunk))
 
 
 def slerp(one: Tensor, other: Tensor, steps: int) -> Tensor:
-    """From one vector to another on an arc (White 2016, arXiv:1609.04468), float steps×F."""
+    """Interpolates spherically between two vectors (White 2016, arXiv:1609.04468), float steps×F."""
     angle = torch.arccos((torch.dot(one, other) / (one.norm() * other.norm())).clamp(-1 + 1e-6, 1 - 1e-6))
     share = torch.linspace(0, 1, steps)[:, None]
     return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
 
 
 def nearest_distances(features: Tensor, known: Tensor) -> Tensor:
-    """The distance of each of float N×F to the nearest of float M×F, float64 N."""
+    """Computes the distance of each row of float N×F to the nearest row of float M×F, float64 N."""
     known = known.double()
     exact = "donot_use_mm_for_euclid_dist"
     return torch.cat([torch.cdist(p.double(), known, compute_mode=exact).min(1).values for p in features.split(256)])

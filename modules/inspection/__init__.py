@@ -1,4 +1,4 @@
-"""What a network looks at, and what it answers to."""
+"""Network inspection: filters, feature maps, explanations, receptive fields, units."""
 
 from modules.inspection.embeddings import pooled_features
 from modules.inspection.explanations import attention, chosen_class, class_names, grad_cam, occlusion, speaking_layer

@@ -1,7 +1,7 @@
-"""Which units of a generator make what (GAN Dissection, Bau et al. 2019, arXiv:1811.10597).
+"""GAN Dissection: the role of a generator's units (Bau et al. 2019, arXiv:1811.10597).
 
-A unit is a channel of a layer. Where its map agrees with a class that a segmentation sees in the images, it stands for
-that class; whether it makes it, shows what becomes of the class when the unit is switched off and on.
+A unit is a channel of a layer. If its feature map matches the segmentation of a class in the generated images, the unit
+represents that class; whether it causes the class is tested by switching the unit off and on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 1 - torch.logspace(-0.3, -2.7, 25)  # quantiles of a unit's values that are tried as thresholds: 0.5 to 0.998
-Segment = Callable[[Tensor], Tensor]  # float B×C×S×S in [-1, 1] to classes, int64 B×H×W
+Segment = Callable[[Tensor], Tensor]  # maps float B×C×H×W in [-1, 1] to classes, int64 B×H×W
 Batches = Sequence[tuple[Tensor, Tensor | None]]  # noise, and labels of a conditional generator
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What was found in a layer of C units, with K classes.
+    """Results of a layer with C units, for K classes.
 
     Args:
-        name: its name in the generator.
-        iou: float C×K: how well the places where a unit is above its threshold agree with those of a class.
+        name: name in the generator.
+        iou: float C×K: IoU of the pixels where a unit is above its threshold with those of a class.
         threshold: float C×K: the threshold for that class.
-        on: float C×K: a unit's mean where that class is; its overall mean where the class never is.
+        on: float C×K: mean of a unit over the pixels of a class; its overall mean if the class never occurs.
     """
 
     name: str
@@ -34,19 +34,19 @@ class Layer:
     on: Tensor
 
     def best(self, label: int, count: int) -> list[int]:
-        """The units that agree best with a class."""
+        """Returns the units with the highest IoU for a class."""
         return self.iou[:, label].topk(min(count, len(self.iou))).indices.tolist()
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The share of pixels of a class.
+    """Fraction of pixels of a class under interventions.
 
     Args:
-        plain: in images as they are made.
-        off: with the class's units at zero everywhere.
-        on: with them as high everywhere as they are where the class is.
-        control: with as many other units at zero, chosen at random.
+        plain: without intervention.
+        off: with the class's units set to zero everywhere.
+        on: with the units set everywhere to their mean over the class's pixels.
+        control: with as many random other units set to zero.
     """
 
     plain: float
@@ -56,12 +56,12 @@ class Effect:
 
     @property
     def causal(self) -> float:
-        """The average causal effect, equation 3 of the paper."""
+        """Average causal effect, equation 3 of the paper."""
         return self.on - self.off
 
 
 def dissectible_layers(generator: nn.Module, noise: Tensor, label: Tensor | None) -> list[str]:
-    """The layers whose units can be looked at: rectifiers that give maps, in their order.
+    """Returns the layers that can be dissected: rectifiers with feature maps, in order.
 
     Raises:
         ValueError: there are none.
@@ -87,7 +87,7 @@ def dissectible_layers(generator: nn.Module, noise: Tensor, label: Tensor | None
 
 @contextmanager
 def _kept(part: nn.Module) -> Iterator[list[Tensor]]:
-    """What the layer gives out, the latest last."""
+    """Collects the outputs of a layer."""
     maps: list[Tensor] = []
     hook = part.register_forward_hook(lambda _, __, made: maps.append(made))
     try:
@@ -98,7 +98,7 @@ def _kept(part: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def switched(part: nn.Module, channels: Sequence[int], values: Tensor) -> Iterator[None]:
-    """The layer with some of its channels held at these values, float N, in the meantime."""
+    """Fixes channels of a layer at given values, float N."""
 
     def hold(_: nn.Module, __: object, maps: Tensor) -> Tensor:
         held = maps.clone()
@@ -113,17 +113,17 @@ def switched(part: nn.Module, channels: Sequence[int], values: Tensor) -> Iterat
 
 
 def agreement(n11: Tensor, n1: Tensor, m1: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """How two sets of pixels agree.
+    """Computes the agreement of two sets of pixels.
 
     Args:
-        n11: pixels in both.
-        n1: pixels in the first.
-        m1: pixels in the second.
-        total: all pixels.
+        n11: number of pixels in both.
+        n1: number of pixels in the first.
+        m1: number of pixels in the second.
+        total: number of all pixels.
 
     Returns:
-        The information quality ratio, mutual information over joint entropy (section 3.1 of the paper), and the
-        intersection over union; 0 where it has no meaning.
+        The information quality ratio, mutual information over joint entropy (section 3.1 of the paper), and the IoU; 0
+        if undefined.
     """
     joint = torch.stack(torch.broadcast_tensors(n11, n1 - n11, m1 - n11, total - n1 - m1 + n11)).double() / total
     one, other = (joint[0] + joint[1], joint[0] + joint[2])
@@ -137,14 +137,14 @@ def agreement(n11: Tensor, n1: Tensor, m1: Tensor, total: int) -> tuple[Tensor, 
 
 @torch.no_grad()
 def dissect_layer(generator: nn.Module, name: str, batches: Batches, segment: Segment, num_classes: int) -> Layer:
-    """Compares the maps of a layer, enlarged to the segmentation's size, with the classes that are seen in the images.
+    """Compares the feature maps of a layer, upsampled to the segmentation's size, with the classes in the images.
 
     Args:
-        generator: noise, and labels, to images, float B×C×S×S in [-1, 1].
-        name: the layer's name in it.
-        batches: what images are made of; made twice.
-        segment: sees the classes.
-        num_classes: how many there are.
+        generator: maps noise, and labels, to images, float B×C×H×W in [-1, 1].
+        name: name of the layer.
+        batches: inputs of the generator; used twice.
+        segment: segments the images.
+        num_classes: number of classes.
     """
     part = generator.get_submodule(name)
     with _kept(part) as maps:
@@ -161,12 +161,12 @@ def dissect_layer(generator: nn.Module, name: str, batches: Batches, segment: Se
             seen = segment(generator(noise, label))
         high = F.interpolate(maps[0].float(), seen.shape[1:], mode="bilinear", align_corners=False)
         high, flat = high.transpose(0, 1).flatten(1).contiguous(), seen.flatten()
-        place = torch.searchsorted(edges, high)  # levels that a value is above
+        place = torch.searchsorted(edges, high)  # number of levels that a value exceeds
         unit = torch.arange(units, device=place.device)[:, None]
         counts += torch.bincount(((unit * (levels + 1) + place) * num_classes + flat).flatten(), minlength=len(counts))
         sums.index_add_(1, flat, high)
     table = counts.view(units, levels + 1, num_classes)
-    above = table.flip(1).cumsum(1).flip(1)[:, 1:]  # pixels of a class where the unit is above each threshold
+    above = table.flip(1).cumsum(1).flip(1)[:, 1:]  # pixels of a class where the unit exceeds each threshold
     pixels = table[0].sum(0)
     quality, iou = agreement(above, above.sum(2, keepdim=True), pixels, int(pixels.sum()))
     level = quality.argmax(1, keepdim=True)
@@ -185,16 +185,16 @@ def effect(
     segment: Segment,
     seed: int = 0,
 ) -> Effect:
-    """What becomes of a class when units are switched off and on, everywhere in the image.
+    """Measures the effect on a class of switching units off and on, everywhere in the image.
 
     Args:
         generator: see `dissect_layer`.
-        layer: what was found in the layer.
+        layer: results of the layer.
         label: the class.
         units: the channels.
-        batches: what images are made of.
-        segment: sees the classes.
-        seed: of the other units that are switched off to compare with.
+        batches: inputs of the generator.
+        segment: segments the images.
+        seed: seed of the control units.
     """
     part, zero = generator.get_submodule(layer.name), torch.zeros(len(units))
     rest = [k for k in range(len(layer.iou)) if k not in set(units)]

@@ -1,4 +1,4 @@
-"""Features of images."""
+"""Image features."""
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from modules.inspection.taps import tapped
 
 @torch.no_grad()
 def pooled_features(module: VisionModule, images: Tensor, batch_size: int = 64) -> NDArray[np.float32]:
-    """What the backbone makes of images uint8 N×C×S×S: float N×K, of a feature pyramid the mean of its last maps."""
+    """Computes the backbone's features of images, uint8 N×C×H×W: float N×K; for a feature pyramid, the mean of the last
+    map."""
     parts = []
     with tapped(module, []):
         for batch in images.split(batch_size):

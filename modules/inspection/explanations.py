@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM and occlusion for a class; the attention of a transformer."""
+"""Explanations of predictions: Grad-CAM, occlusion, and the attention of vision transformers."""
 
 import difflib
 from typing import Any
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from modules.base import VisionModule
 from modules.inspection.taps import NotApplicableError, _pixels, stages, tapped
 
-PLACES = 4  # a map of fewer places a side says little about where
+PLACES = 4  # minimum side of an informative map
 
 
 def class_names(module: VisionModule) -> list[str]:
-    """The classes that the module tells apart.
+    """Returns the class names of a classifier.
 
     Raises:
-        NotApplicableError: it does not give one score to each class for an image.
+        NotApplicableError: it does not predict one class per image.
     """
     names = module.architecture.get("label_names")
     if not names or not hasattr(module, "head"):
@@ -28,7 +28,7 @@ def class_names(module: VisionModule) -> list[str]:
 
 
 def chosen_class(module: VisionModule, image: Tensor, label: str | None = None) -> Tensor:
-    """The class to explain for each image: the one that is named, or else the one that is predicted; int64 B.
+    """Returns the class to explain for each image, the named or else the predicted one; int64 B.
 
     Raises:
         ValueError: there is no such class.
@@ -43,10 +43,10 @@ def chosen_class(module: VisionModule, image: Tensor, label: str | None = None) 
 
 
 def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
-    """The deepest layer with at least 4×4 places on which the score of a class depends place by place.
+    """Returns the deepest layer with at least 4×4 positions on which the class score depends spatially.
 
-    It is a stage, or, in a transformer, the normalised input of a stage's last block: the sum that the blocks add to has
-    channels of all sizes, and what a ViT's last block gives out is read at its class token only.
+    It is a stage, or, in a transformer, the normalised input of a stage's last block: the residual stream has channels
+    of very different scales, and only the class token of a ViT's last block is used.
 
     Args:
         module: a classifier.
@@ -71,19 +71,20 @@ def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
 
 
 def grad_cam(module: VisionModule, image: Tensor, target: Tensor, layer: str, whole: bool = True) -> Tensor:
-    """Where a class is seen: the maps of a layer, each weighted by the mean slope of the score (arXiv:1610.02391, eq. 1, 2).
+    """Computes Grad-CAM: the maps of a layer, weighted by the mean gradient of the score (arXiv:1610.02391, equations 1
+    and 2).
 
     Args:
         module: a classifier.
         image: uint8 B×C×S×S.
         target: classes, int64 B.
-        layer: the layer whose maps are used, such as `speaking_layer`.
-        whole: sum over the maps, and keep what is positive.
+        layer: the layer, such as the result of `speaking_layer`.
+        whole: sum over the maps and apply ReLU.
 
     Returns:
-        float B×1×H×W, at least 0; or what each map adds, float B×K×H×W.
+        float B×1×H×W, non-negative; or the contribution of each map, float B×K×H×W.
     """
-    from captum.attr import LayerGradCam  # only here: its import takes time
+    from captum.attr import LayerGradCam  # imported here: it is slow
 
     with torch.enable_grad(), tapped(module, [layer]) as taps:
         method = LayerGradCam(lambda pixels: module(pixels * module.full), taps[layer])
@@ -94,16 +95,16 @@ def grad_cam(module: VisionModule, image: Tensor, target: Tensor, layer: str, wh
 
 @torch.no_grad()
 def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int = 5) -> Tensor:
-    """How much the score of a class falls when a part of the image is covered (Zeiler & Fergus 2014, arXiv:1311.2901).
+    """Computes the drop of a class score when parts of the image are occluded (Zeiler & Fergus 2014, arXiv:1311.2901).
 
     Args:
         module: a classifier.
-        image: uint8 B×C×S×S; it is covered with the median colour of its rim, which most often is background.
+        image: uint8 B×C×H×W; occluded with the median colour of its border, which is mostly background.
         target: classes, int64 B.
-        windows: covering windows side by side; they overlap by two thirds.
+        windows: number of windows side by side; they overlap by two thirds.
 
     Returns:
-        float B×1×S×S: the mean over the windows that cover a pixel; negative where the score rises.
+        float B×1×H×W: the mean over the windows that cover a pixel; negative where the score rises.
     """
     from captum.attr import Occlusion
 
@@ -124,23 +125,24 @@ def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int 
 
 @torch.no_grad()
 def attention(module: VisionModule, image: Tensor) -> Tensor:
-    """What the class token of a vision transformer attends to in its last block (as in Caron et al. 2021, arXiv:2104.14294).
+    """Returns the attention of the class token in a vision transformer's last block (as in Caron et al. 2021,
+    arXiv:2104.14294).
 
     Args:
-        module: has a transformer of timm's as its backbone.
+        module: a module with a timm transformer as its backbone.
         image: uint8 B×C×S×S.
 
     Returns:
-        Shares, float B×heads×h×w, one for each patch; together with those of the other tokens they add up to 1.
+        Attention weights of the patches, float B×heads×h×w; together with those of the other tokens they sum to 1.
 
     Raises:
-        NotApplicableError: it is none, or has no class token.
+        NotApplicableError: it is no vision transformer, or has no class token.
     """
     if not isinstance(module.backbone, VisionTransformer) or module.backbone.cls_token is None:
         raise NotApplicableError(f"The {type(module.backbone).__name__} has no class token that attends to patches.")
     seen: list[Tensor] = []
     layer: Any = module.backbone.blocks[-1].attn
-    fused, layer.fused_attn = layer.fused_attn, False  # else the shares are never there as numbers
+    fused, layer.fused_attn = layer.fused_attn, False  # fused attention does not return its weights
     hook = layer.attn_drop.register_forward_hook(lambda part, given, result: seen.append(result))
     try:
         with tapped(module, []):

@@ -1,4 +1,4 @@
-"""Receptive fields, measured exactly."""
+"""Exact receptive fields."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from modules.base import VisionModule
 from modules.inspection.taps import tapped
 from modules.spec import sides
 
-CANVASES = (256, 1024, 4096)  # columns on which receptive fields are measured
+CANVASES = (256, 1024, 4096)  # widths of the inputs that receptive fields are measured on
 
 
 class Field(NamedTuple):
-    """What the units of a layer see of the image.
+    """Receptive field of a layer's units.
 
     Attributes:
-        size: side of the square that a unit sees, in pixels; None for all of the image.
-        stride: pixels from one unit to the next.
-        start: first pixel that the first unit sees, negative where it sees the padding.
+        size: side of the receptive field, in pixels; None for the whole image.
+        stride: pixels between neighbouring units.
+        start: first pixel of the first unit's field, negative in the padding.
     """
 
     size: int | None
@@ -31,7 +31,7 @@ class Field(NamedTuple):
     start: int
 
     def box(self, y: int, x: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """What the unit at row y and column x sees of an image of this size: left, top, right, bottom in pixels."""
+        """Returns the receptive field of the unit at row y and column x: left, top, right, bottom in pixels."""
         if self.size is None:
             return 0, 0, width, height
         left, top = (self.start + self.stride * place for place in (x, y))
@@ -39,7 +39,7 @@ class Field(NamedTuple):
 
 
 class _Spread(TorchFunctionMode):
-    """Lets not-a-number spread as convolutions and fully connected layers would, without their arithmetic."""
+    """Propagates NaN through convolutions and linear layers as they would, without their arithmetic."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -68,18 +68,18 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, Field]:
-    """How much of the image a unit in the middle of each layer sees, exactly.
+    """Measures the receptive field of a unit in the middle of each layer, exactly.
 
-    Not-a-number spreads from a pixel to every unit that depends on it, whatever the weights: the edges of the field are
-    found by bisection over the columns that are set to it. Convolutional networks are given a strip, so long that also
-    fields beyond the image are measured; a network that takes one size only, that size.
+    NaN propagates from a pixel to every unit that depends on it, whatever the weights: the edges of the field are found
+    by bisection over the columns that are set to NaN. Convolutional networks get a strip, so wide that fields larger
+    than the image are measured, too; networks for a fixed size get an image of that size.
 
     Args:
         module: the network.
-        layers: names in the backbone.
+        layers: names of layers in the backbone.
 
     Returns:
-        The field of each layer. (Theory: Araujo et al. 2019, doi:10.23915/distill.00021.)
+        Receptive field of each layer. (Theory: Araujo et al. 2019, doi:10.23915/distill.00021.)
     """
     size, channels = sides(module.architecture["image_size"]), module.architecture["in_chans"]
     twin = deepcopy(module).cpu().float()
@@ -91,13 +91,13 @@ def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, F
 
         @cache
         def reached(first: int, last: int, height: int = height, width: int = width) -> dict[str, tuple[bool, int]]:
-            """Whether columns reach the middle unit of each layer, and how many columns the layer has."""
+            """Whether columns reach the middle unit of each layer, and the layer's number of columns."""
             canvas = torch.zeros(1, channels, height, width)
             canvas[..., first:last] = torch.nan
             with torch.no_grad(), tapped(twin, layers, (height, width) == size) as taps, _Spread():
                 try:
                     twin.backbone(canvas)
-                except (RuntimeError, AssertionError, ValueError):  # fully connected layers of another size
+                except (RuntimeError, AssertionError, ValueError):  # fully connected layers for another size
                     if not all(hasattr(tap, "maps") for tap in taps.values()):
                         return {}
             units = {name: tap.maps[0, :, tap.maps.shape[2] // 2] for name, tap in taps.items()}

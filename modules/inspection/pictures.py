@@ -1,4 +1,4 @@
-"""What a network looks at, drawn: filters, feature maps, explanations, units, receptive fields, embeddings."""
+"""Drawings of filters, feature maps, explanations, units, receptive fields and embeddings."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from modules.pictures.sheets import as_rgb, sheet, signed, stacked
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:
-    """The first layer's kernels; grey is zero, and each filter has its own scale.
+    """Draws the kernels of the first layer; grey is zero, and each filter has its own scale.
 
     Raises:
         NotApplicableError: it has none.
@@ -31,7 +31,8 @@ def draw_filters(module: VisionModule, most: int = 64) -> Picture:
 
 
 def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, most: int = 8) -> Picture:
-    """What the blocks give out for an image, uint8 1×C×S×S: of each block the channels that differ most over the image.
+    """Draws the feature maps of blocks for an image, uint8 1×C×H×W: of each block the channels that vary most over the
+    image.
 
     Raises:
         NotApplicableError: the network has no maps.
@@ -50,10 +51,10 @@ def draw_feature_maps(module: VisionModule, image: Tensor, columns: int = 8, mos
 
 
 def draw_attention(module: VisionModule, image: Tensor) -> Picture:
-    """What each head of a vision transformer's last block attends to in an image, uint8 1×C×S×S.
+    """Draws the attention of each head in a vision transformer's last block for an image, uint8 1×C×H×W.
 
     Raises:
-        NotApplicableError: it is no vision transformer with a class token.
+        NotApplicableError: it is not a vision transformer with a class token.
     """
     (heads,) = see.attention(module, image)
     maps = [heat(head.float().cpu().numpy()) for head in heads]
@@ -66,10 +67,10 @@ def draw_attention(module: VisionModule, image: Tensor) -> Picture:
 def draw_explanation(
     module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
 ) -> Picture:
-    """Grad-CAM and occlusion of an image, uint8 1×C×S×S, for its predicted class or one that is named.
+    """Draws Grad-CAM and occlusion of an image, uint8 1×C×H×W, for its predicted class or a given one.
 
     Raises:
-        NotApplicableError: the module does not tell classes apart.
+        NotApplicableError: the module is not a classifier.
         ValueError: there is no such class or layer.
     """
     names, target = see.class_names(module), see.chosen_class(module, image, label)
@@ -82,7 +83,7 @@ def draw_explanation(
         if cam.shape[-1] > 1:
             maps = [(f"Grad-CAM at {layer}", _smooth(cam, image.shape[-2:]), "inferno")]
     except see.NotApplicableError:
-        pass  # an MLP can only be covered
+        pass  # an MLP only supports occlusion
     covered = see.occlusion(module, image, target)[0, 0].cpu().numpy()
     maps.append(("occlusion: score lost when covered", covered, "RdBu_r"))
     return overlays(_hwc(image[0]), f"{names[int(target)]} {probability:.2f}", maps)
@@ -91,9 +92,9 @@ def draw_explanation(
 def draw_unit(
     module: VisionModule, images: Tensor, layer: str, channel: int, captions: Sequence[str] = (), steps: int = 150
 ) -> Picture:
-    """What excites a unit: the image that gradient ascent makes, and the patches of images, uint8 N×C×S×S.
+    """Draws the images that activate a unit most: one found by gradient ascent, and patches of images, uint8 N×C×H×W.
 
-    Of units that see all of an image, the rest of it is darkened where the map is below half its highest value.
+    For units that see the whole image, it is darkened where the feature map is below half of its maximum.
 
     Raises:
         ValueError: there is no such unit.
@@ -127,14 +128,14 @@ def draw_embedding(
     names: Sequence[str],
     method: Literal["pca", "tsne"] = "tsne",
 ) -> Picture:
-    """The backbone's features of images, uint8 N×C×S×S, in the plane, coloured by class."""
+    """Draws the backbone's features of images, uint8 N×C×H×W, in the plane, coloured by class."""
     points = project(see.pooled_features(module, images), method)
     title = f"{len(images)} images as the network sees them ({'t-SNE' if method == 'tsne' else 'PCA'})"
     return scatter(points, labels, names, title)
 
 
 def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
-    """Receptive fields over an image, uint8 C×S×S.
+    """Draws receptive fields over an image, uint8 C×H×W.
 
     Raises:
         NotApplicableError: there are none.
@@ -154,7 +155,8 @@ def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
 def default_unit(
     module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
 ) -> tuple[str, int]:
-    """Layer and channel that speak most for the class of an image, uint8 1×C×S×S; without classes, that answer most.
+    """Returns layer and channel that contribute most to the class of an image, uint8 1×C×H×W; without classes, the most
+    active ones.
 
     Raises:
         ValueError: there is no such class or layer.

@@ -1,4 +1,4 @@
-"""Taps on a network's layers: feature maps and filters."""
+"""Access to a network's layers: feature maps and filters."""
 
 import difflib
 import math
@@ -16,11 +16,11 @@ from modules.spec import sides
 
 
 class NotApplicableError(ValueError):
-    """What is asked for has no meaning for this network; the message says why."""
+    """The request does not apply to this network; the message says why."""
 
 
 def stages(module: VisionModule) -> list[str]:
-    """The layers after which the backbone's blocks end, from the input on; none for a network without maps."""
+    """Returns the last layers of the backbone's blocks, in order; empty for a network without feature maps."""
     info = getattr(module.backbone, "feature_info", [])
     names = [level["module"] for level in getattr(info, "info", info)]
     known = dict(module.backbone.named_modules())
@@ -29,10 +29,10 @@ def stages(module: VisionModule) -> list[str]:
 
 
 def find_layer(module: VisionModule, name: str) -> nn.Module:
-    """A layer by its name in the backbone, or in the module (``head``).
+    """Returns a layer by its name in the backbone, or in the module (``head``).
 
     Raises:
-        ValueError: there is none; the message names some that there are.
+        ValueError: there is no such layer; the message names similar ones.
     """
     known = dict(module.named_modules()) | dict(module.backbone.named_modules())
     if name not in known or not name:
@@ -46,27 +46,27 @@ def find_layer(module: VisionModule, name: str) -> nn.Module:
 
 
 class Tap(nn.Module):
-    """Stands behind a layer and lets its maps pass, so that they can be read, and be differentiated by."""
+    """Records the feature maps of a layer without changing them, also for gradients."""
 
     def __init__(self, name: str, channels_last: bool, prefix: int, square: bool) -> None:
         super().__init__()
         self.name, self.channels_last, self.prefix, self.square = name, channels_last, prefix, square
         self.maps: Tensor
-        self.as_it_is = False  # the layer itself gives out maps
+        self.as_it_is = False  # the layer's output has the format of feature maps
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float B×K×H×W."""
+        """Records float B×K×H×W."""
         self.maps = maps
-        return maps.clone()  # the next layer may work in place
+        return maps.clone()  # the next layer may modify it in place
 
     def hook(self, layer: nn.Module, given: Any, result: Any) -> Tensor:
-        """Turns what the layer gave out into maps, and back.
+        """Converts the output of a layer to feature maps, and back.
 
-        B×K×H×W is taken as it is; B×H×W×K (Swin) is permuted; of the tokens B×N×K of a transformer those for the whole
-        image are set aside and the others laid out as a square; a vector B×K is a map of one place.
+        B×K×H×W is used unchanged; B×H×W×K (Swin) is permuted; tokens B×N×K of a transformer are arranged in a square,
+        without its prefix tokens; a vector B×K is a map of one pixel.
 
         Raises:
-            ValueError: it is none of these.
+            ValueError: it has another format.
         """
         if isinstance(result, Tensor) and result.ndim == 2:
             return self(result[..., None, None])[..., 0, 0]
@@ -88,12 +88,12 @@ class Tap(nn.Module):
 
 @contextmanager
 def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = None) -> Iterator[dict[str, Tap]]:
-    """Taps at layers, which hold the ``maps`` of the last forward pass; the module is in evaluation mode meanwhile.
+    """Context that records the ``maps`` of layers in the last forward pass, with the module in evaluation mode.
 
     Args:
         module: the network.
-        layers: names as `find_layer` takes them.
-        square: the images are square, so that the maps are; None for those of the module's data.
+        layers: names that `find_layer` accepts.
+        square: whether the images, and so the maps, are square; None for the module's image size.
 
     Raises:
         ValueError: there is no such layer.
@@ -107,7 +107,7 @@ def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = No
     taps = {name: Tap(name, channels_last, prefix, square) for name in layers}
     hooks = [find_layer(module, name).register_forward_hook(tap.hook) for name, tap in taps.items()]
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code would not see the taps
+        with torch.compiler.set_stance("force_eager"):  # taps are not called in compiled code
             module.eval()
             yield taps
     finally:
@@ -117,7 +117,7 @@ def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = No
 
 
 def _run(module: VisionModule, pixels: Tensor, taps: dict[str, Tap]) -> None:
-    """Lets pixels, float B×C×S×S in [0, 1], pass through the backbone, or through all of the module if a tap needs it."""
+    """Runs the backbone on pixels, float B×C×H×W in [0, 1], or the whole module if a tap needs it."""
     inner = dict(module.backbone.named_modules())
     if all(name in inner for name in taps):
         module.backbone(module.normalize(pixels * module.full))
@@ -136,15 +136,15 @@ def _pixels(module: VisionModule, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_maps(module: VisionModule, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What layers give out for images.
+    """Computes the feature maps of layers for images.
 
     Args:
         module: the network.
         image: uint8 B×C×S×S.
-        layers: names as `find_layer` takes them.
+        layers: names that `find_layer` accepts.
 
     Returns:
-        For each layer its maps, float B×K×H×W.
+        Feature maps of each layer, float B×K×H×W.
     """
     with tapped(module, layers) as taps:
         _run(module, _pixels(module, image), taps)
@@ -152,17 +152,17 @@ def feature_maps(module: VisionModule, image: Tensor, layers: Sequence[str]) -> 
 
 
 def filters(module: VisionModule, layer: str | None = None) -> tuple[str, NDArray[np.float32]]:
-    """The kernels of a convolution. For the fully connected first layer of an MLP: its weights, as pictures.
+    """Returns the kernels of a convolution; for the fully connected first layer of an MLP, its weights as images.
 
     Args:
         module: the network.
-        layer: name of the layer; None takes the first.
+        layer: name of the layer; None for the first.
 
     Returns:
         The layer's name, and float K×C×h×w.
 
     Raises:
-        NotApplicableError: it has no kernels, or kernels of one pixel.
+        NotApplicableError: it has no kernels, or only 1×1 kernels.
         ValueError: there is no such layer.
     """
     found = {layer: find_layer(module, layer)} if layer else dict(module.backbone.named_modules())
@@ -182,6 +182,6 @@ def filters(module: VisionModule, layer: str | None = None) -> tuple[str, NDArra
 
 
 def check_unit(maps: Tensor, layer: str, channel: int) -> None:
-    """Raises a ValueError where a layer, whose maps are float B×K×H×W, has no such channel."""
+    """Raises a ValueError if a layer, whose maps are float B×K×H×W, has no such channel."""
     if not 0 <= channel < maps.shape[1]:
         raise ValueError(f"{layer} has the channels 0 to {maps.shape[1] - 1}, and no channel {channel}.")

@@ -1,4 +1,4 @@
-"""What a unit answers to: its top patches, and the image that gradient ascent finds."""
+"""Preferred inputs of a unit: top patches, and an image from gradient ascent."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from modules.spec import sides
 
 
 class Patch(NamedTuple):
-    """Where a unit was excited: how much, by which image, at which row and column of its map."""
+    """Location of a unit's maximum: value, index of the image, row and column of the feature map."""
 
     value: float
     image: int
@@ -25,7 +25,7 @@ class Patch(NamedTuple):
 
 
 class _Leaky(TorchFunctionMode):
-    """Lets a slope pass where a rectifier is shut, so that also a unit at rest can be excited; values stay as they are."""
+    """Lets a gradient pass through inactive rectifiers, so that inactive units can be excited; values do not change."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,15 +40,16 @@ class _Leaky(TorchFunctionMode):
 def top_patches(
     module: VisionModule, images: Tensor, layer: str, channel: int, count: int = 9, batch_size: int = 64
 ) -> list[Patch]:
-    """The images, each at its best place, that excite a unit most (Zeiler & Fergus 2014, arXiv:1311.2901, figure 2).
+    """Finds the images, each at its best position, that activate a unit most (Zeiler & Fergus 2014, arXiv:1311.2901,
+    figure 2).
 
     Args:
         module: the network.
         images: uint8 N×C×S×S.
         layer: name of the layer.
-        channel: the unit; it is searched for at every position of the map.
-        count: how many.
-        batch_size: images that go through the network together.
+        channel: the unit; evaluated at every position of the feature map.
+        count: number of patches.
+        batch_size: images per forward pass.
 
     Raises:
         ValueError: there is no such unit.
@@ -67,21 +68,21 @@ def top_patches(
 def gradient_ascent(
     module: VisionModule, layer: str, channel: int, steps: int = 150, rate: float = 0.03, seed: int = 0
 ) -> tuple[NDArray[np.uint8], float, float]:
-    """Makes an image that excites a unit, beginning with faint noise.
+    """Optimises an image that activates a unit, starting from faint noise.
 
-    So that it looks like something, the image is made of waves of which the short ones are weak, and in each step moved,
-    turned and scaled a little before the network sees it (Olah et al. 2017, doi:10.23915/distill.00007).
+    For natural-looking results, the image is parametrised by its Fourier coefficients with high frequencies damped, and
+    randomly shifted, rotated and scaled at each step (Olah et al. 2017, doi:10.23915/distill.00007).
 
     Args:
         module: the network.
         layer: name of the layer.
-        channel: the unit, whose mean over the map is maximised.
-        steps: of Adam.
-        rate: Adam's learning rate.
-        seed: seed of the noise and of the movements.
+        channel: the unit, whose mean over the feature map is maximised.
+        steps: number of steps of Adam.
+        rate: learning rate of Adam.
+        seed: seed of the noise and the transformations.
 
     Returns:
-        The image, uint8 S×S×C, and the unit's activation at the beginning and at the end.
+        The image, uint8 H×W×C, and the unit's activation at the beginning and at the end.
 
     Raises:
         ValueError: there is no such unit.
@@ -95,7 +96,7 @@ def gradient_ascent(
     frequency = torch.sqrt(torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2)
     weight = (0.25 / frequency.clamp(min=1 / max(height, width))).to(device)
     colours = torch.eye(channels, device=device)
-    if channels == 3:  # brightness, red against green, yellow against blue, as strong as in photographs
+    if channels == 3:  # luminance, red-green, yellow-blue, scaled as in photographs
         colours = torch.tensor([[1.0, 1.0, 1.0], [0.35, -0.35, 0.0], [0.15, 0.15, -0.3]], device=device)
     waves = (0.01 * draw(1, channels, height, width // 2 + 1, 2)).requires_grad_()
 

@@ -1,4 +1,4 @@
-"""Learning from images without labels: what all views of an image have in common."""
+"""Self-supervised learning from views of images."""
 
 from modules.self_supervised.methods import DINO, Method, VICReg
 from modules.self_supervised.module import SelfSupervisedModule

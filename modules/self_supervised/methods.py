@@ -1,4 +1,4 @@
-"""What is minimised over the views of images, and how it looks when the network finds the cheap way out."""
+"""Self-supervised losses, and detection of their collapse."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,61 +15,61 @@ from modules.networks.parts import Part, within
 from modules.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, ShareBelowOne
 
 Gather = Callable[[Tensor], Tensor]  # see `modules.processes.gathered`
-Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image's area
+Crop = tuple[int, float, float]  # side of a view in pixels, minimum and maximum fraction of the image's area
 
 
 class Method(Part):
-    """Base of the methods: a head on the backbone's features, and a loss of what it makes of several views of an image."""
+    """Base class of methods: a projection head on the backbone's features, and a loss of several views of an image."""
 
-    taught: ClassVar[bool] = False  # by the moving average of its own weights
+    taught: ClassVar[bool] = False  # whether the targets come from a teacher, the moving average of the weights
 
     def build(self, features: int) -> None:
-        """Makes the head.
+        """Creates the head.
 
         Args:
-            features: numbers that the backbone makes of an image.
+            features: number of the backbone's features.
         """
         raise NotImplementedError
 
     def crops(self, side: int) -> list[Crop]:
-        """The views of each image of this side in pixels, two large ones first."""
+        """Returns the views of images of this side in pixels; the first two are the global ones."""
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> Tensor:
-        """float B×F to what is compared, float B×D."""
+        """Projects features, float B×F, to float B×D."""
         raise NotImplementedError
 
     def losses(self, views: Sequence[Tensor], taught: Sequence[Tensor], gather: Gather) -> Losses:
-        """The loss of a batch; in training also what `collapsed` judges by.
+        """Computes the loss of a batch; in training also the metrics for `collapsed`.
 
         Args:
-            views: what the head makes of each view, float B×D.
-            taught: what the teacher's head makes of the two large views; without a teacher the same as of ``views``.
-            gather: gives the values of all processes.
+            views: projections of each view, float B×D.
+            taught: the teacher's projections of the two global views; without a teacher, the first two of ``views``.
+            gather: gathers the values of all processes.
         """
         raise NotImplementedError
 
     def collapsed(self, figures: Mapping[str, float]) -> str:
-        """In words, how the network has collapsed by the means of an epoch, and what often helps; nothing where it has not."""
+        """Describes a collapse, with remedies, from the means of an epoch; empty if there is none."""
         raise NotImplementedError
 
 
 class DINO(Method):
-    """Self-distillation (Caron et al. 2021, arXiv:2104.14294): the network learns to say of each view of an image what its
-    teacher, the moving average of its weights, says of the large ones. The average's decay rises from
-    ``optimization.ema_decay`` (by default 0.996) to 1 with half a cosine.
+    """DINO, self-distillation (Caron et al. 2021, arXiv:2104.14294): the student predicts, from each view of an image,
+    the output of a teacher, the moving average of its weights, for the global views. The decay of the average rises
+    from ``optimization.ema_decay`` (by default 0.996) to 1 with a cosine schedule.
 
     Args:
-        prototypes: numbers that the head ends with; 65,536 in the paper.
+        prototypes: number of prototypes, the output size of the head; 65,536 in the paper.
         hidden: width of the head's two hidden layers.
-        bottleneck: numbers of length one before the prototypes.
-        student_temperature: by which the network's numbers are divided before the softmax.
-        teacher_temperature: the same of the teacher's; a lower one sharpens.
-        centre_momentum: decay of the mean of the teacher's numbers, which is subtracted from them.
-        local_views: small views, which only the network sees.
+        bottleneck: size of the normalised layer before the prototypes.
+        student_temperature: softmax temperature of the student.
+        teacher_temperature: softmax temperature of the teacher; lower values sharpen its output.
+        centre_momentum: decay of the moving average of the teacher's outputs, which is subtracted from them.
+        local_views: number of local views, which only the student sees.
         local_size: their side in pixels; None for half of the images'.
-        share: share of an image's area that a small view shows at most, and a large one at least.
-        least: share that a small view shows at least.
+        share: largest fraction of an image's area in a local view, and smallest one in a global view.
+        least: smallest fraction in a local view.
     """
 
     taught = True
@@ -116,13 +116,13 @@ class DINO(Method):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        """float B×F to the cosine with each prototype, float B×K."""
+        """Computes the cosine similarity with each prototype, float B×K, from float B×F."""
         return F.linear(F.normalize(self.head(features)), F.normalize(self.weight))
 
     @override
     def losses(self, views: Sequence[Tensor], taught: Sequence[Tensor], gather: Gather) -> Losses:
-        """See `Method.losses`; the mean cross-entropy of all pairs of a large view, as the teacher sees it, and another view
-        (equations 2 and 3)."""
+        """See `Method.losses`; the mean cross-entropy over all pairs of a global view of the teacher and another view
+        of the student (equations 2 and 3)."""
         targets = [((one - self.centre) / self.teacher_temperature).softmax(1) for one in taught]
         logs = [(one / self.student_temperature).log_softmax(1) for one in views]
         pairs = [-(p * q).sum(1).mean() for i, p in enumerate(targets) for j, q in enumerate(logs) if i != j]
@@ -140,22 +140,22 @@ class DINO(Method):
         if figures["told"] >= 0.05:
             return ""
         entropy, most = figures["entropy"], math.log(self.prototypes)
-        said = f"the teacher says the same of all images (entropy {entropy:.2f} of at most {most:.2f}"
+        said = f"the teacher's output is the same for all images (entropy {entropy:.2f} of at most {most:.2f}"
         if entropy > most / 2:
-            return f"{said}: it is undecided). What often helps: a lower --model.method.teacher_temperature, a lower learning rate"
-        return f"{said}: one prototype takes all). What often helps: a higher --model.method.teacher_temperature, a lower --model.method.centre_momentum, a lower learning rate"  # fmt: skip
+            return f"{said}: uniform). Try a lower --model.method.teacher_temperature, a lower learning rate"
+        return f"{said}: a single prototype). Try a higher --model.method.teacher_temperature, a lower --model.method.centre_momentum, a lower learning rate"  # fmt: skip
 
 
 class VICReg(Method):
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022, arXiv:2105.04906): two views of an image get the
-    same embedding, whose numbers each differ between images and are not correlated with each other.
+    """VICReg, variance-invariance-covariance regularisation (Bardes et al. 2022, arXiv:2105.04906): two views of an
+    image have the same embedding, whose dimensions vary between images and are uncorrelated.
 
     Args:
-        size: numbers of the embedding; 8,192 in the paper.
+        size: size of the embedding; 8,192 in the paper.
         invariance: weight of the squared difference between the views.
-        variance: weight of what each number's standard deviation lacks of 1.
+        variance: weight of the hinge loss that keeps each dimension's standard deviation above 1.
         covariance: weight of the squared covariances.
-        share: share of an image's area that a view shows at least.
+        share: smallest fraction of an image's area in a view.
     """
 
     def __init__(
@@ -207,6 +207,6 @@ class VICReg(Method):
         if figures["spread"] >= 0.1:
             return ""
         return (
-            f"all images get nearly the same embedding (its numbers deviate by {figures['spread']:.2f} instead of 1). What "
-            "often helps: a higher --model.method.variance, a lower learning rate, a larger batch"
+            f"all images have nearly the same embedding (standard deviation {figures['spread']:.2f} instead of 1). Try "
+            "a higher --model.method.variance, a lower learning rate, a larger batch"
         )

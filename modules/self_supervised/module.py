@@ -1,4 +1,4 @@
-"""The task of learning without labels: views, the teacher, what is measured on the way."""
+"""Self-supervised learning: views, teacher, evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ from modules.self_supervised.methods import DINO, Method
 from modules.spec import Backbone, DataSpec
 from modules.training_data import given_data, settings_of
 
-KNOWN = 10_000  # training images whose labels are used for measuring
+KNOWN = 10_000  # number of training images whose labels are used for evaluation
 MOMENTUM = 0.996
-GRACE = 200  # steps in which random weights may say what they want
-FLAT = 2.0  # effective rank of a batch under which features say next to nothing
+GRACE = 200  # steps without collapse detection
+FLAT = 2.0  # effective rank of a batch below which features have collapsed
 
 
 class Teacher(WeightAverage):
-    """The average of the weights as a teacher: its decay rises with half a cosine from the given one to 1, which it reaches at
-    the end of the training; where that is not known, it stays."""
+    """The teacher, a moving average of the weights: its decay rises from the given one to 1 at the end of the training
+    with a cosine schedule; it is constant if the length of the training is unknown."""
 
     total = 0
 
     @property
     def network(self) -> "SelfSupervisedModule":
-        """The teacher, during a training."""
+        """Network of the teacher, during training."""
         assert self._average_model is not None
         return cast("SelfSupervisedModule", self._average_model.module)
 
@@ -58,26 +58,26 @@ class Teacher(WeightAverage):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.total = total_steps(trainer)
-        for part in self.network.modules():  # without dropout; its statistics are averages, too
+        for part in self.network.modules():  # without dropout; its batch-norm statistics are averages, too
             part.train(isinstance(part, _BatchNorm))
             if isinstance(part, _BatchNorm):
                 part.momentum = 0.0
 
 
 class SelfSupervisedModule(VisionModule):
-    """A backbone learns from images without labels, by what different views of an image have in common. Its purpose is to
-    start other tasks, or to embed images.
+    """Self-supervised learning: a backbone is trained on images without labels, from different views of an image. For
+    pretraining, or to embed images.
 
-    Labels are for measuring: where data have them, each validation also measures how many images the nearest neighbours among
-    the training images (``knn``) and a linear classifier on the features (``probe``) get right; the first chooses the best
-    checkpoint. Without labels that is the effective rank of the features (``rank``). In evaluation the views
-    are the image and its mirror image, and the network is the teacher where there is one.
+    Labels are used for evaluation only: if data have them, each validation also computes the accuracy of a
+    nearest-neighbour classifier (``knn``) and of a linear one (``probe``) on the features of training images; the
+    former selects the best checkpoint. Without labels, the effective rank of the features (``rank``) does. In
+    evaluation, the views are the image and its mirror image, and the network is the teacher, if there is one.
 
     Args:
-        data: description of its data.
-        backbone: the network that learns.
-        method: what is minimised: `DINO`, the default, or `VICReg`.
-        optimization: how it is trained.
+        data: description of the data.
+        backbone: the network to train.
+        method: the loss: `DINO` (default) or `VICReg`.
+        optimization: optimiser, schedule and regularisation.
     """
 
     mode = "max"
@@ -101,10 +101,10 @@ class SelfSupervisedModule(VisionModule):
         for side in {side for side, *_ in self.method.crops(data.image_size)} - {data.image_size}:
             self._try(backbone.name, side)
         self.gathered = PerStage(lambda _: Gathered())
-        self._known: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None  # features and labels to measure with
+        self._known: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None  # features and labels
 
     def _try(self, name: str, side: int) -> None:
-        """Looks whether the backbone takes views of another size than the images'.
+        """Checks that the backbone accepts views of another size than the images.
 
         Raises:
             BackboneError: it does not.
@@ -137,11 +137,12 @@ class SelfSupervisedModule(VisionModule):
         return Teacher(MOMENTUM if decay is None else decay)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 B×C×S×S to features, float32 B×F."""
+        """Computes features, float32 B×F, from images, uint8 B×C×H×W."""
         return cast(Tensor, self.backbone(self.normalize(image)).float())
 
     def compared(self, views: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        """What the backbone makes of the first view, float B×F, and the head of each, float B×D; views are uint8 B×C×s×s."""
+        """Computes the features of the first view, float B×F, and the projections of all views, float B×D, from views,
+        uint8 B×C×s×s."""
         sizes = [torch.cat(list(same)) for _, same in groupby(views, lambda view: view.shape[-2:])]
         features = torch.cat([self(images) for images in sizes])
         return features[: len(views[0])], self.method(features).float().split(len(views[0]))
@@ -164,27 +165,27 @@ class SelfSupervisedModule(VisionModule):
 
     @property
     def _teacher(self) -> "SelfSupervisedModule":
-        if self._trainer is None:  # a step is tried
+        if self._trainer is None:  # when a step is tried out
             return deepcopy(self).requires_grad_(False)
         return next(each.network for each in self._callbacks if isinstance(each, Teacher))
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Looks whether the network has found the cheap way out."""
+        """Warns if the representation has collapsed."""
         super().on_train_epoch_end()
         names = (key for key in self.trainer.callback_metrics if key.startswith("train/"))
         means = {name.removeprefix("train/"): float(self.trainer.callback_metrics[name]) for name in names}
         said = self.method.collapsed(means)
         if not said and means["rank"] < FLAT:
             said = (
-                f"the features of different images differ in {means['rank']:.1f} directions only (effective rank). What often "
-                "helps: stronger --data.augmentation, a lower learning rate, a larger batch"
+                f"the effective rank of the features is {means['rank']:.1f}. Try "
+                "stronger --data.augmentation, a lower learning rate, a larger batch"
             )
         if said and self.global_step >= GRACE:
             rank_zero_warn(f"The representation collapses: in epoch {self.current_epoch} {said}.")
 
     def on_validation_epoch_start(self) -> None:
-        """Embeds the training images that are known; here the weights are already those that are validated."""
+        """Embeds labelled training images with the weights that are validated."""
         self._know()
 
     def on_test_epoch_start(self) -> None:
@@ -200,8 +201,8 @@ class SelfSupervisedModule(VisionModule):
     def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
         views = [batch["image"], batch["image"].flip(3)]
         features, compared = self.compared(views)
-        self.gathered[stage].update(features, batch["label"], batch["label"])  # their order does not matter
-        return self.method.losses(compared, compared, lambda own: own)  # processes have unequal batches
+        self.gathered[stage].update(features, batch["label"], batch["label"])  # order is irrelevant
+        return self.method.losses(compared, compared, lambda own: own)  # processes have batches of different sizes
 
     @override
     def report(self, stage: Stage) -> Report:
@@ -209,14 +210,14 @@ class SelfSupervisedModule(VisionModule):
         self.gathered[stage].reset()
         figures: dict[str, Tensor | float] = {"rank": effective_rank(features)}
         if self._known is not None:
-            asked = (features.cpu().numpy(), labels.view(-1).cpu().numpy())  # of one image, a scalar
+            asked = (features.cpu().numpy(), labels.view(-1).cpu().numpy())  # a scalar for a single image
             figures |= {"knn": neighbours(self._known, asked), "probe": probe(self._known, asked)}
         self._known = None
         return Report(figures)
 
     @override
     def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
-        """Draws images; in a training, of each all views in a row."""
+        """Draws images; in training, a row of all views for each."""
         if "views" not in batch:
             return super().draw_samples(batch, columns)
         views = [batch["image"], *batch["views"]]
@@ -226,5 +227,5 @@ class SelfSupervisedModule(VisionModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``embedding``, the backbone's pooled features, a list of floats."""
+        """Returns the ``embedding`` of each image, the backbone's pooled features, a list of floats."""
         return [{"embedding": row} for row in self(batch["image"]).tolist()]

@@ -1,4 +1,4 @@
-"""Images of one domain to another: CycleGAN, StarGAN."""
+"""Image-to-image translation: CycleGAN, StarGAN."""
 
 from modules.networks.translators import ResidualTranslator, Translator
 from modules.translation.module import TranslationModule

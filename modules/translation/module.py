@@ -1,4 +1,4 @@
-"""From one domain of images to another: a generator turns images instead of noise into images."""
+"""Unpaired image-to-image translation between domains."""
 
 import math
 from copy import deepcopy
@@ -39,50 +39,50 @@ from modules.translation.translators import (
     values_of,
 )
 
-SHIFT = 2  # pixels by which the judge's images are shifted
+SHIFT = 2  # maximum random shift of the judge's training images, in pixels
 PICTURED = 8
 
 
 class TranslationModule(AdversarialModule):
-    """Translates images of some domains into each other, learned from unpaired images of each.
+    """Image-to-image translation between domains, trained on unpaired images of each.
 
     | kind | parts |
     |---|---|
     | CycleGAN (the default; Zhu et al. 2017, arXiv:1703.10593) | a generator and a discriminator for each domain, ``LeastSquares``, an image pool |
     | StarGAN (Choi et al. 2018, arXiv:1711.09020) | ``shared: true``: one of each for all domains. The generator is told the wanted domain by planes, the discriminator tells of which domain an image is. ``Wasserstein`` with ``GradientPenalty``, ``pool: 0``, ``identity: 0`` |
 
-    The generator minimises, beside what the discriminator says: ``cycle`` · mean |G(G(x, there), back) − x|, ``identity``
-    · mean |G(x, its own domain) − x|, and, where it is shared, ``domain`` times the cross-entropy of the wanted domain;
-    values of images are in [-1, 1]. With the discriminator's scores there is one for each patch.
+    The generator minimises, besides the adversarial loss: ``cycle`` · mean |G(G(x, there), back) − x|, ``identity`` ·
+    mean |G(x, its own domain) − x|, and, if it is shared, ``domain`` times the cross-entropy of the target domain;
+    values of images are in [-1, 1]. The discriminator has one score per patch.
 
-    Measured is the generator's moving average, by a judge: a small convnet that is trained when the run begins on
-    the labelled training images, and whose name is part of the figures' names. ``fd``: the Fréchet distance of its
-    features between translations into a domain and real images of it (for each value of each attribute, then the mean),
-    and ``fd_untranslated`` the same for images of other domains as they are; one figure for each attribute (``domain``, or
-    the data's own): the share of translations in which the judge sees the value that was asked for; ``content``, where
-    the data say what must stay: the share in which it sees that. With ``_real`` in their names: the same for real images,
-    the most that can be hoped for. ``cycle``: mean error of an image that went there and back, for values in [0, 1].
-    `Health` watches translations of the same training images, and says what goes wrong.
+    The generator's moving average is evaluated by a judge: a small convnet that is trained at the start of the run on
+    the labelled training images, and whose name is part of the metrics' names. ``fd``: the Fréchet distance of its
+    features between translations into a domain and real images of it (for each value of each attribute, averaged), and
+    ``fd_untranslated``, the same for untranslated images of other domains; one metric for each attribute (``domain``,
+    or the data's own): the fraction of translations that the judge classifies as the target value; ``content``, if the
+    data define content to preserve: the fraction in which the judge recognises it. Metrics ending in ``_real`` are
+    those of real images, an upper bound. ``cycle``: mean error of an image after translation and back, for values in
+    [0, 1]. `Health` monitors translations of fixed training images, and reports failures.
 
     Args:
-        data: description of its data. Domains are its ``label_names``; ``attributes`` are what they differ in.
-        backbone: the discriminator's, where it has several one for each: ``patchgan``, or any timm name with feature
-            maps. ``compile`` compiles the generators.
+        data: description of the data. Domains are its ``label_names``; ``attributes`` are what they differ in.
+        backbone: the network of the discriminator, or of each discriminator if there are several: ``patchgan``, or any
+            timm name with feature maps. ``compile`` compiles the generators.
         translator: layers of the generator.
-        objective: what the players minimise; by default least squares.
-        regularizer: what the discriminator pays for its slope.
-        shared: one generator and one discriminator for all domains, instead of one for each.
+        objective: losses of both players; by default least squares.
+        regularizer: gradient penalty of the discriminator.
+        shared: one generator and one discriminator for all domains, instead of one per domain.
         cycle: weight of the cycle consistency loss.
-        identity: weight of the identity loss: an image that is already in the wanted domain must not change.
+        identity: weight of the identity loss: an image that is already in the target domain must not change.
         domain: weight of the domain classification loss.
-        pool: earlier translations into each domain that are kept for the discriminator.
-        judge_steps: batches of 64 that the judge learns from.
-        health_every: generator's steps between two looks at the training's health.
-        stop_on_failure: end the training when it fails; the best checkpoint is kept.
-        optimization: how the players are trained.
+        pool: number of earlier translations per domain that are kept for the discriminator.
+        judge_steps: training steps of the judge, with 64 images each.
+        health_every: steps of the generator between two health checks.
+        stop_on_failure: stop the training when it fails; the best checkpoint is kept.
+        optimization: optimisers and schedules of both players.
 
     Raises:
-        BackboneError: the backbone cannot be made, or parts do not fit each other.
+        BackboneError: the backbone cannot be created, or parts are incompatible.
     """
 
     takes = ("label_names", "attributes", "in_chans", "image_size")
@@ -162,7 +162,7 @@ class TranslationModule(AdversarialModule):
         self._watched: tuple[Tensor, Tensor] | None = None
 
     def _another(self) -> nn.Module:
-        """A further backbone of the same kind; what one has learned before, so has the other."""
+        """Creates another backbone of the same kind; with the same weights, if they are pretrained."""
         return deepcopy(self.backbone) if self.pretrained else untrained(self.backbone, self.in_chans, self.image_size)
 
     @override
@@ -176,15 +176,16 @@ class TranslationModule(AdversarialModule):
     # The players
 
     def forward(self, image: Tensor, domain: Tensor) -> Tensor:
-        """What the generators' moving average makes of images, float B×C×S×S in [-1, 1]; see `SeparateTranslators`."""
+        """Translates images with the generators' moving average, float B×C×H×W in [-1, 1]; see
+        `SeparateTranslators`."""
         return self.average(image, domain)
 
     def discriminate(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
-        """What the discriminator says of normalised images, float B×C×S×S, as images of domains, int64 B.
+        """Applies the discriminator of the given domains, int64 B, to normalised images, float B×C×H×W.
 
         Returns:
-            The verdict, with a score for each patch, float B×P; and, of a shared one, what it takes the attributes'
-            values to be, float B×K.
+            The verdict, with a score per patch, float B×P; and, for a shared discriminator, the logits of the
+            attributes' values, float B×K.
         """
         scores: Any = self.head["scores"]
         if not self.shared:
@@ -198,10 +199,10 @@ class TranslationModule(AdversarialModule):
         return Verdict(score, score), self.head["classes"](features.mean((2, 3))).float()
 
     def wanted(self, domain: Tensor, uniform: Tensor) -> Tensor:
-        """Domains to translate into: any combination for a shared generator, else any other than the image's own.
+        """Draws target domains: any combination for a shared generator, otherwise any domain except the image's own.
 
         Args:
-            domain: the images' own, int64 B.
+            domain: domains of the images, int64 B.
             uniform: float B×A in [0, 1) for A attributes.
         """
         sizes = torch.tensor(self.sizes, device=domain.device)
@@ -210,7 +211,7 @@ class TranslationModule(AdversarialModule):
         return (domain + 1 + (uniform[:, 0] * (sizes[0] - 1)).long()) % sizes[0]
 
     def _draw(self, domain: Tensor, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Domains to translate into, and what the pool needs, float B×2."""
+        """Draws target domains, and the pool's random numbers, float B×2."""
         count = len(self.sizes)
         drawn = self.draw(lambda n, generator: torch.rand(n, count + 2, generator=generator), len(domain), *key)
         return self.wanted(domain, drawn[:, :count]), drawn[:, count:]
@@ -227,7 +228,7 @@ class TranslationModule(AdversarialModule):
         self.means.update("train/discriminator_accuracy", self._right_share, len(image))
         losses = {"loss": self.objective.discriminator(verdict, other)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
-            # The mean over patches: so that the penalty does not grow with the image.
+            # Averaged over patches, so that the penalty does not grow with the image.
             losses["penalty"] = self.regularizer(lambda x: self.discriminate(x, domain)[0].score.mean(1), real, fake)
         if logits is not None:
             losses["domain_loss"] = told(logits, values_of(domain, self.sizes), self.sizes)
@@ -241,16 +242,16 @@ class TranslationModule(AdversarialModule):
     def costs(
         self, generator: nn.Module, image: Tensor, domain: Tensor, wanted: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What a generator minimises.
+        """Computes the losses of a generator.
 
         Args:
-            generator: the generators, or their average.
+            generator: the generators, or their moving average.
             image: uint8 B×C×S×S.
-            domain: their own domains, int64 B.
-            wanted: the domains to translate into, int64 B.
+            domain: domains of the images, int64 B.
+            wanted: target domains, int64 B.
 
         Returns:
-            The terms; the translations and what they are when translated back, float B×C×S×S in [-1, 1].
+            The terms; the translations and the back-translations, float B×C×H×W in [-1, 1].
         """
         real = as_float(image)
         fake = generator(real, wanted)
@@ -269,7 +270,7 @@ class TranslationModule(AdversarialModule):
         return terms, fake, back
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Now and then looks at the training's health."""
+        """Checks the health of the training at intervals."""
         share = self._right_share
         if self.trainer.world_size > 1:
             share = torch.as_tensor(self.trainer.strategy.reduce(share, reduce_op="mean"))
@@ -280,7 +281,7 @@ class TranslationModule(AdversarialModule):
 
     @torch.no_grad()
     def check_health(self, step: int) -> None:
-        """Looks at translations of the same training images as always, beside these images, and tells."""
+        """Checks the health of the training on translations of fixed training images."""
         if self._watched is None:
             batch = training_data(self.trainer).samples("train", WATCHED)
             image = batch["image"].to(self.device)
@@ -292,16 +293,16 @@ class TranslationModule(AdversarialModule):
         self.tell_health(step, image, made, self._content)
 
     def _content(self, seen: Seen) -> Tensor | None:
-        """What the judge takes the content to be, its last question, float N×K; None where it is not asked for it."""
+        """Returns the judge's probabilities of the content, its last head, float N×K; None if it has no such head."""
         sizes = self.judge.extractor.sizes
         if seen.probabilities is None or len(sizes) == len(self.sizes):
             return None
         return seen.probabilities.split(sizes, 1)[-1]
 
-    # What it is worth
+    # Evaluation
 
     def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
-        """What the judge learns to answer: the value of each attribute, and the content where the data say it."""
+        """Returns the targets of the judge: the value of each attribute, and the content if the data have it."""
         truth = values_of(batch["label"], self.sizes)
         if "content" not in batch:
             return truth, self.sizes
@@ -309,7 +310,8 @@ class TranslationModule(AdversarialModule):
         return torch.cat([truth, content[:, None]], 1), [*self.sizes, int(content.max()) + 1]
 
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        """The generator's loss, for its average; in evaluation an image is always translated into the same domain."""
+        """Computes the loss of the generator's moving average; in evaluation, the target domain depends on the image
+        only."""
         image, domain = batch["image"], batch["label"]
         wanted = self.wanted(domain, Draws(image, False).uniform(len(self.sizes)).to(self.device))
         terms, fake, back = self.costs(self.average, image, domain, wanted)
@@ -330,7 +332,7 @@ class TranslationModule(AdversarialModule):
         return Losses({"loss": Losses(terms).total}, figures)
 
     def _distances(self) -> dict[str, Tensor | float]:
-        """The Fréchet distances, over all processes."""
+        """Computes the Fréchet distances, over all processes."""
         figures: dict[str, Tensor | float] = {}
         rows, self._seen = self.gathered(torch.cat(self._seen)), []
         size = (rows.shape[1] - 2) // 2
@@ -344,7 +346,7 @@ class TranslationModule(AdversarialModule):
                     made = ~there if theirs is None else theirs[:, a] == value
                     if there.any() and made.any():
                         distances.append(frechet_distance(real[there], those[made]))
-            distances = distances or [frechet_distance(real, those)]  # where only a few images are looked at
+            distances = distances or [frechet_distance(real, those)]  # if there are only a few images
             figures[f"fd{kind}_{self.judge.extractor.name}"] = sum(distances) / len(distances)
         return figures
 
@@ -360,7 +362,7 @@ class TranslationModule(AdversarialModule):
 
     @torch.no_grad()
     def sheet(self, image: Tensor, domain: Tensor) -> Image:
-        """Images, below them what they are in each domain, and what they are after going there and back.
+        """Draws images above their translations into each domain and their back-translations.
 
         Args:
             image: uint8 N×C×S×S.
@@ -374,7 +376,7 @@ class TranslationModule(AdversarialModule):
         return stacked(sheet(part, len(part), heading=name) for name, part in rows.items())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a training needs to go on exactly."""
+        """Adds the state that an exact resume needs."""
         super().on_save_checkpoint(checkpoint)
         pools = [self.pool.state()] * self.trainer.world_size
         if self.trainer.world_size > 1:  # each process has its own images
@@ -388,11 +390,11 @@ class TranslationModule(AdversarialModule):
             pools = saved["pools"] if "pools" in saved else [saved["pool"]]  # earlier versions kept one
             self.pool.restore(pools[self.global_rank % len(pools)])
 
-    # What others ask it for
+    # Inference
 
     @property
     def asks(self) -> dict[str, tuple[int, int]]:
-        """What one may ask for, by name, and which value of which attribute it is."""
+        """Target values by name, each with the indices of its attribute and value."""
         given = [value for values in self.attributes.values() for value in values]
         return {
             value if given.count(value) == 1 else f"{name} {value}": (a, k)
@@ -401,11 +403,11 @@ class TranslationModule(AdversarialModule):
         }
 
     def asked(self, domain: Tensor, names: list[str]) -> Tensor:
-        """Domains with other values of some attributes.
+        """Replaces some attributes of domains.
 
         Args:
-            domain: the images' own, int64 B.
-            names: of `asks`.
+            domain: domains of the images, int64 B.
+            names: names in `asks`.
 
         Raises:
             ValueError: there is no such name.
@@ -420,13 +422,13 @@ class TranslationModule(AdversarialModule):
 
     @torch.no_grad()
     def translate(self, image: Tensor, domain: Tensor) -> Tensor:
-        """Translates uint8 B×C×S×S into domains, int64 B; see `asked`."""
+        """Translates uint8 B×C×H×W into domains, int64 B; see `asked`."""
         return as_uint8(self.average(as_float(image), domain))
 
     @torch.no_grad()
     def domains(self, image: Tensor) -> Tensor:
-        """The domains, int64 B, of uint8 B×C×S×S as far as they matter for a translation: where several attributes make a
-        domain, what the discriminator takes them to be, so that those which are not asked for stay."""
+        """Returns the source domains, int64 B, of uint8 B×C×H×W as needed for translation: if domains have several
+        attributes, the discriminator's prediction, so that attributes which are not replaced stay."""
         none = torch.zeros(len(image), dtype=torch.long, device=image.device)
         if len(self.sizes) == 1:
             return none
@@ -437,8 +439,8 @@ class TranslationModule(AdversarialModule):
     @torch.inference_mode()
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """For each image its ``pictures``: what it is translated into each domain, or value of an attribute, by name, each
-        a PNG as a ``data:`` address. Where several attributes make a domain, also what each is taken to be."""
+        """Returns the ``pictures`` of each image: its translations into each domain or attribute value, by name, as
+        ``data:`` URLs of PNG files. If domains have several attributes, also the predicted value of each."""
         image = batch["image"]
         domain = self.domains(image)
         made = {name: tiles(self.translate(image, self.asked(domain, [name]))) for name in self.asks}
@@ -451,5 +453,5 @@ class TranslationModule(AdversarialModule):
 
 
 def tiles(image: Tensor) -> NDArray[np.uint8]:
-    """uint8 N×C×H×W to uint8 N×H×W×C."""
+    """Converts uint8 N×C×H×W to uint8 N×H×W×C."""
     return image.permute(0, 2, 3, 1).cpu().contiguous().numpy()

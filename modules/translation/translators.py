@@ -1,4 +1,4 @@
-"""How networks are told of which domain an image shall be, and the pool of images."""
+"""Generators conditioned on a domain, and the image pool."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +11,10 @@ from modules.networks.translators import Translator
 
 
 def by_domain(networks: Sequence[Callable[[Tensor], Tensor]], image: Tensor, domain: Tensor) -> Tensor:
-    """Each image through the network of its domain.
+    """Applies to each image the network of its domain.
 
     Args:
-        networks: one for each domain.
+        networks: one per domain.
         image: float B×C×H×W.
         domain: int64 B.
     """
@@ -24,11 +24,11 @@ def by_domain(networks: Sequence[Callable[[Tensor], Tensor]], image: Tensor, dom
 
 
 class SeparateTranslators(nn.ModuleDict):
-    """A network for each domain, which makes images of it (CycleGAN, Zhu et al. 2017, arXiv:1703.10593).
+    """A generator per domain (CycleGAN, Zhu et al. 2017, arXiv:1703.10593).
 
     Args:
-        translators: not built yet, one for each domain.
-        in_chans: channels of the images.
+        translators: one per domain, not built yet.
+        in_chans: number of image channels.
     """
 
     def __init__(self, translators: Sequence[Translator], in_chans: int) -> None:
@@ -37,11 +37,11 @@ class SeparateTranslators(nn.ModuleDict):
         super().__init__({str(k): translator for k, translator in enumerate(translators)})
 
     def forward(self, image: Tensor, domain: Tensor) -> Tensor:
-        """Makes images of a domain.
+        """Translates images into domains.
 
         Args:
             image: float B×C×H×W in [-1, 1].
-            domain: which it shall be, int64 B.
+            domain: target domains, int64 B.
 
         Returns:
             float B×C×H×W in [-1, 1].
@@ -50,13 +50,13 @@ class SeparateTranslators(nn.ModuleDict):
 
 
 class SharedTranslator(nn.Module):
-    """One network for all domains, which is told the wanted one by a plane for each value of each attribute, 1 where it is
-    wanted and 0 elsewhere (StarGAN, Choi et al. 2018, arXiv:1711.09020, 4.2).
+    """One generator for all domains, conditioned on the target by a constant plane for each value of each attribute, 1
+    for the target's values and 0 for others (StarGAN, Choi et al. 2018, arXiv:1711.09020, section 4.2).
 
     Args:
         translator: not built yet.
-        in_chans: channels of the images.
-        sizes: values of each attribute; a domain is a combination, the last attribute changing fastest.
+        in_chans: number of image channels.
+        sizes: number of values of each attribute; a domain is a combination, the last attribute varying fastest.
     """
 
     def __init__(self, translator: Translator, in_chans: int, sizes: Sequence[int]) -> None:
@@ -74,12 +74,12 @@ class SharedTranslator(nn.Module):
 
 
 def values_of(domain: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The value of each attribute, int64 B×A, of domains int64 B."""
+    """Converts domains, int64 B, to attribute values, int64 B×A."""
     return torch.stack(torch.unravel_index(domain, tuple(sizes)), 1)
 
 
 def domain_of(values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The domains, int64 B, that have these values of attributes, int64 B×A."""
+    """Converts attribute values, int64 B×A, to domains, int64 B."""
     domain = torch.zeros_like(values[:, 0])
     for value, size in zip(values.unbind(1), sizes, strict=True):
         domain = domain * size + value
@@ -87,12 +87,12 @@ def domain_of(values: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class ImagePool:
-    """Images that a generator made before. In the discriminator's turn each new one is, with probability ½, exchanged for
-    one of them, so that what the generator did does not go out of sight at once (Shrivastava et al. 2017,
-    arXiv:1612.07828, 2.3).
+    """History of generated images. In the discriminator's turn each new image is exchanged for an earlier one with
+    probability ½, so that the discriminator does not forget them at once (Shrivastava et al. 2017, arXiv:1612.07828,
+    section 2.3).
 
     Args:
-        size: images kept of each domain; 0 hands the new ones on.
+        size: number of images kept per domain; 0 returns the new ones.
     """
 
     def __init__(self, size: int) -> None:
@@ -100,12 +100,12 @@ class ImagePool:
         self.kept: dict[int, list[Tensor]] = {}
 
     def exchange(self, image: Tensor, domain: Tensor, draws: Tensor) -> Tensor:
-        """Takes new images in, and gives as many of the same domains out.
+        """Adds new images, and returns as many of the same domains.
 
         Args:
             image: uint8 B×C×H×W.
             domain: int64 B.
-            draws: float B×2, uniform in [0, 1): whether and for which one each is exchanged.
+            draws: float B×2, uniform in [0, 1): decides whether an image is exchanged, and for which one.
         """
         if not self.size:
             return image
@@ -121,21 +121,21 @@ class ImagePool:
         return torch.stack(given)
 
     def state(self) -> dict[int, Tensor]:
-        """What a checkpoint keeps."""
+        """Returns the state for a checkpoint."""
         return {domain: torch.stack(kept).cpu() for domain, kept in self.kept.items()}
 
     def restore(self, state: dict[int, Tensor]) -> None:
-        """Goes on where `state` was taken."""
+        """Restores a `state`."""
         self.kept = {domain: list(kept) for domain, kept in state.items()}
 
 
 def told(logits: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The cross-entropy of what is said of attributes, a scalar: the sum over attributes, the mean over images.
+    """Computes the cross-entropy of attributes, a scalar, summed over attributes and averaged over images.
 
     Args:
-        logits: float B×K, for all values of the first attribute, then of the second, …
-        values: the true ones, int64 B×A.
-        sizes: values of each attribute.
+        logits: float B×K, of all values of the first attribute, then of the second, …
+        values: true values, int64 B×A.
+        sizes: number of values of each attribute.
     """
     answers = zip(logits.split(list(sizes), 1), values.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(answer, value) for answer, value in answers]).sum()
