@@ -25,7 +25,7 @@ class Patch(NamedTuple):
 
 
 class _Leaky(TorchFunctionMode):
-    """Lets a gradient pass through inactive rectifiers, so that inactive units can be excited; values do not change."""
+    """Passes gradients through inactive rectifiers, so that inactive units can be excited; values do not change."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -26,11 +26,11 @@ class Standardization(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, value: Tensor) -> Tensor:
-        """float B×K to float B×K."""
+        """Standardises float B×K."""
         return (value - self.mean) / self.std
 
     def undo(self, value: Tensor) -> Tensor:
-        """float B×K to float B×K, in the units of the data."""
+        """Converts float B×K back to the units of the data."""
         return value * self.std + self.mean
 
 
