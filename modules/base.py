@@ -21,7 +21,6 @@ from modules.callbacks.means import EpochMeans, Losses
 from modules.callbacks.publish import Publisher, Report
 from modules.callbacks.transfer import TransferChoice, planned, started
 from modules.checkpoints import check_network, load_checkpoint, rebuild
-from modules.networks import BackboneError
 from modules.optimization import (
     ChangedSettings,
     Optimization,
@@ -79,24 +78,9 @@ class VisionModule(L.LightningModule):
         output: Literal["vector", "maps", "logits"] = "vector",
     ) -> None:
         super().__init__()
+        data.check(type(self).__name__.removesuffix("Module"), self.square, self.any_bands, self.any_tabular)
         self.num_classes, self.label_names = data.num_classes, data.names
         self.in_chans, self.image_size, self.size = data.in_chans, data.image_size, sides(data.image_size)
-        if self.square and not isinstance(data.image_size, int):
-            raise BackboneError(
-                f"{type(self).__name__.removesuffix('Module')} takes square images: --data.image_size {min(self.size)}, not "
-                f"{data.image_size}."
-            )
-        if not self.any_bands and (data.in_chans not in (1, 3) or data.bit_depth > 8):
-            raise BackboneError(
-                f"{type(self).__name__.removesuffix('Module')} takes RGB or grey of 8 bits, not {data.in_chans} channels of "
-                f"{data.bit_depth}: leave --data.bits out, and give --data.in_chans 3 or 1. Classification, several labels, "
-                "regression, segmentation, detection and autoencoding take others."
-            )
-        if not self.any_tabular and data.tabular_names:
-            raise BackboneError(
-                f"{type(self).__name__.removesuffix('Module')} takes images alone, and these data have tabular inputs "
-                f"({', '.join(data.tabular_names[:4])}, …): leave --data.tabular and --data.keypoints out. Classification takes them."
-            )
         self.tabular_names = data.tabular_names
         self.full = 255.0 if data.bit_depth == 8 else 1.0  # largest possible pixel value
         self.bit_depth, self.channel_mean, self.channel_std = data.bit_depth, data.channel_mean, data.channel_std

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from modules.networks import BackboneError
+
 VALUES = ("bit_depth", "channel_mean", "channel_std", "tabular_names")  # fields of `DataSpec` that every network needs
 MOMENTS = ("tabular_mean", "tabular_std")  # fields of `DataSpec` that are stored with the weights
 Strategy = Literal["scratch", "features", "finetune", "freeze_unfreeze"]
@@ -79,6 +81,34 @@ class DataSpec:
     def names(self) -> list[str]:
         """Name of each class."""
         return list(self.label_names or map(str, range(self.num_classes)))
+
+    def check(self, task: str, square: bool = False, any_bands: bool = True, any_tabular: bool = True) -> None:
+        """Checks that a task can be trained on such data.
+
+        Args:
+            task: its name, for the message.
+            square: whether images must be square.
+            any_bands: whether images may have other channels than 8-bit RGB or grey.
+            any_tabular: whether there may be tabular inputs besides the image.
+
+        Raises:
+            BackboneError: it cannot; the message says which settings to change.
+        """
+        if square and not isinstance(self.image_size, int):
+            raise BackboneError(
+                f"{task} takes square images: --data.image_size {min(sides(self.image_size))}, not {self.image_size}."
+            )
+        if not any_bands and (self.in_chans not in (1, 3) or self.bit_depth > 8):
+            raise BackboneError(
+                f"{task} takes RGB or grey of 8 bits, not {self.in_chans} channels of {self.bit_depth}: leave --data.bits out, "
+                "and give --data.in_chans 3 or 1. Classification, several labels, regression, segmentation, detection and "
+                "autoencoding take others."
+            )
+        if not any_tabular and (names := self.tabular_names):
+            raise BackboneError(
+                f"{task} takes images alone, and these data have tabular inputs ({', '.join(names[:4])}, …): leave "
+                "--data.tabular and --data.keypoints out. Classification takes them."
+            )
 
     @classmethod
     def of(cls, data: Any, properties: Iterable[str]) -> Self:
