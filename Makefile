@@ -36,8 +36,7 @@ lint: setup
 	$(BIN)/mypy fovea.py modules datamodules pipelines examples
 
 bench: setup
-	$(BIN)/python -m benchmarks.input_pipeline
-	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.ratios
 
 # The pages and the API reference, in site/; open site/index.html. Any warning fails.
 docs: setup

@@ -18,7 +18,6 @@ import contextlib
 import io
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +34,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from benchmarks import Row, Seconds, machine, now, table
 from benchmarks.rcnn import RegionClassifier
 from datamodules import DigitScenes
 from modules import DetectionModule, Optimization
@@ -112,10 +112,10 @@ def as_theirs(batch: dict[str, Any]) -> tuple[list[Tensor], list[dict[str, Tenso
     return images, [{"boxes": b, "labels": k} for b, k in zip(batch["boxes"], batch["labels"], strict=True)]
 
 
-def train_theirs(net: torch.nn.Module, data: DigitScenes) -> float:
+def train_theirs(net: torch.nn.Module, data: DigitScenes) -> Seconds:
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     net.train()
-    start = time.process_time()
+    start = now()
     for batch in data.train_dataloader():
         images, targets = as_theirs(batch)
         loss = sum(net(images, targets).values())
@@ -123,13 +123,13 @@ def train_theirs(net: torch.nn.Module, data: DigitScenes) -> float:
         loss.backward()
         optimizer.step()
         loss.item()
-    return time.process_time() - start
+    return now() - start
 
 
 @torch.inference_mode()
-def evaluate_theirs(net: torch.nn.Module, data: DigitScenes) -> float:
+def evaluate_theirs(net: torch.nn.Module, data: DigitScenes) -> Seconds:
     net.eval()
-    start = time.process_time()
+    start = now()
     found: list[dict[str, Any]] = []
     truth: list[dict[str, Any]] = []
     count = 0
@@ -158,25 +158,25 @@ def evaluate_theirs(net: torch.nn.Module, data: DigitScenes) -> float:
         measure.evaluate()
         measure.accumulate()
         measure.summarize()
-    return time.process_time() - start
+    return now() - start
 
 
 class Stopwatch(L.Callback):
-    """Processor time of the training and of the validation."""
+    """Times the training and the validation."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self.start = time.process_time()
+        self.start = now()
 
     def on_validation_start(self, *_: Any) -> None:
-        self.trained = time.process_time() - self.start
-        self.start = time.process_time()
+        self.trained = now() - self.start
+        self.start = now()
 
     def on_validation_end(self, *_: Any) -> None:
-        self.validated = time.process_time() - self.start
+        self.validated = now() - self.start
 
 
-def reference(rounds: int) -> None:
-    """Prints ratios against torchvision's RetinaNet and loop."""
+def reference(rounds: int) -> list[Row]:
+    """Training and evaluation against torchvision's RetinaNet and loop."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     count = BATCH_SIZE * BATCHES
     data = DigitScenes(
@@ -184,25 +184,22 @@ def reference(rounds: int) -> None:
     )
     for split in ("train", "val"):
         _ = [data.sources[split][i] for i in range(count)]  # composed before
-    rows: list[list[float]] = []
+    what, peer = f"RetinaNet on ResNet-18, {SIDE} px", f"torchvision {torchvision.__version__}, its RetinaNet and loop"
+    training = Row(f"training, {what}", count, [], peer, [], "≥ 1")
+    evaluation = Row(f"evaluation, {what}", count, [], f"{peer}, pycocotools", [], "≥ 1")
     for _ in range(rounds):
         net = theirs()
-        row = [train_theirs(net, data), evaluate_theirs(net, data)]
+        training.theirs.append(train_theirs(net, data))
+        evaluation.theirs.append(evaluate_theirs(net, data))
         watch = Stopwatch()
         trainer = L.Trainer(
             max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
             use_distributed_sampler=False, enable_model_summary=False, callbacks=[watch],
         )  # fmt: skip
         trainer.fit(module(partial(RetinaNet, strides=STRIDES)), data)
-        rows.append([*row, watch.trained, watch.validated])
-    train, evaluation, our_train, our_evaluation = np.median(rows, 0)
-    print(f"\nRetinaNet, ResNet-18, {SIDE} px, batches of {BATCH_SIZE}, median of {rounds} rounds, processor time")
-    print(
-        f"training    torchvision {count / train:6.1f} images/s   Fovea {count / our_train:6.1f}   ratio {train / our_train:.2f}"
-    )
-    print(
-        f"evaluation  torchvision {evaluation:6.2f} s of {count}  Fovea {our_evaluation:6.2f} s   ratio {our_evaluation / evaluation:.2f}"
-    )
+        training.ours.append(watch.trained)
+        evaluation.ours.append(watch.validated)
+    return [training, evaluation]
 
 
 def main() -> None:
@@ -215,13 +212,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    print(machine())
     if "order" in options.parts:
         order(options.images)
     if "reference" in options.parts:
-        reference(options.rounds)
+        print(f"\n{table(reference(options.rounds))}")
 
 
 if __name__ == "__main__":

@@ -14,31 +14,24 @@ Both sides read the same JPEG files, of 500×375 pixels as ImageNet's and of 400
 - *torchvision, same crop*: the same with the crop's scale and aspect that Fovea's light augmentation draws from.
 
 The files are random crops of the two photographs that come with scikit-learn, with a fixed seed, and a sensor's noise on the
-large ones, which are a tenth as many. Rounds are interleaved, and processor time counts, so that what else the machine does
-matters little; the table shows medians over them, and the ratios of each to torchvision's and to decoding.
+large ones, which are a tenth as many. Rounds are interleaved.
 
     python -m benchmarks.input_pipeline [--rounds 7] [--files 200] [--sizes 500x375 4000x3000]
 """
 
 import argparse
-import os
-import platform
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import albumentations
 import cv2
 import numpy as np
-import PIL
 import torch
 import torchvision
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from benchmarks import Row, Seconds, machine, now, table, workshop
 from datamodules import ImageFolder
 from datamodules.decoded import Caching
 
@@ -46,12 +39,19 @@ SIDE, BATCH_SIZE = 224, 50
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_files(root: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
-    """Writes ``count`` training images of a width and height and a few for validation, in a folder for each photograph."""
+def make_files(root: Path, count: int, size: tuple[int, int] = (500, 375), val: int = 2) -> None:
+    """Writes JPEG files in a folder for each of two photographs.
+
+    Args:
+        root: folder of the folders.
+        count: images to train on.
+        size: width and height in pixels.
+        val: images of each photograph to validate with.
+    """
     generator = np.random.default_rng(0)
     for label, picture in enumerate(load_sample_images().images):
         height, width = picture.shape[:2]
-        for split, files in (("train", count // 2), ("val", 2)):
+        for split, files in (("train", count // 2), ("val", val)):
             folder = root / split / str(label)
             folder.mkdir(parents=True)
             for number in range(files):
@@ -131,22 +131,20 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200, help=f"images, a multiple of {2 * BATCH_SIZE}")
     parser.add_argument("--sizes", nargs="+", default=["500x375", "4000x3000"], help="WIDTHxHEIGHT of the images")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    versions = {library.__name__: library.__version__ for library in (torch, torchvision, PIL, cv2, albumentations)}
-    print(f"\none of {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    rows = []
     for size in options.sizes:
         width, height = map(int, size.split("x"))
-        compare((width, height), options.files if width < 1000 else options.files // 10, options.rounds)
+        rows += compare((width, height), options.files if width < 1000 else options.files // 10, options.rounds)
+    print(f"\n{machine()}\n\n{table(rows)}")
 
 
-def compare(size: tuple[int, int], count: int, rounds: int) -> None:
-    """Times all on images of one width and height, and prints the table."""
+def compare(size: tuple[int, int], count: int, rounds: int) -> list[Row]:
+    """Times all on images of one width and height."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     batch_size = min(BATCH_SIZE, count)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        root = Path(folder, "images")
+    with workshop() as folder:
+        root = folder / "images"
         make_files(root, count, size)
         passes = {
             "decode": decode(root),
@@ -156,26 +154,30 @@ def compare(size: tuple[int, int], count: int, rounds: int) -> None:
             "torchvision": reference(root, batch_size, v2.RandomResizedCrop(SIDE)),
             "torchvision, same crop": reference(root, batch_size, v2.RandomResizedCrop(SIDE, (0.7, 1), (0.85, 1.18))),
         }
-        speed: dict[str, list[float]] = {name: [] for name in passes}
+        seconds: dict[str, list[Seconds]] = {name: [] for name in passes}
         for number in range(rounds + 1):
             for name, run in passes.items():
-                start = time.process_time()
+                start = now()
                 images = run()
                 if number:
-                    speed[name].append(images / (time.process_time() - start))
-        bytes_each = statistics.mean(file.stat().st_size for file in (root / "train").rglob("*.jpg"))
-    print(f"\nmedian of {rounds} rounds; {count} JPEG files of {size[0]}×{size[1]}, {bytes_each / 1000:.0f} kB each")
-    print(f"{'':24}{'images/s':>10}{'ratio':>8}{'ratios of the rounds':>25}{'to decode':>12}")
-    for name, values in speed.items():
-        ratios, shares = (
-            [ours / theirs for ours, theirs in zip(values, speed[base], strict=True)]
-            for base in ("torchvision", "decode")
-        )
-        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
-        print(
-            f"{name:24}{statistics.median(values):10.1f}{statistics.median(ratios):8.2f}{spread:>25}"
-            f"{statistics.median(shares):12.2f}"
-        )
+                    seconds[name].append(now() - start)
+    theirs = f"torchvision {torchvision.__version__}"
+    peers = {
+        "torchvision": f"{theirs}, its reference",
+        "torchvision, same crop": f"{theirs}, our crop's scale",
+        "decode": f"OpenCV {cv2.__version__}, decoding all of it and no more",
+    }
+    what = f"input, JPEG {size[0]}×{size[1]} to {SIDE} px"
+    large = size[0] > 1000
+    rows = [
+        (what, "Fovea", "torchvision", "≥ 5" if large else "≥ 2.8"),
+        (what, "Fovea", "torchvision, same crop", ""),
+        (what, "Fovea", "decode", "≥ 1" if large else ""),
+        (f"{what}, normalised on the same core", "Fovea, normalised", "torchvision", ""),
+        (f"{what}, from the second epoch on with `--data.cache memory`", "Fovea, cached", "torchvision", ""),
+        (f"{what}, from the second epoch on with `--data.cache memory`", "Fovea, cached", "decode", "≥ 2"),
+    ]
+    return [Row(what, images, seconds[o], peers[t], seconds[t], wanted) for what, o, t, wanted in rows]
 
 
 if __name__ == "__main__":

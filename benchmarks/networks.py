@@ -20,7 +20,7 @@ bfloat16 and channels-last, on a processor in float32.
 import argparse
 import json
 import statistics
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 import datamodules
+from benchmarks import Row, Seconds, machine, now, table
 from modules import ClassificationModule, create_backbone
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
@@ -80,21 +81,19 @@ MNIST: dict[str, tuple[str, str, str]] = {  # title, the lectures' error, settin
 LECTURES = {"tiny": 1.47, "small": 1.49, "base": 1.46}  # images a second of ConvNeXt over Swin's; tiny 1943.5 / 1325.6
 
 
-def images_per_second(network: nn.Module, images: torch.Tensor, rounds: int, training: bool = False) -> float:
-    """The median over the rounds, after two that do not count."""
+def times(network: nn.Module, images: torch.Tensor, rounds: int, training: bool = False) -> list[Seconds]:
+    """What each round takes, after two that do not count."""
     network.train(training)
     device, seconds = images.device, []
     for _ in range(rounds + 2):
-        start = time.perf_counter()
+        start = now()
         with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
             result = network(images)
         if training:
             result.float().square().mean().backward()
             network.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return len(images) / statistics.median(seconds[2:])
+        seconds.append(now() - start)
+    return seconds[2:]
 
 
 def line(only: list[str] | None, rounds: int) -> None:
@@ -113,7 +112,7 @@ def line(only: list[str] | None, rounds: int) -> None:
             DataSpec(num_classes=10, in_chans=1, image_size=32), Backbone(backbone, options=options)
         )
         images = torch.randint(256, (128, 1, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-        speeds = [images_per_second(module, images, rounds, training) for training in (True, False)]
+        speeds = [len(images) / np.median(times(module, images, rounds, training), 0)[0] for training in (True, False)]
         size = sum(p.numel() for p in module.parameters())
         accuracy = metrics["test/accuracy"]
         rows.append(f"| {title} | {size:,} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {accuracy:.2%} |")
@@ -169,17 +168,16 @@ def mnist(only: list[str] | None, seeds: list[int], root: str) -> None:
         print(support_vector_machine(root))
 
 
-def speed(batch_size: int, rounds: int) -> None:
-    """Prints the table of ConvNeXt against Swin."""
+def speed(batch_size: int, rounds: int, side: int = 224) -> Iterator[Row]:
+    """ConvNeXt against Swin, by size."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'processor'}, batches of {batch_size}")
-    print("| size | ConvNeXt, images/s | Swin, images/s | ratio | the lectures' ratio |\n|---|---|---|---|---|")
+    images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     for size, ratio in LECTURES.items():
         names = (f"convnext_{size}", f"swin_{size}_patch4_window7_224")
-        networks = [create_backbone(name).to(device, memory_format=torch.channels_last) for name in names]
-        convnext, swin = (images_per_second(network, images, rounds) for network in networks)
-        print(f"| {size} | {convnext:,.1f} | {swin:,.1f} | {convnext / swin:.2f} | {ratio} |", flush=True)
+        made = [create_backbone(name, image_size=side).to(device, memory_format=torch.channels_last) for name in names]
+        convnext, swin = (times(network, images, rounds) for network in made)
+        what = f"answering, ConvNeXt {size}, {side} px, batches of {batch_size}"
+        yield Row(what, batch_size, convnext, f"Swin {size}", swin, f"the lectures: {ratio}")
 
 
 if __name__ == "__main__":
@@ -197,4 +195,4 @@ if __name__ == "__main__":
     elif given.what == "mnist":
         mnist(given.only, given.seeds, given.root)
     else:
-        speed(given.batch_size, given.rounds)
+        print(f"{machine()}\n\n{table(speed(given.batch_size, given.rounds))}")

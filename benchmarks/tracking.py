@@ -10,20 +10,18 @@ import argparse
 import http.client
 import multiprocessing
 import os
-import platform
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.overhead import CASES, train_fovea
+from benchmarks import Row, machine, table, workshop
+from benchmarks.overhead import CASES, median, train_fovea
 
 
 def free_port() -> int:
@@ -71,6 +69,40 @@ def forward(port: int, target: int, delay: float) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
+def measure(cases: Sequence[str], rounds: int, delay: float = 0.05) -> Iterator[Row]:
+    """A row for each case, of `benchmarks.overhead`.
+
+    Args:
+        cases: their names.
+        rounds: trainings of each side.
+        delay: seconds that each request waits.
+    """
+    with workshop() as folder:
+        behind, before = free_port(), free_port()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(behind), "--workers", "1", "--backend-store-uri",
+             "sqlite:///server.db", "--artifacts-destination", "artifacts"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        proxy = multiprocessing.Process(target=forward, args=(before, behind, delay), daemon=True)
+        proxy.start()
+        try:
+            wait_for(behind)
+            wait_for(before)
+            os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{before}"
+            for name in cases:
+                case = CASES[name]
+                what = f"tracking, {case.title}, a server that takes {1000 * delay:.0f} ms more"
+                row = Row(what, case.batches * case.batch_size, [], "the same without tracking", [], "≥ 0.99")
+                for number in range(rounds):
+                    output = folder / f"{name}-{number}"
+                    row.theirs.append(median(train_fovea(case, output / "without", "--trainer.logger=false").epochs))
+                    row.ours.append(median(train_fovea(case, output / "tracked").epochs))
+                yield row
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            proxy.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times a training epoch with a slow MLflow server and without any.")
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side and case")
@@ -78,42 +110,8 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.05, help="seconds that each request waits")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        os.chdir(folder)
-        behind, before = free_port(), free_port()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--port", str(behind), "--workers", "1", "--backend-store-uri",
-             "sqlite:///server.db", "--artifacts-destination", "artifacts"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-        proxy = multiprocessing.Process(target=forward, args=(before, behind, options.delay), daemon=True)
-        proxy.start()
-        try:
-            wait_for(behind)
-            wait_for(before)
-            os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{before}"
-            for name in options.cases:
-                without, tracked = [], []
-                for number in range(options.rounds):
-                    output = Path(folder, f"{name}-{number}")
-                    without += train_fovea(CASES[name], output / "without", "--trainer.logger=false")[0]
-                    tracked += train_fovea(CASES[name], output / "tracked")[0]
-                old, new = np.median(without, 0), np.median(tracked, 0)
-                lines.append(
-                    f"{CASES[name].title:18}{old[0]:10.4f}{new[0]:10.4f}{new[0] / old[0]:8.3f}{new[1] / old[1]:11.3f}"
-                )
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            proxy.kill()
-            os.chdir("/")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    print(f"\n{device}, torch {torch.__version__}, Python {platform.python_version()}")
-    print(
-        f"median of {options.rounds} rounds; seconds an epoch; a server that takes {1000 * options.delay:.0f} ms more"
-    )
-    print(f"{'':18}{'without':>10}{'tracked':>10}{'ratio':>8}{'processor':>11}")
-    print("\n".join(lines))
+    rows = list(measure(options.cases, options.rounds, options.delay))
+    print(f"\n{machine()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":
