@@ -184,6 +184,7 @@ def train_fovea(case: Case, output: Path, *further: str, callbacks: Sequence[L.C
         **{f"--model.backbone.options.{key}": str(value).lower() for key, value in case.options.items()},
         "--model.backbone.compile": str(case.compile).lower(),
         "--trainer.precision": "bf16-mixed" if case.bfloat16 else "32-true",
+        "--trainer.devices": 1,
         "--trainer.max_epochs": case.epochs + 1,
         "--trainer.limit_train_batches": case.batches,
         "--trainer.limit_val_batches": 1,
