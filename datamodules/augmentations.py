@@ -1,4 +1,4 @@
-"""Albumentations recipes. Images stay as they are read, uint8 or float32 in [0, 1]: the network normalises them on the device."""
+"""Albumentations pipelines. Images stay uint8, or float32 in [0, 1]: the network normalises them on its device."""
 
 import math
 import re
@@ -17,13 +17,13 @@ Step: TypeAlias = A.BasicTransform | A.BaseCompose
 Numbers = Mapping[str, float]  # of a strength
 Strengths = Mapping[str, Numbers]
 Fit = Literal["crop", "pad", "extend", "stretch", "native"]
-GREY = 114  # what is laid around a picture
-DEEP_GREY = GREY / 255  # around one of values in [0, 1]
-SPARE = 1.25  # how many times larger than needed a picture that was decoded smaller is still
+GREY = 114  # colour of padding
+DEEP_GREY = GREY / 255  # colour of padding for images in [0, 1]
+SPARE = 1.25  # minimum ratio of an image that is decoded at reduced size to the size needed
 
 
 def sides(size: int | str) -> tuple[int, int]:
-    """Height and width of images of a size.
+    """Returns height and width for an image size.
 
     >>> sides(224), sides("240x320")
     ((224, 224), (240, 320))
@@ -32,7 +32,7 @@ def sides(size: int | str) -> tuple[int, int]:
         size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it has another format.
     """
     height, times, width = str(size).lower().partition("x")
     found = int(height), int(width if times else height)
@@ -42,13 +42,13 @@ def sides(size: int | str) -> tuple[int, int]:
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """Albumentations' own, but images are made smaller by torch's antialiased bilinear filter.
+    """Albumentations' own, but images are reduced with torch's antialiased bilinear filter.
 
-    Its results are Pillow's, as in torchvision's reference, and it takes a quarter of the time of OpenCV's area filter.
+    The results are those of Pillow, as in torchvision's reference, in a quarter of the time of OpenCV's area filter.
     """
 
     def apply(self, img: NDArray[Any], crop_coords: tuple[int, int, int, int], **params: Any) -> NDArray[Any]:
-        """Cuts out and resizes an image."""
+        """Crops and resizes an image."""
         x1, y1, x2, y2 = crop_coords
         if y2 - y1 <= self.size[0] and x2 - x1 <= self.size[1]:
             return super().apply(img, crop_coords, **params)
@@ -108,23 +108,23 @@ class KeypointCompose(A.Compose):
 
 
 def _swapped(name: str) -> str:
-    """The name with left and right swapped."""
+    """Swaps left and right in a name."""
     return re.sub("left|right", lambda found: "right" if found[0] == "left" else "left", name)
 
 
 def reduction(transform: A.Compose | None, height: int, width: int) -> int:
-    """How many times smaller a picture may be decoded, if the first thing that is done to it makes it smaller anyway.
+    """Returns the factor by which an image may be decoded smaller because the first transform reduces it anyway.
 
-    What is left is larger by `SPARE` or more than what that makes of it, whatever part of it is drawn: nothing is enlarged,
-    and the resize that follows evens out most of what two ways of making a picture smaller differ in.
+    The decoded image is at least `SPARE` times as large as the transform's result, whatever crop is drawn: nothing is
+    enlarged, and the following resize compensates most of the difference between the two ways of reduction.
 
     Args:
-        transform: what is done; None does nothing.
-        height: of the picture, in pixels.
-        width: of the picture; the answer is the same for one on its side.
+        transform: the pipeline; None for no transform.
+        height: height of the image, in pixels.
+        width: width of the image; the result is the same for the transposed size.
 
     Returns:
-        1, 2, 4 or 8. Where a picture is seen whole, a divisor of both sides, so that boxes stay exact.
+        1, 2, 4 or 8. For pipelines without cropping, a divisor of both sides, so that boxes stay exact.
     """
     first = transform.transforms[0] if transform is not None and transform.transforms else None
     short, long, divisor = min(height, width), max(height, width), 8
@@ -150,17 +150,17 @@ def evaluation(
     deep: bool = False,
     points: Sequence[str] | None = None,
 ) -> A.Compose:
-    """Makes any picture what a network takes, in one of five ways.
+    """Creates the evaluation pipeline, which converts any image to the network's input size in one of five ways.
 
     Args:
-        image_size: of the result; see `sides`.
-        crop_pct: share of the shorter side that is kept, in (0, 1].
-        fit: ``crop`` resizes the picture until it covers ``image_size / crop_pct``, and cuts out the centre. ``pad`` resizes
-            it until it fits into ``image_size``, and lays grey at the right and at the bottom, so that nothing is lost and
-            coordinates come back by one factor. ``extend`` is ``crop`` after the picture was extended on both ends by the
-            colours of its border, so that nothing is lost either. ``stretch`` resizes height and width each by its own
-            factor. ``native`` leaves the picture as it is, of any size.
-        boxes: how boxes, if there are any, come and go.
+        image_size: size of the result; see `sides`.
+        crop_pct: fraction of the shorter side that is kept, in (0, 1].
+        fit: ``crop`` resizes the image to cover ``image_size / crop_pct``, and takes the centre crop. ``pad`` resizes
+            it to fit into ``image_size``, and pads with grey at the right and at the bottom, so that nothing is lost
+            and coordinates are scaled by one factor. ``extend`` is ``crop`` after padding both ends with the colours of
+            the border, so that nothing is lost either. ``stretch`` resizes height and width independently. ``native``
+            keeps the image as it is, of any size.
+        boxes: format of boxes, if there are any.
         deep: whether values are in [0, 1].
         points: names of keypoints that are transformed too, see `KeypointCompose`.
     """
@@ -169,7 +169,7 @@ def evaluation(
 
 
 def _fitting(image_size: int | str, crop_pct: float, fit: Fit, deep: bool) -> list[Step]:
-    """The transforms of `evaluation`."""
+    """Returns the transforms of `evaluation`."""
     if fit == "native":
         return []
     height, width = sides(image_size)
@@ -189,7 +189,7 @@ def _fitting(image_size: int | str, crop_pct: float, fit: Fit, deep: bool) -> li
     return [*resize, A.CenterCrop(height, width)]
 
 
-BOUNDS = {  # of numbers; of others 0 and 1
+BOUNDS = {  # ranges of numbers; others are in [0, 1]
     "crop": (0.01, 1),
     "scale": (0, 0.9),
     "rotate": (0, 180),
@@ -233,14 +233,16 @@ VIEWED: Strengths = {
 def viewing(
     numbers: Numbers, size: tuple[int, int], scale: Sequence[float], flip: bool = True, colour: bool = True
 ) -> list[Step]:
-    """A view of an image for learning without labels: a part of it in other colours, so that neither place nor colour says
-    what is seen (Chen et al. 2020, arXiv:2002.05709; of each view alike, unlike Caron et al. 2021, arXiv:2104.14294).
+    """Returns the transforms of a view for self-supervised learning: a crop with changed colours, so that neither
+    position nor colour identifies the content (Chen et al. 2020, arXiv:2002.05709; the same for all views, unlike Caron
+    et al. 2021, arXiv:2104.14294).
 
     Args:
-        numbers: a strength of `VIEWED`: how often brightness, contrast, saturation and hue change (``jitter``), and how often
-            an image becomes grey, is blurred (only above 64 pixels), or has its bright parts inverted (``solarize``).
+        numbers: a strength of `VIEWED`: the probabilities of changing brightness, contrast, saturation and hue
+            (``jitter``), of converting to grey, of blurring (only above 64 pixels), and of inverting bright parts
+            (``solarize``).
         size: height and width of the result, in pixels.
-        scale: the least and the largest share of the image's area that is cut out.
+        scale: minimum and maximum fraction of the image's area that is cropped.
         flip: mirror left and right.
         colour: whether images have three channels.
     """
@@ -261,15 +263,15 @@ def viewing(
 
 
 def training(numbers: Numbers, size: tuple[int, int], flip: bool = True, equalize: bool = True) -> list[Step]:
-    """Random changes that leave the label as it is; the first cuts a part out of a picture of any size.
+    """Returns random transforms that preserve the label; the first crops an image of any size.
 
     Args:
-        numbers: a strength of `LABELLED`: ``light`` crops and flips; ``standard`` adds shift, scale, rotation, contrast and
-            Gaussian noise; ``strong`` draws two of fourteen operations as RandAugment does (Cubuk et al. 2019,
+        numbers: a strength of `LABELLED`: ``light`` crops and flips; ``standard`` adds shift, scale, rotation, contrast
+            and Gaussian noise; ``strong`` draws two of fourteen operations as in RandAugment (Cubuk et al. 2019,
             arXiv:1909.13719) and erases a patch (Zhong et al. 2017, arXiv:1708.04896).
         size: height and width of the result, in pixels.
-        flip: mirror left and right; off where that changes the label, as with digits and letters.
-        equalize: whether histograms may be equalized, which albumentations does for one or three channels.
+        flip: mirror left and right; off if that changes the label, as with digits and letters.
+        equalize: allow histogram equalisation, which albumentations supports for one or three channels.
     """
     n, ratio = numbers, (0.85 * size[1] / size[0], 1.18 * size[1] / size[0])
     steps: list[Step] = [
@@ -317,17 +319,17 @@ def _around(spread: float, middle: float = 0) -> tuple[float, float]:
 
 
 def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True, deep: bool = False) -> list[Step]:
-    """Random changes under which boxes stay tight: shift, scale and mirroring move them exactly.
+    """Returns random transforms that keep boxes tight: shift, scale and mirroring move them exactly.
 
-    Only ``strong`` turns and shears a little; a box then encloses the ellipse in it, which is nearer to most objects than
-    its corners are. Where there are masks, boxes are taken from them anyway.
+    Only ``strong`` rotates and shears a little; a box is then that of its inscribed ellipse, which is closer to most
+    objects than its corners are. With masks, boxes are computed from these.
 
     Args:
-        numbers: a strength of `BOXED`: ``light`` mirrors, shifts and scales a little; ``standard`` does more of it, and
+        numbers: a strength of `BOXED`: ``light`` mirrors, shifts and scales a little; ``standard`` does more of it,
             changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to one and a half,
-            also turns, shears, blurs, greys and erases.
-        flip: mirror left and right; off where that changes the class, as with digits.
-        colour: whether images are of red, green and blue.
+            and also rotates, shears, blurs, greys and erases.
+        flip: mirror left and right; off if that changes the class, as with digits.
+        colour: whether images are RGB.
         deep: whether values are in [0, 1].
     """
     moves: dict[str, Any] = {
@@ -343,7 +345,7 @@ def training_with_boxes(numbers: Numbers, flip: bool = True, colour: bool = True
 
 
 def _lighting(n: Numbers, colour: bool) -> list[Step]:
-    """Changes that leave everything in its place."""
+    """Returns transforms that move nothing."""
     steps: list[Step] = []
     strong = "erase" in n
     if strong:
@@ -365,7 +367,7 @@ def _lighting(n: Numbers, colour: bool) -> list[Step]:
 
 
 def padding(height: int, width: int, deep: bool = False) -> A.PadIfNeeded:
-    """Lays grey, which does not count in the mask, at the right and at the bottom of what is smaller than this size."""
+    """Pads smaller images to this size with grey at the right and at the bottom, which is ignored in the mask."""
     fill = DEEP_GREY if deep else GREY
     return A.PadIfNeeded(height, width, position="top_left", fill=fill, fill_mask=255, p=1)
 
@@ -373,16 +375,17 @@ def padding(height: int, width: int, deep: bool = False) -> A.PadIfNeeded:
 def training_with_masks(
     numbers: Numbers, flip: bool = True, turn: bool = False, colour: bool = True, deep: bool = False
 ) -> list[Step]:
-    """Random changes of windows and their class maps, which are never interpolated; what comes from outside of a window
-    does not count (255).
+    """Returns random transforms of windows and their class maps, which are never interpolated; pixels from outside of a
+    window are ignored (255).
 
     Args:
-        numbers: a strength of `MASKED`: ``light`` mirrors and shifts and scales a little; ``standard`` does more of it,
-            turns a little, and changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to
-            one and a half, also shears, blurs, greys and erases.
-        flip: mirror left and right; off where that changes the class, as with digits.
-        turn: all eight positions of the square, for pictures without an upper side, from the air or a microscope.
-        colour: whether images are of red, green and blue.
+        numbers: a strength of `MASKED`: ``light`` mirrors, shifts and scales a little; ``standard`` does more of it,
+            rotates a little, changes brightness, contrast and colour, and adds noise; ``strong`` scales from a half to
+            one and a half, and also shears, blurs, greys and erases.
+        flip: mirror left and right; off if that changes the class, as with digits.
+        turn: all eight orientations of the square, for images without an upright orientation, as from the air or a
+            microscope.
+        colour: whether images are RGB.
         deep: whether values are in [0, 1].
     """
     moves = A.Affine(

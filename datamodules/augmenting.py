@@ -19,7 +19,7 @@ from datamodules.base import DataError
 Augmentation = Strength | list[Any]  # of names, and of {name: settings}
 OPTION = "--data.augmentation"
 EXAMPLE = "[standard, {RandomGamma: {p: 0.5}}]"
-DRAWS = 6  # with which a list is tried, half of them with every transform applied
+DRAWS = 6  # random tests of a list, half of them with every transform applied
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Augmenter:
     """Builds the albumentations pipeline for training images.
 
     Args:
-        size: height and width of its results, in pixels.
-        channels: of the images.
-        fit: what makes a picture of any size such a one; left out where the first transform does that itself.
-        strengths: the built-in strengths by name, with the numbers that can be set.
-        build: makes the transforms of a strength of its numbers.
-        boxes: how boxes come and go, where there are any.
-        masks: keys of what else moves with an image: ``mask``, ``masks``.
-        keep: fit pictures first in any case.
+        size: height and width of the results, in pixels.
+        channels: number of image channels.
+        fit: transforms that resize an image of any size; skipped if the first transform does so itself.
+        strengths: built-in strengths by name, with the numbers that can be set.
+        build: creates the transforms of a strength from its numbers.
+        boxes: format of boxes, if there are any.
+        masks: keys of masks that are transformed with the image: ``mask``, ``masks``.
+        keep: always apply ``fit`` first.
         deep: whether images are float32 in [0, 1] instead of uint8.
         points: names of keypoints that are transformed too, see `augmentations.KeypointCompose`.
     """
@@ -54,12 +54,12 @@ class Augmenter:
         """Builds the pipeline; images keep their type.
 
         Args:
-            augmentation: a strength, or a list whose entries are a name or {name: settings}: of one of albumentations'
-                transforms, with its arguments; of a class by its path; or of a strength, with its numbers.
+            augmentation: a strength, or a list whose entries are a name or {name: settings}: of a transform of
+                albumentations, with its arguments; of a class by its path; or of a strength, with its numbers.
 
         Raises:
-            DataError: there is no such transform or argument, it cannot carry boxes or masks, its randomness is its
-                own, or what comes out has not the size or type.
+            DataError: there is no such transform or argument, it does not support boxes or masks, its randomness is not
+                controlled by the pipeline, or its output has another size or type.
         """
         entries = [augmentation] if isinstance(augmentation, str) else augmentation
         steps = self._steps(entries)
@@ -73,7 +73,7 @@ class Augmenter:
         return A.Compose([*fit, *steps], bbox_params=self.boxes)
 
     def _composed(self, steps: Sequence[Step]) -> A.Compose:
-        # Without one that does nothing it warns of boxes that nothing would move.
+        # The NoOp prevents a warning about boxes that no transform moves.
         return A.Compose([*steps, A.NoOp(p=0)], bbox_params=self.boxes)
 
     def _steps(self, entries: Any, certain: bool = False) -> list[Step]:
@@ -122,14 +122,14 @@ class Augmenter:
                     )
         settings = dict(settings)
         if "mask" in self.masks and not self.boxes and getattr(parameters.get("fill_mask"), "default", None) == 0:
-            settings.setdefault("fill_mask", 255)  # what comes from outside does not count
+            settings.setdefault("fill_mask", 255)  # pixels from outside are ignored
         if issubclass(kind, A.BaseCompose):
             settings["transforms"] = self._steps(settings.get("transforms", []), certain)
         if certain and "p" in parameters:
             settings["p"] = 1
         try:
             step: Step = kind(**settings)
-        except Exception as error:  # it may be somebody's own
+        except Exception as error:  # it may be a custom transform
             raise DataError(f"{OPTION}: {name} cannot be made: {_told(error)}.") from error
         if isinstance(step, A.DualTransform):
             self._check_targets(name, step)
@@ -164,7 +164,7 @@ class Augmenter:
         needed |= {"masks": "mask"} if self.masks else {}
         needed |= {"keypoints": "keypoints"} if self.points else {}
         if isinstance(step, BaseDistortion):
-            carried.discard("keypoints")  # it rounds them to whole pixels, and drops some
+            carried.discard("keypoints")  # it rounds them to integers, and drops some
         if lacking := [word for word, target in needed.items() if target not in carried]:
             raise DataError(
                 f"{OPTION}: {name} moves images, but not their {' and '.join(lacking)}, which would then be wrong: leave it out."
@@ -178,7 +178,7 @@ class Augmenter:
         for shape in ((2 * height + 13, 3 * width + 7), (height // 2 + 1, width // 2 + 1)):
             try:
                 made = self._composed([step])(**self._sample(shape))["image"]
-            except Exception:  # such as a crop that is larger than the picture
+            except Exception:  # e.g. a crop larger than the image
                 return False
             if made.shape[:2] != self.size:
                 return False

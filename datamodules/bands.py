@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules.options import Reading
 
-DEEP = (10, 12, 14, 16)  # bits that cameras and scanners put into files of 16
+DEEP = (10, 12, 14, 16)  # bits that cameras and scanners store in 16-bit files
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -26,12 +26,12 @@ def upper(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def decoded(data: bytes) -> NDArray[Any]:
-    """All bands of an image file, uint8 or uint16 H×W×B, rotated as its EXIF tag says.
+    """Decodes all bands of an image file, uint8 or uint16 H×W×B, rotated by its EXIF tag.
 
-    A TIFF may have them in its pixels, in planes or as pages. Colours come as red, green and blue.
+    A TIFF may store them in its pixels, in planes or as pages. Colours are in the order red, green, blue.
 
     Raises:
-        ValueError: it holds something else than whole numbers of 8 or 16 bits, or more than bands.
+        ValueError: it has values other than integers of 8 or 16 bits, or dimensions other than bands.
         OSError: it cannot be read.
     """
     pixels, turned = _from_tiff(data) if data[:4] in TIFF else _from_picture(data)
@@ -76,7 +76,7 @@ def _from_tiff(data: bytes) -> tuple[NDArray[Any], int]:
 def _from_raster(data: bytes, compression: str) -> NDArray[Any]:
     """Bands of a file that GDAL reads, H×W×B."""
     try:
-        from rasterio.io import MemoryFile  # an extra
+        from rasterio.io import MemoryFile  # an optional dependency
     except ImportError:
         raise ValueError(f"it is compressed by {compression}, which needs rasterio: pip install rasterio") from None
     with MemoryFile(data) as memory, memory.open() as file:
@@ -87,8 +87,8 @@ def _from_picture(data: bytes) -> tuple[NDArray[Any], int]:
     """Bands of any other file, H×W×B, and its EXIF orientation."""
     image: Image.Image = Image.open(io.BytesIO(data))
     deep = image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
-    turned = int(image.getexif().get(0x0112, 1))  # which reads all of a PNG
-    if deep:  # Pillow has no colours of 16 bits
+    turned = int(image.getexif().get(0x0112, 1))  # reads all of a PNG
+    if deep:  # Pillow does not support 16-bit colour
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None:
             raise ValueError("it has more than 8 bits and cannot be read by OpenCV")
@@ -112,14 +112,15 @@ def _upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
 
 
 def taken(pixels: NDArray[Any], reading: Reading) -> NDArray[Any]:
-    """The selected bands in the file's values: uint8, or uint16 if more than 8 bits are kept.
+    """Selects bands with the values of the file: uint8, or uint16 if more than 8 bits are kept.
 
     Args:
         pixels: all bands, uint8 or uint16 H×W×B.
-        reading: which are asked for. Without ``bands``, one becomes three by repetition, and RGB grey by the ITU-R 601-2 luma.
+        reading: the bands to select. Without ``bands``, one band is repeated to three, and RGB becomes grey by the
+            ITU-R 601-2 luma.
 
     Raises:
-        ValueError: there are others, or values are beyond the bits.
+        ValueError: the file has other bands, or values exceed the bits.
     """
     count = pixels.shape[2]
     if reading.bands is not None:

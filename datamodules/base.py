@@ -1,4 +1,4 @@
-"""What every data module shares: exact, resumable loading, splits, and the policy for bad input."""
+"""Base class of data modules: exact, resumable loading, splits, and the policy for bad input."""
 
 import hashlib
 import operator
@@ -34,36 +34,36 @@ Crop = tuple[
 
 
 class DataError(ValueError):
-    """The data cannot be used as they are; the message names the file or the value and the way out."""
+    """Error for unusable data; the message names the file or the value, and the way out."""
 
 
 def listed(given: Iterable[str]) -> str:
-    """Some names for a message."""
+    """Joins names for a message; of many, the first eight."""
     names = list(given)
     shown = ", ".join(map(str, names[:8]))
     return f"{shown}, … ({len(names)} in all)" if len(names) > 8 else shown
 
 
 def repeated(values: Iterable[T]) -> tuple[T, int] | None:
-    """The value that is there most often, and how often; None where all are there once."""
+    """Returns the most frequent value and its count; None if all values are unique."""
     found = Counter(values).most_common(1)
     return found[0] if found and found[0][1] > 1 else None
 
 
 def digest_of(content: bytes) -> str:
-    """Hexadecimal hash of some content, equal on every machine."""
+    """Returns a hexadecimal hash of content, equal on every machine."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def settle(settings: Any, option: str = "--data") -> None:
-    """Puts a class's own value where a setting is None, and looks whether the numbers are in their ranges.
+    """Replaces settings that are None with the class's default, and checks the ranges of numbers.
 
     Args:
         settings: a dataclass.
-        option: what it is called where it is given.
+        option: prefix of its options on the command line.
 
     Raises:
-        DataError: a number is not.
+        DataError: a number is out of range.
     """
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     for each in fields(settings):
@@ -79,11 +79,12 @@ def settle(settings: Any, option: str = "--data") -> None:
 
 
 class Source(Protocol):
-    """One split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C, of more than 8 bits float32 in
-    [0, 1]; of a clip T×H×W×C) and the task's own keys.
+    """Interface of a split before augmentation: sample i is a dictionary with ``image`` (uint8 H×W×C, for more than 8
+    bits float32 in [0, 1]; for clips T×H×W×C) and the task's own keys.
 
-    One of files may have ``paths``, the file of each sample, and ``reduced(reduction)``, the same samples with images that are
-    decoded smaller; one in memory ``batch(indices)``, several samples stacked.
+    A source of files may have ``paths``, the file of each sample, and ``reduced(reduction)``, which returns the same
+    samples decoded at reduced size; a source in memory may have ``batch(indices)``, which returns several samples
+    stacked.
     """
 
     def __len__(self) -> int: ...
@@ -92,20 +93,20 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of the content; see `digest_of`."""
+        """Digest of the content; see `digest_of`."""
 
 
 class KeyedDataset(Dataset[dict[str, Any]]):
     """Augments a source with randomness that depends on nothing but (seed, epoch, index).
 
-    Sample i is also i + N, i + 2·N, … of a source with N: the same one, augmented otherwise.
+    Index i + k·N of a source with N samples is sample i with another augmentation.
 
     Args:
-        source: the samples; of files no more is decoded than the pipelines need, see `augmentations.reduction`.
-        transform: albumentations pipeline, which is given all keys of a sample and changes those that it knows (``image``,
-            ``mask``, ``bboxes``, …), or None to hand the samples on as they are.
+        source: the samples; files are decoded no larger than the pipelines need, see `augmentations.reduction`.
+        transform: albumentations pipeline, which gets all keys of a sample and changes those that it knows (``image``,
+            ``mask``, ``bboxes``, …), or None for no transform.
         seed: seed of the run.
-        views: pipelines of further views of the same image, which a sample then has as ``views``, in this order.
+        views: pipelines of additional views of the image, which are returned as ``views``, in this order.
     """
 
     def __init__(self, source: Source, transform: A.Compose | None, seed: int, views: Sequence[A.Compose] = ()) -> None:
@@ -118,15 +119,16 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     @property
     def epoch_size(self) -> int:
-        """How many indices `order` gives."""
+        """Number of indices in `order`."""
         return len(self)
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The indices of one training epoch, of which consecutive pieces are the batches."""
+        """Returns the indices of a training epoch; consecutive slices are the batches."""
         return generator.permutation(self.epoch_size)
 
     def taken(self, generator: np.random.Generator, own: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """So many of some samples in random order, all equally often, and each time augmented otherwise."""
+        """Draws a number of the given samples in random order, all equally often, and each time with another
+        augmentation."""
         return np.resize(generator.permutation(own), count) + np.arange(count) // len(own) * len(self)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
@@ -141,12 +143,12 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         return sample
 
     def augment(self, sample: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The sample after `transform`, whose randomness is the generator's; all frames of a clip are changed alike."""
+        """Applies `transform` with the given random generator; all frames of a clip are transformed alike."""
         assert self.transform is not None
         return _augmented(sample, self.transform, generator)
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
-        """A whole batch at once: sources that hold arrays are indexed in one go where nothing is augmented."""
+        """Loads a whole batch: sources in memory are indexed at once if there is no transform."""
         batch = getattr(self.source, "batch", None) if self.transform is None else None
         if batch is not None:
             return collate(batch([index % len(self.source) for index, _ in keys]))
@@ -154,7 +156,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
 
 def _augmented(sample: dict[str, Any], transform: A.Compose, generator: np.random.Generator) -> dict[str, Any]:
-    """A sample after a pipeline; see `KeyedDataset.augment`."""
+    """Applies a pipeline to a sample; see `KeyedDataset.augment`."""
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     if sample["image"].ndim == 3:
         augmented: dict[str, Any] = transform(**sample)
@@ -165,7 +167,7 @@ def _augmented(sample: dict[str, Any], transform: A.Compose, generator: np.rando
 
 
 def _least_reduction(transforms: Sequence[A.Compose | None], height: int, width: int) -> int:
-    """See `augmentations.reduction`, for several pipelines of the same pictures."""
+    """Returns the smallest `augmentations.reduction` of several pipelines."""
     return min(reduction(transform, height, width) for transform in transforms)
 
 
@@ -173,14 +175,13 @@ def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -
     """Stacks samples to a batch.
 
     Args:
-        samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays;
-            ``image`` is uint8 H×W×C, or of a clip T×H×W×C. What is a tensor already, such as the boxes of an image, is not
-            stacked.
+        samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays; ``image``
+            is uint8 H×W×C, or for clips T×H×W×C. Tensors, such as the boxes of an image, are not stacked.
 
     Returns:
-        The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory order. Of clips
-        it is B×T×C×H×W, with black frames after the end of a shorter one, and ``length``, int64 B, is how many are its own.
-        ``views`` is a list, of each view uint8 B×C×H×W.
+        The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory format. For
+        clips it is B×T×C×H×W, with black frames after the end of shorter ones, and ``length``, int64 B, is the number
+        of valid frames. ``views`` is a list of uint8 B×C×H×W.
     """
     batch: dict[str, Any] = {}
     for key in samples if isinstance(samples, Mapping) else samples[0]:
@@ -205,7 +206,7 @@ def _collate_once(samples: Any) -> dict[str, torch.Tensor]:
 
 
 def _start_worker(_: int) -> None:
-    # Workers are the parallelism: OpenCV's own threads would fight for the same cores.
+    # Parallelism comes from the workers: OpenCV's own threads would compete for the same cores.
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
     torch.set_num_threads(1)
@@ -214,21 +215,21 @@ def _start_worker(_: int) -> None:
 class KeyedLoader:
     """A loader whose batches are a function of (seed, epoch, position), and which resumes in mid-epoch.
 
-    Training batches are the consecutive pieces of one permutation of the whole set; each of ``world_size`` processes
-    takes its own slice of every piece, so that two processes with batch B see what one sees with 2·B. A ragged
-    last piece is left out unless it is the only one. In evaluation each sample is seen exactly once over all processes,
-    and every process gets the same number of batches, none of them empty.
+    Training batches are consecutive slices of one permutation of the whole set; each of ``world_size`` processes takes
+    its share of every slice, so that two processes with batch size B get the samples of one with 2·B. An incomplete
+    last slice is dropped unless it is the only one. In evaluation each sample is used exactly once over all processes,
+    and every process gets the same number of non-empty batches.
 
-    It is not a DataLoader itself, so that Lightning leaves its sampling alone.
+    It is not a DataLoader, so that Lightning does not replace its sampler.
 
     Args:
-        dataset: yields dictionaries by (index, epoch).
-        batch_size: samples a batch and process.
-        training: shuffle anew each epoch, drop the ragged end.
+        dataset: returns dictionaries by (index, epoch).
+        batch_size: samples per batch and process.
+        training: shuffle in each epoch, and drop an incomplete last batch.
         seed: seed of the run.
-        rank, world_size: this process among all.
-        num_workers: processes that read and augment; the batches do not depend on it.
-        same_order: keep the order of epoch 0 in all epochs, as overfitting a few batches needs.
+        rank, world_size: rank of this process, and number of processes.
+        num_workers: worker processes that read and augment; batches do not depend on their number.
+        same_order: use the order of epoch 0 in all epochs, to overfit a few batches.
 
     Raises:
         DataError: there are fewer samples than processes.
@@ -272,12 +273,12 @@ class KeyedLoader:
         return min(-(-size // whole), size // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order the next iteration follows."""
+        """Sets the epoch of the next iteration."""
         if epoch != self.epoch:
             self.epoch, self._first = epoch, 0
 
     def keys(self) -> Iterator[list[Key]]:
-        """The batches of this epoch and process as lists of (index, epoch), from the first one not yet done."""
+        """Yields the remaining batches of this epoch and process as lists of (index, epoch)."""
         size = len(self.dataset)
         if self.training:
             order = self.dataset.order(np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)))
@@ -295,22 +296,22 @@ class KeyedLoader:
             for batch in self._loader:
                 self.batches_done += 1
                 yield batch
-        except DataError as error:  # torch puts a worker's trace before what it says
+        except DataError as error:  # torch prepends the worker's traceback to the message
             raise DataError(str(error).rpartition(f"{DataError.__module__}.DataError: ")[2].strip()) from None
         self._first = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on at the next batch."""
+        """Returns the position for a checkpoint."""
         return {"epoch": self.epoch, "batches_done": self.batches_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Restores the position from `state_dict`."""
         self.epoch, self._first = state["epoch"], state["batches_done"]
         self.batches_done = self._first
 
 
 class _Picked(Dataset[dict[str, Any]]):
-    """Some samples of a data set."""
+    """A subset of a data set."""
 
     def __init__(self, dataset: KeyedDataset, chosen: NDArray[np.int64]) -> None:
         self.dataset, self.chosen = dataset, chosen
@@ -323,10 +324,10 @@ class _Picked(Dataset[dict[str, Any]]):
 
 
 class _Batches:
-    """The keys of a loader as the batch sampler of its DataLoader."""
+    """Batch sampler of the DataLoader, with the keys of a `KeyedLoader`."""
 
     def __init__(self, loader: KeyedLoader) -> None:
-        self.sampler = loader  # where Lightning looks for set_epoch
+        self.sampler = loader  # Lightning calls its set_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.sampler.keys()
@@ -337,16 +338,16 @@ class _Batches:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class VisionDataModule(L.LightningDataModule, Generic[S]):
-    """Base of all data modules: a subclass says what the splits are and how samples are augmented.
+    """Base class of data modules: a subclass loads the splits and defines their transforms.
 
-    The same seed gives the same order, the same augmentation and the same randomness inside the network (dropout,
-    mixup), with any number of workers, and after a resume in mid-epoch.
+    Equal seeds give equal order, augmentation and randomness inside the network (dropout, mixup), for any number of
+    workers, and after a resume in mid-epoch.
 
     Args:
-        batch_size: samples in a batch, for each process. With ``auto``, ``fit`` finds out how many fit into the device's memory,
-            of a CPU into 4 GiB a process, by powers of two; the other commands take what they do without.
-        num_workers: processes that read and augment; None uses the cores available to this process, up to eight, or no
-            processes if two or fewer are left.
+        batch_size: samples per batch and process. With ``auto``, ``fit`` finds the largest power of two that fits into
+            the device's memory, or into 4 GiB per process on a CPU; other commands use their default.
+        num_workers: worker processes that read and augment; None for the cores available to this process, up to eight,
+            or no workers for two or fewer cores.
         seed: seed of order and augmentation. The command line sets it to ``seed_everything``.
     """
 
@@ -365,60 +366,60 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
             cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             self.num_workers = 0 if cores <= 2 else min(cores - 1, 8)
         self.bad_files: dict[str, str] = {}
-        self.drawn = False  # whether the splits were drawn from one set, which says nothing of splits
-        self.undivided = False  # whether such a set is the test split as a whole
-        self.view_crops: Sequence[Crop] = ()  # of a training image, for a network that learns from several at once
+        self.drawn = False  # whether the splits were drawn from one set, so that earlier splits are unknown
+        self.undivided = False  # whether such a set is used as the test split as a whole
+        self.view_crops: Sequence[Crop] = ()  # of a training image, for self-supervised learning
         self._training: KeyedLoader | None = None
         self._position: dict[str, Any] = {}
 
     def __str__(self) -> str:
-        return self.title  # Lightning's own makes loaders
+        return self.title  # Lightning's own creates loaders
 
     def load(self) -> dict[str, S]:
-        """Reads the splits: ``train`` and ``val`` always, ``test`` where there is one. Checks what can be checked."""
+        """Loads the splits: ``train`` and ``val`` always, ``test`` if there is one, and checks them."""
         raise NotImplementedError
 
     def transform(self, training: bool) -> A.Compose | None:
-        """The albumentations pipeline of a split; None leaves the samples as they are."""
+        """Returns the albumentations pipeline of a split; None for no transform."""
         raise NotImplementedError
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What turns a picture into the network's input."""
+        """Preprocessing from an image to the network's input."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """What the data set is called in a tracked run."""
+        """Name of the data set in a tracked run."""
         return type(self).__name__
 
     @property
     def in_chans(self) -> int:
-        """Channels of the images, 3 for RGB or 1 for grey."""
+        """Number of image channels, 3 for RGB or 1 for grey."""
         return 3
 
     @property
     def reading(self) -> Reading:
-        """How images are read."""
+        """How files are decoded."""
         return Reading(self.in_chans)
 
     @property
     def bit_depth(self) -> int:
-        """Bits of the images' values; above 8 they are float32 in [0, 1] instead of uint8."""
+        """Bits per value; images with more than 8 bits are float32 in [0, 1] instead of uint8."""
         return self.reading.bits
 
     @property
     def channel_mean(self) -> list[float] | None:
-        """Mean of each channel, as a share of the largest value; None leaves it to the network."""
+        """Mean of each channel, relative to the largest value; None for that of the network."""
         return None
 
     @property
     def channel_std(self) -> list[float] | None:
-        """Standard deviation of each channel, likewise."""
+        """Standard deviation of each channel, relative to the largest value; None for that of the network."""
         return None
 
     def fitted(self, fit: Fit, crop_pct: float = Preprocessing.crop_pct) -> Preprocessing:
-        """The `preprocessing` of images that are read as ``reading`` says and fitted into ``image_size``."""
+        """Returns the `preprocessing` of images that are decoded by ``reading`` and resized to ``image_size``."""
         how, size = self.reading, getattr(self, "image_size", 0)
         return Preprocessing(
             size, how.channels, fit, crop_pct, bands=list(how.bands) if how.bands else None, bits=how.bits
@@ -426,12 +427,12 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
 
     @property
     def class_counts(self) -> list[int]:
-        """Images to train on of each class; empty where images are not counted by classes."""
+        """Number of training images of each class; empty if images have no class."""
         return []
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images that the network sees, where that is a setting; else zeros."""
+        """Height and width of the network's input, if that is a setting; otherwise zeros."""
         given = getattr(self, "image_size", None)
         try:
             return sides(given) if given else (0, 0)
@@ -442,7 +443,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
 
     @property
     def class_weights(self) -> list[float] | None:
-        """What each class weighs in the loss; None for the same."""
+        """Weight of each class in the loss; None for equal weights."""
         return None
 
     @cached_property
@@ -451,17 +452,18 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return self.load()
 
     def identity(self) -> dict[str, Any]:
-        """What the data set is: its name, and the size and content digest of each split."""
+        """Identifies the data set: its name, and the size and content digest of each split."""
         splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
         return {"name": self.title, "splits": splits}
 
     def shares_place_with(self, settings: Mapping[str, Any]) -> bool:
-        """Whether it reads the folder or table that other data were read from, as their arguments say, in whatever way."""
+        """Whether the data are read from the same folder or table as data with the given arguments."""
         places = [(settings.get(key), getattr(self, key, None)) for key in ("root", "file")]
         return any(one and other and os.path.realpath(one) == os.path.realpath(other) for one, other in places)
 
     def take_whole(self) -> None:
-        """Makes a set whose splits were drawn the test split as a whole, for a network that has learned from other data."""
+        """Makes the whole set the test split, instead of drawing splits, for a network that was trained on other
+        data."""
         self.undivided, self.drawn = True, False
         found = {
             name
@@ -478,12 +480,12 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         test: Callable[[P], tuple[P, P] | None],
         val: Callable[[P], tuple[P, P] | None],
     ) -> dict[str, P]:
-        """The splits, of which those that are missing are drawn; a set that is only for the test stays so.
+        """Divides data into splits, and draws missing ones; a set with only a test split stays so.
 
         Args:
-            parts: ``train``, ``val`` and ``test`` as far as they are there; or ``all``, where nothing is split.
-            test: draws the rest and the test split, or cannot.
-            val: draws the rest and the validation split from those to train on, or cannot.
+            parts: existing splits, ``train``, ``val`` and ``test``; or ``all`` for data without splits.
+            test: splits data into the rest and a test split; returns None if that is impossible.
+            val: splits the training data into the rest and a validation split; returns None if that is impossible.
         """
         if "all" in parts and self.undivided:
             return {"test": parts["all"]}
@@ -495,36 +497,36 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return {name: found[name] for name in ("train", "val", "test") if name in found}
 
     def prepare_data(self) -> None:
-        """Downloads and checks on one process, so that the others find the result."""
+        """Downloads and checks the data in one process before the others."""
         _ = self.sources
 
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
-        """The samples of a split, augmented as in training or prepared as for evaluation."""
+        """Returns the samples of a split, with the transform of training or of evaluation."""
         return KeyedDataset(self.sources[split], self.transform(augmented), self.seed, self.views(augmented))
 
     def views(self, training: bool) -> list[A.Compose]:
-        """The pipelines of the further views that ``view_crops`` asks for; the first is `transform`'s.
+        """Returns the pipelines of the additional views in ``view_crops``; the first view is that of `transform`.
 
         Raises:
-            DataError: these data have one view of an image only.
+            DataError: the data only support one view of an image.
         """
         if training and self.view_crops:
             raise DataError(f"{self.title} has one view of an image only, and several are to be learned from.")
         return []
 
     def samples(self, split: str, count: int) -> dict[str, Any]:
-        """A batch of samples without augmentation, evenly spread over a split: what the data look like.
+        """Returns a batch of samples without augmentation, evenly spread over a split.
 
         Args:
-            split: its name.
-            count: how many at most.
+            split: name of the split.
+            count: maximum number of samples.
         """
         dataset = self.dataset(split, False)
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
         return _collate_once(dataset.__getitems__([(index, 0) for index in chosen]))
 
     def loader(self, split: str) -> KeyedLoader:
-        """The loader of a split.
+        """Returns the loader of a split.
 
         Raises:
             DataError: there is no such split.
@@ -537,12 +539,12 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return self._loader(self.dataset(split, training and not overfit), training=training, same_order=overfit)
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> KeyedLoader:
-        """The samples of a split, each once and none augmented: what is looked at before or beside a training.
+        """Returns a loader of each sample of a split once, without augmentation.
 
         Args:
             split: name of the split.
-            most: draw so many of them, always the same; None for all.
-            shared: each process takes its share; else each takes all.
+            most: maximum number of samples, a fixed random subset; None for all.
+            shared: whether each process loads its share, or all samples.
         """
         dataset: Any = self.dataset(split, False)
         if most is not None and most < len(dataset):
@@ -563,32 +565,32 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return KeyedLoader(dataset, whole, training, self.seed, rank, size, self.num_workers, same_order)
 
     def train_dataloader(self) -> KeyedLoader:
-        """Augmented training batches."""
+        """Returns augmented training batches."""
         self._training = self.loader("train")
         self.load_state_dict(self._position)
         return self._training
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stands, for a checkpoint."""
+        """Returns the position of the training, for a checkpoint."""
         return self._training.state_dict() if self._training else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, also if the loader is only made later."""
+        """Restores the position from `state_dict`, also if the loader is created later."""
         self._position = state_dict
         if self._training and state_dict:
             self._training.load_state_dict(state_dict)
             self._position = {}
 
     def val_dataloader(self) -> KeyedLoader:
-        """Validation batches."""
+        """Returns validation batches."""
         return self.loader("val")
 
     def test_dataloader(self) -> KeyedLoader:
-        """Test batches."""
+        """Returns test batches."""
         return self.loader("test")
 
     def predict_dataloader(self) -> KeyedLoader:
-        """The batches that `predict` answers: the test split, or the validation split where there is no test split."""
+        """Returns batches for prediction: the test split, or the validation split without one."""
         return self.loader("test" if "test" in self.sources else "val")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -599,7 +601,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
             entropy = (self.seed, trainer.current_epoch, position, trainer.global_rank)
             seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
             device = trainer.strategy.root_device
-            # Not torch.manual_seed: for each kind of device that is not in use it would keep a stack trace, for ever.
+            # Not torch.manual_seed: for each unused kind of device it would store a stack trace, without limit.
             torch.default_generator.manual_seed(seed)
             if device.type != "cpu":
                 torch.get_device_module(device).manual_seed(seed)

@@ -7,10 +7,10 @@ V = TypeVar("V", bound="Mapping[str, Any] | tuple[Any, ...]")
 
 
 class Cache(Generic[V]):
-    """Keeps values by number until they exceed a number of bytes; then the oldest is dropped. Each process has its own.
+    """Caches values by number up to a total size in bytes; the oldest is dropped first. Each process has its own.
 
     Args:
-        most: bytes of the arrays in them.
+        most: maximum number of bytes of the arrays.
     """
 
     def __init__(self, most: int) -> None:
@@ -18,7 +18,7 @@ class Cache(Generic[V]):
         self._kept: dict[int, V] = {}
 
     def get(self, number: int, make: Callable[[int], V]) -> V:
-        """The value of a number; computed if it is not in the cache."""
+        """Returns the value of a number; computes it if it is not in the cache."""
         if number not in self._kept:
             value = make(number)
             while self._kept and self._bytes + _bytes(value) > self.most:

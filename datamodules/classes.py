@@ -63,15 +63,15 @@ class Renumbered:
 def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
     """Renumbers the classes of a data set to match a network that has been trained on them.
 
-    They are matched by name: the data may lack some, and may have them in another order. What `identity` says of the data
-    stays as it was.
+    They are matched by name: the data may lack some, and may have them in another order. `identity` of the data does
+    not change.
 
     Args:
         data: data with ``label_names``.
-        names: the network's classes, in the order of their numbers.
+        names: class names of the network, by index.
 
     Raises:
-        DataError: the data have a class that the network does not know.
+        DataError: the data have a class that the network does not have.
     """
     own, counted = list(cast(Any, data).label_names), getattr(data, "count_names", [])
     if own == list(names) or (counted and counted == list(names)[: len(counted)]):

@@ -25,17 +25,17 @@ from datamodules.splits import SPLITS
 from datamodules.videos import evenly
 
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # y, x
-EXTENT = (0.35, 0.5)  # least and greatest length of a digit's longer side, as a share of the frame
+EXTENT = (0.35, 0.5)  # minimum and maximum length of a digit's longer side, relative to the frame
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClipDataModule(ClassificationDataModule):
     """Base class of labelled clips. All frames of a clip are augmented alike.
 
-    Batches: ``image`` uint8 B×T×C×S×S, ``length`` int64 B, how many of the T frames are a clip's own, ``label`` int64 B.
+    Batches: ``image`` uint8 B×T×C×S×S, ``length`` int64 B, the number of valid frames of each clip, ``label`` int64 B.
 
     Args:
-        frames: frames of a clip that the network is shown at most, evenly spread.
+        frames: maximum number of frames of a clip, evenly spread.
     """
 
     frames: PositiveInt = 16
@@ -50,7 +50,7 @@ class ClipDataModule(ClassificationDataModule):
 class VideoFolder(ClipDataModule, ImageFolder):
     """A folder with one sub-folder of videos for each class.
 
-    Splits are as in `ImageFolder`. Videos need not be equally long; each is decoded anew in every epoch.
+    Splits are as in `ImageFolder`. Videos may have different lengths; each is decoded in every epoch.
     """
 
     @override
@@ -94,10 +94,10 @@ def moving(scenes: SceneSource, index: int, lengths: tuple[int, int], label: int
     """Draws a clip with one moving digit, reproducibly from the scenes' seed, the split and the clip's index.
 
     Args:
-        scenes: what the clip is made of.
-        index: its number.
-        lengths: least and greatest number of frames.
-        label: which digit moves, times four, plus which of `WAYS`.
+        scenes: scenes that the clip is composed of.
+        index: index of the clip.
+        lengths: minimum and maximum number of frames.
+        label: the moving digit, times four, plus the index in `WAYS`.
 
     Returns:
         uint8 T×S×S×C.
@@ -130,12 +130,12 @@ def _place(corner: NDArray[np.int64], picture: NDArray[np.uint8]) -> tuple[slice
 class MovingDigits(Scenes, ClipDataModule):
     """Clips of real digits, one of which moves; the label is which digit and in which direction. See `Scenes`.
 
-    A single frame says neither which of its digits moves nor the way.
+    A single frame shows neither which of its digits moves nor the direction.
 
     Args:
-        objects: least and greatest number of digits in a clip, with the one that moves.
-        lengths: least and greatest number of frames in a clip.
-        image_size: side of the square frames that the network sees, in pixels; None takes ``scene_size``.
+        objects: minimum and maximum number of digits in a clip, including the moving one.
+        lengths: minimum and maximum number of frames in a clip.
+        image_size: side of the square frames in pixels; None for ``scene_size``.
     """
 
     scene_size: Annotated[int, Ge(32)] = 32

@@ -1,4 +1,4 @@
-"""Image files as arrays of pictures: decoded no larger than needed, and only once where that is asked for."""
+"""Image files as an array: decoded no larger than needed, and cached if requested."""
 
 import errno
 import math
@@ -27,22 +27,23 @@ from datamodules.images import Reduction, cache_folder, read_bands, read_reduced
 from datamodules.options import RGB, Reading
 
 Caching = Literal["none", "memory", "disk"]
-SPARED = 2 << 30  # bytes that are left free, for checkpoints on the disk and for everything else in memory
-HEADER = struct.Struct("<4I")  # of a file: a number of MAGIC, height, width, channels
+SPARED = 2 << 30  # bytes that are left free, for checkpoints on disk and for other uses of memory
+HEADER = struct.Struct("<4I")  # of a file: magic number, height, width, channels
 MAGIC: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 0x31564F46, np.dtype(np.uint16): 0x32564F46}
 
 
 class ImageFiles:
-    """Image files that are read when they are asked for, as an array of pictures: a place gives one, places some of the files.
+    """Image files as an array that is read lazily: an index returns an image, an array of indices a subset of the
+    files.
 
     Args:
-        paths: N files.
-        digests: of their contents, N.
-        sizes: height and width as a viewer shows them, int64 N×2.
-        reading: how they are read.
-        cache: where decoded pictures are kept: ``memory`` is shared by the processes that are forked from this one, ``disk``
-            by all processes, now and later. What has no room is decoded each time; pictures are the same with and without.
-        checked: whether all were looked at before; see `check_images`.
+        paths: paths of N files.
+        digests: content digests, N.
+        sizes: height and width as displayed, int64 N×2.
+        reading: how files are decoded.
+        cache: where decoded images are kept: ``memory`` is shared with forked processes, ``disk`` with all processes,
+            now and later. Without enough space, images are decoded each time; the cache does not change them.
+        checked: whether all files were decoded before; see `check_images`.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ImageFiles:
         self.checked = checked
         self._reduction: Reduction | None = None
         self._kept: _Kept | None = None
-        self._known: dict[bytes, _Kept] = {}  # by the factors of all files; shared with copies
+        self._known: dict[bytes, _Kept] = {}  # by the reduction factors of all files; shared with copies
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,13 +88,14 @@ class ImageFiles:
         return scaled(pixels, self.reading.bits)
 
     def read(self, index: int) -> NDArray[Any]:
-        """Decodes one, uint8 H×W×C, as small as `reduced` allows; or its bands as they are, uint8 or uint16."""
+        """Decodes an image, uint8 H×W×C, at the size that `reduced` allows; or its bands without scaling, uint8 or
+        uint16."""
         if not self.reading.seen:
             return read_bands(str(self.paths[index]), self.reading)
         return read_reduced(str(self.paths[index]), self.reading, self._reduction)[0]
 
     def reduced(self, reduction: Reduction) -> Self:
-        """The same files, decoded smaller, and kept where that is asked for."""
+        """Returns the same files, decoded at reduced size, and cached if requested."""
         same = copy(self)
         same._reduction = reduction = reduction if self.reading.seen else as_it_is
         if self.cache != "none":
@@ -108,30 +110,30 @@ class ImageFiles:
 
 
 def as_it_is(height: int, width: int) -> int:
-    """The `Reduction` that leaves all pixels."""
+    """The `Reduction` that keeps the full size."""
     return 1
 
 
 class _Kept(ABC):
-    """Decoded pictures of some files.
+    """Base class of caches of decoded images.
 
     Args:
         files: the files.
-        factors: how many times smaller each is decoded, uint8 N.
+        factors: reduction factor of each file, uint8 N.
     """
 
     name: str  # for messages
 
     def __init__(self, files: ImageFiles, factors: NDArray[Any]) -> None:
         self.reading, self.factors, self.full = files.reading, factors, False
-        self.depth = files.reading.channels * (2 if files.reading.deep else 1)  # bytes of a pixel at most
+        self.depth = files.reading.channels * (2 if files.reading.deep else 1)  # maximum number of bytes per pixel
         sides = -(-files.sizes // factors[:, None].astype(np.int64))
         needed, room = int(sides.prod(1).sum()) * self.depth, self.room() - SPARED
         if needed > room:
             self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB are available")
 
     def get(self, index: int, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The picture of a file, from here or else read and kept."""
+        """Returns the image of a file from the cache, or reads it and adds it to the cache."""
         pixels = self._find(index)
         if pixels is None:
             pixels = read()
@@ -150,21 +152,21 @@ class _Kept(ABC):
 
     @abstractmethod
     def room(self) -> int:
-        """Bytes that are free."""
+        """Returns the number of free bytes."""
 
     @abstractmethod
     def _find(self, index: int) -> NDArray[Any] | None:
-        """The picture of a file, if it is there."""
+        """Returns the image of a file, or None if it is not cached."""
 
     @abstractmethod
     def _keep(self, index: int, pixels: NDArray[Any]) -> None:
-        """Keeps it; raises OSError where it cannot."""
+        """Caches an image; raises OSError if that is impossible."""
 
 
 class _Disk(_Kept):
-    """Pictures in files under ``$XDG_CACHE_HOME/fovea/decoded``, named by the digest of what they were decoded from.
+    """Images in files under ``$XDG_CACHE_HOME/fovea/decoded``, named by the digest of the original file.
 
-    A file takes its name when it is whole, and counts only if it has the size that its first bytes say.
+    A file gets its name once it is complete, and is only used if its size matches its header.
     """
 
     def __init__(self, files: ImageFiles, factors: NDArray[Any]) -> None:
@@ -214,9 +216,9 @@ class _Disk(_Kept):
 
 
 class _Memory(_Kept):
-    """Pictures in an anonymous file in memory, which ends with the processes that have it open, however they end.
+    """Images in an anonymous file in memory, which is freed with the last process that has it open.
 
-    Each picture has its place from the start, as large as it can be; what is not written takes no room.
+    Space for each image is reserved at its maximum size; unwritten parts take no memory.
     """
 
     name = "in memory"
@@ -228,14 +230,14 @@ class _Memory(_Kept):
         self._starts = np.concatenate([[0], np.cumsum(-(-sizes // mmap.PAGESIZE) * mmap.PAGESIZE)])
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("fovea")
-        else:  # the next best: one without a name
+        else:  # otherwise a file without a name
             with tempfile.TemporaryFile() as file:
                 self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         os.truncate(self._file, int(self._starts[-1]))
         self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 12 * len(files))), np.int32)[: 3 * len(files)].reshape(-1, 3)
 
-    def __reduce__(self) -> Any:  # a process that is not forked begins one of its own
+    def __reduce__(self) -> Any:  # a process that is not forked creates its own
         return type(self), self._made_of
 
     @override
@@ -261,11 +263,11 @@ class _Memory(_Kept):
             == pixels.nbytes
         ):
             self._shapes[index, 1:] = pixels.shape[1], pixels.itemsize
-            self._shapes[index, 0] = pixels.shape[0]  # last, since it says that the picture is there
+            self._shapes[index, 0] = pixels.shape[0]  # last, since it marks the image as present
 
 
 def free_memory() -> int:
-    """Bytes of memory that can still be had, by this machine and by this container."""
+    """Returns the number of bytes of available memory, of the machine or of the container."""
     free = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     with suppress(OSError):
         lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())

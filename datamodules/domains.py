@@ -19,7 +19,7 @@ from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelledSource
 from datamodules.options import ImageSize, Own
 
-FINE = 4  # strokes are measured on pixels of a quarter of the side
+FINE = 4  # strokes are measured at four times the resolution
 STROKES = {"thin": 1.6, "thick": 4.2}  # width in pixels of 28
 COLOURS = {"red": (230, 60, 50), "green": (60, 190, 70), "blue": (70, 110, 235), "yellow": (225, 200, 50)}
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2
@@ -42,8 +42,8 @@ class DomainDataset(KeyedDataset):
 
     @override
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        # The domains take turns. Of W processes each takes every W-th index: so that each sees all domains, the rounds do not
-        # all begin with the same one, but with the one whose number is the sum of the digits of the round's.
+        # The domains alternate. Each of W processes takes every W-th index: so that each process gets all domains, the
+        # rounds start with different ones, with the one whose index is the sum of the digits of the round's index.
         own = [np.flatnonzero(self.source.labels == domain) for domain in self.domains]
         rounds = -(-self.longest // min(map(len, own)))
         drawn = [np.concatenate([generator.permutation(mine) for _ in range(rounds)])[: self.longest] for mine in own]
@@ -83,7 +83,7 @@ class DomainSource(LabelledSource):
     Args:
         images: uint8 N×H×W×C.
         labels: domains, int64 N.
-        contents: what is on them, int64 N.
+        contents: content of the images, int64 N.
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], contents: NDArray[np.int64]) -> None:
@@ -141,7 +141,7 @@ class _DigitDomains(_Domains):
 class DigitTextures(_DigitDomains):
     """Two domains with known ground truth: grey digits, and other digits in colour on textures. 28×28, no download.
 
-    A texture is a grating of two dark colours; the digit before it is lighter by 90 levels of grey or more.
+    A texture is a grating of two dark colours; the digit in front is at least 90 grey levels lighter.
 
     Batches: ``image`` uint8 B×3×S×S, ``label`` int64 B (0 grey, 1 textured), ``content`` int64 B (which digit).
     """
@@ -193,7 +193,7 @@ def with_stroke(digit: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
 
     Args:
         digit: light on dark, uint8 H×W.
-        width: of the stroke, in pixels.
+        width: width of the stroke, in pixels.
 
     Returns:
         uint8 H×W.
@@ -209,7 +209,7 @@ def with_stroke(digit: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
         drawn = cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5) <= grown
     else:
         drawn = inside > -grown
-        drawn |= ridge & (inside > 1.5)  # a stroke that is thinner in places is not broken there
+        drawn |= ridge & (inside > 1.5)  # thin parts of a stroke are not broken
     return np.asarray(
         cv2.resize(drawn.astype(np.uint8) * 255, (breadth, height), interpolation=cv2.INTER_AREA), np.uint8
     )

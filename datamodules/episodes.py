@@ -15,17 +15,17 @@ class Episode:
     restores its state.
 
     Args:
-        environment: a new one of Gymnasium's.
-        seed: of its chance.
-        stack: last observations that are seen together, as channels.
-        actions: that are done at once.
+        environment: a new environment of Gymnasium.
+        seed: seed of the environment.
+        stack: number of last observations that are stacked as channels.
+        actions: actions that are performed at once.
     """
 
     def __init__(self, environment: Any, seed: int, stack: int = 1, actions: Sequence[int] = ()) -> None:
         self.environment, self.seed = environment, seed
         self.actions: list[int] = []
         self.rewards: list[float] = []
-        self.values: list[float] = []  # what was expected of the best action, where it was asked for
+        self.values: list[float] = []  # value of the best action at each step, if computed
         self.terminated = self.truncated = False
         self._seen = [as_image(environment.reset(seed=seed)[0])] * stack
         for action in actions:
@@ -38,7 +38,7 @@ class Episode:
 
     @property
     def observation(self) -> Observation:
-        """The present observation, H×W×C."""
+        """The current observation, H×W×C."""
         return self._seen[0] if len(self._seen) == 1 else np.concatenate(self._seen, -1)
 
     def step(self, action: int) -> float:
@@ -75,15 +75,15 @@ class ReplayMemory:
     Each observation is stored once: the next observation of a transition is that of the next entry.
 
     Args:
-        size: observations that it holds; each takes the place of the oldest.
+        size: number of observations; each new one replaces the oldest.
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.filled, self.head = size, 0, -1  # the head is the place of the last observation
+        self.size, self.filled, self.head = size, 0, -1  # index of the last observation
         self.images: Observation = np.empty(0)
         self.actions, self.rewards = np.zeros(size, np.int64), np.zeros(size, np.float32)
         self.terminated = np.zeros(size, bool)
-        self.whole = np.zeros(size, bool)  # what was done is known, and what came of it is in the next place
+        self.whole = np.zeros(size, bool)  # whether the action and the next observation are known
 
     def see(self, observation: Observation) -> None:
         """Adds an observation, H×W×C: the first of an episode, or the result of the last action."""
@@ -118,7 +118,7 @@ class ReplayMemory:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole content as tensors and numbers."""
+        """Returns the content as tensors and numbers."""
         arrays = {key: torch.from_numpy(value[: self.filled]) for key, value in vars(self).items() if key in ARRAYS}
         return arrays | {"filled": self.filled, "head": self.head}
 

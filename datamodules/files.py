@@ -1,4 +1,4 @@
-"""Settings of data that are image files, and what follows from them: how files are read, and what their values are like."""
+"""Settings of data that are image files: how files are decoded, and the statistics of their values."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from datamodules.images import check_images
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
-MEASURED = 256  # images whose values are measured
+MEASURED = 256  # images that the statistics are computed from
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -22,20 +22,20 @@ class Files:
     """Settings of all data that are image files.
 
     Args:
-        in_chans: 3 to read the images as RGB, 1 as grey; another number for files with so many bands, which are read as they
-            are.
-        bands: read these bands of files that may have more, counted from 1 and in this order; pictures show the first three as
-            red, green and blue.
-        bits: 8 takes of more bits the upper 8. A greater number keeps all: images are then float32 in [0, 1], a value divided
-            by the largest of so many bits. ``auto`` takes as many, 8, 10, 12, 14 or 16, as the largest value of all files
-            needs. None is 8 for RGB and grey, and else ``auto``.
-        mean: mean of each channel, in the files' own values, which is subtracted before the network; by default the
-            backbone's for RGB and grey of 8 bits, and else that of up to 256 images to train on.
-        std: standard deviation of each channel, by which it is divided; as ``mean``.
-        on_bad_file: what to do about an unreadable image: stop and name it, or continue without it, counted and listed;
-            ``skip_all`` also where more than one in a hundred is unreadable.
-        cache: keep images once they are decoded, as far as there is room: in ``memory``, for this training alone, or on the
-            ``disk``, under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The images are the same as without.
+        in_chans: 3 to read images as RGB, 1 as grey; another number for files with this many bands, which are read
+            unchanged.
+        bands: bands to read from files that may have more, counted from 1 and in this order; drawings use the first
+            three as red, green and blue.
+        bits: 8 keeps the upper 8 bits. A larger number keeps all: images are then float32 in [0, 1], values divided by
+            the largest value of this bit depth. ``auto`` uses the smallest of 8, 10, 12, 14 or 16 that holds the
+            largest value of all files. None is 8 for RGB and grey, otherwise ``auto``.
+        mean: mean of each channel, in the files' own values, subtracted before the network; by default that of the
+            backbone for 8-bit RGB and grey, otherwise that of up to 256 training images.
+        std: standard deviation of each channel, by which values are divided; defaults as for ``mean``.
+        on_bad_file: what to do about an unreadable image: raise an error, or ``skip`` it, counted and listed;
+            ``skip_all`` also if more than one in a hundred is unreadable.
+        cache: keep decoded images as far as there is space: in ``memory``, for this training only, or on the ``disk``,
+            under ``$XDG_CACHE_HOME/fovea/decoded``, also for later ones. The cache does not change the images.
     """
 
     in_chans: PositiveInt = 3
@@ -64,7 +64,7 @@ class Files:
                 raise DataError(f"--data.{name} must have a number for each of {self.in_chans} channels, not {values}.")
         if self.std is not None and min(self.std) <= 0:
             raise DataError(f"--data.std must be above 0, not {self.std}.")
-        self._depth: int | None = None  # that was found
+        self._depth: int | None = None  # the detected bit depth
 
     @property
     def _samples(self) -> dict[str, Any]:
@@ -76,14 +76,14 @@ class Files:
 
     @property
     def reading(self) -> Reading:
-        """How the files are read; where ``bits`` is ``auto``, they are looked at first."""
+        """How the files are decoded; with ``bits`` set to ``auto``, they are inspected first."""
         if self.bits == "auto" and self._depth is None:
             _ = self._samples
         bits = (self._depth or 8) if self.bits == "auto" else self.bits
         return Reading(self.in_chans, self._chosen, bits)
 
     def looked_at(self, paths: NDArray[np.str_], check: Check = "all") -> pd.DataFrame:
-        """What is found of files; see `check_images`."""
+        """Inspects files; see `check_images`."""
         auto = self.bits == "auto"
         reading = Reading(self.in_chans, self._chosen, 16) if auto else self.reading
         table, self.bad_files = check_images(paths, self.on_bad_file, reading=reading, check=check)
@@ -92,7 +92,7 @@ class Files:
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]] | None:
-        """Mean and standard deviation of each channel, as shares of the largest value."""
+        """Mean and standard deviation of each channel, relative to the largest value."""
         reading = self.reading
         if self.mean is not None and self.std is not None:
             most = (1 << reading.bits) - 1
@@ -107,7 +107,7 @@ class Files:
             total += [values.mean(0), (values**2).mean(0)]
         mean, square = total / len(chosen)
         std = np.sqrt(np.maximum(0, square - mean**2))
-        std[std < 1e-6] = 1  # of a band that says nothing
+        std[std < 1e-6] = 1  # of a constant band
         return mean.tolist(), std.tolist()
 
     @property
@@ -123,16 +123,16 @@ class Files:
 
 @dataclass(eq=False, repr=False)
 class Folder(Files):
-    """Settings of data that are below a folder, or that a file there describes.
+    """Settings of data in a folder, or described by a file.
 
     Args:
-        root: the folder.
+        root: the folder or file.
     """
 
     root: str
 
     @property
     def title(self) -> str:
-        """See `VisionDataModule.title`; the folder's or the file's name."""
+        """See `VisionDataModule.title`; the name of the folder or file."""
         place = Path(self.root).resolve()
         return place.stem if place.is_file() else place.name

@@ -1,4 +1,4 @@
-"""Finds images by the names that files give them."""
+"""Finding images by the names in annotation files."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from datamodules.tables import Notes
 
 
 def parts_of(written: str) -> list[str]:
-    """A path as a file has it, in the ways in which it may be meant: with back-slashes, as a URL, as Label Studio writes it."""
+    """Returns possible readings of a path in a file: with backslashes, as a URL, as Label Studio writes it."""
     plain = written.strip().replace("\\", "/")
     found = [written, plain]
     if "://" in plain or plain.startswith("/data/"):
@@ -31,7 +31,8 @@ def parts_of(written: str) -> list[str]:
 
 
 def found_in(folder: Path, written: str) -> Path | None:
-    """A file or folder below another one, given as another machine's or another folder's path: its longest end that is there."""
+    """Finds a file or folder below another one from a path of another machine or folder: its longest ending that
+    exists."""
     for name in parts_of(written):
         if name and os.path.exists(folder / name):
             return folder / name
@@ -44,7 +45,8 @@ def found_in(folder: Path, written: str) -> Path | None:
 
 
 def shared_parts(file: Path, parts: Sequence[str]) -> int:
-    """How many last parts of a file's path are these, in upper or lower case; the last one with its extension or without."""
+    """Counts the trailing parts of a file's path that match, case-insensitively; the last one with or without its
+    extension."""
     own = [folded(part) for part in file.parts]
     if parts and own and folded(parts[-1]) == folded(file.stem):
         own[-1] = folded(file.stem)
@@ -56,19 +58,19 @@ class Finder:
     """Finds images by the names that annotation files give them.
 
     Args:
-        root: the folder below which an image is looked for that is in none of the folders.
-        folders: where images are looked for first.
-        notes: where it is noted that an image was found elsewhere.
+        root: folder below which images are searched if they are in none of the folders.
+        folders: folders that are searched first.
+        notes: where images found elsewhere are noted.
     """
 
     def __init__(self, root: Path, folders: Iterable[Path], notes: Notes) -> None:
         self.root, self.notes = root, notes
         self.folders = list(dict.fromkeys(folders))
-        self._least = 1  # last parts of a path that must agree
+        self._least = 1  # minimum number of trailing path parts that must match
 
     @cached_property
     def _known(self) -> dict[str, list[Path]]:
-        """The images below the root by their names."""
+        """Images below the root by name."""
         known: dict[str, list[Path]] = {}
         for file in images_in(self.root):
             known.setdefault(folded(file.name), []).append(file)
@@ -76,7 +78,7 @@ class Finder:
 
     @cached_property
     def _stems(self) -> dict[str, list[Path]]:
-        """The images below the root by their names without the extension."""
+        """Images below the root by name without extension."""
         stems: dict[str, list[Path]] = {}
         for files in self._known.values():
             for file in files:
@@ -84,27 +86,28 @@ class Finder:
         return stems
 
     def at(self, name: str) -> Path | None:
-        """The image of this name in one of the folders."""
+        """Finds the image of this name in one of the folders."""
         for folder in self.folders:
             if os.path.isfile(folder / name):
-                if folder != self.folders[0]:  # most probably the others are there too
+                if folder != self.folders[0]:  # the others are most probably there too
                     self.folders.remove(folder)
                     self.folders.insert(0, folder)
-                self._least = 1000  # paths are as they are written: what is not there is missing
+                self._least = 1000  # the paths are correct: other missing files are missing
                 return folder / name
         return None
 
     def find(self, written: str, by: object) -> Path | None:
-        """The image of this name: relative to one of the folders; or below the root, if its name is there but once.
+        """Finds the image of this name: relative to one of the folders; or below the root, if its name is unique there.
 
-        The latter holds for all images of a file or for none: one that alone is not where the others are is missing.
+        The latter applies to all images of a file or to none: a single image that is not where the others are is
+        missing.
 
         Args:
-            written: its name or path, as a file has it.
-            by: the file and entry that names it, for messages.
+            written: name or path of the image in the file.
+            by: file and entry that name it, for messages.
 
         Raises:
-            DataError: it may be one of several.
+            DataError: several images match.
         """
         if not written or "\0" in written:
             raise DataError(
@@ -134,7 +137,7 @@ class Finder:
                         self.notes.add(
                             "An image has another extension than is said", f"{by}: {written} is {here[0].name}"
                         )
-                    return here[0]  # only upper and lower case are different, or the extension
+                    return here[0]  # only the case or the extension differs
                 if not best or max(ends) < self._least or (parts in bare and len(here) < 2):
                     continue
                 if len(best) > 1:
@@ -152,7 +155,7 @@ class Finder:
 
 
 def paths_in(column: "pd.Series[Any]", file: Path) -> list[str]:
-    """The images that a column of a table names, relative to the table; see `Finder`."""
+    """Finds the images in a column of a table, relative to the table; see `Finder`."""
     notes = Notes()
     finder = Finder(file.parent, [file.parent, file.parent / "images"], notes)
     rows = zip(column.index, column.astype(str), strict=True)
@@ -162,12 +165,12 @@ def paths_in(column: "pd.Series[Any]", file: Path) -> list[str]:
 
 
 def quoted(value: Any) -> str:
-    """A value for a message, cut off where it is long."""
+    """Formats a value for a message, shortened."""
     return repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
 
 
 def child(folder: Path, *names: str) -> Path | None:
-    """The first of these that a folder has, in upper or lower case."""
+    """Returns the first of these names that exists in a folder, case-insensitively."""
     for name in names:
         place: Path | None = folder
         for part in Path(name).parts:
@@ -182,5 +185,5 @@ def child(folder: Path, *names: str) -> Path | None:
 
 
 def words_of(file: Path) -> set[str]:
-    """What a file's name is made of, in lower case, without numbers."""
+    """Returns the words in a file's name, in lower case, without numbers."""
     return set(re.findall("[a-z]+", file.stem.casefold()))

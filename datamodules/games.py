@@ -19,8 +19,8 @@ from datamodules.options import NonNegativeInt, PositiveInt, Preprocessing, Prob
 from datamodules.splits import SPLITS
 
 Values = Callable[[Observation], NDArray[np.float32]]  # of observations N×H×W×C, the value of each action, N×A
-LOOKED_AT = 1000  # observations for the mean and standard deviation of each number
-SHOWN = 1000  # episodes of the training split for who looks at data; a training begins as many as it needs
+LOOKED_AT = 1000  # observations for the mean and standard deviation
+SHOWN = 1000  # length of the training split when it is inspected; training plays as many episodes as it needs
 PLUGINS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "ale-py")}  # by namespace: module, package
 
 
@@ -82,9 +82,9 @@ class PlayingLoader(KeyedLoader):
         dataset: KeyedDataset = data.dataset("train", True)
         super().__init__(dataset, data.batch_size, True, data.seed, rank, world_size)
         self.data, self.memory = data, ReplayMemory(data.memory_size)
-        self.steps = self.episodes = 0  # that were begun
-        self.episode: Episode | None = None  # the one that is under way
-        self.returns: list[float] = []  # of episodes that ended since the last batch
+        self.steps = self.episodes = 0  # numbers of actions and of episodes so far
+        self.episode: Episode | None = None  # the current episode
+        self.returns: list[float] = []  # returns of episodes that ended since the last batch
 
     def __len__(self) -> int:
         return self.data.epoch_batches
@@ -143,27 +143,27 @@ class PlayingLoader(KeyedLoader):
 class Gymnasium(VisionDataModule[EpisodeSource]):
     """A Gymnasium environment with discrete actions and numeric or pixel observations.
 
-    A training acts in episodes whose chance follows from ``seed``; those of validation and test are always the same. Their
-    batches: ``image`` B×C×H×W, the first observations, uint8 of pictures or float32 of numbers; ``episode`` int64 B, the
-    seeds. Training batches: see `ReplayMemory.sample`; ``returns`` of the episodes that ended meanwhile, float32.
+    Training episodes depend on ``seed``; those of validation and test are fixed. Their batches: ``image`` B×C×H×W, the
+    first observations, uint8 images or float32 numbers; ``episode`` int64 B, the seeds. Training batches: see
+    `ReplayMemory.sample`; ``returns`` of the episodes that ended since the last batch, float32.
 
     Args:
-        environment: its name in Gymnasium, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` (package minatar) or ``ALE/Pong-v5``
-            (package ale-py; as 84×84 grey levels of every fourth frame, as published).
+        environment: its name in Gymnasium, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` (package minatar) or
+            ``ALE/Pong-v5`` (package ale-py; as 84×84 grey levels of every fourth frame, as published).
         options: further arguments of the environment.
-        max_episode_steps: after which an episode is cut off, where the environment does not do so earlier.
-        frame_stack: last observations that are seen together, as channels; the agent history length.
-        clip_rewards: learn from rewards in [-1, 1]; returns are those of the game.
-        batch_size: transitions in a batch, for each process; the minibatch size.
+        max_episode_steps: maximum length of an episode, if the environment does not set a lower one.
+        frame_stack: number of last observations that are stacked as channels; the agent history length.
+        clip_rewards: clip rewards to [-1, 1] for learning; returns are not clipped.
+        batch_size: transitions per batch and process; the minibatch size.
         epoch_batches: training batches between two validations.
-        update_every: actions for each batch; the update frequency.
-        memory_size: observations that are remembered; the replay memory size.
+        update_every: actions per batch; the update frequency.
+        memory_size: number of stored observations; the replay memory size.
         replay_start: random actions before the first batch; the replay start size.
-        epsilon_start: probability of a random action at first; the initial exploration.
-        epsilon_end: the same at last; the final exploration.
-        epsilon_steps: actions over which it falls linearly; the final exploration frame.
-        val: episodes of a validation.
-        test: episodes of the test.
+        epsilon_start: initial probability of a random action; the initial exploration.
+        epsilon_end: final probability of a random action; the final exploration.
+        epsilon_steps: actions over which it decreases linearly; the final exploration frame.
+        val: number of validation episodes.
+        test: number of test episodes.
     """
 
     environment: str = "CartPole-v1"
@@ -191,7 +191,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
 
     @override
     def transform(self, training: bool) -> None:
-        """None: observations are not changed."""
+        """Returns None: observations are not changed."""
 
     @property
     @override
@@ -270,10 +270,10 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         """Creates an environment.
 
         Args:
-            render: whether it can be drawn.
+            render: whether it can render frames.
 
         Raises:
-            DataError: there is none of this name, or a package is missing.
+            DataError: the name is unknown, or a package is missing.
         """
         try:
             import gymnasium
@@ -284,9 +284,9 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
             ) from None
         module, package = PLUGINS.get(self.environment.partition("/")[0], ("", ""))
         options = dict(self.options or {})
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are drawn without a screen
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # renders without a screen
         if module == "ale_py":
-            options["frameskip"] = 1  # that of the preprocessing stands in its place
+            options["frameskip"] = 1  # that of the preprocessing replaces it
         try:
             if module and self.environment not in gymnasium.registry:
                 getattr(import_module(module), "register_envs", int)()
@@ -321,7 +321,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)
 
     def learned(self, reward: float) -> float:
-        """Reward used for learning: clipped if asked for."""
+        """Returns the reward for learning: clipped if requested."""
         return min(1.0, max(-1.0, reward)) if self.clip_rewards else reward
 
     @property
@@ -336,8 +336,8 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         """Plays episodes to their ends in parallel with greedy actions.
 
         Args:
-            seeds: of the episodes.
-            values: what is known of actions.
+            seeds: seeds of the episodes.
+            values: computes the values of the actions.
         """
         episodes = [self.begin(seed) for seed in seeds]
         while running := [episode for episode in episodes if not episode.over]:
@@ -348,7 +348,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return episodes
 
     def film(self, seed: int, actions: Sequence[int], most: int = 200) -> Iterator[NDArray[np.uint8]]:
-        """Frames of a played episode, uint8 H×W×3: all, or the first few."""
+        """Renders the frames of a played episode, uint8 H×W×3: all, or the first ones."""
         episode = Episode(self.make(render=True), seed, self.frame_stack)
         yield episode.frame()
         for action in actions[: most - 1]:

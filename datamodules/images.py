@@ -1,4 +1,4 @@
-"""Reading image files the way a person sees them, and finding those that cannot be read."""
+"""Decoding of image files as an image viewer would, and detection of unreadable files."""
 
 import errno
 import io
@@ -26,44 +26,44 @@ from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.base import DataError, digest_of, listed
 from datamodules.options import RGB, Check, Reading
 
-# How many times smaller a file of this height and width, in either order, is decoded: 1, 2, 4 or 8.
+# The reduction factor in decoding for a height and width, in either order: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
 
-# What is also written, as drawings and aligned faces are.
+# Formats that are also written, for drawings and aligned faces.
 WRITTEN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
 EXTENSIONS = (*WRITTEN, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".pbm", ".pnm", ".dib",
               ".apng", ".tga", ".pcx", ".ras", ".sgi", ".qoi", ".psd", ".ico")  # fmt: skip
 KINDS = "JPEG, PNG, WebP, GIF, AVIF, JPEG 2000, BMP, TIFF, PNM, TGA and a few more"  # for messages
 JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"}
-# Beside images these say something about them, or hold their annotations.
+# Descriptions or annotations of images.
 TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".parquet"}
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is what systems, archives and notebooks leave behind, or hidden."""
+    """Whether a file or folder name is hidden, or that of files which systems, archives and notebooks leave behind."""
     return name.startswith(".") or name.casefold() in JUNK
 
 
 def composed(name: str) -> str:
-    """A name whose umlauts are one letter each, of which macOS makes two in the names of files and folders."""
+    """Normalises a name to composed Unicode (NFC); macOS decomposes umlauts in file names."""
     return unicodedata.normalize("NFC", name)
 
 
 def folded(name: str) -> str:
-    """A name as names of files are compared: `composed`, and capitals do not matter."""
+    """Normalises a file name for comparison: `composed`, and case-insensitive."""
     return composed(name).casefold()
 
 
 def is_image(file: Path) -> bool:
-    """Whether it is a file of a kind that is read, by its name."""
+    """Whether a file is an image in a supported format, by its name."""
     return file.suffix.lower() in EXTENSIONS and not is_junk(file.name) and file.is_file()
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, linked ones too, sorted; without `is_junk`.
+    """Returns the sub-folders of a folder, including links, sorted; without `is_junk`.
 
     Raises:
-        DataError: a name is not in UTF-8; it could not be a label.
+        DataError: a name is not in UTF-8, and could not be a label.
     """
     found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name))
     for entry in found:
@@ -82,16 +82,15 @@ def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tupl
 
 
 def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """The images in a folder and in those below, linked ones too, sorted as paths are; without `is_junk`.
+    """Returns the images below a folder, including linked folders, sorted as paths; without `is_junk`.
 
     Args:
-        folder: where they are looked for.
-        left_out: is extended by the files that are neither images of a kind that is read nor texts; see
-            `warn_of_left_out`.
-        extensions: what the names of files end with that are looked for.
+        folder: the folder.
+        left_out: extended by the files that are neither supported images nor texts; see `warn_of_left_out`.
+        extensions: extensions of the files to find.
     """
-    found: list[str] = []  # of millions, which as paths take seconds and gigabytes
-    # A link to a folder further up would otherwise lead round and round.
+    found: list[str] = []  # as strings: millions of paths would take seconds and gigabytes
+    # A link to a parent folder would otherwise lead to an endless loop.
     start = os.path.realpath(folder)
     above = {os.fspath(folder): {start, *map(str, Path(start).parents)}}
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -116,13 +115,13 @@ def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple
 
 
 def turned(file: str) -> bool:
-    """Whether an image's EXIF tag lays it on its side."""
+    """Whether an image's EXIF tag rotates it by 90 degrees."""
     with Image.open(file) as image:
         return image.getexif().get(0x0112, 1) > 4
 
 
 def warn_of_left_out(files: Sequence[Path]) -> None:
-    """Warns of files that are not read, with their number, kinds and the first one's name."""
+    """Warns of unsupported files, with their number, extensions and the name of the first."""
     if files:
         kinds = Counter(
             (file.suffix.lower() or "without suffix") if file.exists() else "broken link" for file in files
@@ -135,21 +134,22 @@ def warn_of_left_out(files: Sequence[Path]) -> None:
 
 
 def read_image(file: str | os.PathLike[str] | bytes, reading: Reading = RGB) -> NDArray[Any]:
-    """Reads an image, by itself as a viewer shows it.
+    """Decodes an image, by default as an image viewer would.
 
-    EXIF rotation is applied; transparency is laid over white; palettes and CMYK become RGB; of 16 bits the upper 8 are
-    taken, or the upper 8 of 10, 12 or 14 where the largest value needs no more; grey becomes RGB by repetition, RGB becomes
-    grey by the ITU-R 601-2 luma. Of several frames or pages the first is read. Otherwise see `datamodules.bands`.
+    EXIF rotation is applied; transparency is composited on white; palettes and CMYK are converted to RGB; 16-bit values
+    are reduced to the upper 8 bits, or the upper 8 of 10, 12 or 14 if the largest value needs no more; grey is repeated
+    to RGB, and RGB is converted to grey with the ITU-R 601-2 luma. Of several frames or pages, the first is read. For
+    other readings, see `datamodules.bands`.
 
     Args:
-        file: path of the file, or its bytes.
-        reading: how.
+        file: path of the file, or its content.
+        reading: how it is decoded.
 
     Returns:
-        uint8 H×W×C; float32 in [0, 1] where more than 8 bits are kept.
+        uint8 H×W×C; float32 in [0, 1] if more than 8 bits are kept.
 
     Raises:
-        DataError: the file is no image that can be read; the message names it.
+        DataError: the file is not a readable image; the message names it.
     """
     return read_reduced(file, reading)[0]
 
@@ -157,18 +157,18 @@ def read_image(file: str | os.PathLike[str] | bytes, reading: Reading = RGB) -> 
 def read_reduced(
     file: str | os.PathLike[str] | bytes, reading: Reading = RGB, reduction: Reduction | None = None
 ) -> tuple[NDArray[Any], int]:
-    """Reads an image as `read_image` does, but no larger than needed where that saves time.
+    """Decodes an image as `read_image` does, but no larger than needed if that saves time.
 
-    The decoder of JPEGs gives a half, a quarter or an eighth of the size for less work than all of it: each pixel stands for
-    a square of as many (the last row and column for what is left), without aliasing.
+    The JPEG decoder can return a half, a quarter or an eighth of the size at a lower cost: each pixel averages a square
+    of pixels (the last row and column what remains), without aliasing.
 
     Args:
         file: see `read_image`.
         reading: see `read_image`.
-        reduction: how many times smaller it may be decoded; None decodes all.
+        reduction: returns the factor by which it may be reduced; None for no reduction.
 
     Returns:
-        As of `read_image`, and how many times smaller it is: 1, 2, 4 or 8.
+        The image, as in `read_image`, and the factor by which it is reduced: 1, 2, 4 or 8.
 
     Raises:
         DataError: see `read_image`.
@@ -177,7 +177,7 @@ def read_reduced(
         return scaled(read_bands(file, reading), reading.bits), 1
     channels = reading.channels
     with _named(file) as data:
-        if size := _plain_jpeg(data):  # OpenCV decodes these faster, and as well
+        if size := _plain_jpeg(data):  # OpenCV decodes these faster, with equal quality
             factor = reduction(*size) if reduction else 1
             flag = (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE) | REDUCED[factor]
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -187,7 +187,7 @@ def read_reduced(
 
 
 def read_bands(file: str | os.PathLike[str] | bytes, reading: Reading) -> NDArray[Any]:
-    """Reads bands of an image in the values of its file, uint8 or uint16 H×W×C; see `bands.taken`.
+    """Decodes bands of an image with the values of the file, uint8 or uint16 H×W×C; see `bands.taken`.
 
     Raises:
         DataError: see `read_image`.
@@ -198,7 +198,7 @@ def read_bands(file: str | os.PathLike[str] | bytes, reading: Reading) -> NDArra
 
 @contextmanager
 def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
-    """The content of a file, or of what is given; what is wrong with it is told with its name."""
+    """Context with the content of a file; adds the file's name to errors."""
     name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
     data = b""
     try:
@@ -210,7 +210,7 @@ def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
         raise DataError(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from None
 
 
-# What Pillow, OpenCV, tifffile and rasterio raise for files that are damaged.
+# Errors of Pillow, OpenCV, tifffile and rasterio for damaged files.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, RuntimeError, struct.error, zlib.error, cv2.error,
     Image.DecompressionBombError,
@@ -222,11 +222,12 @@ REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # flags that are added to one of colour, or to none for grey
+}  # flags that are added to that of colour, or used alone for grey
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG of 8 bits, with one or three channels and no bomb, by its frame header (T.81, B.2.2)."""
+    """Returns height and width of an 8-bit JPEG with one or three channels within Pillow's size limit, from its frame
+    header (T.81, B.2.2); None for others."""
     position = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
     while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -240,7 +241,8 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """Opens an image with Pillow, which takes the upper 8 of 16 bits in colour; OpenCV reads what is dark by that."""
+    """Opens an image with Pillow. It only keeps the upper 8 of 16 bits in colour, so OpenCV reads images that would be
+    dark."""
     image = Image.open(io.BytesIO(data))
     if image.mode.startswith("I") or not any(";16" in str(tile) for tile in image.tile):
         return image
@@ -249,7 +251,7 @@ def _opened(data: bytes) -> Image.Image:
     largest = max(
         high for _, high in (bands if isinstance(bands[0], tuple) else [bands])[: 4 if "A" not in image.mode else -1]
     )
-    if largest >= 1 << 6:  # what 14 bits leave of the upper 8
+    if largest >= 1 << 6:  # the value of 14-bit images in the upper 8 bits
         return image
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
@@ -265,14 +267,14 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def depth(image: Image.Image) -> int:
-    """How many bits of a picture of Pillow's hold something: 10, 12, 14 or 16 where it has 16, else 8."""
+    """Returns the bit depth of a Pillow image: 10, 12, 14 or 16 if it has 16 bits, otherwise 8."""
     return depth_of(np.asarray(image)) if image.mode.startswith("I") else int(image.info.get("bits", 8))
 
 
 def _not_an_image(data: bytes) -> str:
-    """What a file is that Pillow does not know."""
+    """Describes a file that Pillow does not recognise."""
     if data[:4] in (b"II*\0", b"MM\0*"):
-        with suppress(Exception):  # whatever its header has
+        with suppress(Exception):  # the header may be damaged
             file = io.BytesIO(data)
             header = ImageFileDirectory_v2(file.read(8))
             file.seek(header.next)
@@ -286,18 +288,18 @@ def _not_an_image(data: bytes) -> str:
 
 
 def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The pixels of a picture of Pillow's as a viewer shows it; see `read_image`.
+    """Converts a Pillow image to the pixels that a viewer shows; see `read_image`.
 
     Args:
-        image: the picture, in any mode.
+        image: image in any mode.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
         uint8 H×W×channels.
 
     Raises:
-        ValueError: it holds floating-point values, more than 16 bits, or 16 of which only the lower 8 are used.
-        OSError: its file is not whole.
+        ValueError: it has floating-point values, more than 16 bits, or 16 bits of which only the lower 8 are used.
+        OSError: the file is incomplete.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -312,19 +314,19 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    pixels = np.array(image.convert("RGB" if channels == 3 else "L"))  # a copy, since Pillow's own is read-only
+    pixels = np.array(image.convert("RGB" if channels == 3 else "L"))  # a copy, since Pillow's own array is read-only
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-SAMPLE = 1000  # files that are looked at of all
-MANY = 20_000  # files that take long to look at
+SAMPLE = 1000  # number of files that --data.check sample decodes
+MANY = 20_000  # number of files from which decoding takes long
 FOUND = ["digest", "error", "height", "width", "bits", "frames"]
-Look = Callable[[str], tuple[str, str, int, int, int, int]]  # from a path to these
+Look = Callable[[str], tuple[str, str, int, int, int, int]]  # inspects a file by its path
 
 
 def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
-    """Content digest and, for a file that cannot be decoded to its end, the reason; height and width as seen; `depth`;
-    number of frames or pages."""
+    """Inspects an image file: content digest; error if it cannot be decoded completely; height and width as displayed;
+    `depth`; number of frames or pages."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -333,10 +335,10 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
     try:
         image = _opened(data)
         width, height = image.size
-        if image.getexif().get(0x0112, 1) > 4:  # lies on its side
+        if image.getexif().get(0x0112, 1) > 4:  # rotated by 90 degrees
             width, height = height, width
         eighth = (max(1, image.width // 8), max(1, image.height // 8))
-        image.draft("L", eighth)  # a JPEG is decoded to its end, but at an eighth of the size
+        image.draft("L", eighth)  # a JPEG is decoded completely, but at an eighth of the size
         image.load()
         if image.mode not in ("L", "RGB"):
             as_seen(image, 3)
@@ -349,7 +351,8 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
 
 
 def _inspect_bands(path: str, reading: Reading) -> tuple[str, str, int, int, int, int]:
-    """The same of a file that is read as bands; it counts as one frame, and its bits are those of the bands that are taken."""
+    """Like `_inspect` for a file that is read as bands; it counts as one frame, and the bits are those of the selected
+    bands."""
     digest = ""
     try:
         data = Path(path).read_bytes()
@@ -363,39 +366,40 @@ def _inspect_bands(path: str, reading: Reading) -> tuple[str, str, int, int, int
 
 
 def cache_folder() -> Path:
-    """Where is kept what can be made again: ``$XDG_CACHE_HOME/fovea``, or ``~/.cache/fovea`` where that names no absolute path,
-    as the XDG Base Directory Specification has it."""
+    """Returns the folder for files that can be recreated: ``$XDG_CACHE_HOME/fovea``, or ``~/.cache/fovea`` if that is
+    not an absolute path, as in the XDG Base Directory Specification."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"
 
 
 def _signature(path: str) -> tuple[int, int]:
-    """Size and time of a file, by which it counts as unchanged; -1 where there is none."""
+    """Returns size and time of a file, to detect changes; -1 if there is none."""
     try:
         found = os.stat(path)
     except OSError:
         return -1, -1
-    return found.st_size, max(found.st_mtime_ns, found.st_ctime_ns)  # copies keep the former
+    return found.st_size, max(found.st_mtime_ns, found.st_ctime_ns)  # copying preserves the former
 
 
 def inspect_images(
     paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
 ) -> pd.DataFrame:
-    """Decodes every file once and remembers the result, so that unchanged files are not read again.
+    """Decodes every file once and caches the result, so that unchanged files are not read again.
 
     Args:
         paths: the files.
-        look: finds out what the table has of a file.
-        kind: what the files are.
-        reading: how images are read.
+        look: inspects a file.
+        kind: plural name of the files, for messages.
+        reading: how images are decoded.
 
     Returns:
-        A table with a row a path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a good
-        file), ``height`` and ``width`` as a viewer shows it, in pixels, ``bits`` (`depth`), ``frames``. It is kept under ``$XDG_CACHE_HOME/fovea``; a file counts as unchanged by its size and the times of its
-        content and its place.
+        A table with one row per path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a
+        readable file), ``height`` and ``width`` as displayed, in pixels, ``bits`` (`depth`), ``frames``. It is cached
+        under ``$XDG_CACHE_HOME/fovea``; changes of a file are detected by its size and its times of modification and of
+        status change.
     """
     absolute = [os.path.abspath(path) for path in paths]
-    how = []  # RGB and grey are looked at alike
+    how = []  # RGB and grey are inspected alike
     if not reading.seen:
         look, how = partial(_inspect_bands, reading=reading), [repr(reading)]
     name = digest_of(os.fsencode("\n".join([*absolute, *how])))
@@ -405,7 +409,7 @@ def inspect_images(
     )
     try:
         known = pd.read_parquet(cache, columns=["size", "time", *FOUND])
-    except (OSError, ValueError):  # none yet, or not whole
+    except (OSError, ValueError):  # missing or incomplete
         known = table.assign(size=-2, digest="", error="", height=0, width=0, bits=0, frames=0)
     stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
     table[FOUND] = known[FOUND]
@@ -419,7 +423,7 @@ def inspect_images(
             found = list(pool.map(look, [absolute[i] for i in stale]))
         table.loc[stale, FOUND] = pd.DataFrame(found, columns=FOUND, index=stale)
         temporary = cache.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):  # where nothing can be kept, the files are read again the next time
+        with suppress(OSError):  # without a cache, files are read again the next time
             cache.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(temporary)
             temporary.replace(cache)
@@ -429,12 +433,12 @@ def inspect_images(
 def _sampled(
     paths: NDArray[np.str_], check: Literal["sample", "none"], look: Look, kind: str, reading: Reading
 ) -> pd.DataFrame:
-    """`inspect_images` of a sample of files or of none, always the same. The others count as good if they are there; their
-    digest is that of name and size, and the rest of what would be found is 0."""
+    """Applies `inspect_images` to a fixed random sample of files, or to none. Other files count as readable if they
+    exist; their digest is that of name and size, and their other columns are 0."""
     count = min(SAMPLE, len(paths)) if check == "sample" else 0
     chosen = np.sort(np.random.default_rng(0).permutation(len(paths))[:count])
     root = os.path.commonpath([os.path.dirname(path) for path in paths.tolist()])
-    names = [os.path.relpath(path, root) for path in paths.tolist()]  # the same wherever the folder is
+    names = [os.path.relpath(path, root) for path in paths.tolist()]  # independent of the folder's location
     sizes = [_signature(path)[0] for path in paths.tolist()]
     table = pd.DataFrame(dict.fromkeys(FOUND[2:], 0), index=range(len(paths)))
     table["digest"] = [digest_of(os.fsencode(f"{name} {size}")) for name, size in zip(names, sizes, strict=True)]
@@ -453,20 +457,20 @@ def check_images(
     reading: Reading = RGB,
     check: Check = "all",
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Applies the policy for files that cannot be read.
+    """Applies the policy for unreadable files.
 
     Args:
         paths: the files.
-        on_bad_file: stop and name them, or go on without them: with ``skip`` if they are few, with ``skip_all`` in any case.
+        on_bad_file: raise an error, or skip them: with ``skip`` if they are few, with ``skip_all`` always.
         look, kind, reading: see `inspect_images`.
-        check: which of the files are looked at.
+        check: which of the files are decoded.
 
     Returns:
-        What `inspect_images` found (see `_sampled` for files that were not looked at), and the files to skip with their
+        The result of `inspect_images` (see `_sampled` for files that are not decoded), and the files to skip with their
         reasons.
 
     Raises:
-        DataError: there are such files; with ``skip``, more than one in a hundred.
+        DataError: there are unreadable files; with ``skip``, more than one in a hundred.
     """
     if check == "all":
         table = inspect_images(paths.tolist(), look, kind, reading)
@@ -524,14 +528,14 @@ def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) 
 
 
 def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names: NDArray[Any]) -> None:
-    """Warns of images that are there under two classes, or as two people.
+    """Warns of images that occur under two classes, or as two people.
 
     Args:
-        paths: the images.
-        digests: of their contents.
-        names: of the class or the person of each.
+        paths: paths of the images.
+        digests: content digests of the images.
+        names: class or person of each image.
     """
-    # Not the paths: names of files need not be text that pandas takes.
+    # Not the paths: file names need not be valid text for pandas.
     table = pd.DataFrame({"digest": digests, "name": names})
     several = table[table.groupby("digest")["name"].transform("nunique") > 1].sort_values(["digest", "name"])
     if len(several):
@@ -545,12 +549,12 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
 
 
 def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64], size: tuple[int, int]) -> None:
-    """Warns of images of which less than half is seen, since their middle is cut out.
+    """Warns of images that lose more than half of their area in the centre crop.
 
     Args:
-        paths: the images.
-        sizes: height and width of each, N×2.
-        size: height and width of what is cut out.
+        paths: paths of the images.
+        sizes: height and width of each image, N×2.
+        size: height and width of the crop.
     """
     scales = sizes / size
     cut = scales.max(1) > 2 * scales.min(1)

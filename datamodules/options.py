@@ -1,4 +1,4 @@
-"""Types of settings: ranges of numbers, class defaults, and the preprocessing of pictures."""
+"""Types of settings: ranges of numbers, class defaults, and the preprocessing of images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,28 +12,28 @@ from datamodules.augmentations import Fit, evaluation
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 ImageSize = PositiveInt | str  # see `augmentations.sides`
-Share = Annotated[float, Gt(0), Le(1)]  # one that leaves something
-Check = Literal["all", "sample", "none"]  # which files are looked at before a training
+Share = Annotated[float, Gt(0), Le(1)]  # e.g. of something of which a part must remain
+Check = Literal["all", "sample", "none"]  # which files are decoded before a training
 Probability = Annotated[float, Ge(0), Le(1)]
 
 if TYPE_CHECKING:
-    BatchSize = PositiveInt  # from `fit`'s start on
+    BatchSize = PositiveInt  # after `fit` has started
     T = TypeVar("T")
     Own = Annotated[T, "or None"]
 else:
     BatchSize = PositiveInt | Literal["auto"]
-    Own = Optional  # `VisionDataModule` puts the class's own value where None (in a recipe null) is given
-OWN: Any = None  # the default of a setting that follows from others
+    Own = Optional  # `VisionDataModule` replaces None (null in a recipe) with the class's default
+OWN: Any = None  # default of a setting that depends on others
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are decoded: as a viewer shows them, or as bands.
+    """Decoding of files: as an image viewer would, or as bands.
 
     Args:
-        channels: of the arrays.
-        bands: the bands that are taken, counted from 1 and in this order; None takes all.
-        bits: 8 for uint8; more for float32 in [0, 1], where 1 is the largest number of so many bits.
+        channels: number of channels of the arrays.
+        bands: bands to select, counted from 1 and in this order; None for all.
+        bits: 8 for uint8; more for float32 in [0, 1], where 1 is the largest value of this bit depth.
     """
 
     channels: int = 3
@@ -60,7 +60,7 @@ RGB = Reading()
 
 
 def point_columns(names: Sequence[str]) -> list[str]:
-    """Columns of a table that hold the coordinates of keypoints, in pixels.
+    """Returns the columns of a table with the coordinates of keypoints, in pixels.
 
     >>> point_columns(["nose"])
     ['nose_x', 'nose_y']
@@ -70,17 +70,17 @@ def point_columns(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input. Data modules define it, and a registered model stores it as plain
-    data.
+    """Preprocessing of an image to the network's input. Data modules define it, and a registered model stores it as
+    plain data.
 
     Args:
-        image_size: of the input; see `augmentations.sides`.
+        image_size: size of the input; see `augmentations.sides`.
         in_chans: channels of the input.
-        fit: how a picture is made one of this size; see `augmentations.evaluation`.
-        crop_pct: share of the shorter side that is kept where ``fit`` is ``crop`` or ``extend``, in (0, 1].
-        tile: side of the squares that a larger picture is cut into first, in pixels; None leaves it whole.
-        frames: frames of a clip that the network is shown at most, see `videos.evenly`; None where it is shown pictures.
-        numbers: the input is ``in_chans`` numbers, float32 1×1×C, and no picture.
+        fit: how an image is resized to this size; see `augmentations.evaluation`.
+        crop_pct: fraction of the shorter side that is kept if ``fit`` is ``crop`` or ``extend``, in (0, 1].
+        tile: side of the square tiles that larger images are cut into first, in pixels; None for no tiling.
+        frames: maximum number of frames of a clip, see `videos.evenly`; None for images.
+        numbers: the input is ``in_chans`` numbers, float32 1×1×C, instead of an image.
         bands: see `Reading`.
         bits: see `Reading`.
         tabular: names of the numbers that are a further input; None for none.
@@ -106,13 +106,13 @@ class Preprocessing:
 
     @property
     def reading(self) -> Reading:
-        """How the picture's file is decoded."""
+        """How the file is decoded."""
         if self.numbers:
             return RGB
         return Reading(self.in_chans, tuple(self.bands) if self.bands else None, self.bits)
 
     def transform(self) -> A.Compose:
-        """The albumentations pipeline."""
+        """Creates the albumentations pipeline."""
         if self.numbers:
             return A.Compose([])
         return evaluation(self.image_size, self.crop_pct, self.fit, deep=self.reading.deep, points=self.keypoints)

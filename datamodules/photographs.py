@@ -21,13 +21,13 @@ IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 
 
 class Crops(KeyedDataset):
-    """Several random crops of each picture per epoch: crop k is of picture k modulo the number of pictures.
+    """Several random crops of each image per epoch: crop k is of image k modulo the number of images.
 
     Args:
-        source: the pictures.
-        transform: cuts them.
+        source: the images.
+        transform: pipeline that crops them.
         seed: seed of the run.
-        repeats: crops of each picture.
+        repeats: number of crops per image.
     """
 
     def __init__(self, source: Source, transform: A.Compose | None, seed: int, repeats: int) -> None:
@@ -42,24 +42,24 @@ class Crops(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PhotographFolder(UnlabelledFolder):
-    """All photographs below a folder, or below ``train``, ``val`` and ``test`` in it.
+    """All images below a folder, or below ``train``, ``val`` and ``test`` in it, at their own resolution.
 
-    They keep their resolution. In training random pieces are cut out and mirrored or turned, squares in one of their eight
-    positions; in evaluation a square from the middle of each. A smaller picture is extended by reflection.
+    In training, random crops are mirrored, squares in one of their eight orientations; in evaluation, a centre square
+    of each image is used. Smaller images are padded by reflection.
 
-    Batches: ``image`` uint8 B×C×H×W, of ``image_size`` in training and ``evaluation_size`` else.
+    Batches: ``image`` uint8 B×C×H×W, of ``image_size`` in training and ``evaluation_size`` otherwise.
 
     Args:
-        image_size: of the pieces in training: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``96x144``.
+        image_size: size of the training crops: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``96x144``.
         evaluation_size: side of the squares in evaluation.
-        crops: pieces of each picture in an epoch.
+        crops: number of crops per image and epoch.
     """
 
     image_size: Own[ImageSize] = 96
     evaluation_size: PositiveInt = 256
     crops: PositiveInt = 32
     batch_size: BatchSize = 16
-    # What changes pictures otherwise is no setting here.
+    # Other augmentations are no settings here.
     augmentation: Augmentation = field(default="none", init=False)
     crop_pct: float = field(default=1.0, init=False)
     flip: bool = field(default=False, init=False)

@@ -40,8 +40,8 @@ class PointCloud(L.LightningDataModule):
     Args:
         shape: ``wave``, ``spiral`` (2-D curves), ``helix`` (3-D curve), ``swiss_roll`` (3-D surface), or a file: CSV with
             a header, or ``.npy`` N×D.
-        samples: points of a shape.
-        noise: standard deviation of what is added to the standardised points of a shape.
+        samples: number of points of a shape.
+        noise: standard deviation of noise added to the standardised points of a shape.
         batch_size: points in a batch.
         seed: seed of points and order.
     """
@@ -67,7 +67,7 @@ class PointCloud(L.LightningDataModule):
         return int(self.points.shape[1])
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """All points, shuffled each epoch."""
+        """Returns all points, shuffled in each epoch."""
         samples: Any = [{"point": torch.from_numpy(point)} for point in self.points]
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(samples, self.batch_size, shuffle=True, generator=generator)

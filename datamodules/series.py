@@ -15,14 +15,14 @@ from datamodules.options import BatchSize, NonNegativeInt, Preprocessing
 from datamodules.splits import SPLITS
 
 LIMIT = 100  # numbers of series are below; greater ones, up to 255, mean nothing
-HELD_OUT = 7  # of so many arithmetic series one is for validation, and one for the test
-LONGEST = 1000  # numbers that a network is shown at most
+HELD_OUT = 7  # one of this many arithmetic series is for validation, and one for testing
+LONGEST = 1000  # maximum number of terms in a network's input
 
 Kind = Literal["arithmetic", "geometric"]
 
 
 def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
-    """All series of a given length that stay below `LIMIT`, ascending and descending.
+    """Returns all series of a given length with terms below `LIMIT`, ascending and descending.
 
     >>> terms("geometric", 6).tolist()[:2]
     [[1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32, 64]]
@@ -30,7 +30,7 @@ def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
     (3234, 32)
 
     Args:
-        kind: ``arithmetic``, with a whole difference, or ``geometric``, with a whole ratio or one over such.
+        kind: ``arithmetic``, with an integer difference, or ``geometric``, with an integer ratio or its inverse.
         count: number of terms.
 
     Returns:
@@ -50,18 +50,19 @@ def terms(kind: Kind, count: int) -> NDArray[np.uint8]:
 class Series(VisionDataModule[LabelledSource]):
     """Arithmetic and geometric series of numbers below 100, such as 6, 7, 8 and 2, 4, 8; the label is the next number.
 
-    Shown are three to five terms, since two do not tell 2, 4, 6 from 2, 4, 8, and then as many numbers from 100 to 255 as the
-    network has to remember the series over. Arithmetic series of validation and test are not in training; geometric ones,
-    which are few, are.
+    A sample has three to five terms, since 2, 4 could continue as 2, 4, 6 or as 2, 4, 8; they are followed by as many
+    numbers from 100 to 255 as the network has to remember the series over. Arithmetic series of validation and test do
+    not occur in training; geometric ones, which are few, do.
 
-    Batches: ``image`` uint8 B×T×1×1×1, the numbers as clips of one pixel; ``length`` int64 B; ``label`` int64 B, the next one.
+    Batches: ``image`` uint8 B×T×1×1×1, the numbers as clips of one pixel; ``length`` int64 B; ``label`` int64 B, the
+        next term.
 
     Args:
-        kind: ``arithmetic``, ``geometric``, or ``mixed``, each for half of the series.
-        gap: meaningless numbers between the series and the question: the length of the dependence.
-        train: training series.
-        val: series for validation.
-        test: series for the test.
+        kind: ``arithmetic``, ``geometric``, or ``mixed``, half of each.
+        gap: number of meaningless terms after the series: the length of the dependence.
+        train: number of training series.
+        val: number of validation series.
+        test: number of test series.
         series_seed: seed of the series; unlike ``seed`` it changes the data set.
     """
 

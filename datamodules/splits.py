@@ -21,7 +21,7 @@ SPELLINGS = {
             "evaluation"),
     "test": ("test", "testing", "tst", "holdout", "heldout"),
 }  # fmt: skip
-# What stands beside it without another meaning, as in training_set, train_images, instances_val2017.
+# Other words in names of splits, as in training_set, train_images, instances_val2017.
 FILLERS = {"set", "data", "dataset", "split", "subset", "image", "images", "img", "imgs", "picture", "pictures", "photo",
            "photos", "sample", "samples", "annotation", "annotations", "instances", "coco", "s"}  # fmt: skip
 KNOWN = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
@@ -37,14 +37,14 @@ def _words(name: str) -> list[str]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name means, in any common spelling: ``Training``, ``train_set``, ``valid``, ``val2017``,
-    ``dev``, …
+    """Returns the split that a name stands for, in any common spelling: ``Training``, ``train_set``, ``valid``,
+    ``val2017``, ``dev``, …
 
     Args:
-        name: of a folder, of a list without its suffix, a key, or a cell of a table.
+        name: name of a folder, of a list without its extension, a key, or a cell of a table.
 
     Returns:
-        ``train``, ``val`` or ``test``; None where it means none of them.
+        ``train``, ``val`` or ``test``; None for other names.
 
     >>> split_of("valid"), split_of("images")
     ('val', None)
@@ -90,16 +90,16 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
 
     Args:
         root: the folder.
-        of_folders: whether a split has sub-folders, for classes or people. One without is then a class that is called
-            train, or valid, unless all folders are named as splits.
+        of_folders: whether splits have sub-folders, for classes or people. A folder without any is then a class that is
+            called train, or valid, unless all folders have names of splits.
 
     Returns:
-        At most ``train``, ``val`` and ``test``; empty where the folder has no splits. ``train`` may be missing, as in a set
-        that is only for the test.
+        At most ``train``, ``val`` and ``test``; empty if the folder has no splits. ``train`` may be missing, in a set
+        for testing only.
 
     Raises:
-        DataError: also where folders look like splits, as ``seg_train`` beside ``seg_test``, or one is a split beside
-            folders that are none, and it is not clear what is to be trained on.
+        DataError: also if folders look like splits, such as ``seg_train`` and ``seg_test``, or a split is next to other
+            folders, and the training set is ambiguous.
     """
     folders = sub_folders(root)
     named = [folder for folder in folders if split_of(folder.name)]
@@ -109,7 +109,7 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
     unclear = [folder for folder in folders if split_of(folder.name) is None and _hints(folder.name)]
     meant = set(found).union(*(_hints(folder.name) for folder in unclear))
     names = f"{', '.join(SPLITS)} (Training, train_set, valid, dev and such are understood too)"
-    if unclear and len(meant) > 1 and "train" in meant:  # a train_station alone is a class
+    if unclear and len(meant) > 1 and "train" in meant:  # a single train_station is a class
         raise DataError(
             f"Is {unclear[0].name} in {root.resolve()} a split? It is named like one beside "
             f"{listed(f.name for f in folders if f != unclear[0])}, but not as splits are. Name the folders of "
@@ -140,17 +140,17 @@ def stratified(
     however rare.
 
     Args:
-        labels: of all samples.
-        share: share of the second part, in (0, 1).
+        labels: labels of all samples.
+        share: fraction of the second part, in (0, 1).
         label_names: names for the message.
         purpose: what the second part is for, for the message.
-        least: images that a class must have.
+        least: minimum number of images per class.
 
     Returns:
-        The places of the rest and of the part, ascending.
+        The indices of the rest and of the part, ascending.
 
     Raises:
-        DataError: there are too few images of a class to be in both.
+        DataError: a class has too few images to be in both.
     """
     counts = np.bincount(labels, minlength=len(label_names))
     for name, count in zip(label_names, counts, strict=True):
@@ -177,17 +177,17 @@ def fold_of(
     """One of k equal, stratified folds, always the same; together they contain all samples.
 
     Args:
-        labels: of all samples.
-        folds: how many parts.
-        fold: which one, from 0.
+        labels: labels of all samples.
+        folds: number of folds.
+        fold: index of the fold, from 0.
         label_names: names for the message.
-        groups: what each sample is of, such as a patient; nothing is of two parts.
+        groups: group of each sample, such as a patient; no group is in two folds.
 
     Returns:
-        The places of the rest and of the part, ascending.
+        The indices of the rest and of the fold, ascending.
 
     Raises:
-        DataError: a class has fewer images, or images of fewer groups, than there are parts.
+        DataError: a class has fewer images, or images of fewer groups, than there are folds.
     """
     for label, name in enumerate(label_names):
         own = labels == label
@@ -211,7 +211,7 @@ def stratified_by_group(
 
     Args:
         labels: of all samples.
-        groups: what each sample is of.
+        groups: group of each sample.
         share: see `stratified`.
         label_names: names for the message.
         purpose: what the second part is for, for the message.

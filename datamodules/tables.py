@@ -32,7 +32,7 @@ def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
 
     Args:
         data: the bytes of a file.
-        declared: what the file itself says.
+        declared: encoding that the file declares.
 
     Returns:
         The text, and whether its encoding was guessed.
@@ -49,34 +49,34 @@ def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
 
 
 class Notes:
-    """What was read in another way than it is written, by kind."""
+    """Collects deviations of files from their format, by kind, for warnings."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
 
     def add(self, what: str, place: object) -> None:
-        """Notes a place.
+        """Adds a deviation.
 
         Args:
             what: the kind, as a sentence without its full stop.
-            place: file and, where there is one, entry.
+            place: file and, if there is one, entry.
         """
         self._places.setdefault(what, []).append(str(place))
 
     def tell(self) -> None:
-        """Warns once for each kind, with how often and where first."""
+        """Warns once per kind, with the number of cases and the first one."""
         for what, places in self._places.items():
             rank_zero_warn(f"{what} ({len(places)} times; the first: {places[0]}).")
         self._places.clear()
 
 
 def text_of(file: Path, notes: Notes | None = None, declared: str | None = None) -> str:
-    """The text of a file, as `decoded` reads it.
+    """Reads the text of a file; see `decoded`.
 
     Args:
         file: the file.
-        notes: where a guessed encoding is noted; None tells it at once.
-        declared: the encoding that the file itself says.
+        notes: where a guessed encoding is noted; None warns at once.
+        declared: encoding that the file declares.
 
     Raises:
         DataError: it cannot be read.
@@ -94,16 +94,16 @@ def text_of(file: Path, notes: Notes | None = None, declared: str | None = None)
 
 
 def read_table(file: Path, option: str) -> pd.DataFrame:
-    """Reads a table; the cells of a CSV stay text, so that the label 007 stays what it is, and NA is a label.
+    """Reads a table; cells of a CSV stay text, so that labels such as 007 and NA are preserved.
 
-    Text is in any encoding that `decoded` knows; Excel's first line ``sep=;`` and rows of empty cells are left out.
+    Text may have any encoding that `decoded` supports; Excel's first line ``sep=;`` and empty rows are skipped.
 
     Args:
         file: the table.
-        option: the setting that names it, for the message.
+        option: the setting that names it, for messages.
 
     Raises:
-        DataError: it is not there, cannot be read, or has no rows.
+        DataError: it does not exist, cannot be read, or has no rows.
     """
     if not file.is_file():
         raise DataError(f"There is no file {file.resolve()}: give the table of your images with {option}.")
@@ -148,10 +148,10 @@ SPELLINGS = {
 
 
 def spelled(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
-    """The columns of a table that are meant by names which it lacks, in capitals or in another usual spelling.
+    """Finds columns of a table in another common spelling or capitalisation of missing names.
 
     Returns:
-        The table's name of each that was found, with the one that is meant.
+        The table's name of each column that was found, with the expected name.
     """
     own = {folded(name): name for name in table.columns[::-1]}
     found = {}
@@ -164,7 +164,7 @@ def spelled(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
 
 
 def warn_of_alike(names: Sequence[str]) -> None:
-    """Warns of names of classes or people that differ in nothing but case and spaces."""
+    """Warns of names of classes or people that differ only in case or spaces."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault("".join(str(name).casefold().split()), []).append(name)
@@ -178,17 +178,17 @@ def warn_of_alike(names: Sequence[str]) -> None:
 def check_table(
     table: pd.DataFrame, file: Path, columns: dict[str, str], filled: Sequence[str], must_train: bool = True
 ) -> None:
-    """Checks what a table has.
+    """Checks the columns of a table.
 
     Args:
         table: the table.
-        file: where it comes from.
-        columns: the columns that it must have, each with the setting that names it.
-        filled: those of which no cell may be empty.
-        must_train: where there are splits, one must be ``train``.
+        file: file of the table, for messages.
+        columns: required columns, each with the setting that names it.
+        filled: columns without empty cells.
+        must_train: if there are splits, one must be ``train``.
 
     Raises:
-        DataError: a column or a cell lacks, there are no rows, or splits are not understood.
+        DataError: a column or a cell is missing, there are no rows, or a split is unknown.
     """
     for column in columns:
         if column not in table:
@@ -229,7 +229,7 @@ def check_table(
 
 
 def by_split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each split, in any spelling that `split_of` knows; ``all`` where there is no column ``split``."""
+    """Groups the rows by split, in any spelling of `split_of`; ``all`` without a column ``split``."""
     if "split" not in table:
         return {"all": table}
     names = table["split"].map({name: split_of(name) for name in table["split"].unique()})

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from datamodules.cache import Cache
 
-KEPT = 256 << 20  # bytes of pictures that are kept while their pieces are asked for
+KEPT = 256 << 20  # bytes of images that are cached while their tiles are used
 Place = tuple[int, int]  # left and top edge, in pixels
 
 
@@ -17,12 +17,12 @@ def pieces(height: int, width: int, side: int) -> list[Place]:
     whole in another.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture.
-        side: of the squares; a picture that is no larger is one piece.
+        height: height of the image, in pixels.
+        width: width of the image.
+        side: side of the squares; an image that is not larger is one tile.
 
     Returns:
-        Their places, row by row.
+        Their positions, row by row.
     """
 
     def spread(length: int) -> list[int]:
@@ -43,11 +43,11 @@ class TiledSource:
 
     Args:
         sizes: int64 N×2, height and width of the pictures.
-        files: the pictures' files, where they are files.
-        layout: the places of the pieces of a picture, by its height and width.
+        files: files of the images, if they are files.
+        layout: returns the positions of an image's tiles, for its height and width.
 
     Attributes:
-        places: int64 M×3: the picture of each sample, left and top edge.
+        places: int64 M×3: the image of each sample, left and top edge.
     """
 
     def __init__(

@@ -51,11 +51,11 @@ class Video:
     """Frames of a file or stream, read on demand; ``seconds`` has the time stamp of each frame read.
 
     Args:
-        file: the video, or what `is_stream`.
+        file: file, camera number or stream address; see `is_stream`.
 
     Attributes:
         name: the file, or the stream without a password in its address.
-        live: whether it has no end that is known, as a camera's has none.
+        live: whether its length is unknown, as with a camera.
 
     Raises:
         DataError: it cannot be read.
@@ -74,7 +74,7 @@ class Video:
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.live = stream and not self.length
-        self.seconds = array("d")  # of a camera there may be millions
+        self.seconds = array("d")  # there may be millions of frames
         found, first = self._capture.read()
         if not found:
             if stream:
@@ -92,7 +92,7 @@ class Video:
     def __iter__(self) -> Iterator[Frame]:
         found, frame, seconds = True, self._first, 0.0
         while found:
-            if self.seconds and not seconds > self.seconds[-1]:  # not all files say when their frames are
+            if self.seconds and not seconds > self.seconds[-1]:  # some files have no time stamps
                 seconds = self.seconds[-1] + 1 / self.rate
             self.seconds.append(max(0.0, seconds))
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
@@ -116,8 +116,8 @@ def evenly(count: int, most: int) -> NDArray[np.int64]:
     ([0, 1, 2], [1, 3, 6, 8], [5])
 
     Args:
-        count: frames of the clip.
-        most: frames that are shown at most.
+        count: number of frames of the clip.
+        most: maximum number of frames.
 
     Returns:
         int64, ascending.
@@ -133,7 +133,7 @@ def read_clip(file: str, most: int, channels: int = 3, reduction: Reduction | No
         file: the video.
         most: see `evenly`.
         channels: 3 for RGB, 1 for grey, the ITU-R 601-2 luma.
-        reduction: how many times smaller frames may be made at once; None leaves them.
+        reduction: returns the factor by which frames may be reduced; None for no reduction.
 
     Returns:
         uint8 T×H×W×channels.
@@ -142,7 +142,7 @@ def read_clip(file: str, most: int, channels: int = 3, reduction: Reduction | No
         DataError: it cannot be read; the message names it.
     """
     video = Video(file)
-    chosen = evenly(video.length or sum(1 for _ in Video(file)), most)  # some files do not say how long they are
+    chosen = evenly(video.length or sum(1 for _ in Video(file)), most)  # some files do not state their length
     shown, clip = set(chosen.tolist()), list[Any]()
     for number, frame in enumerate(video):
         if number in shown:
@@ -178,8 +178,8 @@ class VideoFiles(ImageFiles):
     """Video files as an array of clips, read on demand; see `ImageFiles`.
 
     Args:
-        files: paths, digests, sizes and reading, see `ImageFiles`; videos are not kept decoded.
-        most: frames of a clip at most, see `evenly`.
+        files: paths, digests, sizes and reading, see `ImageFiles`; decoded videos are not cached.
+        most: maximum number of frames of a clip, see `evenly`.
     """
 
     def __init__(self, *files: Any, most: int) -> None:

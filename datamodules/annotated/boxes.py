@@ -27,7 +27,7 @@ from datamodules.options import OWN, RGB, ImageSize, Own, PositiveInt, Preproces
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
 
-TOLD = {  # of what `compiled` says of boxes
+TOLD = {  # messages for the reports of `compiled`
     "a copy": "boxes are duplicates, and count once",
     "an outline apart": "objects have an outline that overlaps with less than half of their box, as one for another "
     "image size would",
@@ -41,9 +41,9 @@ class BoxSource(TiledSource):
     """Image files with boxes, or tiles of them.
 
     Args:
-        annotations: images, boxes and, where there are to be masks, outlines.
-        reading: how images are read.
-        tile: side of the square pieces that larger images are cut into, in pixels; None leaves them whole.
+        annotations: images, boxes and, for masks, outlines.
+        reading: how images are decoded.
+        tile: side of the square tiles that larger images are cut into, in pixels; None for no tiling.
         cache: see `ImageFiles`.
     """
 
@@ -57,7 +57,8 @@ class BoxSource(TiledSource):
         self.images = ImageFiles(annotations.paths, annotations.digests, annotations.sizes, reading, cache)
 
     def reduced(self, reduction: Reduction) -> "BoxSource":
-        """The same samples; untiled images are decoded at reduced size, with boxes and masks scaled to match."""
+        """Returns the same samples; untiled images are decoded at reduced size, with boxes and masks scaled to
+        match."""
         same = copy(self)
         same.images = self.images.reduced(as_it_is if self.tile else reduction)
         return same
@@ -130,17 +131,17 @@ class BoxSource(TiledSource):
 class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     """Base class of the annotation formats: images and boxes are checked before training.
 
-    Missing splits are drawn, the same every time: 15 % of the images for the test and 15 % of the rest for validation
-    if nothing is split, 15 % for validation if only that is missing. Training keeps images of every class.
+    Missing splits are drawn deterministically: 15 % of the images for testing and 15 % of the rest for validation if
+    there are no splits, 15 % for validation if only that is missing. The training split keeps images of every class.
 
     Args:
         root: the folder or file.
-        masks: give masks too; every object needs an outline.
-        tile: cut larger images into squares of this side, in pixels, which overlap by a fifth; for photographs from the
-            air, whose objects are small. None leaves images whole.
-        on_bad_box: what to do about a box that cannot be used: stop and name it; or clip it if it reaches outside the
-            image and drop it otherwise, counted and listed.
-        image_size: size of the images that the network sees; None takes ``tile``, or 640.
+        masks: return masks; every object needs an outline.
+        tile: cut larger images into square tiles of this side, in pixels, which overlap by a fifth; for aerial images
+            with small objects. None for no tiling.
+        on_bad_box: what to do about an unusable box: raise an error; or clip it if it extends beyond the image and drop
+            it otherwise, counted and listed.
+        image_size: size of the network's input; None for ``tile``, or 640.
     """
 
     noun: ClassVar[str] = "object"
@@ -161,7 +162,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
 
     @property
     @override
-    def preprocessing(self) -> Preprocessing:  # a model that learned from pieces is shown pieces
+    def preprocessing(self) -> Preprocessing:  # a model trained on tiles predicts tiles
         return replace(super().preprocessing, tile=self.tile)
 
     @property
@@ -278,10 +279,11 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
 
 
 def spared(annotations: Annotations) -> tuple[Annotations, Annotations]:
-    """The remaining images and a random 15 %, drawn with a fixed seed; the remainder keeps every class.
+    """Splits off a random 15 % of the images, drawn with a fixed seed, and returns the rest and these; the rest keeps
+    every class.
 
     Raises:
-        DataError: there is but one image.
+        DataError: there is only one image.
     """
     size = len(annotations)
     if size < 2:

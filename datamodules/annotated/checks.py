@@ -17,10 +17,10 @@ def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxForm
     """Converts boxes to xyxy in pixels; the picture's left edge is 0, its right edge its width.
 
     Args:
-        values: M×4 as written.
-        sizes: M×2, height and width of each one's image.
-        form: how they are written. VOC counts pixels from 1 and includes the last (Everingham et al. 2010, the
-            development kit's section 3.1).
+        values: M×4 in the format of the file.
+        sizes: M×2, height and width of each box's image.
+        form: format of the boxes. VOC counts pixels from 1 and includes the last one (Everingham et al. 2010, section
+            3.1 of the development kit).
     """
     boxes = values.copy()
     if form == "yolo":
@@ -35,18 +35,18 @@ def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxForm
 
 
 def in_shares(values: Any) -> NDArray[np.bool_]:
-    """Which boxes, M×4, lie within the first pixel, as boxes relative to the image do."""
+    """Whether boxes, M×4, lie within the first pixel, as boxes relative to the image do."""
     boxes = np.array(values, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
         return np.asarray(((boxes >= 0) & (boxes <= 1)).all(1) & (boxes % 1 > 0).any(1))
 
 
 def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Describes what is wrong with each box, M texts; empty for valid ones, which may exceed the edge by a pixel of
+    """Describes the fault of each box, M texts; empty for valid ones, which may exceed the edge by a pixel of
     rounding."""
     left, top, right, bottom = boxes.T
     height, width = sizes.T
-    rounded = np.clip(boxes, -1e9, 1e9).astype(np.float32)  # as they will be kept
+    rounded = np.clip(boxes, -1e9, 1e9).astype(np.float32)  # as they will be stored
     result = np.full(len(boxes), "", object)
     with np.errstate(invalid="ignore"):
         cases = {
@@ -62,10 +62,10 @@ def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.o
 
 
 def _mistaken(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat, bad: NDArray[np.bool_]) -> str:
-    """Suggests, as a sentence, in which other form the boxes may be written."""
+    """Suggests, as a sentence, another format that the boxes may be in."""
     known = np.isfinite(values).all(1)
     pixels = form == "yolo" and bool((np.abs(values[bad & known]) > 2).any())
-    if pixels:  # those can be told from shares one by one
+    if pixels:  # only pixels can be distinguished box by box
         known &= (np.abs(values) > 2).any(1)
     values, sizes, bad = values[known], sizes[known], bad[known]
     if not bad.size or bad.mean() < 0.05:
@@ -109,24 +109,24 @@ def compiled(
 
     Args:
         records: the images.
-        label_names: the classes' names, in the order of their numbers.
-        form: how the boxes are written.
-        on_bad_box: stop and name them; or cut those off that reach outside and drop the others that cannot be used. A box
-            and its copy count once in any case.
+        label_names: class names, by index.
+        form: format of the boxes.
+        on_bad_box: raise an error; or clip boxes that extend beyond the image and drop other unusable ones. Duplicates
+            always count once.
         sizes: N×2, height and width of the images.
         digests: N content digests of the images.
-        noun: what a box is called in the file.
-        masks: keep outlines, which are checked so that they can be decoded; a box without one cannot be used.
-        boxes_as_masks: but has the box as its mask.
-        remedy: what to do where all boxes are written in another way.
+        noun: name of a box in the file, for messages.
+        masks: keep outlines, which are checked so that they can be decoded; boxes without one are unusable.
+        boxes_as_masks: unless the box is used as its mask.
+        remedy: advice if all boxes are in another format.
 
     Returns:
-        The arrays, and what was changed: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (a box),
-        ``an outline apart`` (from its box), ``in the first pixel`` (as a share of the image would be).
+        The arrays, and the changes: by place, ``dropped``, ``cut off``, ``a copy`` (dropped), ``its own mask`` (the
+        box), ``an outline apart`` (from its box), ``in the first pixel`` (possibly relative to the image).
 
     Raises:
-        DataError: a box or an outline cannot be used; with ``drop``, more than one in ten, or they look mistaken
-            for another format.
+        DataError: a box or an outline is unusable; with ``drop``, more than one in ten, or they seem to be in another
+            format.
     """
     numbers = {name: k for k, name in enumerate(label_names)}
     boxes = [box for record in records for box in record.boxes]
@@ -222,17 +222,17 @@ def compiled(
 
 
 def encoded(outline: Any, height: int, width: int) -> bytes:
-    """An outline as a valid COCO compressed RLE.
+    """Encodes an outline as a valid compressed COCO RLE.
 
     Args:
-        outline: polygons in pixels, one polygon, or a list of points; an array N×2 in shares of the image; or a run-length code
-            of COCO's, compressed or not.
-        height: of the image, in pixels.
-        width: of the image.
+        outline: polygons in pixels, one polygon, or a list of points; an array N×2 relative to the image; or a COCO
+            run-length code, compressed or not.
+        height: height of the image, in pixels.
+        width: width of the image.
 
     Raises:
-        ValueError: it is none of these, of another size than the image, far outside of it, or has no pixel in it; the
-            message says so behind the words "this box".
+        ValueError: it is none of these, of another size than the image, far outside of it, or covers no pixel; the
+            message completes "this box".
     """
     if isinstance(outline, dict):
         code = {"size": [height, width], "counts": _runs(outline, height, width)}
@@ -245,10 +245,10 @@ def encoded(outline: Any, height: int, width: int) -> bytes:
 
 
 def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) -> bool:
-    """Whether an outline and a box that is not small have an intersection over union below one half.
+    """Whether an outline and a box that is not small have an IoU below one half.
 
     Raises:
-        ValueError: they have nothing in common; the message says so behind the words "this box".
+        ValueError: they do not intersect; the message completes "this box".
     """
     box = np.clip(box, 0, (width, height, width, height))
     left, top, across, down = np.ravel(rle.toBbox({"size": [height, width], "counts": code})).tolist()
@@ -265,9 +265,9 @@ def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
     if isinstance(outline, np.ndarray):
         outline = [outline * (width, height)]
     if isinstance(outline, list) and outline and not isinstance(outline[0], list | dict | np.ndarray):
-        outline = [outline]  # one polygon, as VIA writes it
+        outline = [outline]  # a single polygon, as VIA writes it
     if isinstance(outline, list) and len(outline) > 2 and all(isinstance(p, list) and len(p) == 2 for p in outline):
-        outline = [outline]  # one polygon of points
+        outline = [outline]  # a single polygon as points
     if not isinstance(outline, list):
         raise ValueError("has an outline that is neither polygons nor a run-length code")
     polygons = []

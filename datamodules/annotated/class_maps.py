@@ -47,8 +47,8 @@ from datamodules.options import Own, Reading
 from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
-TOGETHER = "_mask"  # what tells masks from images in one folder, as Roboflow writes them
-MASKED = ("masks", "mask", "annot", "labels")  # what a folder of masks beside one of images is called
+TOGETHER = "_mask"  # suffix of masks in the folder of the images, as Roboflow writes them
+MASKED = ("masks", "mask", "annot", "labels")  # names of a folder of masks next to one of images
 
 
 @dataclass(eq=False)
@@ -56,11 +56,11 @@ class MaskPictures:
     """Image files with a mask file each.
 
     Args:
-        images: the images.
-        masks: their masks.
-        classes: what the masks' values mean.
-        digest: of the content.
-        counts: pixels of each class, int64 256.
+        images: image files.
+        masks: their mask files.
+        classes: meaning of the masks' values.
+        digest: digest of the content.
+        counts: number of pixels of each class, int64 256.
     """
 
     images: ImageFiles
@@ -83,7 +83,7 @@ class MaskPictures:
         return self.images.sizes
 
     def reduced(self, reduction: Reduction) -> "MaskPictures":
-        """The same pictures, cached if asked for; see `ImageFiles`."""
+        """Returns the same images, cached if requested; see `ImageFiles`."""
         return replace(self, images=self.images.reduced(reduction))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -99,14 +99,14 @@ class _MaskFiles(Folder, SegmentationDataModule):
     """Base class of the modules that read mask files, which are checked before training."""
 
     binary = False
-    wanted = "{mask}"  # where a mask is looked for
+    wanted = "{mask}"  # where masks are searched, for messages
 
     def pairs(self) -> dict[str, list[tuple[Path, Path | None]]]:
-        """Pairs of image and mask by split, or ``all``."""
+        """Returns pairs of image and mask by split, or ``all``."""
         raise NotImplementedError
 
     def given(self) -> Classes | None:
-        """The classes as far as they are known without reading masks."""
+        """Returns the classes if they are known without reading masks."""
         raise NotImplementedError
 
     @cached_property
@@ -160,7 +160,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
         return result, classes.names
 
     def _divided(self, parts: dict[str, NDArray[np.intp]]) -> dict[str, NDArray[np.intp]]:
-        """The splits; missing ones are 15 % of the images, drawn with a fixed seed."""
+        """Divides the images into splits; missing ones are 15 % of the images, drawn with a fixed seed."""
         whole, share = "all" if "all" in parts else "train", 0
         if whole in parts and "val" not in parts and not (whole == "all" and self.undivided):
             count = len(parts[whole])
@@ -242,20 +242,20 @@ def _place(folder: Path, name: str) -> Path:
 class MaskFolder(_MaskFiles):
     """A folder of images and a folder of masks with the same names.
 
-    ``root`` has ``images/`` and ``masks/``; or ``train/``, ``val/``, ``test/`` with such two folders each; or ``images/``
-    and ``masks/`` with ``train/``, ``val/``, ``test/`` each; or ``train_images/``, ``train_masks/``, …; or ``train/``, … with images
-    and masks beside each other, as ``a.jpg`` and ``a_mask.png``. Missing validation and test splits are drawn from the
-    rest. `pairing.matched` says which mask belongs to which image.
+    ``root`` has ``images/`` and ``masks/``; or ``train/``, ``val/``, ``test/`` with these two folders each; or
+    ``images/`` and ``masks/`` with ``train/``, ``val/``, ``test/`` each; or ``train_images/``, ``train_masks/``, …; or
+    ``train/``, … with images and masks in the same folder, as ``a.jpg`` and ``a_mask.png``. Missing validation and test
+    splits are drawn from the rest. `pairing.matched` pairs masks with images.
 
-    Masks are PNG (grey or indexed), TIFF (8 or 16 bits) or anything lossless, whose pixels are class numbers; 255 is
-    ignored; see `masks.read_values`. A table of classes in ``root`` or beside the masks names them, or gives colours;
-    see `masks.read_classes`. Without it classes are called by their numbers.
+    Masks are PNG (grey or indexed), TIFF (8 or 16 bits) or another lossless format, whose pixels are class indices; 255
+    is ignored; see `masks.read_values`. A table of classes in ``root`` or with the masks has their names, or colours;
+    see `masks.read_classes`. Without it, classes are named by their indices.
 
     Args:
         images: name of the folders of images.
         masks: name of the folders of masks.
-        mask_suffix: what follows the image's name in that of its mask, such as ``_mask``; detected if it is not given.
-        binary: all values but 0 are one class, foreground.
+        mask_suffix: suffix of the mask's name after the image's, such as ``_mask``; detected by default.
+        binary: treat all non-zero values as one class, foreground.
     """
 
     images: str = "images"
@@ -424,7 +424,7 @@ class COCOSegmentation(Folder, SegmentationDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The background and the category names."""
+        """Names of the background and of the categories."""
         return ["background", *self._boxes.label_names]
 
     @override

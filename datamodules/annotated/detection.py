@@ -1,4 +1,4 @@
-"""What all data with boxes share: how samples are mixed and augmented, and what a batch is."""
+"""Base class of data with boxes: mixing, augmentation and batches."""
 
 import random
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ from datamodules.options import OWN, BatchSize, ImageSize, Own, Preprocessing
 
 
 class Boxes(Source, Protocol):
-    """A split whose samples have ``boxes``, ``labels``, ``ignore`` and ``size``; see `SceneSource`."""
+    """Interface of a split whose samples have ``boxes``, ``labels``, ``ignore`` and ``size``; see `SceneSource`."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """The class of each box, where they are known without reading any."""
+        """Class of each box, if known without reading samples."""
 
 
 S = TypeVar("S", bound=Boxes, default=Boxes)
 
 
 class DetectionDataset(KeyedDataset):
-    """Samples with boxes: what leaves the picture is dropped, and several samples may become one.
+    """Samples with boxes: boxes outside of the image are dropped, and several samples may be mixed.
 
     Args:
         source: the samples.
         transform: albumentations pipeline whose boxes are xyxy with the label field ``index``, or None.
         seed: seed of the run.
-        size: height and width of mixed pictures.
-        mixing: which samples are mixed; None for those that are measured, in which an ``area`` is as the file has it.
-        epochs: epochs of the training, to know the last ones; None or -1 where nobody knows.
-        masks: hand masks on; sources may have them for mixing alone.
+        size: height and width of mixed images.
+        mixing: how samples are mixed; None in evaluation, where ``area`` is that of the file.
+        epochs: number of epochs of the training, to detect the final ones; None or -1 if unknown.
+        masks: return masks; sources may have them for mixing only.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class DetectionDataset(KeyedDataset):
             sample = self._mixed(sample, generator)
         if self.transform is not None:
             sample = self.augment(sample, generator)
-        if not self.measured:  # that of the file is not that of what was mixed, moved and scaled
+        if not self.measured:  # the file's area is invalid after mixing and augmentation
             sample["area"] = (sample["boxes"][:, 2:] - sample["boxes"][:, :2]).prod(1)
         stacked = ["image", "size", *["mask"] * self.masks]
         listed = ["boxes", "labels", "ignore", *["area"] * has_area, *["masks"] * self.masks]
@@ -100,8 +100,8 @@ class DetectionDataset(KeyedDataset):
         moved = self.transform(**moved, bboxes=sample["boxes"], index=np.arange(len(sample["boxes"])))
         boxes = np.asarray(moved.pop("bboxes"), np.float32).reshape(-1, 4)
         kept = np.asarray(moved.pop("index"), np.int64).reshape(-1)
-        if "masks" in sample:  # they are exact
-            kept = np.unique(kept)  # a border that mirrors the picture gives boxes twice
+        if "masks" in sample:  # masks are exact
+            kept = np.unique(kept)  # a reflected border returns boxes twice
             masks = np.asarray(moved.get("masks", sample["masks"]), np.uint8)
             masks = masks[kept] if len(kept) else np.zeros((0, *moved["image"].shape[:2]), np.uint8)
             seen = masks.any((1, 2))
@@ -113,24 +113,25 @@ class DetectionDataset(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DetectionDataModule(VisionDataModule[S]):
-    """Images with boxes.
+    """Images with bounding boxes.
 
     Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
-    ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult ones: neither learned, nor hit
-    nor miss); ``size`` int64 B×2, height and width of the images as they were read. With masks also ``masks``, B tensors
-    uint8 N×H×W of 0 and 1, and ``mask`` uint8 B×H×W: label + 1, 0 for the background, 255 for what is ignored.
+        ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult objects, which are
+        ignored in the loss and in metrics); ``size`` int64 B×2, height and width of the original images. With masks
+        also ``masks``, B tensors uint8 N×H×W of 0 and 1, and ``mask`` uint8 B×H×W: label + 1, 0 for the background, 255
+        for ignored pixels.
 
-    The whole picture is fitted in, see ``fit``.
+    The whole image is resized, see ``fit``.
 
     Args:
-        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+        augmentation: strength of the augmentation of training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        mixing: how often training samples combine several pictures.
-        image_size: size of the images that the network sees: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
+        mixing: probabilities of combining several training images.
+        image_size: size of the network's input: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
             ``480x640``.
-        fit: ``pad`` shrinks the whole picture to fit and adds grey padding at the right or at the bottom; ``stretch``
-            resizes height and width separately.
-        flip: mirror training images, where that does not change the class.
+        fit: ``pad`` resizes the whole image to fit and adds grey padding at the right or at the bottom; ``stretch``
+            resizes height and width independently.
+        flip: mirror training images at random; for classes that do not change by mirroring.
     """
 
     augmentation: Augmentation = "standard"
@@ -144,7 +145,7 @@ class DetectionDataModule(VisionDataModule[S]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.mixing, Mixing):  # None, or as a registered model has it
+        if not isinstance(self.mixing, Mixing):  # None, or plain data of a registered model
             self.mixing = Mixing(**(self.mixing or {}))
         if self.mixing.mixup and self.masks:
             raise DataError(
@@ -153,18 +154,18 @@ class DetectionDataModule(VisionDataModule[S]):
 
     @property
     def label_names(self) -> list[str]:
-        """The classes' names, in the order of their numbers."""
+        """Class names, by index."""
         raise NotImplementedError
 
     @property
     def targets(self) -> dict[str, list[str]]:
-        """The tasks that an image has targets of, and the names of each one's classes."""
+        """The tasks that images have targets for, with the class names of each."""
         names = list(self.label_names)
         return {"detection": names} | ({"segmentation": ["background", *names]} if self.masks else {})
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; the background is none."""
+        """Number of classes without the background."""
         return len(self.label_names)
 
     @property
@@ -193,7 +194,7 @@ class DetectionDataModule(VisionDataModule[S]):
         return self.dataset_class(self.sources[split], transform, self.seed, self.size, mixing, epochs, self.masks)
 
     def identity(self) -> dict[str, Any]:
-        """Name, label names, and per split the size, the boxes of each class and the content digest."""
+        """Returns name, label names, and for each split the size, the boxes of each class and the content digest."""
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
             if source.labels is not None:
@@ -205,17 +206,18 @@ class DetectionDataModule(VisionDataModule[S]):
         """Writes all splits to a folder in a format that other tools read.
 
         Args:
-            folder: where; it must not exist yet.
-            form: ``coco``, ``voc``, ``yolo`` or ``csv``; masks are kept by ``coco`` and ``yolo``, crowds by all but ``yolo``.
+            folder: output folder, which must not exist yet.
+            form: ``coco``, ``voc``, ``yolo`` or ``csv``; masks are kept by ``coco`` and ``yolo``, crowds by all except
+                ``yolo``.
 
         Raises:
-            DataError: the folder is there already.
+            DataError: the folder exists.
         """
         if Path(folder).exists():
             raise DataError(f"{Path(folder).resolve()} already exists: name a new folder.")
         sources, place = self.sources, Path(folder).absolute()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # it has its name once it is whole
+        with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # renamed once it is complete
             writer = WRITERS[form](Path(part, place.name), self.label_names)
             for name, source in sources.items():
                 writer.write(name, source)

@@ -13,8 +13,8 @@ from datamodules.base import settle
 from datamodules.options import NonNegativeInt, Probability
 
 Sample = dict[str, Any]
-VISIBLE = 0.4  # least share of an object that must remain
-SIDE = 2  # least side of a box that remains, in pixels
+VISIBLE = 0.4  # minimum fraction of an object that must remain
+SIDE = 2  # minimum side of a box that remains, in pixels
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Mixing:
         mosaic: probability of four pictures around a random centre, in [0, 1].
         mixup: probability of blending in another picture, in [0, 1].
         copy_paste: probability of pasting objects of another picture, in [0, 1]; it needs masks.
-        plain_epochs: number of last epochs without any of these, so that the training ends on unmixed pictures
+        plain_epochs: number of final epochs without these augmentations, so that the training ends on unmixed images
             (Ge et al. 2021, arXiv:2107.08430).
     """
 
@@ -42,7 +42,7 @@ def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[
     """Tight boxes around masks.
 
     Args:
-        masks: N masks uint8 H×W, of which none is empty.
+        masks: N masks uint8 H×W, none of them empty.
 
     Returns:
         float32 N×4, xyxy in pixels; the right and bottom edges are one past the last pixel.
@@ -95,9 +95,9 @@ def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.rando
     3.4).
 
     Args:
-        samples: four.
+        samples: four samples.
         size: height and width of the result, in pixels.
-        generator: draws the centre, the sizes and the parts.
+        generator: random generator of the centre, the sizes and the crops.
     """
     channels = samples[0]["image"].shape[2]
     kind = samples[0]["image"].dtype
@@ -149,9 +149,9 @@ def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Samp
     arXiv:1902.04103, with weights from Beta(8, 8)).
 
     Args:
-        sample: the picture whose size the result has; without masks.
-        other: what is laid over it.
-        generator: draws the weight.
+        sample: image that determines the size of the result; without masks.
+        other: image to blend in.
+        generator: random generator of the weight.
     """
     weight = float(generator.beta(8, 8))
     other = _onto(other, *sample["image"].shape[:2])
@@ -162,12 +162,12 @@ def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Samp
 def copy_paste(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
     """Pastes some objects of another picture in front of this one (Ghiasi et al. 2021, arXiv:2012.07177).
 
-    An object is left out where it would hide more than 60 % of one that is there.
+    An object is skipped if it would hide more than 60 % of another one.
 
     Args:
-        sample: where they are put; with masks.
-        other: whose objects, each with probability ½, are taken.
-        generator: draws which.
+        sample: image that objects are pasted into; with masks.
+        other: image whose objects are pasted, each with probability ½.
+        generator: random generator of the selection.
     """
     other = _onto(other, *sample["image"].shape[:2])
     image, masks, classes = sample["image"].copy(), sample["masks"].copy(), sample["mask"].copy()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from datamodules.tables import Notes
 
-IGNORE = 255  # id of pixels that count for nothing
-MOST = 255  # classes, since ids are bytes
+IGNORE = 255  # label of ignored pixels
+MOST = 255  # maximum number of classes, since labels are bytes
 BoxFormat = Literal["xyxy", "xywh", "voc", "yolo"]
 DESCRIBED = {
     "xyxy": "xmin, ymin, xmax, ymax",
@@ -29,12 +29,12 @@ class Box:
 
     Attributes:
         values: the four numbers as written.
-        label: what the file calls its class; None where it does not.
-        number: where it stands in the file.
+        label: class in the file; None if it has none.
+        number: position in the file.
         ignore: a crowd, or difficult.
-        outline: as the file has it, unchecked: polygons, each [x, y, x, y, …] in pixels, or a run-length code of COCO's; an
-            array N×2 in shares of the image, as YOLO has it.
-        area: of the object in pixels, as the file has it; NaN where it does not.
+        outline: unchecked outline of the file: polygons, each [x, y, x, y, …] in pixels, or a COCO run-length code; an
+            array N×2 relative to the image, for YOLO.
+        area: area of the object in pixels, from the file; NaN if it has none.
     """
 
     values: Sequence[float]
@@ -51,8 +51,8 @@ class Record:
 
     Attributes:
         path: the image.
-        file: where its boxes are written.
-        size: height and width that the file says the image has.
+        file: file of its annotations.
+        size: height and width of the image according to the file.
         boxes: its objects.
     """
 
@@ -64,18 +64,19 @@ class Record:
 
 @dataclass
 class Annotations:
-    """The boxes of a split in flat arrays; lists of Python objects would grow in every worker process.
+    """Boxes of a split in flat arrays; lists of Python objects would use memory in every worker process.
 
     Attributes:
-        paths: N images.
+        paths: paths of N images.
         sizes: int64 N×2, height and width.
         digests: N content digests of the images.
         starts: int64 N+1; the boxes of image i are those from starts[i] to starts[i + 1].
         boxes: float32 M×4, xyxy in pixels.
         labels: int64 M, from 0.
         ignore: bool M.
-        outlines: M run-length codes of COCO's, or None where masks are not asked for.
-        areas: float32 M, of the objects in pixels, where the files have them; by them objects are small, medium or large.
+        outlines: M COCO run-length codes, or None without masks.
+        areas: float32 M, areas of the objects in pixels, if the files have them; they classify objects as small, medium
+            or large.
     """
 
     paths: NDArray[np.str_]
@@ -92,7 +93,7 @@ class Annotations:
         return len(self.paths)
 
     def subset(self, indices: NDArray[np.intp]) -> "Annotations":
-        """The images at these positions, with their boxes."""
+        """Returns the images at these indices, with their boxes."""
         kept = [np.arange(self.starts[i], self.starts[i + 1]) for i in indices]
         rows = np.concatenate([np.zeros(0, np.int64), *kept])
         return replace(
@@ -109,7 +110,7 @@ class Annotations:
         )
 
     def masks(self, index: int) -> NDArray[np.uint8]:
-        """Masks of an image's objects, uint8 N×H×W of 0 and 1."""
+        """Decodes the masks of an image's objects, uint8 N×H×W of 0 and 1."""
         assert self.outlines is not None
         height, width = map(int, self.sizes[index])
         rows = range(self.starts[index], self.starts[index + 1])
@@ -123,7 +124,7 @@ class Unknown:
     """A class without a name, which never equals the name of another one.
 
     Args:
-        written: it, as the file has it.
+        written: name in the file.
     """
 
     def __init__(self, written: str) -> None:

@@ -1,8 +1,8 @@
-"""Scenes composed from labelled pictures: exact boxes and masks, at any size, without a download.
+"""Scenes composed of labelled images: exact boxes and masks, at any size, without a download.
 
-A scene is a canvas with a soft random background on which one to six pictures stand, each in a colour of its own, the
-later ones in front of the earlier. One map says which object is on top at each pixel; boxes, instance masks and the
-class map all come from it, so that they agree to the pixel.
+A scene is a canvas with a smooth random background and one to six images in front, each in its own colour, later ones
+in front of earlier ones. One map has the front-most object at each pixel; boxes, instance masks and the class map are
+all derived from it, so that they agree to the pixel.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,17 +31,17 @@ from datamodules.labelled.sources import LabelSetSource, QuantitySource
 from datamodules.options import OWN, ImageSize, NonNegativeInt, Own
 from datamodules.splits import SPLITS
 
-VERSION = 2  # a change of what is drawn is a change of the data
-INK = 64  # what is brighter belongs to the object
-COVERED = 0.5  # greatest share of a box that may lie in another one: entangled strokes are nobody's to tell apart
-KEPT = 512 << 20  # bytes of scenes that are kept for the next epoch
+VERSION = 2  # changes of the drawing change the data
+INK = 64  # brighter pixels belong to the object
+COVERED = 0.5  # maximum fraction of a box that may lie in another one: entangled strokes cannot be separated
+KEPT = 512 << 20  # bytes of scenes that are cached for the next epoch
 
 
 class Sprites:
-    """Labelled pictures cut out of their background, which is black.
+    """Labelled images without their background, which is black.
 
     Args:
-        source: grey pictures with ``image`` uint8 H×W×1 and ``label``.
+        source: grey images with ``image`` uint8 H×W×1 and ``label``.
     """
 
     def __init__(self, source: Source) -> None:
@@ -54,7 +54,7 @@ class Sprites:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """The picture, uint8 and no larger than need be."""
+        """Returns the image, uint8, cropped to its content."""
         picture = self._pictures[index]
         x, y, width, height = cv2.boundingRect((picture > INK).view(np.uint8))
         return picture[y : y + height, x : x + width]
@@ -62,26 +62,26 @@ class Sprites:
 
 @dataclass(eq=False)
 class SceneSource:
-    """Scenes as a split of a data set: scene i is a function of (seed, split, i) and of the sprites.
+    """Scenes as a split of a data set: scene i is a function of (seed, split, i) and the sprites.
 
-    A sample has ``image`` uint8 S×S×3 or S×S×1, ``boxes`` float32 N×4 (xyxy in pixels, the visible extent, so that the
-    right and bottom edges are one past the last pixel), ``labels`` int64 N, ``ignore`` bool N (always false), ``size``
-    int64 2 (height, width); with ``masks`` also ``masks`` uint8 N×S×S of 0 and 1, and ``mask`` uint8 S×S, which is 0
-    for the background and label + 1 elsewhere.
+    A sample has ``image`` uint8 S×S×3 or S×S×1, ``boxes`` float32 N×4 (xyxy in pixels, the visible extent; the right
+    and bottom edges are one past the last pixel), ``labels`` int64 N, ``ignore`` bool N (always false), ``size`` int64
+    2 (height, width); with ``masks`` also ``masks`` uint8 N×S×S of 0 and 1, and ``mask`` uint8 S×S, 0 for the
+    background and label + 1 elsewhere.
 
     Args:
-        sprites: what stands in the scenes.
+        sprites: objects of the scenes.
         split: train, val or test.
         count: number of scenes.
         size: side of the canvas, in pixels.
-        objects: least and greatest number of objects.
-        extent: least and greatest length of an object's longer side, as a share of the canvas.
+        objects: minimum and maximum number of objects.
+        extent: minimum and maximum length of an object's longer side, relative to the canvas.
         seed: seed of the scenes.
         in_chans: 3 for colour, 1 for grey.
         masks: whether samples have masks.
     """
 
-    paths = counts = labels = None  # scenes are no files, and how much of what is in them is not counted
+    paths = counts = labels = None  # scenes are not files, and their contents are not counted
 
     sprites: Sprites
     split: str
@@ -107,7 +107,7 @@ class SceneSource:
         return digest_of(repr((*recipe, self.seed, self.in_chans)).encode())
 
     def with_masks(self) -> "SceneSource":
-        """The same scenes with masks."""
+        """Returns the same scenes with masks."""
         twin = copy(self)
         twin.masks = True
         return twin
@@ -128,7 +128,8 @@ class SceneSource:
         return sample
 
     def _compose(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
-        """The picture; which object is on top at each pixel, by its number from 1, or 0; the objects' labels."""
+        """Composes the image; the front-most object at each pixel, by its number from 1, or 0; and the objects'
+        labels."""
         rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(self.split), index]))
         canvas, paper = self.background(rng)
         owner = np.zeros((self.size, self.size), np.uint8)
@@ -136,7 +137,7 @@ class SceneSource:
         areas, seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
         boxes: list[tuple[int, int, int, int]] = []
         for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
-            for _ in range(10):  # places that hide too much of what is there already are given up
+            for _ in range(10):  # positions that hide too much are rejected
                 which = int(rng.integers(len(self.sprites)))
                 picture, inside = self.resized(which, rng)
                 height, width = picture.shape
@@ -159,7 +160,7 @@ class SceneSource:
         return canvas, owner, np.array(labels, np.int64)
 
     def background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """A soft pattern around one colour, with fine noise; and that colour."""
+        """Draws a smooth pattern around one colour, with fine noise; returns it with that colour."""
         paper = rng.integers(25, 231, 3).astype(np.float32)
         cells = int(rng.integers(2, 7))
         pattern = paper + rng.normal(0, 18, (cells, cells, 3)).astype(np.float32)
@@ -170,7 +171,7 @@ class SceneSource:
         return np.clip(canvas, 0, 255).astype(np.uint8), paper
 
     def resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A picture at its size in the scene, uint8, and its outline there with the holes filled."""
+        """Resizes an image for the scene, uint8, and returns it with its filled outline."""
         picture = self.sprites[which]
         longest = max(6.0, rng.uniform(*self.extent) * self.size)
         factor = longest / max(picture.shape)
@@ -184,13 +185,13 @@ class SceneSource:
 
 
 def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """The part that two boxes share, as a share of the smaller one."""
+    """Returns the intersection of two boxes relative to the smaller one."""
     width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
     return max(0, width) * max(0, height) / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
 
 
 def tint(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A random colour that can be told from the background: its luma is at least 70 away."""
+    """Draws a random colour that differs from the background by a luma of at least 70."""
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     while True:
         tint = rng.integers(0, 256, 3).astype(np.float32)
@@ -205,23 +206,23 @@ def painted(
     paper: NDArray[np.float32],
     tint: NDArray[np.float32],
 ) -> NDArray[np.uint8]:
-    """The picture in its tint over the ground; its holes are opaque, in the colour of the background."""
+    """Draws the tinted image over the ground; its holes are opaque, in the colour of the background."""
     colour = paper + (tint - paper) * (picture[..., None].astype(np.float32) / 255)
     return np.where(inside[..., None], np.rint(colour).astype(np.uint8), ground)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Scenes:
-    """Settings of all data that show scenes composed from real digits, on the fly: nothing to download.
+    """Settings of data with scenes composed of real digits, on the fly: no download.
 
-    Training scenes show training digits, test scenes test digits. The same numbers make the same scenes everywhere.
+    Training scenes have training digits, test scenes test digits. Equal numbers give equal scenes on every machine.
 
     Args:
         scene_size: side of the scenes, in pixels.
-        train: training scenes.
-        val: validation scenes.
-        test: test scenes.
-        objects: least and greatest number of digits in a scene.
+        train: number of training scenes.
+        val: number of validation scenes.
+        test: number of test scenes.
+        objects: minimum and maximum number of digits in a scene.
         scene_seed: seed of the scenes; unlike ``seed`` it changes the data set.
         in_chans: 3 for colour, 1 for grey.
     """
@@ -236,13 +237,13 @@ class Scenes:
     items: ClassVar[type[VisionDataModule[Any]]] = Digits
 
     def scenes(self, masks: bool) -> dict[str, SceneSource]:
-        """The splits, which have scenes.
+        """Creates the splits that have scenes.
 
         Args:
             masks: whether samples have masks.
 
         Raises:
-            DataError: there cannot be so many objects.
+            DataError: the number of objects is invalid.
         """
         least, most = self.objects
         if not 0 <= least <= most <= 250:
@@ -261,11 +262,11 @@ class Scenes:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
-    """Scenes composed from real digits (see `Digits`), whose boxes are exact; see `Scenes`.
+    """Scenes composed of real digits (see `Digits`) with exact boxes; see `Scenes`.
 
     Args:
-        masks: give masks too.
-        image_size: of the images that the network sees; None takes ``scene_size``.
+        masks: return masks.
+        image_size: size of the network's input; None for ``scene_size``.
     """
 
     masks: bool = False
@@ -282,12 +283,12 @@ class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
         return self.scenes(self.masks)
 
     def transform(self, training_split: bool) -> A.Compose | None:
-        """See `VisionDataModule.transform`; None where there is nothing to do."""
+        """See `VisionDataModule.transform`; None if nothing changes."""
         plain = not training_split or self.augmentation == "none"
         return None if plain and self.image_size == self.scene_size else super().transform(training_split)
 
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:
-        """See `VisionDataModule.dataset`; what is pasted into scenes is cut out by their masks."""
+        """See `VisionDataModule.dataset`; objects to paste are cut out with their masks."""
         dataset = super().dataset(split, augmented)
         if augmented and self.mixing.copy_paste:
             dataset.source = self.sources[split].with_masks()
@@ -295,7 +296,7 @@ class DigitScenes(Scenes, DetectionDataModule[SceneSource]):
 
 
 class CountedScenes(DetectionDataset):
-    """Scenes that also have a ``label``: how many objects there are, up to ``most``."""
+    """Scenes that also have a ``label``: the number of objects, up to ``most``."""
 
     most = 0
 
@@ -307,11 +308,11 @@ class CountedScenes(DetectionDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitTasks(DigitScenes):
-    """Scenes composed from real digits with the targets of several tasks: boxes and masks as in `DigitScenes`, and ``label``,
-    int64 B, how many digits there are; see `Scenes`.
+    """Scenes composed of real digits for multi-task learning: boxes and masks as in `DigitScenes`, and ``label``, int64
+    B, the number of digits; see `Scenes`.
 
     Args:
-        masks: give masks too.
+        masks: return masks.
     """
 
     masks: bool = True
@@ -319,7 +320,7 @@ class DigitTasks(DigitScenes):
 
     @property
     def count_names(self) -> list[str]:
-        """The classes of ``label``: the numbers of digits that there can be."""
+        """Class names of ``label``: the possible numbers of digits."""
         return [str(count) for count in range(self.objects[1] + 1)]
 
     @property
@@ -337,10 +338,10 @@ class DigitTasks(DigitScenes):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitMasks(Scenes, SegmentationDataModule):
-    """Scenes composed from real digits with a class map, background and ten digits, exact to the pixel; see `Scenes`.
+    """Scenes composed of real digits with a class map, background and ten digits, exact to the pixel; see `Scenes`.
 
     Args:
-        image_size: size of the windows that the network sees; None takes ``scene_size``.
+        image_size: size of the network's input windows; None for ``scene_size``.
     """
 
     image_size: Own[WindowSize] = OWN
@@ -358,10 +359,10 @@ class DigitMasks(Scenes, SegmentationDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FewDigits(Scenes, LabelledDataModule[Any]):
-    """Small scenes composed from none to four real digits; see `Scenes`.
+    """Small scenes composed of zero to four real digits; see `Scenes`.
 
     Args:
-        image_size: of the images that the network sees; None takes ``scene_size``.
+        image_size: size of the network's input; None for ``scene_size``.
     """
 
     scene_size: Annotated[int, Ge(32)] = 64
@@ -375,7 +376,7 @@ class FewDigits(Scenes, LabelledDataModule[Any]):
         super().__post_init__()
 
     def images_and_digits(self) -> Iterator[tuple[str, NDArray[np.uint8], list[NDArray[np.int64]]]]:
-        """Of each split the name, the images, uint8 N×S×S×C, and the digits on each."""
+        """Yields for each split the name, the images, uint8 N×S×S×C, and the digits of each image."""
         for name, scenes in self.scenes(masks=False).items():
             samples = [scenes[i] for i in range(len(scenes))]
             yield name, np.stack([sample["image"] for sample in samples]), [sample["labels"] for sample in samples]
@@ -383,7 +384,7 @@ class FewDigits(Scenes, LabelledDataModule[Any]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitSets(FewDigits, MultiLabelDataModule):
-    """Which digits are there? See `FewDigits`."""
+    """Multi-label images: the digits in each scene. See `FewDigits`."""
 
     label_names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
@@ -399,7 +400,7 @@ class DigitSets(FewDigits, MultiLabelDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitSums(FewDigits, RegressionDataModule):
-    """How many digits are there, and what is their sum? See `FewDigits`."""
+    """Regression: the number of digits in each scene, and their sum. See `FewDigits`."""
 
     label_names: ClassVar[list[str]] = ["count", "sum"]
 

@@ -1,4 +1,4 @@
-"""What all data with class maps share: windows of pictures, augmentation, class weights, batches."""
+"""Base class of data with class maps: windows of images, augmentation, class weights, batches."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -21,33 +21,33 @@ from datamodules.images import Reduction
 from datamodules.options import BatchSize, Own, Preprocessing
 from datamodules.tiles import Place, TiledSource, tile_starts
 
-LEAST = 16  # side of a window
+LEAST = 16  # minimum side of a window
 WindowSize = Annotated[int, Ge(LEAST)] | str  # see `augmentations.sides`
 Weighting = Literal["none", "median", "sqrt"]
 
 
 class Pictures(Source, Protocol):
-    """Whole pictures; sample i has ``image`` uint8 H×W×C and ``mask`` uint8 H×W."""
+    """Interface of whole images; sample i has ``image`` uint8 H×W×C and ``mask`` uint8 H×W."""
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Height and width of each, int64 N×2."""
+        """Height and width of each image, int64 N×2."""
 
     @property
     def counts(self) -> NDArray[np.int64] | None:
-        """Pixels of each id, int64 256, where they are known."""
+        """Number of pixels of each class, int64 256, if known."""
 
     @property
     def paths(self) -> NDArray[np.str_] | None:
-        """The files, where they are files."""
+        """The files, if the images are files."""
 
 
 class WindowSource(TiledSource):
-    """Pictures, or square windows of them, so that every pixel is in at least one, and counts in one only.
+    """Images, or windows of them, so that every pixel is in at least one window, and counts in exactly one.
 
     Args:
-        pictures: whole ones.
-        window: height and width of the windows, in pixels; a smaller picture is one window; None leaves all whole.
+        pictures: whole images.
+        window: height and width of the windows, in pixels; a smaller image is one window; None for whole images.
     """
 
     def __init__(self, pictures: Pictures, window: tuple[int, int] | None) -> None:
@@ -60,7 +60,8 @@ class WindowSource(TiledSource):
         self.pictures, self.window = pictures, window
 
     def reduced(self, reduction: Reduction) -> "WindowSource":
-        """The same windows, of pictures that are kept where that is asked for; none is smaller, for windows have its pixels."""
+        """Returns the same windows of images that are cached if requested; images are not reduced, since windows are in
+        their pixels."""
         same = copy(self)
         if reduced := getattr(self.pictures, "reduced", None):
             same.pictures = reduced(as_it_is)
@@ -74,7 +75,7 @@ class WindowSource(TiledSource):
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """Pixels of each id, int64 256."""
+        """Number of pixels of each class, int64 256."""
         if self.pictures.counts is not None:
             return self.pictures.counts
         masks = (self.pictures[i]["mask"] for i in range(len(self.pictures)))
@@ -86,11 +87,12 @@ class WindowSource(TiledSource):
         return {key: sample[key] for key in ("image", "mask")}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A window in its place; pixels that an earlier window has too do not count."""
+        """Returns a window at its position; pixels that an earlier window covers are ignored."""
         return self.cut(index, None)
 
     def cut(self, index: int, generator: np.random.Generator | None) -> dict[str, Any]:
-        """A window in its place, or moved at random, by half of its side at most, all of its pixels counting."""
+        """Returns a window at its position, or shifted at random by up to half of its side, with all of its pixels
+        counting."""
         which, x, y = self.places[index].tolist()
         sample = self.whole(which)
         height, width = sample["mask"].shape
@@ -112,7 +114,7 @@ class WindowSource(TiledSource):
 
 
 class SegmentationDataset(KeyedDataset):
-    """Windows with class maps; in training they lie at random."""
+    """Windows with class maps; in training, at random positions."""
 
     source: WindowSource
 
@@ -127,7 +129,7 @@ class SegmentationDataset(KeyedDataset):
         return sample if self.transform is None else self.augment(sample, generator)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
-        """Whole pictures that come together are filled up to the size of the largest; ``size`` tells what they are."""
+        """Pads whole images of a batch to the size of the largest; ``size`` has their original sizes."""
         samples = [self[key] for key in keys]
         height, width = np.max([sample["mask"].shape for sample in samples], 0).tolist()
         for sample in samples:
@@ -140,25 +142,25 @@ class SegmentationDataset(KeyedDataset):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SegmentationDataModule(VisionDataModule[WindowSource]):
-    """Images with a class for each pixel.
+    """Images with a class per pixel.
 
-    Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``mask`` uint8 B×H×W, classes from 0, 255 for what is
-    ignored; ``size`` int64 B×2, height and width of what is not padding.
+    Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``mask`` uint8 B×H×W, classes from 0, 255 for ignored pixels;
+        ``size`` int64 B×2, height and width without padding.
 
-    Pictures keep their resolution. The network trains on random windows of this size, new ones in each epoch; it is
-    evaluated on windows side by side, in which each pixel counts once. Smaller pictures are padded with grey, which is
+    Images keep their resolution. The network is trained on random windows of this size, new ones in each epoch; it is
+    evaluated on adjacent windows, in which each pixel counts once. Smaller images are padded with grey, which is
     ignored.
 
     Args:
-        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+        augmentation: strength of the augmentation of training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        class_weighting: how much the pixels of each class weigh in the loss: ``none``, all the same; ``median``, the
-            median class frequency divided by the class's own (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the
-            square root of that.
-        image_size: size of the windows that the network sees: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
+        class_weighting: weight of the pixels of each class in the loss: ``none``, equal weights; ``median``, the median
+            class frequency divided by that of the class (Eigen & Fergus 2015, arXiv:1411.4734); or ``sqrt``, the square
+            root of that.
+        image_size: size of the network's input windows: the side of a square in pixels, or ``HEIGHTxWIDTH`` such as
             ``256x512``.
-        flip: mirror training images, where that does not change the class.
-        turn: also rotate training images by 90°, for pictures without an upper side.
+        flip: mirror training images at random; for classes that do not change by mirroring.
+        turn: also rotate training images by 90°, for images without an upright orientation.
     """
 
     augmentation: Augmentation = "standard"
@@ -179,19 +181,19 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
 
     @property
     def label_names(self) -> list[str]:
-        """The classes' names, in the order of their numbers; the first is the background where there is one."""
+        """Class names, by index; the first is the background, if there is one."""
         raise NotImplementedError
 
     def pictures(self) -> Mapping[str, Pictures]:
-        """Reads the splits, whole pictures each, and checks them; see `VisionDataModule.load`."""
+        """Loads and checks the splits as whole images; see `VisionDataModule.load`."""
         raise NotImplementedError
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, the background included.
+        """Number of classes, including the background.
 
         Raises:
-            DataError: fewer than two, or too many.
+            DataError: there are fewer than two, or too many.
         """
         count = len(self.label_names)
         if not 2 <= count <= MOST:
@@ -201,7 +203,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     @property
     @override
     def class_weights(self) -> list[float] | None:
-        """See ``class_weighting``; a class without pixels weighs nothing."""
+        """See ``class_weighting``; a class without pixels has weight 0."""
         if self.class_weighting == "none" or "train" not in self.sources:
             return None
         counts = self.sources["train"].counts[: self.num_classes].astype(float)
@@ -217,11 +219,11 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
 
     @override
     def load(self) -> dict[str, WindowSource]:
-        _ = self.num_classes  # they must fit into bytes
+        _ = self.num_classes  # labels must fit into bytes
         return {name: WindowSource(part, self.size) for name, part in self.pictures().items()}
 
     def transform(self, training_split: bool) -> A.Compose | None:
-        """See `VisionDataModule.transform`; the keys are those of albumentations, and ``size``."""
+        """See `VisionDataModule.transform`; with the keys of albumentations, and ``size``."""
         if training_split and self.augmentation != "none":
             colour, deep = self.reading.colour, self.reading.deep
             fit = [padding(*self.size, deep)]
@@ -235,14 +237,15 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         return SegmentationDataset(self.sources[split], self.transform(augmented), self.seed, augmented)
 
     def predict_dataloader(self) -> KeyedLoader:
-        """Whole pictures of the test split, or of the validation split where there is no test split: one by one, but for
-        some that come together where processes cannot have the same number each."""
+        """Returns whole images of the test split, or of the validation split without one: one by one, except for some
+        batches if processes cannot have the same number of images."""
         source = self.sources["test" if "test" in self.sources else "val"]
         dataset = SegmentationDataset(WindowSource(source.pictures, None), None, self.seed, False)
         return self._loader(dataset, batch_size=1)
 
     def identity(self) -> dict[str, Any]:
-        """Name, label names, and per split the windows, the pictures, the pixels of each class and the content digest."""
+        """Returns name, label names, and for each split the windows, the images, the pixels of each class and the
+        content digest."""
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
             part = identity["splits"][name]

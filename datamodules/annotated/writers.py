@@ -30,16 +30,16 @@ ORIENTATION = 0x0112  # EXIF tag
 class Writer:
     """Base class: writes samples with boxes in a format that other tools read.
 
-    Images keep their files and names; those that are no files, or not shown as their file has them (turned by an EXIF tag,
-    cut into tiles), are written as PNG. What a format has no place for is left out and told.
+    Images keep their files and names; those that are not files, or differ from their file (rotated by an EXIF tag,
+    tiled), are written as PNG. Data that a format cannot store are dropped, and reported.
 
     Args:
-        folder: where.
-        label_names: the classes' names.
+        folder: output folder.
+        label_names: class names.
     """
 
-    place = "images/{split}"  # of the images
-    digits = "{number:06d}"  # name of an image that is no file
+    place = "images/{split}"  # folder of the images
+    digits = "{number:06d}"  # name of an image that is not a file
 
     def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
         self.folder, self.label_names = folder, list(label_names)
@@ -50,8 +50,8 @@ class Writer:
         """Writes a split.
 
         Args:
-            split: its name.
-            source: its samples; those of one with ``paths`` are image files.
+            split: name of the split.
+            source: its samples; if it has ``paths``, they are image files.
         """
         place = self.place.format(split=split)
         (self.folder / place).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class Writer:
 
 
 class COCOWriter(Writer):
-    """COCO JSON, one file for each split; masks as RLE."""
+    """COCO JSON, one file per split; masks as RLE."""
 
     place = "{split}"
 
@@ -180,7 +180,7 @@ class YOLOWriter(Writer):
 
 
 class TableWriter(Writer):
-    """A CSV table with a row for each box, without outlines."""
+    """A CSV table with one row per box, without outlines."""
 
     def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
         super().__init__(folder, label_names)
@@ -229,11 +229,11 @@ def yolo_line(
     """A YOLO line, relative to the image: the object's box, or its mask's outline.
 
     Args:
-        label: number of the class, from 0.
+        label: class index, from 0.
         box: xyxy in pixels.
         size: height and width of the image.
-        mask: uint8 H×W of 0 and 1; one that is empty is written as its box.
-        score: of a detection, which comes last.
+        mask: uint8 H×W of 0 and 1; an empty mask is written as its box.
+        score: score of a detection, written last.
     """
     height, width = size
     if mask is not None and mask.any():
@@ -247,7 +247,7 @@ def yolo_line(
 def outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Outline of a mask along the pixel edges, as one polygon that reproduces the mask under the even-odd rule.
 
-    Parts and holes are joined by a line there and back, as YOLO has but one polygon for an object.
+    Parts and holes are joined by a line back and forth, since YOLO has a single polygon per object.
 
     Args:
         mask: uint8 H×W of 0 and 1, not empty.
@@ -255,7 +255,7 @@ def outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     Returns:
         float64 N×2, x and y in pixels.
     """
-    # At twice the size a contour's even coordinates are left or upper edges of pixels, odd ones right or lower edges.
+    # At twice the size, even coordinates of a contour are left or upper edges of pixels, odd ones right or lower edges.
     contours = cv2.findContours(mask.repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
     start = contours[0][:1]
     joined = [part for contour in contours for part in (contour, contour[:1], start)]
@@ -280,13 +280,13 @@ class AnswerWriter:
     It is a context manager, at whose end files are whole; after an error there is no ``results.json``.
 
     Args:
-        folder: where; it is made.
+        folder: output folder, which is created.
         form: the format.
-        label_names: the classes' names, in the order of their numbers.
-        truth: an annotation file in COCO's format that the results are to be measured against.
+        label_names: class names, by index.
+        truth: annotation file in COCO format that the results are to be evaluated against.
 
     Raises:
-        DataError: ``truth`` cannot be read, or lacks one of the classes.
+        DataError: ``truth`` cannot be read, or does not have one of the classes.
     """
 
     def __init__(
@@ -317,13 +317,14 @@ class AnswerWriter:
         """Adds the detections in an image or a video frame.
 
         Args:
-            file: the image or video, relative to the folder that all have in common.
-            answer: ``size`` (height, width), ``boxes`` (xyxy, in pixels), ``labels``, ``scores``; with ``masks``, run-length
-                codes of COCO's; with ``ids``, the objects' numbers, None for those that have none.
-            frame: number of the frame, from 0.
+            file: the image or video, relative to the common folder.
+            answer: ``size`` (height, width), ``boxes`` (xyxy, in pixels), ``labels``, ``scores``; with ``masks``, COCO
+                run-length codes; with ``ids``, the objects' ids, None for objects without one.
+            frame: index of the frame, from 0.
 
         Raises:
-            DataError: the answer has no boxes, the image is not in ``truth``, or it is a video and the format is COCO's.
+            DataError: the prediction has no boxes, the image is not in ``truth``, or it is a video and the format is
+                COCO's.
         """
         if "boxes" not in answer:
             raise DataError(f"The answers have no boxes, and {self.form} is a format for boxes.")

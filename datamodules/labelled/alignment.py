@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 
 from datamodules.base import DataError
 
-# Eyes, tip of the nose and corners of the mouth in 112×112 pixels, the left one in the picture first. They are SphereFace's
-# for 96×112 (Liu et al. 2017, arXiv:1704.08063), moved to the middle, as ArcFace has them (Deng et al. 2019, arXiv:1801.07698).
+# Eyes, tip of the nose and corners of the mouth in 112×112 pixels, the left one in the image first: SphereFace's
+# template for 96×112 (Liu et al. 2017, arXiv:1704.08063), centred, as in ArcFace (Deng et al. 2019, arXiv:1801.07698).
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 POINTS = ["face_left_eye", "face_right_eye", "face_nose", "face_left_mouth", "face_right_mouth"]  # names in tables
 SIDE = 112
 Form = Literal["arcface", "dlib", "facenet"]
-SIDES: dict[Form, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # pixels of each form's pictures
-# The same points where dlib cuts a face out, with a quarter of the face's side around it: of its mean face of 68 points, the
-# middles of the eyes, the tip of the nose and the corners of the mouth.
+SIDES: dict[Form, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # side of each form's images, in pixels
+# The same points in dlib's crop, with a quarter of the face's side around it: from its mean face of 68 points, the
+# centres of the eyes, the tip of the nose and the corners of the mouth.
 DLIB = np.array([[47.5492, 46.5990], [100.4761, 46.5990], [74.0127, 76.5625], [50.4149, 103.0233], [97.6104, 103.0233]])
-MARGIN = 14 / 160  # of a FaceNet picture, around the box
-SURE = 0.9  # probability from which on something is a face
-LONGEST = 1024  # side of the picture that faces are looked for in, in pixels
-SHORTEST = 256  # a smaller one is enlarged, since points are found in whole pixels of small copies
-RIM = 0.2  # width of a border that is added where nothing is found, as a share of the longer side
-SMALLEST = 20  # side of the smallest face in it
+MARGIN = 14 / 160  # around the box, relative to a FaceNet image
+SURE = 0.9  # minimum probability of a detected face
+LONGEST = 1024  # maximum side of the image for detection, in pixels
+SHORTEST = 256  # smaller images are enlarged, since landmarks are integers at a low resolution
+RIM = 0.2  # width of the border that is added if nothing is found, relative to the longer side
+SMALLEST = 20  # side of the smallest detected face
 
 
 def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -40,7 +40,7 @@ def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
         target: N×2.
 
     Returns:
-        2×3: the last column is the shift.
+        2×3: the last column is the translation.
     """
     start, end = points @ (1, 1j), target @ (1, 1j)
     centred = start - start.mean()
@@ -66,7 +66,7 @@ def aligned(
     target = {"arcface": TEMPLATE, "dlib": DLIB}[form] * (size / SIDES[form])
     matrix = similarity(points, target)
     scale = float(np.hypot(*matrix[:, 0]))
-    if scale < 1:  # averaged, lest single pixels be picked out
+    if scale < 1:  # averaged, to avoid aliasing
         height, width = image.shape[:2]
         smaller = max(1, round(width * scale)), max(1, round(height * scale))
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -99,8 +99,8 @@ def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
 
     Args:
         boxes: N×4, left, top, right and bottom, in pixels.
-        height: of the picture.
-        width: of the picture.
+        height: height of the image.
+        width: width of the image.
     """
     sides, middle = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     return int((sides.prod(1) - 2 * np.square(middle - (width / 2, height / 2)).sum(1)).argmax())
@@ -110,10 +110,10 @@ class FaceDetector:
     """MTCNN (Zhang et al. 2016, arXiv:1604.02878) with the weights of the package facenet-pytorch.
 
     Args:
-        device: where it runs, such as ``cuda``; ``auto`` is the GPU if there is one.
+        device: device of the network, such as ``cuda``; ``auto`` for the GPU if there is one.
 
     Raises:
-        DataError: the package is not installed, or there is no such device.
+        DataError: the package is not installed, or the device is unavailable.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -145,7 +145,7 @@ class FaceDetector:
         if factor != 1:
             how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=how).astype(np.uint8, copy=False)
-        wide = round(RIM * max(image.shape[:2]))  # a face that fills its picture is found with something around it
+        wide = round(RIM * max(image.shape[:2]))  # faces that fill the image are found with a border around them
         for rim in (0, wide):
             bordered = cv2.copyMakeBorder(image, rim, rim, rim, rim, cv2.BORDER_REPLICATE)
             boxes, sure, points = None, [], None
@@ -171,11 +171,11 @@ class FaceDetector:
 
 @dataclass(frozen=True)
 class Face:
-    """A face of a picture.
+    """A face in an image.
 
     Args:
-        pixels: cut out and upright, uint8 S×S×C.
-        box: where it is: left, top, right and bottom, in the picture's pixels.
+        pixels: the aligned crop, uint8 S×S×C.
+        box: left, top, right and bottom, in pixels of the image.
     """
 
     pixels: NDArray[np.uint8]
@@ -185,14 +185,15 @@ class Face:
 def faces_of(
     image: NDArray[np.uint8], detector: FaceDetector, form: Form = "arcface", size: int | None = None
 ) -> list[Face]:
-    """All faces of a picture, the main one first; if none is upright, the picture is tried in quarter turns.
+    """Returns all faces of an image, the main one first; if there is no upright face, the image is rotated by quarter
+    turns.
 
     Args:
         image: uint8 H×W×3.
-        detector: finds them.
-        form: how they are cut out: ``arcface`` and ``dlib`` are upright, with the eyes, nose and mouth at the places that these
-            networks are trained on; ``facenet`` is the box.
-        size: side of the results, in pixels; None is the form's own.
+        detector: the face detector.
+        form: how faces are cropped: ``arcface`` and ``dlib`` align eyes, nose and mouth to the positions that these
+            networks are trained on; ``facenet`` crops the box.
+        size: side of the results, in pixels; None for the form's default.
     """
     size = size or SIDES[form]
     for turns in (0, 1, 3, 2):
@@ -205,7 +206,7 @@ def faces_of(
     for n in sorted(range(len(boxes)), key=lambda n: n != first):
         pixels = boxed(turned, boxes[n], size) if form == "facenet" else aligned(turned, points[n], size, form)
         corners, height, width = boxes[n].reshape(2, 2), *turned.shape[:2]
-        for _ in range(turns):  # back by a quarter
+        for _ in range(turns):  # rotates back by a quarter turn
             corners = np.stack([height - corners[:, 1], corners[:, 0]], 1)
             height, width = width, height
         found.append(Face(pixels, np.concatenate([corners.min(0), corners.max(0)]).round(1).tolist()))

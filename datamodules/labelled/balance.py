@@ -14,15 +14,15 @@ from datamodules.labelled.sources import LabelledSource
 
 Weighting = Literal["none", "balanced", "sqrt"] | list[float]
 Sampling = Literal["none", "balanced", "sqrt"]
-RARE = 20  # times that the largest class has more images than one that is told to be rare
+RARE = 20  # ratio to the largest class from which a class is reported as rare
 
 
 class BalancedDataset(KeyedDataset):
     """Orders an epoch, as long as the split, so that classes appear equally often, or in proportion to the square root
     of their sizes.
 
-    All images of a class come equally often: those of a small one several times, each time augmented anew; those of a large
-    one not in every epoch.
+    All images of a class are drawn equally often: those of a small class several times, each time with another
+    augmentation; those of a large class not in every epoch.
 
     Args:
         source: the images.
@@ -63,8 +63,8 @@ def class_weights(counts: NDArray[np.int64], weighting: Weighting) -> list[float
     [0.75, 1.5]
 
     Args:
-        counts: images of each class, int64 K.
-        weighting: ``balanced``, by the inverse of its images, as scikit-learn has it, or ``sqrt``, by the root of that.
+        counts: number of images of each class, int64 K.
+        weighting: ``balanced``, the inverse of the number of images, as in scikit-learn, or ``sqrt``, its square root.
     """
     power = 0.5 if weighting == "sqrt" else 1.0
     weights = np.where(counts > 0, 1 / np.maximum(counts, 1) ** power, 0.0)
@@ -75,9 +75,9 @@ def warn_of_rare(names: Sequence[str], counts: NDArray[np.int64], remedy: str) -
     """Warns of classes with less than a twentieth of the images of the largest.
 
     Args:
-        names: of the classes.
-        counts: images to train on of each, int64 K.
-        remedy: what helps.
+        names: class names.
+        counts: number of training images of each class, int64 K.
+        remedy: advice for the message.
     """
     rare, largest = np.flatnonzero((counts > 0) & (counts * RARE < counts.max())), int(counts.argmax())
     if len(rare):

@@ -1,4 +1,4 @@
-"""What all data with one label an image share: how images are prepared and augmented; and images of classes."""
+"""Base classes of data with one label per image: preprocessing, augmentation, class weights."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,17 +21,17 @@ S = TypeVar("S", bound=LabelledSource)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LabelledDataModule(VisionDataModule[S]):
-    """Base of data with one label an image, be it a class, a domain or a person.
+    """Base class of data with one label per image: a class, a domain or a person.
 
     Args:
-        augmentation: strength of the changes made to training images: none, light, standard or strong; or a list of
+        augmentation: strength of the augmentation of training images: none, light, standard or strong; or a list of
             albumentations' transforms with their settings, such as ``[light, {RandomGamma: {p: 0.5}}]``.
-        image_size: of the images that the network sees: side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``240x320``.
-        crop_pct: share of the shorter side that evaluation keeps, in (0, 1]; 1 keeps all but what makes it square. None
-            takes 0.875, or 1 for images of up to 64 pixels.
-        flip: mirror training images, where that does not change the label.
-        fit: what becomes of images of another shape: ``crop`` cuts their ends off, ``pad`` fills them up with grey, ``extend``
-            with the colours of their border, ``stretch`` changes their proportions.
+        image_size: size of the network's input: side of a square in pixels, or ``HEIGHTxWIDTH`` such as ``240x320``.
+        crop_pct: fraction of the shorter side that evaluation keeps, in (0, 1]; 1 only crops to the aspect ratio. None
+            for 0.875, or 1 for images of up to 64 pixels.
+        flip: mirror training images at random; for labels that do not change by mirroring.
+        fit: how images of another aspect ratio are resized: ``crop`` crops them, ``pad`` pads them with grey,
+            ``extend`` with the colours of their border, ``stretch`` changes their proportions.
     """
 
     augmentation: Augmentation = "standard"
@@ -39,7 +39,7 @@ class LabelledDataModule(VisionDataModule[S]):
     crop_pct: Own[Share] = OWN
     flip: Own[bool] = True
     fit: Literal["crop", "pad", "extend", "stretch"] = "crop"
-    one_size = True  # all images have the size that is the default
+    one_size = True  # whether all images have the default size
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ class LabelledDataModule(VisionDataModule[S]):
         if training_split and self.augmentation != "none":
             crops, deep = self.fit == "crop", self.reading.deep
             fit = evaluation(self.image_size, self.crop_pct if crops else 1, self.fit, deep=deep).transforms
-            # Small pictures are nearly all object: a hard crop would cut it off.
+            # Objects mostly fill small images: a strong crop would cut them off.
             strengths = LABELLED if min(self.size) > 64 else {key: {**n, "crop": 0.75} for key, n in LABELLED.items()}
             points = self.preprocessing.keypoints or ()
             build = partial(training, size=self.size, flip=self.flip, equalize=self.in_chans in (1, 3))
@@ -74,8 +74,8 @@ class LabelledDataModule(VisionDataModule[S]):
         return [self._view(crop) for crop in self.view_crops[1:]] if training else []
 
     def _view(self, crop: Crop) -> A.Compose:
-        """The pipeline of one of several views of an image: the part that is cut out is larger or smaller, and
-        ``augmentation`` is one of `VIEWED`, or a list."""
+        """Returns the pipeline of one view of an image: crops differ in size between views, and ``augmentation`` is a
+        strength of `VIEWED`, or a list."""
         size, *scale = crop
         fit = evaluation(size, 1, self.fit).transforms
         build = partial(viewing, size=sides(size), scale=scale, flip=self.flip, colour=self.in_chans == 3)
@@ -85,22 +85,22 @@ class LabelledDataModule(VisionDataModule[S]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NamedDataModule(LabelledDataModule[S]):
-    """Base of data whose labels have names that a network learns.
+    """Base class of data with named labels.
 
     Args:
-        class_weighting: how much each class weighs in the loss: ``none``, all the same; ``balanced``, the inverse of
-            its number of training images; ``sqrt``, the square root of that; or a number for each class, in the order
-            of their names.
+        class_weighting: weight of each class in the loss: ``none``, equal weights; ``balanced``, the inverse of its
+            number of training images; ``sqrt``, the square root of that; or a number per class, in the order of their
+            names.
     """
 
     class_weighting: Weighting = "none"
 
-    lone: ClassVar[str] = "add images of another"  # what to do about a single class
+    lone: ClassVar[str] = "add images of another"  # advice for data with a single class
     remedy: ClassVar[str] = "--data.class_weighting balanced lets rare classes weigh more in the loss."
 
     @property
     def label_names(self) -> list[str]:
-        """The classes' names, in the order of their numbers."""
+        """Class names, by index."""
         raise NotImplementedError
 
     @property
@@ -108,7 +108,7 @@ class NamedDataModule(LabelledDataModule[S]):
         """Number of classes.
 
         Raises:
-            DataError: fewer than two.
+            DataError: there are fewer than two.
         """
         if len(self.label_names) < 2:
             raise DataError(
@@ -123,7 +123,7 @@ class NamedDataModule(LabelledDataModule[S]):
         """See ``class_weighting``.
 
         Raises:
-            DataError: the numbers are not one for each class, none below 0.
+            DataError: the numbers do not match the classes, or one is negative.
         """
         given = self.class_weighting
         if isinstance(given, list):
@@ -139,11 +139,11 @@ class NamedDataModule(LabelledDataModule[S]):
         return self._weights(self.sources["train"].labels)
 
     def _weights(self, labels: NDArray[np.int64]) -> list[float]:
-        """What the classes weigh by the labels to train on."""
+        """Returns the weights of the classes for training labels."""
         return class_weights(self._images(labels), self.class_weighting)
 
     def _images(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many images there are of each class, of their labels, int64 K."""
+        """Counts the images of each class, int64 K, from labels."""
         return np.bincount(labels, minlength=len(self.label_names))
 
     @property
@@ -153,7 +153,7 @@ class NamedDataModule(LabelledDataModule[S]):
 
     @property
     def balances(self) -> bool:
-        """Whether a setting takes care of rare classes."""
+        """Whether a setting compensates for rare classes."""
         return self.class_weighting != "none"
 
     @override
@@ -163,7 +163,7 @@ class NamedDataModule(LabelledDataModule[S]):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Name, label names, and per split the size, the images of each class and the content digest."""
+        """Returns name, label names, and for each split the size, the images of each class and the content digest."""
         identity = super().identity() | {"label_names": list(self.label_names)}
         for name, source in self.sources.items():
             counts = self._images(source.labels)
@@ -173,16 +173,16 @@ class NamedDataModule(LabelledDataModule[S]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClassificationDataModule(NamedDataModule[LabelledSource]):
-    """Images of classes.
+    """Images with one class each.
 
     Batches: ``image`` uint8 B×C×S×S with S = ``image_size``, ``label`` int64 B.
 
     Args:
-        train_per_class: train on only this many images of each class, drawn by the seed; the images of a smaller number
-            are among those of a larger one.
-        sampling: how often an epoch has the images of each class: ``none``, each image once; ``balanced``, all classes
-            equally often; ``sqrt``, in proportion to the square roots of their numbers. The length of an epoch does not
-            change.
+        train_per_class: number of training images per class, drawn by the seed; smaller sets are subsets of larger
+            ones.
+        sampling: how often images of each class are drawn: ``none``, each image once per epoch; ``balanced``, all
+            classes equally often; ``sqrt``, in proportion to the square roots of their sizes. The length of an epoch
+            does not change.
     """
 
     train_per_class: PositiveInt | None = None
@@ -217,13 +217,13 @@ class ClassificationDataModule(NamedDataModule[LabelledSource]):
 
     @property
     def targets(self) -> dict[str, list[str]]:
-        """The tasks that an image has targets of, and the names of each one's classes."""
+        """The tasks that images have targets for, with the class names of each."""
         return {"classification": list(self.label_names)}
 
     @property
     def attributes(self) -> dict[str, list[str]]:
-        """What the classes differ in, and the values that it can have; classes are all combinations, the last attribute
-        changing fastest. By itself it is one: the class."""
+        """Attributes of the classes, and their values; classes are all combinations, the last attribute varying
+        fastest. By default, a single attribute, the class."""
         return {"domain": list(self.label_names)}
 
     @cached_property

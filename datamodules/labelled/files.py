@@ -1,4 +1,4 @@
-"""Labelled image files that one has oneself: a folder for each class, a folder without classes, tables of paths."""
+"""Labelled image files: a folder per class, a folder without classes, tables of paths."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -35,9 +35,9 @@ from datamodules.options import Check, NonNegativeInt, Preprocessing, point_colu
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled, warn_of_alike
 
-Row = tuple[str, str, str]  # path; name of the class or the person; split, or ``all``
+Row = tuple[str, str, str]  # path; name of the class or person; split, or ``all``
 Indices = NDArray[np.intp]
-DRAWN = 0.15  # of the files, for the test, and of the rest, for validation
+DRAWN = 0.15  # fraction for testing, and of the rest for validation
 
 
 def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
@@ -48,15 +48,15 @@ def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LabelledFiles(Files, LabelledDataModule[S]):
-    """Base of the modules that read labelled files.
+    """Base class of modules that read labelled files.
 
     Args:
-        folds: cross-validation: divide data without splits into this many parts of equal size, the same every time.
-            Part ``fold`` is the test split; validation is drawn from the others.
-        fold: which one, from 0.
-        check: which files are decoded once before the training, so that broken ones, copies in two splits and images under two
-            names are found: ``all``; a ``sample`` of a thousand, always the same; or ``none``. The others only have to be there. What
-            is found is kept, so that files that have not changed are not decoded again.
+        folds: cross-validation: divide data without splits into this many folds of equal size; deterministic. Fold
+            ``fold`` is the test split; validation is drawn from the others.
+        fold: index of the fold, from 0.
+        check: which files are decoded once before the training, to find broken files, duplicates in two splits and
+            images under two names: ``all``; a fixed ``sample`` of a thousand; or ``none``. The others only have to
+            exist. The result is cached, so that unchanged files are not decoded again.
     """
 
     folds: Annotated[int, Ge(2)] | None = None
@@ -90,7 +90,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
             )
 
     def check_folds(self, splits: Iterable[str]) -> None:
-        """Makes sure that data which are to be divided into folds have no splits.
+        """Checks that data to be divided into folds have no splits.
 
         Raises:
             DataError: they have.
@@ -104,14 +104,14 @@ class LabelledFiles(Files, LabelledDataModule[S]):
     def inspected(
         self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None
     ) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-        """Looks at image files once, before training, and warns of what is strange about them.
+        """Inspects image files before the training, and warns of anomalies.
 
         Args:
             rows: the files.
-            groups: what each file is of, such as a patient; see `shared_out`.
+            groups: group of each file, such as a patient; see `shared_out`.
 
         Returns:
-            The files, the names and the splits of the rows, and whether they can be used.
+            The files, the names and the splits of the rows, and whether they are usable.
         """
         paths, names, splits = map(np.asarray, zip(*rows, strict=True))
         table = self.checked_files(paths)
@@ -119,7 +119,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         sizes = table[["height", "width"]].to_numpy(np.int64)
         columns = [digests, names] if groups is None else [digests, names, groups]
         lines = map(" ".join, zip(*(column.tolist() for column in columns), strict=True))
-        self.content = digest_of("\n".join(lines).encode())  # however divided
+        self.content = digest_of("\n".join(lines).encode())  # independent of the division
         if self.preprocessing.fit == "crop":
             warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
@@ -127,11 +127,11 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         return self.opened(paths, digests, sizes), names, splits, good
 
     def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
-        """What is found of the files; see `Files.looked_at`."""
+        """Inspects the files; see `Files.looked_at`."""
         return self.looked_at(paths, self.check)
 
     def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> ImageFiles:
-        """The files as an array of pictures."""
+        """Returns the files as an array of images."""
         return ImageFiles(paths, digests, sizes, self.reading, self.cache, self.check == "all")
 
     def shared_out(
@@ -142,15 +142,15 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         strata: Callable[[NDArray[Any]], tuple[NDArray[np.int64], Sequence[str]]],
         groups: NDArray[np.str_] | None = None,
     ) -> dict[str, S]:
-        """The splits, of which those that are missing are drawn.
+        """Divides files into splits, and draws missing ones.
 
         Args:
             whole: all files.
-            splits: which split each is of, or ``all``.
-            good: whether each can be used.
-            strata: what of labels is to be in all splits alike: numbers of classes, or of other groups, int64 N, and their
-                names.
-            groups: what each file is of, such as a patient; nothing of one is in two splits.
+            splits: split of each file, or ``all``.
+            good: whether each file is usable.
+            strata: returns the strata of labels, int64 N, and their names: classes or other groups that all splits
+                should have in equal proportions.
+            groups: group of each file, such as a patient; no group is in two splits.
         """
         parts = {split: np.flatnonzero(good & (splits == split)) for split in dict.fromkeys(splits.tolist())}
         self.check_folds(parts)
@@ -190,14 +190,14 @@ class LabelledFiles(Files, LabelledDataModule[S]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
-    """Shared by the modules that read files of classes."""
+    """Base class of modules that read files of classes."""
 
     def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
-        """The samples of all rows."""
+        """Returns the samples of all rows."""
         return LabelledSource(files, labels)
 
     def _read(self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
-        """Looks at the files, and shares them out."""
+        """Inspects the files, and divides them into splits."""
         files, names, splits, good = self.inspected(rows, groups)
         numbers = {name: k for k, name in enumerate(self.label_names)}
         whole = self.source(files, np.array([numbers[name] for name in names.tolist()]))
@@ -213,15 +213,15 @@ class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
 
 @dataclass(eq=False, repr=False)
 class ImageFolder(Folder, _ClassFiles):
-    """Any folder with one sub-folder of images for each class, its name being the label.
+    """A folder with one sub-folder of images per class, whose name is the label.
 
-    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, in any usual spelling, these are the splits;
-    without ``val/``, 15 % of the training images are drawn for validation. Without splits, 15 % of all are drawn for the
-    test and 15 % of the rest for validation. What is drawn is stratified and always the same. A folder with ``test/``
-    alone is for measuring only. Hidden files are left out, and so is what systems and archives leave behind.
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, in any common spelling, these are the
+    splits; without ``val/``, 15 % of the training images are drawn for validation. Without splits, 15 % of all images
+    are drawn for testing and 15 % of the rest for validation. Drawn splits are stratified and deterministic. A folder
+    with only ``test/`` is for evaluation. Hidden files and files that systems and archives leave behind are skipped.
     """
 
-    of_folders: ClassVar[bool] = True  # a split has a folder for each class
+    of_folders: ClassVar[bool] = True  # whether splits have a folder per class
 
     @cached_property
     def _folders(self) -> dict[str, Path]:
@@ -232,10 +232,10 @@ class ImageFolder(Folder, _ClassFiles):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The names of the class folders, sorted.
+        """Names of the class folders, sorted.
 
         Raises:
-            DataError: there are none, or another split has one that training lacks.
+            DataError: there are none, or another split has one that training does not have.
         """
         found = {
             split: sorted({composed(entry.name) for entry in sub_folders(folder)})
@@ -283,7 +283,7 @@ class ImageFolder(Folder, _ClassFiles):
         return self._read(rows)
 
     def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-        """The images of a split and their classes, class by class."""
+        """Returns the images of a split with their classes, class by class."""
         if beside := [file for file in sorted(folder.iterdir()) if is_image(file)]:
             rank_zero_warn(
                 f"Left out: {len(beside)} images that are not in the folder of a class; the first: {beside[0]}."
@@ -292,12 +292,12 @@ class ImageFolder(Folder, _ClassFiles):
 
 
 class UnlabelledFolder(ImageFolder):
-    """All images in a folder and in those below, without labels; or below ``train``, ``val`` and ``test`` in it.
+    """All images below a folder, without labels; or below ``train``, ``val`` and ``test`` in it.
 
-    For tasks that need none, such as autoencoding. Batches are as those of `ImageFolder`, with label 0.
+    For tasks without labels, such as autoencoding. Batches are as those of `ImageFolder`, with label 0.
     """
 
-    label_names: ClassVar[list[str]] = ["."]  # the one class is the folder itself
+    label_names: ClassVar[list[str]] = ["."]  # the only class is the folder itself
     of_folders = False
 
     @override
@@ -306,7 +306,8 @@ class UnlabelledFolder(ImageFolder):
 
 
 def named_files(root: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-    """The images in a folder with a sub-folder for each class or person, and the sub-folders' names; see `names_in`."""
+    """Returns the images in a folder with a sub-folder per class or person, with the sub-folders' names; see
+    `names_in`."""
     return [
         (file, name)
         for folder in sub_folders(root)
@@ -317,10 +318,10 @@ def named_files(root: Path, left_out: list[Path]) -> list[tuple[str, str]]:
 
 @dataclass(eq=False, repr=False)
 class Table(Files):
-    """Settings of data that a CSV or Parquet table lists, with a row for each image.
+    """Settings of data listed in a CSV or Parquet table, with one row per image.
 
     Args:
-        file: the table. A column ``split`` with train, val and test, where there is one, says which is which.
+        file: the table. An optional column ``split`` has the values train, val and test.
         path_column: column with the images' paths, relative to the table or absolute.
         group_column: column that groups the images, such as by patient or place; splits and folds are drawn so that no
             group is in two of them.
@@ -333,25 +334,25 @@ class Table(Files):
 
     @property
     def title(self) -> str:
-        """See `VisionDataModule.title`; the table's name."""
+        """See `VisionDataModule.title`; the name of the table."""
         return Path(self.file).stem
 
     def rows(self, table: pd.DataFrame, column: str) -> list[Row]:
-        """The rows of a table that was `checked`, with the names in a column."""
+        """Returns the rows of a `checked` table, with the names in a column."""
         paths, names = paths_in(table[self.path_column], Path(self.file)), map(composed, table[column].astype(str))
         return list(zip(paths, names, table["split"].tolist(), strict=True))
 
     def groups(self, table: pd.DataFrame) -> NDArray[np.str_] | None:
-        """What each row of a table that was `checked` is of; None where no column says it."""
+        """Returns the group of each row of a `checked` table; None without a column of groups."""
         return None if self.group_column is None else table[self.group_column].astype(str).to_numpy(np.str_)
 
     def checked(self, columns: dict[str, str], filled: Sequence[str], others: Sequence[str] = ()) -> pd.DataFrame:
-        """The table, sorted by splits, which its column ``split`` names as `by_split` does.
+        """Reads and checks the table, sorted by split; see `by_split`.
 
         Args:
-            columns: those that it must have beside the paths, each with the setting that names it.
-            filled: those of which no cell may be empty.
-            others: those that it may have.
+            columns: required columns besides the paths, each with the setting that names it.
+            filled: columns without empty cells.
+            others: optional columns.
 
         Raises:
             DataError: see `check_table`.
@@ -367,16 +368,16 @@ class Table(Files):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Manifest(Table, _ClassFiles):
-    """A CSV or Parquet table with a row for each image.
+    """A CSV or Parquet table with one row per image.
 
     With ``tabular`` or ``keypoints``, batches also have ``tabular``, float32 B×V: x and y of each keypoint, normalised by
     `KeypointCompose`, followed by the numbers.
 
     Args:
         label_column: column with the labels.
-        tabular: columns of numbers, such as an age, that are a further input of the network.
-        keypoints: keypoints that are a further input of the network, each in columns NAME_x and NAME_y, in pixels. They are
-            augmented with the image, and normalised for position and scale.
+        tabular: columns of numbers, such as an age, used as additional inputs of the network.
+        keypoints: keypoints used as additional inputs of the network, each in columns NAME_x and NAME_y, in pixels.
+            They are augmented with the image, and normalised for position and scale.
     """
 
     label_column: str = "label"
@@ -462,7 +463,7 @@ class Manifest(Table, _ClassFiles):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The labels that occur in training, sorted."""
+        """Labels that occur in training, sorted."""
         return sorted(
             {name for _, name, split in self._rows if split == "train"} or {name for _, name, _ in self._rows}
         )

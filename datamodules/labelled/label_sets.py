@@ -22,21 +22,21 @@ ANSWERS = {
     **dict.fromkeys(("0", "0.0", "false", "no", "n", ""), 0),
 }
 SEPARATORS = ("|", ";", ",", " ")
-RARE = 7  # images of a label from which parts can be drawn that have it
+RARE = 7  # minimum number of images of a label for stratification
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule):
-    """A CSV or Parquet table with a row for each image; labels in one column, or in one column each.
+    """A CSV or Parquet table with one row per image; labels in one column, or in one column each.
 
-    Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
-    rare labels are in all three.
+    Without a column ``split``, 15 % of the images are drawn for testing and 15 % of the rest for validation, so that
+    rare labels are in all three splits.
 
     Args:
-        label_column: column whose cells have all labels of an image; an empty cell is an image without any.
-        separator: what stands between labels in a cell; None takes the first of ``| ; ,`` and the space that occurs.
-        label_columns: one column for each label, with 1 and 0, true and false or yes and no; None takes
-            ``label_column`` or, in a table that has none, all columns with only such values.
+        label_column: column whose cells list all labels of an image; empty for an image without labels.
+        separator: separator of labels in a cell; None for the first of ``| ; ,`` and the space that occurs.
+        label_columns: one column per label, with 1 and 0, true and false or yes and no; None for ``label_column``, or,
+            in a table without it, all columns that only have such values.
     """
 
     label_column: str = "labels"
@@ -127,7 +127,7 @@ def strata(labels: NDArray[np.int64], least: int = RARE) -> NDArray[np.int64]:
 
     Args:
         labels: int64 N×K of 0 and 1.
-        least: images of a group; one of fewer is part of the largest.
+        least: minimum size of a stratum; smaller ones are merged into the largest.
 
     Returns:
         int64 N.

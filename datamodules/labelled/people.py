@@ -15,15 +15,15 @@ from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.sources import PeopleSource
 from datamodules.options import ImageSize, Own, Share
 
-SHARE = 0.15  # of the people, for the test, and of the rest, for validation
+SHARE = 0.15  # fraction of the people for testing, and of the rest for validation
 
 
 class PeopleDataset(KeyedDataset):
     """Orders an epoch so that batches hold P people with K pictures each.
 
-    An epoch is as many rounds as make its pictures as many as the split has. In each round every person comes once, in
-    random order, with the next K of his pictures in a random order; who has few is seen several times, each time
-    augmented anew. So all people weigh the same, however many pictures they have.
+    An epoch consists of as many rounds as are needed to have as many images as the split. In each round every person
+    occurs once, in random order, with the next K images in a random order; people with few images have them repeated,
+    each time with another augmentation. So all people have the same weight, regardless of their number of images.
 
     Args:
         source: the pictures.
@@ -58,11 +58,11 @@ class PeopleDataset(KeyedDataset):
 class FaceDataModule(LabelledDataModule[PeopleSource]):
     """Pictures of people, split by person: nobody in the test split was seen in training.
 
-    Training batches hold P people with K pictures each, over all processes together. Batches: ``image`` uint8 B×C×S×S
-    with S = ``image_size``, ``identity`` int64 B, ``index`` int64 B (the place in the split).
+    Training batches hold P people with K images each, over all processes together. Batches: ``image`` uint8 B×C×S×S
+    with S = ``image_size``, ``identity`` int64 B, ``index`` int64 B (the index in the split).
 
     Args:
-        pictures_per_person: K, the pictures of each person in a training batch; P is ``batch_size`` divided by it.
+        pictures_per_person: K, images of each person in a training batch; P is ``batch_size`` divided by it.
     """
 
     pictures_per_person: Annotated[int, Ge(2)] = 4
@@ -76,7 +76,7 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Name, and for each split the size, the number of people and the content digest."""
+        """Returns name, and for each split the size, the number of people and the content digest."""
         identity = super().identity()
         for name, source in self.sources.items():
             identity["splits"][name]["people"] = len(source.names)
@@ -84,10 +84,10 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
 
     @override
     def dataset(self, split: str, augmented: bool) -> KeyedDataset:
-        """See `VisionDataModule.dataset`; training's is ordered in groups of K pictures of a person.
+        """See `VisionDataModule.dataset`; the training set is ordered in groups of K images of a person.
 
         Raises:
-            DataError: the people and pictures do not suffice for the batches that are asked for.
+            DataError: there are too few people or images for the requested batches.
         """
         if split != "train":
             return super().dataset(split, augmented)
@@ -123,11 +123,11 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
         """Splits by person; missing ones are drawn with a fixed seed.
 
         Args:
-            parts: see `VisionDataModule.divide`. Where there is none for validation, it is drawn from four people or more.
-            test: how the test split is drawn; by default, as `by_person` does.
+            parts: see `VisionDataModule.divide`. Missing validation splits are drawn from four people or more.
+            test: draws the test split; by default, `by_person`.
 
         Raises:
-            DataError: there are too few people, or somebody is in two splits.
+            DataError: there are too few people, or a person is in two splits.
         """
         if "train" in parts or "all" in parts:
             self._check_owners(parts)
@@ -162,12 +162,12 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
 
 
 def by_person(source: PeopleSource, folds: int | None = None, fold: int = 0) -> tuple[PeopleSource, PeopleSource]:
-    """The remaining pictures, and those of 15 % of the people (at least two), drawn with a fixed seed.
+    """Splits off the images of 15 % of the people (at least two), drawn with a fixed seed; returns the rest and these.
 
     Args:
-        source: the pictures.
-        folds: take one of so many equal parts of the people instead; together these are all.
-        fold: which one, from 0.
+        source: the images.
+        folds: use one of this many equal folds of the people instead.
+        fold: index of the fold, from 0.
 
     Raises:
         DataError: a part has fewer than two people.

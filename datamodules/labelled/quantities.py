@@ -59,13 +59,13 @@ class RegressionDataModule(LabelledDataModule[QuantitySource]):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule):
-    """A CSV or Parquet table with a row for each image and a numeric column for each quantity.
+    """A CSV or Parquet table with one row per image and one numeric column per quantity.
 
-    Where there is no column ``split``, 15 % of the images are drawn for the test and 15 % of the rest for validation, so that
-    small and large values of the first quantity are in all three. An empty cell is a value that is not known.
+    Without a column ``split``, 15 % of the images are drawn for testing and 15 % of the rest for validation, stratified
+    by the first quantity. An empty cell is an unknown value.
 
     Args:
-        columns: the quantities; None takes all columns that hold only numbers.
+        columns: columns of the quantities; None for all columns that only have numbers.
     """
 
     columns: list[str] | None = None

@@ -25,7 +25,7 @@ class LabelledSource:
         labels: int64 N.
     """
 
-    key: ClassVar[str] = "label"  # of the labels in samples
+    key: ClassVar[str] = "label"  # key of the labels in samples
 
     def __init__(self, images: Images, labels: NDArray[Any]) -> None:
         self.images: Any = images
@@ -40,7 +40,7 @@ class LabelledSource:
         return len(self.labels)
 
     def reduced(self, reduction: Reduction) -> Self:
-        """The same samples, decoded at reduced size if they are files."""
+        """Returns the same samples, decoded at reduced size if they are files."""
         same = copy(self)
         if isinstance(self.images, ImageFiles):
             same.images = self.images.reduced(reduction)
@@ -50,13 +50,13 @@ class LabelledSource:
         return {"image": self.images[index], self.key: self.labels[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Several samples at once, for `collate`; their images must have the same size."""
+        """Returns several samples at once, for `collate`; their images must have the same size."""
         stacked = isinstance(self.images, np.ndarray) and self.images.dtype == np.uint8
         images = self.images[np.asarray(indices)] if stacked else [self.images[i] for i in indices]
         return {"image": images, self.key: self.labels[indices]}
 
     def subset(self, indices: NDArray[Any]) -> Self:
-        """The samples at the given positions."""
+        """Returns the samples at the given indices."""
         return type(self)(self.images[indices], self.labels[indices])
 
     @cached_property
@@ -120,14 +120,14 @@ class ColumnSource(LabelledSource):
         labels: N×K.
     """
 
-    unknown: ClassVar[float] = 0  # the value of what the images are not asked about
+    unknown: ClassVar[float] = 0  # value of columns that the images have no data for
 
     def renumbered(self, numbers: NDArray[np.int64], count: int) -> Self:
-        """The same images with permuted columns.
+        """Returns the same images with permuted columns.
 
         Args:
-            numbers: int64 K, the new place of each column.
-            count: columns in all; those that there were not are `unknown`.
+            numbers: int64 K, the new index of each column.
+            count: total number of columns; new ones have the value `unknown`.
         """
         labels = np.full((len(self), count), self.unknown, self.labels.dtype)
         labels[:, numbers] = self.labels
@@ -162,8 +162,8 @@ class PeopleSource(LabelledSource):
 
     Args:
         images: see `LabelledSource`.
-        people: the name of the person on each, str N.
-        pairs: a verification protocol on them, int64 M×4: the places of two pictures, whether they are of one person, and
+        people: name of the person in each image, str N.
+        pairs: a verification protocol, int64 M×4: the indices of two images, whether they are of the same person, and
             the fold.
     """
 
@@ -182,7 +182,7 @@ class PeopleSource(LabelledSource):
         return {"image": batch["image"], "identity": batch["label"], "index": np.asarray(indices)}
 
     @override
-    def subset(self, indices: NDArray[Any]) -> "PeopleSource":  # without the protocol, whose places they were
+    def subset(self, indices: NDArray[Any]) -> "PeopleSource":  # without the protocol, whose indices become invalid
         return PeopleSource(self.images[indices], self.people[indices])
 
     @property
@@ -202,7 +202,7 @@ class JoinedSource(ConcatDataset[Any]):
     """Concatenation of two labelled sources.
 
     Args:
-        sources: they number their classes alike.
+        sources: sources with the same class indices.
     """
 
     def __init__(self, *sources: LabelledSource) -> None:
@@ -226,14 +226,14 @@ def few(
     """Selects a number of images of each class.
 
     Args:
-        source: what they are drawn from.
-        number: of each class.
+        source: the images to draw from.
+        number: number of images per class.
         label_names: names of the classes.
-        seed: the same one draws the same images, and a smaller number a part of what a larger one does.
-        option: what the number is called where it was given.
+        seed: seed of the selection; smaller selections are subsets of larger ones.
+        option: name of the option, for messages.
 
     Raises:
-        DataError: a class has fewer, or the number is under 1.
+        DataError: a class has fewer images, or the number is below 1.
     """
     if number < 1:
         raise DataError(f"{option} must be at least 1, not {number}.")

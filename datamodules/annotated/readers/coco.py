@@ -35,12 +35,14 @@ Entry = tuple[str, dict[str, Any]]  # id and content
 class COCODetection(BoxFiles):
     """Annotations in COCO JSON.
 
-    ``root`` is a JSON file, whose images are split, or a folder with such a file alone, or with one for each split:
-    ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and so for ``val`` and
-    ``test``. Boxes are x, y, width, height; ``iscrowd`` is respected; outlines are polygons or run-length codes.
+    ``root`` is a JSON file, whose images are divided into splits, or a folder with a single such file, or with one per
+    split: ``train.json``, ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json``, and likewise
+    for ``val`` and ``test``. Boxes are x, y, width, height; ``iscrowd`` is respected; outlines are polygons or
+    run-length codes.
 
-    Images are looked for beside their JSON file, in ``images/`` there, in the folder that COCO's naming gives (``../train2017``
-    or ``../images/train2017`` for ``annotations/instances_train2017.json``), and by their names anywhere below.
+    Images are searched next to their JSON file, in ``images/`` there, in the folder of COCO's naming scheme
+    (``../train2017`` or ``../images/train2017`` for ``annotations/instances_train2017.json``), and by name anywhere
+    below.
     """
 
     noun = "annotation"
@@ -76,7 +78,7 @@ class COCODetection(BoxFiles):
             return {"all": own[0]}
         if "train" not in found:
             if own and not found:
-                self._content(own[0])  # a folder of another format says so
+                self._content(own[0])  # reports files of another format
             several = f" Which of {own[0].name}, {own[1].name}, … is it?" if len(own) > 1 else ""
             raise DataError(
                 f"{root.resolve()} has neither train.json nor annotations/instances_train*.json: give such a folder, or "
@@ -177,7 +179,7 @@ class COCODetection(BoxFiles):
 
 
 def _hint(file: Path) -> str | None:
-    """The split that a longer name mentions, as in ``train_v2``."""
+    """Returns the split that a longer name mentions, as in ``train_v2``."""
     meant = {split_of(word) for word in words_of(file) & {"train", "val", "valid", "validation", "test"}}
     return meant.pop() if len(meant) == 1 else None
 

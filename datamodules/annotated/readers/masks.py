@@ -23,7 +23,7 @@ from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.base import DataError, digest_of, repeated
 from datamodules.tables import text_of
 
-BLURRED = 64  # different unknown values in a mask that speak of a lossy file
+BLURRED = 64  # number of unknown values in a mask that indicates a lossy file
 TABLES = ("classes.csv", "_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")
 UNCOUNTED = ("ignore", "void")
 Kind = Literal["numbers", "colours", "binary"]
@@ -40,13 +40,13 @@ SYNONYMS = {
 
 @dataclass
 class Classes:
-    """The meaning of a mask's values.
+    """Meaning of a mask's values.
 
     Attributes:
-        names: the classes'.
-        numbers: of the values that pixels have the class, 255 for those that do not count. A colour has the value
-            65536·red + 256·green + blue.
-        kind: what values are: numbers, colours, or nothing but background and foreground.
+        names: class names.
+        numbers: class index of each value, 255 for ignored pixels. The value of a colour is 65536·red + 256·green +
+            blue.
+        kind: kind of values: class indices, colours, or only background and foreground.
     """
 
     names: list[str]
@@ -55,7 +55,7 @@ class Classes:
 
     @cached_property
     def table(self) -> NDArray[np.uint8]:
-        """Class of each value."""
+        """Class index of each value."""
         table = np.full(1 << (24 if self.kind == "colours" else 16), IGNORE, np.uint8)
         table[list(self.numbers)] = list(self.numbers.values())
         return table
@@ -65,11 +65,11 @@ class Classes:
         return (values > 0).astype(np.uint8) if self.kind == "binary" else self.table[values]
 
     def shown(self, value: int) -> str:
-        """A value in readable form."""
+        """Formats a value for messages."""
         return _colour(value) if self.kind == "colours" else str(value)
 
     def unknown(self, values: Iterable[int]) -> list[int]:
-        """Those of the values that belong to no class."""
+        """Returns the values that belong to no class."""
         known = {IGNORE, *self.numbers} if self.kind == "numbers" else self.numbers.keys()
         return [] if self.kind == "binary" else [value for value in values if value not in known]
 
@@ -83,23 +83,23 @@ def _packed(colours: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
-    """Pixel values of a mask.
+    """Reads the pixel values of a mask.
 
-    Numbers are those of an indexed picture (of a GIF, which orders its colours as it likes, its greys) or of a grey one of any
-    depth. Where colours are the same all over and the alpha channel is not, it is the mask; where both differ, what is
-    transparent is 0.
+    Numbers are those of an indexed image (for GIF, whose palette order is arbitrary, the grey levels) or of a grey one
+    of any depth. If colours are constant and the alpha channel is not, the alpha channel is the mask; if both vary,
+    transparent pixels are 0.
 
     Args:
         file: the mask.
-        kind: what is read: numbers; colours, as 65536·red + 256·green + blue; or 0 for the background and more for all else,
-            whose limit in a JPEG, which blurs, is half of 255.
+        kind: what to read: numbers; colours, as 65536·red + 256·green + blue; or 0 for the background and more for
+            everything else, with a threshold of half of 255 for JPEG files, which blur.
 
     Returns:
         int64 H×W.
 
     Raises:
-        DataError: it cannot be read, holds several pictures, has numbers that are none of classes, or colours where numbers are
-            wanted.
+        DataError: it cannot be read, has several images, has numbers that are not class indices, or colours where
+            numbers are expected.
     """
     with _silence():
         return _read(Path(file), kind)[0]
@@ -125,7 +125,7 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
             lossy = image.format == "JPEG"
     except PIL.UnidentifiedImageError:
         raise DataError(f"{file} cannot be read as a mask: it is not an image in a supported format.") from None
-    except Exception as error:  # whatever a decoder makes of a broken file
+    except Exception as error:  # decoders raise all kinds of errors for broken files
         raise DataError(f"{file} cannot be read as a mask: {error or type(error).__name__}.") from None
     if frames > 1:
         raise DataError(
@@ -154,7 +154,7 @@ def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
 
 def _pixels(image: PIL.Image.Image, data: bytes, kind: Kind) -> tuple[NDArray[Any], dict[int, int]]:
     """H×W, or H×W×3 for colours, with transparent pixels black; and the palette's colours."""
-    if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] in (2, 4, 6):  # Pillow makes 8 bits of them
+    if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] in (2, 4, 6):  # Pillow converts these to 8 bits
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None:
             raise ValueError("its 16 bits per channel cannot be decoded")
@@ -184,12 +184,12 @@ class Look:
     """Result of inspecting a mask.
 
     Attributes:
-        error: why it cannot be used.
+        error: why it is unusable.
         size: height and width.
-        values: int64, those that occur, ascending.
-        counts: int64, pixels of each.
-        digest: of the file's content.
-        palette: of an indexed picture, the colour of each number that occurs.
+        values: int64, values that occur, ascending.
+        counts: int64, number of pixels of each value.
+        digest: digest of the file's content.
+        palette: for an indexed image, the colour of each number that occurs.
     """
 
     error: str = ""
@@ -230,15 +230,15 @@ def blurred(file: str, count: int) -> str:
 
 
 def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
-    """Classes named after the values that occur.
+    """Creates classes named after the values that occur.
 
     Args:
-        name: what the data are called.
+        name: name of the data set.
         files: the masks.
-        looks: at them.
+        looks: their inspections.
 
     Raises:
-        DataError: the values are none of classes, or may mean two things.
+        DataError: the values are not class indices, or ambiguous.
     """
     for file, one in zip(files, looks, strict=True):
         if len(one.values) > BLURRED:
@@ -302,8 +302,8 @@ def _check_palettes(files: Sequence[str], looks: Sequence[Look]) -> None:
 def _sign_of_objects(files: Sequence[str], looks: Sequence[Look]) -> str:
     """Describes signs that values are object numbers rather than classes; empty if there are none.
 
-    Numbers of objects run without a gap in each mask, to another end in most; or come from one long count, so that most are
-    in one or two masks only. Each is one connected piece.
+    Object ids are consecutive in each mask, with different maxima in most; or they are globally unique, so that most
+    occur in one or two masks only. Each is a single connected component.
     """
     objects = [[v for v in one.values.tolist() if v not in (0, IGNORE)] for one in looks]
     counts = Counter(value for values in objects for value in values)
@@ -330,10 +330,10 @@ def read_classes(file: Path) -> Classes:
     """Reads class values from ``classes.csv`` (columns name; name, value; or name, r, g, b; Roboflow's
     ``_classes.csv``) or from a colour list: ``labelmap.txt`` of CVAT and Datumaro, ``label_colors.txt`` of CamVid.
 
-    Rows of one name are one class. One called ``ignore`` or ``void`` does not count; one called ``background`` comes first.
+    Rows with the same name are one class. ``ignore`` or ``void`` is ignored; ``background`` comes first.
 
     Raises:
-        DataError: it is no such table, or gives a value twice.
+        DataError: it is not such a table, or has a value twice.
     """
     text = text_of(file)
     rows, coloured = _colour_lines(file, text) if file.suffix == ".txt" else _class_rows(file, text)
@@ -417,7 +417,7 @@ def are_numbers(files: Iterable[str], indexed: bool = False) -> bool:
         try:
             with PIL.Image.open(file) as image:
                 mode, indices = image.mode, image.mode == "P" and image.format != "GIF"
-        except Exception:  # it is named when it is read
+        except Exception:  # reported when it is read
             continue
         if not (mode in ("1", "L", "I") or mode.startswith("I;") or (indexed and indices)):
             return False

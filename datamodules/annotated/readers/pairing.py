@@ -17,7 +17,7 @@ def files_below(folder: Path, places: Collection[Path] = ()) -> list[Path]:
 
     Args:
         folder: the folder.
-        places: folders that are places of their own; what is in those below is left out.
+        places: folders that are handled separately; files below nested ones are skipped.
     """
     nested = [place for place in places if folder in place.parents]
     return [file for file in images_in(folder) if not any(place in file.parents for place in nested)]
@@ -28,22 +28,22 @@ def matched(
 ) -> list[tuple[Path, Path | None]]:
     """Pairs masks with images: same folder and name, otherwise the same name in another case or folder.
 
-    A mask's name may be that of its image with the extension (``a.jpg.png``). Where no image has a mask so and no suffix is
-    given, what names have before or after that, as in ``a_mask.png`` or ``mask_a.png``, is found by itself, and told. Masks
-    that no image has are told.
+    A mask's name may be that of its image with the extension (``a.jpg.png``). If no image has a mask of its name and no
+    suffix is given, a common prefix or suffix, as in ``a_mask.png`` or ``mask_a.png``, is detected and reported. Masks
+    without an image are reported.
 
     Args:
         images: the images.
         masks: the masks.
         images_root: folder that the images' folders are relative to.
         masks_root: folder that the masks' folders are relative to.
-        suffix: what a mask's name has after that of its image, or instead of what images' names end in.
+        suffix: suffix of the mask's name after that of its image, or in place of the images' common suffix.
 
     Returns:
-        The images, each with its mask, None where there is none.
+        The images, each with its mask, None if there is none.
 
     Raises:
-        DataError: two images would share a mask, an image has two, or several suffixes would do.
+        DataError: two images would share a mask, an image has two, or several suffixes match.
     """
     home = {image: image.relative_to(images_root).with_suffix("").as_posix() for image in images}
     own = {mask: mask.relative_to(masks_root).with_suffix("").as_posix() for mask in masks}
@@ -77,7 +77,7 @@ def matched(
 
 
 def _by_name(wanted: Mapping[Path, tuple[str, ...]], masks: Mapping[Path, str]) -> dict[Path, Path]:
-    """The mask of each image by candidate names, the likeliest first."""
+    """Finds the mask of each image by candidate names, the likeliest first."""
     found: dict[Path, Path] = {}
     keys: tuple[Callable[[str], str], ...] = (
         str,

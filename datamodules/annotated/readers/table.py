@@ -19,15 +19,15 @@ from datamodules.tables import by_split, check_table, read_table, spelled
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CSVDetection(BoxFiles):
-    """A CSV or Parquet table with a row for each box.
+    """A CSV or Parquet table with one row per box.
 
     Args:
-        root: the table. A column ``split`` with train, val and test, where there is one, says which is which; a column
-            ``difficult`` marks boxes that are ignored. An image without objects has one row with empty cells.
+        root: the table. An optional column ``split`` has the values train, val and test; an optional column
+            ``difficult`` marks boxes to ignore. An image without objects has one row with empty cells.
         path_column: column with the images' paths, relative to the table or absolute; ``image_path``, ``filename``,
-            ``image`` and ``ImageID`` are found too.
-        label_column: column with the classes; ``class`` and ``LabelName`` are found too.
-        box_columns: four columns; ``x_min`` or ``x1`` and so on are found too.
+            ``image`` and ``ImageID`` are recognised too.
+        label_column: column with the classes; ``class`` and ``LabelName`` are recognised too.
+        box_columns: four columns; ``x_min`` or ``x1`` and so on are recognised too.
         box_format: ``xyxy`` for corners in pixels; ``xywh`` for x, y, width, height.
     """
 

@@ -21,15 +21,15 @@ from datamodules.tables import text_of
 
 
 class VOCDetection(BoxFiles):
-    """Annotations in Pascal VOC XML, one file for each image.
+    """Annotations in Pascal VOC XML, one file per image.
 
     ``root`` is a folder with ``Annotations/``, ``JPEGImages/`` and lists ``ImageSets/Main/train.txt``, ``val.txt``,
     ``test.txt``; or with XML files and images side by side; or with such folders ``train/``, ``val/``, ``test/``.
-    ``difficult`` is respected. An image without XML file is left out; one without objects is kept. Files in which a coordinate
-    is 0 are taken as counted from 0.
+    ``difficult`` is respected. Images without an XML file are skipped; images without objects are kept. Coordinates are
+    assumed to be zero-based if one of them is 0.
 
-    Images are beside their XML files, in ``../JPEGImages`` or ``../images``, or anywhere below; by the name in ``<filename>``, or
-    by the XML file's own.
+    Images are next to their XML files, in ``../JPEGImages`` or ``../images``, or anywhere below; found by
+    ``<filename>``, or by the name of the XML file.
     """
 
     remedy = "Write <bndbox> as VOC does."
@@ -134,7 +134,7 @@ class VOCDetection(BoxFiles):
                 if corners is not None and entry.find("bndbox") is None:
                     kind = "rotated box" if entry.find("robndbox") is not None else "polygon"
                     self.notes.add(f"An object has a {kind}; the box around it is used", f"{file}, object {number}")
-                    # Pixels are counted from 1 in VOC, but a polygon's points are places.
+                    # Pixel indices in VOC start at 1, but a polygon's points are coordinates.
                     values = [*(corners.min(0) + 1).tolist(), *corners.max(0).tolist()]
                 label = composed(entry.findtext("name") or "").strip() or None
                 record.boxes.append(Box(values, label, number, as_flag(entry.findtext("difficult")), outline))
@@ -148,7 +148,7 @@ class VOCDetection(BoxFiles):
             raise DataError(f"{file} cannot be read as XML: {error}.") from None
         text = text_of(file, self.notes, said[1].decode("ascii", "replace") if said else None)
         try:
-            root = ElementTree.fromstring(text.strip())  # of a text, the declared encoding does not count
+            root = ElementTree.fromstring(text.strip())  # for text, the declared encoding is ignored
         except (ElementTree.ParseError, ValueError, RecursionError) as error:
             raise DataError(f"{file} cannot be read as XML: {error}.") from None
         for element in root.iter():

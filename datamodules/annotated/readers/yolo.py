@@ -25,10 +25,10 @@ class YOLODetection(BoxFiles):
     """Annotations in YOLO text files, one line per object: class, centre x, centre y, width, height, relative to the
     image.
 
-    ``root`` is a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, lists of files), or the folder that
-    has it; or a folder with ``classes.txt`` or ``obj.names`` and ``images/train``, ``train/images``, ``train.txt`` or
-    ``images``. Labels are in ``labels/`` where images are in ``images/``, or beside them. A line with more numbers is a
-    polygon. An image without labels has no objects, and is kept.
+    ``root`` is a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, lists of files), or the folder
+    that has it; or a folder with ``classes.txt`` or ``obj.names`` and ``images/train``, ``train/images``, ``train.txt``
+    or ``images``. Labels are in ``labels/`` if images are in ``images/``, or next to the images. A line with more
+    numbers is a polygon. An image without labels is kept as one without objects.
     """
 
     noun = "line"
@@ -141,12 +141,12 @@ class YOLODetection(BoxFiles):
     def _records(self, splits: dict[str, list[Path]], names: dict[int, str], keypoints: int) -> dict[str, list[Record]]:
         """Images with their objects.
 
-        A score at a line's end and the keypoints of poses are left out; polygons and rotated boxes have the box around them.
+        A score at the end of a line and keypoints are dropped; polygons and rotated boxes get their bounding box.
 
         Args:
-            splits: the images; the labels of ``…/images/a.jpg`` are ``…/labels/a.txt``, or beside it.
-            names: the classes' names by their numbers in the labels.
-            keypoints: numbers that a line of a pose has after its box; 0 where the data do not say.
+            splits: the images; the labels of ``…/images/a.jpg`` are ``…/labels/a.txt``, or next to it.
+            names: class names by index in the labels.
+            keypoints: number of values after the box in pose lines; 0 if unknown.
         """
         taken: dict[Path, Path] = {}
         listings: dict[Path, dict[str, Path]] = {}
@@ -179,7 +179,7 @@ class YOLODetection(BoxFiles):
             if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
                 raise DataError(f"{place}: write a class and 4 numbers, or 6 or more, not {len(values)}.")
             if len(values) > 4:
-                outline = np.array(values).reshape(-1, 2)  # in shares, until the image's size is known
+                outline = np.array(values).reshape(-1, 2)  # relative, until the image's size is known
                 if len(values) == 8 and _is_turned(outline):
                     self.notes.add("A label is a rotated box; the box around it is used", place)
                 low, high = outline.min(0), outline.max(0)
@@ -230,9 +230,9 @@ def _head(file: Path) -> str:
 def _names_of(given: Any, file: Path) -> dict[int, str]:
     """Class names by the indices in the label files.
 
-    They are given as a list, a dictionary by numbers, or a text with commas; the scalars as text.
+    They are given as a list, a dictionary by index, or comma-separated text; scalars are text.
     """
-    if isinstance(given, str) and re.match(r"\s*[\[{]", given):  # a list that was quoted as a whole
+    if isinstance(given, str) and re.match(r"\s*[\[{]", given):  # a list in quotes
         with suppress(yaml.YAMLError):
             given = yaml.load(given, yaml.BaseLoader)
     if isinstance(given, str):
@@ -248,7 +248,7 @@ def _names_of(given: Any, file: Path) -> dict[int, str]:
                 f"{file}: in 'names', {quoted(number)}: {quoted(name)} is not a number and a name. Write a list of names, or "
                 "0: first, 1: second, …"
             )
-        if str(name).strip():  # a line without a name is a number that no label has
+        if str(name).strip():  # an empty line is an unused index
             numbered[int(number)] = composed(str(name).strip())
     if twice := repeated(numbered.values()):
         those = ", ".join(str(number) for number, name in numbered.items() if name == twice[0])
@@ -316,8 +316,9 @@ def _is_turned(corners: NDArray[np.float64]) -> bool:
 def _keypoints(lines: list[list[float]]) -> int:
     """Number of values after the box in pose lines; 0 if the lines are not poses, as far as can be told.
 
-    In a pose all lines are equally long and its points lie in the box that the first four numbers say. So may those of small
-    polygons that are all equally long; but there the third and fourth number are a point too, and that lies in the box.
+    In poses, all lines have the same length, and their points lie in the box of the first four numbers. The same may be
+    true for small polygons of equal length; but there the third and fourth numbers are a point too, which lies in that
+    box.
     """
     longer = [line for line in lines if len(line) > 5]
     if len(longer) < 3 or len({len(line) for line in longer}) > 1:
