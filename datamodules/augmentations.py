@@ -149,6 +149,7 @@ def evaluation(
     boxes: A.BboxParams | None = None,
     deep: bool = False,
     points: Sequence[str] | None = None,
+    multiple: int | None = None,
 ) -> A.Compose:
     """Creates the evaluation pipeline, which converts any image to the network's input size in one of five ways.
 
@@ -163,19 +164,21 @@ def evaluation(
         boxes: format of boxes, if there are any.
         deep: whether values are in [0, 1].
         points: names of keypoints that are transformed too, see `KeypointCompose`.
+        multiple: pad only to the next multiples of this number, where ``fit`` is ``pad``.
     """
-    steps = _fitting(image_size, crop_pct, fit, deep)
+    steps = _fitting(image_size, crop_pct, fit, deep, multiple)
     return KeypointCompose(steps, points, bbox_params=boxes) if points else A.Compose(steps, bbox_params=boxes)
 
 
-def _fitting(image_size: int | str, crop_pct: float, fit: Fit, deep: bool) -> list[Step]:
+def _fitting(image_size: int | str, crop_pct: float, fit: Fit, deep: bool, multiple: int | None) -> list[Step]:
     """Returns the transforms of `evaluation`."""
     if fit == "native":
         return []
     height, width = sides(image_size)
     if fit == "pad":
         longest = A.LongestMaxSize(max_size_hw=(height, width), area_for_downscale="image", p=1)
-        rest = A.PadIfNeeded(height, width, position="top_left", fill=DEEP_GREY if deep else GREY, p=1)
+        least = (height, width) if multiple is None else (None, None)
+        rest = A.PadIfNeeded(*least, multiple, multiple, position="top_left", fill=DEEP_GREY if deep else GREY, p=1)
         return [longest, rest]
     if fit == "stretch":
         return [A.Resize(height, width, area_for_downscale="image", p=1)]

@@ -279,15 +279,16 @@ class KeyedLoader:
 
     def keys(self) -> Iterator[list[Key]]:
         """Yields the remaining batches of this epoch and process as lists of (index, epoch)."""
-        size = len(self.dataset)
-        if self.training:
-            order = self.dataset.order(np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)))
-            piece = self.batch_size * self.world_size
-            batches = [order[i * piece : (i + 1) * piece][self.rank :: self.world_size] for i in range(len(self))]
-        else:
-            batches = np.array_split(np.arange(self.rank, size, self.world_size), len(self))
-        for batch in batches[self._first :]:
+        for batch in self.split()[self._first :]:
             yield [(int(index), self.epoch) for index in batch]
+
+    def split(self) -> Sequence[NDArray[np.int64]]:
+        """The indices of all batches of this epoch and process."""
+        if not self.training:
+            return np.array_split(np.arange(self.rank, len(self.dataset), self.world_size), len(self))
+        order = self.dataset.order(np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)))
+        piece = self.batch_size * self.world_size
+        return [order[i * piece : (i + 1) * piece][self.rank :: self.world_size] for i in range(len(self))]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         # A generator starts at its first `next`, by which time Lightning has called set_epoch.

@@ -27,7 +27,7 @@ from modules.measures.per_stage import PerStage
 from modules.optimization import Optimization
 from modules.pictures.palette import colour_of, tint
 from modules.pictures.sheets import as_rgb, enlarged, sheet
-from modules.ranges import Positive, PositiveInt
+from modules.ranges import Positive, PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.warm_start import ClassRows
 
@@ -186,6 +186,7 @@ class InstanceSegmentationModule(DetectionModule):
         max_detections: maximum number of objects per image that are returned and evaluated; COCO's metrics use 100.
         nms: IoU threshold of non-maximum suppression; by default 0.5.
         across_classes: apply non-maximum suppression across classes.
+        multi_scale: see `DetectionModule`.
     """
 
     monitor = "val/mask_ap"
@@ -202,8 +203,9 @@ class InstanceSegmentationModule(DetectionModule):
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
+        multi_scale: ShareBelowOne = 0.0,
     ) -> None:
-        super().__init__(data, backbone, optimization, detector, max_detections, nms, across_classes)
+        super().__init__(data, backbone, optimization, detector, max_detections, nms, across_classes, multi_scale)
         self.mask_figures = PerStage(lambda _: MaskMetric(self.num_classes, max_detections))
         self.answers = MaskAnswers(self.label_names)
         self.tinted: list[NDArray[np.uint8]] = []
@@ -211,7 +213,7 @@ class InstanceSegmentationModule(DetectionModule):
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
         super()._measure(batch, found, stage)
         for i, one in enumerate(found):
-            masks = pasted(one, *self.size)
+            masks = pasted(one, *batch["image"].shape[2:])
             truth = {key: batch[key][i] for key in ("masks", "labels", "ignore")}
             self.mask_figures[stage].update({**one, "masks": masks}, truth, float(self.threshold))
             if self.trainer.is_global_zero and len(self.tinted) < 2 * SHOWN:

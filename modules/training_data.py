@@ -16,6 +16,7 @@ class TrainingData(Protocol):
 
     title: str
     batch_size: int
+    seed: int
     sources: Mapping[str, Sized]
 
     def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:

@@ -75,6 +75,7 @@ CASES = (
          "--model.detector.norm", "group"],  # of each image alone, so that two processes see what one does
         ["--data.batch_size", "8", "--data.augmentation", "[{strong: {rotate: 20}}, {RandomGamma: {p: 0.5}}]",
          "--data.mixing.mosaic", "0.5", "--data.mixing.mixup", "0.3", "--data.image_size", "48x64", "--data.fit", "stretch",
+         "--model.multi_scale", "0.5",
          "--model.backbone", "test_resnet", "--model.backbone.options.drop_path_rate", "0.3"],
         ["--trainer.max_epochs", "120", "--trainer.check_val_every_n_epoch", "120", "--model.backbone", "test_resnet",
          "--model.optimization.lr", "0.01"],

@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules import COCODetection, CSVDetection, DataError, DigitScenes, VOCDetection, YOLODetection
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.mixing import Mixing, boxes_of, mosaic
+from datamodules.annotated.rectangular import equal_shapes, padded_shapes
 from datamodules.augmentations import evaluation
 from modules import DetectionModule
 from modules.spec import Backbone, DataSpec
@@ -459,6 +460,57 @@ def test_boxes_masks_and_answers_fit_a_picture_that_is_decoded_smaller() -> None
     list(model.stream([str(data.sources["val"].paths[0])]))
     assert given["size"].tolist() == [[480, 640]]
     assert np.array_equal(given["image"][0].permute(1, 2, 0), sample["image"])
+
+
+def photographs(count: int) -> Path:
+    """A table of pictures of all shapes, each with a box around the one bright thing in it."""
+    rng, rows = np.random.default_rng(0), ["split,path,xmin,ymin,xmax,ymax,label"]
+    for k in range(count):
+        height, width = rng.integers(20, 90, 2).tolist()
+        x, y = int(rng.integers(0, width - 12)), int(rng.integers(0, height - 12))
+        image = np.zeros((height, width, 3), np.uint8)
+        image[y : y + 12, x : x + 12] = 255
+        Image.fromarray(image).save(f"{k}.png")
+        rows.append(f"{('train', 'val', 'test')[k % 3]},{k}.png,{x},{y},{x + 12},{y + 12},thing")
+    Path("things.csv").write_text("\n".join(rows))
+    return Path("things.csv")
+
+
+def test_batches_of_one_shape_have_every_picture_once_and_boxes_where_they_were() -> None:
+    options = {"image_size": 64, "num_workers": 0, "batch_size": 4, "augmentation": "none"}
+    data = CSVDetection(str(photographs(90)), pad_multiple=16, **options)
+    whole = CSVDetection("things.csv", **options)
+    module = DetectionModule(DataSpec(num_classes=1, image_size=64), Backbone("test_resnet"))
+    pixels, seen = 0, []
+    loader = data.test_dataloader()
+    for batch, keys in zip(loader, loader.keys(), strict=True):
+        shape = batch["image"].shape
+        assert 1 <= shape[0] <= 4
+        assert not any(side % 16 for side in shape[2:])
+        pixels += batch["image"][:, 0].numel()
+        truth = [{"boxes": boxes} for boxes in batch["boxes"]]
+        for k, ((index, _), image, boxes) in enumerate(zip(keys, batch["image"], batch["boxes"], strict=True)):
+            seen.append(index)
+            alone = whole.dataset("test", False)[index, 0]
+            assert torch.equal(boxes, alone["boxes"])
+            height, width = image.shape[1:]
+            assert np.array_equal(image.permute(1, 2, 0), alone["image"][:height, :width])
+            assert (alone["image"][height:] == 114).all()
+            there = module._original(truth, batch)[k]["boxes"][0].numpy()
+            assert np.allclose(there, data.sources["test"][index]["boxes"], atol=0.6)
+    assert sorted(seen) == list(range(30))
+    assert pixels < 0.8 * 30 * 64**2
+    assert data.predict_dataloader().dataset[0, 0]["image"].shape == (64, 64, 3)  # whose answers keep their order
+    shapes = padded_shapes(data.sources["test"].shapes, (64, 64), 16)
+    for processes in (2, 3):
+        parts = equal_shapes(shapes, 4, processes)
+        assert len(parts) % processes == 0
+        assert sorted(np.concatenate(parts).tolist()) == list(range(30))
+        assert all(len(np.unique(shapes[part], axis=0)) == 1 and len(part) <= 4 for part in parts)
+    with pytest.raises(DataError, match="3 images of 3 different shapes cannot be divided evenly among 2 processes"):
+        equal_shapes(np.array([[16, 64], [32, 64], [64, 64]]), 4, 2)
+    with pytest.raises(DataError, match="none is padded"):
+        CSVDetection("things.csv", pad_multiple=16, fit="stretch")
 
 
 @pytest.mark.parametrize(("strength", "tolerance"), [("light", 1.6), ("standard", 1.6), ("strong", 6)])

@@ -5,6 +5,7 @@ import io
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,16 +21,19 @@ from torchvision.ops import box_iou
 
 from benchmarks.rcnn import RegionClassifier, propose
 from datamodules import DigitScenes
+from datamodules.annotated.mixing import boxes_of
 from datamodules.options import Preprocessing
 from modules import DetectionModule, Optimization, create_backbone
 from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
+from modules.detection.pictures import BoxExample
 from modules.detection.yolo import assign, cell_centres, decode_boxes, distribution_focal_loss, quality_focal_loss
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
 from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
 from modules.spec import Backbone, DataSpec
+from pipelines.detection import detection
 from pipelines.serving.store import save_model
 
 SLIM = {"channels": [16, 32, 64, 128], "small_stem": False}
@@ -573,3 +577,58 @@ def test_regions_are_classified_and_corrected(shared: bool) -> None:
         assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()
         metric.update([found], [{key: torch.as_tensor(scene[key]) for key in ("boxes", "labels", "ignore")}])
     assert metric.compute()["ap50"] > 0.3
+
+
+def test_training_batches_of_many_sizes_keep_their_boxes_and_are_the_same_again() -> None:
+    module = small(partial(YOLO, width=16, depth=1), multi_scale=0.5)
+    module._trainer = SimpleNamespace(datamodule=DigitScenes(seed=3), current_epoch=1)
+    image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    image[:, :, 16:40, 8:48] = 255
+    batch = {"image": image, "boxes": [torch.tensor([[8.0, 16, 48, 40]])] * 2, "masks": [image[:1, 0].clone()] * 2}
+    sides = set()
+    for k in range(30):
+        one, again = module._rescaled(batch, k), module._rescaled(batch, k)
+        side = one["image"].shape[2]
+        sides.add(side)
+        assert one["image"].shape == again["image"].shape == (2, 3, side, side)
+        found = boxes_of((one["image"][:1, 0] > 127).byte().numpy())
+        assert np.allclose(one["boxes"][0], found, atol=0.6)
+        assert np.allclose(one["boxes"][0], boxes_of(one["masks"][0].numpy()), atol=1)
+        assert torch.isfinite(
+            module.losses(one | {"labels": [torch.zeros(1).long()] * 2, "ignore": [torch.zeros(1).bool()] * 2}).total
+        )
+    assert sides == {32, 48, 64, 80, 96}
+    assert small(partial(YOLO, width=16, depth=1))._rescaled(batch, 0) is batch
+    with pytest.raises(BackboneError, match="leaves no other size than 64×64 pixels"):
+        small(partial(YOLO, width=16, depth=1), multi_scale=0.1)
+
+
+def test_a_padding_that_the_strides_do_not_divide_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        detection(["fit", "--data", "DigitScenes", "--data.scene_size", "64", "--data.train", "8", "--data.val", "4", "--data.test", "4",
+                   "--data.pad_multiple", "12", "--backbone", "test_resnet", "--output", "out"])  # fmt: skip
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert (
+        "--data.pad_multiple 12 is no multiple of 16, the largest stride of the detector: give --data.pad_multiple 16"
+        in message
+    )
+    assert "Traceback" not in message
+
+
+def test_boxes_are_drawn_where_they_are_in_images_of_any_shape() -> None:
+    image, none = torch.zeros(3, 60, 80, dtype=torch.uint8), torch.zeros(0)
+    found = {"boxes": torch.zeros(0, 4), "labels": none.long(), "scores": none}
+
+    def drawn(scale: float) -> Any:
+        truth = {
+            "boxes": scale * torch.tensor([[10.0, 5, 70, 55]]),
+            "labels": torch.tensor([0]),
+            "ignore": torch.tensor([False]),
+        }
+        return BoxExample(image, found, truth, (scale, scale)).draw(["thing"])[0]
+
+    rows, columns = np.nonzero(drawn(1.0).any(2))
+    assert columns.max() / drawn(1.0).shape[1] == pytest.approx(70 / 80, abs=0.02)
+    assert rows.max() / drawn(1.0).shape[0] == pytest.approx(55 / 60, abs=0.02)
+    assert np.array_equal(drawn(1.0), drawn(2.0))

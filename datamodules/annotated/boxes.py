@@ -68,6 +68,12 @@ class BoxSource(TiledSource):
         """Class of each box."""
         return self.annotations.labels
 
+    @property
+    def shapes(self) -> NDArray[np.int64]:
+        """See `Boxes.shapes`."""
+        whole = self.sizes[self.places[:, 0]]
+        return np.minimum(whole, self.tile) if self.tile else whole
+
     @cached_property
     def digest(self) -> str:
         """See `Source.digest`."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from typing_extensions import TypeVar, override
 
 from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
+from datamodules.annotated.rectangular import RectangularLoader, padded_shapes
 from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import DataError, Key, KeyedDataset, Source, VisionDataModule
-from datamodules.options import OWN, BatchSize, ImageSize, Own, Preprocessing
+from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
+from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 
 
 class Boxes(Source, Protocol):
@@ -28,6 +29,10 @@ class Boxes(Source, Protocol):
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """Class of each box, if known without reading samples."""
+
+    @property
+    def shapes(self) -> NDArray[np.int64]:
+        """Height and width of the samples, int64 N×2."""
 
 
 S = TypeVar("S", bound=Boxes, default=Boxes)
@@ -132,6 +137,8 @@ class DetectionDataModule(VisionDataModule[S]):
         fit: ``pad`` resizes the whole image to fit and adds grey padding at the right or at the bottom; ``stretch``
             resizes height and width independently.
         flip: mirror training images at random; for classes that do not change by mirroring.
+        pad_multiple: in validation and test, pad each image only to the next multiples of this number instead of to ``image_size``;
+            batches then hold images of equal shape. The strides of the detector must divide it. Only with ``fit: pad``.
     """
 
     augmentation: Augmentation = "standard"
@@ -140,6 +147,7 @@ class DetectionDataModule(VisionDataModule[S]):
     fit: Literal["pad", "stretch"] = "pad"
     flip: Own[bool] = True
     batch_size: BatchSize = 16
+    pad_multiple: PositiveInt | None = None
     masks = False
     dataset_class: ClassVar[type[DetectionDataset]] = DetectionDataset
 
@@ -151,6 +159,11 @@ class DetectionDataModule(VisionDataModule[S]):
             raise DataError(
                 "--data.mixing.mixup cannot blend masks, because a pixel would belong to two objects: set it to 0."
             )
+        if self.pad_multiple is not None and self.fit != "pad":
+            raise DataError(
+                f"--data.pad_multiple {self.pad_multiple} pads images less, and with --data.fit {self.fit} none is padded: leave one "
+                "of them out."
+            )
 
     @property
     def label_names(self) -> list[str]:
@@ -160,6 +173,10 @@ class DetectionDataModule(VisionDataModule[S]):
     @property
     def targets(self) -> dict[str, list[str]]:
         """The tasks that images have targets for, with the class names of each."""
+        if self.pad_multiple is not None:
+            raise DataError(
+                f"--data.pad_multiple {self.pad_multiple} gives images shapes of their own, which detection alone takes: leave it out."
+            )
         names = list(self.label_names)
         return {"detection": names} | ({"segmentation": ["background", *names]} if self.masks else {})
 
@@ -183,8 +200,11 @@ class DetectionDataModule(VisionDataModule[S]):
             masks = ("mask", "masks") if self.masks else ()
             augmenter = Augmenter(self.size, self.in_chans, fit, BOXED, build, boxes, masks, deep=deep)
             return augmenter.compose(self.augmentation)
+        return self._fitting()
+
+    def _fitting(self, multiple: int | None = None) -> A.Compose:
         boxes = A.BboxParams("pascal_voc", ["index"], clip=True)
-        return evaluation(self.image_size, fit=self.fit, boxes=boxes, deep=self.reading.deep)
+        return evaluation(self.image_size, fit=self.fit, boxes=boxes, deep=self.reading.deep, multiple=multiple)
 
     @override
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:
@@ -192,6 +212,26 @@ class DetectionDataModule(VisionDataModule[S]):
         epochs = self.trainer.max_epochs if self.trainer else None
         transform = self.transform(augmented)
         return self.dataset_class(self.sources[split], transform, self.seed, self.size, mixing, epochs, self.masks)
+
+    @override
+    def val_dataloader(self) -> KeyedLoader:
+        return self._measured("val")
+
+    @override
+    def test_dataloader(self) -> KeyedLoader:
+        return self._measured("test")
+
+    def _measured(self, split: str) -> KeyedLoader:
+        """The loader of a split that is measured, in which no order is asked for."""
+        loader = self.loader(split)
+        if self.pad_multiple is None:
+            return loader
+        dataset = self.dataset(split, False)
+        dataset.transform = self._fitting(self.pad_multiple)
+        shapes = padded_shapes(self.sources[split].shapes, self.size, self.pad_multiple)
+        return RectangularLoader(
+            dataset, shapes, loader.batch_size, self.seed, loader.rank, loader.world_size, self.num_workers
+        )
 
     def identity(self) -> dict[str, Any]:
         """Returns name, label names, and for each split the size, the boxes of each class and the content digest."""

@@ -106,6 +106,11 @@ class SceneSource:
         recipe = (VERSION, self.sprites.digest, self.split, self.count, self.size, *self.objects, *self.extent)
         return digest_of(repr((*recipe, self.seed, self.in_chans)).encode())
 
+    @property
+    def shapes(self) -> NDArray[np.int64]:
+        """See `Boxes.shapes`."""
+        return self.sizes
+
     def with_masks(self) -> "SceneSource":
         """Returns the same scenes with masks."""
         twin = copy(self)

@@ -45,6 +45,11 @@ class Detector(nn.Module):
         self.options = {"strides": list(strides), **options}
         self.pyramid = Pyramid(backbone, strides)
 
+    @property
+    def multiple(self) -> int:
+        """Divisor of the sides of inputs other than of ``image_size``: the largest stride."""
+        return max(self.pyramid.strides)
+
     def forward(self, features: Sequence[Tensor]) -> Any:
         """Computes raw outputs, in the format of `losses` and `detect`, from the feature maps of the backbone."""
         raise NotImplementedError

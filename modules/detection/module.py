@@ -1,10 +1,12 @@
 """Object detection."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,13 +28,49 @@ from modules.optimization import Optimization
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import as_rgb, sheet
+from modules.ranges import ShareBelowOne
 from modules.spec import Backbone, DataSpec
+from modules.training_data import given_data
 from modules.views import mirrored, mirrored_boxes
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # number of validation images shown with their detections
 WORST = 8  # number of images with the most mistakes shown
 SMALLEST = 0.02  # minimum side of a box, in pixels
+
+
+def scaled_sizes(size: tuple[int, int], multiple: int, spread: float) -> list[tuple[int, int]]:
+    """Sizes around one, with about its proportions.
+
+    >>> scaled_sizes((96, 128), 32, 0.25)
+    [(64, 96), (96, 128), (128, 160)]
+    >>> scaled_sizes((96, 128), 32, 0)
+    [(96, 128)]
+
+    Args:
+        size: height and width.
+        multiple: divisor of all sides.
+        spread: largest relative difference of the longer side, in [0, 1).
+
+    Raises:
+        BackboneError: there is no other size.
+    """
+    if not spread:
+        return [size]
+    longer = max(size)
+    counts = range(
+        max(1, math.ceil((1 - spread) * longer / multiple)), math.floor((1 + spread) * longer / multiple) + 1
+    )
+    sizes = [
+        (max(1, round(size[0] * count / longer)) * multiple, max(1, round(size[1] * count / longer)) * multiple)
+        for count in counts
+    ]
+    if len(sizes) < 2:
+        raise BackboneError(
+            f"--model.multi_scale {spread} leaves no other size than {size[0]}×{size[1]} pixels: sizes are multiples of {multiple}, "
+            "the largest stride of the detector. Raise it, or leave it out."
+        )
+    return sizes
 
 
 class DetectionModule(CalibratedModule):
@@ -51,6 +89,8 @@ class DetectionModule(CalibratedModule):
         max_detections: maximum number of boxes per image that are returned and evaluated; COCO's metrics use 100.
         nms: IoU threshold of non-maximum suppression; by default 0.6, in Faster R-CNN 0.5 and in RT-DETR 1 (none).
         across_classes: apply non-maximum suppression across classes.
+        multi_scale: in training, resize each batch to a random size between ``1 - multi_scale`` and ``1 + multi_scale`` times
+            ``image_size``, in multiples of the detector's largest stride; 0 for none.
     """
 
     monitor = "val/ap"
@@ -71,10 +111,12 @@ class DetectionModule(CalibratedModule):
         max_detections: int = 100,
         nms: float | None = None,
         across_classes: bool = False,
+        multi_scale: ShareBelowOne = 0.0,
     ) -> None:
         super().__init__(data, backbone, optimization, "maps")
         num_classes, self.fit = data.num_classes, data.fit
         self.detector = detector(self.backbone, num_classes, data.image_size)
+        self.training_sizes = scaled_sizes(self.size, self.detector.multiple, multi_scale)
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self.keep_thresholds(torch.tensor(UNSURE))
@@ -138,7 +180,36 @@ class DetectionModule(CalibratedModule):
 
     def forward(self, image: Tensor) -> Any:
         """Computes the raw outputs of the detector from images, uint8 B×C×H×W."""
+        self.detector.size = image.shape[2], image.shape[3]  # batches may have other shapes than `image_size`
         return self.detector(self.backbone(self.normalize(image)))
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        wanted, stride = getattr(given_data(self.trainer), "pad_multiple", None), self.detector.multiple
+        if wanted is not None and wanted % stride:
+            raise BackboneError(
+                f"--data.pad_multiple {wanted} is no multiple of {stride}, the largest stride of the detector: give "
+                f"--data.pad_multiple {-(-wanted // stride) * stride}."
+            )
+
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return super().training_step(self._rescaled(batch, batch_idx), batch_idx)
+
+    def _rescaled(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Resizes a training batch to one of `training_sizes`, which (seed, epoch, batch) determine for all processes."""
+        if len(self.training_sizes) < 2:
+            return batch
+        seed = 0 if (data := given_data(self.trainer)) is None else data.seed
+        chosen = np.random.default_rng((seed, self.current_epoch, batch_idx)).integers(len(self.training_sizes))
+        image, (height, width) = batch["image"], self.training_sizes[chosen]
+        down, across = height / image.shape[2], width / image.shape[3]
+        resized = F.interpolate(image.float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
+        resized = resized if image.is_floating_point() else resized.round().clamp(0, 255).to(image.dtype)
+        boxes = [each * each.new_tensor([across, down, across, down]) for each in batch["boxes"]]
+        masks = [F.interpolate(each[None], (height, width))[0] for each in batch.get("masks", [])]
+        return {**batch, "image": resized, "boxes": boxes, **({"masks": masks} if masks else {})}
 
     @override
     def losses(self, batch: dict[str, Any]) -> Losses:
@@ -160,7 +231,12 @@ class DetectionModule(CalibratedModule):
         found = [self.detector.detect(outputs)]
         for axes in self.views.axes[1:]:
             others = self.detector.detect(self(mirrored(image, axes)))
-            found.append([{**one, "boxes": mirrored_boxes(one["boxes"], axes, self.size)} for one in others])
+            found.append(
+                [
+                    {**one, "boxes": mirrored_boxes(one["boxes"], axes, (image.shape[2], image.shape[3]))}
+                    for one in others
+                ]
+            )
         return found[0] if len(found) == 1 else [self.detector.fused(views) for views in zip(*found, strict=True)]
 
     def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
@@ -169,9 +245,7 @@ class DetectionModule(CalibratedModule):
         result = []
         for i, detections in enumerate(found):
             height, width = sizes[i].tolist() if sizes is not None else self.size
-            down, across = height / self.size[0], width / self.size[1]
-            if self.fit == "pad":
-                down = across = max(down, across)
+            down, across = self._factors(height, width)
             boxes = detections["boxes"].float()
             boxes = boxes * boxes.new_tensor([across, down, across, down])
             limits = boxes.new_tensor([width, height, width, height])
@@ -182,6 +256,11 @@ class DetectionModule(CalibratedModule):
                 detections = {key: value[kept] for key, value in detections.items()}
             result.append(detections)
         return result
+
+    def _factors(self, height: float, width: float) -> tuple[float, float]:
+        """How many pixels of an original image of this size a pixel of the input stands for, down and across."""
+        down, across = height / self.size[0], width / self.size[1]
+        return (max(down, across),) * 2 if self.fit == "pad" else (down, across)
 
     def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
         keys = ("boxes", "labels", "ignore", *(("area",) if "area" in batch else ()))
@@ -204,7 +283,10 @@ class DetectionModule(CalibratedModule):
         for i, (one, other) in enumerate(zip(found, truth, strict=True)):
             sure = one["scores"] >= self.threshold
             example = pictures.BoxExample(
-                batch["image"][i], {key: value[sure] for key, value in one.items()}, other, batch["size"][i]
+                batch["image"][i],
+                {key: value[sure] for key, value in one.items()},
+                other,
+                self._factors(*batch["size"][i].tolist()),
             )
             if len(self.shown) < SHOWN:
                 self.shown.append(example.cpu())

@@ -24,18 +24,18 @@ class BoxExample:
         image: uint8 C×S×S, the network's input.
         found: predicted boxes, labels, scores.
         truth: true boxes, labels, ignore.
-        size: int64 2, height and width of the original image.
+        factors: pixels of the original image per pixel of ``image``, down and across.
     """
 
     image: Tensor
     found: Detections
     truth: Detections
-    size: Tensor
+    factors: tuple[float, float]
 
     def cpu(self) -> "BoxExample":
         """Copies the example to the CPU, without references to the batch."""
         found, truth = ({k: v.cpu() for k, v in part.items()} for part in (self.found, self.truth))
-        return BoxExample(self.image.cpu().clone(), found, truth, self.size.cpu())
+        return BoxExample(self.image.cpu().clone(), found, truth, self.factors)
 
     def _table(self, part: Detections, last: str) -> Array:
         columns = (
@@ -55,8 +55,8 @@ class BoxExample:
     def draw(self, label_names: Sequence[str], side: int = 256) -> list[Image]:
         """Draws the ground truth, in white, and the detections, in the colours of their classes."""
         image = as_rgb(self.image)
-        scale = len(image) / float(self.size.max())
-        true, boxes = (part["boxes"].numpy() * scale for part in (self.truth, self.found))
+        factors = np.array([*self.factors[::-1]] * 2, np.float32)
+        true, boxes = (part["boxes"].numpy() / factors for part in (self.truth, self.found))
         named = zip(self.truth["labels"], self.truth["ignore"], strict=True)
         captions = [label_names[k] + " ?" * int(ignored) for k, ignored in named]
         labels, scores = self.found["labels"].tolist(), self.found["scores"].tolist()
