@@ -133,8 +133,8 @@ def taken(pixels: NDArray[Any], reading: Reading) -> NDArray[Any]:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
     elif count != reading.channels:
         raise ValueError(
-            f"it has {_bands(count)}, and {reading.channels} are asked for; of files with more, a training takes some by "
-            "--data.bands, such as [1, 2, 3]"
+            f"it has {_bands(count)}, and {reading.channels} are asked for; a training takes all by --data.in_chans {count}"
+            + (", and some by --data.bands, such as '[1, 2]'" if count > reading.channels else "")
         )
     if pixels.dtype == np.uint16 and not reading.deep:
         return np.ascontiguousarray(upper(pixels))

@@ -51,6 +51,11 @@ class Files:
         if self.bands is not None:
             if not self.bands or min(self.bands) < 1:
                 raise DataError(f"--data.bands are counted from 1, such as [4, 3, 2], not {self.bands}.")
+            usual = type(self).__dataclass_fields__["in_chans"].default
+            if self.in_chans not in (usual, len(self.bands)):
+                raise DataError(
+                    f"--data.bands {self.bands} are {len(self.bands)} channels, and --data.in_chans says {self.in_chans}: leave it out."
+                )
             self.in_chans = len(self.bands)
         if self.bits is None:
             if Reading(self.in_chans, self._chosen).seen:

@@ -485,6 +485,10 @@ def check_images(
         of = f"{len(paths)} {kind}" if looked == len(paths) else f"{looked} {kind} that were looked at of {len(paths)}"
         count = f"{len(reasons)} of {of} cannot be read: {shown}"
         many = len(bad_files) > 0.01 * looked and len(bad_files) > 1
+        if len(bad_files) == looked > 1:
+            raise DataError(
+                f"None of {of} can be read: {reasons[0]}, and so on. Change the settings, or repair the files."
+            )
         if on_bad_file == "error":
             way = "skip_all" if many else "skip"
             raise DataError(f"{count}. Repair or remove them, or continue without them: --data.on_bad_file {way}.")

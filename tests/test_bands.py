@@ -127,6 +127,22 @@ def test_a_file_that_does_not_fit_is_named_with_the_way_out(pixels: np.ndarray, 
         read_image("x.tif", reading)
 
 
+def test_bands_and_channels_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(DataError, match=r"\[1, 2\] are 2 channels, and --data.in_chans says 5: leave it out"):
+        ImageFolder("data", bands=[1, 2], in_chans=5)
+    assert ImageFolder("data", bands=[1, 2], in_chans=2).in_chans == ImageFolder("data", bands=[1, 2]).in_chans == 2
+
+
+def test_what_all_files_have_in_common_is_told_once_and_skipping_them_is_no_way_out() -> None:
+    place = folder(Path("data"))
+    with pytest.raises(
+        DataError, match=r"None of .* can be read: .*0\.tif .*--data\.in_chans 5, and some by --data\.bands"
+    ) as refused:
+        _ = ImageFolder(str(place), in_chans=4, image_size=16).sources  # fmt: skip
+    assert "1.tif" not in str(refused.value)
+    assert "skip" not in str(refused.value)
+
+
 def test_a_damaged_file_is_found_before_training() -> None:
     place = folder(Path("data"))
     whole = (place / "a" / "0.tif").read_bytes()

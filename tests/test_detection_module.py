@@ -223,6 +223,31 @@ def test_rtdetr_finds_what_the_library_finds_on_the_same_maps() -> None:
         )
 
 
+@torch.no_grad()
+def test_rtdetr_chooses_among_places_that_look_alike_whatever_the_last_digits_are() -> None:
+    detector = small(DETECTORS["rtdetr"][0]).eval().detector
+    detector.net.enc_score_head.weight.mul_(1e-6)  # as before it has learned anything: all places have nearly one score
+    maps = [torch.randn(2, 32, side, side) for side in (16, 8, 4)]
+    boxes, scores = detector.dense(maps)
+    others = detector.dense([x + 1e-6 * torch.randn_like(x) for x in maps])
+    torch.testing.assert_close((boxes, scores), others, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("strides", "size", "said"),
+    [
+        (None, 50, "--data.image_size 48, not 50"),
+        (None, "64x50", "--data.image_size 64x48, not 64x50"),
+        ([4, 16], 64, "must double"),
+    ],
+)
+def test_rtdetr_refuses_sizes_and_strides_that_its_maps_cannot_have(strides: Any, size: Any, said: str) -> None:
+    with pytest.raises(BackboneError, match=said):
+        built(
+            DetectionModule, num_classes=2, image_size=size, backbone="test_resnet", detector=partial(RTDETR, strides=strides, width=16)
+        )  # fmt: skip
+
+
 # Metrics
 
 

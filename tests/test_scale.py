@@ -4,18 +4,21 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from conftest import start
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from datamodules import DataError, Digits8x8
 from modules import create_backbone
 from pipelines.classification import classification
 from pipelines.engine.batch_size import _Live
 from pipelines.engine.trainer import SyncedNorms
+from pipelines.facenet import facenet
 from pipelines.gan import gan
 from pipelines.multi_task import multi_task
 from pipelines.self_supervised import self_supervised
@@ -68,6 +71,22 @@ def test_a_step_of_several_heads_or_views_is_tried_before_there_is_a_trainer(tas
         "false",
     ]
     assert task([*SMALL, *few, "--data.batch_size", "auto"]).datamodule.batch_size == 16
+
+
+def test_of_people_the_largest_batch_is_tried_and_what_the_data_lack_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for person in range(6):
+        Path("people", str(person)).mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(np.full((16, 16, 3), 40 * person + k, np.uint8)).save(f"people/{person}/{k}.png")
+    faces = ["fit", "--data", "PeopleFolder", "--data.root", "people", "--data.image_size", "16", "--backbone", "test_resnet",
+             "--trainer.logger", "false", *SMALL[5:], "--data.batch_size", "auto"]  # fmt: skip
+    assert facenet(faces).datamodule.batch_size == 8  # two people of six, since two each are for validation and test
+    assert "8 for each process, since there are no images for more" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit, match="2"):
+        facenet([*faces, "--data.pictures_per_person", "3"])
+    assert "is no multiple of --data.pictures_per_person 3" in capsys.readouterr().err
 
 
 def test_a_batch_size_that_nobody_finds_out_is_refused() -> None:

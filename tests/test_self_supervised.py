@@ -143,6 +143,9 @@ def test_the_registered_backbone_is_the_teacher_and_starts_other_tasks():
         (["--model.method", "VICReg", "--data.batch_size", "1"], "at least 2"),
         (["--data.image_size", "16x24"], "takes square images: --data.image_size 16"),
         (["--model.method", "BYOL"], "BYOL"),
+        (["--model.method", "dino"], "Did you mean DINO?"),
+        (["--model.method", "DINO", "--model.method.local_size", "17"], "--model.method.local_size 17 is more"),
+        (["--model.method.local_views", "2"], "There is no --model.method.local_views before --model.method is named"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_a_paragraph(args, said, capsys):

@@ -511,6 +511,8 @@ def test_a_store_that_is_none_is_told_in_a_paragraph(
         classification(["fit", "--data", "Digits8x8", "--backbone", "mlp", "--output", "out"])
     assert end.value.code == 2
     assert "bad.db cannot be used as MLflow's store" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"bad\.db cannot be used as MLflow's store"):
+        registry.model_folder("models:/some/1")
 
 
 def test_secrets_are_hidden_while_the_environment_changes(monkeypatch: pytest.MonkeyPatch) -> None:

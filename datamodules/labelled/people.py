@@ -98,11 +98,11 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
                 f"({len(lone)} of {len(source.names)} people are affected). Add pictures, or leave these people out: "
                 "--data.on_lone_picture skip."
             )
-        whole = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        if self.batch_size % pictures and whole % pictures:
-            raise DataError(
-                f"--data.batch_size {self.batch_size} is no multiple of --data.pictures_per_person {pictures}."
-            )
+        batch: Any = self.batch_size  # ``auto`` is not known yet: the least is two people
+        batch = 2 * pictures if batch == "auto" else batch
+        whole = batch * (self.trainer.world_size if self.trainer else 1)
+        if batch % pictures and whole % pictures:
+            raise DataError(f"--data.batch_size {batch} is no multiple of --data.pictures_per_person {pictures}.")
         people = whole // pictures
         if people < 2:
             raise DataError(

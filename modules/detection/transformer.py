@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -79,6 +80,14 @@ class RTDETR(OneStageDetector):
         options = {"width": width, "queries": queries, "layers": layers, "denoising": denoising}
         super().__init__(backbone, num_classes, image_size, strides or [first, 2 * first, 4 * first], options)
         height, across = sides(image_size)
+        coarsest = self.pyramid.strides[-1]
+        if any(coarse != 2 * fine for fine, coarse in pairwise(self.pyramid.strides)):
+            raise BackboneError(f"--model.detector.strides of RTDETR must double from one to the next, not {strides}.")
+        if height % coarsest or across % coarsest:
+            near = "x".join(str(max(1, round(side / coarsest)) * coarsest) for side in dict.fromkeys((height, across)))
+            raise BackboneError(
+                f"RTDETR takes images whose sides {coarsest} divides: --data.image_size {near}, not {image_size}."
+            )
         levels, count = len(self.pyramid.strides), sum(-(-height // s) * -(-across // s) for s in self.pyramid.strides)
         described: Any = RTDetrV2Config
         config = described(

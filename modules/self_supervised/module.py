@@ -98,7 +98,13 @@ class SelfSupervisedModule(VisionModule):
         self.labelled = data.num_classes > 1
         self.method = method or DINO()
         self.method.build(self.backbone.head_hidden_size)
-        for side in {side for side, *_ in self.method.crops(data.image_size)} - {data.image_size}:
+        views = {side for side, *_ in self.method.crops(data.image_size)}
+        if max(views) > int(data.image_size):
+            raise BackboneError(
+                f"--model.method.local_size {max(views)} is more than the images have: give less than --data.image_size "
+                f"{data.image_size}, of which half is the default."
+            )
+        for side in views - {data.image_size}:
             self._try(backbone.name, side)
         self.gathered = PerStage(lambda _: Gathered())
         self._known: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None  # features and labels

@@ -32,6 +32,7 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
 
     Raises:
         UsageError: not even two images have room; or steps of this task or device cannot be tried.
+        DataError: no batch can be made of the data.
     """
     device = trainer.strategy.root_device
     if not model.automatic_optimization:
@@ -45,6 +46,7 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
     model.prepare(data)
     given, found, limit = data.batch_size, 0, _limit(device)
     peaks: list[int] = []
+    refused: DataError | None = None
     size, most = 2, 2**20  # some networks cannot learn from one image
     try:
         while size <= most:
@@ -55,8 +57,9 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
                 if size > most:
                     break
                 batch = _collate_once(cast(Any, loader.dataset).__getitems__(next(loader.keys())))
-            except DataError:  # of people there may have to be several pictures
-                if size >= 64:
+            except DataError as error:  # of people there may have to be several pictures
+                refused = error
+                if found or size >= 64:
                     break
             else:
                 last = peaks[-1] + 2 * (peaks[-1] - peaks[-2]) if len(peaks) > 1 else 0  # at least so many
@@ -69,6 +72,8 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
             size *= 2
     finally:
         data.batch_size = given
+    if not found and not peaks and refused:
+        raise refused
     if not found:
         raise UsageError(
             f"--data.batch_size auto: a step on two images takes more than {limit / 2**30:.1f} GiB, which is what there is. "

@@ -477,9 +477,13 @@ class VisionCLI(TaskParser):
         size = launch.least(self.trainer, size)
         datamodule.batch_size = self.options.data.init_args.batch_size = size
         sys.argv += ["--data.batch_size", str(size)]  # for the processes of other devices
-        say(
-            f"--data.batch_size auto: {size} for each process, {'as before' if before else 'the most that memory has room for'}."
+        most = cast(Any, datamodule.dataset("train", True)).epoch_size
+        why = (
+            "since there are no images for more"
+            if 2 * size * self.trainer.world_size > most
+            else "the most that memory has room for"
         )
+        say(f"--data.batch_size auto: {size} for each process, {'as before' if before else why}.")
 
     def _go_on(
         self, ckpt_path: str, checkpoint: dict[str, Any] | None, model: VisionModule, datamodule: VisionDataModule

@@ -170,6 +170,7 @@ WORDS = {
     "a valid number.*": "a number",
 }
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping", "list": "a list"}
+WRITTEN = {"a list": "Write it in brackets and quotes, as '[a, b]'.", "a mapping": "Write it in quotes, with a space after each colon, as '{a: 1}'."}  # fmt: skip
 
 
 def _plain(message: str, command: str) -> str:
@@ -185,6 +186,8 @@ def _plain(message: str, command: str) -> str:
             bound = re.sub(said, word, bound)
         if option.endswith("image_size") and "<class 'str'>" in message:
             bound += " of pixels, at least 1, or HEIGHTxWIDTH such as 240x320"
+        if words := re.search(r"Expected a typing\.Literal\[(.*?)\]", message[out.end() :]):
+            bound += f" or {words[1].replace(chr(39), '')}"
         return f"{option} must be {bound}, not {value}."
     if lacking := re.search(r"the following arguments are required: ([\w.]+\w(?:, [\w.]+\w)*)", message):
         names = lacking[1].split(", ")
@@ -208,8 +211,7 @@ def _plain(message: str, command: str) -> str:
             f"There is no {absent[1]}.{absent[2]} for {option if option != '--' else message.partition(':')[0]}.{see}"
         )
     if surplus := re.search(r"Option '([\w.]+)' is not accepted", message):
-        owner = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message[: surplus.start()])
-        return f"There is no {option}.{surplus[1]}{f': {owner[-1]} has no such setting' if owner else ''}.{see}"
+        return _surplus(option, surplus[1], message[: surplus.start()], message[surplus.end() :]) + see
     if several := re.search(r"Multiple subclasses with name (\w+)\. .*?: ([\w., ]+?)\.(?:\s|$)", message):
         return f"There are several {several[1]} for {option}: write one of {several[2]}."
     given = re.search(r"(?:Given|Got) value: (?!N)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
@@ -217,15 +219,32 @@ def _plain(message: str, command: str) -> str:
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")
     name = re.search(r"Expected a dot import path string: ([\w.]+)", message)
     if name and kinds in ([], [KINDS["list"]]):
-        known = [
-            each for place in (datamodules, torch.optim, torch.optim.lr_scheduler, callbacks) for each in dir(place)
-        ]
-        near = get_close_matches(name[1], known, 1)
+        places = [datamodules, torch.optim, torch.optim.lr_scheduler, callbacks]
+        places += [module for path, module in [*sys.modules.items()] if path.startswith("modules.")]
+        known = {
+            each.lower(): each for place in places for each, kind in [*vars(place).items()] if isinstance(kind, type)
+        }
+        near = [known[each] for each in get_close_matches(name[1].lower(), known, 1)]
         where = message.partition(":")[0] if option == "--" else option
         if name[1] in near:
             return f"{name[1]} is not what {command} takes for {where}.{see}"
         return f"There is no {name[1]} for {where}.{f' Did you mean {near[0]}?' if near else ''}{see}"
     if given and (kinds or choices):
         wanted = " or ".join([*dict.fromkeys(kinds), *([f"one of {choices}"] if choices else [])])
-        return f"{option} must be {wanted}, not {given[1]}.{see}"
+        written = "".join(f" {how}" for kind, how in WRITTEN.items() if [kind] == kinds)
+        return f"{option} must be {wanted}, not {given[1]}.{written}{see}"
     return " ".join(re.sub('Parser key "([^"]+)"', r"--\1", message).split()) + see
+
+
+def _surplus(option: str, setting: str, before: str, after: str) -> str:
+    """That a class has no such setting, or that none was named which could have it; what jsonargparse said before and after."""
+    owner = re.findall(r"class_path '([\w.]+)'", before) or re.findall(r"\(class_path='([\w.]+)'", after)[:1]
+    if not owner:
+        return f"There is no {option}.{setting}."
+    place, _, name = owner[-1].rpartition(".")
+    kind = getattr(sys.modules.get(place), name, None)
+    if f"{name}'>" in before and isinstance(kind, type) and kind.__subclasses__():  # of several, none was chosen
+        return f"There is no {option}.{setting} before {option} is named: {option} NAME {option}.{setting} VALUE."
+    near = get_close_matches(setting, inspect.signature(kind).parameters, 1) if isinstance(kind, type) else []
+    meant = f" Did you mean {option}.{near[0]}?" if near else ""
+    return f"There is no {option}.{setting}: {name} has no such setting.{meant}"

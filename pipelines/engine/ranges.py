@@ -5,6 +5,7 @@ from functools import reduce
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipelines.engine.command import UsageError
 
@@ -48,7 +49,13 @@ def check_ranges(verb: str, settings: Mapping[str, Any]) -> None:
         if value < 0:
             raise UsageError(f"--{name} must be at least 0, not {value}.")
     if (length := _setting(settings, "trainer.max_time")) is not None and verb == "fit":
-        check_time(Timer(length), f"--trainer.max_time {length}")
+        try:
+            timer = Timer(length)
+        except (MisconfigurationException, ValueError, TypeError):
+            raise UsageError(
+                f"--trainer.max_time must be days:hours:minutes:seconds, such as 00:08:00:00 for eight hours, not {length}."
+            ) from None
+        check_time(timer, f"--trainer.max_time {length}")
 
 
 def check_time(timer: Timer, setting: str) -> None:

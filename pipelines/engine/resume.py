@@ -80,7 +80,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             },
             **{
                 f"data.{name}": getattr(datamodule, name)
-                for name in ("sampling", "memory_size", "epoch_batches")
+                for name in ("sampling", "memory_size", "epoch_batches", "clip_rewards")
                 if hasattr(datamodule, name)
             },
             **{f"model.optimization.{key}": value for key, value in model.optimization.fixed.items()},

@@ -302,6 +302,7 @@ def compare(name: str, first: str, second: str) -> str:
     )
 
 
+@needed()
 def model_folder(address: str) -> Path:
     """Local copy of a registered model's folder, as `save_model` wrote it.
 
