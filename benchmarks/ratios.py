@@ -38,8 +38,13 @@ def main() -> None:
     timm = options.timm.resolve()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = [row for name in options.only for row in parts[name](options.rounds)]
-    print(f"\n{machine()}; medians of {options.rounds} rounds in turns\n\n{table(rows)}")
+    rows = []
+    for name in options.only:
+        rows += parts[name](options.rounds)
+        print(f"\n{table(rows)}", flush=True)  # as far as it is
+    print(
+        f"\n{machine()}; medians of {options.rounds} rounds in turns, of a whole training of {min(options.rounds, 2)}"
+    )
 
 
 if __name__ == "__main__":
