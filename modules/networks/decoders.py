@@ -80,7 +80,7 @@ class _Doubling(Decoder):
     def build(self, code: Shape, channels: int, size: tuple[int, int]) -> None:
         if len(code) == 3:
             steps = max(0, *(math.ceil(math.log2(side / there)) for side, there in zip(size, code[1:], strict=True)))
-        else:  # from a map whose shorter side has four to seven places
+        else:  # from a map whose shorter side has four to seven pixels
             start, levels = pyramid(size, self.width)
             steps = len(levels) - 1
         widths = [min(512, self.width * 2 ** (steps - 1 - k)) for k in range(steps)] or [self.width]
