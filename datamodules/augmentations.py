@@ -164,7 +164,7 @@ def evaluation(
         boxes: format of boxes, if there are any.
         deep: whether values are in [0, 1].
         points: names of keypoints that are transformed too, see `KeypointCompose`.
-        multiple: pad only to the next multiples of this number, where ``fit`` is ``pad``.
+        multiple: pad only to the next multiples of this number, if ``fit`` is ``pad``.
     """
     steps = _fitting(image_size, crop_pct, fit, deep, multiple)
     return KeypointCompose(steps, points, bbox_params=boxes) if points else A.Compose(steps, bbox_params=boxes)

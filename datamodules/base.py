@@ -283,7 +283,7 @@ class KeyedLoader:
             yield [(int(index), self.epoch) for index in batch]
 
     def split(self) -> Sequence[NDArray[np.int64]]:
-        """The indices of all batches of this epoch and process."""
+        """Returns the indices of all batches of this epoch and process."""
         if not self.training:
             return np.array_split(np.arange(self.rank, len(self.dataset), self.world_size), len(self))
         order = self.dataset.order(np.random.default_rng((self.seed, 0 if self.same_order else self.epoch)))

@@ -509,7 +509,7 @@ def test_batches_of_one_shape_have_every_picture_once_and_boxes_where_they_were(
         assert all(len(np.unique(shapes[part], axis=0)) == 1 and len(part) <= 4 for part in parts)
     with pytest.raises(DataError, match="3 images of 3 different shapes cannot be divided evenly among 2 processes"):
         equal_shapes(np.array([[16, 64], [32, 64], [64, 64]]), 4, 2)
-    with pytest.raises(DataError, match="none is padded"):
+    with pytest.raises(DataError, match="does not pad"):
         CSVDetection("things.csv", pad_multiple=16, fit="stretch")
 
 

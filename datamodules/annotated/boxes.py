@@ -176,8 +176,8 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     def targets(self) -> dict[str, list[str]]:
         if self.tile:
             raise DataError(
-                f"--data.tile {self.tile} cuts pictures into pieces, of whose answers only boxes can be put together again: leave "
-                "it out, or train detection alone."
+                f"--data.tile {self.tile} cuts images into tiles, and only predicted boxes can be merged from tiles: leave it out, "
+                "or train detection only."
             )
         return super().targets
 

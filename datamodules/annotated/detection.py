@@ -161,8 +161,8 @@ class DetectionDataModule(VisionDataModule[S]):
             )
         if self.pad_multiple is not None and self.fit != "pad":
             raise DataError(
-                f"--data.pad_multiple {self.pad_multiple} pads images less, and with --data.fit {self.fit} none is padded: leave one "
-                "of them out."
+                f"--data.pad_multiple {self.pad_multiple} sets the padding, but --data.fit {self.fit} does not pad: leave one of "
+                "them out."
             )
 
     @property
@@ -175,7 +175,7 @@ class DetectionDataModule(VisionDataModule[S]):
         """The tasks that images have targets for, with the class names of each."""
         if self.pad_multiple is not None:
             raise DataError(
-                f"--data.pad_multiple {self.pad_multiple} gives images shapes of their own, which detection alone takes: leave it out."
+                f"--data.pad_multiple {self.pad_multiple} makes images of different shapes, which only detection supports: leave it out."
             )
         names = list(self.label_names)
         return {"detection": names} | ({"segmentation": ["background", *names]} if self.masks else {})
@@ -222,7 +222,7 @@ class DetectionDataModule(VisionDataModule[S]):
         return self._measured("test")
 
     def _measured(self, split: str) -> KeyedLoader:
-        """The loader of a split that is measured, in which no order is asked for."""
+        """Returns the loader of a split for evaluation, in any order."""
         loader = self.loader(split)
         if self.pad_multiple is None:
             return loader

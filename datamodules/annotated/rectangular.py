@@ -10,14 +10,14 @@ from datamodules.base import DataError, KeyedDataset, KeyedLoader
 
 
 def padded_shapes(sizes: NDArray[np.int64], size: tuple[int, int], multiple: int) -> NDArray[np.int64]:
-    """Shapes of pictures that are scaled to fit a size and padded to multiples of a number, int64 N×2.
+    """Computes the shapes of images after resizing to fit a size and padding to multiples of a number, int64 N×2.
 
     >>> padded_shapes(np.array([[480, 640], [333, 500]]), (640, 640), 32).tolist()
     [[480, 640], [448, 640]]
 
     Args:
-        sizes: height and width of the pictures, int64 N×2.
-        size: height and width that they are scaled to fit.
+        sizes: height and width of the images, int64 N×2.
+        size: maximum height and width.
         multiple: divisor of the results.
     """
     scale = (np.array(size) / sizes).min(1, keepdims=True)
@@ -26,12 +26,12 @@ def padded_shapes(sizes: NDArray[np.int64], size: tuple[int, int], multiple: int
 
 
 def equal_shapes(shapes: NDArray[np.int64], batch_size: int, world_size: int) -> list[NDArray[np.int64]]:
-    """Divides samples into batches of one shape each, as many for each process.
+    """Divides samples into batches of one shape each, the same number for each process.
 
     Args:
-        shapes: of the samples, int64 N×2.
+        shapes: height and width of the samples, int64 N×2.
         batch_size: maximum number of samples in a batch.
-        world_size: number of processes, of which process r takes the batches r, r + W, ….
+        world_size: number of processes; process r takes the batches r, r + W, ….
 
     Returns:
         Indices of the samples of each batch; batches are ordered by their first sample.
@@ -42,7 +42,7 @@ def equal_shapes(shapes: NDArray[np.int64], batch_size: int, world_size: int) ->
     _, which = np.unique(shapes, axis=0, return_inverse=True)
     groups = (np.flatnonzero(which.ravel() == k) for k in range(which.max() + 1))
     batches = [part for group in groups for part in np.array_split(group, -(-len(group) // batch_size))]
-    while len(batches) % world_size:  # all processes have to take as many steps
+    while len(batches) % world_size:  # all processes need the same number of steps
         largest = max(range(len(batches)), key=lambda k: len(batches[k]))
         if len(batches[largest]) == 1:
             raise DataError(
@@ -54,16 +54,16 @@ def equal_shapes(shapes: NDArray[np.int64], batch_size: int, world_size: int) ->
 
 
 class RectangularLoader(KeyedLoader):
-    """Evaluation batches of images of equal shape. Each sample is seen exactly once over all processes, and its shape does
-    not depend on batch size or processes.
+    """Evaluation batches of images of equal shape. Each sample is used exactly once over all processes; its shape is
+    independent of the batch size and of the number of processes.
 
     Args:
         dataset: yields dictionaries by (index, epoch), with images of ``shapes``.
         shapes: height and width of the images, int64 N×2.
         batch_size: maximum number of samples in a batch.
         seed: seed of the run.
-        rank, world_size: this process among all.
-        num_workers: processes that read.
+        rank, world_size: rank of this process, and number of processes.
+        num_workers: number of worker processes.
     """
 
     def __init__(

@@ -389,8 +389,8 @@ class Manifest(Table, _ClassFiles):
         super().__post_init__()
         if self.keypoints is not None and len(self.keypoints) == 1:
             raise DataError(
-                f"--data.keypoints {self.keypoints[0]} is a single keypoint, of which no position is left when it is normalised: give "
-                "two or more, or its columns as --data.tabular."
+                f"--data.keypoints {self.keypoints[0]} is a single keypoint, whose position is lost by normalisation: give two or more, "
+                "or its columns as --data.tabular."
             )
         if twice := repeated(self._columns):
             raise DataError(

@@ -47,7 +47,7 @@ class Detector(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Divisor of the sides of inputs other than of ``image_size``: the largest stride."""
+        """Required divisor of height and width of inputs of another size than ``image_size``: the largest stride."""
         return max(self.pyramid.strides)
 
     def forward(self, features: Sequence[Tensor]) -> Any:

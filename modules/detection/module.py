@@ -40,7 +40,7 @@ SMALLEST = 0.02  # minimum side of a box, in pixels
 
 
 def scaled_sizes(size: tuple[int, int], multiple: int, spread: float) -> list[tuple[int, int]]:
-    """Sizes around one, with about its proportions.
+    """Returns sizes smaller and larger than one, with about its aspect ratio.
 
     >>> scaled_sizes((96, 128), 32, 0.25)
     [(64, 96), (96, 128), (128, 160)]
@@ -50,7 +50,7 @@ def scaled_sizes(size: tuple[int, int], multiple: int, spread: float) -> list[tu
     Args:
         size: height and width.
         multiple: divisor of all sides.
-        spread: largest relative difference of the longer side, in [0, 1).
+        spread: maximum relative difference of the longer side, in [0, 1).
 
     Raises:
         BackboneError: there is no other size.
@@ -198,7 +198,7 @@ class DetectionModule(CalibratedModule):
         return super().training_step(self._rescaled(batch, batch_idx), batch_idx)
 
     def _rescaled(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Resizes a training batch to one of `training_sizes`, which (seed, epoch, batch) determine for all processes."""
+        """Resizes a training batch to one of `training_sizes`, drawn from (seed, epoch, batch) for all processes."""
         if len(self.training_sizes) < 2:
             return batch
         seed = 0 if (data := given_data(self.trainer)) is None else data.seed
@@ -258,7 +258,7 @@ class DetectionModule(CalibratedModule):
         return result
 
     def _factors(self, height: float, width: float) -> tuple[float, float]:
-        """How many pixels of an original image of this size a pixel of the input stands for, down and across."""
+        """Returns the pixels of an original image of this size per pixel of the input, vertically and horizontally."""
         down, across = height / self.size[0], width / self.size[1]
         return (max(down, across),) * 2 if self.fit == "pad" else (down, across)
 

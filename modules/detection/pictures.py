@@ -24,7 +24,7 @@ class BoxExample:
         image: uint8 C×S×S, the network's input.
         found: predicted boxes, labels, scores.
         truth: true boxes, labels, ignore.
-        factors: pixels of the original image per pixel of ``image``, down and across.
+        factors: pixels of the original image per pixel of ``image``, vertically and horizontally.
     """
 
     image: Tensor

@@ -49,7 +49,7 @@ class TranslationModule(AdversarialModule):
     | kind | parts |
     |---|---|
     | CycleGAN (the default; Zhu et al. 2017, arXiv:1703.10593) | a generator and a discriminator for each domain, ``LeastSquares``, an image pool |
-    | StarGAN (Choi et al. 2018, arXiv:1711.09020) | ``shared: true``: one of each for all domains. The generator is told the wanted domain by planes, the discriminator tells of which domain an image is. ``Wasserstein`` with ``GradientPenalty``, ``pool: 0``, ``identity: 0`` |
+    | StarGAN (Choi et al. 2018, arXiv:1711.09020) | ``shared: true``: one of each for all domains. The generator gets the wanted domain as constant channels, the discriminator also classifies the domain. ``Wasserstein`` with ``GradientPenalty``, ``pool: 0``, ``identity: 0`` |
 
     The generator minimises, besides the adversarial loss: ``cycle`` · mean |G(G(x, there), back) − x|, ``identity`` ·
     mean |G(x, its own domain) − x|, and, if it is shared, ``domain`` times the cross-entropy of the target domain;

@@ -314,7 +314,7 @@ def _is_turned(corners: NDArray[np.float64]) -> bool:
 
 
 def _keypoints(lines: list[list[float]]) -> int:
-    """Number of values after the box in pose lines; 0 if the lines are not poses, as far as can be told.
+    """Number of values after the box in pose lines; 0 if the lines do not seem to be poses.
 
     In poses, all lines have the same length, and their points lie in the box of the first four numbers. The same may be
     true for small polygons of equal length; but there the third and fourth numbers are a point too, which lies in that
