@@ -177,7 +177,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         if self.tile:
             raise DataError(
                 f"--data.tile {self.tile} cuts images into tiles, and only predicted boxes can be merged from tiles: leave it out, "
-                "or train detection only."
+                "or train detection alone."
             )
         return super().targets
 
