@@ -55,7 +55,7 @@ class Series(VisionDataModule[LabelledSource]):
     not occur in training; geometric ones, which are few, do.
 
     Batches: ``image`` uint8 B×T×1×1×1, the numbers as clips of one pixel; ``length`` int64 B; ``label`` int64 B, the
-        next term.
+    next term.
 
     Args:
         kind: ``arithmetic``, ``geometric``, or ``mixed``, half of each.

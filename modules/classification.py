@@ -43,8 +43,8 @@ class ClassificationModule(VisionModule):
     If the data have tabular inputs, these are fused with the features, see `LateFusion`.
 
     Metrics: loss, accuracy (top-1, and top-5 from ten classes on), mean accuracy over classes (``balanced_accuracy``),
-        macro F1, expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599), and accuracy per class.
-        Logs the confusion matrix and the most confident mistakes.
+    macro F1, expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599), and accuracy per class.
+    Logs the confusion matrix and the most confident mistakes.
 
     Args:
         data: description of the data.

@@ -176,7 +176,7 @@ class InstanceSegmentationModule(DetectionModule):
     """Instance segmentation: a backbone with Mask R-CNN on its feature maps; boxes as in `DetectionModule`, and masks.
 
     Metrics: those of `DetectionModule`, the average precision of masks (``mask_ap``, ``mask_ap50``, ``mask_ap75``), and
-        panoptic quality. Logs masks next to the ground truth.
+    panoptic quality. Logs masks next to the ground truth.
 
     Args:
         data: description of the data, which must have masks.

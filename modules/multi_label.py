@@ -72,9 +72,9 @@ class MultiLabelModule(CalibratedModule):
     """Multi-label classification: a backbone with a linear classifier that predicts each label independently.
 
     Metrics: the mean average precision over labels (``map``) and the mean F1 at a threshold per label. The thresholds
-        are those with the best F1 on the validation set and are stored with the weights: `predict` returns the labels
-        whose probability reaches them. Logs the metrics per label, precision-recall curves, and predictions for the
-        same images each epoch.
+    are those with the best F1 on the validation set and are stored with the weights: `predict` returns the labels
+    whose probability reaches them. Logs the metrics per label, precision-recall curves, and predictions for the
+    same images each epoch.
 
     Args:
         data: description of the data.

@@ -86,8 +86,8 @@ class MultiTaskModule(VisionModule):
     maps are computed once for all. Classification uses the mean of the last map.
 
     Metrics: those of each task under its name (``val/detection/ap``), and the mean of one metric per task as ``score``:
-        accuracy, mean IoU, average precision, and SSIM, if images are large enough. At each logged step, it logs the
-        loss weights and the cosine similarities of the tasks' gradients on the backbone.
+    accuracy, mean IoU, average precision, and SSIM, if images are large enough. At each logged step, it logs the
+    loss weights and the cosine similarities of the tasks' gradients on the backbone.
 
     Args:
         data: description of the data; ``targets`` lists the tasks that they have targets for.

@@ -121,10 +121,10 @@ class DetectionDataModule(VisionDataModule[S]):
     """Images with bounding boxes.
 
     Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``boxes`` B tensors float32 N×4, xyxy in pixels of it;
-        ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult objects, which are
-        ignored in the loss and in metrics); ``size`` int64 B×2, height and width of the original images. With masks
-        also ``masks``, B tensors uint8 N×H×W of 0 and 1, and ``mask`` uint8 B×H×W: label + 1, 0 for the background, 255
-        for ignored pixels.
+    ``labels`` B tensors int64 N, from 0; ``ignore`` B tensors bool N (crowds and difficult objects, which are
+    ignored in the loss and in metrics); ``size`` int64 B×2, height and width of the original images. With masks
+    also ``masks``, B tensors uint8 N×H×W of 0 and 1, and ``mask`` uint8 B×H×W: label + 1, 0 for the background, 255
+    for ignored pixels.
 
     The whole image is resized, see ``fit``.
 

@@ -145,7 +145,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
     """Images with a class per pixel.
 
     Batches: ``image`` uint8 B×C×H×W of ``image_size``; ``mask`` uint8 B×H×W, classes from 0, 255 for ignored pixels;
-        ``size`` int64 B×2, height and width without padding.
+    ``size`` int64 B×2, height and width without padding.
 
     Images keep their resolution. The network is trained on random windows of this size, new ones in each epoch; it is
     evaluated on adjacent windows, in which each pixel counts once. Smaller images are padded with grey, which is

@@ -77,9 +77,9 @@ class DetectionModule(CalibratedModule):
     """Object detection: a backbone with a detector on its feature maps.
 
     Metrics: COCO's average precision (``ap``, ``ap50``, ``ap75``, by size and per class) and average recall, and the
-        best F1 with its threshold. Logs detections next to the ground truth for the same images each epoch, the images
-        with the most mistakes, precision-recall curves, and the confusion matrix at the best threshold. The best
-        threshold on the validation set is stored with the weights: `predict` returns the boxes whose score reaches it.
+    best F1 with its threshold. Logs detections next to the ground truth for the same images each epoch, the images
+    with the most mistakes, precision-recall curves, and the confusion matrix at the best threshold. The best
+    threshold on the validation set is stored with the weights: `predict` returns the boxes whose score reaches it.
 
     Args:
         data: description of the data.

@@ -61,7 +61,7 @@ class SemiHardMiner(nn.Module):
     than the margin.
 
     Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2. Sorts the negatives of each anchor once, where
-        pytorch-metric-learning lists all N³ triplets of a batch.
+    pytorch-metric-learning lists all N³ triplets of a batch.
 
     Args:
         margin: margin of the loss, in squared distance.
@@ -95,8 +95,8 @@ class HardMiner(nn.Module):
     """Selects, for each anchor and positive, the nearest negative, even if it is closer than the positive.
 
     Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2: hard negatives with all anchor-positive pairs. Hermans
-        et al. 2017 (arXiv:1703.07737) keep only the furthest positive of each anchor, which is BatchHardMiner in
-        pytorch-metric-learning; it collapses more easily.
+    et al. 2017 (arXiv:1703.07737) keep only the furthest positive of each anchor, which is BatchHardMiner in
+    pytorch-metric-learning; it collapses more easily.
     """
 
     @torch.no_grad()

@@ -39,8 +39,8 @@ class SegmentationModule(VisionModule):
     """Semantic segmentation: a backbone with a decoder that predicts a class for each pixel.
 
     Metrics: mean intersection over union (``miou``), Dice, pixel accuracy and boundary F1, overall and per class, from
-        counts over all pixels. Logs predictions next to the ground truth with their errors for the same images each
-        epoch, the images with the most wrong pixels, and the confusion matrix.
+    counts over all pixels. Logs predictions next to the ground truth with their errors for the same images each
+    epoch, the images with the most wrong pixels, and the confusion matrix.
 
     Args:
         data: description of the data. Images larger than its ``image_size`` are predicted with overlapping windows of
