@@ -148,27 +148,27 @@ class TaskParser(LightningCLI):
         parser.add_argument("--register", type=str | None, default=None,
                             help="fit: register the best model under this name in the MLflow registry")  # fmt: skip
         parser.add_argument("--start", type=str | None, default=None,
-                            help="fit: start from a whole trained network, of which it takes the architecture and all weights "
-                            "that fit: models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
+                            help="fit: start from a trained network, with its architecture and all weights that fit: "
+                            "models:/NAME@ALIAS, a folder of `registry load`, or a best.ckpt")  # fmt: skip
         parser.add_argument("--monitor", type=str | None, default=None,
-                            help="validation figure that chooses the best checkpoint, such as val/f1. Default: the task's")  # fmt: skip
+                            help="validation metric that selects the best checkpoint, such as val/f1. Default: the task's")  # fmt: skip
         parser.add_argument("--monitor_mode", type=Literal["min", "max"] | None, default=None,
                             help="whether lower (min) or higher (max) is better")  # fmt: skip
         parser.add_argument("--keep_best", type=PositiveInt, default=1,
-                            help="fit: how many of the best validations are kept: best.ckpt, and from two on all of them in kept/STEP.ckpt")  # fmt: skip
+                            help="fit: number of best checkpoints to keep: best.ckpt, and from 2 on all of them as kept/STEP.ckpt")  # fmt: skip
         parser.add_argument("--average", type=Average, default="none",
-                            help="fit: test and register the average of those that are kept, if it is better in validation: of all "
-                            "(uniform), or of those that make it no worse (greedy)")  # fmt: skip
+                            help="fit: test and register the average of the kept checkpoints if it validates better: of all of them "
+                            "(uniform), or of those that do not lower the metric (greedy)")  # fmt: skip
         parser.add_argument("--tta", type=Mirroring, default="none",
-                            help="validate, test, predict: test-time augmentation, the mean of what is said of an image and of its "
-                            "mirror image (flip), or of both also upside down (flips)")  # fmt: skip
+                            help="validate, test, predict: test-time augmentation. Predictions are averaged over the image and its "
+                            "mirror image (flip), and also over both upside down (flips)")  # fmt: skip
         parser.add_argument("--import", type=list[str] | str | None, default=None,
-                            help="file or module with code of your own, such as my_code.py: networks that it registers with timm "
+                            help="file or module with your own code, such as my_code.py: networks that it registers with timm "
                             "and classes that it defines can be named like Fovea's")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to resume or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,
-                            help="fit: longest time between two checkpoints")  # fmt: skip
+                            help="fit: maximum number of seconds between two checkpoints")  # fmt: skip
         # jsonargparse carries the default values of one class over to the next: those of the class that is asked for
         # have to stand there from the beginning
         parts = {action.dest: action.default for action in parser._actions if action.dest.startswith("model.")}
