@@ -27,14 +27,14 @@ def app(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        against: another model or version, whose answers are shown beside the first one's.
-        host: address that is listened at; by default only this machine can reach the page. It asks for no password.
-        port: port that is listened at; 0 takes a free one.
+        against: another model or version, whose predictions are shown beside the first one's.
+        host: address to listen on; by default only this machine can open the page. There is no password.
+        port: port to listen on; 0 chooses a free one.
         device: where the models run, such as ``cuda``; ``auto`` is the GPU if there is one.
         browser: open the page in a browser.
 
     Raises:
-        ValueError: there is no such model or device, or the port cannot be listened at.
+        ValueError: there is no such model or device, or the port is not available.
     """
     subjects = [Subject.find(address) for address in (model, against) if address]
     asked = [Asked(subject, VisionModel().load(subject.folder, device)) for subject in subjects]

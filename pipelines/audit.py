@@ -60,8 +60,8 @@ def audit(
     judged where each image has one class; for other tasks only copies and files are looked at.
 
     Args:
-        model: ``models:/name@alias`` or ``models:/name/version``, which knows the classes of the data.
-        data: what is audited, all splits; by default the data that it learned from.
+        model: ``models:/name@alias`` or ``models:/name/version``, trained on the classes of the data.
+        data: the data set to audit, all splits; by default the model's training data.
         likeness: correlation from which on two images count as near copies; use more, such as 0.99, where all
             images are much alike.
         output: folder for the report; by default a new one in ``outputs/audit``.
@@ -69,10 +69,10 @@ def audit(
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        The figures by name.
+        The metrics by name.
 
     Raises:
-        ValueError: there is no such model, or it cannot be asked about the data.
+        ValueError: there is no such model, or it does not fit the data.
     """
     if not 0 < likeness <= 1:
         raise ValueError(f"--likeness must be above 0 and at most 1, not {likeness}.")

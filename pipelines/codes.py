@@ -39,11 +39,11 @@ def encode(model: str, images: str, out: str = "codes.npz", batch_size: Positive
         model: ``models:/name@alias`` or ``models:/name/version``.
         images: a folder, with all folders below, a pattern, or a file.
         out: the file.
-        batch_size: images that go through the network together.
+        batch_size: number of images per batch.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done. Files that cannot be read are named there.
+        A summary, including any files that cannot be read.
 
     Raises:
         ValueError: there is no such model, or no image.
@@ -91,13 +91,13 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
     """Decodes the codes in a file to images.
 
     Args:
-        codes: what ``encode`` wrote.
+        codes: a file that ``encode`` wrote.
         out: folder for the images, as PNG, under the paths of the originals.
-        model: another model than the one that encoded.
-        batch_size: codes that go through the network together.
+        model: the model to use instead of the one that encoded.
+        batch_size: number of codes per batch.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: there is no such file or model, or an image would be replaced.
@@ -122,11 +122,11 @@ def nearest(
     """Finds the images whose codes are nearest to that of a given image, in Euclidean distance.
 
     Args:
-        codes: what ``encode`` wrote.
+        codes: a file that ``encode`` wrote.
         image: the image to compare with.
-        count: how many.
+        count: number of images to find.
         out: picture of the image and those found; null for none.
-        model: another model than the one that encoded.
+        model: the model to use instead of the one that encoded.
 
     Returns:
         A table: distance, path.
@@ -169,14 +169,14 @@ def points(
         shape: ``wave``, ``spiral`` (2-D), ``helix``, ``swiss_roll`` (3-D), or a file of points, CSV or .npy.
         code_size: numbers in the code.
         hidden: sizes of the hidden layers of the encoder; the decoder has them in reverse.
-        passes: passes through the points.
+        passes: number of epochs.
         lr: learning rate.
-        samples: points of a shape.
-        seed: seed of points, weights and order.
+        samples: number of points of a shape.
+        seed: random seed for points, weights and order.
         output: folder of the run; by default a new one in ``outputs/``.
 
     Returns:
-        Where the pictures are.
+        The path of the pictures.
 
     Raises:
         DataError: there is no such shape or file.

@@ -11,12 +11,12 @@ def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco"
     """Writes all splits of data with boxes to a folder, so that other tools can be run on them.
 
     Args:
-        folder: where; it must not exist yet.
+        folder: output folder; it must not exist yet.
         data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``.
         form: ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         DataError: the folder already exists, or the data cannot be used.

@@ -36,14 +36,14 @@ def cross_validate(
 
     Args:
         recipe: YAML file with data, module and trainer.
-        folds: how many.
+        folds: number of folds.
         task: the task.
-        name: what it is called: the run, and the folder in outputs/cross_validation. Default: that of the recipe.
+        name: name of the run and of the folder in outputs/cross_validation. Default: the recipe's name.
         experiment: MLflow experiment. Default: the task's.
         args: further settings of the command line, such as ``"--data.root FOLDER --trainer.max_epochs 5"``.
 
     Raises:
-        ValueError: a file cannot be read, a setting cannot be used, or the folder has another cross-validation.
+        ValueError: a file cannot be read, a setting cannot be used, or the folder belongs to another cross-validation.
     """
     if folds < 2:
         raise ValueError(f"--folds must be at least 2, not {folds}.")

@@ -120,11 +120,11 @@ def datasets(sets: Sequence[str] = (), root: str = "data") -> str:
     The files are checked and put where ``--data MNIST`` and ``--data CIFAR10`` look for them; what is there stays.
 
     Args:
-        sets: ``mnist``, ``cifar10``; without any, tells what there is.
-        root: what ``--data.root`` will be.
+        sets: ``mnist``, ``cifar10``; without any, lists them.
+        root: folder for the data, to be given as ``--data.root``.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         UsageError: there is no such set.

@@ -27,17 +27,18 @@ def evaluate(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        data: what it is evaluated on; by default the data of its training.
-        output: folder for pictures and tables, or where another run has it, for one of its own; by default a new one in ``outputs/evaluate``.
+        data: the data set to evaluate on; by default the model's training data.
+        output: folder for pictures and tables; if it belongs to another run, a new folder inside it. By default a new one in
+            ``outputs/evaluate``.
         experiment: MLflow experiment; by default the task's name.
-        tta: test-time augmentation: ``flip`` measures the mean of what is said of a picture and of its mirror image, ``flips`` of
-            both also upside down.
+        tta: test-time augmentation: predictions are averaged over the picture and its mirror image (``flip``), and also over
+            both upside down (``flips``).
 
     Returns:
-        The figures by name.
+        The metrics by name.
 
     Raises:
-        ValueError: there is no such model, or it cannot be measured on the data.
+        ValueError: there is no such model, or it cannot be evaluated on the data.
     """
     subject = Subject.find(model)
     data = subject.prepare(data)

@@ -31,28 +31,28 @@ def export(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        file: the file to write; one that is there is replaced at once, when the new one is whole and checked.
-        format: onnx, torchscript (opened with ``torch.jit.load``), pt2 (``torch.export.load``), or safetensors, which
-            holds the weights alone. Default: what the suffix says (.onnx, .pt, .pt2, .safetensors).
+        file: the file to write; an existing one is replaced only once the new one is complete and checked.
+        format: onnx, torchscript (opened with ``torch.jit.load``), pt2 (``torch.export.load``), or safetensors, the
+            weights only. Default: by the suffix (.onnx, .pt, .pt2, .safetensors).
         opset: version of the ONNX operators. Default: the exporter's own.
-        preprocessing: true: the file takes the pixels, uint8 B×C×S×S, and a classifier answers with probabilities,
-            float32 B×K; false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier answers
-            with logits. What others answer, their classes in `pipelines.serving.exported` say, and the metadata.
-        with_preprocessing: the file also makes pictures of any size, uint8 B×C×H×W, the S×S that the network takes, as it is
-            done in training; boxes are then in pixels of the picture. Else whoever uses the file does; the metadata describe it.
+        preprocessing: true: the file takes pixels, uint8 B×C×S×S, and a classifier returns probabilities, float32 B×K;
+            false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier returns logits. The
+            outputs of other tasks are described in `pipelines.serving.exported` and in the metadata.
+        with_preprocessing: include the resizing, so that the file takes pictures of any size, uint8 B×C×H×W; boxes are then in
+            the pixels of the picture. Otherwise the user of the file resizes as the metadata describe.
 
-        dynamic: true: a segmentation network takes images of any height and width that its strides divide, and answers for each
-            pixel. Networks for super-resolution, translation and stylization always do.
-        precisions: write it also as fp16 (half precision) and int8 (whole numbers, whose ranges are those of 256 training
-            images), onnx alone: ``FILE.fp16.onnx`` and ``FILE.int8.onnx`` beside FILE.onnx. What each loses on validation data and
-            gains in time and size is in a table, and in a run of its own.
+        dynamic: true: a segmentation network takes images of any height and width divisible by its strides. Networks for
+            super-resolution, translation and stylization always do.
+        precisions: also write fp16 (half precision) and int8 (calibrated on 256 training images), onnx only:
+            ``FILE.fp16.onnx`` and ``FILE.int8.onnx`` beside FILE.onnx. A table, also logged as a run, compares accuracy on
+            validation data, latency and size.
 
     Returns:
-        What was written, and how far its answers are from the model's.
+        A summary, with the largest difference between the file's outputs and the model's.
 
     Raises:
         ValueError: there is no such model, the options do not go together, the model cannot be written in this
-            format, or the file answers differently.
+            format, or the outputs of the file differ.
     """
     chosen = format or SUFFIXES.get(file.suffix.lower())
     if chosen is None:

@@ -149,15 +149,15 @@ def enrol(
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         gallery: the file, such as people.parquet.
-        paths: folders with a sub-folder for each person, or with pictures of the one that they are named after, also by
-            patterns such as "people/*"; with --name, any pictures.
-        name: who is in the pictures.
-        faces: find the foremost face of each picture first, and cut it out in this form, the one of the pictures that the
-            model was trained on; needs the package facenet-pytorch. None takes pictures whole.
+        paths: folders with a sub-folder for each person, or folders of pictures named after the person; patterns such as
+            "people/*" are allowed. With --name, any pictures.
+        name: name of the person in the pictures.
+        faces: detect the main face of each picture and align it in this form, which must be that of the model's training
+            pictures; needs the package facenet-pytorch. None uses whole pictures.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: the model, the gallery or the pictures cannot be used.
@@ -224,10 +224,10 @@ def identify(
     Where the gallery was made with --faces, all faces of each picture are found, and each has a row, the foremost first.
 
     Args:
-        gallery: what enrol made.
+        gallery: a file that enrol wrote.
         paths: files, folders, patterns.
-        threshold: squared distance up to which a face is that of the nearest person; None is the model's own.
-        json: a line of JSON for each picture instead of a table.
+        threshold: squared distance up to which a face matches the nearest person; None for the model's own.
+        json: print one JSON object per picture instead of a table.
         device: where the model runs.
 
     Returns:
@@ -267,13 +267,13 @@ def verify(
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         first: a picture.
-        second: another one.
-        threshold: squared distance up to which they do; None is the model's own.
-        faces: find the foremost face of each picture first, as for enrol; None takes pictures whole.
+        second: another picture.
+        threshold: squared distance up to which two pictures match; None for the model's own.
+        faces: detect and align the main face of each picture first, as for enrol; None uses whole pictures.
         device: where the model runs.
 
     Returns:
-        The answer, with the squared distance.
+        The decision, with the squared distance.
 
     Raises:
         ValueError: the model or a picture cannot be used.
@@ -307,14 +307,14 @@ def cluster(
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         paths: files, folders, patterns.
-        out: a new folder for the result; people with only one picture are in its sub-folder ``single``.
+        out: a new folder for the result; people with only one picture go to its sub-folder ``single``.
         method: ``agglomerative`` compares each picture with every other; ``dbscan`` also suits many thousands of
             pictures.
-        threshold: squared distance up to which two pictures are of one person; None is the model's own.
+        threshold: squared distance up to which two pictures match; None for the model's own.
         device: where the model runs.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: the model or the pictures cannot be used, or the folder is not empty.
@@ -364,13 +364,13 @@ def align(
     Args:
         folder: the photographs, in any sub-folders.
         out: a new folder for the aligned ones.
-        form: how: ``arcface`` and ``dlib`` as the networks of these names were trained, with the eyes, nose and mouth at their
-            places; ``facenet`` is the box around the face.
-        size: side of the square pictures that are written, in pixels; None is the form's own, 112, 150 or 160.
+        form: alignment: ``arcface`` and ``dlib`` move eyes, nose and mouth to the positions that these networks were trained
+            with; ``facenet`` crops the box around the face.
+        size: side of the square output pictures, in pixels; None for the form's own, 112, 150 or 160.
         device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: the package is missing, there are no pictures or no faces, or the new folder is not empty.
@@ -429,7 +429,7 @@ def landmarks(folder: str, out: str = "landmarks.csv", device: str = "auto") -> 
         device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: the package is missing, or there are no pictures or no faces.

@@ -54,14 +54,14 @@ def inspect(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        paths: files, folders, patterns; none takes four images of the data.
+        paths: files, folders, patterns; by default four images of the data.
         out: folder for the pictures; a folder under ``outputs/inspect`` by default.
-        layer: layer of the unit and of Grad-CAM; the deepest stage that still says where, by default.
+        layer: layer of the unit and of Grad-CAM; by default the deepest stage with spatial resolution.
         channel: channel of the unit; by default the one that contributes most to the class of the first image.
-        label: class to explain; by default the one that is predicted.
+        label: class to explain; by default the predicted one.
         data: images for the patches and the embedding; by default those of its training.
-        samples: how many of them.
-        embedding: how features are laid out in the plane.
+        samples: number of these images.
+        embedding: projection of the features to two dimensions.
         log: add the pictures to the run that trained the model, as artifacts in the folder ``inspect``.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 

@@ -54,28 +54,26 @@ def predict(
         paths: files, folders, patterns; tables (CSV, Parquet) of images, with a column ``path`` and one for each tabular input of the
             model; a camera by its number, such as ``0``, or a stream by its address, such as
             ``rtsp://HOST/PATH``, until Ctrl-C.
-        out: folder for ``predictions.jsonl`` and, with the sub-folders that the images are in, a drawing of each answer;
-            of a video an ``.mp4``. Where the answers have masks, also ``NAME.mask.png`` (numbers of classes, with a palette)
-            and ``coco.json`` (run-length codes).
-        json: print a line of JSON for each image or frame instead of a table.
-        batch_size: images that go through the network together.
+        out: folder for ``predictions.jsonl`` and a drawing of each prediction, in the images' sub-folders; for a video an
+            ``.mp4``. For masks, also ``NAME.mask.png`` (class numbers, with a palette) and ``coco.json`` (RLE).
+        json: print one JSON object per image or frame instead of a table.
+        batch_size: number of images per batch.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
-        track: give the objects in a video numbers, ``ids``, that they keep from frame to frame.
-        form: write a detector's answers into ``out`` for other tools too: ``coco``, results of COCO's; ``yolo``, text files;
-            ``mot``, the MOTChallenge's.
-        truth: an annotation file in COCO's format, whose ids of images and categories the results of ``coco`` take.
-        threshold: lowest score of boxes that are returned; by default the one that was best in validation.
-        nms: overlap (IoU) above which the less certain of two boxes of a class is suppressed; by default as in
-            training.
-        max_detections: most boxes that are returned for an image, or for a tile of one; by default as in training.
-        across_classes: suppress the less certain box even if the two are of different classes.
+        track: track the objects in a video: each keeps its number, in ``ids``, from frame to frame.
+        form: also write detections to ``out`` in another tool's format: ``coco`` (COCO results), ``yolo`` (text files) or
+            ``mot`` (MOTChallenge).
+        truth: a COCO annotation file, whose image and category ids are used in the results of ``coco``.
+        threshold: minimum score of returned boxes; by default the one that was best in validation.
+        nms: IoU above which the lower-scoring of two boxes of a class is suppressed; by default as in training.
+        max_detections: maximum number of boxes per image, or per tile; by default as in training.
+        across_classes: suppress overlapping boxes across classes, too.
         classes: return only boxes of these classes, such as ``car,bus``; a list if names contain commas.
-        tile: cut larger pictures into squares of this side, in pixels, which overlap by a fifth, and merge what is found in
-            them, so that small objects are seen larger; 0 leaves pictures whole. By default as in training.
-        save_crops: write what is in each box of an image into ``crops/CLASS`` below ``out``.
-        support: answer with the classes that this folder introduces, a sub-folder with a few pictures for each.
-        tta: test-time augmentation: ``flip`` tells the mean of what is said of a picture and of its mirror image, ``flips`` of both
-            also upside down.
+        tile: split larger pictures into square tiles of this side, in pixels, with an overlap of a fifth, and merge the
+            results, so that small objects are seen larger; 0 for whole pictures. By default as in training.
+        save_crops: save the content of each box to ``crops/CLASS`` below ``out``.
+        support: few-shot recognition of the classes in this folder, which has a sub-folder with a few pictures for each.
+        tta: test-time augmentation: predictions are averaged over the picture and its mirror image (``flip``), and also over
+            both upside down (``flips``).
 
     Returns:
         The exit code: 0; 1 if there were files that could not be read, which are named and skipped; 2 if nothing was

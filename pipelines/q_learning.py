@@ -25,10 +25,10 @@ def play(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        environment: another one that shows the same and takes the same actions; by default that of its training.
-        episodes: how many.
-        film: file of a video of the first one, ``.mp4``.
-        seed: of the episodes.
+        environment: another environment with the same observations and actions; by default that of the training.
+        episodes: number of episodes.
+        film: path of a video of the first episode, ``.mp4``.
+        seed: random seed of the episodes.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:

@@ -43,14 +43,14 @@ def sample(
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        out: a folder.
-        count: images.
-        seed: the same one gives the same images.
-        label: the class, by name or number, where the generator is conditional; by default all in turn.
+        out: output folder.
+        count: number of images.
+        seed: random seed; the same one gives the same images.
+        label: the class, by name or number, for a conditional generator; by default all in turn.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: there is no such model or class.
@@ -91,18 +91,18 @@ def dissect(
 
     Args:
         model: the generator, ``models:/name@alias`` or ``models:/name/version``.
-        segmenter: a registered segmentation model, which has learned the same kind of images.
-        out: a folder.
-        count: images.
-        units: of each class, so many units are switched together.
-        seed: of the images.
-        device: where both run, such as ``cuda``; ``auto`` is the GPU if there is one.
+        segmenter: a registered segmentation model, trained on the same kind of images.
+        out: output folder.
+        count: number of images.
+        units: number of units that are switched together for each class.
+        seed: random seed of the images.
+        device: where both models run, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
-        ValueError: there is no such model, it is no such model, or the generator has no maps.
+        ValueError: there is no such model, it is of another kind, or the generator has no feature maps.
     """
     otherwise = ": a segmentation model says what is in the images."
     module, (_, seeing) = _generator(model, device), registry.load_as(SegmentationModule, segmenter, otherwise, device)
@@ -185,17 +185,17 @@ def enrich(
 
     Args:
         model: the generator, ``models:/name@alias`` or ``models:/name/version``.
-        data: images of the same classes, such as Digits; by default those that the generator learned from.
-        real: numbers of real images a class; the smallest class's own is the most.
-        generated: images a class that are added.
-        backbone: of the classifier.
-        steps: of its training.
-        seeds: draws of the real images, and beginnings of the classifier.
-        out: a CSV file for the single accuracies.
-        device: where the generator runs; the classifier chooses by itself.
+        data: images of the same classes, such as Digits; by default the generator's training data.
+        real: numbers of real images per class to try, at most the size of the smallest class.
+        generated: number of generated images per class that are added.
+        backbone: backbone of the classifier.
+        steps: training steps of the classifier.
+        seeds: number of repetitions, each with other real images and initial weights.
+        out: a CSV file for the individual accuracies.
+        device: where the generator runs; the classifier chooses its own.
 
     Returns:
-        What was found.
+        The result as a table.
 
     Raises:
         ValueError: there is no such model, it is not conditional, or has other classes.
@@ -244,12 +244,12 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
         pictures: a file, a folder with all below it, or a pattern.
-        to: the domain by name, or values of several attributes, such as ``blue,thick``; what is not named stays.
-        out: a folder, in which the translations have the sub-folders and names of the pictures, as PNG.
+        to: target domain by name, or values of several attributes, such as ``blue,thick``; other attributes are kept.
+        out: output folder; the translations keep the sub-folders and names of the pictures, as PNG.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: there is no such model or domain, there are no pictures, or one cannot be read.

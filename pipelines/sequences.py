@@ -12,16 +12,16 @@ def extend(model: str, numbers: list[int], count: PositiveInt = 1, device: str =
     """Continues a series of numbers by what a registered model says comes next.
 
     Args:
-        model: ``models:/name@alias`` or ``models:/name/version``, which has learned from `Series`.
+        model: ``models:/name@alias`` or ``models:/name/version``, trained on `Series`.
         numbers: the series so far.
-        count: how many numbers to add.
+        count: number of numbers to add.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
     Returns:
-        The series, and how sure the model was of each number.
+        The series, with the probability of each number.
 
     Raises:
-        ValueError: there is no such model, it is for something else, or a number is not from 0 to 255.
+        ValueError: there is no such model, it is for another task, or a number is not from 0 to 255.
     """
     answering, module = registry.load_as(SequenceModule, model, ", which continues no series.", device)
     if module.image_size != 1:

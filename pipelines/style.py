@@ -40,20 +40,20 @@ def style(
         content: the picture to paint.
         style: the style picture.
         out: file of the result; the film has its name with ``.mp4``.
-        backbone: whose features are compared: a timm name, a file of weights, a registered model (``models:/name@alias``).
-        pretrained: with published weights.
+        backbone: network whose features are compared: a timm name, a file of weights, a registered model (``models:/name@alias``).
+        pretrained: use published weights.
         backbone_options: further arguments of the backbone, such as ``architecture`` of a file of weights.
         style_layers: layers whose Gram matrices are compared; by default the paper's of VGG19, all stages of others.
         content_layer: layer whose maps are compared; by default conv4_2 of VGG19, the last stage up to stride 8 of others.
         content_weight: α.
         style_weight: β.
-        variation_weight: weight of total variation, which smooths.
-        keep_colour: change brightness alone.
+        variation_weight: weight of the total variation, which smooths the picture.
+        keep_colour: keep the colours of the content and change only its brightness.
         size: longer side of both pictures, in pixels.
-        start: what is optimised is the content at first, or noise.
+        start: initial picture: the content, or noise.
         optimizer: L-BFGS as in the paper, or Adam, which takes less memory.
-        steps: evaluations of the losses.
-        seed: of the noise.
+        steps: number of loss evaluations.
+        seed: random seed of the noise.
 
     Raises:
         ValueError: a file cannot be read or written, or there is no such backbone or layer.

@@ -342,19 +342,19 @@ def sweep(
         space: YAML file of settings by their dotted name, with a list of choices or bounds:
             ``data.augmentation: [light, standard]``, ``data.batch_size: {low: 16, high: 64, step: 16}``,
             ``model.optimization.lr: {low: 0.001, high: 0.1, log: true}``.
-        trials: how many, with those that there were before.
+        trials: total number of trials, including earlier ones.
         task: the task.
-        study: the sweep's name. Default: that of the recipe and the space.
-        storage: Optuna's database, as SQLAlchemy names it.
+        study: name of the sweep. Default: from the names of the recipe and the space.
+        storage: URL of Optuna's database, in SQLAlchemy's form.
         register: register the best trial's checkpoint under this name.
         experiment: MLflow experiment. Default: the task's.
         args: further settings of the command line for all trials, such as ``"--trainer.max_epochs 5"``.
 
     Returns:
-        The exit code: 0, or 1 where no trial came to a figure.
+        The exit code: 0, or 1 if no trial produced a metric.
 
     Raises:
-        ValueError: a file cannot be read, a setting is unknown, or the study of this name is another one.
+        ValueError: a file cannot be read, a setting is unknown, or the name belongs to another study.
     """
     if trials < 1:
         raise ValueError(f"--trials must be at least 1, not {trials}.")

@@ -40,15 +40,15 @@ def transferability(
 
     Args:
         backbone: any timm name, a file of weights, or a registered model (``models:/name@alias``).
-        data: what it is to be used for.
+        data: the target data set.
         pretrained: start from published weights.
         backbone_options: further arguments of the backbone, such as ``architecture`` of a file of weights.
-        images: training images at most, and validation images at most.
+        images: maximum number of training images, and of validation images.
         output: folder for ``transferability.png``.
         experiment: MLflow experiment.
 
     Returns:
-        The accuracy by stage, from the image on.
+        The accuracy by stage, starting with the image itself.
     """
     L.seed_everything(data.seed, verbose=False)
     place = experiment_id(tracking_client(), experiment)

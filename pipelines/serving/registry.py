@@ -97,10 +97,10 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
         name: the registered model.
         version: its version; the newest by default.
         alias: the alias.
-        force: promote whatever the figures say.
+        force: promote whatever the metrics are.
 
     Returns:
-        What was done, and why.
+        A summary with the reason.
 
     Raises:
         ValueError: there is no such model, or MLflow keeps no such alias.
@@ -165,7 +165,7 @@ def demote(name: str, alias: str = "champion") -> str:
         alias: the alias.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
         ValueError: there is no such model, or no version has the alias.
@@ -213,7 +213,7 @@ def show(name: str) -> str:
         name: the registered model.
 
     Returns:
-        A table: version, aliases, data, run, figures.
+        A table: version, aliases, data, run, metrics.
 
     Raises:
         ValueError: there is no such model.
@@ -240,16 +240,16 @@ def evaluate(
     """Evaluates a saved model on the test split of its training data.
 
     Args:
-        folder: what `save_model` wrote.
-        data: other data.
+        folder: a folder that `save_model` wrote.
+        data: a data set other than the training data.
         tta: see `modules.views.Views`.
-        options: of Lightning's trainer, such as a ``logger``.
+        options: options of Lightning's trainer, such as ``logger``.
 
     Returns:
-        The figures by name.
+        The metrics by name.
 
     Raises:
-        ValueError: the model does not say what it learned from, or the data are of another task.
+        ValueError: the model does not state its training data, or the data are of another task.
     """
     data = data or learned_from(folder, folder)
     return measured(fitted_to(folder, data, tta), data, **options)
@@ -284,13 +284,13 @@ def compare(name: str, first: str, second: str) -> str:
     Args:
         name: the registered model.
         first: a version or an alias.
-        second: another one.
+        second: another version or alias.
 
     Returns:
-        A table: figure, first, second, difference.
+        A table: metric, first, second, difference.
 
     Raises:
-        ValueError: there is no such version, or the second cannot be measured on the data of the first.
+        ValueError: there is no such version, or the second cannot be evaluated on the data of the first.
     """
     numbers = [_version(name, given).version for given in (first, second)]
     folders = [model_folder(f"models:/{name}/{number}") for number in numbers]
@@ -361,13 +361,13 @@ def download(address: str, folder: str) -> str:
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
-        folder: where; it must not exist yet.
+        folder: output folder; it must not exist yet.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
-        ValueError: there is no such model, or the folder is there.
+        ValueError: there is no such model, or the folder exists.
     """
     if Path(folder).exists():
         raise ValueError(f"{Path(folder).resolve()} already exists: name a new folder.")
@@ -385,11 +385,11 @@ def add_files(address: str, files: Sequence[Path], folder: str) -> str:
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
-        files: those that are there are added.
-        folder: of the run's artifacts.
+        files: paths; those that exist are added.
+        folder: folder among the run's artifacts.
 
     Returns:
-        Where they are; or, since what was found must not be lost with the tracking server, why they could not be added.
+        Where they are, or why they could not be added; results are not lost with the tracking server.
     """
     try:
         run_id = mlflow.models.get_model_info(address).run_id
@@ -408,7 +408,7 @@ def load(address: str, device: str = "cpu") -> Any:
 
     Args:
         address: ``models:/name@alias`` or ``models:/name/version``.
-        device: where it shall run; ``auto`` is the GPU if there is one.
+        device: where it runs; ``auto`` is the GPU if there is one.
 
     Returns:
         Its `pipelines.serving.model.VisionModel`, whose ``predict(None, images)`` takes paths, bytes, arrays and pictures.
@@ -425,8 +425,8 @@ def load_as(kind: type[M], address: str, otherwise: str, device: str = "cpu") ->
     Args:
         kind: class of its module.
         address: ``models:/name@alias`` or ``models:/name/version``.
-        otherwise: ends the sentence that names another kind, such as ``, which embeds no faces.``
-        device: where it shall run; ``auto`` is the GPU if there is one.
+        otherwise: end of the message about a model of another kind, such as ``, which embeds no faces.``
+        device: where it runs; ``auto`` is the GPU if there is one.
 
     Returns:
         The model and its module.

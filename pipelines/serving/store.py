@@ -121,7 +121,7 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
     """The data set that a saved model was trained on.
 
     Args:
-        folder: what `save_model` wrote.
+        folder: a folder that `save_model` wrote.
         model: the data are prepared for this one instead, which `save_model` wrote too.
 
     Raises:
