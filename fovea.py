@@ -16,16 +16,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning as L
-import numpy as np
 import PIL.Image
 
-from modules import VisionModule
-from pipelines.engine.task import find_task
-from pipelines.serving import registry
-from pipelines.serving.model import BATCH, VisionModel
+if TYPE_CHECKING:
+    import lightning as L
+
+    from modules import VisionModule
+    from pipelines.serving.model import VisionModel
+
 
 __all__ = ["Model", "Training", "load", "train"]
 
@@ -40,14 +40,14 @@ class Model:
         answering: reads and prepares the pictures, and asks the module.
     """
 
-    answering: VisionModel
+    answering: "VisionModel"
 
     @property
-    def module(self) -> VisionModule:
+    def module(self) -> "VisionModule":
         """The network, a Lightning module in evaluation mode."""
         return self.answering.module
 
-    def predict(self, pictures: Iterable[Picture], batch_size: int = BATCH) -> list[dict[str, Any]]:
+    def predict(self, pictures: Iterable[Picture], batch_size: int = 64) -> list[dict[str, Any]]:
         """Answers, one for each picture; what is in them depends on the task, see the module's ``predict``.
 
         Args:
@@ -57,6 +57,8 @@ class Model:
         Raises:
             ValueError: one cannot be read; the message names it.
         """
+        import numpy as np
+
         array = isinstance(pictures, np.ndarray) and (
             pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] <= 4)
         )
@@ -133,7 +135,7 @@ def train(
     output: str | os.PathLike[str] | None = None,
     register: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    callbacks: Sequence[L.Callback] = (),
+    callbacks: "Sequence[L.Callback]" = (),
 ) -> Training:
     """Trains, measures the best checkpoint, and registers it if it is given a name: ``python -m pipelines.TASK fit``.
 
@@ -159,6 +161,9 @@ def train(
         KeyboardInterrupt: it was interrupted; ``output`` goes on.
     """
     given = {key: value for key, value in locals().items() if key != "task"} | {"task": task}
+    from pipelines.engine.task import find_task
+    from pipelines.serving.model import VisionModel
+
     named = {"data": data, "data.root": root, "backbone": backbone, "max_epochs": max_epochs, "batch_size": batch_size,
              "lr": lr, "seed": seed, "output": output, "register": register}  # fmt: skip
     recipes = [config] if isinstance(config, str | os.PathLike) else config
@@ -190,6 +195,8 @@ def load(address: str, device: str = "auto") -> Model:
     Raises:
         ValueError: there is no such model or device.
     """
+    from pipelines.serving import registry
+
     return Model(registry.load(address, device))
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import cv2
 import numpy as np
-import pandas as pd
 from annotated_types import Ge
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
@@ -23,6 +22,9 @@ from datamodules.labelled.sources import LabelledSource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 from datamodules.splits import SPLITS
 from datamodules.videos import evenly
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # y, x
 EXTENT = (0.35, 0.5)  # minimum and maximum length of a digit's longer side, relative to the frame
@@ -66,7 +68,7 @@ class VideoFolder(ClipDataModule, ImageFolder):
             )
 
     @override
-    def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+    def checked_files(self, paths: NDArray[np.str_]) -> "pd.DataFrame":
         table, self.bad_files = check_images(paths, self.on_bad_file, videos.inspect_video, "videos", check=self.check)
         return table
 

@@ -1,15 +1,14 @@
 """Duplicate and near-duplicate pictures, and outliers among files."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
-import faiss
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIDE, CORE = 24, 20  # of a thumbnail, and of its middle, in pixels
 NEIGHBOURS = 5
@@ -61,6 +60,8 @@ def near_pairs(
     Returns:
         Their places, int64 M×2, and their likeness, float64 M.
     """
+    import faiss
+
     places = np.flatnonzero(~is_flat(thumbnails))
     if len(places) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
@@ -77,11 +78,14 @@ def near_pairs(
 
 def grouped(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Connected components: the group number of each of ``count`` items, int64, given their pairs, int64 M×2."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def oddities(table: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> list[str]:
+def oddities(table: "pd.DataFrame", thumbnails: NDArray[np.uint8]) -> list[str]:
     """Describes what is unusual about each of several readable files; empty if nothing is.
 
     Args:

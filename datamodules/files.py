@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.base import DataError
 from datamodules.images import check_images
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 MEASURED = 256  # images that the statistics are computed from
@@ -87,7 +89,7 @@ class Files:
         bits = (self._depth or 8) if self.bits == "auto" else self.bits
         return Reading(self.in_chans, self._chosen, bits)
 
-    def looked_at(self, paths: NDArray[np.str_], check: Check = "all") -> pd.DataFrame:
+    def looked_at(self, paths: NDArray[np.str_], check: Check = "all") -> "pd.DataFrame":
         """Inspects files; see `check_images`."""
         auto = self.bits == "auto"
         reading = Reading(self.in_chans, self._chosen, 16) if auto else self.reading

@@ -5,14 +5,15 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import pandas as pd
 
 from datamodules.base import DataError
 from datamodules.images import EXTENSIONS, folded, images_in
 from datamodules.tables import Notes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def parts_of(written: str) -> list[str]:

@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,6 +24,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.base import DataError, digest_of, listed
 from datamodules.options import RGB, Check, Reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The reduction factor in decoding for a height and width, in either order: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
@@ -383,7 +385,7 @@ def _signature(path: str) -> tuple[int, int]:
 
 def inspect_images(
     paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Decodes every file once and caches the result, so that unchanged files are not read again.
 
     Args:
@@ -398,6 +400,8 @@ def inspect_images(
         under ``$XDG_CACHE_HOME/fovea``; changes of a file are detected by its size and its times of modification and of
         status change.
     """
+    import pandas as pd
+
     absolute = [os.path.abspath(path) for path in paths]
     how = []  # RGB and grey are inspected alike
     if not reading.seen:
@@ -432,9 +436,11 @@ def inspect_images(
 
 def _sampled(
     paths: NDArray[np.str_], check: Literal["sample", "none"], look: Look, kind: str, reading: Reading
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Applies `inspect_images` to a fixed random sample of files, or to none. Other files count as readable if they
     exist; their digest is that of name and size, and their other columns are 0."""
+    import pandas as pd
+
     count = min(SAMPLE, len(paths)) if check == "sample" else 0
     chosen = np.sort(np.random.default_rng(0).permutation(len(paths))[:count])
     root = os.path.commonpath([os.path.dirname(path) for path in paths.tolist()])
@@ -456,7 +462,7 @@ def check_images(
     kind: str = "images",
     reading: Reading = RGB,
     check: Check = "all",
-) -> tuple[pd.DataFrame, dict[str, str]]:
+) -> "tuple[pd.DataFrame, dict[str, str]]":
     """Applies the policy for unreadable files.
 
     Args:
@@ -539,6 +545,8 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
         digests: content digests of the images.
         names: class or person of each image.
     """
+    import pandas as pd
+
     # Not the paths: file names need not be valid text for pandas.
     table = pd.DataFrame({"digest": digests, "name": names})
     several = table[table.groupby("digest")["name"].transform("nunique") > 1].sort_values(["digest", "name"])

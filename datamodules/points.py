@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -74,6 +73,8 @@ class PointCloud(L.LightningDataModule):
 
 
 def _read(file: Path) -> NDArray[np.float64]:
+    import pandas as pd
+
     if not file.is_file():
         raise DataError(f"{file} is neither a file nor one of the shapes {', '.join(SHAPES)}.")
     try:

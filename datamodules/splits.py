@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from datamodules.base import DataError, listed
 from datamodules.images import images_in, sub_folders
@@ -152,6 +151,8 @@ def stratified(
     Raises:
         DataError: a class has too few images to be in both.
     """
+    from sklearn.model_selection import train_test_split
+
     counts = np.bincount(labels, minlength=len(label_names))
     for name, count in zip(label_names, counts, strict=True):
         if count < least:
@@ -189,6 +190,8 @@ def fold_of(
     Raises:
         DataError: a class has fewer images, or images of fewer groups, than there are folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     for label, name in enumerate(label_names):
         own = labels == label
         count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
@@ -219,6 +222,8 @@ def stratified_by_group(
     Raises:
         DataError: there are too few groups for every class to be in both.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     count = min(round(1 / share), len(np.unique(groups)))
     if count > 1:
         for rest, part in StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, groups):

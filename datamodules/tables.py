@@ -8,16 +8,18 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.base import DataError, listed
 from datamodules.images import EXTENSIONS, folded
 from datamodules.splits import SPLITS, split_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -93,7 +95,7 @@ def text_of(file: Path, notes: Notes | None = None, declared: str | None = None)
     return text
 
 
-def read_table(file: Path, option: str) -> pd.DataFrame:
+def read_table(file: Path, option: str) -> "pd.DataFrame":
     """Reads a table; cells of a CSV stay text, so that labels such as 007 and NA are preserved.
 
     Text may have any encoding that `decoded` supports; Excel's first line ``sep=;`` and empty rows are skipped.
@@ -105,6 +107,8 @@ def read_table(file: Path, option: str) -> pd.DataFrame:
     Raises:
         DataError: it does not exist, cannot be read, or has no rows.
     """
+    import pandas as pd
+
     if not file.is_file():
         raise DataError(f"There is no file {file.resolve()}: give the table of your images with {option}.")
     try:
@@ -147,7 +151,7 @@ SPELLINGS = {
 }
 
 
-def spelled(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+def spelled(table: "pd.DataFrame", names: Sequence[str]) -> dict[str, str]:
     """Finds columns of a table in another common spelling or capitalisation of missing names.
 
     Returns:
@@ -176,7 +180,7 @@ def warn_of_alike(names: Sequence[str]) -> None:
 
 
 def check_table(
-    table: pd.DataFrame, file: Path, columns: dict[str, str], filled: Sequence[str], must_train: bool = True
+    table: "pd.DataFrame", file: Path, columns: dict[str, str], filled: Sequence[str], must_train: bool = True
 ) -> None:
     """Checks the columns of a table.
 
@@ -228,7 +232,7 @@ def check_table(
                 )
 
 
-def by_split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_split(table: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
     """Groups the rows by split, in any spelling of `split_of`; ``all`` without a column ``split``."""
     if "split" not in table:
         return {"all": table}
@@ -242,6 +246,8 @@ UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
 def numbers_in(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
     """Numbers of a column, NaN for missing ones, and the cells that are not numeric. The decimal separator may be a
     comma; see `unclear`."""
+    import pandas as pd
+
     text = cells.fillna("").astype(str).str.strip()
     text = text.where(~text.str.casefold().isin(UNKNOWN), "")
     numbers = pd.to_numeric(text.str.replace(",", "" if unclear(text) else ".", regex=False), errors="coerce").to_numpy(
@@ -262,7 +268,7 @@ def unclear(cells: "pd.Series[Any]") -> str | None:
     )
 
 
-def numeric_columns(table: pd.DataFrame, names: Sequence[str], file: Path) -> NDArray[np.float32]:
+def numeric_columns(table: "pd.DataFrame", names: Sequence[str], file: Path) -> NDArray[np.float32]:
     """Reads columns in which every row must have a number.
 
     Args:

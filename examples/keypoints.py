@@ -129,7 +129,7 @@ class PointAnswers(Answers):
         return drawn
 
 
-keypoints = Task("keypoints", KeypointModule, "examples.keypoints.Crosses")
+keypoints = Task("keypoints", "examples.keypoints.KeypointModule", "examples.keypoints.Crosses")
 
 
 if __name__ == "__main__":  # under its own name, by which a registered model finds its class

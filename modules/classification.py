@@ -1,7 +1,7 @@
 """Image classification."""
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from typing_extensions import override
 
 from modules.answers import HeadedAnswers, likeliest
 from modules.base import Stage, VisionModule
-from modules.callbacks.linear_head import Solution, solve
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
@@ -34,6 +33,9 @@ from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
 from modules.views import Views, mean_of_classes
 from modules.warm_start import ClassRows
+
+if TYPE_CHECKING:
+    from modules.callbacks.support_vectors import Solution
 
 WORST = 18  # number of misclassified images shown
 
@@ -118,8 +120,10 @@ class ClassificationModule(VisionModule):
         self.answers = HeadedAnswers("{label} {probability:.3f}")
         self.mistakes: list[tuple[float, int, int, Tensor]] = []
 
-    def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Solution:
+    def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> "Solution":
         """See `LinearTask.solve_head`: fits a linear support vector machine."""
+        from modules.callbacks.support_vectors import solve  # only here: scikit-learn takes a second to import
+
         weights = None if self.class_weights is None else self.class_weights.tolist()
         solution = solve(features, labels, self.num_classes, weights)
         self.head.load_state_dict({"weight": torch.tensor(solution.weight), "bias": torch.tensor(solution.bias)})

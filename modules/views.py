@@ -1,15 +1,14 @@
 """Test-time augmentation by mirroring."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modules.networks import BackboneError
+from modules.ranges import Mirroring
 
-Mirroring = Literal["none", "flip", "flips"]
 Axes = tuple[int, ...]  # mirrored axes: -1 left-right, -2 up-down
 AXES: Mapping[Mirroring, Sequence[Axes]] = {"none": [()], "flip": [(), (-1,)], "flips": [(), (-1,), (-2,), (-2, -1)]}
 

@@ -3,13 +3,8 @@
 import socket
 import webbrowser
 
-import uvicorn
-
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
-from pipelines.serving.model import VisionModel
-from pipelines.serving.page import Asked, page
-from pipelines.serving.subject import Subject
 
 
 def app(
@@ -36,6 +31,12 @@ def app(
     Raises:
         ValueError: there is no such model or device, or the port is not available.
     """
+    import uvicorn
+
+    from pipelines.serving.model import VisionModel
+    from pipelines.serving.page import Asked, page
+    from pipelines.serving.subject import Subject
+
     subjects = [Subject.find(address) for address in (model, against) if address]
     asked = [Asked(subject, VisionModel().load(subject.folder, device)) for subject in subjects]
     try:

@@ -2,11 +2,14 @@
 ``encode|decode|nearest``, and ``points``, a demonstration without images.
 """
 
-from modules import AutoencodingModule
-from pipelines.codes import decode, encode, nearest, points
 from pipelines.engine.task import Task
 
-autoencoding = Task("autoencoding", AutoencodingModule, "datamodules.Digits", (encode, decode, nearest, points))
+autoencoding = Task(
+    "autoencoding",
+    "modules.AutoencodingModule",
+    "datamodules.Digits",
+    ("pipelines.codes.encode", "pipelines.codes.decode", "pipelines.codes.nearest", "pipelines.codes.points"),
+)
 
 if __name__ == "__main__":
     autoencoding.main()

@@ -1,9 +1,8 @@
 """Train and use classifiers: ``python -m pipelines.classification fit|validate|test|predict``."""
 
-from modules import ClassificationModule
 from pipelines.engine.task import Task
 
-classification = Task("classification", ClassificationModule, "datamodules.Digits")
+classification = Task("classification", "modules.ClassificationModule", "datamodules.Digits")
 
 if __name__ == "__main__":
     classification.main()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datamodules import DetectionDataModule
-from datamodules.annotated.writers import FileFormat
+from datamodules.forms import FileFormat
 from pipelines.engine.command import command
 
 

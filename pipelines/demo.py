@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-from PIL import Image
-
-from pipelines.classification import classification
 from pipelines.engine.command import command
 from pipelines.engine.terminal import print_table
-from pipelines.serving import registry
 
 ROOT = Path(__file__).parents[1]
 NAME = "digits-lenet5"
@@ -15,6 +11,11 @@ NAME = "digits-lenet5"
 
 def demo() -> None:
     """Trains, registers, promotes and uses a model, and ends with one table."""
+    from PIL import Image
+
+    from pipelines.classification import classification
+    from pipelines.serving import registry
+
     cli = classification(
         ["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME]
     )

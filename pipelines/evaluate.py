@@ -3,12 +3,10 @@ FOLDER``."""
 
 from pathlib import Path
 
-from datamodules import DataError, VisionDataModule
-from modules.views import Mirroring
+from datamodules import VisionDataModule
+from modules.ranges import Mirroring
 from pipelines.engine.command import command
-from pipelines.engine.terminal import ProgressBar, print_table, say
-from pipelines.serving import registry
-from pipelines.serving.subject import Subject
+from pipelines.engine.terminal import print_table, say
 
 
 def evaluate(
@@ -40,6 +38,11 @@ def evaluate(
     Raises:
         ValueError: there is no such model, or it cannot be evaluated on the data.
     """
+    from datamodules import DataError
+    from pipelines.engine.progress import ProgressBar
+    from pipelines.serving import registry
+    from pipelines.serving.subject import Subject
+
     subject = Subject.find(model)
     data = subject.prepare(data)
     if data.sources and data.drawn and subject.new_to(data):

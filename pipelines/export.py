@@ -1,16 +1,14 @@
 """Exports a registered model to a file: ``python -m pipelines.export models:/NAME@ALIAS FILE``."""
 
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-from modules import VisionModule
 from pipelines.engine.command import command
-from pipelines.serving import registry
-from pipelines.serving import store as storage
-from pipelines.serving.exported import Exported
-from pipelines.serving.exporting import SUFFIXES, Format, describe_export, exported, write
-from pipelines.serving.precisions import CALIBRATED, Precision, compared, inputs_of, reduced
-from pipelines.serving.subject import Subject
+from pipelines.serving.formats import SUFFIXES, Format, Precision
+
+if TYPE_CHECKING:
+    from modules import VisionModule
+    from pipelines.serving.exported import Exported
 
 
 def export(
@@ -54,6 +52,10 @@ def export(
         ValueError: there is no such model, the options do not go together, the model cannot be written in this
             format, or the outputs of the file differ.
     """
+    from pipelines.serving import registry
+    from pipelines.serving import store as storage
+    from pipelines.serving.exporting import describe_export, exported, write
+
     chosen = format or SUFFIXES.get(file.suffix.lower())
     if chosen is None:
         raise ValueError(f"{file}: the suffix does not name a format; add --format onnx|torchscript|pt2|safetensors.")
@@ -94,8 +96,12 @@ def export(
     return f"{said}\n{_reduced(model, file, network, module, precisions)}"
 
 
-def _reduced(model: str, file: Path, network: Exported, module: VisionModule, precisions: list[Precision]) -> str:
+def _reduced(model: str, file: Path, network: "Exported", module: "VisionModule", precisions: list[Precision]) -> str:
     """Exports in further precisions and returns the comparison table, which is logged."""
+    from pipelines.serving import registry
+    from pipelines.serving.precisions import CALIBRATED, compared, inputs_of, reduced
+    from pipelines.serving.subject import Subject
+
     subject = Subject.find(model)
     data = subject.prepare(None)
     if "val" not in data.sources:

@@ -5,11 +5,21 @@
 ``python -m pipelines.facenet align`` cuts faces out of photographs for both, and ``landmarks`` writes where eyes, nose and mouth are.
 """
 
-from modules import FaceNetModule
 from pipelines.engine.task import Task
-from pipelines.faces import align, cluster, enrol, identify, landmarks, verify
 
-facenet = Task("facenet", FaceNetModule, "datamodules.ORL", (enrol, identify, verify, cluster, align, landmarks))
+facenet = Task(
+    "facenet",
+    "modules.FaceNetModule",
+    "datamodules.ORL",
+    (
+        "pipelines.faces.enrol",
+        "pipelines.faces.identify",
+        "pipelines.faces.verify",
+        "pipelines.faces.cluster",
+        "pipelines.faces.align",
+        "pipelines.faces.landmarks",
+    ),
+)
 
 if __name__ == "__main__":
     facenet.main()

@@ -19,7 +19,7 @@ from rich.progress import track
 from datamodules import DataError
 from datamodules.base import digest_of
 from datamodules.images import EXTENSIONS, WRITTEN, read_image, warn_of_two_names
-from datamodules.labelled.alignment import POINTS, FaceDetector, Form, faces_of
+from datamodules.labelled.alignment import POINTS, FaceDetector, FaceForm, faces_of
 from datamodules.options import point_columns
 from datamodules.splits import split_of
 from modules import FaceNetModule
@@ -71,7 +71,7 @@ def _matches(paths: Sequence[str]) -> list[str]:
     return result
 
 
-def _warn(module: FaceNetModule, form: Form | None, files: Sequence[str]) -> None:
+def _warn(module: FaceNetModule, form: FaceForm | None, files: Sequence[str]) -> None:
     """Warns if pictures do not look like what a published face network was trained on, which makes its distances
     unreliable."""
     own = getattr(module.backbone, "form", None)
@@ -94,7 +94,7 @@ def _warn(module: FaceNetModule, form: Form | None, files: Sequence[str]) -> Non
 
 
 def _embedded(
-    answering: VisionModel, files: Sequence[str], form: Form | None, device: str, every: bool = False
+    answering: VisionModel, files: Sequence[str], form: FaceForm | None, device: str, every: bool = False
 ) -> tuple[list[str], Any, list[list[float] | None]]:
     """Detected faces, one row each: their files, embeddings (float32 N×D) and boxes.
 
@@ -141,7 +141,7 @@ def enrol(
     gallery: str,
     paths: list[str],
     name: str | None = None,
-    faces: Form | None = None,
+    faces: FaceForm | None = None,
     device: str = "auto",
 ) -> str:
     """Adds pictures of known people to a gallery, which is created if necessary.
@@ -205,7 +205,7 @@ def enrol(
     return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
 
 
-def _pictures(form: Form | None) -> str:
+def _pictures(form: FaceForm | None) -> str:
     return f"faces cut out as --faces {form}" if form else "whole pictures"
 
 
@@ -259,7 +259,7 @@ def verify(
     first: str,
     second: str,
     threshold: float | None = None,
-    faces: Form | None = None,
+    faces: FaceForm | None = None,
     device: str = "auto",
 ) -> str:
     """Decides whether two pictures show the same person.
@@ -353,7 +353,7 @@ def cluster(
 
 
 def align(
-    folder: str, out: str = "aligned", form: Form = "arcface", size: int | None = None, device: str = "auto"
+    folder: str, out: str = "aligned", form: FaceForm = "arcface", size: int | None = None, device: str = "auto"
 ) -> str:
     """Crops and aligns the face in each photograph, so that eyes, nose and mouth are always at the same place.
 

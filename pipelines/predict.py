@@ -5,23 +5,18 @@ import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datamodules import DataError
-from datamodules.annotated.writers import AnswerFormat
-from datamodules.base import listed
-from datamodules.videos import Video, is_stream, is_video
-from modules import DetectionModule
-from modules.views import Mirroring
+from datamodules.forms import AnswerFormat
+from modules.ranges import Mirroring
 from pipelines.engine.command import command
 from pipelines.engine.terminal import say
-from pipelines.serving import video
-from pipelines.serving.answers import FolderSink, Sink, Told, places, readable
-from pipelines.serving.embedding import taught
-from pipelines.serving.files import find, is_table, rows_of
-from pipelines.serving.registry import load
+
+if TYPE_CHECKING:
+    from pipelines.serving.answers import Sink
 
 LEAST_TILE = 32
 
@@ -91,6 +86,20 @@ def predict(
         raise ValueError("--truth goes with COCO's results: --form coco.")
     if tile is not None and tile != 0 and tile < LEAST_TILE:
         raise ValueError(f"--tile must be at least {LEAST_TILE} pixels, or 0 to leave pictures whole, not {tile}.")
+    from pipelines.serving import registry
+
+    if not os.path.exists(model):  # MLflow also accepts a folder
+        registry.check(model)  # before the import of PyTorch, which takes seconds
+
+    from datamodules import DataError
+    from datamodules.base import listed
+    from datamodules.videos import Video, is_stream, is_video
+    from modules import DetectionModule
+    from pipelines.serving import video
+    from pipelines.serving.answers import FolderSink, Told, places, readable
+    from pipelines.serving.embedding import taught
+    from pipelines.serving.files import find, is_table, rows_of
+
     bad: list[str] = []
 
     def tell(message: str) -> None:
@@ -108,7 +117,9 @@ def predict(
         say("No images were found.")
         return 2
     drawings = places(files, root, out) if out else {}
-    answering = load(model, device) if support is None else taught(load(model, device), model, support)
+    answering = registry.load(model, device)
+    if support is not None:
+        answering = taught(answering, model, support)
     module = answering.module
     module.views.choose(tta)
     classes = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes

@@ -2,15 +2,8 @@
 
 from dataclasses import replace
 
-import numpy as np
-
-from datamodules import Gymnasium
-from modules import QLearningModule
-from modules.q_learning import framed
 from modules.ranges import PositiveInt
 from pipelines.engine.task import Task
-from pipelines.serving import registry, store
-from pipelines.serving.video import Drawing
 
 
 def play(
@@ -37,6 +30,14 @@ def play(
     Raises:
         ValueError: there is no such model or environment, or the two do not fit.
     """
+    import numpy as np
+
+    from datamodules import Gymnasium
+    from modules import QLearningModule
+    from modules.q_learning import framed
+    from pipelines.serving import registry, store
+    from pipelines.serving.video import Drawing
+
     if film and not film.endswith(".mp4"):
         raise ValueError(f"--film {film} must end in .mp4.")
     answering, module = registry.load_as(QLearningModule, model, ": this is a command for agents.", device)
@@ -61,7 +62,7 @@ def play(
     return "\n".join([*lines, f"{data.title}: {np.mean(returns):.2f} ± {np.std(returns):.2f}.{filmed}"])
 
 
-q_learning = Task("q_learning", QLearningModule, "datamodules.Gymnasium", (play,))
+q_learning = Task("q_learning", "modules.QLearningModule", "datamodules.Gymnasium", ("pipelines.q_learning.play",))
 
 if __name__ == "__main__":
     q_learning.main()

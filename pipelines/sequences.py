@@ -1,11 +1,7 @@
 """Train and use classifiers of clips and series: ``python -m pipelines.sequences fit|validate|test|predict|preview|extend``."""
 
-import numpy as np
-
-from modules import SequenceModule
 from modules.ranges import PositiveInt
 from pipelines.engine.task import Task
-from pipelines.serving import registry
 
 
 def extend(model: str, numbers: list[int], count: PositiveInt = 1, device: str = "auto") -> str:
@@ -23,6 +19,11 @@ def extend(model: str, numbers: list[int], count: PositiveInt = 1, device: str =
     Raises:
         ValueError: there is no such model, it is for another task, or a number is not from 0 to 255.
     """
+    import numpy as np
+
+    from modules import SequenceModule
+    from pipelines.serving import registry
+
     answering, module = registry.load_as(SequenceModule, model, ", which continues no series.", device)
     if module.image_size != 1:
         raise ValueError(f"{model} has learned from clips of pictures: ask python -m pipelines.predict about a video.")
@@ -37,7 +38,7 @@ def extend(model: str, numbers: list[int], count: PositiveInt = 1, device: str =
     return f"{' '.join(map(str, numbers))} → {' '.join(said)}"
 
 
-sequences = Task("sequences", SequenceModule, "datamodules.MovingDigits", (extend,))
+sequences = Task("sequences", "modules.SequenceModule", "datamodules.MovingDigits", ("pipelines.sequences.extend",))
 
 if __name__ == "__main__":
     sequences.main()

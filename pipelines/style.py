@@ -2,26 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning as L
-import mlflow
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TextColumn
-from torch import Tensor
 
-from datamodules.images import WRITTEN, read_image
-from modules.measures.images import FixedFeatures
-from modules.pictures.sheets import sheet
-from modules.style import StyleLosses, StyleObjective, luminance, stylize
 from pipelines.engine.command import UsageError, command
-from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import print_table
-from pipelines.serving.video import Drawing
-from pipelines.tracking.client import experiment_id, needed, tracking_client
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FRAMES = 60  # of the film, ten a second
 
@@ -59,6 +49,19 @@ def style(
         ValueError: a file cannot be read or written, or there is no such backbone or layer.
     """
     settings = dict(locals())
+    import lightning as L
+    import mlflow
+    import torch
+    from torch import Tensor
+
+    from datamodules.images import WRITTEN
+    from modules.measures.images import FixedFeatures
+    from modules.pictures.sheets import sheet
+    from modules.style import StyleLosses, StyleObjective, luminance, stylize
+    from pipelines.engine.disk import write_image
+    from pipelines.serving.video import Drawing
+    from pipelines.tracking.client import experiment_id, needed, tracking_client
+
     for name in ("size", "steps", "content_weight", "style_weight", "variation_weight"):
         if not (least := {"size": 16, "steps": 1}.get(name, 0)) <= settings[name] < float("inf"):
             raise UsageError(f"--{name} must be at least {least} and finite, not {settings[name]}.")
@@ -115,15 +118,21 @@ def style(
     print_table("style", {"picture": str(file), "film": film.file, "run": run.info.run_id})
 
 
-def _read(file: str, size: int) -> Tensor:
+def _read(file: str, size: int) -> "Tensor":
     """Reads a picture, resized to a longer side, as float 1×3×H×W in [0, 1]."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from datamodules.images import read_image
+
     picture = Image.fromarray(read_image(file))
     sides = [max(1, round(side * size / max(picture.size))) for side in picture.size]
     small = np.array(picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS))
     return torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
 
 
-def _array(image: Tensor) -> Any:
+def _array(image: "Tensor") -> Any:
     return (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 

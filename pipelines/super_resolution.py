@@ -1,9 +1,8 @@
 """Train and use super-resolution, SRResNet and SRGAN: ``python -m pipelines.super_resolution fit|validate|test|predict``."""
 
-from modules import SuperResolutionModule
 from pipelines.engine.task import Task
 
-super_resolution = Task("super_resolution", SuperResolutionModule, "datamodules.Photographs")
+super_resolution = Task("super_resolution", "modules.SuperResolutionModule", "datamodules.Photographs")
 
 if __name__ == "__main__":
     super_resolution.main()

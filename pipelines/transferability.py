@@ -4,22 +4,9 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import mlflow
-import numpy as np
-from matplotlib.figure import Figure
-
 from datamodules import ClassificationDataModule
-from modules import ClassificationModule
-from modules.callbacks.transfer import probe
-from modules.networks.backbones import untrained
-from modules.networks.features import Stages, extract
-from modules.pictures.charts import rasterize
-from modules.spec import Backbone, DataSpec
 from pipelines.engine.command import command
-from pipelines.engine.disk import write_image
 from pipelines.engine.terminal import print_table
-from pipelines.tracking.client import experiment_id, needed, tracking_client
 
 
 def transferability(
@@ -50,6 +37,18 @@ def transferability(
     Returns:
         The accuracy by stage, starting with the image itself.
     """
+    import lightning as L
+    import mlflow
+    import numpy as np
+
+    from modules import ClassificationModule
+    from modules.callbacks.transfer import probe
+    from modules.networks.backbones import untrained
+    from modules.networks.features import Stages, extract
+    from modules.spec import Backbone, DataSpec
+    from pipelines.engine.disk import write_image
+    from pipelines.tracking.client import experiment_id, needed, tracking_client
+
     L.seed_everything(data.seed, verbose=False)
     place = experiment_id(tracking_client(), experiment)
     module = ClassificationModule(
@@ -90,6 +89,10 @@ def transferability(
 
 def _draw(scores: dict[str, dict[str, float]], title: str) -> Any:
     """Plot of accuracy against depth, uint8 H×W×3."""
+    from matplotlib.figure import Figure
+
+    from modules.pictures.charts import rasterize
+
     names = list(scores["learned"])
     figure = Figure((1.5 + 0.55 * len(names), 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()

@@ -23,8 +23,8 @@ from torchmetrics import MetricCollection
 
 from datamodules import Digits8x8
 from modules import ClassificationModule, Optimization, WarmupCosine
-from modules.callbacks.linear_head import solve
 from modules.callbacks.publish import Report
+from modules.callbacks.support_vectors import solve
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI

@@ -109,7 +109,7 @@ def parsed(name: str, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(jsonargparse.ArgumentParser, "parse_args", stop)
-        patch.setattr("pipelines.engine.task.with_start", lambda args, kind: (args, None))  # there is no such model
+        patch.setattr("pipelines.engine.start.with_start", lambda args, kind: (args, None))  # there is no such model
         patch.setattr(sys, "argv", [name, *given])
         runpy.run_module(name, run_name="__main__", alter_sys=True)
 
@@ -167,7 +167,9 @@ def test_a_command_with_a_mistake_would_be_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_options_that_the_pages_name_are_there() -> None:
-    known = {"data": vars(datamodules), "model": vars(modules), "trainer": {"Trainer": L.Trainer}}
+    places = {"data": datamodules, "model": modules}
+    known = {kind: {name: getattr(place, name) for name in place.__all__} for kind, place in places.items()}
+    known["trainer"] = {"Trainer": L.Trainer}
     named = {
         (kind, name) for page in PAGES for kind, name in re.findall(r"--(data|model|trainer)\.(\w+)", page.read_text())
     }

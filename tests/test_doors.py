@@ -12,9 +12,8 @@ import yaml
 from conftest import ROOT, start
 
 from pipelines import __main__ as door
-from pipelines.engine.parser import SUBCOMMANDS
-from pipelines.engine.task import find_task
-from pipelines.engine.terminal import ProgressBar
+from pipelines.engine.progress import ProgressBar
+from pipelines.engine.task import SUBCOMMANDS, find_task
 
 
 def test_every_task_and_command_has_its_line_at_the_door() -> None:

@@ -42,6 +42,7 @@ from pipelines.engine.command import command
 from pipelines.engine.disk import write_image
 from pipelines.serving import registry
 from pipelines.serving import store as storage
+from pipelines.serving.files import find
 from pipelines.serving.model import VisionModel
 from pipelines.serving.page import Asked, page
 from pipelines.serving.subject import Subject
@@ -77,14 +78,14 @@ def test_files_folders_and_patterns_are_found_once() -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     below = ["a/1.png", "a/b/1.JPG", "a/b/[1].png"]
-    assert predict.find(["a"], "a/out") == (below, [], os.path.abspath("a"))
-    assert predict.find(["a/b/[1].png", "c/*", "a/1.png", "a", "x/*", "y.png"], os.path.abspath("a/out")) == (
+    assert find(["a"], "a/out") == (below, [], os.path.abspath("a"))
+    assert find(["a/b/[1].png", "c/*", "a/1.png", "a", "x/*", "y.png"], os.path.abspath("a/out")) == (
         ["a/b/[1].png", "c/2.gif", "a/1.png", "a/b/1.JPG"],
         ["x/*", "y.png"],
         os.getcwd(),
     )
-    assert predict.find(["**/*.png"])[0] == ["a/1.png", "a/b/[1].png", "a/out/1.png"]
-    assert predict.find(["none"]) == ([], ["none"], "")
+    assert find(["**/*.png"])[0] == ["a/1.png", "a/b/[1].png", "a/out/1.png"]
+    assert find(["none"]) == ([], ["none"], "")
 
 
 def test_a_folder_is_answered_drawn_and_its_bad_files_are_named(

@@ -32,7 +32,7 @@ from modules import (
 )
 from modules.adversarial import AdversarialModule
 from modules.callbacks.freezing import Freezing, layers, unfreezing
-from modules.callbacks.linear_head import Scaler, machine, solve
+from modules.callbacks.support_vectors import Scaler, machine, solve
 from modules.callbacks.transfer import LARGE, Evidence, choose, probe
 from modules.instance_segmentation import MaskRCNN
 from modules.networks.backbones import untrained

@@ -25,7 +25,8 @@ from modules import (
     VisionModule,
 )
 from modules.detection import YOLO
-from modules.views import AXES, Mirroring
+from modules.ranges import Mirroring
+from modules.views import AXES
 from pipelines import evaluate, predict
 from pipelines.classification import classification
 from pipelines.engine.command import command

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
 from typing_extensions import override
 
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
@@ -177,6 +176,8 @@ class SceneSource:
 
     def resized(self, which: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Resizes an image for the scene, uint8, and returns it with its filled outline."""
+        from scipy.ndimage import binary_fill_holes
+
         picture = self.sprites[which]
         longest = max(6.0, rng.uniform(*self.extent) * self.size)
         factor = longest / max(picture.shape)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -20,10 +20,9 @@ from typing_extensions import override
 
 from datamodules.annotated.sample import COLUMNS
 from datamodules.base import DataError, Source
+from datamodules.forms import AnswerFormat, FileFormat
 from datamodules.splits import SPLITS
 
-FileFormat = Literal["coco", "voc", "yolo", "csv"]
-AnswerFormat = Literal["coco", "yolo", "mot"]
 ORIENTATION = 0x0112  # EXIF tag
 
 

@@ -1,7 +1,7 @@
 """Face detection and alignment: eyes, nose and mouth come to fixed positions."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base import DataError
+from datamodules.forms import FaceForm
 
 # Eyes, tip of the nose and corners of the mouth in 112×112 pixels, the left one in the image first: SphereFace's
 # template for 96×112 (Liu et al. 2017, arXiv:1704.08063), centred, as in ArcFace (Deng et al. 2019, arXiv:1801.07698).
@@ -17,8 +18,7 @@ TEMPLATE = np.array(
 )
 POINTS = ["face_left_eye", "face_right_eye", "face_nose", "face_left_mouth", "face_right_mouth"]  # names in tables
 SIDE = 112
-Form = Literal["arcface", "dlib", "facenet"]
-SIDES: dict[Form, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # side of each form's images, in pixels
+SIDES: dict[FaceForm, int] = {"arcface": SIDE, "dlib": 150, "facenet": 160}  # side of each form's images, in pixels
 # The same points in dlib's crop, with a quarter of the face's side around it: from its mean face of 68 points, the
 # centres of the eyes, the tip of the nose and the corners of the mouth.
 DLIB = np.array([[47.5492, 46.5990], [100.4761, 46.5990], [74.0127, 76.5625], [50.4149, 103.0233], [97.6104, 103.0233]])
@@ -50,7 +50,7 @@ def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def aligned(
-    image: NDArray[np.uint8], points: NDArray[np.float64], size: int = SIDE, form: Form = "arcface"
+    image: NDArray[np.uint8], points: NDArray[np.float64], size: int = SIDE, form: FaceForm = "arcface"
 ) -> NDArray[np.uint8]:
     """Crops a face, upright, to the landmark positions of `TEMPLATE` or of `DLIB`. Areas beyond the picture are black.
 
@@ -183,7 +183,7 @@ class Face:
 
 
 def faces_of(
-    image: NDArray[np.uint8], detector: FaceDetector, form: Form = "arcface", size: int | None = None
+    image: NDArray[np.uint8], detector: FaceDetector, form: FaceForm = "arcface", size: int | None = None
 ) -> list[Face]:
     """Returns all faces of an image, the main one first; if there is no upright face, the image is rotated by quarter
     turns.

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from annotated_types import Ge
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
@@ -34,6 +33,9 @@ from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Check, NonNegativeInt, Preprocessing, point_columns
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled, warn_of_alike
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = tuple[str, str, str]  # path; name of the class or person; split, or ``all``
 Indices = NDArray[np.intp]
@@ -126,7 +128,7 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         warn_of_alike(np.unique(names).tolist())
         return self.opened(paths, digests, sizes), names, splits, good
 
-    def checked_files(self, paths: NDArray[np.str_]) -> pd.DataFrame:
+    def checked_files(self, paths: NDArray[np.str_]) -> "pd.DataFrame":
         """Inspects the files; see `Files.looked_at`."""
         return self.looked_at(paths, self.check)
 
@@ -337,16 +339,16 @@ class Table(Files):
         """See `VisionDataModule.title`; the name of the table."""
         return Path(self.file).stem
 
-    def rows(self, table: pd.DataFrame, column: str) -> list[Row]:
+    def rows(self, table: "pd.DataFrame", column: str) -> list[Row]:
         """Returns the rows of a `checked` table, with the names in a column."""
         paths, names = paths_in(table[self.path_column], Path(self.file)), map(composed, table[column].astype(str))
         return list(zip(paths, names, table["split"].tolist(), strict=True))
 
-    def groups(self, table: pd.DataFrame) -> NDArray[np.str_] | None:
+    def groups(self, table: "pd.DataFrame") -> NDArray[np.str_] | None:
         """Returns the group of each row of a `checked` table; None without a column of groups."""
         return None if self.group_column is None else table[self.group_column].astype(str).to_numpy(np.str_)
 
-    def checked(self, columns: dict[str, str], filled: Sequence[str], others: Sequence[str] = ()) -> pd.DataFrame:
+    def checked(self, columns: dict[str, str], filled: Sequence[str], others: Sequence[str] = ()) -> "pd.DataFrame":
         """Reads and checks the table, sorted by split; see `by_split`.
 
         Args:
@@ -357,6 +359,8 @@ class Table(Files):
         Raises:
             DataError: see `check_table`.
         """
+        import pandas as pd
+
         file = Path(self.file)
         grouped = {} if self.group_column is None else {self.group_column: "--data.group_column"}
         table = read_table(file, "--data.file")
@@ -437,7 +441,7 @@ class Manifest(Table, _ClassFiles):
         return np.concatenate([points, source.tabular], 1).astype(np.float64)
 
     @cached_property
-    def _table(self) -> pd.DataFrame:
+    def _table(self) -> "pd.DataFrame":
         options = dict.fromkeys(self.tabular or (), "--data.tabular")
         options |= dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
         return self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])

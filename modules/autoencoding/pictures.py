@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from modules.pictures.charts import scatter
@@ -37,6 +36,8 @@ def plane(codes: NDArray[np.float32], labels: NDArray[np.int64] | None, label_na
         return scatter(np.pad(codes, ((0, 0), (0, 1))), labels, label_names, axes=("code 1", ""))
     if codes.shape[1] == 2:
         return scatter(codes, labels, label_names, axes=("code 1", "code 2"))
+    from sklearn.decomposition import PCA
+
     fitted = PCA(2, random_state=0).fit(codes)
     names = [
         f"principal component {k} ({share:.0%} of the variance)"

@@ -8,13 +8,10 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 from typing_extensions import override
 
 from modules.callbacks.freezing import FIRST_LAYER, layers
-from modules.callbacks.linear_head import Scaler
 from modules.networks import BackboneError
 from modules.networks.backbones import create_backbone, imported, untrained
 from modules.networks.features import Grid, SharedFeatures, extract
@@ -39,6 +36,11 @@ def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> flo
         train: features float N×D and labels int N to fit to.
         val: features and labels to evaluate on.
     """
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+
+    from modules.callbacks.support_vectors import Scaler
+
     classifier = make_pipeline(Scaler(), RidgeClassifierCV(alphas=np.logspace(-1, 5, 13)))
     return float(classifier.fit(*train).score(*val))
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 
-from modules.callbacks.linear_head import Scaler
+from modules.callbacks.support_vectors import Scaler
 
 FOLDS = 5
 PENALTIES = (0.01, 0.1, 1.0)  # values of C of the logistic regression that are tried

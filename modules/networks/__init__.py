@@ -2,6 +2,6 @@
 
 from modules.networks import registered  # noqa: F401
 from modules.networks.base import BackboneError, Network
-from modules.networks.discriminators import EqualizedConv2d, at_level, pyramid
+from modules.networks.discriminators import EqualizedConv2d, at_level
 
-__all__ = ["BackboneError", "EqualizedConv2d", "Network", "at_level", "pyramid"]
+__all__ = ["BackboneError", "EqualizedConv2d", "Network", "at_level"]

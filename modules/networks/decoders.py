@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.networks import BackboneError, EqualizedConv2d, at_level, pyramid
+from modules.networks import BackboneError
+from modules.networks.discriminators import EqualizedConv2d, at_level, pyramid
 from modules.networks.parts import Part, Shape, within
 from modules.ranges import PositiveInt
 

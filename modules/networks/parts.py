@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import modules
 from modules.networks import BackboneError
 
 Shape = tuple[int, ...]
@@ -91,6 +92,8 @@ def find_class(path: str, base: type) -> type:
     except ImportError:
         found = None
     if found is None and (not place or place.split(".")[0] == __name__.split(".")[0]):
+        for own in modules.__all__:  # a class is known once its file has been imported
+            getattr(modules, own)
         known = (kind for family in (Part, base) for kind in _kinds(family) if kind.__name__ == name)
         found = next(known, None) or getattr(nn.modules.activation, name, None)
     if found is None:

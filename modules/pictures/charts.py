@@ -11,8 +11,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from modules.pictures.sheets import Image
 
@@ -114,6 +112,9 @@ def project(
     >>> project(np.eye(3, dtype=np.float32)).shape
     (3, 2)
     """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     if method == "tsne" and len(features) > 3:
         layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), init="pca", random_state=0)
         return layout.fit_transform(features)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -15,8 +15,6 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from typing_extensions import override
 
 from datamodules import VisionDataModule
@@ -34,24 +32,25 @@ from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastChe
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, disk_error, held, write_text
 from pipelines.engine.evaluation import Weights, take_whole, write_predictions
-from pipelines.engine.films import make_films
 from pipelines.engine.folders import is_training, new_folder, own_folder, try_to_write
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.parser import TaskParser
+from pipelines.engine.progress import ProgressBar, Summary
 from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.recipes import LOOKS
 from pipelines.engine.signals import heard
-from pipelines.engine.start import Start
-from pipelines.engine.terminal import ProgressBar, Summary, say
+from pipelines.engine.terminal import say
 from pipelines.engine.trainer import RateFinder, VisionTrainer
-from pipelines.serving import registry
-from pipelines.serving.registration import check_name, register, register_best
 from pipelines.serving.store import lacking_in
-from pipelines.tracking.client import reach
-from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
 from pipelines.tracking.provenance import surroundings
 from pipelines.tracking.redaction import redact_yaml
 from pipelines.tracking.watch import RunCallback
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from pipelines.engine.start import Start
+    from pipelines.tracking.logger import RunLogger
 
 
 class VisionCLI(TaskParser):
@@ -68,8 +67,7 @@ class VisionCLI(TaskParser):
         default_data: str,
         args: Sequence[str],
         callbacks: Sequence[L.Callback] = (),
-        start: Start | None = None,
-        commands: Sequence[str] = (),
+        start: "Start | None" = None,
     ) -> None:
         self.callbacks, self.start = callbacks, start
         self.rows: dict[str, str] = {}
@@ -78,7 +76,7 @@ class VisionCLI(TaskParser):
         self.weights: Weights | None = None  # that are evaluated
         self.training: Path | None = None  # of the weights, where they have a run
         try:
-            super().__init__(task, module_class, default_data, args, commands)
+            super().__init__(task, module_class, default_data, args)
         finally:
             self._hold.close()
 
@@ -130,9 +128,13 @@ class VisionCLI(TaskParser):
                 "Leave it out, and give it to test with the same --output."
             )
         if self.options.register:
+            from pipelines.serving.registration import check_name
+
             check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
         if self.tracked or "models:/" in str(self.options.model):
+            from pipelines.tracking.client import reach
+
             reach()
         self._choose_folder()
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
@@ -185,6 +187,8 @@ class VisionCLI(TaskParser):
                 )
             self.weights = Weights.read(given)
             sys.argv += ["--ckpt_path", str(given)]
+        from pipelines.tracking.logger import RUN_FILE
+
         if is_training(given.parent) and (given.parent / RUN_FILE).exists():
             self.training = given.parent
 
@@ -209,6 +213,8 @@ class VisionCLI(TaskParser):
         extra: dict[str, Any] = {"default_root_dir": str(self.output), "callbacks": self._callbacks(given.callbacks)}
         start = self._begin()
         if self.tracked:
+            from pipelines.tracking.logger import RunLogger
+
             extra["logger"] = RunLogger(self.output, self.options.experiment, self.run_name, self._tags() | start)
         elif config.fast_dev_run:
             extra["logger"] = False
@@ -282,10 +288,16 @@ class VisionCLI(TaskParser):
         recipe = ", ".join(Path(str(file)).stem for file in self.options.config or [] if file)
         tags = {"task": self.task, "backbone": backbone, "data": data, "recipe": recipe}
         if self.training:
+            from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+            from pipelines.tracking.logger import run_id_of
+
             tags |= {"evaluates": run_id_of(self.training), MLFLOW_PARENT_RUN_ID: run_id_of(self.training)}
         if self.weights:
             tags["weights"] = str(self.weights.file)
         if backbone.startswith("models:/"):
+            from pipelines.serving import registry
+
             tags["source_model"] = registry.pinned(backbone)
             size = sum(p.numel() for p in self.model.backbone.parameters())
             kind = self.model.backbone.recipe["backbone"]
@@ -317,11 +329,10 @@ class VisionCLI(TaskParser):
         return {"source_model": address, **licence}
 
     @contextmanager
-    def run(self) -> Iterator[RunLogger | None]:
+    def run(self) -> "Iterator[RunLogger | None]":
         """Context of a tracked run around a subcommand; it ends with the right status."""
         self.output.mkdir(parents=True, exist_ok=True)
-        logger = self.trainer.logger if self.tracked else None
-        assert logger is None or isinstance(logger, RunLogger)
+        logger = cast("RunLogger | None", self.trainer.logger if self.tracked else None)
         with heard(self.trainer) as ending:
             try:
                 with launch.agreed(self.trainer):
@@ -348,7 +359,7 @@ class VisionCLI(TaskParser):
                 if self.trainer.is_global_zero:
                     self.rows["run"] = logger.address()
 
-    def _begin_run(self, logger: RunLogger) -> None:
+    def _begin_run(self, logger: "RunLogger") -> None:
         """Logs the settings, data and environment of the run."""
         config = self.recipe if self.trainer.is_global_zero else ""
         if self.trainer.is_global_zero:
@@ -403,6 +414,9 @@ class VisionCLI(TaskParser):
             epochs = self.trainer.current_epoch
             self.rows["training"] = f"{minutes} min {seconds} s, {epochs} epoch{'s' if epochs != 1 else ''}"
             if logger and self.trainer.is_global_zero:
+                from pipelines.engine.films import make_films
+                from pipelines.serving.registration import register_best
+
                 logger.log_file(best, "checkpoints")
                 make_films(self.output, model.series, logger)
                 if name := self.options.register:
@@ -410,7 +424,7 @@ class VisionCLI(TaskParser):
         self.rows["checkpoint"] = str(best)
 
     def _averaged(
-        self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: RunLogger | None
+        self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: "RunLogger | None"
     ) -> Path:
         """Weights to test: the average of the best checkpoints if asked for and better, otherwise the best
         checkpoint."""
@@ -424,8 +438,10 @@ class VisionCLI(TaskParser):
             logger.set_tag("average", said)
         return file or best
 
-    def register(self, name: str, run_id: str) -> ModelVersion:
+    def register(self, name: str, run_id: str) -> "ModelVersion":
         """Registers the model under a name, with the latest metrics."""
+        from pipelines.serving.registration import register
+
         figures = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
         data = self.options.data.as_dict()
         return register(name, self.model, self.datamodule, data, self.task, run_id, figures)

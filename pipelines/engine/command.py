@@ -3,22 +3,17 @@
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import callbacks
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from mlflow.exceptions import MlflowException
-from requests import RequestException
 from rich.console import Console
 
-import datamodules
-from pipelines.engine.signals import orderly
 from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
 
@@ -64,6 +59,8 @@ def command(
 def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
     parameters = inspect.signature(function).parameters
+    if "data" in parameters:
+        know_data()
     options = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     several = {"paths": str, "sets": str, "numbers": int}
     several = {key: kind for key, kind in several.items() if key in parameters}
@@ -78,6 +75,18 @@ def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     return parser
 
 
+def know_data(*names: str) -> None:
+    """Imports the files of data modules: jsonargparse knows a class by its name only then.
+
+    Args:
+        names: of classes, of which others than Fovea's own are passed over; by default all.
+    """
+    import datamodules
+
+    for name in {*datamodules.__all__} & {*(names or datamodules.__all__)}:
+        getattr(datamodules, name)
+
+
 def _about(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").split("\n\n")[0]
 
@@ -86,6 +95,24 @@ def refuse(message: str) -> NoReturn:
     """Exits with code 2 and one paragraph that says what is wrong and how to correct it."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
     sys.exit(2)
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Context in which SIGTERM ends a command as Ctrl-C does, closing files and runs, with exit code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def act(number: int, frame: Any) -> NoReturn:
+        signal.signal(number, before)  # a second one does not wait
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGTERM, act)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -122,19 +149,17 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
         kinds: see `mistakes`.
     """
     quieten()
-    kinds = kinds or (ValueError, OSError, MlflowException, RequestException)
-    ours: tuple[type[Exception], ...] = (*kinds, MisconfigurationException)
     try:
         yield
     except (BrokenPipeError, UsageError):
         raise
     except ArgumentError as error:
         raise UsageError(_plain(str(error), name)) from None
-    except (MlflowException, RequestException) as error:
-        if not isinstance(error, kinds):
+    except _of_mlflow() as error:
+        if kinds and not isinstance(error, kinds):
             raise
         raise UsageError(redact(str(error))) from None  # they may name the server with its login
-    except ours as error:
+    except _taken(kinds) as error:
         raise UsageError(_said(error)) from None
     except RuntimeError as error:
         if "Error(s) in loading state_dict" in str(error):
@@ -146,9 +171,24 @@ def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
             raise
         raise UsageError(" ".join(str(error).split())) from None
     except ValueError as error:  # jsonargparse wraps what a constructor raises
-        if not isinstance(error.__cause__, ours):
+        if not isinstance(error.__cause__, _taken(kinds)):
             raise
         raise UsageError(_said(error.__cause__)) from None
+
+
+def _taken(kinds: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    """The errors that are mistakes; see `mistakes`."""
+    kinds = kinds or (ValueError, OSError, *_of_mlflow())
+    return (*kinds, *_imported("lightning.pytorch.utilities.exceptions", "MisconfigurationException"))
+
+
+def _of_mlflow() -> tuple[type[Exception], ...]:
+    return (*_imported("mlflow.exceptions", "MlflowException"), *_imported("requests", "RequestException"))
+
+
+def _imported(module: str, error: str) -> list[type[Exception]]:
+    """An error of a library's; none where that is not imported, as then nothing can have raised it."""
+    return [getattr(sys.modules[module], error)] if module in sys.modules else []
 
 
 def _said(error: BaseException) -> str:
@@ -219,9 +259,14 @@ def _plain(message: str, command: str) -> str:
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")
     name = re.search(r"Expected a dot import path string: ([\w.]+)", message)
     if name and kinds in ([], [KINDS["list"]]):
-        places = [datamodules, torch.optim, torch.optim.lr_scheduler, callbacks]
+        import torch
+        from lightning.pytorch import callbacks
+
+        import datamodules
+
+        places = [torch.optim, torch.optim.lr_scheduler, callbacks]
         places += [module for path, module in [*sys.modules.items()] if path.startswith("modules.")]
-        known = {
+        known = {each.lower(): each for each in datamodules.__all__} | {
             each.lower(): each for place in places for each, kind in [*vars(place).items()] if isinstance(kind, type)
         }
         near = [known[each] for each in get_close_matches(name[1].lower(), known, 1)]

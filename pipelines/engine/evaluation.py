@@ -13,7 +13,6 @@ from modules import VisionModule
 from modules.checkpoints import classes_of, read_checkpoint
 from pipelines.engine.disk import write_text
 from pipelines.engine.terminal import say
-from pipelines.serving.answers import whole_pictures
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ def write_predictions(batches: Any, trainer: Any, model: VisionModule, datamodul
         rows = sorted((each for share in shares for each in share), key=lambda each: each[0])
     if not trainer.is_global_zero:
         return len(rows)
+    from pipelines.serving.answers import whole_pictures
+
     source = datamodule.predict_dataloader().dataset.source
     answers = whole_pictures(rows, source, getattr(model, "across_classes", False))
     write_text(file, "".join(f"{json.dumps(answer)}\n" for answer in answers))

@@ -3,14 +3,16 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from pipelines.tracking.logger import RunLogger
+if TYPE_CHECKING:
+    from pipelines.tracking.logger import RunLogger
 
 
-def make_films(output: Path, series: Iterable[str], logger: RunLogger) -> None:
+def make_films(output: Path, series: Iterable[str], logger: "RunLogger") -> None:
     """Writes a GIF of each series of pictures to the run's folder ``films``.
 
     Args:

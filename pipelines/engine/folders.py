@@ -8,8 +8,6 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.engine.launch import is_child, launcher
-
 
 def is_training(folder: Path) -> bool:
     """Whether a folder belongs to a training, that is, holds weights."""
@@ -24,6 +22,8 @@ def own_folder(folder: Path, verb: str, stamp: str) -> Path:
         verb: the command.
         stamp: what tells evaluations apart.
     """
+    from pipelines.engine.launch import is_child, launcher
+
     if is_child():
         return folder
     run, since = folder / "run.json", time.time()
@@ -40,6 +40,8 @@ def own_folder(folder: Path, verb: str, stamp: str) -> Path:
 
 def new_folder(folder: Path) -> Path:
     """Creates a folder, adding a number to the name if it exists; the processes of one job share theirs."""
+    from pipelines.engine.launch import launcher
+
     if launcher() is not None:
         return folder
     for number in count(2):

@@ -15,22 +15,14 @@ from typing_extensions import override
 from datamodules import VisionDataModule
 from modules import VisionModule
 from modules.checkpoints import read_checkpoint
-from modules.ranges import NonNegative, PositiveInt
-from modules.views import Mirroring
+from modules.ranges import Mirroring, NonNegative, PositiveInt
 from pipelines.engine.averaging import Average
-from pipelines.engine.command import UsageError
+from pipelines.engine.command import UsageError, know_data
 from pipelines.engine.launch import launcher
 from pipelines.engine.recipes import class_of, recipes
 from pipelines.engine.settings import read_former_names
+from pipelines.engine.task import SUBCOMMANDS
 from pipelines.engine.trainer import VisionTrainer
-
-SUBCOMMANDS = {
-    "fit": "Train, test the best checkpoint, and register it if --register names a model.",
-    "validate": "Measure a checkpoint on the validation split.",
-    "test": "Measure a checkpoint on the test split.",
-    "predict": "Write a checkpoint's answers for the test split to predictions.jsonl.",
-    "preview": "Draw a sheet of training samples with and without augmentation.",
-}
 
 # jsonargparse writes settings as YAML, also defaults such as the interval of Lightning's Timer.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -44,7 +36,6 @@ class TaskParser(LightningCLI):
         module_class: what learns.
         default_data: class path of the data that is taken where none is named.
         args: the command line.
-        commands: names of what else the task does, for the help.
     """
 
     def __init__(
@@ -53,7 +44,6 @@ class TaskParser(LightningCLI):
         module_class: type[VisionModule],
         default_data: str,
         args: Sequence[str],
-        commands: Sequence[str] = (),
     ) -> None:
         self.task, self.module_class, self.default_data = task, module_class, default_data
         self._named = [name for name in SUBCOMMANDS if name in args] or [*SUBCOMMANDS]
@@ -62,11 +52,6 @@ class TaskParser(LightningCLI):
         # Only this task's own command can be started once more for each GPU.
         started = getattr(sys.modules["__main__"].__spec__, "name", "").rpartition(".")[2] == task
         usage = "python -m pipelines.%s %s [--config RECIPE.yaml] [--data NAME] [--backbone NAME] [--SETTING VALUE …]"
-        about = (
-            f"Fovea, {task}. Recipes are in configs/{task}. Without arguments: fit, on {default_data.split('.')[-1]}."
-        )
-        if commands:
-            about += f" Of a trained model, each with its own --help: {', '.join(commands)}."
         try:
             super().__init__(
                 module_class,
@@ -86,7 +71,6 @@ class TaskParser(LightningCLI):
                 parser_kwargs={
                     "exit_on_error": False,
                     "prog": f"python -m pipelines.{task}",
-                    "description": about,
                     **{
                         name: {"usage": usage % (task, name), "description": text, "exit_on_error": False}
                         for name, text in SUBCOMMANDS.items()
@@ -119,12 +103,6 @@ class TaskParser(LightningCLI):
                         "task?"
                     ) from None
             raise
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        action: Any = parser._subcommands_action
-        for choice in action._choices_actions:  # Lightning's have the words of the trainer's methods
-            choice.help = SUBCOMMANDS[choice.dest]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Adds arguments only to the subcommand in use, since jsonargparse takes a good part of a second for each."""
@@ -177,6 +155,8 @@ class TaskParser(LightningCLI):
             for option, part in parts.items()
             if isinstance(part, dict) and "class_path" in part
         }
+        asked = class_of("data", sys.argv[1:], self.default_data).rpartition(".")[2]
+        know_data(*(() if {"-h", "--help"} & {*sys.argv} else (asked,)))
         for option, default in defaults.items():
             try:
                 parser.set_defaults({option: {"class_path": class_of(option, sys.argv[1:], default)}})

@@ -165,7 +165,11 @@ def check_recipes(args: Sequence[str]) -> None:
     Raises:
         UsageError: one is none.
     """
-    for file in filter(os.path.isfile, recipes(args)):
+    for file in recipes(args):
+        if not os.path.exists(file) and not file.lstrip().startswith("{"):  # which begins settings themselves
+            raise UsageError(f"--config {file}: there is no such file. Recipes are in configs/.")
+        if not os.path.isfile(file):
+            continue
         try:
             settings = yaml.safe_load(Path(file).read_text())
             json.dumps(settings, default=str, skipkeys=True)  # refuses what contains itself

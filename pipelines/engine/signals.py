@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,24 +56,6 @@ def stopped(error: BaseException | None) -> bool:
     return isinstance(error, SystemExit) and (
         error.code in (130, 143) or isinstance(error.__context__, KeyboardInterrupt)
     )
-
-
-@contextmanager
-def orderly() -> Iterator[None]:
-    """Context in which SIGTERM ends a command as Ctrl-C does, closing files and runs, with exit code 143."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def act(number: int, frame: Any) -> NoReturn:
-        signal.signal(number, before)  # a second one does not wait
-        sys.exit(143)
-
-    before = signal.signal(signal.SIGTERM, act)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -6,20 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.exceptions import MlflowException
 
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
 from modules.networks.weights import read_weights
-from modules.published import Published, torchvision, transformers
 from pipelines.engine.recipes import last_of, recipes
 from pipelines.engine.settings import upgraded
-from pipelines.serving import registry
-from pipelines.serving.store import load_model, read_description
+
+if TYPE_CHECKING:
+    from modules.published import Published
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Start:
     place: Path
     kind: type[VisionModule]
     architecture: dict[str, Any]
-    published: Published | None = None
+    published: "Published | None" = None
 
     def load(self) -> VisionModule:
         """Loads the network with its weights.
@@ -46,6 +45,8 @@ class Start:
         Raises:
             BackboneError: they are not what they were.
         """
+        from pipelines.serving.store import load_model
+
         if self.published is not None:
             module = self.kind.from_architecture(self.architecture)
             module.load_state_dict(self.published.weights, strict=False)  # the threshold is not among them
@@ -110,6 +111,12 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
     Raises:
         BackboneError: it is none.
     """
+    from mlflow.exceptions import MlflowException
+
+    from modules.published import torchvision, transformers
+    from pipelines.serving import registry
+    from pipelines.serving.store import read_description
+
     try:
         if address.startswith("models:/"):
             address = registry.pinned(address)
@@ -150,8 +157,10 @@ def _read(address: str, kind: type[VisionModule]) -> Start:
     return Start(named, place, kind, architecture, published)
 
 
-def _published(address: str, place: Path) -> Published | None:
+def _published(address: str, place: Path) -> "Published | None":
     """The network of another library that a user names; None where it is none."""
+    from modules.published import torchvision, transformers
+
     if address.startswith(torchvision.PREFIX):
         return torchvision.converted(torchvision.download(address.removeprefix(torchvision.PREFIX)))
     if place.suffix in (".pth", ".pt") and torchvision.is_published(found := read_weights(place, whole=True)):

@@ -24,7 +24,6 @@ from pipelines.engine.disk import write_image
 from pipelines.engine.loops import _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
 from pipelines.engine.terminal import say
-from pipelines.tracking.logger import RunLogger
 
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
@@ -85,6 +84,8 @@ class VisionTrainer(L.Trainer):
         Returns:
             The file ``preview.png`` in the output folder.
         """
+        from pipelines.tracking.logger import RunLogger
+
         model.prepare(datamodule)
         source = datamodule.sources["train"]
         chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()

@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 from typing_extensions import override
 
-from datamodules.annotated.writers import AnswerFormat, AnswerWriter
+from datamodules.annotated.writers import AnswerWriter
+from datamodules.forms import AnswerFormat
 from datamodules.images import WRITTEN, read_image
 from datamodules.options import RGB, Reading
 from datamodules.videos import Video, is_stream, is_video, without_login

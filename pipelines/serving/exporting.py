@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnxruntime
 import torch
@@ -58,9 +58,8 @@ from pipelines.serving.exported import (
 )
 from pipelines.serving.exported_boxes import ExportedDetector, ExportedTwoStage, with_default, with_suppression
 from pipelines.serving.exported_tasks import ExportedMultiTask
+from pipelines.serving.formats import Format
 
-Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".safetensors": "safetensors"}
 METADATA = "metadata.json"  # the extra file of torchscript and pt2
 TOLERANCE = 1e-4
 

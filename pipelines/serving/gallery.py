@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamodules.labelled.alignment import Form
+from datamodules.forms import FaceForm
 from pipelines.engine.disk import whole
 
 LARGE = 50_000  # pictures from which on a gallery is searched through an index
@@ -34,7 +34,7 @@ class Gallery:
     """
 
     def __init__(
-        self, model: str, people: list[str], files: list[str], embeddings: Floats, form: Form | None = None
+        self, model: str, people: list[str], files: list[str], embeddings: Floats, form: FaceForm | None = None
     ) -> None:
         self.model, self.people, self.files, self.embeddings, self.form = model, people, files, embeddings, form
         self._index: Any = None

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -24,9 +24,9 @@ from datamodules import VisionDataModule
 from modules import VisionModule
 from pipelines.serving.exported import Exported
 from pipelines.serving.exporting import session_of
+from pipelines.serving.formats import Precision
 from pipelines.serving.store import load_model
 
-Precision = Literal["fp16", "int8"]
 CALIBRATED = 256  # training images whose activations set the ranges of int8
 COMPARED = 64  # validation images on which answers are compared
 QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # where the time goes; the rest stays exact

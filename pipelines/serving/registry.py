@@ -6,27 +6,25 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lightning as L
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from datamodules import VisionDataModule
-from datamodules.classes import adopt_classes
-from modules import VisionModule
-from modules.checkpoints import classes_of
-from modules.views import Mirroring
+from modules.ranges import Mirroring
 from pipelines.engine.disk import disk_error
 from pipelines.engine.terminal import table
-from pipelines.serving.model import VisionModel
-from pipelines.serving.store import lacking_in, learned_from, load_model
 from pipelines.tracking.client import needed, reach
 from pipelines.tracking.redaction import redact
 
-M = TypeVar("M", bound=VisionModule)
+if TYPE_CHECKING:
+    from datamodules import VisionDataModule
+    from modules import VisionModule
+    from pipelines.serving.model import VisionModel
+
+M = TypeVar("M", bound="VisionModule")
 
 
 def versions_of(name: str) -> list[ModelVersion]:
@@ -235,7 +233,7 @@ def show(name: str) -> str:
 
 
 def evaluate(
-    folder: Path, data: VisionDataModule | None = None, tta: Mirroring = "none", **options: Any
+    folder: Path, data: "VisionDataModule | None" = None, tta: Mirroring = "none", **options: Any
 ) -> dict[str, float]:
     """Evaluates a saved model on the test split of its training data.
 
@@ -251,12 +249,18 @@ def evaluate(
     Raises:
         ValueError: the model does not state its training data, or the data are of another task.
     """
+    from pipelines.serving.store import learned_from
+
     data = data or learned_from(folder, folder)
     return measured(fitted_to(folder, data, tta), data, **options)
 
 
-def fitted_to(folder: Path, data: VisionDataModule, tta: Mirroring = "none") -> VisionModule:
+def fitted_to(folder: Path, data: "VisionDataModule", tta: Mirroring = "none") -> "VisionModule":
     """A saved model to be evaluated on a data set, whose classes it adopts; see `evaluate`."""
+    from datamodules.classes import adopt_classes
+    from modules.checkpoints import classes_of
+    from pipelines.serving.store import lacking_in, load_model
+
     module, _ = load_model(folder)
     module.views.choose(tta)
     if lacking := lacking_in(data, module):
@@ -269,8 +273,10 @@ def fitted_to(folder: Path, data: VisionDataModule, tta: Mirroring = "none") -> 
     return module
 
 
-def measured(module: VisionModule, data: VisionDataModule, **options: Any) -> dict[str, float]:
+def measured(module: "VisionModule", data: "VisionDataModule", **options: Any) -> dict[str, float]:
     """Metrics of a module on the test split; see `evaluate`."""
+    import lightning as L
+
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(**quiet | options, use_distributed_sampler=False)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
@@ -292,6 +298,8 @@ def compare(name: str, first: str, second: str) -> str:
     Raises:
         ValueError: there is no such version, or the second cannot be evaluated on the data of the first.
     """
+    from pipelines.serving.store import learned_from
+
     numbers = [_version(name, given).version for given in (first, second)]
     folders = [model_folder(f"models:/{name}/{number}") for number in numbers]
     one, two = evaluate(folders[0]), evaluate(folders[1], learned_from(*folders))
@@ -313,7 +321,7 @@ def model_folder(address: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(address))
     except mlflow.MlflowException as error:
-        _find(address)
+        check(address)
         raise ValueError(
             f"{address} is registered in {redact(mlflow.get_registry_uri())}, but its files cannot be had ({error.message}): restore "
             "the store of artifacts, such as the folder mlruns, or register the model again."
@@ -323,8 +331,8 @@ def model_folder(address: str) -> Path:
     raise ValueError(f"{address} was not registered by Fovea: it lacks architecture.yaml.")
 
 
-def _find(address: str) -> None:
-    """Explains why an address is wrong.
+def check(address: str) -> None:
+    """Checks that an address is that of a registered model.
 
     Raises:
         ValueError: there is no such model, alias or version, or it is written in another way.
@@ -416,10 +424,12 @@ def load(address: str, device: str = "cpu") -> Any:
     Raises:
         ValueError: there is no such model or device.
     """
+    from pipelines.serving.model import VisionModel
+
     return VisionModel().load(model_folder(address), device)
 
 
-def load_as(kind: type[M], address: str, otherwise: str, device: str = "cpu") -> tuple[VisionModel, M]:
+def load_as(kind: type[M], address: str, otherwise: str, device: str = "cpu") -> "tuple[VisionModel, M]":
     """Loads a registered model of a given kind; see `load`.
 
     Args:

@@ -3,14 +3,7 @@
 import json
 from pathlib import Path
 
-import mlflow
-from mlflow.tracking import MlflowClient
-
 from pipelines.engine.command import command
-from pipelines.engine.disk import held
-from pipelines.tracking.client import TrackingError, reach
-from pipelines.tracking.journal import Journal
-from pipelines.tracking.logger import RUN_FILE, run_id_of
 from pipelines.tracking.redaction import redact, without_login
 
 
@@ -26,6 +19,14 @@ def send(output: Path) -> str:
     Raises:
         ValueError: it is no folder of a training, or the server still does not answer.
     """
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from pipelines.engine.disk import held
+    from pipelines.tracking.client import TrackingError, reach
+    from pipelines.tracking.journal import Journal
+    from pipelines.tracking.logger import RUN_FILE, run_id_of
+
     if not (output / RUN_FILE).exists():
         raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")
     run_id, uri = run_id_of(output), json.loads((output / RUN_FILE).read_text())["tracking_uri"]

@@ -12,13 +12,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.engine.command import UsageError
 from pipelines.engine.disk import disk_error
 from pipelines.tracking.redaction import redact
 
 PATIENCE = 5  # seconds in which a server must say that it is there
 
 
-class TrackingError(ValueError):
+class TrackingError(UsageError):
     """MLflow cannot be reached or rejects the run; the message says what to do."""
 
 

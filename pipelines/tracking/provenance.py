@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 
 
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -41,6 +40,8 @@ def _git(*args: str) -> str:
 
 
 def _provenance() -> dict[str, str]:
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
+
     return {
         MLFLOW_GIT_COMMIT: _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(_git("status", "--porcelain"))).lower(),

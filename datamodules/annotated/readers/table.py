@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
@@ -15,6 +14,9 @@ from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, as_numbe
 from datamodules.finding import Finder
 from datamodules.images import composed
 from datamodules.tables import by_split, check_table, read_table, spelled
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -57,9 +59,11 @@ class CSVDetection(BoxFiles):
         return splits, occurring(splits)
 
     def _rows(
-        self, table: pd.DataFrame, path_column: str, label_column: str, box_columns: Sequence[str]
+        self, table: "pd.DataFrame", path_column: str, label_column: str, box_columns: Sequence[str]
     ) -> list[Record]:
         """Images of a split; an image without objects has one row with empty cells."""
+        import pandas as pd
+
         file = Path(self.root)
         records: dict[str, Record] = {}
         finder = Finder(file.parent, [file.parent, file.parent / "images"], self.notes)
@@ -79,6 +83,8 @@ class CSVDetection(BoxFiles):
 
 def _labels_of(column: "pd.Series[Any]") -> list[str | None]:
     """Class labels of a table as text. A column of integers stays integer despite empty cells, which become None."""
+    import pandas as pd
+
     labels = [None if pd.isna(cell) else composed(str(cell).strip()) for cell in column]
     if None in labels and all(label is None or re.fullmatch(r"-?\d+\.0", label) for label in labels):
         return [label and label[:-2] for label in labels]
