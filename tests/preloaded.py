@@ -16,8 +16,18 @@ from conftest import processes  # noqa: F401
 from PIL import Image
 from sqlalchemy.orm import configure_mappers
 
+import datamodules
+import modules
+import modules.callbacks.support_vectors
+import pipelines.engine.start
+import pipelines.serving.answers
+import pipelines.serving.registration  # noqa: F401
 from modules.pictures.charts import confusion_matrix
 from pipelines.classification import classification
+
+for package in (modules, datamodules):
+    for name in package.__all__:
+        getattr(package, name)
 
 configure_mappers()
 Image.init()
