@@ -28,6 +28,7 @@ from .labelled.published import (
     HeldOutClasses,
 )
 from .labelled.quantities import RegressionDataModule, RegressionTable
+from .labelled.shards import Shards, UnlabelledShards
 from .photographs import PhotographFolder, Photographs
 from .points import PointCloud
 from .series import Series
@@ -76,7 +77,9 @@ __all__ = [
     "RegressionTable",
     "SegmentationDataModule",
     "Series",
+    "Shards",
     "UnlabelledFolder",
+    "UnlabelledShards",
     "VOCDetection",
     "VOCSegmentation",
     "VideoFolder",

@@ -1,13 +1,17 @@
 """Base class of data modules: exact, resumable loading, splits, and the policy for bad input."""
 
 import hashlib
+import itertools
 import operator
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Protocol, cast, get_args
 
 import albumentations as A
@@ -53,6 +57,33 @@ def repeated(values: Iterable[T]) -> tuple[T, int] | None:
 def digest_of(content: bytes) -> str:
     """Returns a hexadecimal hash of content, equal on every machine."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_of_lines(lines: Iterable[bytes]) -> str:
+    """Returns `digest_of` of lines joined by line breaks, without having all of them in memory."""
+    found, rest = hashlib.blake2b(digest_size=16), iter(lines)
+    mark = b""
+    while part := list(itertools.islice(rest, 1 << 16)):
+        found.update(mark + b"\n".join(part))
+        mark = b"\n"
+    return found.hexdigest()
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Yields the path of a new folder to write to, which is renamed to its final name once complete, and removed on errors.
+
+    Raises:
+        DataError: the folder exists.
+    """
+    if Path(folder).exists():
+        raise DataError(f"{Path(folder).resolve()} already exists: name a new folder.")
+    place = Path(folder).absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:
+        made = Path(part, place.name)
+        yield made
+        made.rename(place)
 
 
 def settle(settings: Any, option: str = "--data") -> None:

@@ -15,11 +15,12 @@ from typing_extensions import override
 from datamodules import videos
 from datamodules.annotated.scenes import Scenes, SceneSource, painted, tint
 from datamodules.base import DataError
-from datamodules.images import check_images, composed, images_in, sub_folders
+from datamodules.images import check_images
 from datamodules.labelled.base import ClassificationDataModule
-from datamodules.labelled.files import ImageFolder
+from datamodules.labelled.files import ImageFolder, Named, named_files
 from datamodules.labelled.sources import LabelledSource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
+from datamodules.paths import Paths
 from datamodules.splits import SPLITS
 from datamodules.videos import evenly
 
@@ -68,23 +69,19 @@ class VideoFolder(ClipDataModule, ImageFolder):
             )
 
     @override
-    def checked_files(self, paths: NDArray[np.str_]) -> "pd.DataFrame":
+    def checked_files(self, paths: Paths) -> "pd.DataFrame":
         table, self.bad_files = check_images(paths, self.on_bad_file, videos.inspect_video, "videos", check=self.check)
         return table
 
     @override
-    def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> videos.VideoFiles:
+    def opened(self, paths: Paths, digests: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> videos.VideoFiles:
         return videos.VideoFiles(paths, digests, sizes, self.reading, most=self.frames)
 
     @override
-    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+    def _files(self, folder: Path, left_out: list[Path]) -> Named:
         others: list[Path] = []
-        found = [
-            (str(file), composed(own.name))
-            for own in sub_folders(folder)
-            for file in images_in(own, others, videos.EXTENSIONS)
-        ]
-        if not found:
+        found = named_files(folder, others, videos.EXTENSIONS)
+        if not len(found.paths):
             kinds = ", ".join(kind.removeprefix(".") for kind in videos.EXTENSIONS)
             raise DataError(f"{folder.resolve()} has no videos in folders of classes; those read are {kinds}.")
         if others:

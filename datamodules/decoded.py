@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
@@ -25,6 +25,7 @@ from datamodules.bands import scaled
 from datamodules.base import DataError
 from datamodules.images import Reduction, cache_folder, read_bands, read_reduced
 from datamodules.options import RGB, Reading
+from datamodules.paths import Paths
 
 Caching = Literal["none", "memory", "disk"]
 SPARED = 2 << 30  # bytes that are left free, for checkpoints on disk and for other uses of memory
@@ -48,14 +49,15 @@ class ImageFiles:
 
     def __init__(
         self,
-        paths: NDArray[np.str_],
-        digests: NDArray[np.str_],
+        paths: Iterable[str],
+        digests: NDArray[Any],
         sizes: NDArray[np.int64],
         reading: Reading = RGB,
         cache: Caching = "none",
         checked: bool = True,
     ) -> None:
-        self.paths, self.digests, self.sizes, self.reading, self.cache = paths, digests, sizes, reading, cache
+        self.paths, self.digests = Paths.of(paths), np.asarray(digests, "S32")
+        self.sizes, self.reading, self.cache = sizes, reading, cache
         self.checked = checked
         self._reduction: Reduction | None = None
         self._kept: _Kept | None = None
@@ -91,8 +93,8 @@ class ImageFiles:
         """Decodes an image, uint8 H×W×C, at the size that `reduced` allows; or its bands without scaling, uint8 or
         uint16."""
         if not self.reading.seen:
-            return read_bands(str(self.paths[index]), self.reading)
-        return read_reduced(str(self.paths[index]), self.reading, self._reduction)[0]
+            return read_bands(self.paths.at(index), self.reading)
+        return read_reduced(self.paths.at(index), self.reading, self._reduction)[0]
 
     def reduced(self, reduction: Reduction) -> Self:
         """Returns the same files, decoded at reduced size, and cached if requested."""
@@ -176,7 +178,7 @@ class _Disk(_Kept):
         super().__init__(files, factors)
 
     def _place(self, index: int) -> Path:
-        digest = str(self.digests[index])
+        digest = self.digests[index].decode()
         bands = "".join(f"-{band}" for band in self.reading.bands or ()) + "-deep" * self.reading.deep
         return self.folder / digest[:2] / f"{digest}-{self.reading.channels}-{self.factors[index]}{bands}"
 

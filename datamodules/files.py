@@ -1,16 +1,17 @@
 """Settings of data that are image files: how files are decoded, and the statistics of their values."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.base import DataError
 from datamodules.images import check_images
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
+from datamodules.paths import Paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,11 +90,11 @@ class Files:
         bits = (self._depth or 8) if self.bits == "auto" else self.bits
         return Reading(self.in_chans, self._chosen, bits)
 
-    def looked_at(self, paths: NDArray[np.str_], check: Check = "all") -> "pd.DataFrame":
+    def looked_at(self, paths: Iterable[str], check: Check = "all") -> "pd.DataFrame":
         """Inspects files; see `check_images`."""
         auto = self.bits == "auto"
         reading = Reading(self.in_chans, self._chosen, 16) if auto else self.reading
-        table, self.bad_files = check_images(paths, self.on_bad_file, reading=reading, check=check)
+        table, self.bad_files = check_images(Paths.of(paths), self.on_bad_file, reading=reading, check=check)
         self._depth = int(table["bits"][table["error"] == ""].to_numpy().max(initial=8)) if auto else None
         return table
 

@@ -7,10 +7,11 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -22,11 +23,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.bands import decoded, depth_of, scaled, taken, upper
-from datamodules.base import DataError, digest_of, listed
+from datamodules.base import DataError, digest_of, digest_of_lines, listed
 from datamodules.options import RGB, Check, Reading
+from datamodules.paths import CHUNK, Member, Paths, binary, content_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 # The reduction factor in decoding for a height and width, in either order: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
@@ -67,7 +70,9 @@ def sub_folders(folder: Path) -> list[Path]:
     Raises:
         DataError: a name is not in UTF-8, and could not be a label.
     """
-    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name))
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+    found = [folder / name for name in names]
     for entry in found:
         if os.fsencode(entry.name).decode(errors="replace") != entry.name:
             raise DataError(
@@ -83,7 +88,7 @@ def images_in(folder: Path, left_out: list[Path] | None = None, extensions: tupl
     return [Path(name) for name in names_in(folder, left_out, extensions)]
 
 
-def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> Paths:
     """Returns the images below a folder, including linked folders, sorted as paths; without `is_junk`.
 
     Args:
@@ -91,29 +96,40 @@ def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple
         left_out: extended by the files that are neither supported images nor texts; see `warn_of_left_out`.
         extensions: extensions of the files to find.
     """
-    found: list[str] = []  # as strings: millions of paths would take seconds and gigabytes
-    # A link to a parent folder would otherwise lead to an endless loop.
-    start = os.path.realpath(folder)
-    above = {os.fspath(folder): {start, *map(str, Path(start).parents)}}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        trail, shown = above.pop(place), "" if place == os.curdir else os.fspath(Path(place))
-        folders[:] = sorted(name for name in folders if not is_junk(name))
-        for name in list(folders):
-            path = os.path.join(place, name)
-            real = os.path.realpath(path)
-            if real in trail:
-                folders.remove(name)
-            else:
-                above[path] = trail | {real}
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if is_junk(name):
+    folders: list[bytes] = []
+    places: list[int] = []
+    names: list[bytes] = []
+
+    def visit(place: str, shown: str, above: set[str]) -> None:
+        """Adds the files of a folder and of its sub-folders, all in the order of their names.
+
+        ``above`` has the real paths of the folders above: a link to one of them would otherwise lead to an endless loop.
+        """
+        try:
+            with os.scandir(place) as entries:
+                inner = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            return
+        folders.append(os.fsencode(os.path.join(shown, "")))
+        number = len(folders) - 1
+        for entry in inner:
+            if is_junk(entry.name):
                 continue
-            if suffix in extensions:
-                found.append(os.path.join(shown, name))
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in above:
+                    visit(entry.path, os.path.join(shown, entry.name), above | {real})
+            elif suffix in extensions:
+                places.append(number)
+                names.append(os.fsencode(entry.name))
             elif left_out is not None and suffix not in TEXTS:
-                left_out.append(Path(place, name))
-    return sorted(found, key=lambda name: name.split(os.sep))
+                left_out.append(Path(place, entry.name))
+
+    start = os.path.realpath(folder)
+    shown = os.fspath(folder)
+    visit(shown, "" if shown == os.curdir else shown, {start, *map(str, Path(start).parents)})
+    return Paths(binary(folders), np.array(places, np.int32), binary(names))
 
 
 def turned(file: str) -> bool:
@@ -204,7 +220,7 @@ def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
     name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
     data = b""
     try:
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        data = file if isinstance(file, bytes) else content_of(file)
         yield data
     except UnidentifiedImageError:
         raise DataError(f"{name} is {_not_an_image(data)} ({len(data)} bytes).") from None
@@ -323,15 +339,17 @@ def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 SAMPLE = 1000  # number of files that --data.check sample decodes
 MANY = 20_000  # number of files from which decoding takes long
 FOUND = ["digest", "error", "height", "width", "bits", "frames"]
-Look = Callable[[str], tuple[str, str, int, int, int, int]]  # inspects a file by its path
+Look = Callable[[str | Member], tuple[str, str, int, int, int, int]]  # inspects a file
 
 
-def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
+def _inspect(path: str | Member) -> tuple[str, str, int, int, int, int]:
     """Inspects an image file: content digest; error if it cannot be decoded completely; height and width as displayed;
     `depth`; number of frames or pages."""
     try:
-        data = Path(path).read_bytes()
+        data = content_of(path)
     except OSError as error:
+        if isinstance(path, Member):  # its server may answer the next time: not to be remembered
+            raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from None
         return "", error.strerror or str(error), 0, 0, 0, 0
     digest = digest_of(data)
     try:
@@ -352,12 +370,12 @@ def _inspect(path: str) -> tuple[str, str, int, int, int, int]:
         return digest, str(error).rstrip("."), 0, 0, 0, 0
 
 
-def _inspect_bands(path: str, reading: Reading) -> tuple[str, str, int, int, int, int]:
+def _inspect_bands(path: str | Member, reading: Reading) -> tuple[str, str, int, int, int, int]:
     """Like `_inspect` for a file that is read as bands; it counts as one frame, and the bits are those of the selected
     bands."""
     digest = ""
     try:
-        data = Path(path).read_bytes()
+        data = content_of(path)
         digest = digest_of(data)
         pixels = taken(decoded(data), reading)
     except UnidentifiedImageError:
@@ -374,17 +392,8 @@ def cache_folder() -> Path:
     return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"
 
 
-def _signature(path: str) -> tuple[int, int]:
-    """Returns size and time of a file, to detect changes; -1 if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, -1
-    return found.st_size, max(found.st_mtime_ns, found.st_ctime_ns)  # copying preserves the former
-
-
 def inspect_images(
-    paths: Sequence[str] | NDArray[np.str_], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
+    paths: Iterable[str], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
 ) -> "pd.DataFrame":
     """Decodes every file once and caches the result, so that unchanged files are not read again.
 
@@ -402,15 +411,13 @@ def inspect_images(
     """
     import pandas as pd
 
-    absolute = [os.path.abspath(path) for path in paths]
+    files = Paths.of(paths)
     how = []  # RGB and grey are inspected alike
     if not reading.seen:
-        look, how = partial(_inspect_bands, reading=reading), [repr(reading)]
-    name = digest_of(os.fsencode("\n".join([*absolute, *how])))
+        look, how = partial(_inspect_bands, reading=reading), [repr(reading).encode()]
+    name = digest_of_lines(chain(files.encoded(absolute=True), how))
     cache = cache_folder() / f"{kind}-{name}.parquet"
-    table = pd.DataFrame(
-        np.fromiter(map(_signature, absolute), np.dtype((np.int64, 2)), len(absolute)), columns=["size", "time"]
-    )
+    table = pd.DataFrame(files.signatures, columns=["size", "time"])
     try:
         known = pd.read_parquet(cache, columns=["size", "time", *FOUND])
     except (OSError, ValueError):  # missing or incomplete
@@ -424,8 +431,9 @@ def inspect_images(
         )
     if len(stale):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(look, [absolute[i] for i in stale]))
-        table.loc[stale, FOUND] = pd.DataFrame(found, columns=FOUND, index=stale)
+            for part in np.array_split(stale, -(-len(stale) // CHUNK)):
+                found = list(pool.map(look, map(files.at, part.tolist())))
+                table.loc[part, FOUND] = pd.DataFrame(found, columns=FOUND, index=part)
         temporary = cache.with_suffix(f".{os.getpid()}")
         with suppress(OSError):  # without a cache, files are read again the next time
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -434,29 +442,25 @@ def inspect_images(
     return table
 
 
-def _sampled(
-    paths: NDArray[np.str_], check: Literal["sample", "none"], look: Look, kind: str, reading: Reading
-) -> "pd.DataFrame":
+def _sampled(paths: Paths, check: Literal["sample", "none"], look: Look, kind: str, reading: Reading) -> "pd.DataFrame":
     """Applies `inspect_images` to a fixed random sample of files, or to none. Other files count as readable if they
     exist; their digest is that of name and size, and their other columns are 0."""
     import pandas as pd
 
     count = min(SAMPLE, len(paths)) if check == "sample" else 0
     chosen = np.sort(np.random.default_rng(0).permutation(len(paths))[:count])
-    root = os.path.commonpath([os.path.dirname(path) for path in paths.tolist()])
-    names = [os.path.relpath(path, root) for path in paths.tolist()]  # independent of the folder's location
-    sizes = [_signature(path)[0] for path in paths.tolist()]
+    sizes = paths.signatures[:, 0].tolist()
     table = pd.DataFrame(dict.fromkeys(FOUND[2:], 0), index=range(len(paths)))
-    table["digest"] = [digest_of(os.fsencode(f"{name} {size}")) for name, size in zip(names, sizes, strict=True)]
+    table["digest"] = [digest_of(b"%s %d" % both) for both in zip(paths.relative(), sizes, strict=True)]
     table["error"] = [os.strerror(errno.ENOENT) if size < 0 else "" for size in sizes]
-    seen = inspect_images(paths[chosen].tolist(), look, kind, reading)
+    seen = inspect_images(paths[chosen], look, kind, reading)
     kept = [name for name in FOUND if name != "digest"]
     table.loc[chosen, kept] = seen[kept].to_numpy()
     return table
 
 
 def check_images(
-    paths: NDArray[np.str_],
+    paths: Paths,
     on_bad_file: Literal["error", "skip", "skip_all"],
     look: Look = _inspect,
     kind: str = "images",
@@ -479,7 +483,7 @@ def check_images(
         DataError: there are unreadable files; with ``skip``, more than one in a hundred.
     """
     if check == "all":
-        table = inspect_images(paths.tolist(), look, kind, reading)
+        table = inspect_images(paths, look, kind, reading)
     else:
         table = _sampled(paths, check, look, kind, reading)
     bad = (table["error"] != "").to_numpy()
@@ -520,24 +524,42 @@ def check_images(
     return table, bad_files
 
 
-def warn_of_shared(parts: dict[str, tuple[NDArray[np.str_], NDArray[np.str_]]]) -> None:
+def digests_in(table: "pd.DataFrame") -> NDArray[np.bytes_]:
+    """Returns the content digests in a table of `inspect_images`, N strings of 32 bytes."""
+    return np.fromiter((digest.encode() for digest in table["digest"]), "S32", len(table))
+
+
+def _fixed(digests: NDArray[Any]) -> "pa.FixedSizeBinaryArray":
+    """Returns digests as an Arrow array, which is compared without a Python object for each."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(digests, "S32")
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(values), [None, pa.py_buffer(values)])
+
+
+def warn_of_shared(parts: Mapping[str, tuple[Paths | NDArray[np.str_], NDArray[Any]]]) -> None:
     """Warns of images that are in two splits.
 
     Args:
         parts: paths and content digests of each split.
     """
-    seen: dict[str, str] = {}
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    earlier: list[pa.Array] = []
     for name, (paths, digests) in parts.items():
-        shared = [path for path, digest in zip(paths, digests, strict=True) if seen.get(digest, name) != name]
-        if shared:
-            rank_zero_warn(
-                f"{len(shared)} images of the {name} split are also in another one, so the figures look better than "
-                f"they are; the first: {shared[0]}."
-            )
-        seen.update(dict.fromkeys(digests, name))
+        own = _fixed(digests)
+        if earlier:
+            shared = np.flatnonzero(pc.is_in(own, value_set=pa.concat_arrays(earlier)))
+            if len(shared):
+                rank_zero_warn(
+                    f"{len(shared)} images of the {name} split are also in another one, so the figures look better than "
+                    f"they are; the first: {paths[int(shared[0])]}."
+                )
+        earlier.append(own)
 
 
-def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names: NDArray[Any]) -> None:
+def warn_of_two_names(paths: Paths | NDArray[Any], digests: NDArray[Any], names: NDArray[Any]) -> None:
     """Warns of images that occur under two classes, or as two people.
 
     Args:
@@ -547,20 +569,22 @@ def warn_of_two_names(paths: NDArray[np.str_], digests: NDArray[np.str_], names:
     """
     import pandas as pd
 
-    # Not the paths: file names need not be valid text for pandas.
-    table = pd.DataFrame({"digest": digests, "name": names})
-    several = table[table.groupby("digest")["name"].transform("nunique") > 1].sort_values(["digest", "name"])
+    content = _fixed(digests).dictionary_encode()
+    numbers, kinds = pd.factorize(np.asarray(names, object))
+    table = pd.DataFrame({"digest": content.indices.to_numpy(), "name": numbers}).drop_duplicates()
+    several = table[table["digest"].duplicated(keep=False)]
     if len(several):
-        first = several[several["digest"] == several["digest"].iloc[0]].drop_duplicates("name")["name"]
-        shown = " and ".join(f"{paths[row]} as {name!r}" for row, name in first.items())
         count = several["digest"].nunique()
+        least = min(several["digest"], key=lambda number: content.dictionary[number].as_py())
+        first = sorted((kinds[name], row) for row, name in several["name"][several["digest"] == least].items())
+        shown = " and ".join(f"{paths[row]} as {name!r}" for name, row in first)
         rank_zero_warn(
             f"{'1 image occurs' if count == 1 else f'{count} images occur'} under more than one name; the first: {shown}. Keep the "
             "right one."
         )
 
 
-def warn_of_cut(paths: NDArray[np.str_], sizes: NDArray[np.int64], size: tuple[int, int]) -> None:
+def warn_of_cut(paths: Paths, sizes: NDArray[np.int64], size: tuple[int, int]) -> None:
     """Warns of images that lose more than half of their area in the centre crop.
 
     Args:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from datamodules.augmenting import Augmentation
 from datamodules.base import DataError, KeyedDataset, Source
 from datamodules.labelled.balance import Sampling, Weighting
-from datamodules.labelled.files import UnlabelledFolder
+from datamodules.labelled.files import Rows, UnlabelledFolder
 from datamodules.labelled.sources import LabelledSource
 from datamodules.options import BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 
@@ -119,7 +119,7 @@ class Photographs(PhotographFolder):
                 "--data PhotographFolder --data.root FOLDER."
             )
         parts = {"train": known[:16], "val": known[16:], "test": sorted(unseen, key=lambda file: file.name)}
-        return self._read([(str(file), ".", name) for name, files in parts.items() for file in files])
+        return self._read(Rows.of((str(file), ".", name) for name, files in parts.items() for file in files))
 
 
 def _packaged(package: str, folder: str) -> Path:

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.base import DataError, listed
-from datamodules.images import images_in, sub_folders
+from datamodules.images import names_in, sub_folders
 
 SPLITS = ("train", "val", "test")
 SPELLINGS = {
@@ -56,6 +56,15 @@ def split_of(name: str) -> str | None:
 def _hints(name: str) -> set[str]:
     """Splits that a longer name mentions: ``seg_train`` mentions ``train``."""
     return {KNOWN[word] for word in _words(name) if len(word) > 2 and word in KNOWN}
+
+
+def hinted(file: str) -> str | None:
+    """Which split a file is of by its name, such as that of ``train-00000-of-00005.parquet`` or ``imagenet-val-000001.tar``, or by
+    its folder's; None where neither speaks of one, or of several."""
+    path = PurePosixPath(file.replace("\\", "/"))
+    if len(found := _hints(path.stem)) == 1:
+        return found.pop()
+    return None if found else split_of(path.parent.name)
 
 
 def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
@@ -114,9 +123,7 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
             f"{listed(f.name for f in folders if f != unclear[0])}, but not as splits are. Name the folders of "
             f"splits {names}, and other folders without these words; or give one folder of classes with --data.root."
         )
-    others = (
-        {folder.name: len(images_in(folder)) for folder in folders if folder not in found.values()} if found else {}
-    )
+    others = {folder.name: len(names_in(folder)) for folder in folders if folder not in found.values()} if found else {}
     if beside := [name for name, count in others.items() if count]:
         if "train" not in found:
             raise DataError(

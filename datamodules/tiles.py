@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cache import Cache
+from datamodules.paths import Paths
 
 KEPT = 256 << 20  # bytes of images that are cached while their tiles are used
 Place = tuple[int, int]  # left and top edge, in pixels
@@ -51,7 +52,10 @@ class TiledSource:
     """
 
     def __init__(
-        self, sizes: NDArray[np.int64], files: NDArray[np.str_] | None, layout: Callable[[int, int], list[Place]]
+        self,
+        sizes: NDArray[np.int64],
+        files: Paths | NDArray[np.str_] | None,
+        layout: Callable[[int, int], list[Place]],
     ) -> None:
         self.sizes, self._files = sizes, files
         places = [(i, *place) for i, (height, width) in enumerate(sizes.tolist()) for place in layout(height, width)]
@@ -63,7 +67,7 @@ class TiledSource:
         return len(self.places)
 
     @property
-    def paths(self) -> NDArray[np.str_] | None:
+    def paths(self) -> Paths | NDArray[np.str_] | None:
         """File of each sample, if pictures are files."""
         return None if self._files is None else self._files[self.places[:, 0]]
 

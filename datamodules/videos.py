@@ -17,6 +17,7 @@ from typing_extensions import override
 from datamodules.base import DataError
 from datamodules.decoded import ImageFiles
 from datamodules.images import Reduction
+from datamodules.paths import Member
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 PATIENCE = 10_000  # milliseconds to wait for a camera or a stream
@@ -158,7 +159,7 @@ def read_clip(file: str, most: int, channels: int = 3, reduction: Reduction | No
     return np.stack(clip)
 
 
-def inspect_video(path: str) -> tuple[str, str, int, int, int, int]:
+def inspect_video(path: str | Member) -> tuple[str, str, int, int, int, int]:
     """As `inspect_images` for a video: content digest, error, height, width, bits, and number of frames."""
     try:
         with Path(path).open("rb") as file:
@@ -166,7 +167,7 @@ def inspect_video(path: str) -> tuple[str, str, int, int, int, int]:
     except OSError as error:
         return "", error.strerror or str(error), 0, 0, 0, 0
     try:
-        video, shape = Video(path), (0, 0)
+        video, shape = Video(os.fspath(path)), (0, 0)
         for frame in video:
             shape = frame.shape[:2]
     except DataError:
@@ -188,4 +189,4 @@ class VideoFiles(ImageFiles):
 
     @override
     def read(self, index: int) -> NDArray[np.uint8]:
-        return read_clip(str(self.paths[index]), self.most, self.reading.channels, self._reduction)
+        return read_clip(self.paths[index], self.most, self.reading.channels, self._reduction)

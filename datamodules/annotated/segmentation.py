@@ -19,6 +19,7 @@ from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, 
 from datamodules.decoded import as_it_is
 from datamodules.images import Reduction
 from datamodules.options import BatchSize, Own, Preprocessing
+from datamodules.paths import Paths
 from datamodules.tiles import Place, TiledSource, tile_starts
 
 LEAST = 16  # minimum side of a window
@@ -38,7 +39,7 @@ class Pictures(Source, Protocol):
         """Number of pixels of each class, int64 256, if known."""
 
     @property
-    def paths(self) -> NDArray[np.str_] | None:
+    def paths(self) -> Paths | NDArray[np.str_] | None:
         """The files, if the images are files."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.augmentations import normalized_keypoints
-from datamodules.base import DataError, digest_of, listed, repeated
+from datamodules.base import DataError, digest_of_lines, listed, repeated
 from datamodules.decoded import ImageFiles
 from datamodules.files import Files, Folder
 from datamodules.finding import paths_in
 from datamodules.images import (
+    EXTENSIONS,
     KINDS,
     composed,
+    digests_in,
     is_image,
     names_in,
     sub_folders,
@@ -31,6 +33,7 @@ from datamodules.images import (
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Check, NonNegativeInt, Preprocessing, point_columns
+from datamodules.paths import Paths
 from datamodules.splits import fold_of, split_folders, stratified, stratified_by_group
 from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled, warn_of_alike
 
@@ -38,8 +41,41 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = tuple[str, str, str]  # path; name of the class or person; split, or ``all``
+Objects = NDArray[np.object_]  # of few texts, many times
 Indices = NDArray[np.intp]
 DRAWN = 0.15  # fraction for testing, and of the rest for validation
+
+
+class Named(NamedTuple):
+    """Files and their names.
+
+    Attributes:
+        paths: N.
+        names: of the class or the person of each, N.
+    """
+
+    paths: Paths
+    names: Objects
+
+
+class Rows(NamedTuple):
+    """Files, their names and their splits.
+
+    Attributes:
+        paths: N.
+        names: of the class or the person of each, N.
+        splits: of each, or ``all``.
+    """
+
+    paths: Paths
+    names: Objects
+    splits: Objects
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Rows":
+        """Returns these rows as columns."""
+        paths, names, splits = zip(*rows, strict=True)
+        return cls(Paths.of(paths), np.array(names, object), np.array(splits, object))
 
 
 def warn_of_shared_parts(parts: Mapping[str, LabelledSource]) -> None:
@@ -104,8 +140,8 @@ class LabelledFiles(Files, LabelledDataModule[S]):
             )
 
     def inspected(
-        self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None
-    ) -> tuple[ImageFiles, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+        self, rows: Rows, groups: NDArray[np.str_] | None = None
+    ) -> tuple[ImageFiles, Objects, Objects, NDArray[np.bool_]]:
         """Inspects image files before the training, and warns of anomalies.
 
         Args:
@@ -115,31 +151,34 @@ class LabelledFiles(Files, LabelledDataModule[S]):
         Returns:
             The files, the names and the splits of the rows, and whether they are usable.
         """
-        paths, names, splits = map(np.asarray, zip(*rows, strict=True))
+        paths, names, splits = rows
         table = self.checked_files(paths)
-        digests, good = table["digest"].to_numpy(np.str_), (table["error"] == "").to_numpy()
+        digests, good = digests_in(table), (table["error"] == "").to_numpy()
         sizes = table[["height", "width"]].to_numpy(np.int64)
-        columns = [digests, names] if groups is None else [digests, names, groups]
-        lines = map(" ".join, zip(*(column.tolist() for column in columns), strict=True))
-        self.content = digest_of("\n".join(lines).encode())  # independent of the division
+        columns = [names] if groups is None else [names, groups]
+        lines = zip(digests.tolist(), *columns, strict=True)
+        self.content = digest_of_lines(
+            b" ".join([first, *map(str.encode, rest)]) for first, *rest in lines
+        )  # however divided
+        del table
         if self.preprocessing.fit == "crop":
             warn_of_cut(paths[good], sizes[good], self.size)
         warn_of_two_names(paths[good], digests[good], names[good])
-        warn_of_alike(np.unique(names).tolist())
+        warn_of_alike(sorted(set(names)))
         return self.opened(paths, digests, sizes), names, splits, good
 
-    def checked_files(self, paths: NDArray[np.str_]) -> "pd.DataFrame":
+    def checked_files(self, paths: Paths) -> "pd.DataFrame":
         """Inspects the files; see `Files.looked_at`."""
         return self.looked_at(paths, self.check)
 
-    def opened(self, paths: NDArray[np.str_], digests: NDArray[np.str_], sizes: NDArray[np.int64]) -> ImageFiles:
+    def opened(self, paths: Paths, digests: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> ImageFiles:
         """Returns the files as an array of images."""
         return ImageFiles(paths, digests, sizes, self.reading, self.cache, self.check == "all")
 
     def shared_out(
         self,
         whole: S,
-        splits: NDArray[np.str_],
+        splits: Objects,
         good: NDArray[np.bool_],
         strata: Callable[[NDArray[Any]], tuple[NDArray[np.int64], Sequence[str]]],
         groups: NDArray[np.str_] | None = None,
@@ -191,14 +230,14 @@ class LabelledFiles(Files, LabelledDataModule[S]):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
+class ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
     """Base class of modules that read files of classes."""
 
     def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
         """Returns the samples of all rows."""
         return LabelledSource(files, labels)
 
-    def _read(self, rows: Sequence[Row], groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
+    def _read(self, rows: Rows, groups: NDArray[np.str_] | None = None) -> dict[str, LabelledSource]:
         """Inspects the files, and divides them into splits."""
         files, names, splits, good = self.inspected(rows, groups)
         numbers = {name: k for k, name in enumerate(self.label_names)}
@@ -214,7 +253,7 @@ class _ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
 
 
 @dataclass(eq=False, repr=False)
-class ImageFolder(Folder, _ClassFiles):
+class ImageFolder(Folder, ClassFiles):
     """A folder with one sub-folder of images per class, whose name is the label.
 
     With ``train/`` and, optionally, ``val/`` and ``test/`` above the classes, in any common spelling, these are the
@@ -273,24 +312,25 @@ class ImageFolder(Folder, _ClassFiles):
 
     @override
     def load(self) -> dict[str, LabelledSource]:
-        rows: list[Row] = []
+        parts: list[Rows] = []
         left_out: list[Path] = []
         for split, folder in self._folders.items():
             found = self._files(folder, left_out)
-            if not found:
+            if not len(found.paths):
                 warn_of_left_out(left_out)
                 raise DataError(f"{folder.resolve()} has no images in a supported format: {KINDS}.")
-            rows += [(path, name, split) for path, name in found]
+            parts.append(Rows(*found, np.full(len(found.paths), split, object)))
         warn_of_left_out(left_out)
-        return self._read(rows)
+        paths, names, splits = zip(*parts, strict=True)
+        return self._read(Rows(Paths.joined(paths), np.concatenate(names), np.concatenate(splits)))
 
-    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
+    def _files(self, folder: Path, left_out: list[Path]) -> Named:
         """Returns the images of a split with their classes, class by class."""
         if beside := [file for file in sorted(folder.iterdir()) if is_image(file)]:
             rank_zero_warn(
                 f"Left out: {len(beside)} images that are not in the folder of a class; the first: {beside[0]}."
             )
-        return sorted(named_files(folder, left_out), key=lambda row: row[1])
+        return named_files(folder, left_out)
 
 
 class UnlabelledFolder(ImageFolder):
@@ -303,19 +343,31 @@ class UnlabelledFolder(ImageFolder):
     of_folders = False
 
     @override
-    def _files(self, folder: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-        return [(file, ".") for file in names_in(folder, left_out)]
+    def _files(self, folder: Path, left_out: list[Path]) -> Named:
+        paths = names_in(folder, left_out)
+        return Named(paths, np.full(len(paths), ".", object))
 
 
-def named_files(root: Path, left_out: list[Path]) -> list[tuple[str, str]]:
-    """Returns the images in a folder with a sub-folder per class or person, with the sub-folders' names; see
-    `names_in`."""
-    return [
-        (file, name)
-        for folder in sub_folders(root)
-        for name in [composed(folder.name)]
-        for file in names_in(folder, left_out)
-    ]
+def named_files(root: Path, left_out: list[Path], extensions: tuple[str, ...] = EXTENSIONS) -> Named:
+    """Returns the images in a folder with a sub-folder per class or person, with the sub-folders' names, sorted by these;
+    see `names_in`."""
+    folders = sorted(sub_folders(root), key=lambda folder: composed(folder.name))
+    found = [names_in(folder, left_out, extensions) for folder in folders]
+    names = np.array([composed(folder.name) for folder in folders], object)
+    return Named(Paths.joined(found), np.repeat(names, [len(own) for own in found]))
+
+
+def objects(column: "pd.Series[Any]", change: Callable[[str], str] = str) -> Objects:
+    """Returns a column of repeated strings as an array of shared objects.
+
+    Args:
+        column: column of a table.
+        change: function applied to each distinct string.
+    """
+    import pandas as pd
+
+    numbers, texts = pd.factorize(column)
+    return np.array([change(text) for text in texts], object)[numbers]
 
 
 @dataclass(eq=False, repr=False)
@@ -339,10 +391,10 @@ class Table(Files):
         """See `VisionDataModule.title`; the name of the table."""
         return Path(self.file).stem
 
-    def rows(self, table: "pd.DataFrame", column: str) -> list[Row]:
+    def rows(self, table: "pd.DataFrame", column: str) -> Rows:
         """Returns the rows of a `checked` table, with the names in a column."""
-        paths, names = paths_in(table[self.path_column], Path(self.file)), map(composed, table[column].astype(str))
-        return list(zip(paths, names, table["split"].tolist(), strict=True))
+        paths = paths_in(table[self.path_column], Path(self.file))
+        return Rows(paths, objects(table[column].astype(str), composed), objects(table["split"]))
 
     def groups(self, table: "pd.DataFrame") -> NDArray[np.str_] | None:
         """Returns the group of each row of a `checked` table; None without a column of groups."""
@@ -371,7 +423,7 @@ class Table(Files):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Manifest(Table, _ClassFiles):
+class Manifest(Table, ClassFiles):
     """A CSV or Parquet table with one row per image.
 
     With ``tabular`` or ``keypoints``, batches also have ``tabular``, float32 B×V: x and y of each keypoint, normalised by
@@ -441,43 +493,42 @@ class Manifest(Table, _ClassFiles):
         return np.concatenate([points, source.tabular], 1).astype(np.float64)
 
     @cached_property
-    def _table(self) -> "pd.DataFrame":
+    def _read_table(self) -> tuple[Rows, NDArray[np.str_] | None, "pd.DataFrame"]:
+        """Rows; groups; and the columns of numbers."""
         options = dict.fromkeys(self.tabular or (), "--data.tabular")
         options |= dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
-        return self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])
+        table = self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])
+        return self.rows(table, self.label_column), self.groups(table), table[[*options]]
 
     @override
     def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
         if not self._columns:
             return super().source(files, labels)
-        file = Path(self.file)
+        file, table = Path(self.file), self._read_table[2]
         columns = point_columns(self.keypoints or ())
-        points = numeric_columns(self._table, columns, file).reshape(len(labels), len(columns) // 2, 2)
+        points = numeric_columns(table, columns, file).reshape(len(labels), len(columns) // 2, 2)
         lone = np.flatnonzero((points == points[:, :1]).all((1, 2)))
         if self.keypoints and lone.size:
             raise DataError(
-                f"{file.resolve()}: in row {self._table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
+                f"{file.resolve()}: in row {table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
                 "or remove the row."
             )
-        return TabularSource(files, labels, numeric_columns(self._table, self.tabular or [], file), points)
-
-    @cached_property
-    def _rows(self) -> list[Row]:
-        return self.rows(self._table, self.label_column)
+        return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file), points)
 
     @cached_property
     def label_names(self) -> list[str]:
         """Labels that occur in training, sorted."""
-        return sorted(
-            {name for _, name, split in self._rows if split == "train"} or {name for _, name, _ in self._rows}
-        )
+        _, names, splits = self._read_table[0]
+        return sorted(set(names[splits == "train"]) or set(names))
 
     @override
     def load(self) -> dict[str, LabelledSource]:
-        names = self.label_names
-        if unknown := next((row for row in self._rows if row[1] not in names), None):
+        rows, groups, _ = self._read_table
+        _, names, splits = rows
+        if unknown := set(names) - set(self.label_names):
+            row = next(row for row, name in enumerate(names) if name in unknown)
             raise DataError(
-                f"{self.file}: the {unknown[2]} split has the label {unknown[1]!r}, which training does not have: "
-                f"the labels there are {listed(names)}."
+                f"{self.file}: the {splits[row]} split has the label {names[row]!r}, which training does not have: "
+                f"the labels there are {listed(self.label_names)}."
             )
-        return self._read(self._rows, self.groups(self._table))
+        return self._read(rows, groups)

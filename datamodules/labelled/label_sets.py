@@ -14,8 +14,9 @@ from datamodules.base import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
-from datamodules.labelled.files import LabelledFiles, Table
+from datamodules.labelled.files import LabelledFiles, Objects, Rows, Table, objects
 from datamodules.labelled.sources import LabelSetSource
+from datamodules.paths import Paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +48,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
     label_columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.int64], NDArray[np.str_] | None]:
-        """Names of the labels; path and split of each image; labels, N×K; and groups."""
+    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.int64], NDArray[np.str_] | None]:
+        """The labels' names; paths and splits; its labels, N×K; and what it is of."""
         file = Path(self.file)
         optional = [] if self.label_columns else [self.label_column]
         table = self.checked(dict.fromkeys(self.label_columns or [], "--data.label_columns"), [], optional)
@@ -62,7 +63,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 f"{file.resolve()} has {lacking}. Name the column of labels with --data.label_column, or a column each with "
                 "--data.label_columns."
             )
-        rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
+        rows = paths_in(table[self.path_column], file), objects(table["split"])
         return names, rows, labels, self.groups(table)
 
     def _in_cells(self, table: "pd.DataFrame") -> bool:
@@ -99,10 +100,9 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
     @override
     def load(self) -> dict[str, LabelSetSource]:
-        names, places, labels, groups = self._table
+        names, (paths, splits), labels, groups = self._table
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
-        rows = [(path, own, split) for (path, split), own in zip(places, sets, strict=True)]
-        files, _, splits, good = self.inspected(rows, groups)
+        files, _, _, good = self.inspected(Rows(paths, np.array(sets, object), splits), groups)
         whole = LabelSetSource(files, labels)
 
         def alike(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:

@@ -1,6 +1,6 @@
 """Files of people: folders, tables, pairs of LFW, CelebA."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from datamodules.images import (
     KINDS,
     warn_of_left_out,
 )
-from datamodules.labelled.files import LabelledFiles, Row, Table, named_files, warn_of_shared_parts
+from datamodules.labelled.files import LabelledFiles, Row, Rows, Table, named_files, warn_of_shared_parts
 from datamodules.labelled.people import FaceDataModule, by_person
 from datamodules.labelled.sources import PeopleSource
 from datamodules.splits import SPLITS, split_folders
@@ -35,11 +35,11 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
 
     on_lone_picture: Literal["error", "skip"] = "error"
 
-    def _read(self, rows: Sequence[Row]) -> dict[str, PeopleSource]:
+    def _read(self, rows: Iterable[Row]) -> dict[str, PeopleSource]:
         """Checks the files and divides them into splits."""
-        files, people, splits, good = self.inspected(rows)
-        whole = PeopleSource(files, people)
-        parts = {split: whole.subset(good & (splits == split)) for split in np.unique(splits[good]).tolist()}
+        files, people, splits, good = self.inspected(Rows.of(rows))
+        whole = PeopleSource(files, people.astype(np.str_))
+        parts = {split: whole.subset(good & (splits == split)) for split in sorted(set(splits[good]))}
         self.check_folds(parts)
         divided = self.divide_people(parts, partial(by_person, folds=self.folds, fold=self.fold or 0))
         warn_of_shared_parts(divided)
@@ -100,7 +100,7 @@ def people_in(root: Path) -> list[tuple[str, str]]:
     if not root.is_dir():
         raise DataError(f"There is no folder {root.resolve()}: give the folder of people with --data.root.")
     left_out: list[Path] = []
-    found = named_files(root, left_out)
+    found = list(zip(*named_files(root, left_out), strict=True))
     warn_of_left_out(left_out)
     if not found:
         raise DataError(
@@ -230,4 +230,4 @@ class PeopleTable(Table, _FaceFiles):
     @override
     def load(self) -> dict[str, PeopleSource]:
         table = self.checked({self.person_column: "--data.person_column"}, [self.person_column])
-        return self._read(self.rows(table, self.person_column))
+        return self._read(zip(*self.rows(table, self.person_column), strict=True))

@@ -13,8 +13,9 @@ from typing_extensions import override
 from datamodules.base import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
-from datamodules.labelled.files import LabelledFiles, Table
+from datamodules.labelled.files import LabelledFiles, Objects, Rows, Table, objects
 from datamodules.labelled.sources import QuantitySource
+from datamodules.paths import Paths
 from datamodules.tables import numbers_in, unclear
 
 
@@ -71,8 +72,8 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
     columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], list[tuple[str, str]], NDArray[np.float32], NDArray[np.str_] | None]:
-        """Names of the quantities; path and split of each image; values, N×K; and groups."""
+    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.float32], NDArray[np.str_] | None]:
+        """The quantities' names; paths and splits; its values, N×K; and what it is of."""
         file = Path(self.file)
         table = self.checked(dict.fromkeys(self.columns or [], "--data.columns"), [])
         others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
@@ -102,7 +103,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                     f"{name!r} in {file.resolve()} is mostly numbers, but no quantity here, since it has {wrong[0]!r}: "
                     "write a number there or nothing, or name the quantities with --data.columns."
                 )
-        rows = list(zip(paths_in(table[self.path_column], file), table["split"].tolist(), strict=True))
+        rows = paths_in(table[self.path_column], file), objects(table["split"])
         return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)
 
     @cached_property  # not a property: `adopt_classes` replaces it
@@ -112,11 +113,9 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
     @override
     def load(self) -> dict[str, QuantitySource]:
-        _, places, values, groups = self._table
-        rows = [
-            (path, " ".join(map(str, own)), split) for (path, split), own in zip(places, values.tolist(), strict=True)
-        ]
-        files, _, splits, good = self.inspected(rows, groups)
+        _, (paths, splits), values, groups = self._table
+        names = np.array([" ".join(map(str, own)) for own in values.tolist()], object)
+        files, _, _, good = self.inspected(Rows(paths, names, splits), groups)
         whole = QuantitySource(files, values)
         return self.shared_out(whole, splits, good, lambda own: _strata(own, max(20, self.folds or 0)), groups)
 

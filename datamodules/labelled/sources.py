@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
-from datamodules.base import DataError, digest_of
+from datamodules.base import DataError, digest_of, digest_of_lines
 from datamodules.decoded import ImageFiles
 from datamodules.images import Reduction
+from datamodules.paths import Paths
 
 Images = NDArray[np.uint8] | NDArray[np.object_] | ImageFiles
 
@@ -32,7 +33,7 @@ class LabelledSource:
         self.labels = labels
 
     @property
-    def paths(self) -> NDArray[np.str_] | None:
+    def paths(self) -> Paths | None:
         """Paths of the images, if they are files."""
         return self.images.paths if isinstance(self.images, ImageFiles) else None
 
@@ -63,9 +64,9 @@ class LabelledSource:
     def digest(self) -> str:
         """See `Source.digest`."""
         if isinstance(self.images, ImageFiles):
-            pairs = zip(self.images.digests, self.labels.tolist(), strict=True)
-            content = "\n".join(f"{digest} {label}" for digest, label in pairs).encode()
-        elif self.images.dtype == object:
+            pairs = zip(self.images.digests.tolist(), self.labels.tolist(), strict=True)
+            return digest_of_lines(b"%s %s" % (digest, str(label).encode()) for digest, label in pairs)
+        if self.images.dtype == object:
             content = b"".join(image.tobytes() for image in self.images) + self.labels.tobytes()
         else:
             content = self.images.tobytes() + self.labels.tobytes()
@@ -194,7 +195,7 @@ class PeopleSource(LabelledSource):
     @override
     def digest(self) -> str:
         files = isinstance(self.images, ImageFiles)
-        content = "\n".join(self.images.digests).encode() if files else self.images.tobytes()
+        content = b"\n".join(self.images.digests.tolist()) if files else self.images.tobytes()
         return digest_of(content + "\n".join(self.people).encode())
 
 

@@ -1,0 +1,182 @@
+"""Pictures in tar and Parquet files: the same as in folders, and what is wrong with a file is told."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import DataError, ImageFolder, Shards, UnlabelledShards
+from pipelines.classification import classification
+from pipelines.convert import convert
+from pipelines.engine.command import command
+
+COUNTS = {"train": 12, "val": 4, "test": 4}  # of each class
+
+
+@pytest.fixture
+def forms() -> dict[str, str]:
+    """The same pictures in a folder, in tar files and in Parquet files as Hugging Face's."""
+    generator = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for name in ("cat", "dog"):
+            Path("folder", split, name).mkdir(parents=True)
+            for k in range(count):
+                pixels = generator.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(Path("folder", split, name, f"{k}.{'jpg' if k % 2 else 'png'}"))
+    command(convert, ["tar", "--data", "ImageFolder", "--data.root", "folder", "--form", "webdataset"])
+    Path("parquet").mkdir()
+    features = {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
+    for split, source in ImageFolder("folder").sources.items():
+        assert source.paths is not None
+        images = [{"bytes": Path(path).read_bytes(), "path": Path(path).name} for path in source.paths]
+        table = pa.table(
+            {"image": images, "label": source.labels}, metadata={"huggingface": json.dumps({"info": features})}
+        )
+        pq.write_table(table, f"parquet/{split}-00000-of-00001.parquet", row_group_size=5)
+    return {"folder": "folder", "tar": "tar", "parquet": "parquet", "pattern": "tar/*-000000.tar"}
+
+
+def data_of(root: str, **settings: Any) -> ImageFolder | Shards:
+    kind = ImageFolder if root == "folder" else Shards
+    return kind(root, image_size=16, batch_size=8, seed=3, **{"num_workers": 0, **settings})
+
+
+def test_a_folder_tar_and_parquet_files_give_the_same_batches_and_the_same_training(forms: dict[str, str]) -> None:
+    expected = data_of("folder")
+    loader = expected.loader("train")
+    loader.set_epoch(1)
+    batches = list(loader)
+    for form, workers in (("tar", 0), ("tar", 2), ("parquet", 0), ("parquet", 1), ("pattern", 0)):
+        data = data_of(forms[form], num_workers=workers)
+        assert data.label_names == ["cat", "dog"]
+        assert data.identity()["splits"] == expected.identity()["splits"]
+        loader = data.loader("train")
+        loader.load_state_dict({"epoch": 1, "batches_done": 1})  # resumed in the middle
+        for ours, theirs in zip(loader, batches[1:], strict=True):
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    weights = []
+    for form in ("folder", "tar", "parquet"):
+        args = [
+            "fit",
+            "--data",
+            "ImageFolder" if form == "folder" else "Shards",
+            "--data.root",
+            form,
+            "--data.image_size",
+            "16",
+        ]
+        quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+        cli = classification(
+            [*args, *quiet, "--data.num_workers", "0", "--trainer.max_epochs", "1", "--output", f"out-{form}"]
+        )
+        weights.append(cli.model.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in weights[0].items())
+
+
+def test_shards_at_an_address_are_read_in_parts_and_anew_when_they_change(forms: dict[str, str]) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put("tar/", "/bucket/", recursive=True)
+    data, local = data_of("memory://bucket"), data_of("tar")
+    assert data.title == "bucket"
+    assert data.identity()["splits"] == local.identity()["splits"]
+    for ours, theirs in zip(data.loader("val"), local.loader("val"), strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+    memory.put("tar/train-000000.tar", "/bucket/val-000000.tar")
+    assert len(data_of("memory://bucket").sources["val"]) == 2 * COUNTS["train"]
+    os.replace("tar/train-000000.tar", "tar/val-000000.tar")
+    with pytest.raises(DataError, match="nothing to train on"):
+        data_of("tar").loader("train")
+    assert len(data_of("tar").sources["val"]) == 2 * COUNTS["train"]
+
+
+def write_tar(file: str, members: dict[str, bytes]) -> str:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_labels_are_text_json_or_numbers_and_splits_are_drawn_where_names_say_none() -> None:
+    members = {}
+    for k in range(24):
+        members[f"a/{k:03}.png"] = png(k)
+        label = ["owl", "bat", "cow"][k % 3]
+        members[f"a/{k:03}.{'json' if k % 2 else 'txt'}"] = (
+            json.dumps({"kind": label}).encode() if k % 2 else label.encode()
+        )
+    data = Shards(write_tar("mixed.tar", members), label_column="kind", image_size=8)
+    assert data.label_names == ["bat", "cow", "owl"]
+    assert sorted(data.sources) == ["test", "train", "val"]
+    write_tar("few/00.tar", {name: content for name, content in members.items() if name.endswith("png")})
+    assert UnlabelledShards("few", image_size=8).sources["train"].labels.max() == 0
+    frame = pd.DataFrame({"image": [png(k) for k in range(24)], "label": [k % 12 for k in range(24)]})
+    frame.to_parquet("numbers-train.parquet")
+    assert Shards("numbers-train.parquet", image_size=8).label_names == [str(k) for k in range(12)]
+
+
+def cut(file: str, size: int) -> str:
+    os.truncate(file, os.path.getsize(file) - size)
+    return file
+
+
+WHOLE = {f"{k}.{kind}": png(k) if kind == "png" else str(k % 2).encode() for k in range(12) for kind in ("png", "cls")}
+WRONG = {
+    "cut off in a picture": (lambda: cut(write_tar("train.tar", WHOLE), 10240 + 600), ["train.tar cannot be read", "repair it"]),
+    "without its end": (lambda: cut(write_tar("train.tar", {"0.png": b"0" * 512}), 10240 - 1024), ["train.tar", "cut off"]),
+    "no tar": (lambda: str(Path("train.tar").write_bytes(b"text" * 999) and "train.tar"), ["train.tar cannot be read"]),
+    "no label": (lambda: write_tar("train.tar", WHOLE | {"x.png": png(99)}), ["1 of 13 pictures", "x.png", ".cls"]),
+    "no shards": (lambda: (Path("none").mkdir(), "none")[1], ["none has no file", "--data.root"]),
+    "no file": (lambda: "nowhere-{00..03}.tar", ["nowhere-00.tar", "--data.root"]),
+    "no protocol": (lambda: "nonsense://bucket/train.tar", ["nonsense://bucket/train.tar", "nonsense"]),
+    "no server": (lambda: "http://127.0.0.1:9/train-{0..1}.tar", ["http://127.0.0.1:9/train-0.tar cannot be read"]),
+    "compressed": (lambda: str(Path("t.tar.gz").write_bytes(b"") or "t.tar.gz"), ["t.tar.gz is compressed"]),
+    "no picture": (lambda: write_tar("train.tar", WHOLE | {"0.png": b"text"}), ["train.tar/0.png (not an image)", "on_bad_file"]),
+    "some splits": (lambda: (write_tar("s/train.tar", WHOLE), write_tar("s/more.tar", WHOLE), "s")[2], ["s/more.tar is not"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_shards_is_one_paragraph(
+    make: Any, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make()
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        classification(
+            ["fit", "--data", "Shards", "--data.root", root, "--data.image_size", "16", "--trainer.logger", "false"]
+        )
+    message = capsys.readouterr().err
+    assert message.startswith("error: "), message
+    assert message.count("\n") == 1, message
+    assert [part for part in said if part not in message] == [], message
+
+
+def test_what_cannot_become_shards_is_refused(capsys: pytest.CaptureFixture[str], forms: dict[str, str]) -> None:
+    for args, said in (
+        (["out", "--data", "DigitScenes", "--form", "webdataset"], "--form webdataset is for data of classes"),
+        (["tar", "--data", "ImageFolder", "--data.root", "folder", "--form", "webdataset"], "already exists"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command(convert, args)
+        assert said in capsys.readouterr().err
