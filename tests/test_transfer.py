@@ -287,6 +287,13 @@ def test_the_border_of_the_sizes():
     assert (few.quadrant, many.quadrant) == ("small, similar", "large, similar")
 
 
+def test_the_border_of_the_similarities():
+    # 25 and 27 errors of 100 where pixels have 20, and 20 of 100 where they have none
+    near, far, none = (choose(Evidence(200, 10, f, p)) for f, p in ((0.75, 0.8), (0.73, 0.8), (0.8, 1.0)))
+    assert (near.quadrant, far.quadrant, none.quadrant) == ("small, similar", "small, different", "small, different")
+    assert choose(Evidence(200, 10, 1.0, 1.0)).strategy == "features"
+
+
 def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(capsys):
     module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=12), Backbone("lenet5"))
     L.Trainer(**QUIET, max_epochs=12).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))

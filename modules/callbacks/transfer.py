@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from modules.base import VisionModule
 
 PROBED = (1000, 500)  # maximum number of training and validation images that `measure` uses
-LARGE = 50  # images per class from which a data set counts as large
+LARGE = 500  # images per class from which a data set counts as large
+DIFFERENT = 1.3  # errors of a probe on the features, as a multiple of those on the pixels, from which it is different
 
 
 def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> float:
@@ -68,8 +69,10 @@ class Evidence:
 
     @property
     def similar(self) -> bool | None:
-        """Whether the classes are better separable by the features than by the pixels; None if unknown."""
-        return None if self.features is None or self.pixels is None else self.features > self.pixels
+        """Whether `probe` makes fewer than `DIFFERENT` times as many errors on the features as on the pixels; None if unknown."""
+        if self.features is None or self.pixels is None:
+            return None
+        return self.features == 1 or 1 - self.features < DIFFERENT * (1 - self.pixels)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ class Choice:
     def report(self) -> str:
         """Returns the choice and its measurements as Markdown."""
         e = self.evidence
+        answer = {None: "unknown", True: "yes", False: "no"}[e.similar]
         rows = [
             ("images to train on", f"{e.images:,}"),
             ("classes", f"{e.classes:,}"),
             ("images per class", f"{e.per_class:.1f} (large from {LARGE})"),
             ("linear probe on the features", "no label" if e.features is None else f"{e.features:.3f}"),
-            ("linear probe on the pixels", "no label" if e.pixels is None else f"{e.pixels:.3f} (similar if lower)"),
+            ("linear probe on the pixels", "no label" if e.pixels is None else f"{e.pixels:.3f}"),
+            ("similar", f"{answer} (yes if the features have fewer than {DIFFERENT} times the errors of the pixels)"),
         ]  # fmt: skip
         table = "\n".join(f"| {name} | {value} |" for name, value in rows)
         return f"# {self.strategy}\n\n**{self.quadrant}**: {self.reason}\n\n| measure | value |\n|---|---|\n{table}\n"
@@ -109,7 +114,7 @@ class Choice:
 def choose(evidence: Evidence) -> Choice:
     """Chooses a strategy by the four quadrants of data-set size and similarity to the source.
 
-    A data set is large from `LARGE` images per class, and similar if features separate its classes better than pixels
+    A data set is large from `LARGE` images per class, and similar if features separate its classes not much worse than pixels
     do. A small, similar data set keeps the features frozen; in the other quadrants all layers are fine-tuned, with
     small learning rates for the first ones. The textbook strategies for those were seldom better in
     `benchmarks.transfer`: gradual unfreezing never, training from scratch in one of eleven cases.
