@@ -51,7 +51,8 @@ class Model:
         """Answers, one for each picture; what is in them depends on the task, see the module's ``predict``.
 
         Args:
-            pictures: files, bytes of files, pictures of Pillow's, or uint8 arrays H×W or H×W×C; or one of them.
+            pictures: files, bytes of files, pictures of Pillow's, or uint8 arrays H×W or H×W×C; or one of them. With tabular inputs,
+                dictionaries with one of these as ``image``, and each input by its name.
             batch_size: how many go through the network together.
 
         Raises:
@@ -62,7 +63,7 @@ class Model:
         array = isinstance(pictures, np.ndarray) and (
             pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] <= 4)
         )
-        if array or isinstance(pictures, str | bytes | os.PathLike | PIL.Image.Image):
+        if array or isinstance(pictures, str | bytes | os.PathLike | PIL.Image.Image | Mapping):
             pictures = [pictures]
         answers = []
         for answer in self.answering.stream(pictures, batch_size):

@@ -14,6 +14,7 @@ import torch
 from conftest import start
 from PIL import Image
 
+import fovea
 from datamodules import DataError, Manifest
 from datamodules.augmentations import normalized_keypoints
 from datamodules.images import read_image
@@ -240,6 +241,10 @@ def test_points_of_faces_are_written_to_a_table_and_found_in_new_pictures(monkey
     assert answers["label"].tolist() == ["ann", "bob"]
     assert answers["probability"].tolist() == answering.predict(None, given)["probability"].tolist()
     assert answering.predict(None, [read_image(files[0])])["label"][0] == "ann"
+    named = {"image": files[1], **given.iloc[1].drop("image").to_dict()}
+    model = fovea.load("models:/noses/1")
+    assert [answer["label"] for answer in model.predict(named)] == ["bob"]
+    assert model.draw(named).size == model.draw(files[1]).size
     with pytest.raises(ValueError, match="no face in faces"):
         answering.predict(None, ["faces/none.png"])
     assert predict.predict("models:/noses/1", ["faces"]) == 1  # one has no face

@@ -121,7 +121,7 @@ class VisionModel(PythonModel):
         Raises:
             ValueError: it cannot be read; the message names it.
         """
-        return self._pixels(image, None)[0]
+        return self._pixels(image["image"] if isinstance(image, Mapping) else image, None)[0]
 
     def prepare(self, image: Any) -> NDArray[Any]:
         """Reads an image in any form that `predict` accepts and preprocesses it for the module: uint8 H×W×C, or float32
