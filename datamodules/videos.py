@@ -5,8 +5,11 @@ import os
 import re
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from threading import Condition, Event, Thread
 from typing import Any
 
 import cv2
@@ -56,7 +59,8 @@ class Video:
 
     Attributes:
         name: the file, or the stream without a password in its address.
-        live: whether its length is unknown, as with a camera.
+        live: whether its length is unknown, as with a camera. Its frames are then read as they come, and only the newest is given.
+        dropped: frames of a live source that came while others were processed.
 
     Raises:
         DataError: it cannot be read.
@@ -75,6 +79,7 @@ class Video:
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.live = stream and not self.length
+        self.dropped = 0
         self.seconds = array("d")  # there may be millions of frames
         found, first = self._capture.read()
         if not found:
@@ -91,15 +96,46 @@ class Video:
         self._start = self._clock()
 
     def __iter__(self) -> Iterator[Frame]:
-        found, frame, seconds = True, self._first, 0.0
-        while found:
+        for frame, seconds in chain([(self._first, 0.0)], self._newest() if self.live else iter(self._read, None)):
             if self.seconds and not seconds > self.seconds[-1]:  # some files have no time stamps
                 seconds = self.seconds[-1] + 1 / self.rate
             self.seconds.append(max(0.0, seconds))
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-            found, frame = self._capture.read()
-            seconds = self._clock() - self._start
         self._capture.release()
+
+    def _read(self) -> tuple[Any, float] | None:
+        """The next frame and its time in seconds; None at the end."""
+        found, frame = self._capture.read()
+        return (frame, self._clock() - self._start) if found else None
+
+    def _newest(self) -> Iterator[tuple[Any, float]]:
+        """The same, but each time the newest frame: a thread reads on, so that a slow consumer does not fall behind."""
+        arrived, newest, over = Condition(), deque[tuple[Any, float]](maxlen=1), Event()
+
+        def read() -> None:
+            while not over.is_set():
+                frame = self._read()
+                with arrived:
+                    if frame is None:
+                        over.set()
+                    else:
+                        self.dropped += len(newest)
+                        newest.append(frame)
+                    arrived.notify()
+
+        reader = Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            while True:
+                with arrived:
+                    arrived.wait_for(lambda: newest or over.is_set())
+                    if not newest:
+                        return
+                    frame = newest.popleft()
+                yield frame
+        finally:
+            over.set()
+            reader.join(PATIENCE / 1000)
 
     @property
     def cut_off(self) -> str:

@@ -1,6 +1,6 @@
 """Loading of training checkpoints, and checks that they fit a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,16 @@ CHANGEABLE = (
     "shots",
     "queries",
 )
+
+# The settings that parts of a description come from, where these are not its own in ``--model``.
+SETTINGS = {
+    "in_chans": "--data.in_chans or --data.bands",
+    "bit_depth": "--data.bits",
+    "image_size": "--data.image_size",
+    "num_classes": "--data",
+    "targets": "--data and --model.tasks",
+    "backbone_options": "--model.backbone.options",
+}
 
 
 def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
@@ -88,12 +98,36 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
             f"{shortened(learned)}; here they are {shortened(names)}. Give it data with these classes, or start a "
             "new training with another --output; to keep what it has learned, give the file as --start."
         )
+    if unlike := [key for key, value in saved.items() if key not in CHANGEABLE and own.get(key) != value]:
+        mine, theirs = ({key: network.get(key) for key in unlike} for network in (own, saved))
+        options = (SETTINGS.get(key, f"--model.{key.removesuffix('_options')}") for key in unlike)
+        settings = " and ".join(dict.fromkeys(options))
+        raise BackboneError(
+            f"The checkpoint is of another network: {'; '.join(differences(mine, theirs))}. Give {settings} what it was "
+            "trained with, or choose another checkpoint or --output."
+        )
+
+
+def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What differs between two architectures, setting by setting.
+
+    >>> differences({"detector": {"class_path": "YOLO", "init_args": {"width": 64}}}, {"detector": {"class_path": "YOLO"}})
+    ['detector.width is 64 (was None)']
+    """
+    mine, theirs = dict(_flat(own)), dict(_flat(saved))
+    return [
+        f"{key} is {mine.get(key)} (was {theirs.get(key)})"
+        for key in {**mine, **theirs}
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(saved: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in saved.items():
-        if key not in CHANGEABLE and own.get(key) != value:
-            raise BackboneError(
-                f"The checkpoint is of another network: its {key} is {value!r}, this one's is {own.get(key)!r}. "
-                f"Give --model.{key} or --data the values that it was trained with, or choose another checkpoint."
-            )
+        if isinstance(value, Mapping):
+            yield from _flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
+        else:
+            yield prefix.removesuffix(".") if key == "class_path" else f"{prefix}{key}", value
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -1,13 +1,13 @@
 """Warm start: initialises a network with the weights of a trained one, which may have other classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from modules.checkpoints import CHANGEABLE, classes_of, shortened
+from modules.checkpoints import CHANGEABLE, classes_of, differences, shortened
 from modules.networks import BackboneError
 
 if TYPE_CHECKING:
@@ -171,20 +171,11 @@ def _unlike(
     def shape(state: dict[str, Tensor]) -> str:
         return "×".join(map(str, state[names[0]].shape)) or "1" if names[0] in state else "not there"
 
-    one, other = (dict(_flat({k: v for k, v in saved.items() if k not in CHANGEABLE})) for saved in (mine, theirs))
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    keys = [key for key in keys if key not in ("num_classes", "in_chans")] or keys  # `fit` handles these
-    differences = [f"{key} is {one.get(key)} (was {other.get(key)})" for key in keys]
+    one, other = ({k: v for k, v in saved.items() if k not in CHANGEABLE} for saved in (mine, theirs))
+    mended = [{k: v for k, v in saved.items() if k not in ("num_classes", "in_chans")} for saved in (one, other)]
+    unlike = differences(*mended) or differences(one, other)  # `fit` handles these two
     return (
         f"It does not fit this network: {len(names)} of its parts differ, such as {names[0]} ({shape(own)} here, "
-        f"{shape(there)} there). Different settings: {'; '.join(differences) or 'nothing'}. Leave these as they were, "
+        f"{shape(there)} there). Different settings: {'; '.join(unlike) or 'nothing'}. Leave these as they were, "
         "or take its backbone alone, with --model.backbone."
     )
-
-
-def _flat(saved: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in saved.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
-        else:
-            yield prefix.removesuffix(".") if key == "class_path" else f"{prefix}{key}", value

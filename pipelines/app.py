@@ -29,7 +29,7 @@ def app(
         browser: open the page in a browser.
 
     Raises:
-        ValueError: there is no such model or device, or the port is not available.
+        ValueError: there is no such model or device, it does not take pictures, or the port is not available.
     """
     import uvicorn
 
@@ -39,11 +39,20 @@ def app(
 
     subjects = [Subject.find(address) for address in (model, against) if address]
     asked = [Asked(subject, VisionModel().load(subject.folder, device)) for subject in subjects]
+    for subject, one in zip(subjects, asked, strict=True):
+        one.model.check_pictures(subject.address)
     try:
-        listening = socket.create_server((host, port))
+        family = socket.getaddrinfo(host, port)[0][0]
+        listening = socket.create_server((host, port), family=family)
+    except socket.gaierror as error:
+        raise ValueError(
+            f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give one, such as 0.0.0.0."
+        ) from None
     except (OSError, OverflowError) as error:
-        raise ValueError(f"{host}, port {port}, cannot be listened at ({error}): --port 0 takes a free one.") from None
-    place = f"http://{host}:{listening.getsockname()[1]}"
+        raise ValueError(
+            f"The page cannot listen on {host}, port {port} ({error}): --port 0 takes a free port."
+        ) from None
+    place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     say(f"{place} shows {' and '.join(subject.address for subject in subjects)}; Ctrl-C ends it.")
     if browser:
         webbrowser.open(place)

@@ -385,7 +385,7 @@ def align(
     screen = Console(stderr=True)
     rows: list[dict[str, Any]] = []
     for file in track(files, "align", console=screen, transient=True, disable=not screen.is_terminal):
-        rows.append({"path": file, "aligned": None})
+        rows.append({"path": file, "aligned": None, "form": form})
         try:
             image = read_image(file)
         except DataError as error:

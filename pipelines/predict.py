@@ -130,6 +130,8 @@ def predict(
         if not isinstance(finder, DetectionModule):
             raise ValueError(f"--{given[0]} is about boxes, which a {type(module).__name__} does not find.")
         finder.choose(**choice)  # type: ignore[arg-type]
+    if track and not isinstance(module, DetectionModule):
+        raise ValueError(f"--track follows boxes, which a {type(module).__name__} does not find.")
     if tile is not None:
         if not isinstance(module, DetectionModule):
             raise ValueError(f"--tile is for detectors, whose boxes can be merged, and {model} is not one.")
@@ -141,11 +143,7 @@ def predict(
         raise ValueError(
             f"{model} has learned from series of numbers: ask python -m pipelines.sequences extend {model}."
         )
-    if answering.preprocessing.numbers:
-        raise ValueError(
-            f"{model} has learned from numbers and not from pictures: python -m pipelines.q_learning play {model} lets it act, and "
-            "from Python fovea.load takes arrays of them."
-        )
+    answering.check_pictures(model)
     if answering.asks_for and not rows:
         raise ValueError(
             f"{model} takes {listed(answering.asks_for)} with each image: instead of images, give a table with these columns and a column path."
@@ -200,7 +198,10 @@ def predict(
                 if not film.live:
                     raise
             if film.live:
-                say(f"{film.name}: ended after {len(film.seconds)} frames.")
+                dropped = (
+                    f"; {film.dropped} more came while others were processed, and were dropped" if film.dropped else ""
+                )
+                say(f"{film.name}: ended after {len(film.seconds)} frames{dropped}.")
             if film.cut_off:
                 tell(film.cut_off)
     if bad:

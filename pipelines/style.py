@@ -60,7 +60,7 @@ def style(
     from modules.style import StyleLosses, StyleObjective, luminance, stylize
     from pipelines.engine.disk import write_image
     from pipelines.serving.video import Drawing
-    from pipelines.tracking.client import experiment_id, needed, tracking_client
+    from pipelines.tracking.client import active_run, experiment_id, needed, tracking_client
 
     for name in ("size", "steps", "content_weight", "style_weight", "variation_weight"):
         if not (least := {"size": 16, "steps": 1}.get(name, 0)) <= settings[name] < float("inf"):
@@ -91,7 +91,7 @@ def style(
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
         needed(),
-        mlflow.start_run(experiment_id=place, run_name=f"{Path(content).stem}-{Path(style).stem}") as run,
+        active_run(place, f"{Path(content).stem}-{Path(style).stem}") as run,
         Progress(*columns, console=Console(stderr=True)) as progress,
         Drawing(str(file.with_suffix(".mp4")), 10) as film,
     ):

@@ -47,7 +47,7 @@ def transferability(
     from modules.networks.features import Stages, extract
     from modules.spec import Backbone, DataSpec
     from pipelines.engine.disk import write_image
-    from pipelines.tracking.client import experiment_id, needed, tracking_client
+    from pipelines.tracking.client import active_run, experiment_id, needed, tracking_client
 
     L.seed_everything(data.seed, verbose=False)
     place = experiment_id(tracking_client(), experiment)
@@ -71,7 +71,7 @@ def transferability(
     sheet = _draw(scores, f"{backbone} on {data.title}, {len(loaders[0].dataset):,} images")
     write_image(output / "transferability.png", sheet)
     run_name = f"{Path(backbone).name}-{data.title}".lower()
-    with needed(), mlflow.start_run(experiment_id=place, run_name=run_name) as run:
+    with needed(), active_run(place, run_name) as run:
         mlflow.set_tags({"task": "transfer", "backbone": backbone, "data": data.title})
         mlflow.log_params({"backbone": backbone, "pretrained": pretrained, "image_size": data.image_size,
                            "images": len(loaders[0].dataset)})  # fmt: skip

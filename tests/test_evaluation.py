@@ -84,11 +84,14 @@ def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureF
     assert "Network: lenet5; " in said
     assert f"On cpu: 4 steps an epoch, {fit.trainer.global_step} in all, 300 images a batch." in said
     assert said.count("Data:") == 1
+    assert "These are few steps" in said
     classification(["test", "--output", "out"])
     assert "2 batches of the test split" in capsys.readouterr().err
     few = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]  # a batch, not all of them
     classification(["fit", *DIGITS, "--output", "few", *few])
-    assert "On cpu: 1 step an epoch, 1 in all" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "On cpu: 1 step an epoch, 1 in all" in said
+    assert "few steps" not in said, "as few batches as were asked for"
     oblong = ["--data.image_size", "32x48", "--backbone", "test_resnet"]
     classification(["fit", *DIGITS, *oblong, "--output", "oblong", *few])
     said = capsys.readouterr().err

@@ -264,6 +264,7 @@ def test_data_of_another_task_are_refused_by_what_they_lack(
     scenes = "fit --data DigitScenes --data.scene_size 32 --data.train 8 --data.val 8 --data.test 8 --model.backbone resnet18"
     message = said(lambda: train([*scenes.split(), "--trainer.fast_dev_run", "true"]), capsys)
     assert f"its samples have no {lacking}" in message
+    assert ("the default of this task" if lacking == "label" else "--data.masks true") in " ".join(message.split())
 
 
 def test_a_model_is_not_measured_on_data_of_another_task() -> None:

@@ -449,7 +449,7 @@ def test_a_port_that_is_taken_ends_the_page_in_one_paragraph(trained: VisionCLI,
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as end:
         command(app.app, [MODEL, "--port", str(taken.getsockname()[1]), "--browser", "false"])
     assert end.value.code == 2
-    assert "cannot be listened at" in capsys.readouterr().err
+    assert "The page cannot listen on" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium here")

@@ -15,6 +15,7 @@ from datamodules.episodes import ReplayMemory
 from datamodules.games import PlayingLoader
 from modules import Backbone, DataSpec, QLearningModule
 from modules.q_learning import ActionValues
+from pipelines.app import app
 from pipelines.engine.command import command
 from pipelines.export import export
 from pipelines.q_learning import play, q_learning
@@ -133,7 +134,7 @@ def test_a_game_is_learned_registered_played_and_filmed(capsys: pytest.CaptureFi
     assert mlflow.pyfunc.load_model("models:/player/1").metadata.signature is not None
 
 
-def test_numbers_are_asked_about_as_numbers() -> None:
+def test_numbers_are_asked_about_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     q_learning(["fit", *SMALL, "--output", "out", "--register", "pole"])
     model = registry.load("models:/pole/1")
     rows = model.predict(None, [[0, 0, 0.1, 0], np.zeros(4)])
@@ -146,6 +147,11 @@ def test_numbers_are_asked_about_as_numbers() -> None:
     assert told[0] == pytest.approx(rows.q_values[0], abs=1e-4)
     with pytest.raises(ValueError, match=r"An observation is 4 numbers, not \(3,\)"):
         model.predict(None, [[0, 0, 0]])
+    with pytest.raises(ValueError, match="has learned from numbers and not from pictures"):
+        app("models:/pole/1")
+    with pytest.raises(SystemExit, match="2"):
+        q_learning(["fit", *SMALL, "--output", "out", "--max_epochs", "9", "--data.clip_rewards", "true"])
+    assert "--data.clip_rewards False, and this command says True" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Style transfer: its losses by hand, what it makes of pictures, and what it says of those that it cannot take."""
 
+import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -114,6 +116,14 @@ def test_the_command_paints_films_and_tracks(capsys):
     assert history[-1].value < history[0].value
     command(style, [content, painting, "--out", "again.png", "--steps", "6", "--start", "noise", *SMALL])
     assert np.array_equal(np.asarray(Image.open("again.png")), made)
+
+
+def test_a_signal_ends_the_command_and_its_run(monkeypatch):
+    monkeypatch.setattr("modules.style.stylize", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        command(style, [*pictures(), "--out", "made.png", *SMALL])
+    assert mlflow.search_runs(experiment_names=["style"], output_format="list")[0].info.status == "KILLED"
+    assert mlflow.active_run() is None
 
 
 def test_the_colour_of_the_content_stays_on_request():

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import av
@@ -181,7 +182,8 @@ def test_a_classifier_answers_videos_too_but_follows_nothing(
     assert predict.predict("model", ["film.avi"], "out") == 0
     assert len(list(Video("out/film.mp4"))) == FRAMES
     capsys.readouterr()
-    arguments: list[Any] = ["model", "film.avi", "--track", "true"]
+    Image.new("RGB", (32, 32)).save("still.png")
+    arguments: list[Any] = ["model", "still.png", "--track", "true"]
     with pytest.raises(SystemExit) as end:
         command(predict.predict, arguments)
     assert end.value.code == 2
@@ -199,8 +201,9 @@ class Camera(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         try:
             while True:
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(self.picture)}\r\n\r\n"
-                self.wfile.write(head.encode() + self.picture + b"\r\n")
+                picture = self.picture
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + picture + b"\r\n")
         except OSError:  # nobody watches any more
             pass
 
@@ -241,6 +244,30 @@ def test_a_stream_is_answered_until_ctrl_c(
     said = capsys.readouterr()
     assert f"stream rtsp://{host}/none does not answer" in said.err
     assert "camera 7 does not answer" in said.err
+
+
+def test_of_a_live_source_the_newest_frame_is_processed_and_the_dropped_ones_are_counted() -> None:
+    class Faster(Camera):
+        sent = 0
+
+        @property
+        def picture(self) -> bytes:  # type: ignore[override]
+            type(self).sent += 1
+            return cv2.imencode(".jpg", np.full((16, 16, 3), min(8 * self.sent, 248), np.uint8))[1].tobytes()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faster)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    video = Video(f"http://127.0.0.1:{server.server_port}/live.mjpg")
+    frames = iter(video)
+    first = next(frames).max()
+    next(frames)
+    while video.dropped < 5:
+        sleep(0.001)
+    assert next(frames).max() >= min(first + 5 * 8, 248) - 4
+    assert len(video.seconds) == 3
+    frames.close()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])

@@ -85,12 +85,18 @@ class VisionCLI(TaskParser):
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data", "model.data", self._spec, apply_on="instantiate")
 
+    def _remedy(self, data: VisionDataModule, lacking: str) -> str:
+        """What to give where data lack something that the task learns from."""
+        if lacking in ("mask", "masks") and not getattr(data, "masks", True):
+            return "--data.masks true reads the outlines of objects, where the data have some."
+        return f"Give data such as {self.default_data.rpartition('.')[2]}, the default of this task."
+
     def _spec(self, data: VisionDataModule) -> DataSpec:
         """Describes the data to the module, after class numbers have been aligned with a trained network's."""
         takes = (*self.module_class.takes, *self.module_class.takes_for_training)
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
-                raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. See --data.help.")
+                raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. {self._remedy(data, name)}")
         weighting = getattr(data, "class_weighting", "none")
         if weighting != "none" and "class_weights" not in takes:
             raise UsageError(
@@ -198,7 +204,9 @@ class VisionCLI(TaskParser):
         if self.subcommand != "fit" and data.batch_size == "auto":
             data.batch_size = self.options.data.init_args.batch_size = type(data).batch_size
         if lacking := lacking_in(data, self.model):
-            raise UsageError(f"{data.title} does not fit {self.task}: its samples have no {lacking}. See --data.help.")
+            raise UsageError(
+                f"{data.title} does not fit {self.task}: its samples have no {lacking}. {self._remedy(data, lacking)}"
+            )
         if data.preprocessing.frames and "length" not in self.model.needs:
             raise UsageError(
                 f"{data.title} has clips, which python -m pipelines.sequences learns from; {self.task} does not."

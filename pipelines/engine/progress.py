@@ -1,5 +1,6 @@
 """What a training shows on the terminal: its progress bar, and a summary at its start."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -30,6 +31,17 @@ class ProgressBar(RichProgressBar):
         return f"{text:{len(self.validation_description)}}"
 
 
+FEW_STEPS = 100  # of a whole training
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _batches(counts: Sequence[int | float], split: str) -> str:
+    return f"{sum(counts):,} batch{'es' * (sum(counts) != 1)} of the {split} split"
+
+
 class Summary(L.Callback):
     """Prints a summary when a training or evaluation starts: data, device, batches and steps."""
 
@@ -40,8 +52,21 @@ class Summary(L.Callback):
         ahead = f"{steps:,} step{'s' * (steps != 1)} an epoch" + (
             f", {total:,} in all" if total != float("inf") else ""
         )
-        self._say(trainer, ahead + (f", of which {trainer.global_step:,} are done" if trainer.global_step else ""))
+        done = f"{', of which' if total != float('inf') else ';'} {trainer.global_step:,} are done"
+        self._say(trainer, ahead + done * bool(trainer.global_step))
         module: Any = pl_module
+        whole = trainer.limit_train_batches == 1.0 and not trainer.overfit_batches and trainer.max_steps < 0
+        if (
+            total < FEW_STEPS
+            and whole
+            and "val/accuracy" in module.monitor
+            and module.transfer not in ("features", "auto")
+        ):
+            say(
+                "These are few steps, after which a network has seldom learned much: give more --trainer.max_epochs or a smaller "
+                "--data.batch_size; or start from learned weights without any, with --model.backbone.pretrained true "
+                "--model.backbone.transfer features."
+            )
         if stated := module.optimization.lr_batch_size:
             rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizers[0].param_groups)
             say(
@@ -52,12 +77,12 @@ class Summary(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Summarises a stand-alone evaluation on the validation split."""
         if trainer.state.fn == TrainerFn.VALIDATING and not trainer.fit_loop.epoch_progress.current.ready:
-            self._say(trainer, f"{sum(trainer.num_val_batches):,} batches of the validation split")
+            self._say(trainer, _batches(trainer.num_val_batches, "validation"))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Summarises a stand-alone evaluation on the test split."""
         if not trainer.fit_loop.epoch_progress.current.ready:
-            self._say(trainer, f"{sum(trainer.num_test_batches):,} batches of the test split")
+            self._say(trainer, _batches(trainer.num_test_batches, "test"))
 
     @staticmethod
     def _say(trainer: L.Trainer, ahead: str) -> None:
@@ -78,7 +103,7 @@ class Summary(L.Callback):
         weights = sum(parameter.numel() for parameter in network.parameters())
         say(f"Network: {network.backbone.recipe['backbone']}; {weights:,} parameters in all.")
         processes = f"{trainer.world_size} processes on {kind}" if trainer.world_size > 1 else f"on {kind}"
-        say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {data.batch_size * trainer.world_size} images a batch.")
+        say(f"{processes[0].upper()}{processes[1:]}: {ahead}, {_images(data.batch_size * trainer.world_size)} a batch.")
         if device.type == "cpu" and str(trainer.precision).startswith("bf16") and not has_bfloat16():
             say(
                 f"This processor has no instructions for bfloat16: --trainer.precision {trainer.precision} takes several times as "

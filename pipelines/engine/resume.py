@@ -138,7 +138,7 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: A
     pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
     other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
     say(
-        f"Resuming from {file}: {epoch} epochs and {step} steps are done."
+        f"Resuming from {file}: {epoch} epoch{'s' * (epoch != 1)} and {step} step{'s' * (step != 1)} are done."
         + (f" Changed since then: {'; '.join(other.values())}." if other else "")
     )
     goes_on = any(key.startswith(("trainer.max", "trainer.min", "trainer.callbacks")) for key in other)

@@ -89,7 +89,7 @@ class Told:
             print(dumps(where | answer), flush=True)
         else:
             self._left_out += len(self._rows) == ROWS
-            self._rows.append(_shown(where) | (_shown(answer) or _inner(answer)))
+            self._rows.append(_shown(where) | (_shown(answer) or _inner(answer) or _lengths(answer)))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
@@ -112,6 +112,12 @@ def _inner(answer: Answer) -> dict[str, str]:
         elif isinstance(value, dict):
             cells |= {f"{key}: {name}": cell for name, cell in _shown(value).items() if cell}
     return cells
+
+
+def _lengths(answer: Answer) -> dict[str, str]:
+    """Table cells of a prediction that is too long for one, such as an embedding."""
+    lists = {key: value for key, value in answer.items() if isinstance(value, list)}
+    return {key: f"{len(value)} numbers, told with --json true" for key, value in lists.items()}
 
 
 class FolderSink(ExitStack):

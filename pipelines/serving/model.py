@@ -215,6 +215,18 @@ class VisionModel(PythonModel):
             return np.stack([self._pixels(frame, None)[0] for frame in clip[evenly(len(clip), most)]])
         return self._pixels(clip, self.reduction)[0][None]
 
+    def check_pictures(self, model: str) -> None:
+        """Makes sure that the model, whose address is given, takes pictures.
+
+        Raises:
+            ValueError: it takes numbers.
+        """
+        if self.preprocessing.numbers:
+            raise ValueError(
+                f"{model} has learned from numbers and not from pictures: python -m pipelines.q_learning play {model} lets it act, "
+                "and from Python fovea.load takes arrays of them."
+            )
+
     def _pixels(self, image: Any, reduction: Reduction | None) -> tuple[NDArray[Any], int]:
         """Decodes an image; returns also the factor by which it was decoded smaller."""
         reading, channels = self.preprocessing.reading, self.preprocessing.in_chans
@@ -222,7 +234,7 @@ class VisionModel(PythonModel):
             try:
                 return cast(Any, np.asarray(image, np.float32).reshape(1, 1, channels)), 1
             except (TypeError, ValueError):
-                told = np.shape(image) if not isinstance(image, str | bytes) else repr(image[:40])
+                told = np.shape(image) if not isinstance(image, str | bytes | Path) else repr(str(image)[:40])
                 raise ValueError(f"An observation is {channels} numbers, not {told}.") from None
         if isinstance(image, str) and not os.path.exists(image):
             text = image.partition(",")[2] if image.startswith("data:") else image

@@ -127,8 +127,11 @@ def page(models: Sequence[Asked], host: str = "127.0.0.1") -> Iterator[FastAPI]:
             no page of another can ask through a name that points here.
     """
     served = FastAPI(openapi_url=None)
-    if host == "localhost" or (host.replace(".", "").isdigit() and ipaddress.ip_address(host).is_loopback):
-        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host])
+    if host == "localhost" or (
+        re.fullmatch(r"[\d.]+|[\da-fA-F:]+:[\d.:]*", host) and ipaddress.ip_address(host).is_loopback
+    ):
+        said = "[" if ":" in host else host  # what Starlette makes of [::1]:7860
+        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", said])
     with TemporaryDirectory(prefix="fovea-page-") as name:
         folder, kept = Path(name), deque[Path]()
 

@@ -88,6 +88,20 @@ def tracking_client() -> MlflowClient:
         return MlflowClient()
 
 
+@contextmanager
+def active_run(experiment: str, name: str) -> Iterator[mlflow.ActiveRun]:
+    """MLflow's active run of an experiment's id. A signal or Ctrl-C ends it as KILLED, like that of a training."""
+    from pipelines.engine.signals import stopped
+
+    with mlflow.start_run(experiment_id=experiment, run_name=name) as run:
+        try:
+            yield run
+        except BaseException as error:
+            if stopped(error):
+                mlflow.end_run("KILLED")
+            raise
+
+
 def stage_of(run_id: str) -> str | None:
     """Lifecycle stage of a run, ``active`` or ``deleted`` (it can be restored); None if the store does not know the
     id."""
