@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -35,6 +36,8 @@ SETTINGS = {
     "bit_depth": "--data.bits",
     "image_size": "--data.image_size",
     "num_classes": "--data",
+    "observation_mean": "--data",
+    "observation_std": "--data",
     "targets": "--data and --model.tasks",
     "backbone_options": "--model.backbone.options",
 }
@@ -116,7 +119,7 @@ def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     """
     mine, theirs = dict(_flat(own)), dict(_flat(saved))
     return [
-        f"{key} is {mine.get(key)} (was {theirs.get(key)})"
+        f"{key} is {shorten(str(mine.get(key)), 80)} (was {shorten(str(theirs.get(key)), 80)})"
         for key in {**mine, **theirs}
         if mine.get(key) != theirs.get(key)
     ]

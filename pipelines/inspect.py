@@ -89,6 +89,8 @@ def inspect(
         return 2
     answering: VisionModel = load(model, device)
     module = answering.module
+    if files:
+        answering.check_pictures(model)
     given = dict(readable(files, _prepared(answering, files), tell))
     if paths and not given:
         say("None of them could be read, so there is nothing to look at.")

@@ -208,6 +208,7 @@ def test_what_is_to_be_ignored_teaches_nothing(kind: str) -> None:
 @torch.no_grad()
 def test_rtdetr_finds_what_the_library_finds_on_the_same_maps() -> None:
     detector = small(DETECTORS["rtdetr"][0]).eval().detector
+    detector.net.enc_score_head.weight.mul_(30)  # no two places are alike
     maps = [torch.randn(3, 32, side, side) for side in (16, 8, 4)]
     boxes, scores = detector.dense(maps)
     found = detector.net(None, inputs_embeds=maps[0], encoder_outputs=(maps,))
@@ -225,12 +226,17 @@ def test_rtdetr_finds_what_the_library_finds_on_the_same_maps() -> None:
 
 @torch.no_grad()
 def test_rtdetr_chooses_among_places_that_look_alike_whatever_the_last_digits_are() -> None:
-    detector = small(DETECTORS["rtdetr"][0]).eval().detector
-    detector.net.enc_score_head.weight.mul_(1e-6)  # as before it has learned anything: all places have nearly one score
-    maps = [torch.randn(2, 32, side, side) for side in (16, 8, 4)]
-    boxes, scores = detector.dense(maps)
-    others = detector.dense([x + 1e-6 * torch.randn_like(x) for x in maps])
-    torch.testing.assert_close((boxes, scores), others, atol=1e-2, rtol=1e-3)
+    detector, chosen = small(DETECTORS["rtdetr"][0]).eval().detector, list[Tensor]()
+    net: Any = detector.net
+    for parameter in (*net.enc_score_head.parameters(), *net.enc_bbox_head.parameters()):
+        parameter.zero_()  # as before it has learned anything: all places have one score
+    net.enc_score_head.weight.normal_(std=1e-7)
+    net.decoder.register_forward_pre_hook(
+        lambda _, args, given: chosen.append(given["reference_points"]), with_kwargs=True
+    )
+    detector.dense([torch.randn(2, 32, side, side) for side in (16, 8, 4)])
+    anchors, _ = net.generate_anchors(((16, 16), (8, 8), (4, 4)), device="cpu", dtype=torch.float32)
+    torch.testing.assert_close(chosen[0], anchors[:, :60].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize(

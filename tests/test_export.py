@@ -234,6 +234,15 @@ def detector(kind: object, folder: Path, size: int | str = 64) -> tuple[Path, De
     return folder, module
 
 
+def test_among_equal_scores_a_file_may_choose_other_boxes_than_the_model() -> None:
+    boxes = torch.rand(6, 4)
+    rows = torch.cat((boxes, torch.tensor([[0, 0.9], [1, 0.8], [0, 0.5], [0, 0.5], [1, 0.5], [1, 0.5]])), 1)
+    assert exporting.apart(rows[:3], rows[[0, 1, 3]], 3) == 0
+    assert exporting.apart(rows[:3], rows[[0, 2, 3, 1, 4, 5]], 3) == 0
+    assert exporting.apart(rows[:3], rows[[0, 1, 3]], 4) > 0, "none was left out, so all have to be there"
+    assert exporting.apart(rows[:3], rows[[0, 2, 3]], 3) > 0, "the second is better than the last"
+
+
 @pytest.mark.parametrize(
     "kind", [YOLO, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (FCOS, RetinaNet, RTDETR))]
 )

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from modules.spec import sides
 from modules.warm_start import ClassRows
 
 UNSEEN = -1e4  # logit without loss and gradient for negatives
+TIE = 1e-3  # logits that differ by less are equal: runtimes compute the last digits differently
+CERTAIN = 20  # a logit beyond which none is surer
 HEADS = 8  # attention heads
 MOST = 12  # maximum number of decoder layers
 
@@ -97,6 +99,9 @@ class RTDETR(OneStageDetector):
             num_queries=min(queries, count), num_denoising=denoising, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
         )  # fmt: skip
         self.net = RTDetrV2ForObjectDetection(config).model  # its decoder has the heads
+        for part in self.net.modules():
+            if "loss_type" in vars(part):  # where it is None, whoever looks at all attributes is warned
+                cast(Any, part).loss_type = "RTDetrV2ForObjectDetection"
         self.loss = RTDetrForObjectDetectionLoss
         self.net.backbone = nn.Identity()  # the pyramid computes the maps instead
         self.net.encoder_input_proj = nn.ModuleList(
@@ -167,8 +172,10 @@ class RTDETR(OneStageDetector):
             places = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
             anchors, valid = net.generate_anchors(sizes, device=places.device, dtype=places.dtype)
             memory = net.enc_output(valid * places)
-            first = net.enc_score_head(memory).amax(-1).topk(net.config.num_queries, 1).indices
-            first = first.sort(1).values[..., None]  # by position: runtimes order nearly equal scores differently
+            score = net.enc_score_head(memory).amax(-1).clamp(-CERTAIN, CERTAIN)
+            place = torch.arange(score.shape[1], dtype=torch.int32, device=score.device)
+            rank = (score / TIE).round().to(torch.int32) * score.shape[1] - place  # of equal ones, the first
+            first = rank.topk(net.config.num_queries, 1).indices.sort(1).values[..., None]
             boxes = (net.enc_bbox_head(memory) + anchors).gather(1, first.expand(-1, -1, 4))
             starts = [sum(h * w for h, w in sizes[:n]) for n in range(len(sizes))]
             found = net.decoder(

@@ -293,8 +293,30 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
         if len(its) != len(ours) and not (len(its) > len(ours) == most):
             raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")
         if len(ours):
-            apart = (ours[:, None] - its).abs().amax(2)
-            difference = max(difference, float(apart.amin(1).max()))
-            if len(its) == len(ours):
-                difference = max(difference, float(apart.amin(0).max()))
+            difference = max(difference, apart(ours, its, most))
     return difference
+
+
+def apart(ours: Tensor, its: Tensor, most: int) -> float:
+    """Largest difference between detections of an image and the nearest ones that were found otherwise.
+
+    Of nearly equal scores at the end of a full choice, either may have others: those are not compared.
+
+    Args:
+        ours: float32 N×6 (box, class, score), the ``most`` best at most.
+        its: the same, the ``most`` best of each class at most.
+        most: see above.
+    """
+    choices = [(ours, None), *((its[its[:, 4] == label], label) for label in its[:, 4].unique())]
+
+    def certain(rows: Tensor) -> Tensor:
+        for chosen, label in choices:
+            if len(chosen) == most:
+                others = rows[:, 4] != label if label is not None else rows.new_zeros(len(rows), dtype=torch.bool)
+                rows = rows[others | (rows[:, 5] > chosen[:, 5].min() + TOLERANCE)]
+        return rows
+
+    pairs = [(certain(ours), its), *([(certain(its), ours)] if len(its) == len(ours) else [])]
+    return max(
+        (float((one[:, None] - other).abs().amax(2).amin(1).max()) for one, other in pairs if len(one)), default=0.0
+    )
