@@ -55,7 +55,8 @@ class Summary(L.Callback):
         done = f"{', of which' if total != float('inf') else ';'} {trainer.global_step:,} are done"
         self._say(trainer, ahead + done * bool(trainer.global_step))
         module: Any = pl_module
-        whole = trainer.limit_train_batches == 1.0 and not trainer.overfit_batches and trainer.max_steps < 0
+        asked: Any = trainer
+        whole = asked.limit_train_batches == 1.0 and not asked.overfit_batches and asked.max_steps < 0
         if (
             total < FEW_STEPS
             and whole
