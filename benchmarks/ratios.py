@@ -1,4 +1,4 @@
-"""All speeds that have a peer, in one table: what ``make bench`` prints, in a quarter of an hour on two quiet cores.
+"""All speeds that have a peer, in one table: what ``make bench`` prints.
 
 python -m benchmarks.ratios [--rounds 3] [--only input overhead tracking detection whole] [--timm outputs/pytorch-image-models]
 """
