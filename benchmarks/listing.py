@@ -7,8 +7,9 @@ The files are hard links to a few JPEGs of 16×16 pixels, in a folder for each c
 (`Manifest`). Each line is a process of its own: its processor time, and how much more memory it has than after its imports, at
 the end and at most. *first*: each file is decoded once; *again*: what was found is known; *none*: ``--data.check none``.
 
-The soak trains nothing: it takes the batches of a training loader with several workers, epoch after epoch, and adds up the
-proportional set sizes (PSS) of this process and its workers in the middle of each.
+The soak trains nothing: it takes the batches of a training loader with several workers, epoch after epoch, and adds up, in the
+middle of each, the anonymous memory of this process and its workers, in which what several share counts once. (Libraries are left
+out: other programs that use them would change their share.)
 """
 
 import argparse
@@ -65,6 +66,12 @@ def measure(kind: str, place: str, check: str) -> None:
     )
 
 
+def anonymous(process: psutil.Process) -> int:
+    """Anonymous memory of a process in bytes; pages that several processes share count in proportion."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
+
+
 def soak(place: Path, workers: int, epochs: int) -> None:
     """Prints the memory of all processes in the middle of each epoch."""
     warnings.simplefilter("ignore")
@@ -75,7 +82,7 @@ def soak(place: Path, workers: int, epochs: int) -> None:
         for number, _ in enumerate(loader):
             if number == len(loader) // 2:
                 family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-                sizes = [each.memory_full_info().pss / 1e6 for each in family]
+                sizes = [anonymous(each) / 1e6 for each in family]
         print(
             f"epoch {epoch + 1:3}: {sum(sizes):7.0f} MB in {len(sizes)} processes, the first {sizes[0]:.0f}", flush=True
         )

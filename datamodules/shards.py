@@ -1,8 +1,8 @@
-"""Pictures inside of tar and Parquet files, each read by itself, from a disk or from an address that fsspec opens.
+"""Random access to images in tar and Parquet files, on a disk or at any URL of fsspec.
 
-The index of a file says where in it each picture is. It is made once and kept, so that a picture can be read by its number, in any
-order and by any process: the order of an epoch and a resume in its middle are those of image files. (WebDataset's own readers go
-through a tar from its beginning to its end, which allows neither.)
+An index of each file, built once and cached, has the position of every image. Images can thus be read in any order by any
+process, so that the order of an epoch and a resume within it are the same as for image files. (WebDataset's own readers stream a tar
+sequentially, which allows neither.)
 """
 
 import glob
@@ -38,19 +38,19 @@ INDEX = ["name", "start", "size", "label"]
 
 
 def is_remote(place: str) -> bool:
-    """Whether it is an address that fsspec opens."""
+    """Whether a path is a URL of fsspec."""
     return "://" in place or "::" in place
 
 
 def shard_files(root: str) -> list[str]:
-    """The tar and Parquet files that are meant, sorted.
+    """Returns the tar and Parquet files of a folder or pattern, sorted.
 
     Args:
-        root: a folder, a file or a pattern such as ``train-*.tar`` or ``train-{0000..0146}.tar``, also as an address such as
+        root: a folder, a file or a pattern such as ``train-*.tar`` or ``train-{0000..0146}.tar``, also as a URL such as
             ``s3://bucket/folder``.
 
     Raises:
-        DataError: there are none, or the address cannot be opened.
+        DataError: there are none, or the URL cannot be opened.
     """
     found: list[str] = []
     for place in _expanded(root):
@@ -67,7 +67,7 @@ def shard_files(root: str) -> list[str]:
 
 
 def _expanded(root: str) -> list[str]:
-    """A pattern once for each number in its braces."""
+    """Returns a pattern for each number in its braces."""
     if not (braces := re.search(r"\{(\d+)\.\.(\d+)\}", root)):
         return [root]
     first, last = braces.groups()
@@ -96,7 +96,7 @@ def _remote_files(place: str) -> list[str]:
 
 @contextmanager
 def _told(place: str) -> Iterator[None]:
-    """Within it, what goes wrong with a file is told with its name, whatever opens it."""
+    """Turns any error of reading a file into a `DataError` that names it."""
     try:
         yield
     except DataError:
@@ -113,7 +113,7 @@ def _opened(shard: str) -> IO[bytes]:
 
 
 def _mark(shard: str) -> tuple[int, int]:
-    """Size and time of a shard, by which it counts as unchanged; of an address a number that stands for what is said of it."""
+    """Returns size and time of a file, to detect changes; for a URL, a hash of what the server says instead of the time."""
     if not is_remote(shard):
         found = signature(os.fsencode(shard))
         if found[0] < 0:
@@ -128,16 +128,16 @@ def _mark(shard: str) -> tuple[int, int]:
 
 
 def index_of(shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
-    """Where in a shard each picture is.
+    """Returns the index of a file: the position of each image, cached.
 
     Args:
         shard: the file.
-        label_column: what labels are called in JSON and Parquet.
+        label_column: key of the label in JSON, or its column in Parquet.
 
     Returns:
-        A row for each picture, with its ``name``; ``start`` and ``size``, its bytes in a tar, or row group and row in a Parquet file;
-        ``label`` as text, missing where there is none. And the names of the classes that labels are numbers of, where the file
-        says them. It is kept under ``$XDG_CACHE_HOME/fovea`` until the file's size or time changes.
+        A row for each image with its ``name``; ``start`` and ``size``, the position in a tar in bytes, or row group and row in a
+        Parquet file; and ``label`` as a string, missing if there is none. Second, the names of the classes if the file has them. The
+        index is kept under ``$XDG_CACHE_HOME/fovea`` until the file's size or time changes.
 
     Raises:
         DataError: the file cannot be read to its end.
@@ -167,7 +167,7 @@ def index_of(shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _tar_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
-    """See `index_of`; the members of a sample share their name up to its first dot, as WebDataset has it."""
+    """See `index_of`. Members of a sample share their name up to the first dot, as in WebDataset."""
     pictures: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, str]] = {}
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -195,7 +195,7 @@ def _tar_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataF
 
 
 def _label(beside: dict[str, str], label_column: str) -> str | None:
-    """The label that members beside a picture say: .cls, what .json has under a name, or .txt."""
+    """Returns the label of a sample, from its .cls, from a key of its .json, or from its .txt."""
     if "cls" in beside:
         return beside["cls"].strip()
     if "json" in beside:
@@ -206,7 +206,7 @@ def _label(beside: dict[str, str], label_column: str) -> str | None:
 
 
 def _parquet_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
-    """See `index_of`; as Hugging Face's data sets have it, a picture is a struct of ``bytes`` and ``path``, or bytes."""
+    """See `index_of`. An image is a struct of ``bytes`` and ``path``, as in Hugging Face's data sets, or bytes."""
     content = pq.ParquetFile(file)
     schema = content.schema_arrow
     picture = _picture_column(schema, shard)
@@ -230,7 +230,7 @@ def _parquet_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.D
 
 
 def _picture_column(schema: pa.Schema, shard: str) -> str:
-    """The column of a Parquet file that has the pictures."""
+    """Returns the name of the column of images."""
 
     def holds(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
@@ -248,14 +248,14 @@ def _picture_column(schema: pa.Schema, shard: str) -> str:
 
 
 class Members(Paths):
-    """Pictures in shards, as an array of their names; see `Paths`.
+    """Images in tar and Parquet files; see `Paths`.
 
     Args:
-        shards: the files.
-        places: the shard of each picture, int32 N.
-        names: in it, N.
-        spans: see `index_of`: ``start`` and ``size`` of each, int64 N×2.
-        marks: size and time of each shard, int64 S×2.
+        shards: the tar and Parquet files, S.
+        places: number of each image's file, int32 N.
+        names: names of the images in their files, N.
+        spans: ``start`` and ``size`` of each image, int64 N×2; see `index_of`.
+        marks: size and time of each file, int64 S×2.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class Members(Paths):
 
     @classmethod
     def in_shards(cls, indices: dict[str, pd.DataFrame]) -> "Members":
-        """All pictures of these shards, by what `index_of` says of each."""
+        """Returns all images of files, given the index of each; see `index_of`."""
         counts = [len(table) for table in indices.values()]
         names = [binary(map(os.fsencode, table["name"])) for table in indices.values()]
         spans = np.concatenate([table[["start", "size"]].to_numpy(np.int64) for table in indices.values()])
@@ -295,10 +295,10 @@ class Members(Paths):
         return Member(self[index], partial(self._read, int(self.places[index]), *self.spans[index].tolist()))
 
     def _read(self, place: int, start: int, size: int) -> bytes:
-        """The bytes of a picture.
+        """Returns the bytes of an image.
 
         Raises:
-            OSError: they are not there.
+            OSError: they cannot be read.
         """
         shard = self.shards[place]
         try:
@@ -327,7 +327,7 @@ class Members(Paths):
 
 
 def _part(shard: str, start: int, size: int) -> bytes:
-    """Some bytes of a file."""
+    """Reads a range of a file."""
     if is_remote(shard):
         system, path = url_to_fs(shard)  # of this process: connections must not be shared
         data = bytes(system.cat_file(path, start, start + size))
@@ -342,7 +342,7 @@ def _part(shard: str, start: int, size: int) -> bytes:
 
 
 def names_beside(shards: list[str]) -> list[str]:
-    """The names of classes in ``classnames.txt`` beside the first shard, a line each; none where there is no such file."""
+    """Returns the names of the classes in ``classnames.txt`` next to the first file, one per line; none if there is none."""
     folder = shards[0].rpartition("/")[0] or "."
     with (
         suppress(Exception),
@@ -353,7 +353,7 @@ def names_beside(shards: list[str]) -> list[str]:
 
 
 def numbered(names: Iterable[str]) -> bool:
-    """Whether all are whole numbers, such as those of classes.
+    """Whether all strings are whole numbers, such as class indices.
 
     >>> numbered(["0", "12"]), numbered(["0", "cat"])
     (True, False)

@@ -1,4 +1,4 @@
-"""Labelled pictures in tar and Parquet files: read, and written as WebDataset has them."""
+"""Labelled images in tar and Parquet files, and a writer of tar files for WebDataset."""
 
 import io
 import itertools
@@ -29,17 +29,17 @@ SHARD = 256 << 20  # bytes of pictures in a file that is written
 
 @dataclass(eq=False, repr=False)
 class Shards(Folder, ClassFiles):
-    """Pictures in tar files, as WebDataset has them, or in Parquet files, as Hugging Face's data sets have them.
+    """Images in tar files, as for WebDataset, or in Parquet files, as in Hugging Face's data sets.
 
-    In a tar, ``000001.jpg`` is beside its label, ``000001.cls``, ``000001.json`` or ``000001.txt``; a Parquet file has a column
-    ``image`` of bytes, or of ``bytes`` and ``path``, and one of labels. Names of files that speak of a split, such as
-    ``train-0000.tar``, say which it is, or the name of their folder does. Splits that are missing are drawn as `ImageFolder` does.
-    Each picture is read by itself when it is asked for, so that the order is that of files.
+    In a tar, an image ``000001.jpg`` has its label in ``000001.cls``, ``000001.json`` or ``000001.txt``. A Parquet file has a column
+    ``image`` of bytes, or of ``bytes`` and ``path``, and a column of labels. The split is taken from the names of the files, such as
+    ``train-0000.tar``, or of their folder; missing splits are drawn as for `ImageFolder`. Images are read individually, so that
+    samples have the same order as with files.
 
     Args:
-        root: their folder, a file, or a pattern such as ``train-*.tar`` or ``train-{0000..0146}.tar``; also as an address that fsspec
-            opens, such as ``s3://bucket/folder`` or ``https://host/train-{00..15}.tar``.
-        label_column: what labels are called in JSON and Parquet.
+        root: folder of the files, a file, or a pattern such as ``train-*.tar`` or ``train-{0000..0146}.tar``; also as a URL of
+            fsspec, such as ``s3://bucket/folder`` or ``https://host/train-{00..15}.tar``.
+        label_column: key of the label in JSON, or its column in Parquet.
     """
 
     _: KW_ONLY
@@ -50,7 +50,7 @@ class Shards(Folder, ClassFiles):
     @property
     @override
     def title(self) -> str:
-        """See `VisionDataModule.title`; the last name in the place that is not a pattern."""
+        """See `VisionDataModule.title`; the last part of the path that is no pattern."""
         names = [name for name in re.split(r"[/\\]", self.root) if name and not re.search(r"[*?{\[]|^\w+:$", name)]
         return names[-1].partition(".")[0] if names else "shards"
 
@@ -60,7 +60,7 @@ class Shards(Folder, ClassFiles):
 
     @cached_property
     def _classes(self) -> list[str]:
-        """The classes' names in the order of numbers; empty where nothing says them."""
+        """Names of the classes by index, if the files or ``classnames.txt`` have them."""
         said = {tuple(names) for _, names in self._index.values() if names}
         if len(said) > 1:
             raise DataError(f"The files of {self.root} have different names of classes: give those of one data set.")
@@ -68,7 +68,7 @@ class Shards(Folder, ClassFiles):
 
     @cached_property
     def _names(self) -> Objects:
-        """The class of each picture, of all files."""
+        """Class of each image of all files."""
         if not self.labelled:
             return np.full(sum(len(table) for table, _ in self._index.values()), ".", object)
         for shard, (table, _) in self._index.items():
@@ -89,7 +89,7 @@ class Shards(Folder, ClassFiles):
 
     @cached_property
     def _splits(self) -> Objects:
-        """The split of each picture, of all files."""
+        """Split of each image of all files."""
         found = {shard: hinted(shard) for shard in self._index}
         if len({bool(split) for split in found.values()}) > 1:
             unclear = [shard for shard, split in found.items() if not split]
@@ -101,7 +101,7 @@ class Shards(Folder, ClassFiles):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The classes' names: in the order that the files say, or sorted, numbers as numbers."""
+        """Names of the classes: in the order of the files' metadata, or else sorted, whole numbers numerically."""
         if not self.labelled:
             return ["."]
         there = set(self._names)
@@ -125,21 +125,23 @@ class Shards(Folder, ClassFiles):
 
 
 class UnlabelledShards(Shards):
-    """Pictures in tar or Parquet files, without labels, or whose labels do not matter; see `Shards`. Batches have label 0."""
+    """Images in tar or Parquet files without labels; see `Shards`. Labels in batches are 0."""
 
     labelled = False
 
 
 def write_shards(data: ClassificationDataModule, folder: str) -> None:
-    """Writes all splits as WebDataset has them: ``train-000000.tar`` and so on, with members ``00000000.jpg`` and ``00000000.cls``, the
-    number of its class; and the classes' names in ``classnames.txt``. Image files are copied as they are.
+    """Writes all splits as tar files for WebDataset.
+
+    The files are ``train-000000.tar`` and so on, with members such as ``00000000.jpg`` and ``00000000.cls``, the class index.
+    ``classnames.txt`` has the names of the classes. Image files are copied unchanged.
 
     Args:
-        data: the data.
-        folder: where; it must not exist yet.
+        data: the data set.
+        folder: output folder; it must not exist yet.
 
     Raises:
-        DataError: the folder is there already, or the data are no pictures of 8 bits.
+        DataError: the folder exists, or the images do not have 8 bits.
     """
     sources = data.sources
     with new_folder(folder) as part:
@@ -160,7 +162,7 @@ def write_shards(data: ClassificationDataModule, folder: str) -> None:
 
 
 def _picture(source: LabelledSource, index: int) -> tuple[str, bytes]:
-    """The suffix and the bytes of a picture's file."""
+    """Returns suffix and content of an image file."""
     if source.paths is not None:
         return Path(source.paths[index]).suffix.lower().lstrip("."), content_of(source.paths.at(index))
     pixels: NDArray[Any] = source[index]["image"]
