@@ -36,23 +36,26 @@ class Losses:
 
 
 class Mean(Metric):
-    """A weighted mean over samples and processes. (torchmetrics' own drops NaN values or their weights.)"""
+    """A weighted mean over processes. (torchmetrics' own drops NaN values or their weights.)
+
+    Args:
+        total: weighted sum of this process, a scalar.
+        weight: its weight.
+    """
 
     total: Tensor
     weight: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, total: Tensor, weight: float) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), "sum")
-        self.add_state("weight", torch.tensor(0.0), "sum")
+        self.add_state("total", total, "sum")
+        self.add_state("weight", torch.tensor(float(weight), device=total.device), "sum")
 
-    def update(self, value: Tensor, weight: float) -> None:
-        """Adds the mean of some samples, a scalar, and their number."""
-        self.total = self.total + value * weight
-        self.weight = self.weight + weight
+    def update(self) -> None:
+        """Does nothing: `EpochMeans` sums the samples itself, as a metric's update takes longer than the sum."""
 
     def compute(self) -> Tensor:
-        """Returns the mean of all samples."""
+        """Returns the mean of all processes."""
         return self.total / self.weight
 
 
@@ -61,7 +64,7 @@ class EpochMeans(L.Callback):
     processes, and also if a training is resumed within an epoch."""
 
     def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}  # by key, e.g. ``train/loss``
+        self._sums: dict[str, tuple[Tensor, float]] = {}  # weighted sum and weight by key, e.g. ``train/loss``
         self._begun: dict[str, list[float]] = {}  # total and weight by key, from a checkpoint
         self.latest: dict[str, Tensor] = {}  # means of the last epoch or evaluation, by key
 
@@ -86,22 +89,23 @@ class EpochMeans(L.Callback):
             value: a scalar.
             weight: number of samples in the batch, or of other elements that the mean is over.
         """
-        self._mean(key, value.device).update(value.detach(), weight)
+        value = value.detach()
+        total, count = self._sums.get(key) or (torch.zeros((), device=value.device), 0.0)
+        self._sums[key] = total + value * weight, count + weight
 
     def _mean(self, key: str, device: torch.device) -> Mean:
-        if key not in self._means:
-            self._means[key] = Mean()
-        return self._means[key].to(device) if self._means[key].total.device != device else self._means[key]
+        total, weight = self._sums[key]
+        return Mean(total.to(device), weight)
 
     def _reset(self, stage: str) -> None:
-        for key, mean in self._means.items():
-            if key.startswith(stage):
-                mean.reset()
+        for key, (total, _) in self._sums.items():
+            if key.startswith(stage):  # keys stay, as all processes reduce the same ones
+                self._sums[key] = torch.zeros((), device=total.device), 0.0
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Tensor]:
         """Logs the means of a stage that have samples, and resets them."""
         module, figures = cast("VisionModule", pl_module), {}
-        for key in self._means:
+        for key in self._sums:
             if key.startswith(stage):
                 mean = self._mean(key, module.device)
                 with mean.sync_context():
@@ -117,7 +121,7 @@ class EpochMeans(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._means.clear()
+            self._sums.clear()
             self._begun.clear()
 
     @override
@@ -128,9 +132,9 @@ class EpochMeans(L.Callback):
         for key, (total, weight) in begun.items():
             if "/" not in key:  # key of an earlier version
                 key = key.replace("_", "/", 1)
-            mean = self._mean(key, pl_module.device)  # in all processes, since their sums are reduced key by key
-            if trainer.is_global_zero:  # the stored sums are over all processes
-                mean.total, mean.weight = mean.total + total, mean.weight + weight
+            if not trainer.is_global_zero:  # the stored sums are over all processes, which all need the keys
+                total, weight = 0.0, 0.0
+            self._sums[key] = torch.tensor(total, device=pl_module.device), weight
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -158,7 +162,7 @@ class EpochMeans(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         epoch: Any = trainer.fit_loop.epoch_progress.current
         checkpoint["means"] = means = {}
-        for key in self._means:
+        for key in self._sums:
             if key.startswith("train/") and epoch.processed == epoch.completed:  # otherwise the epoch is finished
                 mean = self._mean(key, pl_module.device)
                 with mean.sync_context():

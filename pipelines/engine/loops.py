@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -80,6 +81,16 @@ class _FitLoop(fit_loop._FitLoop):
     checkpoints, learning-rate schedules."""
 
     epoch_loop: _EpochLoop
+
+    def run(self) -> None:
+        """Trains. PyTorch's optimisers ask in each step how many GPUs there are, and without one NVML is looked for each
+        time: here it is asked once."""
+        known = torch.cuda._cached_device_count
+        torch.cuda._cached_device_count = torch.cuda.device_count()
+        try:
+            super().run()
+        finally:
+            torch.cuda._cached_device_count = known
 
     def setup_data(self) -> None:
         """Creates the data loaders.
