@@ -34,7 +34,7 @@ from pipelines.tracking.redaction import redact
 
 ROOT = Path(__file__).parents[2]
 NEEDED = (
-    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "jsonargparse", "lightning", "matplotlib", "mlflow",
+    "albumentations", "faiss-cpu", "faster-coco-eval", "filelock", "fsspec", "jsonargparse", "lazy-loader", "lightning", "matplotlib", "mlflow",
     "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pytorch-metric-learning", "rich",
     "safetensors", "scikit-learn", "segmentation-models-pytorch", "tifffile", "timm", "torch", "torchmetrics", "torchvision",
 )  # fmt: skip
