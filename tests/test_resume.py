@@ -474,7 +474,7 @@ def test_a_training_of_limited_time_ends_its_rate_with_it_and_keeps_its_weights(
     found = [*rates("out").values()]
     assert max(found) > 0.0009
     assert found[-1] < 0.1 * max(found)
-    assert "it comes to its end after 0:00:01 of training." in capsys.readouterr().out
+    assert "it reaches its end after 0:00:01 of training." in capsys.readouterr().out
     assert weights.seen == {0.5}
     assert MlflowClient().get_run(run_id_of("out")).info.status == "FINISHED"
     autoencoding([*SMALL, *vae, "--output", "whole"], [whole])

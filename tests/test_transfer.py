@@ -117,7 +117,7 @@ def test_head_where_little_is_known():
     one = np.array([np.flatnonzero(labels == k)[0] for k in range(10)])
     found = solve(pixels[one].astype(np.float32), labels[one], 10)
     assert found.accuracy is None
-    assert "nothing to hold out" in str(found)
+    assert "cross-validation is impossible" in str(found)
     assert ((pixels[one] @ found.weight.T + found.bias).argmax(1) == labels[one]).all()
     some = np.flatnonzero(labels % 2 == 0)[:60]
     found = solve(pixels[some].astype(np.float32), labels[some], 10)
