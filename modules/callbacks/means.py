@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -91,7 +92,8 @@ class EpochMeans(L.Callback):
         """
         value = value.detach()
         total, count = self._sums.get(key) or (torch.zeros((), device=value.device), 0.0)
-        self._sums[key] = total + value * weight, count + weight
+        # in the precision that a checkpoint and the sum over processes have, so that a resumed sum is the same
+        self._sums[key] = total + value * weight, float(np.float32(count) + np.float32(weight))
 
     def _mean(self, key: str, device: torch.device) -> Mean:
         total, weight = self._sums[key]
