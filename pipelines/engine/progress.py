@@ -56,7 +56,8 @@ class Summary(L.Callback):
         self._say(trainer, ahead + done * bool(trainer.global_step))
         module: Any = pl_module
         asked: Any = trainer
-        whole = asked.limit_train_batches == 1.0 and not asked.overfit_batches and asked.max_steps < 0
+        share = asked.limit_train_batches  # 1 is one batch, 1.0 is all of them
+        whole = isinstance(share, float) and share == 1 and not asked.overfit_batches and asked.max_steps < 0
         if (
             total < FEW_STEPS
             and whole
