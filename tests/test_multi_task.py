@@ -11,7 +11,7 @@ from conftest import start
 from torch import nn
 
 from datamodules import COCODetection, DataError, DigitTasks
-from modules import Backbone, BackboneError, DataSpec, DetectionModule, MultiTaskModule, SegmentationModule
+from modules import Backbone, DataSpec, DetectionModule, MultiTaskModule, SegmentationModule
 from modules.detection import YOLO
 from modules.multi_task import resolved
 from pipelines.multi_task import multi_task
@@ -126,11 +126,6 @@ def test_a_mistake_is_told_in_one_paragraph(given: list[str], said: str, capsys:
     message = " ".join(capsys.readouterr().err.split())
     assert re.search(said, message), message
     assert len(message) < 700
-
-
-def test_reconstruction_takes_squares() -> None:
-    with pytest.raises(BackboneError, match="square"):
-        MultiTaskModule(DataSpec(image_size="32x64", targets=TARGETS), Backbone("test_resnet"), detector=FINDER)
 
 
 def test_pieces_of_pictures_are_refused_whose_answers_could_not_be_put_together() -> None:

@@ -180,7 +180,7 @@ def test_a_detector_of_torchvisions_is_a_start_that_needs_no_settings() -> None:
     torch.save(model.state_dict(), "frcnn.pth")
     args, start = with_start(["fit", "--start", "frcnn.pth"], DetectionModule)
     assert start is not None
-    assert start.weights is not None
+    assert start.published is not None
     part = resolved(detection, args)["model"]["detector"]
     module = DetectionModule.from_architecture(start.architecture | {"detector": part})
-    assert module.load_state_dict(start.weights, strict=False).missing_keys == ["threshold"]
+    assert module.load_state_dict(start.published.weights, strict=False).missing_keys == ["threshold"]

@@ -136,7 +136,7 @@ def test_the_discriminator_learns_only_where_it_is_asked(adversarial: float) -> 
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"image_size": 18}, "multiple of 4"), ({"content": BCE()}, "compares probabilities"), ({"adversarial": -1.0}, "at least 0"),
+    ({"image_size": 18}, "multiples of 4"), ({"content": BCE()}, "compares probabilities"), ({"adversarial": -1.0}, "at least 0"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):

@@ -155,6 +155,6 @@ def test_where_mirror_images_cannot_be_looked_at_the_way_out_is_told(capsys: pyt
     with pytest.raises(BackboneError, match="must be one of none, flip, flips, not turn"):
         module.views.choose("turn")
     with pytest.raises(
-        BackboneError, match=r"which a SequenceModule cannot.* Classification, several labels, regression"
+        BackboneError, match=r"which SequenceModule does not support.* Classification, several labels, regression"
     ):
         made(SequenceModule).views.choose("flip")

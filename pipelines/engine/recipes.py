@@ -159,6 +159,14 @@ def class_of(option: str, args: Sequence[str], default: str) -> str:
     return next((name for name in reversed(named) if isinstance(name, str)), default)
 
 
+def _are_settings(text: str) -> bool:
+    """Whether a text is settings themselves instead of a file's name."""
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return text.lstrip().startswith("{")  # the parser says what is wrong with it
+
+
 def check_recipes(args: Sequence[str]) -> None:
     """Checks that the files given with ``--config`` are recipes.
 
@@ -166,7 +174,7 @@ def check_recipes(args: Sequence[str]) -> None:
         UsageError: one is none.
     """
     for file in recipes(args):
-        if not os.path.exists(file) and not file.lstrip().startswith("{"):  # which begins settings themselves
+        if not os.path.exists(file) and not _are_settings(file):
             raise UsageError(f"--config {file}: there is no such file. Recipes are in configs/.")
         if not os.path.isfile(file):
             continue
