@@ -228,7 +228,10 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
         VisionModule.load_from_checkpoint("out/best.ckpt")
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "task",  # several tasks at once take half a minute, and each of them is here by itself
+    [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name == "multi_task")) for name, case in TASKS.items()],
+)
 def test_overfits_a_handful_of_samples(task: Case) -> None:
     if task.overfit is None:
         pytest.skip("its loss has no bound that eight samples let it come near to")

@@ -189,6 +189,7 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
     assert solved.trainer.callback_metrics["test/accuracy"] > 0.7
 
 
+@pytest.mark.slow  # the contract kills a training of the same task
 def test_a_killed_training_with_points_goes_on_and_ends_bit_identical() -> None:
     table(24)
     args = ["fit", "--data", "Manifest", "--data.file", "t.csv", "--data.tabular", "[age]", "--data.keypoints", json.dumps(NAMES),
