@@ -1,6 +1,8 @@
-"""A cache with bounded memory."""
+"""Caches: one with bounded memory, and the folder of those on the disk."""
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 V = TypeVar("V", bound="Mapping[str, Any] | tuple[Any, ...]")
@@ -30,3 +32,10 @@ class Cache(Generic[V]):
 
 def _bytes(value: Any) -> int:
     return sum(array.nbytes for array in (value.values() if isinstance(value, Mapping) else value))
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that can be recreated: ``$XDG_CACHE_HOME/fovea``, or ``~/.cache/fovea`` if that is
+    not an absolute path, as in the XDG Base Directory Specification."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "fovea"

@@ -23,7 +23,8 @@ from typing_extensions import override
 
 from datamodules.bands import scaled
 from datamodules.base import DataError
-from datamodules.images import Reduction, cache_folder, read_bands, read_reduced
+from datamodules.cache import cache_folder
+from datamodules.images import Reduction, read_bands, read_reduced
 from datamodules.options import RGB, Reading
 from datamodules.paths import Paths
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from datamodules.base import DataError
-from datamodules.images import check_images
+from datamodules.checking import check_images
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
 from datamodules.paths import Paths
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import DataError, digest_of, listed
-from datamodules.cache import Cache
-from datamodules.images import EXTENSIONS, cache_folder
+from datamodules.cache import Cache, cache_folder
+from datamodules.images import EXTENSIONS
 from datamodules.paths import Member, Paths, binary, signature
 
 KINDS = (".tar", ".parquet")

@@ -10,8 +10,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image, ImageEnhance
 
 from datamodules import Digits8x8, MaskFolder, Series, VisionDataModule
+from datamodules.checking import inspect_images
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
-from datamodules.images import inspect_images
 from modules import AutoencodingModule, Backbone, DataSpec, SegmentationModule, SequenceModule, VisionModule
 from modules.measures.labels import doubts, held_out_probabilities
 from pipelines.audit import audit

@@ -31,7 +31,8 @@ from torchvision.datasets import MNIST as TorchvisionMNIST
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import RandomResizedCrop, evaluation, reduction
 from datamodules.base import KeyedDataset
-from datamodules.images import check_images, inspect_images, read_image, read_reduced
+from datamodules.checking import check_images, inspect_images
+from datamodules.images import read_image, read_reduced
 from datamodules.labelled.published import DEBIAN_DATASETS
 from datamodules.options import Reading
 from pipelines.classification import classification
@@ -644,7 +645,7 @@ def test_one_bad_file_can_be_skipped_and_is_listed_and_more_than_one_in_a_hundre
 def test_a_sample_of_the_files_is_looked_at_or_none_and_what_was_not_is_told_when_it_is_met(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.images.SAMPLE", 6)
+    monkeypatch.setattr("datamodules.checking.SAMPLE", 6)
     root = make_folder("pets", cat=20, dog=20)
     whole = paths(ImageFolder(str(root)))
     assert paths(ImageFolder(str(root), check="sample")) == paths(ImageFolder(str(root), check="none")) == whole

@@ -20,9 +20,10 @@ from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, Sample, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.base import DataError
+from datamodules.checking import warn_of_shared
 from datamodules.decoded import Caching, ImageFiles, as_it_is
 from datamodules.files import Folder
-from datamodules.images import Reduction, turned, warn_of_shared
+from datamodules.images import Reduction, turned
 from datamodules.options import OWN, RGB, ImageSize, Own, PositiveInt, Preprocessing, Reading
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces

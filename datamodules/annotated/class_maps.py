@@ -31,18 +31,11 @@ from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
 from datamodules.base import DataError, digest_of, listed
+from datamodules.checking import warn_of_shared
 from datamodules.decoded import ImageFiles
 from datamodules.files import Folder
 from datamodules.finding import child
-from datamodules.images import (
-    EXTENSIONS,
-    Reduction,
-    folded,
-    images_in,
-    sub_folders,
-    turned,
-    warn_of_shared,
-)
+from datamodules.images import EXTENSIONS, Reduction, folded, images_in, sub_folders, turned
 from datamodules.options import Own, Reading
 from datamodules.paths import Paths
 from datamodules.splits import by_split_name

@@ -14,22 +14,11 @@ from typing_extensions import override
 
 from datamodules.augmentations import normalized_keypoints
 from datamodules.base import DataError, digest_of_lines, listed, repeated
+from datamodules.checking import digests_in, warn_of_cut, warn_of_shared, warn_of_two_names
 from datamodules.decoded import ImageFiles
 from datamodules.files import Files, Folder
 from datamodules.finding import paths_in
-from datamodules.images import (
-    EXTENSIONS,
-    KINDS,
-    composed,
-    digests_in,
-    is_image,
-    names_in,
-    sub_folders,
-    warn_of_cut,
-    warn_of_left_out,
-    warn_of_shared,
-    warn_of_two_names,
-)
+from datamodules.images import EXTENSIONS, KINDS, composed, is_image, names_in, sub_folders, warn_of_left_out
 from datamodules.labelled.base import ClassificationDataModule, LabelledDataModule, S
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Check, NonNegativeInt, Preprocessing, point_columns

@@ -13,11 +13,7 @@ from typing_extensions import override
 
 from datamodules.base import DataError
 from datamodules.files import Folder
-from datamodules.images import (
-    EXTENSIONS,
-    KINDS,
-    warn_of_left_out,
-)
+from datamodules.images import EXTENSIONS, KINDS, warn_of_left_out
 from datamodules.labelled.files import LabelledFiles, Row, Rows, Table, named_files, warn_of_shared_parts
 from datamodules.labelled.people import FaceDataModule, by_person
 from datamodules.labelled.sources import PeopleSource

@@ -12,9 +12,9 @@ from rich.progress import track
 
 from datamodules import DataError, VisionDataModule
 from datamodules.base import KeyedDataset, KeyedLoader, digest_of
+from datamodules.checking import inspect_images
 from datamodules.decoded import ImageFiles
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
-from datamodules.images import inspect_images
 from datamodules.labelled.sources import LabelledSource
 from modules import ClassificationModule
 from modules.measures.labels import doubts, held_out_probabilities
