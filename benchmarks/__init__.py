@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.engine.command import orderly
+
 Seconds = NDArray[np.float64]  # that passed, and those of the processor, of all threads
 COUNTS = (
     0 if torch.cuda.is_available() else 1
@@ -93,7 +95,11 @@ def now() -> Seconds:
 def workshop() -> Iterator[Path]:
     """A temporary folder, which is the current one meanwhile, with an MLflow store and a cache of its own."""
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+    with (
+        orderly(),
+        tempfile.TemporaryDirectory() as folder,
+        chdir(folder),
+    ):  # SIGTERM, too, ends servers and removes files
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "XDG_CACHE_HOME": folder}
         try:
             yield Path(folder)

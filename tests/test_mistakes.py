@@ -91,6 +91,8 @@ def test_a_setting_out_of_its_range_is_refused_by_name(
         ("--model.backbone.options a:1", "--model.backbone.options must be a mapping, not a:1. Write it in quotes, with a space after each colon"),
         ("--trainer.max_time 8h", "such as 00:08:00:00 for eight hours, not 8h."),
         ("--data.augmentation some", "--data.augmentation must be a list or one of none, light, standard, strong, not some."),
+        ("--data Manifest --data.file t.csv --data.tabular [2020]",
+         "--data.tabular must be a list of texts, and YAML reads 2020 as none: put it in quotes"),
         ("--model.optimization.optimizer Adamm", "There is no Adamm for --model.optimization.optimizer. Did you mean Adam"),
         ("--model.optimization.optimizer SGD --model.optimization.optimizer.lr high", "optimizer.lr must be a number, not high."),
         ("--model.optimization.lr_scheduler StepLR", "also needs --model.optimization.lr_scheduler.step_size. See"),

@@ -254,6 +254,8 @@ def _plain(message: str, command: str) -> str:
         return _surplus(option, surplus[1], message[: surplus.start()], message[surplus.end() :]) + see
     if several := re.search(r"Multiple subclasses with name (\w+)\. .*?: ([\w., ]+?)\.(?:\s|$)", message):
         return f"There are several {several[1]} for {option}: write one of {several[2]}."
+    if other := re.search(r"list\[str\].*?Expected a <class 'str'>\. Got value: (\S+)", message, re.DOTALL):
+        return f'{option} must be a list of texts, and YAML reads {other[1]} as none: put it in quotes, as \'["2020", "yes"]\'.{see}'
     given = re.search(r"(?:Given|Got) value: (?!N)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     kinds = [KINDS[kind] for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind in KINDS]
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")
