@@ -38,8 +38,8 @@ from benchmarks import Row, machine, networks, now, overhead, table, workshop
 from benchmarks.input_pipeline import make_files
 from benchmarks.overhead import Case, train_bare, train_fovea
 from datamodules import CIFAR10, ClassificationDataModule, ImageFolder
-from datamodules.base import KeyedDataset
 from datamodules.labelled.sources import LabelledSource
+from datamodules.loading import KeyedDataset
 from datamodules.options import Own, PositiveInt
 from modules import create_backbone
 from pipelines.classification import classification

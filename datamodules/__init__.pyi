@@ -6,9 +6,10 @@ from .annotated.readers.voc import VOCDetection
 from .annotated.readers.yolo import YOLODetection
 from .annotated.scenes import DigitMasks, DigitScenes, DigitSets, DigitSums, DigitTasks
 from .annotated.segmentation import SegmentationDataModule
-from .base import DataError, VisionDataModule
+from .base import VisionDataModule
 from .clips import ClipDataModule, MovingDigits, VideoFolder
 from .domains import DigitAttributes, DigitTextures, DomainFolder
+from .errors import DataError
 from .games import Gymnasium
 from .labelled.base import ClassificationDataModule, MultiLabelDataModule
 from .labelled.files import ImageFolder, Manifest, UnlabelledFolder

@@ -14,7 +14,7 @@ from albumentations.augmentations.geometric.distortion import BaseDistortion
 from pydantic import ValidationError
 
 from datamodules.augmentations import BOUNDS, KeypointCompose, Numbers, Step, Strength, Strengths
-from datamodules.base import DataError
+from datamodules.errors import DataError
 
 Augmentation = Strength | list[Any]  # of names, and of {name: settings}
 OPTION = "--data.augmentation"

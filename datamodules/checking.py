@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.bands import decoded, depth_of, taken
-from datamodules.base import DataError, digest_of, digest_of_lines, listed
 from datamodules.cache import cache_folder
+from datamodules.digests import digest_of, digest_of_lines
+from datamodules.errors import DataError, listed
 from datamodules.images import UNREADABLE, as_seen, depth, not_an_image, opened
 from datamodules.options import RGB, Check, Reading
 from datamodules.paths import CHUNK, Member, Paths, content_of

@@ -6,7 +6,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import DataError, VisionDataModule, listed
+from datamodules.base import VisionDataModule
+from datamodules.errors import DataError, listed
 from datamodules.labelled.sources import ColumnSource
 
 IGNORED = 255  # in masks

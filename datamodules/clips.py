@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from datamodules import videos
 from datamodules.annotated.scenes import Scenes, SceneSource, painted, tint
-from datamodules.base import DataError
 from datamodules.checking import check_images
+from datamodules.errors import DataError
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ImageFolder, Named, named_files
 from datamodules.labelled.sources import LabelledSource

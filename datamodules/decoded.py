@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.bands import scaled
-from datamodules.base import DataError
 from datamodules.cache import cache_folder
+from datamodules.errors import DataError
 from datamodules.images import Reduction, read_bands, read_reduced
 from datamodules.options import RGB, Reading
 from datamodules.paths import Paths

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import KeyedDataset, digest_of
+from datamodules.digests import digest_of
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ImageFolder
 from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelledSource
+from datamodules.loading import KeyedDataset
 from datamodules.options import ImageSize, Own
 
 FINE = 4  # strokes are measured at four times the resolution

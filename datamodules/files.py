@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from datamodules.base import DataError
 from datamodules.checking import check_images
+from datamodules.errors import DataError
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
 from datamodules.paths import Paths
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from datamodules.images import EXTENSIONS, folded, images_in
 from datamodules.paths import Paths
 from datamodules.tables import Notes

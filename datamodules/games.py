@@ -13,8 +13,11 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, KeyedDataset, KeyedLoader, VisionDataModule, digest_of
+from datamodules.base import VisionDataModule
+from datamodules.digests import digest_of
 from datamodules.episodes import Episode, Observation, ReplayMemory
+from datamodules.errors import DataError
+from datamodules.loading import KeyedDataset, KeyedLoader
 from datamodules.options import NonNegativeInt, PositiveInt, Preprocessing, Probability
 from datamodules.splits import SPLITS
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.bands import decoded, depth_of, scaled, taken, upper
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 from datamodules.options import RGB, Reading
 from datamodules.paths import Paths, binary, content_of
 

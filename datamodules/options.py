@@ -1,13 +1,15 @@
 """Types of settings: ranges of numbers, class defaults, and the preprocessing of images."""
 
+import operator
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, get_args
 
 import albumentations as A
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, GroupedMetadata, Gt, Le
 
 from datamodules.augmentations import Fit, evaluation
+from datamodules.errors import DataError
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -24,6 +26,29 @@ else:
     BatchSize = PositiveInt | Literal["auto"]
     Own = Optional  # `VisionDataModule` replaces None (null in a recipe) with the class's default
 OWN: Any = None  # default of a setting that depends on others
+
+
+def settle(settings: Any, option: str = "--data") -> None:
+    """Replaces settings that are None with the class's default, and checks the ranges of numbers.
+
+    Args:
+        settings: a dataclass.
+        option: prefix of its options on the command line.
+
+    Raises:
+        DataError: a number is out of range.
+    """
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    for each in fields(settings):
+        if getattr(settings, each.name) is None:
+            made = each.default if each.default_factory is MISSING else each.default_factory()
+            setattr(settings, each.name, made)
+        given = [one for kind in (each.type, *get_args(each.type)) for one in getattr(kind, "__metadata__", ())]
+        for limit in (one for some in given for one in (some if isinstance(some, GroupedMetadata) else [some])):
+            word, value = type(limit).__name__.lower(), getattr(settings, each.name)
+            bound = getattr(limit, word)
+            if isinstance(value, int | float) and not getattr(operator, word)(value, bound):
+                raise DataError(f"{option}.{each.name} must be {words[word]} {bound}, not {value}.")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import cv2
 from typing_extensions import override
 
 from datamodules.augmenting import Augmentation
-from datamodules.base import DataError, KeyedDataset, Source
+from datamodules.errors import DataError
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.files import Rows, UnlabelledFolder
 from datamodules.labelled.sources import LabelledSource
+from datamodules.loading import KeyedDataset, Source
 from datamodules.options import BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 
 IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from datamodules.base import DataError
+from datamodules.errors import DataError
 
 
 def _spiral(t: NDArray[Any], _: NDArray[Any]) -> list[NDArray[Any]]:

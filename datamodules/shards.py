@@ -25,8 +25,9 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, digest_of, listed
 from datamodules.cache import Cache, cache_folder
+from datamodules.digests import digest_of
+from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS
 from datamodules.paths import Member, Paths, binary, signature
 

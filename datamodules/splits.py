@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 from datamodules.images import names_in, sub_folders
 
 SPLITS = ("train", "val", "test")

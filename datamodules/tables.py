@@ -14,7 +14,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS, folded
 from datamodules.splits import SPLITS, split_of
 

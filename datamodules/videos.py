@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError
 from datamodules.decoded import ImageFiles
+from datamodules.errors import DataError
 from datamodules.images import Reduction
 from datamodules.paths import Member
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from datamodules.base import Source, VisionDataModule
+from datamodules.base import VisionDataModule
+from datamodules.loading import Source
 from datamodules.options import PositiveInt, Preprocessing
 from modules.answers import Answer, Answers
 from modules.base import VisionModule

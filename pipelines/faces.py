@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules import DataError
-from datamodules.base import digest_of
 from datamodules.checking import warn_of_two_names
+from datamodules.digests import digest_of
 from datamodules.images import EXTENSIONS, WRITTEN, read_image
 from datamodules.labelled.alignment import POINTS, FaceDetector, FaceForm, faces_of
 from datamodules.options import point_columns

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules import VisionDataModule
-from datamodules.base import collate
+from datamodules.loading import collate
 from datamodules.videos import is_video
 from modules.inspection import NotApplicableError, check_unit, feature_maps, receptive_fields, stages
 from modules.inspection.pictures import (

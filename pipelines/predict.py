@@ -92,7 +92,7 @@ def predict(
         registry.check(model)  # before the import of PyTorch, which takes seconds
 
     from datamodules import DataError
-    from datamodules.base import listed
+    from datamodules.errors import listed
     from datamodules.videos import Video, is_stream, is_video
     from modules import DetectionModule
     from pipelines.serving import video

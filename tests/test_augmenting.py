@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules import DigitMasks, Digits8x8, DigitScenes
 from datamodules.annotated.mixing import boxes_of
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from pipelines.classification import classification
 from pipelines.tracking.logger import run_id_of
 

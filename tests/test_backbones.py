@@ -16,8 +16,8 @@ from torch import nn
 
 from datamodules import Digits8x8
 from datamodules.augmentations import evaluation, reduction
-from datamodules.base import collate
 from datamodules.images import read_image, read_reduced
+from datamodules.loading import collate
 from datamodules.options import Reading
 from modules import BackboneError, ClassificationModule, create_backbone
 from modules.spec import Backbone, DataSpec

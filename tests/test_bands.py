@@ -16,8 +16,8 @@ from PIL import Image
 from datamodules import DataError, ImageFolder, UnlabelledFolder, YOLODetection
 from datamodules.annotated.mixing import Mixing
 from datamodules.bands import decoded
-from datamodules.base import collate
 from datamodules.images import read_image
+from datamodules.loading import collate
 from datamodules.options import Preprocessing, Reading
 from modules import ClassificationModule, GANModule
 from modules.networks import BackboneError

@@ -9,8 +9,8 @@ import torch
 
 from datamodules import COCODetection, DataError, Digits8x8, DigitScenes, Glyphs, ImageFolder, Photographs
 from datamodules.annotated.mixing import Mixing
-from datamodules.base import KeyedLoader
 from datamodules.cache import Cache
+from datamodules.loading import KeyedLoader
 from datamodules.options import Preprocessing
 
 

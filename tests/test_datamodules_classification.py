@@ -30,10 +30,10 @@ from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder, Manifest
 from datamodules.augmentations import RandomResizedCrop, evaluation, reduction
-from datamodules.base import KeyedDataset
 from datamodules.checking import check_images, inspect_images
 from datamodules.images import read_image, read_reduced
 from datamodules.labelled.published import DEBIAN_DATASETS
+from datamodules.loading import KeyedDataset
 from datamodules.options import Reading
 from pipelines.classification import classification
 from pipelines.datasets import SETS, datasets

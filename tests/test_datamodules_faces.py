@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from datamodules import ORL, CelebA, DataError, Glyphs, PeopleFolder, PeopleTable
-from datamodules.base import KeyedLoader
 from datamodules.labelled.people import PeopleDataset
 from datamodules.labelled.people_files import read_pairs
 from datamodules.labelled.sources import PeopleSource
+from datamodules.loading import KeyedLoader
 
 QUICK = {"image_size": 8, "batch_size": 8, "pictures_per_person": 2, "num_workers": 0}
 

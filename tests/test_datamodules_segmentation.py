@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from datamodules import COCOSegmentation, DataError, DigitMasks, DigitScenes, MaskFolder, VOCSegmentation
-from datamodules.base import KeyedLoader
+from datamodules.loading import KeyedLoader
 
 COLOURS = {(0, 0, 0): 0, (128, 64, 0): 1, (0, 0, 200): 2}
 

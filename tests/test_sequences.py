@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import DataError, MovingDigits, Series, VideoFolder
-from datamodules.base import KeyedDataset, collate
 from datamodules.clips import WAYS
+from datamodules.loading import KeyedDataset, collate
 from datamodules.options import Preprocessing
 from datamodules.series import LIMIT, terms
 from datamodules.videos import Video

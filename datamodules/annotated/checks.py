@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
 from datamodules.annotated.sample import DESCRIBED, Annotations, BoxFormat, Record
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 
 
 def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat) -> NDArray[np.float64]:

@@ -30,9 +30,10 @@ from datamodules.annotated.readers.masks import (
 from datamodules.annotated.readers.pairing import by_stem, files_below, matched
 from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
-from datamodules.base import DataError, digest_of, listed
 from datamodules.checking import warn_of_shared
 from datamodules.decoded import ImageFiles
+from datamodules.digests import digest_of
+from datamodules.errors import DataError, listed
 from datamodules.files import Folder
 from datamodules.finding import child
 from datamodules.images import EXTENSIONS, Reduction, folded, images_in, sub_folders, turned

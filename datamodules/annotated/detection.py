@@ -17,8 +17,11 @@ from datamodules.annotated.rectangular import RectangularLoader, padded_shapes
 from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, new_folder
+from datamodules.base import VisionDataModule
+from datamodules.errors import DataError
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Source
 from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Preprocessing
+from datamodules.writing import new_folder
 
 
 class Boxes(Source, Protocol):

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.augmentations import DEEP_GREY, GREY
-from datamodules.base import settle
-from datamodules.options import NonNegativeInt, Probability
+from datamodules.options import NonNegativeInt, Probability, settle
 
 Sample = dict[str, Any]
 VISIBLE = 0.4  # minimum fraction of an object that must remain

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, KeyedDataset, KeyedLoader
+from datamodules.errors import DataError
+from datamodules.loading import KeyedDataset, KeyedLoader
 
 
 def padded_shapes(sizes: NDArray[np.int64], size: tuple[int, int], multiple: int) -> NDArray[np.int64]:

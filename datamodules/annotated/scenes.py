@@ -21,12 +21,15 @@ from typing_extensions import override
 from datamodules.annotated.detection import DetectionDataModule, DetectionDataset
 from datamodules.annotated.mixing import VISIBLE, boxes_of
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSize
-from datamodules.base import DataError, Key, Source, VisionDataModule, digest_of
+from datamodules.base import VisionDataModule
 from datamodules.cache import Cache
+from datamodules.digests import digest_of
+from datamodules.errors import DataError
 from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
 from datamodules.labelled.published import Digits
 from datamodules.labelled.quantities import RegressionDataModule
 from datamodules.labelled.sources import LabelSetSource, QuantitySource
+from datamodules.loading import Key, Source
 from datamodules.options import OWN, ImageSize, NonNegativeInt, Own
 from datamodules.splits import SPLITS
 

@@ -15,9 +15,12 @@ from typing_extensions import override
 from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.augmentations import MASKED, padding, training_with_masks
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import DataError, Key, KeyedDataset, KeyedLoader, Source, VisionDataModule, digest_of
+from datamodules.base import VisionDataModule
 from datamodules.decoded import as_it_is
+from datamodules.digests import digest_of
+from datamodules.errors import DataError
 from datamodules.images import Reduction
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Source
 from datamodules.options import BatchSize, Own, Preprocessing
 from datamodules.paths import Paths
 from datamodules.tiles import Place, TiledSource, tile_starts

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.annotated.sample import COLUMNS
-from datamodules.base import DataError, Source
+from datamodules.errors import DataError
 from datamodules.forms import AnswerFormat, FileFormat
+from datamodules.loading import Source
 from datamodules.splits import SPLITS
 
 ORIENTATION = 0x0112  # EXIF tag

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from datamodules.forms import FaceForm
 
 # Eyes, tip of the nose and corners of the mouth in 112×112 pixels, the left one in the image first: SphereFace's

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import KeyedDataset
 from datamodules.labelled.sources import LabelledSource
+from datamodules.loading import KeyedDataset
 
 Weighting = Literal["none", "balanced", "sqrt"] | list[float]
 Sampling = Literal["none", "balanced", "sqrt"]

@@ -11,9 +11,11 @@ from typing_extensions import override
 
 from datamodules.augmentations import LABELLED, VIEWED, evaluation, sides, training, viewing
 from datamodules.augmenting import Augmentation, Augmenter
-from datamodules.base import Crop, DataError, KeyedDataset, VisionDataModule, listed
+from datamodules.base import Crop, VisionDataModule
+from datamodules.errors import DataError, listed
 from datamodules.labelled.balance import BalancedDataset, Sampling, Weighting, class_weights, warn_of_rare
 from datamodules.labelled.sources import LabelledSource, LabelSetSource, few
+from datamodules.loading import KeyedDataset
 from datamodules.options import OWN, ImageSize, Own, PositiveInt, Preprocessing, Share
 
 S = TypeVar("S", bound=LabelledSource)

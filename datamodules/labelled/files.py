@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.augmentations import normalized_keypoints
-from datamodules.base import DataError, digest_of_lines, listed, repeated
 from datamodules.checking import digests_in, warn_of_cut, warn_of_shared, warn_of_two_names
 from datamodules.decoded import ImageFiles
+from datamodules.digests import digest_of_lines
+from datamodules.errors import DataError, listed, repeated
 from datamodules.files import Files, Folder
 from datamodules.finding import paths_in
 from datamodules.images import EXTENSIONS, KINDS, composed, is_image, names_in, sub_folders, warn_of_left_out

@@ -10,9 +10,10 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, KeyedDataset
+from datamodules.errors import DataError
 from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.sources import PeopleSource
+from datamodules.loading import KeyedDataset
 from datamodules.options import ImageSize, Own, Share
 
 SHARE = 0.15  # fraction of the people for testing, and of the rest for validation

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from datamodules.files import Folder
 from datamodules.images import EXTENSIONS, KINDS, warn_of_left_out
 from datamodules.labelled.files import LabelledFiles, Row, Rows, Table, named_files, warn_of_shared_parts

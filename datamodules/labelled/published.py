@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.files import LabelledFiles, Objects, Rows, Table, objects

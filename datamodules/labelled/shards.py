@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.base import DataError, listed, new_folder
+from datamodules.errors import DataError, listed
 from datamodules.files import Folder
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.files import ClassFiles, Objects, Rows, objects
@@ -23,6 +23,7 @@ from datamodules.labelled.sources import LabelledSource
 from datamodules.paths import content_of
 from datamodules.shards import Members, index_of, names_beside, numbered, shard_files
 from datamodules.splits import hinted
+from datamodules.writing import new_folder
 
 SHARD = 256 << 20  # bytes of pictures in a file that is written
 

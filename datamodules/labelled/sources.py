@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 from typing_extensions import override
 
-from datamodules.base import DataError, digest_of, digest_of_lines
 from datamodules.decoded import ImageFiles
+from datamodules.digests import digest_of, digest_of_lines
+from datamodules.errors import DataError
 from datamodules.images import Reduction
 from datamodules.paths import Paths
 

@@ -1,7 +1,7 @@
 """Finds the largest batch that fits into a device's memory."""
 
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 from weakref import finalize
 
 import torch
@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from datamodules import DataError, VisionDataModule
-from datamodules.base import _collate_once
 from modules import VisionModule
 from modules.optimization import parameter_groups
 from pipelines.engine.command import UsageError
@@ -56,7 +55,7 @@ def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> 
                 most = max(2, loader.dataset.epoch_size // trainer.world_size)
                 if size > most:
                     break
-                batch = _collate_once(cast(Any, loader.dataset).__getitems__(next(loader.keys())))
+                batch = loader.dataset.load(next(loader.keys()))
             except DataError as error:  # of people there may have to be several pictures
                 refused = error
                 if found or size >= 64:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules import VisionDataModule
-from datamodules.base import collate
+from datamodules.loading import collate
 from modules import VisionModule
 from modules.inspection import NotApplicableError
 from modules.inspection.pictures import draw_embedding, draw_explanation, draw_feature_maps, draw_filters

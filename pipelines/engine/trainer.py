@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from datamodules import VisionDataModule
-from datamodules.base import collate
+from datamodules.loading import collate
 from modules import VisionModule
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.command import UsageError

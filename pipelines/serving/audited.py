@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules import DataError, VisionDataModule
-from datamodules.base import KeyedDataset, KeyedLoader, digest_of
 from datamodules.checking import inspect_images
 from datamodules.decoded import ImageFiles
+from datamodules.digests import digest_of
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
 from datamodules.labelled.sources import LabelledSource
+from datamodules.loading import KeyedDataset, KeyedLoader
 from modules import ClassificationModule
 from modules.measures.labels import doubts, held_out_probabilities
 from modules.networks.features import extract

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.base import listed
+from datamodules.errors import listed
 from modules import Backbone, DataSpec, FewShotModule
 from pipelines.serving.answers import readable
 from pipelines.serving.files import find

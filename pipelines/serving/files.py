@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import DataError, images, videos
-from datamodules.base import listed, repeated
+from datamodules.errors import listed, repeated
 from datamodules.finding import paths_in
 from datamodules.tables import read_table, spelled
 

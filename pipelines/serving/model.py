@@ -23,9 +23,10 @@ from PIL import Image
 
 from datamodules.augmentations import reduction as reduced_by
 from datamodules.bands import scaled, taken
-from datamodules.base import DataError, collate, listed
+from datamodules.errors import DataError, listed
 from datamodules.images import Reduction, as_seen, read_reduced
 from datamodules.labelled.alignment import POINTS, FaceDetector
+from datamodules.loading import collate
 from datamodules.options import Preprocessing, point_columns
 from datamodules.tiles import pieces
 from datamodules.videos import evenly, is_video, read_clip

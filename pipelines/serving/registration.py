@@ -22,7 +22,7 @@ from PIL import Image
 
 from datamodules import VisionDataModule
 from datamodules.augmentations import sides
-from datamodules.base import digest_of
+from datamodules.digests import digest_of
 from datamodules.options import Preprocessing
 from modules import VisionModule
 from pipelines.serving.registry import versions_of

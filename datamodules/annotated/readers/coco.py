@@ -23,7 +23,7 @@ from datamodules.annotated.sample import (
     four_numbers,
     merged,
 )
-from datamodules.base import DataError, repeated
+from datamodules.errors import DataError, repeated
 from datamodules.finding import Finder, quoted, words_of
 from datamodules.images import composed, is_junk, sub_folders
 from datamodules.splits import SPLITS, split_of

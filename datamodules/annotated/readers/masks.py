@@ -20,7 +20,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from datamodules.annotated.sample import IGNORE, MOST
-from datamodules.base import DataError, digest_of, repeated
+from datamodules.digests import digest_of
+from datamodules.errors import DataError, repeated
 from datamodules.tables import text_of
 
 BLURRED = 64  # number of unknown values in a mask that indicates a lossy file

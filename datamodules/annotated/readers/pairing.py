@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.base import DataError, listed
+from datamodules.errors import DataError, listed
 from datamodules.images import folded, images_in
 
 

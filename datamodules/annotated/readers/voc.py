@@ -13,7 +13,7 @@ from typing_extensions import override
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.checks import in_shares
 from datamodules.annotated.sample import COLUMNS, Box, BoxFormat, Record, as_flag, as_number, as_size, occurring
-from datamodules.base import DataError
+from datamodules.errors import DataError
 from datamodules.finding import Finder, child, shared_parts
 from datamodules.images import EXTENSIONS, composed, folded, sub_folders
 from datamodules.splits import SPLITS, by_split_name

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.sample import Box, Record, Unknown, as_number, merged
-from datamodules.base import DataError, repeated
+from datamodules.errors import DataError, repeated
 from datamodules.finding import Finder, child, found_in, parts_of, quoted
 from datamodules.images import composed, folded, images_in, sub_folders
 from datamodules.splits import SPELLINGS, SPLITS, by_split_name
