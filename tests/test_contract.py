@@ -265,29 +265,32 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: st
     assert history("cut") == history("whole")
 
 
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @EVERY
-def test_two_processes_measure_what_one_does(task: Case) -> None:
-    both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0"]
+def test_several_processes_measure_what_one_does(task: Case, processes: int) -> None:
+    both = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp", "--data.num_workers", "0"]
+    both += ["--data.batch_size", str(128 // processes)]
     # Adam's steps hang on the sign of gradients near zero, and hide a factor on all of them; these do neither.
     plain = ["--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", task.descent]
     args = [*task.small, *QUIET, *plain]
     length = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     count = len(mlflow.search_runs(search_all_experiments=True))
-    assert start(task.command, ["fit", *args, *both, *length, "--output", "two"], 2) == [0, 0]
+    assert start(task.command, ["fit", *args, *both, *length, "--output", "several"], processes) == [0] * processes
     fit(task, *plain, *length, "--data.batch_size", "128", "--output", "one")
-    losses = [[value for _, value in history(output)["val/loss"]] for output in ("one", "two")]
+    losses = [[value for _, value in history(output)["val/loss"]] for output in ("one", "several")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    cli = task.command(["test", *args, "--output", "b", "--ckpt_path", "two/best.ckpt"])
+    cli = task.command(["test", *args, "--output", "b", "--ckpt_path", "several/best.ckpt"])
     assert len(mlflow.search_runs(search_all_experiments=True)) == count + 3
-    assert len(cli.datamodule.sources["test"]) % 2 == 1
+    assert len(cli.datamodule.sources["test"]) % processes
     a, b = (
-        {key: value for key, value in history(output).items() if key.startswith("test/")} for output in ("two", "b")
+        {key: value for key, value in history(output).items() if key.startswith("test/")} for output in ("several", "b")
     )
     assert a.keys() == b.keys() != set()
     for key in b:
         assert a[key][-1][1] == pytest.approx(b[key][-1][1], rel=1e-3, abs=1e-4), key  # one of 33 is more
-    if task.command is classification:  # for all: two processes that only measure have one run, too
-        assert start(task.command, ["test", *args, *both, "--output", "a", "--ckpt_path", "two/best.ckpt"], 2) == [0, 0]
+    if task.command is classification:  # for all: processes that only measure have one run, too
+        alone = ["test", *args, *both, "--output", "a", "--ckpt_path", "several/best.ckpt"]
+        assert start(task.command, alone, processes) == [0] * processes
         assert len(mlflow.search_runs(search_all_experiments=True)) == count + 4
         assert history("a")["test/accuracy"][-1][1] == pytest.approx(b["test/accuracy"][-1][1])
 
