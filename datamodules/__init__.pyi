@@ -12,8 +12,9 @@ from .domains import DigitAttributes, DigitTextures, DomainFolder
 from .errors import DataError
 from .games import Gymnasium
 from .labelled.base import ClassificationDataModule, MultiLabelDataModule
-from .labelled.files import ImageFolder, Manifest, UnlabelledFolder
+from .labelled.folders import ImageFolder, UnlabelledFolder
 from .labelled.label_sets import MultiLabelTable
+from .labelled.manifest import Manifest
 from .labelled.people import FaceDataModule
 from .labelled.people_files import CelebA, PeopleFolder, PeopleTable
 from .labelled.published import (

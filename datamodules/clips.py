@@ -17,7 +17,8 @@ from datamodules.annotated.scenes import Scenes, SceneSource, painted, tint
 from datamodules.checking import check_images
 from datamodules.errors import DataError
 from datamodules.labelled.base import ClassificationDataModule
-from datamodules.labelled.files import ImageFolder, Named, named_files
+from datamodules.labelled.folders import ImageFolder
+from datamodules.labelled.rows import Named, named_files
 from datamodules.labelled.sources import LabelledSource
 from datamodules.options import OWN, NonNegativeInt, Own, PositiveInt, Preprocessing
 from datamodules.paths import Paths

@@ -14,7 +14,7 @@ from typing_extensions import override
 from datamodules.digests import digest_of
 from datamodules.labelled.balance import Sampling, Weighting
 from datamodules.labelled.base import ClassificationDataModule
-from datamodules.labelled.files import ImageFolder
+from datamodules.labelled.folders import ImageFolder
 from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelledSource
 from datamodules.loading import KeyedDataset

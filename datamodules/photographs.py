@@ -12,7 +12,8 @@ from typing_extensions import override
 from datamodules.augmenting import Augmentation
 from datamodules.errors import DataError
 from datamodules.labelled.balance import Sampling, Weighting
-from datamodules.labelled.files import Rows, UnlabelledFolder
+from datamodules.labelled.folders import UnlabelledFolder
+from datamodules.labelled.rows import Rows
 from datamodules.labelled.sources import LabelledSource
 from datamodules.loading import KeyedDataset, Source
 from datamodules.options import BatchSize, ImageSize, Own, PositiveInt, Preprocessing

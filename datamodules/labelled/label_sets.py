@@ -14,7 +14,9 @@ from datamodules.errors import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
-from datamodules.labelled.files import LabelledFiles, Objects, Rows, Table, objects
+from datamodules.labelled.files import LabelledFiles
+from datamodules.labelled.manifest import Table
+from datamodules.labelled.rows import Objects, Rows, objects
 from datamodules.labelled.sources import LabelSetSource
 from datamodules.paths import Paths
 

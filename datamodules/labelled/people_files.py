@@ -14,8 +14,10 @@ from typing_extensions import override
 from datamodules.errors import DataError
 from datamodules.files import Folder
 from datamodules.images import EXTENSIONS, KINDS, warn_of_left_out
-from datamodules.labelled.files import LabelledFiles, Row, Rows, Table, named_files, warn_of_shared_parts
+from datamodules.labelled.files import LabelledFiles, warn_of_shared_parts
+from datamodules.labelled.manifest import Table
 from datamodules.labelled.people import FaceDataModule, by_person
+from datamodules.labelled.rows import Row, Rows, named_files
 from datamodules.labelled.sources import PeopleSource
 from datamodules.splits import SPLITS, split_folders
 from datamodules.tables import text_of

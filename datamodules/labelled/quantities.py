@@ -13,7 +13,9 @@ from typing_extensions import override
 from datamodules.errors import DataError, listed
 from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
-from datamodules.labelled.files import LabelledFiles, Objects, Rows, Table, objects
+from datamodules.labelled.files import LabelledFiles
+from datamodules.labelled.manifest import Table
+from datamodules.labelled.rows import Objects, Rows, objects
 from datamodules.labelled.sources import QuantitySource
 from datamodules.paths import Paths
 from datamodules.tables import numbers_in, unclear

@@ -18,7 +18,8 @@ from typing_extensions import override
 from datamodules.errors import DataError, listed
 from datamodules.files import Folder
 from datamodules.labelled.base import ClassificationDataModule
-from datamodules.labelled.files import ClassFiles, Objects, Rows, objects
+from datamodules.labelled.files import ClassFiles
+from datamodules.labelled.rows import Objects, Rows, objects
 from datamodules.labelled.sources import LabelledSource
 from datamodules.paths import content_of
 from datamodules.shards import Members, index_of, names_beside, numbered, shard_files

@@ -1,0 +1,190 @@
+"""Images that a table lists with their classes, and with numbers and keypoints as further inputs."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules.augmentations import normalized_keypoints
+from datamodules.decoded import ImageFiles
+from datamodules.errors import DataError, listed, repeated
+from datamodules.files import Files
+from datamodules.finding import paths_in
+from datamodules.images import composed
+from datamodules.labelled.files import ClassFiles
+from datamodules.labelled.rows import Rows, objects
+from datamodules.labelled.sources import LabelledSource, TabularSource
+from datamodules.options import Preprocessing, point_columns
+from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(eq=False, repr=False)
+class Table(Files):
+    """Settings of data listed in a CSV or Parquet table, with one row per image.
+
+    Args:
+        file: the table. An optional column ``split`` has the values train, val and test.
+        path_column: column with the images' paths, relative to the table or absolute.
+        group_column: column that groups the images, such as by patient or place; splits and folds are drawn so that no
+            group is in two of them.
+    """
+
+    file: str
+    _: KW_ONLY
+    path_column: str = "path"
+    group_column: str | None = None
+
+    @property
+    def title(self) -> str:
+        """See `VisionDataModule.title`; the name of the table."""
+        return Path(self.file).stem
+
+    def rows(self, table: "pd.DataFrame", column: str) -> Rows:
+        """Returns the rows of a `checked` table, with the names in a column."""
+        paths = paths_in(table[self.path_column], Path(self.file))
+        return Rows(paths, objects(table[column].astype(str), composed), objects(table["split"]))
+
+    def groups(self, table: "pd.DataFrame") -> NDArray[np.str_] | None:
+        """Returns the group of each row of a `checked` table; None without a column of groups."""
+        return None if self.group_column is None else table[self.group_column].astype(str).to_numpy(np.str_)
+
+    def checked(self, columns: dict[str, str], filled: Sequence[str], others: Sequence[str] = ()) -> "pd.DataFrame":
+        """Reads and checks the table, sorted by split; see `by_split`.
+
+        Args:
+            columns: required columns besides the paths, each with the setting that names it.
+            filled: columns without empty cells.
+            others: optional columns.
+
+        Raises:
+            DataError: see `check_table`.
+        """
+        import pandas as pd
+
+        file = Path(self.file)
+        grouped = {} if self.group_column is None else {self.group_column: "--data.group_column"}
+        table = read_table(file, "--data.file")
+        table = table.rename(columns=spelled(table, [self.path_column, *columns, *grouped, *others, "split"]))
+        columns = {self.path_column: "--data.path_column", **columns, **grouped}
+        check_table(table, file, columns, [self.path_column, *filled, *grouped], must_train=False)
+        return pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Manifest(Table, ClassFiles):
+    """A CSV or Parquet table with one row per image.
+
+    With ``tabular`` or ``keypoints``, batches also have ``tabular``, float32 B×V: x and y of each keypoint, normalised by
+    `KeypointCompose`, followed by the numbers.
+
+    Args:
+        label_column: column with the labels.
+        tabular: columns of numbers, such as an age, used as additional inputs of the network.
+        keypoints: keypoints used as additional inputs of the network, each in columns NAME_x and NAME_y, in pixels.
+            They are augmented with the image, and normalised for position and scale.
+    """
+
+    label_column: str = "label"
+    tabular: list[str] | None = None
+    keypoints: list[str] | None = None
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keypoints is not None and len(self.keypoints) == 1:
+            raise DataError(
+                f"--data.keypoints {self.keypoints[0]} is a single keypoint, whose position is lost by normalisation: give two or more, "
+                "or its columns as --data.tabular."
+            )
+        if twice := repeated(self._columns):
+            raise DataError(
+                f"--data.tabular and --data.keypoints name the column {twice[0]!r} {twice[1]} times: once will do."
+            )
+
+    @property
+    @override
+    def preprocessing(self) -> Preprocessing:
+        return replace(super().preprocessing, tabular=self.tabular or None, keypoints=self.keypoints or None)
+
+    @property
+    def _columns(self) -> list[str]:
+        """Columns of the tabular inputs."""
+        return [*point_columns(self.keypoints or ()), *(self.tabular or ())]
+
+    @property
+    def tabular_names(self) -> list[str] | None:
+        """Names of the tabular inputs; None for none."""
+        return self._columns or None
+
+    @property
+    def tabular_mean(self) -> list[float] | None:
+        """Mean of each tabular input over the training split, without augmentation; None without a training split."""
+        return None if (inputs := self._training_inputs) is None else inputs.mean(0).tolist()
+
+    @property
+    def tabular_std(self) -> list[float] | None:
+        """Standard deviation of each tabular input, 1 for constant ones; None without a training split."""
+        if (inputs := self._training_inputs) is None:
+            return None
+        std = inputs.std(0)
+        return np.where(std > 1e-6, std, 1.0).tolist()
+
+    @property
+    def _training_inputs(self) -> NDArray[np.float64] | None:
+        """Tabular inputs of the training split, N×V."""
+        source = self.sources.get("train") if self._columns else None
+        if not isinstance(source, TabularSource):
+            return None
+        points = (
+            normalized_keypoints(source.keypoints).reshape(len(source), -1) if self.keypoints else source.tabular[:, :0]
+        )
+        return np.concatenate([points, source.tabular], 1).astype(np.float64)
+
+    @cached_property
+    def _read_table(self) -> tuple[Rows, NDArray[np.str_] | None, "pd.DataFrame"]:
+        """Rows; groups; and the columns of numbers."""
+        options = dict.fromkeys(self.tabular or (), "--data.tabular")
+        options |= dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
+        table = self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])
+        return self.rows(table, self.label_column), self.groups(table), table[[*options]]
+
+    @override
+    def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
+        if not self._columns:
+            return super().source(files, labels)
+        file, table = Path(self.file), self._read_table[2]
+        columns = point_columns(self.keypoints or ())
+        points = numeric_columns(table, columns, file).reshape(len(labels), len(columns) // 2, 2)
+        lone = np.flatnonzero((points == points[:, :1]).all((1, 2)))
+        if self.keypoints and lone.size:
+            raise DataError(
+                f"{file.resolve()}: in row {table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
+                "or remove the row."
+            )
+        return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file), points)
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """Labels that occur in training, sorted."""
+        _, names, splits = self._read_table[0]
+        return sorted(set(names[splits == "train"]) or set(names))
+
+    @override
+    def load(self) -> dict[str, LabelledSource]:
+        rows, groups, _ = self._read_table
+        _, names, splits = rows
+        if unknown := set(names) - set(self.label_names):
+            row = next(row for row, name in enumerate(names) if name in unknown)
+            raise DataError(
+                f"{self.file}: the {splits[row]} split has the label {names[row]!r}, which training does not have: "
+                f"the labels there are {listed(self.label_names)}."
+            )
+        return self._read(rows, groups)
