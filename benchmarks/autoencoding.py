@@ -7,7 +7,11 @@ the noisy image as it is and cut to [0, 1]. PSNR is averaged over images whose v
 ``pretraining``: the same network with a few labels a class, started from an autoencoder's encoder and from scratch, each
 with the training plan that is best on 1,000 validation images for the first seed.
 
+``sparsity``: the sparse autoencoder of the recipe with several numbers of units that it may keep, all trained equally long:
+what share of its units is active, and with what error. All 512 of 512 are the ReLU alone.
+
     python -m benchmarks.autoencoding filters models:/fashion-mnist-denoiser/1
+    python -m benchmarks.autoencoding sparsity --epochs 2 --picture docs/sparsity.png
     python -m benchmarks.gan --data FashionMNIST --models models:/fashion-mnist-vae/1   # its samples
     python -m benchmarks.autoencoding pretraining models:/fashion-mnist-pretrained/1
 """
@@ -20,12 +24,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import PIL.Image
 import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from datamodules import FashionMNIST
 from modules import AutoencodingModule, ClassificationModule, Optimization
+from modules.autoencoding import Plain, TopK
+from modules.networks.decoders import Dense
 from modules.networks.parts import Draws
+from modules.pictures.charts import rasterize
 from modules.spec import Backbone, DataSpec
 from pipelines.engine.terminal import quieten
 from pipelines.serving import registry
@@ -108,6 +118,42 @@ def filters(data: FashionMNIST, address: str, count: int) -> None:
         print(f"  {name:40} {value:6.2f}  {setting}")
 
 
+def sparsity(data: FashionMNIST, active: list[int], seeds: int, epochs: int, picture: str | None) -> None:
+    image = pictures(data, "test", 10_000)
+
+    def measure(count: int, seed: int) -> tuple[float, float, int]:
+        """Share of the units that are active, MSE, and the number of units that are active for no test image."""
+        L.seed_everything(seed, verbose=False)
+        module = AutoencodingModule(
+            DataSpec(in_chans=1, image_size=28),
+            bottleneck=Plain(512, activation=TopK(count)),
+            decoder=Dense(),
+            optimization=Optimization(lr=0.003),
+            pca=False,
+        )
+        L.Trainer(max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0, **QUIET).fit(module, data)
+        with torch.inference_mode():
+            codes = torch.cat([module.eval().encode(part).value for part in image.split(500)])
+            made = torch.cat([module.decode(code) for code in codes.split(500)])
+        on = codes > 0
+        return float(on.float().mean()), float(F.mse_loss(made, image / 255)), int((~on.any(0)).sum())
+
+    print("| kept of 512 | active | MSE, each seed | units never active |\n|---|---|---|---|")
+    points = []
+    for count in active:
+        shares, errors, silent = zip(*(measure(count, seed) for seed in range(seeds)), strict=True)
+        points.append((100 * np.mean(shares), np.mean(errors)))
+        print(f"| {count} | {np.mean(shares):.1%} | {', '.join(f'{e:.5f}' for e in errors)} | "
+              f"{np.mean(silent):.0f} |", flush=True)  # fmt: skip
+    figure = Figure((5, 3.5), dpi=100)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*points, strict=True), marker="o")
+    axes.set(xlabel="active units, % of 512", ylabel="MSE of the test images", ylim=0)
+    figure.tight_layout()
+    if picture:
+        PIL.Image.fromarray(rasterize(figure)).save(picture)
+
+
 def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seeds: int, steps: int) -> None:
     kind = registry.load(addresses[0]).module.backbone.recipe
     plans = [(0.001, 1.0), (0.001, 0.1)]
@@ -146,13 +192,18 @@ def pretraining(data: FashionMNIST, addresses: list[str], shots: list[int], seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["filters", "pretraining"])
-    parser.add_argument("models", nargs="+", help="models:/name/version; several for pretraining")
+    parser.add_argument("what", choices=["filters", "pretraining", "sparsity"])
+    parser.add_argument("models", nargs="*", help="models:/name/version; one for filters, several for pretraining")
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     parser.add_argument("--count", type=int, default=10_000, help="test images for filters")
     parser.add_argument("--shots", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--active", type=int, nargs="+", default=[19, 38, 76, 154, 307, 512], help="units to keep for sparsity"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="of each training for sparsity")
+    parser.add_argument("--picture", help="a file for the curve of sparsity")
     given = parser.parse_args()
     quieten()
     torch.set_num_threads(1)
@@ -160,6 +211,8 @@ def main() -> None:
     data = FashionMNIST(given.root, augmentation="none", num_workers=0)
     if given.what == "filters":
         filters(data, given.models[0], given.count)
+    elif given.what == "sparsity":
+        sparsity(data, given.active, given.seeds, given.epochs, given.picture)
     else:
         pretraining(data, given.models, given.shots, given.seeds, given.steps)
     print(f"{time.perf_counter() - begin:.0f} s, {time.process_time() - spent:.0f} s of processor time")

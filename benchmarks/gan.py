@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default="Digits", help="a data module; its test split is what samples are compared with"
     )
+    parser.add_argument("--root", help="folder of the data, where it takes one")
     parser.add_argument(
         "--models", nargs="*", default=[], help="registered models, models:/NAME/VERSION or TITLE=models:/…"
     )
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="images of each")
     parser.add_argument("--picture", help="a file for some images of each")
     options = parser.parse_args()
-    data = getattr(datamodules, options.data)(augmentation="none")
+    folder = {"root": options.root} if options.root else {}
+    data = getattr(datamodules, options.data)(augmentation="none", **folder)
     training, real = data.samples("train", 10_000), data.samples("test", options.count)["image"]
     if options.extractor:
         look = named_extractor(options.extractor, data.in_chans, data.image_size)
