@@ -13,6 +13,7 @@ from .errors import DataError
 from .games import Gymnasium
 from .labelled.base import ClassificationDataModule, MultiLabelDataModule
 from .labelled.folders import ImageFolder, UnlabelledFolder
+from .labelled.label_columns import LabelColumns
 from .labelled.label_sets import MultiLabelTable
 from .labelled.manifest import Manifest
 from .labelled.people import FaceDataModule
@@ -65,6 +66,7 @@ __all__ = [
     "Gymnasium",
     "HeldOutClasses",
     "ImageFolder",
+    "LabelColumns",
     "Manifest",
     "MaskFolder",
     "MovingDigits",

@@ -85,7 +85,7 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
     numbers = np.asarray([list(names).index(name) for name in own], np.int64)
     identity = data.identity()
     sources: dict[str, Any] = {
-        split: source.renumbered(numbers, len(names))
+        split: source.renumbered(numbers, list(names))
         if isinstance(source, ColumnSource)
         else Renumbered(source, numbers)
         for split, source in data.sources.items()

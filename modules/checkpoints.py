@@ -51,14 +51,16 @@ def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
 
     Returns:
         None if it has no classes, as an unconditional generator. For multi-task networks, those of detection, else of
-        segmentation without the background, else of classification.
+        segmentation without the background, else of classification; those of several columns as COLUMN/CLASS.
     """
     targets = architecture.get("targets") or {}
+    columns = {key.partition("/")[2]: own for key, own in targets.items() if "/" in key}
     names = (
         architecture.get("label_names")
         or targets.get("detection")
         or targets.get("segmentation", [])[1:]
         or targets.get("classification")
+        or [f"{column}/{name}" for column, own in columns.items() for name in own]
     )
     return list(names) if names and architecture.get("conditional", True) else None
 

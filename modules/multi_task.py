@@ -35,7 +35,7 @@ from modules.training_data import settings_of
 from modules.warm_start import ClassRows
 
 Maps = list[Tensor]
-# The metric of each task that counts in the score; all are in [0, 1], or nearly so, and higher is better.
+# The metric of each kind of task that counts in the score; all are in [0, 1], or nearly so, and higher is better.
 SCORED = {"classification": "accuracy", "segmentation": "miou", "detection": "ap", "reconstruction": "ssim"}
 
 
@@ -52,6 +52,15 @@ class WholeSegmentation(SegmentationModule):
                 (max(1, round(height / factor)), max(1, round(width / factor))) if self.fit == "pad" else self.size
             )
             yield F.interpolate(one[None, :, :down, :across], (height, width))[0, 0].cpu().numpy()
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a task, a key of `SCORED`, from its name.
+
+    >>> kind_of("detection"), kind_of("classification/colour")
+    ('detection', 'classification')
+    """
+    return name.partition("/")[0]
 
 
 def resolved(gradients: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,7 +92,8 @@ class MultiTaskModule(VisionModule):
 
     Each task has the head, loss, metrics and predictions that it has alone: `ClassificationModule`,
     `SegmentationModule`, `DetectionModule` and, as ``reconstruction``, `AutoencodingModule`; the backbone's feature
-    maps are computed once for all. Classification uses the mean of the last map.
+    maps are computed once for all. Classification uses the mean of the last map; of data with several columns of
+    classes, each column is a task with its own head, ``classification/COLUMN``.
 
     Metrics: those of each task under its name (``val/detection/ap``), and the mean of one metric per task as ``score``:
     accuracy, mean IoU, average precision, and SSIM, if images are large enough. At each logged step, it logs the
@@ -132,7 +142,7 @@ class MultiTaskModule(VisionModule):
         image_decoder: Decoder | None = None,
     ) -> None:
         targets = {**(data.targets or {}), "reconstruction": []}
-        names = _chosen(list(targets) if tasks is None else tasks, targets)
+        names = _chosen([*map(kind_of, targets)] if tasks is None else tasks, targets)
         super().__init__(data, backbone, optimization, "maps")
         self.targets, self.fit = {name: targets[name] for name in names}, data.fit
         self.weighting, self.pcgrad, self.weights = weighting, pcgrad, _factors(weighting, weights or {}, names)
@@ -145,7 +155,7 @@ class MultiTaskModule(VisionModule):
             classes = targets[name]
             spec = DataSpec(data.in_chans, data.image_size, len(classes), classes or None, fit=data.fit)
             task: Any
-            if name == "classification":
+            if kind_of(name) == "classification":
                 task = ClassificationModule(spec, shared)
             elif name == "segmentation":
                 task = WholeSegmentation(spec, shared, decoder=decoder)
@@ -162,7 +172,7 @@ class MultiTaskModule(VisionModule):
                 task.answers.fit = data.fit
             self.add_module(name, task)  # as a submodule instead of in a list, so that Lightning sets its trainer
         self.backbone.train()
-        self.needs = tuple(key for task in self.tasks.values() for key in task.needs)
+        self.needs = tuple(self._key(name, key) for name, task in self.tasks.items() for key in task.needs)
         self.answers = TaskAnswers({name: task.answers for name, task in self.tasks.items()})
         if weighting == "uncertainty":
             self.log_variances = nn.Parameter(torch.zeros(len(names)))
@@ -174,7 +184,7 @@ class MultiTaskModule(VisionModule):
 
     @override
     def parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"tasks": list(self.targets)}
+        parts: dict[str, Any] = {"tasks": list(dict.fromkeys(map(kind_of, self.targets)))}
         for name, own, ours in (
             ("segmentation", "decoder", "decoder"),
             ("detection", "detector", "detector"),
@@ -189,6 +199,14 @@ class MultiTaskModule(VisionModule):
     @override
     def class_layers(self) -> dict[str, ClassRows]:
         return {}
+
+    def _key(self, name: str, key: str) -> str:
+        """Returns the key in a batch of what a task calls ``key``: each column of classes is a label of its own."""
+        return f"{key}/{name.partition('/')[2]}" if "/" in name else key
+
+    def _own(self, name: str, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns a batch as a task reads it."""
+        return batch | {key: batch[self._key(name, key)] for key in self.tasks[name].needs} if "/" in name else batch
 
     def maps(self, image: Tensor) -> Maps:
         """Returns the backbone's feature maps of images, uint8 B×C×H×W; cached for the current ones."""
@@ -221,7 +239,9 @@ class MultiTaskModule(VisionModule):
     @override
     def losses(self, batch: dict[str, Any]) -> Losses:
         with self.seeing(batch["image"]):
-            terms = self.weighted({name: task.losses(batch).total for name, task in self.tasks.items()})
+            terms = self.weighted(
+                {name: task.losses(self._own(name, batch)).total for name, task in self.tasks.items()}
+            )
         return Losses(terms)
 
     def _scale(self, name: str) -> float:
@@ -231,7 +251,7 @@ class MultiTaskModule(VisionModule):
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         with self.seeing(batch["image"]):
-            parts = {name: task.losses(batch) for name, task in self.tasks.items()}
+            parts = {name: task.losses(self._own(name, batch)) for name, task in self.tasks.items()}
         losses = {name: part.total for name, part in parts.items()}
         if self.weighting == "uncertainty" and self.global_step == batch_idx == 0:
             first = torch.stack([self._scale(name) * loss.detach() for name, loss in losses.items()])
@@ -286,7 +306,7 @@ class MultiTaskModule(VisionModule):
     def _measured(self, batch: dict[str, Any], stage: Stage) -> None:
         with self.seeing(batch["image"]):
             for name, task in self.tasks.items():
-                self.means.note(f"{stage}/{name}", task.measure(batch, stage), batch)
+                self.means.note(f"{stage}/{name}", task.measure(self._own(name, batch), stage), batch)
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -304,7 +324,7 @@ class MultiTaskModule(VisionModule):
             whole.figures |= {f"{name}/{key}": value for key, value in report.figures.items()}
             whole.pictures |= {f"{name}/{key}": draw for key, draw in report.pictures.items()}
             whole.tables |= {f"{name}/{key}": table for key, table in report.tables.items()}
-            key = f"{name}/{SCORED[name]}"
+            key = f"{name}/{SCORED[kind_of(name)]}"
             scores += [float(one) for one in (whole.figures.get(key), means.get(f"{stage}/{key}")) if one is not None]
         losses = {
             name: means[key] for name in self.targets if (key := f"{stage}/{name}/loss") in means
@@ -328,7 +348,11 @@ class MultiTaskModule(VisionModule):
 
     def draw_samples(self, batch: dict[str, Tensor], columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; one drawing per task with targets."""
-        drawn = [task.draw_samples(batch, columns) for name, task in self.tasks.items() if name != "reconstruction"]
+        drawn = [
+            task.draw_samples(self._own(name, batch), columns)
+            for name, task in self.tasks.items()
+            if name != "reconstruction"
+        ]
         return stacked(drawn)
 
     # Lightning's hooks that are passed on to the tasks
@@ -364,30 +388,31 @@ def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
     """Returns the tasks to learn, in a fixed order.
 
     Args:
-        names: requested tasks.
+        names: requested kinds of tasks.
         targets: tasks that the data have targets for, with their class names.
 
     Raises:
         BackboneError: see `MultiTaskModule`.
     """
+    kinds = dict.fromkeys(map(kind_of, targets))
     for name in names:
         if name not in SCORED:
             near = get_close_matches(name, SCORED, 1)
             raise BackboneError(
                 f"--model.tasks: there is no task {name!r}, but {', '.join(SCORED)}.{f' Did you mean {near[0]}?' if near else ''}"
             )
-        if name not in targets:
+        if name not in kinds:
             remedy = {
                 "classification": "data with a label for each image, such as ImageFolder, have them",
                 "segmentation": "--data.masks true reads the outlines of objects, where they have some",
             }.get(name, "data with boxes, such as COCODetection, have them")
             raise BackboneError(
-                f"--model.tasks: these data have no targets of {name}, but of {', '.join(targets)}: {remedy}; or leave it out."
+                f"--model.tasks: these data have no targets of {name}, but of {', '.join(kinds)}: {remedy}; or leave it out."
             )
-    if len(chosen := [name for name in SCORED if name in names]) < 2:
+    if len(chosen := [name for kind in SCORED if kind in names for name in targets if kind_of(name) == kind]) < 2:
         raise BackboneError(
             f"--model.tasks: several tasks are learned together, and {', '.join(chosen) or 'no task'} is "
-            f"{'one' if chosen else 'none'}: name two or more of {', '.join(targets)}; or train it alone, with its own pipeline."
+            f"{'one' if chosen else 'none'}: name two or more of {', '.join(kinds)}; or train it alone, with its own pipeline."
         )
     return chosen
 

@@ -5,12 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import start
+from PIL import Image
 from torch import nn
 
-from datamodules import COCODetection, DataError, DigitTasks
+from datamodules import COCODetection, DataError, DigitTasks, LabelColumns
+from datamodules.loading import collate
 from modules import Backbone, DataSpec, DetectionModule, MultiTaskModule, SegmentationModule
 from modules.detection import YOLO
 from modules.multi_task import resolved
@@ -138,3 +141,56 @@ def test_scenes_say_how_many_digits_are_left_of_them() -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["label"].tolist() == [len(labels) for labels in batch["labels"]]
     assert data.targets["classification"] == [*"0123456"]
+
+
+COLUMNS = {"colour": ["red", "green", "blue"], "shape": ["square", "bar"]}
+
+
+def table(name: str, columns: dict[str, list[str]] = COLUMNS, count: int = 48) -> str:
+    """A table of pictures of a square or a bar in a colour, with their columns in the given order."""
+    rows = [",".join(["path", *columns])]
+    for i in range(count):
+        own = {column: values[i % len(values)] for column, values in columns.items()}
+        picture = np.zeros((16, 16, 3), np.uint8)
+        channel = COLUMNS["colour"].index(own["colour"])
+        picture[4:12, slice(4, 12) if own["shape"] == "square" else slice(7, 9), channel] = 150 + i
+        Image.fromarray(picture).save(f"{name}-{i}.png")
+        rows.append(",".join([f"{name}-{i}.png", *own.values()]))
+    Path(f"{name}.csv").write_text("\n".join(rows))
+    return f"{name}.csv"
+
+
+def test_each_column_of_classes_has_a_head_and_is_known_by_name_again(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--data", "LabelColumns", "--data.image_size", "16", "--data.augmentation", "none", "--data.batch_size", "8",
+           "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
+           "--output", "out", "--model.backbone", "lenet5", "--model.tasks", "[classification]"]  # fmt: skip
+    fit = ["fit", *few, "--data.file", table("toys"), "--trainer.max_epochs", "1"]
+    module: Any = multi_task([*fit, "--data.label_columns", "[colour, shape]"]).model
+    assert list(module.targets.values()) == [["blue", "green", "red"], ["bar", "square"]]
+
+    others = table("others", {"shape": ["bar", "square", "square"], "colour": ["red", "blue"]})  # turned, and no green
+    again = ["test", *few, "--data.file", others]
+    cli = multi_task([*again, "--data.label_columns", "[shape, colour]"])
+    source = cli.datamodule.sources["test"]
+    answers = MultiTaskModule.load_from_checkpoint("out/best.ckpt").predict(collate([*source]))
+    rows = dict(line.split(",", 1) for line in Path(others).read_text().split())
+    truth = [rows[Path(path).name].split(",") for path in source.paths]
+    for k, column in enumerate(("shape", "colour")):
+        right = [
+            answer[f"classification/{column}"]["label"] == own[k] for answer, own in zip(answers, truth, strict=True)
+        ]
+        figure = cli.trainer.callback_metrics[f"test/classification/{column}/accuracy"]
+        assert float(figure) == pytest.approx(np.mean(right)), column
+    with pytest.raises(SystemExit):
+        multi_task([*again, "--data.label_columns", "[shape]"])
+    assert "no label/colour. --data.label_columns names" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_column_that_tells_nothing_apart_is_refused() -> None:
+    file = table("toys", {"colour": ["red", "blue"], "shape": ["bar"]})
+    with pytest.raises(DataError, match="only 'bar' under 'shape'"):
+        _ = LabelColumns(file, label_columns=["colour", "shape"]).targets
+    with pytest.raises(DataError, match="no column 'size'"):
+        _ = LabelColumns(file, label_columns=["colour", "size"]).targets
+    with pytest.raises(DataError, match="without a point or a slash"):
+        LabelColumns(file, label_columns=["colour", "a/b"])

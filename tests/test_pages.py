@@ -43,7 +43,7 @@ LESS = {  # what makes commands short that have this in themselves or their reci
     "--data.batch_size=8 --data.num_workers=0",
     r"Digit(Scenes|Masks|Sets|Tasks)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",
     r"sequences fit .*(moving|series)": "--data.train=64 --data.val=16 --data.test=16",
-    r"/\w*folder.yaml|data (COCO|YOLO)Detection": "--data.image_size=64",
+    r"/\w*folder.yaml|data (COCO|YOLO)Detection|data LabelColumns": "--data.image_size=64",
     r"facenet fit": "--trainer.limit_val_batches=1.0",  # strangers and mates, for the threshold
     r"few_shot fit": "--trainer.limit_val_batches=1.0 --trainer.limit_test_batches=1.0 --data.batch_size=16",
     r"q_learning fit": "--data.replay_start=20 --data.max_episode_steps=20 --data.val=2 --data.test=2 --data.epoch_batches=2",
@@ -117,6 +117,13 @@ def readers(page: str) -> None:
     Path("PATHx").symlink_to("PICTURES")  # for PATH…
     Path("IMAGEx").symlink_to("PICTURE")
     Path("SPACE.yaml").write_text("trainer.max_epochs: [1]\ntrainer.limit_train_batches: [1]\n")
+    if page == "multi_task.md":
+        folder("toys", ["square", "bar"], 10)
+        rows = [
+            f"{file},{file.parent.name},{('red', 'blue')[k % 2]}"
+            for k, file in enumerate(sorted(Path("toys").rglob("*.png")))
+        ]
+        Path("TABLE.csv").write_text("\n".join(["path,shape,colour", *rows]))
     if page == "facenet.md":
         for people in ("FOLDER", "casia"):
             folder(people, [f"person{i}" for i in range(12)], 5)

@@ -124,14 +124,14 @@ class ColumnSource(LabelledSource):
 
     unknown: ClassVar[float] = 0  # value of columns that the images have no data for
 
-    def renumbered(self, numbers: NDArray[np.int64], count: int) -> Self:
+    def renumbered(self, numbers: NDArray[np.int64], names: list[str]) -> Self:
         """Returns the same images with permuted columns.
 
         Args:
             numbers: int64 K, the new index of each column.
-            count: total number of columns; new ones have the value `unknown`.
+            names: names of all columns; new ones have the value `unknown`.
         """
-        labels = np.full((len(self), count), self.unknown, self.labels.dtype)
+        labels = np.full((len(self), len(names)), self.unknown, self.labels.dtype)
         labels[:, numbers] = self.labels
         return type(self)(self.images, labels)
 

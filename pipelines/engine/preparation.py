@@ -84,6 +84,8 @@ class PreparedCLI(TaskParser):
         """What to give where data lack something that the task learns from."""
         if lacking in ("mask", "masks") and not getattr(data, "masks", True):
             return "--data.masks true reads the outlines of objects, where the data have some."
+        if lacking.startswith("label/"):
+            return "--data.label_columns names the columns of a table that the network has learned."
         return f"Give data such as {self.default_data.rpartition('.')[2]}, the default of this task."
 
     def _spec(self, data: VisionDataModule) -> DataSpec:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from modules.detection.detector import OneStageDetector
+from modules.multi_task import kind_of
 from pipelines.serving.exported import Exported, ExportedAutoencoder, ExportedClassifier, ExportedSegmenter, copied
 from pipelines.serving.exported_boxes import ExportedDetector
 
@@ -28,9 +29,11 @@ class ExportedMultiTask(Exported):
             raise ValueError("pictures are not fitted in the file of several tasks: leave --with_preprocessing out")
         self.backbone = copied(module.backbone)
         self.parts = nn.ModuleDict(
-            {name: PARTS[name](task, self.picture, self.pixels) for name, task in module.tasks.items()}
+            {name: PARTS[kind_of(name)](task, self.picture, self.pixels) for name, task in module.tasks.items()}
         )
-        self.outputs = tuple(f"{name}_{output}" for name, part in self._parts() for output in part.outputs)
+        self.outputs = tuple(
+            f"{name.replace('/', '_')}_{output}" for name, part in self._parts() for output in part.outputs
+        )
         self.meaning = "; ".join(f"{name}: {part.meaning}" for name, part in self._parts())
         if "detection" in module.tasks:
             self.meaning += f"; a box counts from a score of {float(module.detection.threshold):.3f} on"
