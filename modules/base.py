@@ -1,9 +1,7 @@
-"""Base class of all task modules: the hooks that a task overrides, the backbone, and normalisation on the device."""
+"""Base class of all task modules: the hooks that a task overrides, those of Lightning, and normalisation on the device."""
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -20,7 +18,6 @@ from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans, Losses
 from modules.callbacks.publish import Publisher, Report
 from modules.callbacks.transfer import TransferChoice, planned, started
-from modules.checkpoints import check_network, load_checkpoint, rebuild
 from modules.optimization import (
     ChangedSettings,
     Optimization,
@@ -32,7 +29,8 @@ from modules.optimization import (
     total_steps,
 )
 from modules.pictures.sheets import sheet
-from modules.spec import VALUES, Backbone, DataSpec, SharedBackbone, sides
+from modules.spec import Backbone, DataSpec, SharedBackbone, sides
+from modules.stored import StoredModule
 from modules.training_data import given_data, settings_of
 from modules.views import Views
 from modules.warm_start import ClassRows
@@ -40,9 +38,9 @@ from modules.warm_start import ClassRows
 Stage = Literal["train", "val", "test"]
 
 
-class VisionModule(L.LightningModule):
+class VisionModule(StoredModule):
     """Base class of all task modules. A subclass adds its head, computes its loss in `losses`, and overrides the other
-    hooks that it needs. `configure_callbacks` lists the callbacks of a training.
+    hooks that it needs. `configure_callbacks` lists the callbacks of a training, and `StoredModule` what is stored.
 
     Args:
         data: description of the data.
@@ -54,11 +52,8 @@ class VisionModule(L.LightningModule):
 
     monitor: str = "val/loss"  # a subclass may set both from its arguments
     mode: Literal["min", "max"] = "min"
-    takes: ClassVar[tuple[str, ...]] = ("in_chans", "image_size")  # stored fields of `DataSpec`
     takes_for_training: ClassVar[tuple[str, ...]] = ()  # fields only used in training
     needs: tuple[str, ...] = ()  # keys that a sample must have besides ``image``
-    late_parts: ClassVar[Mapping[str, type]] = {}  # arguments built after the backbone -> base class of the part
-    training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that are not needed after training
     averages: ClassVar[Mapping[str, str]] = {}  # prefix of weights -> prefix of their moving average
     compiles_features: bool = False  # whether `last_features` of the backbone is compiled, too
     mirrors: ClassVar[bool] = False  # whether predictions for mirrored images can be averaged, see `Views`
@@ -108,11 +103,6 @@ class VisionModule(L.LightningModule):
 
     # Hooks that a task overrides
 
-    def parts(self) -> dict[str, Any]:
-        """Returns the task's own arguments that rebuild this network, as plain data; exchangeable parts in the format
-        of `describe`."""
-        return {}
-
     @property
     def class_layers(self) -> dict[str, ClassRows]:
         """Layers that have one row per class, by name; none by default."""
@@ -161,20 +151,6 @@ class VisionModule(L.LightningModule):
         """Computes the backbone's last feature map before pooling, from normalised float B×C×S×S; compiled if
         requested."""
         return (self._compiled or self.backbone.forward_features)(image)
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """Plain data that rebuilds this network without its training state: the fields in `takes`, the backbone as
-        ``backbone`` and ``backbone_options``, and `parts`."""
-        data = {name: deepcopy(getattr(self, name)) or None for name in self.takes}
-        plain = {"bit_depth": 8, "channel_mean": None, "channel_std": None, "tabular_names": None}
-        data |= {name: deepcopy(getattr(self, name)) for name in VALUES if getattr(self, name) != plain[name]}
-        return {**data, **self.backbone.recipe, **self.parts()}
-
-    @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> Self:
-        """Builds the network that `architecture` describes, including descriptions written by earlier versions."""
-        return rebuild(cls, architecture)
 
     @property
     def clock(self) -> int:
@@ -249,28 +225,4 @@ class VisionModule(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check_weights(self)
-        checkpoint["architecture"], checkpoint["module"] = self.architecture, type(self).__name__
-        checkpoint["licence"] = self.licence
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_network(checkpoint.get("architecture", {}), self.architecture)
-        self.licence = checkpoint.get("licence", self.licence)
-
-    @classmethod
-    @override
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:  # type: ignore[override]
-        """Loads the network of a checkpoint with its weights, or with their moving average where weights are averaged.
-
-        Args:
-            checkpoint_path: ``best.ckpt`` or ``last.ckpt`` of a training.
-            map_location: device of the weights.
-
-        Returns:
-            The module in evaluation mode. Training settings are not stored with it: pass a new ``optimization`` to
-            train it further.
-
-        Raises:
-            BackboneError: the file is not a checkpoint of this class.
-        """
-        return load_checkpoint(cls, checkpoint_path, map_location)
+        super().on_save_checkpoint(checkpoint)

@@ -1,22 +1,16 @@
-"""Loading of training checkpoints, and checks that they fit a network."""
+"""Reading of training checkpoints, and checks that they fit a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 
 from modules.networks import BackboneError
-from modules.networks.parts import build, is_description, upgrade
+from modules.networks.parts import upgrade
 from modules.networks.weights import read_weights
-from modules.spec import Backbone, DataSpec
 
-if TYPE_CHECKING:
-    from modules.base import VisionModule
-
-M = TypeVar("M", bound="VisionModule")
 # Entries in which the architectures of a checkpoint and a network may differ.
 CHANGEABLE = (
     "pretrained",
@@ -47,7 +41,7 @@ def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
     """Returns the names of the classes that a network was trained on, by index.
 
     Args:
-        architecture: `VisionModule.architecture`.
+        architecture: `StoredModule.architecture`.
 
     Returns:
         None if it has no classes, as an unconditional generator. For multi-task networks, those of detection, else of
@@ -89,7 +83,7 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     """Checks that weights belong to the same architecture and the same classes.
 
     Args:
-        saved: the `VisionModule.architecture` of the weights.
+        saved: the `StoredModule.architecture` of the weights.
         own: the architecture of the network that is to load them.
 
     Raises:
@@ -138,44 +132,3 @@ def _flat(saved: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def shortened(names: Sequence[str]) -> str:
     """Joins names for a sentence; of many, the first 20."""
     return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
-
-
-def rebuild(kind: type[M], architecture: dict[str, Any]) -> M:
-    """Builds the network that an architecture describes; see `VisionModule.from_architecture`.
-
-    Args:
-        kind: the task's module.
-        architecture: in the format of `VisionModule.architecture`, of this or an earlier version.
-    """
-    rest = upgrade(architecture)
-    rest.pop("pretrained", None)  # a training setting
-    data = DataSpec(**{key: rest.pop(key) for key in [*rest] if key in DataSpec.__dataclass_fields__})
-    backbone = Backbone(rest.pop("backbone"), options=rest.pop("backbone_options", None))
-    late: dict[str, Any] = {
-        key: partial(build, rest.pop(key), base=base) for key, base in kind.late_parts.items() if key in rest
-    }
-    parts: dict[str, Any] = {key: build(value) if is_description(value) else value for key, value in rest.items()}
-    return kind(data, backbone, **parts, **late)
-
-
-def load_checkpoint(kind: type[M], path: str | Path, device: Any = "cpu") -> M:
-    """Loads the network of a checkpoint; see `VisionModule.load_from_checkpoint`.
-
-    Args:
-        kind: the task's module.
-        path: the file.
-        device: device of the network.
-    """
-    checkpoint = read_checkpoint(path, device)
-    name = checkpoint.get("module", kind.__name__)
-    if name != kind.__name__:
-        raise BackboneError(
-            f"{path} is the checkpoint of a {name}: load it with {name}.load_from_checkpoint, not with {kind.__name__}'s."
-        )
-    module = kind.from_architecture(checkpoint["architecture"])
-    own, saved = module.state_dict(), checkpoint["state_dict"]
-    training = {key for key in {*own, *saved} if key.startswith(kind.training_only)}  # e.g. of a miner or a loss
-    state = {key: value for key, value in own.items() if key in training}
-    module.load_state_dict(state | {key: value for key, value in saved.items() if key in own or key not in training})
-    module.licence = checkpoint.get("licence")
-    return module.to(device).eval()

@@ -220,7 +220,7 @@ class FaceNetModule(VisionModule):
         return told
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `VisionModule.on_load_checkpoint`; also restores the threshold."""
+        """See `StoredModule.on_load_checkpoint`; also restores the threshold."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("architecture", {}).get("threshold", self.threshold)
 
