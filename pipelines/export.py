@@ -8,7 +8,7 @@ from pipelines.serving.formats import SUFFIXES, Format, Precision
 
 if TYPE_CHECKING:
     from modules import VisionModule
-    from pipelines.serving.exported import Exported
+    from pipelines.serving.exports.base import Exported
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
         opset: version of the ONNX operators. Default: the exporter's own.
         preprocessing: true: the file takes pixels, uint8 B×C×S×S, and a classifier returns probabilities, float32 B×K;
             false: it takes normalised pixels, float32 (pixels / 255 − mean) / std, and a classifier returns logits. The
-            outputs of other tasks are described in `pipelines.serving.exported` and in the metadata.
+            outputs of other tasks are described in `pipelines.serving.exports` and in the metadata.
         with_preprocessing: include the resizing, so that the file takes pictures of any size, uint8 B×C×H×W; boxes are then in
             the pixels of the picture. Otherwise the user of the file resizes as the metadata describe.
 

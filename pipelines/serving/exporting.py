@@ -39,25 +39,24 @@ from modules import (
 )
 from modules.detection.detector import OneStageDetector
 from pipelines.serving import registry
-from pipelines.serving.exported import (
-    Exported,
+from pipelines.serving.exports.base import Exported
+from pipelines.serving.exports.boxes import ExportedDetector, ExportedTwoStage, with_default, with_suppression
+from pipelines.serving.exports.embeddings import (
     ExportedAutoencoder,
-    ExportedClassifier,
-    ExportedEnlarger,
     ExportedFaceNet,
     ExportedFewShot,
-    ExportedGenerator,
     ExportedMaskedAutoencoder,
+)
+from pipelines.serving.exports.labels import (
+    ExportedClassifier,
     ExportedMultiLabel,
     ExportedQLearning,
     ExportedRegression,
     ExportedSegmenter,
     ExportedSequence,
-    ExportedStylizer,
-    ExportedTranslator,
 )
-from pipelines.serving.exported_boxes import ExportedDetector, ExportedTwoStage, with_default, with_suppression
-from pipelines.serving.exported_tasks import ExportedMultiTask
+from pipelines.serving.exports.multi_task import ExportedMultiTask
+from pipelines.serving.exports.pictures import ExportedEnlarger, ExportedGenerator, ExportedStylizer, ExportedTranslator
 from pipelines.serving.formats import Format
 
 METADATA = "metadata.json"  # the extra file of torchscript and pt2

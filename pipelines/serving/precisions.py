@@ -22,8 +22,8 @@ from typing_extensions import override
 
 from datamodules import VisionDataModule
 from modules import VisionModule
-from pipelines.serving.exported import Exported
 from pipelines.serving.exporting import session_of
+from pipelines.serving.exports.base import Exported
 from pipelines.serving.formats import Precision
 from pipelines.serving.store import load_model
 

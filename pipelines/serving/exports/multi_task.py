@@ -5,10 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
+from modules import MultiTaskModule
 from modules.detection.detector import OneStageDetector
 from modules.multi_task import kind_of
-from pipelines.serving.exported import Exported, ExportedAutoencoder, ExportedClassifier, ExportedSegmenter, copied
-from pipelines.serving.exported_boxes import ExportedDetector
+from pipelines.serving.exports.base import Exported, copied
+from pipelines.serving.exports.boxes import ExportedDetector
+from pipelines.serving.exports.embeddings import ExportedAutoencoder
+from pipelines.serving.exports.labels import ExportedClassifier, ExportedSegmenter
 
 PARTS: dict[str, type[Exported]] = {
     "classification": ExportedClassifier,
@@ -18,12 +21,13 @@ PARTS: dict[str, type[Exported]] = {
 }
 
 
-class ExportedMultiTask(Exported):
+class ExportedMultiTask(Exported[MultiTaskModule]):
     """Outputs of all tasks, each prefixed with the task's name; for detection, the boxes of all places."""
 
     @override
-    def take(self, module: Any) -> None:
-        if "detection" in module.tasks and not isinstance(module.detection.detector, OneStageDetector):
+    def take(self, module: MultiTaskModule) -> None:
+        detection: Any = module.detection if "detection" in module.tasks else None
+        if detection is not None and not isinstance(detection.detector, OneStageDetector):
             raise ValueError("beside other tasks, only a one-stage detector is exported")
         if self.fitting is not None:
             raise ValueError("pictures are not fitted in the file of several tasks: leave --with_preprocessing out")
@@ -35,14 +39,14 @@ class ExportedMultiTask(Exported):
             f"{name.replace('/', '_')}_{output}" for name, part in self._parts() for output in part.outputs
         )
         self.meaning = "; ".join(f"{name}: {part.meaning}" for name, part in self._parts())
-        if "detection" in module.tasks:
-            self.meaning += f"; a box counts from a score of {float(module.detection.threshold):.3f} on"
+        if detection is not None:
+            self.meaning += f"; a box counts from a score of {float(detection.threshold):.3f} on"
 
     def _parts(self) -> list[tuple[str, Any]]:
         return list(self.parts.items())
 
     @override
-    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
+    def expected(self, module: MultiTaskModule, image: Tensor) -> tuple[Tensor, ...]:
         return tuple(told for name, part in self._parts() for told in part.expected(module.tasks[name], image))
 
     @override

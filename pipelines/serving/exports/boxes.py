@@ -14,17 +14,19 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FrozenBatchNorm2d, nms, roi_align
 from typing_extensions import override
 
-from modules import VisionModule
+from modules import DetectionModule
 from modules.callbacks.means import Losses
 from modules.detection.detector import MIN_SCORE
-from pipelines.serving.exported import Exported, copied
+from pipelines.serving.exports.base import Exported, copied, replaced
 from pipelines.serving.fitting import Fitting
 
 SMALLEST = 1e-2  # side of a box that torchvision keeps, in pixels
 
 
-class _ExportedBoxes(Exported):
+class _ExportedBoxes(Exported[DetectionModule]):
     """Base class whose boxes are in the pixels of the original picture if the file includes the preprocessing."""
+
+    detector: Any
 
     @override
     def placed(self, answers: tuple[Tensor, ...], picture: Tensor) -> tuple[Tensor, ...]:
@@ -38,7 +40,7 @@ class ExportedDetector(_ExportedBoxes):
     outputs = ("boxes", "scores")
 
     @override
-    def take(self, module: Any) -> None:
+    def take(self, module: DetectionModule) -> None:
         if module.across_classes:
             raise ValueError(
                 "a detector whose boxes are chosen across classes is not exported: onnx chooses within classes"
@@ -52,11 +54,12 @@ class ExportedDetector(_ExportedBoxes):
         return self.detector.dense(self.detector(self.backbone(image)))
 
     @override
-    def expected(self, module: Any, image: Tensor) -> tuple[Tensor, ...]:
-        return module.detector.dense(module(image))
+    def expected(self, module: DetectionModule, image: Tensor) -> tuple[Tensor, ...]:
+        detector: Any = module.detector
+        return detector.dense(module(image))
 
     @override
-    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+    def stand_in(self, module: DetectionModule, run: Callable[..., list[Tensor]]) -> bool:
         def found(image: Tensor) -> list[dict[str, Tensor]]:
             boxes, labels, scores, which = run(image, threshold=torch.full((1,), MIN_SCORE))
             rows = [which == k for k in range(len(image))]
@@ -68,8 +71,8 @@ class ExportedDetector(_ExportedBoxes):
 
 def answering(module: Any, found: Callable[[Tensor], Any]) -> bool:
     """Replaces a detector's network by a function that finds boxes in uint8 B×C×S×S."""
-    module.forward, module.detector.detect, module._losses = found, lambda told: told, lambda *_: Losses({})
-    return True
+    module.detector.detect, module._losses = lambda told: told, lambda *_: Losses({})
+    return replaced(module, found)
 
 
 def in_pixels_of(picture: Tensor, fitting: Fitting | None, answers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -90,7 +93,7 @@ class ExportedTwoStage(_ExportedBoxes):
     anchors: Tensor
 
     @override
-    def take(self, module: Any) -> None:
+    def take(self, module: DetectionModule) -> None:
         self.backbone, self.detector = copied(module.backbone), copied(module.detector)
         self.heads, self.rpn, self.size = self.detector.heads, self.detector.rpn, module.size
         with torch.no_grad():  # the pools note the scales of the maps when they see them
@@ -113,7 +116,7 @@ class ExportedTwoStage(_ExportedBoxes):
             self.meaning += ", masks float32 N×28×28 in [0, 1], each of its box"
 
     @override
-    def accepts(self, module: VisionModule) -> str:
+    def accepts(self, module: DetectionModule) -> str:
         return f"{super().accepts(module).replace('B×', '1×', 1)}, threshold float32 1"
 
     @override
@@ -121,11 +124,11 @@ class ExportedTwoStage(_ExportedBoxes):
         return dict(self.any_size) if self.fitting else {}, ({},)
 
     @override
-    def example(self, module: Any, count: int) -> tuple[Tensor, ...]:
+    def example(self, module: DetectionModule, count: int) -> tuple[Tensor, ...]:
         return super().example(module, count)[0][-1:], torch.zeros(1)  # all that is found
 
     @override
-    def expected(self, module: Any, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def expected(self, module: DetectionModule, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         (found,) = module.detector.detect(module(image))
         found = {name: value[found["scores"] > threshold] for name, value in found.items()}
         return tuple(found[name].squeeze(1) if name == "masks" else found[name] for name in self.outputs)
@@ -155,7 +158,7 @@ class ExportedTwoStage(_ExportedBoxes):
         return boxes, labels, scores, masks.gather(1, own)[:, 0]
 
     @override
-    def stand_in(self, module: Any, run: Callable[..., list[Tensor]]) -> bool:
+    def stand_in(self, module: DetectionModule, run: Callable[..., list[Tensor]]) -> bool:
         def found(image: Tensor) -> list[dict[str, Tensor]]:
             told = [dict(zip(self.outputs, run(one[None], torch.zeros(1)), strict=True)) for one in image]
             return [{key: x[:, None] if key == "masks" else x for key, x in one.items()} for one in told]
