@@ -104,7 +104,7 @@ class EpochMeans(L.Callback):
             if key.startswith(stage):  # keys stay, as all processes reduce the same ones
                 self._sums[key] = torch.zeros((), device=total.device), 0.0
 
-    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Tensor]:
+    def _log(self, pl_module: L.LightningModule, stage: str) -> dict[str, Tensor]:
         """Logs the means of a stage that have samples, and resets them."""
         module, figures = cast("VisionModule", pl_module), {}
         for key in self._sums:
@@ -141,7 +141,7 @@ class EpochMeans(L.Callback):
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the means before a checkpoint marks the epoch as finished; Lightning would log them after it."""
-        module, figures = cast("VisionModule", pl_module), self._log(trainer, pl_module, "train/")
+        module, figures = cast("VisionModule", pl_module), self._log(pl_module, "train/")
         module.publisher.figures(trainer, {key: float(value) for key, value in figures.items()}, module.clock)
 
     @override
@@ -154,11 +154,11 @@ class EpochMeans(L.Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(trainer, pl_module, "val/")
+        self._log(pl_module, "val/")
 
     @override
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(trainer, pl_module, "test/")
+        self._log(pl_module, "test/")
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -86,7 +86,21 @@ def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, T
     return targets
 
 
-class FCOS(OneStageDetector):
+class _Anchored(OneStageDetector):
+    """Base class of torchvision's one-stage detectors, whose heads refine anchors."""
+
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
+    net: Any
+
+    @override
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        maps = list(self.net.backbone(features).values())
+        outputs = {key: value.float() for key, value in self.net.head(maps).items()}
+        anchors = self.net.anchor_generator(_images(1, maps, self.size), maps)[0]
+        return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
+
+
+class FCOS(_Anchored):
     """FCOS, fully convolutional one-stage detection (Tian et al. 2019, arXiv:1904.01355), from torchvision.
 
     Each location near the centre of an object predicts its class and the distances to its four sides; the size of an
@@ -101,8 +115,6 @@ class FCOS(OneStageDetector):
         depth: number of 3×3 convolutions in each branch.
         coarser_levels: add two maps, each half the size of the previous one, as published, for larger images.
     """
-
-    class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
 
     def __init__(
         self,
@@ -124,13 +136,6 @@ class FCOS(OneStageDetector):
             anchor_generator=AnchorGenerator(tuple((s,) for s in levels), ((1.0,),) * len(levels)),
             head=fcos.FCOSHead(width, 1, num_classes, depth),
         )  # fmt: skip
-
-    @override
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        maps = list(self.net.backbone(features).values())
-        outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        anchors = self.net.anchor_generator(_images(1, maps, self.size), maps)[0]
-        return outputs | {"anchors": anchors, "sizes": [x.shape[2] * x.shape[3] for x in maps]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`. In evaluation it is computed image by image, so that the mean is independent of the
@@ -185,7 +190,7 @@ def _anchors(strides: Sequence[int], scale: float, steps: int, whole: bool = Fal
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides))
 
 
-class RetinaNet(OneStageDetector):
+class RetinaNet(_Anchored):
     """RetinaNet (Lin et al. 2017, arXiv:1708.02002), from torchvision: nine anchors per location, and focal loss, which
     gives the many easy negatives a small weight.
 
@@ -198,8 +203,6 @@ class RetinaNet(OneStageDetector):
         anchor_scale: side of the smallest anchor of each map, in strides.
         coarser_levels: add two maps, each half the size of the previous one, as published, for larger images.
     """
-
-    class_layers: ClassVar[Mapping[str, ClassRows]] = {"net.head.classification_head.cls_logits": ClassRows()}
 
     def __init__(
         self,
@@ -223,12 +226,6 @@ class RetinaNet(OneStageDetector):
                 width, 9, num_classes, partial(nn.GroupNorm, GROUPS)
             ),  # torchvision's second version
         )
-
-    @override
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        maps = list(self.net.backbone(features).values())
-        outputs = {key: value.float() for key, value in self.net.head(maps).items()}
-        return outputs | {"anchors": self.net.anchor_generator(_images(1, maps, self.size), maps)[0]}
 
     def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`; a mean over the images."""
