@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from datamodules.augmentations import BOUNDS, KeypointCompose, Numbers, Step, Strength, Strengths
 from datamodules.errors import DataError
+from datamodules.loading import Sample
 
 Augmentation = Strength | list[Any]  # of names, and of {name: settings}
 OPTION = "--data.augmentation"
@@ -184,7 +185,7 @@ class Augmenter:
                 return False
         return True
 
-    def _sample(self, shape: tuple[int, int], seed: int = 0) -> dict[str, Any]:
+    def _sample(self, shape: tuple[int, int], seed: int = 0) -> Sample:
         """A random image with two boxes and masks, as far as the samples have them."""
         height, width = shape
         generator = np.random.default_rng(seed)
@@ -192,7 +193,7 @@ class Augmenter:
         masks[0, height // 5 : height // 2 + 1, width // 5 : width // 2 + 1] = 1
         masks[1, height // 3 :, width // 3 :] = 1
         image = generator.integers(0, 256, (height, width, self.channels), np.uint8)
-        sample: dict[str, Any] = {"image": image.astype(np.float32) / 255 if self.deep else image}
+        sample: Sample = {"image": image.astype(np.float32) / 255 if self.deep else image}
         if self.boxes:
             boxes = [
                 [width // 5, height // 5, width // 2 + 1, height // 2 + 1],
@@ -250,7 +251,7 @@ class Augmenter:
                 "that changes the size give that one."
             )
 
-    def _applied(self, step: Step, sample: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _applied(self, step: Step, sample: Sample, seed: int) -> Sample:
         whole = self._composed([step])
         whole.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return whole(**{key: value.copy() for key, value in sample.items()})

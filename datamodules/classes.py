@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from datamodules.base import VisionDataModule
 from datamodules.errors import DataError, listed
 from datamodules.labelled.sources import ColumnSource
+from datamodules.loading import Sample
 
 IGNORED = 255  # in masks
 
@@ -27,7 +28,7 @@ class Renumbered:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         return self._renumbered(self.source[index])
 
     def __getattr__(self, name: str) -> Any:
@@ -48,7 +49,7 @@ class Renumbered:
             return counts
         return value
 
-    def _renumbered(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def _renumbered(self, sample: Sample) -> Sample:
         sample, boxes = dict(sample), "labels" in sample
         for key in ("label", "labels"):
             if key in sample:

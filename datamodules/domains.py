@@ -17,7 +17,7 @@ from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.folders import ImageFolder
 from datamodules.labelled.published import Digits
 from datamodules.labelled.sources import LabelledSource
-from datamodules.loading import KeyedDataset
+from datamodules.loading import KeyedDataset, Sample
 from datamodules.options import ImageSize, Own
 
 FINE = 4  # strokes are measured at four times the resolution
@@ -92,7 +92,7 @@ class DomainSource(LabelledSource):
         self.contents = contents
 
     @override
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         return super().__getitem__(index) | {"content": self.contents[index]}
 
     @override

@@ -17,7 +17,7 @@ from datamodules.base import VisionDataModule
 from datamodules.digests import digest_of
 from datamodules.episodes import Episode, Observation, ReplayMemory
 from datamodules.errors import DataError
-from datamodules.loading import KeyedDataset, KeyedLoader
+from datamodules.loading import KeyedDataset, KeyedLoader, Sample
 from datamodules.options import NonNegativeInt, PositiveInt, Preprocessing, Probability
 from datamodules.splits import SPLITS
 
@@ -54,7 +54,7 @@ class EpisodeSource:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         seed = self.seed(index)
         return {"image": self.data.begin(seed).observation, "episode": seed}
 

@@ -17,6 +17,7 @@ from datamodules.augmentations import reduction
 from datamodules.errors import DataError
 
 Key = tuple[int, int]  # (index of the sample, epoch)
+Sample = dict[str, Any]  # ``image`` and the task's own keys, see `Source`
 
 
 class Source(Protocol):
@@ -30,7 +31,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
     @property
     def digest(self) -> str:
@@ -72,7 +73,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         augmentation."""
         return np.resize(generator.permutation(own), count) + np.arange(count) // len(own) * len(self)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
         given = sample = self.source[index % len(self.source)]
         if self.transform is not None:

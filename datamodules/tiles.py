@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cache import Cache
+from datamodules.loading import Sample
 from datamodules.paths import Paths
 
 KEPT = 256 << 20  # bytes of images that are cached while their tiles are used
@@ -71,10 +72,10 @@ class TiledSource:
         """File of each sample, if pictures are files."""
         return None if self._files is None else self._files[self.places[:, 0]]
 
-    def read(self, which: int) -> dict[str, Any]:
+    def read(self, which: int) -> Sample:
         """Reads a whole picture as a sample."""
         raise NotImplementedError
 
-    def whole(self, which: int) -> dict[str, Any]:
+    def whole(self, which: int) -> Sample:
         """A whole picture as a sample, cached while further tiles of it are needed."""
         return self._cache.get(which, self.read) if self._several[which] else self.read(which)

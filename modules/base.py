@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from modules.answers import Answers
+from modules.answers import Answer, Answers
 from modules.callbacks.divergence import DivergenceGuard
 from modules.callbacks.freezing import Freezing
 from modules.callbacks.linear_head import LinearHead, solved
@@ -31,7 +31,7 @@ from modules.optimization import (
 from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec, SharedBackbone, sides
 from modules.stored import StoredModule
-from modules.training_data import given_data, settings_of
+from modules.training_data import Batch, given_data, settings_of
 from modules.views import Views
 from modules.warm_start import ClassRows
 
@@ -108,11 +108,11 @@ class VisionModule(StoredModule):
         """Layers that have one row per class, by name; none by default."""
         return {}
 
-    def losses(self, batch: dict[str, Any]) -> Losses:
+    def losses(self, batch: Batch) -> Losses:
         """Computes the loss of a training batch."""
         raise NotImplementedError
 
-    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+    def measure(self, batch: Batch, stage: Stage) -> Losses:
         """Updates the metrics of a stage, ``val`` or ``test``, and returns losses whose means over the split are
         logged; by default, the training losses."""
         return self.losses(batch)
@@ -122,7 +122,7 @@ class VisionModule(StoredModule):
         Called in all processes."""
         return Report()
 
-    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch) -> list[Answer]:
         """Returns the prediction for each image of a batch as plain data, which ``answers`` draws and writes."""
         raise NotImplementedError
 
@@ -178,15 +178,15 @@ class VisionModule(StoredModule):
         return losses.total + self.optimization.penalty(self.named_parameters())
 
     @override
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.means.note("val", self.measure(batch, "val"), batch)
 
     @override
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.means.note("test", self.measure(batch, "test"), batch)
 
     @override
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[Answer]:
         return self.predict(batch)
 
     @override

@@ -1,7 +1,7 @@
 """Image classification."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from modules.answers import HeadedAnswers, likeliest
+from modules.answers import Answer, HeadedAnswers, likeliest
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -240,6 +240,6 @@ class ClassificationModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns ``label``, ``probability`` and the five most likely labels as ``top`` for each image."""
         return likeliest(self.logits(batch), self.label_names)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.answers import HeadedAnswers, likeliest
+from modules.answers import Answer, HeadedAnswers, likeliest
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -240,7 +240,7 @@ class FewShotModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``embedding`` of each image, a list of floats; after `teach`, ``label``, ``probability`` and the
         five most likely labels as ``top``."""
         embedding = self(batch["image"])

@@ -29,6 +29,7 @@ from modules.pictures.palette import colour_of, tint
 from modules.pictures.sheets import as_rgb, enlarged, sheet
 from modules.ranges import Positive, PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
+from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 SHOWN = 8  # number of validation images shown with their masks
@@ -210,7 +211,7 @@ class InstanceSegmentationModule(DetectionModule):
         self.answers = MaskAnswers(self.label_names)
         self.tinted: list[NDArray[np.uint8]] = []
 
-    def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
+    def _measure(self, batch: Batch, found: list[Detections], stage: Stage) -> None:
         super()._measure(batch, found, stage)
         for i, one in enumerate(found):
             masks = pasted(one, *batch["image"].shape[2:])
@@ -241,7 +242,7 @@ class InstanceSegmentationModule(DetectionModule):
         masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
         return super()._told(found, size) | {"masks": masks}
 
-    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+    def draw_samples(self, batch: Batch, columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the objects as overlays."""
         pairs = zip(batch["image"], batch["masks"], strict=True)
         return sheet([tinted(image, masks, 192) for image, masks in pairs], columns)

@@ -31,7 +31,7 @@ from modules.pictures.sheets import stacked, written
 from modules.processes import mean_over_processes
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec, SharedBackbone
-from modules.training_data import settings_of
+from modules.training_data import Batch, settings_of
 from modules.warm_start import ClassRows
 
 Maps = list[Tensor]
@@ -43,7 +43,7 @@ class WholeSegmentation(SegmentationModule):
     """Semantic segmentation of images that were resized to the input as a whole, in pixels of the original images."""
 
     @override
-    def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    def class_maps(self, batch: Batch) -> Iterator[NDArray[np.uint8]]:
         found = self(batch["image"]).argmax(1, keepdim=True).byte()
         sizes = batch["size"].tolist() if "size" in batch else [self.size] * len(found)
         for one, (height, width) in zip(found, sizes, strict=True):
@@ -237,7 +237,7 @@ class MultiTaskModule(VisionModule):
         return {name: (-spread[name]).exp() * loss + spread[name] for name, loss in scaled.items()}
 
     @override
-    def losses(self, batch: dict[str, Any]) -> Losses:
+    def losses(self, batch: Batch) -> Losses:
         with self.seeing(batch["image"]):
             terms = self.weighted(
                 {name: task.losses(self._own(name, batch)).total for name, task in self.tasks.items()}
@@ -249,7 +249,7 @@ class MultiTaskModule(VisionModule):
         return 1 / (self.in_chans * self.size[0] * self.size[1]) if name == "reconstruction" else 1.0
 
     @override
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with self.seeing(batch["image"]):
             parts = {name: task.losses(self._own(name, batch)) for name, task in self.tasks.items()}
         losses = {name: part.total for name, part in parts.items()}
@@ -303,17 +303,17 @@ class MultiTaskModule(VisionModule):
             figures |= {f"train/weight/{name}": float((-spread).exp()) for name, spread in weights}
         self.publisher.figures(self.trainer, figures, self.global_step)
 
-    def _measured(self, batch: dict[str, Any], stage: Stage) -> None:
+    def _measured(self, batch: Batch, stage: Stage) -> None:
         with self.seeing(batch["image"]):
             for name, task in self.tasks.items():
                 self.means.note(f"{stage}/{name}", task.measure(self._own(name, batch), stage), batch)
 
     @override
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measured(batch, "val")
 
     @override
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._measured(batch, "test")
 
     @override
@@ -337,7 +337,7 @@ class MultiTaskModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Any]) -> list[Answer]:
+    def predict(self, batch: Batch) -> list[Answer]:
         """Returns for each image the predictions of each task by name; with segmentation or detection, also the
         ``size`` (height, width) of the image."""
         with self.seeing(batch["image"]):

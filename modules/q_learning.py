@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 from typing_extensions import override
 
-from modules.answers import HeadedAnswers
+from modules.answers import Answer, HeadedAnswers
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -20,7 +20,7 @@ from modules.optimization import Optimization
 from modules.pictures.sheets import enlarged, resized, written
 from modules.ranges import PositiveInt, ShareBelowOne
 from modules.spec import Backbone, DataSpec
-from modules.training_data import training_data
+from modules.training_data import Batch, training_data
 
 FILM = 240  # side of video frames, in pixels
 
@@ -182,7 +182,7 @@ class QLearningModule(VisionModule):
         return cast(NDArray[np.float32], told)
 
     @override
-    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+    def measure(self, batch: Batch, stage: Stage) -> Losses:
         data: Any = training_data(self.trainer)
         episodes = data.play(batch["episode"].tolist(), self.values)
         self._shown = self._shown or (episodes[0].seed, episodes[0].actions)
@@ -218,7 +218,7 @@ class QLearningModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch) -> list[Answer]:
         """Returns for each observation the best ``action``, an index, and ``q_values``, the values of all actions."""
         values = self(batch["image"])
         rows = zip(values.argmax(1).tolist(), values.float().tolist(), strict=True)

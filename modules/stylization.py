@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from modules.answers import MadeAnswers
+from modules.answers import Answer, MadeAnswers
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -221,7 +221,7 @@ class StylizationModule(VisionModule):
         return lambda piece: as_uint8(self._as_float(painter(self.normalize(piece))))
 
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns ``pictures`` of each image with ``stylized``, of the same size, a PNG as a ``data:`` URL."""
         made = self.stylize(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()
         return [{"pictures": {"stylized": as_address(picture)}} for picture in made]

@@ -15,7 +15,7 @@ from typing_extensions import override
 from modules.adversarial.base import AdversarialModule, AdversarialOptimization, as_float, as_uint8
 from modules.adversarial.objectives import NonSaturating, Objective, Verdict
 from modules.adversarial.players import Score
-from modules.answers import MadeAnswers
+from modules.answers import Answer, MadeAnswers
 from modules.base import Stage
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -312,7 +312,7 @@ class SuperResolutionModule(AdversarialModule):
         return in_pieces(lambda piece: as_uint8(network(as_float(piece))), image, TILE, network.reach, self.factor)
 
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns for each image its upscaled ``size``, height and width, and ``pictures`` with ``enlarged``, a PNG as
         a ``data:`` URL."""
         made = self.enlarge(batch["image"]).permute(0, 2, 3, 1).cpu().numpy()

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from modules.networks import BackboneError
 
+Batch = dict[str, Any]  # of a loader: ``image`` and the task's own keys, as tensors or as lists of tensors
+
 
 @runtime_checkable
 class TrainingData(Protocol):
@@ -19,7 +21,7 @@ class TrainingData(Protocol):
     seed: int
     sources: Mapping[str, Sized]
 
-    def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[dict[str, Any]]:
+    def plain_loader(self, split: str, most: int | None = None, shared: bool = True) -> Iterable[Batch]:
         """Loads each sample of a split once, in order and without augmentation, in batches.
 
         Args:

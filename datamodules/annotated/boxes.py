@@ -17,13 +17,14 @@ from typing_extensions import override
 
 from datamodules.annotated.checks import compiled, in_shares
 from datamodules.annotated.detection import DetectionDataModule
-from datamodules.annotated.mixing import VISIBLE, Sample, selected
+from datamodules.annotated.mixing import VISIBLE, selected
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.checking import warn_of_shared
 from datamodules.decoded import Caching, ImageFiles, as_it_is
 from datamodules.errors import DataError
 from datamodules.files import Folder
 from datamodules.images import Reduction, turned
+from datamodules.loading import Sample
 from datamodules.options import OWN, RGB, ImageSize, Own, PositiveInt, Preprocessing, Reading
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -37,6 +37,7 @@ from datamodules.errors import DataError, listed
 from datamodules.files import Folder
 from datamodules.finding import child
 from datamodules.images import EXTENSIONS, Reduction, folded, images_in, sub_folders, turned
+from datamodules.loading import Sample
 from datamodules.options import Own, Reading
 from datamodules.paths import Paths
 from datamodules.splits import by_split_name
@@ -81,7 +82,7 @@ class MaskPictures:
         """Returns the same images, cached if requested; see `ImageFiles`."""
         return replace(self, images=self.images.reduced(reduction))
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
         mask = self.classes.apply(read_values(str(self.masks[index]), self.classes.kind))
         if image.shape[:2] != mask.shape:

@@ -12,14 +12,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import TypeVar, override
 
-from datamodules.annotated.mixing import VISIBLE, Mixing, Sample, boxes_of, copy_paste, mixup, mosaic
+from datamodules.annotated.mixing import VISIBLE, Mixing, boxes_of, copy_paste, mixup, mosaic
 from datamodules.annotated.rectangular import RectangularLoader, padded_shapes
 from datamodules.annotated.writers import WRITERS, FileFormat
 from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import VisionDataModule
 from datamodules.errors import DataError
-from datamodules.loading import Key, KeyedDataset, KeyedLoader, Source
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source
 from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 from datamodules.writing import new_folder
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.augmentations import DEEP_GREY, GREY
+from datamodules.loading import Sample
 from datamodules.options import NonNegativeInt, Probability, settle
 
-Sample = dict[str, Any]
 VISIBLE = 0.4  # minimum fraction of an object that must remain
 SIDE = 2  # minimum side of a box that remains, in pixels
 

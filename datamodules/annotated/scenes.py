@@ -29,7 +29,7 @@ from datamodules.labelled.base import LabelledDataModule, MultiLabelDataModule
 from datamodules.labelled.published import Digits
 from datamodules.labelled.quantities import RegressionDataModule
 from datamodules.labelled.sources import LabelSetSource, QuantitySource
-from datamodules.loading import Key, Source
+from datamodules.loading import Key, Sample, Source
 from datamodules.options import OWN, ImageSize, NonNegativeInt, Own
 from datamodules.splits import SPLITS
 
@@ -119,7 +119,7 @@ class SceneSource:
         twin.masks = True
         return twin
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         image, owner, labels = self._cache.get(index, self._compose)
         masks = [(owner == k + 1).view(np.uint8) for k in range(len(labels))]
         sample = {
@@ -310,7 +310,7 @@ class CountedScenes(DetectionDataset):
     most = 0
 
     @override
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Sample:
         sample = super().__getitem__(key)
         return sample | {"label": np.int64(min(self.most, len(sample["labels"])))}
 

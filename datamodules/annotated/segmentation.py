@@ -20,7 +20,7 @@ from datamodules.decoded import as_it_is
 from datamodules.digests import digest_of
 from datamodules.errors import DataError
 from datamodules.images import Reduction
-from datamodules.loading import Key, KeyedDataset, KeyedLoader, Source
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source
 from datamodules.options import BatchSize, Own, Preprocessing
 from datamodules.paths import Paths
 from datamodules.tiles import Place, TiledSource, tile_starts
@@ -86,15 +86,15 @@ class WindowSource(TiledSource):
         return sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, np.int64))
 
     @override
-    def read(self, which: int) -> dict[str, Any]:
+    def read(self, which: int) -> Sample:
         sample = self.pictures[which]
         return {key: sample[key] for key in ("image", "mask")}
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         """Returns a window at its position; pixels that an earlier window covers are ignored."""
         return self.cut(index, None)
 
-    def cut(self, index: int, generator: np.random.Generator | None) -> dict[str, Any]:
+    def cut(self, index: int, generator: np.random.Generator | None) -> Sample:
         """Returns a window at its position, or shifted at random by up to half of its side, with all of its pixels
         counting."""
         which, x, y = self.places[index].tolist()
@@ -126,13 +126,13 @@ class SegmentationDataset(KeyedDataset):
         super().__init__(source, transform, seed)
         self.moved = moved
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
         generator = np.random.default_rng((self.seed, epoch, index))
         sample = self.source.cut(index, generator if self.moved else None)
         return sample if self.transform is None else self.augment(sample, generator)
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Pads whole images of a batch to the size of the largest; ``size`` has their original sizes."""
         samples = [self[key] for key in keys]
         height, width = np.max([sample["mask"].shape for sample in samples], 0).tolist()

@@ -21,7 +21,7 @@ from typing_extensions import override
 from datamodules.annotated.sample import COLUMNS
 from datamodules.errors import DataError
 from datamodules.forms import AnswerFormat, FileFormat
-from datamodules.loading import Source
+from datamodules.loading import Sample, Source
 from datamodules.splits import SPLITS
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -72,7 +72,7 @@ class Writer:
             self._add(split, index + 1, names[-1], sample)
         self._end(split, names)
 
-    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+    def _add(self, split: str, number: int, name: str, sample: Sample) -> None:
         """Writes the objects of an image."""
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class COCOWriter(Writer):
         self._entries: list[dict[str, Any]] = []
 
     @override
-    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+    def _add(self, split: str, number: int, name: str, sample: Sample) -> None:
         height, width = sample["image"].shape[:2]
         self._images.append({"id": number, "file_name": name, "height": height, "width": width})
         for k, (x1, y1, x2, y2) in enumerate(sample["boxes"].tolist()):
@@ -138,7 +138,7 @@ class VOCWriter(Writer):
     place, digits = "JPEGImages", "{split}_{number:06d}"
 
     @override
-    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+    def _add(self, split: str, number: int, name: str, sample: Sample) -> None:
         self.left_out["outlines"] += len(sample.get("masks", ()))
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = name
@@ -164,7 +164,7 @@ class YOLOWriter(Writer):
     """YOLO text files, without crowds."""
 
     @override
-    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+    def _add(self, split: str, number: int, name: str, sample: Sample) -> None:
         self.left_out["crowds"] += int(sample["ignore"].sum())
         masks = sample.get("masks", [None] * len(sample["boxes"]))
         rows = zip(sample["labels"], sample["boxes"], masks, sample["ignore"], strict=True)
@@ -187,7 +187,7 @@ class TableWriter(Writer):
         self._rows: list[list[Any]] = [["path", *COLUMNS, "label", "difficult", "split"]]
 
     @override
-    def _add(self, split: str, number: int, name: str, sample: dict[str, Any]) -> None:
+    def _add(self, split: str, number: int, name: str, sample: Sample) -> None:
         self.left_out["outlines"] += len(sample.get("masks", ()))
         boxes = zip(sample["boxes"].tolist(), sample["labels"], sample["ignore"], strict=True)
         path = f"images/{split}/{name}"

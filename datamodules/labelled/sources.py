@@ -14,6 +14,7 @@ from datamodules.decoded import ImageFiles
 from datamodules.digests import digest_of, digest_of_lines
 from datamodules.errors import DataError
 from datamodules.images import Reduction
+from datamodules.loading import Sample
 from datamodules.paths import Paths
 
 Images = NDArray[np.uint8] | NDArray[np.object_] | ImageFiles
@@ -48,7 +49,7 @@ class LabelledSource:
             same.images = self.images.reduced(reduction)
         return same
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         return {"image": self.images[index], self.key: self.labels[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class TabularSource(LabelledSource):
         self.tabular, self.keypoints = tabular, keypoints
 
     @override
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         if self.tabular.size:
             sample["tabular"] = self.tabular[index]
@@ -175,7 +176,7 @@ class PeopleSource(LabelledSource):
         super().__init__(images, labels)
 
     @override
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         return {"image": self.images[index], "identity": self.labels[index], "index": np.int64(index)}
 
     @override

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from modules.answers import Answer
 from modules.autoencoding.pictures import rows_of
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
@@ -177,7 +178,7 @@ class MaskedAutoencodingModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``code`` of each image: the mean of the tokens of all patches, without masking."""
         tokens = self.last_features(self.normalize(batch["image"]))[:, self.visible.prefix :]
         return [{"code": code} for code in tokens.mean(1).double().mul(1e5).round().div(1e5).tolist()]

@@ -396,7 +396,7 @@ class AutoencodingModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``mse`` and ``psnr`` of the reconstruction of each image, and its ``code`` as nested lists.
 
         No noise is added to the images: a denoising autoencoder is applied to noisy images directly.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import lightning as L
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch.tuner.lr_finder import _LRCallback
 from torch import Tensor
 from typing_extensions import override
 
-from modules.training_data import settings_of
+from modules.training_data import Batch, settings_of
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
@@ -28,7 +28,7 @@ class DivergenceGuard(L.Callback):
         self._finite = ""  # the last finite loss, for the error message
         self._losses: list[Tensor] = []  # of the batches accumulated in the current step
 
-    def note(self, module: "VisionModule", loss: Tensor, batch: dict[str, Any], waits: bool) -> None:
+    def note(self, module: "VisionModule", loss: Tensor, batch: Batch, waits: bool) -> None:
         """Records the loss of a batch if its step is logged.
 
         Args:
@@ -43,7 +43,7 @@ class DivergenceGuard(L.Callback):
                 self.log_step(module, {"loss": torch.stack(self._losses).mean()}, batch, module.global_step)
                 self._losses = []
 
-    def log_step(self, module: "VisionModule", terms: Mapping[str, Tensor], batch: dict[str, Any], step: int) -> None:
+    def log_step(self, module: "VisionModule", terms: Mapping[str, Tensor], batch: Batch, step: int) -> None:
         """Logs the losses of a step, averaged over all processes, and checks in all of them that they are finite.
 
         Args:
@@ -59,7 +59,7 @@ class DivergenceGuard(L.Callback):
         module.publisher.figures(module.trainer, figures, step)
         self.check_loss(module, float(values.sum()), batch)
 
-    def check_loss(self, module: L.LightningModule, loss: float, batch: dict[str, Any]) -> None:
+    def check_loss(self, module: L.LightningModule, loss: float, batch: Batch) -> None:
         """Checks a loss that is already on the host.
 
         Args:
@@ -89,7 +89,7 @@ class DivergenceGuard(L.Callback):
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
             self.check_loss(pl_module, float(loss), {})
 
-    def _error(self, module: L.LightningModule, what: str, batch: dict[str, Any]) -> DivergenceError:
+    def _error(self, module: L.LightningModule, what: str, batch: Batch) -> DivergenceError:
         named = [
             *((f"the input {key!r}: look at the data", value) for key, value in batch.items()),
             *((f"the parameter {key}", value) for key, value in module.named_parameters()),

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from modules.training_data import Batch
+
 if TYPE_CHECKING:
     from modules.base import Stage, VisionModule
 
@@ -163,7 +165,7 @@ class Publisher(L.Callback):
 
     @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any], batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Logs the first training batch once, as the network sees it."""
         if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:

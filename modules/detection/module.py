@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from modules.answers import Answer
 from modules.base import Stage
 from modules.calibrated import CalibratedModule
 from modules.callbacks.means import Losses
@@ -30,7 +31,7 @@ from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import as_rgb, sheet
 from modules.ranges import ShareBelowOne
 from modules.spec import Backbone, DataSpec
-from modules.training_data import given_data
+from modules.training_data import Batch, given_data
 from modules.views import mirrored, mirrored_boxes
 from modules.warm_start import ClassRows
 
@@ -194,10 +195,10 @@ class DetectionModule(CalibratedModule):
             )
 
     @override
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return super().training_step(self._rescaled(batch, batch_idx), batch_idx)
 
-    def _rescaled(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def _rescaled(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Resizes a training batch to one of `training_sizes`, drawn from (seed, epoch, batch) for all processes."""
         if len(self.training_sizes) < 2:
             return batch
@@ -212,15 +213,15 @@ class DetectionModule(CalibratedModule):
         return {**batch, "image": resized, "boxes": boxes, **({"masks": masks} if masks else {})}
 
     @override
-    def losses(self, batch: dict[str, Any]) -> Losses:
+    def losses(self, batch: Batch) -> Losses:
         return self._losses(self(batch["image"]), batch)
 
-    def _losses(self, outputs: Any, batch: dict[str, Any]) -> Losses:
+    def _losses(self, outputs: Any, batch: Batch) -> Losses:
         terms, weight = self.detector.losses(outputs, batch)
         return Losses({f"loss_{name}": value for name, value in terms.items()}, weight=float(weight))
 
     @override
-    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+    def measure(self, batch: Batch, stage: Stage) -> Losses:
         outputs = self(batch["image"])
         losses = self._losses(outputs, batch)
         self._measure(batch, self._detect(batch["image"], outputs), stage)
@@ -239,7 +240,7 @@ class DetectionModule(CalibratedModule):
             )
         return found[0] if len(found) == 1 else [self.detector.fused(views) for views in zip(*found, strict=True)]
 
-    def _original(self, found: list[Detections], batch: dict[str, Any]) -> list[Detections]:
+    def _original(self, found: list[Detections], batch: Batch) -> list[Detections]:
         """Converts boxes to pixels of the original images, and removes those in the padding."""
         sizes = batch.get("size")
         result = []
@@ -262,7 +263,7 @@ class DetectionModule(CalibratedModule):
         down, across = height / self.size[0], width / self.size[1]
         return (max(down, across),) * 2 if self.fit == "pad" else (down, across)
 
-    def _measure(self, batch: dict[str, Any], found: list[Detections], stage: Stage) -> None:
+    def _measure(self, batch: Batch, found: list[Detections], stage: Stage) -> None:
         keys = ("boxes", "labels", "ignore", *(("area",) if "area" in batch else ()))
         if any(len(boxes) > self.detector.max_detections for boxes in batch["boxes"]):
             rank_zero_warn(
@@ -278,7 +279,7 @@ class DetectionModule(CalibratedModule):
             with self.publisher.optional(f"{stage}/detections"):
                 self._keep_pictures(batch, found, truth)
 
-    def _keep_pictures(self, batch: dict[str, Any], found: list[Detections], truth: list[Detections]) -> None:
+    def _keep_pictures(self, batch: Batch, found: list[Detections], truth: list[Detections]) -> None:
         """Keeps the first images, and those with the most mistakes."""
         for i, (one, other) in enumerate(zip(found, truth, strict=True)):
             sure = one["scores"] >= self.threshold
@@ -326,7 +327,7 @@ class DetectionModule(CalibratedModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch) -> list[Answer]:
         """Returns ``boxes`` for each image (xyxy, in pixels of the original image), their ``labels`` and ``scores``,
         and its ``size`` (height, width).
 
@@ -351,7 +352,7 @@ class DetectionModule(CalibratedModule):
             "size": size,
         }
 
-    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+    def draw_samples(self, batch: Batch, columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the boxes."""
         tiles = []
         for image, boxes, labels in zip(batch["image"], batch["boxes"], batch["labels"], strict=True):

@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 from typing_extensions import override
 
+from modules.answers import Answer
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -226,6 +227,6 @@ class FaceNetModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``embedding`` of each image, a list of floats."""
         return [{"embedding": row} for row in self(batch["image"]).tolist()]

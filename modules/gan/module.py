@@ -12,7 +12,7 @@ from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOpti
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import NonSaturating, Objective, Regularizer, Verdict
 from modules.adversarial.players import Encoder, Energy, Generator, Score, at_rest, normalize_spectrum
-from modules.answers import HeadedAnswers
+from modules.answers import Answer, HeadedAnswers
 from modules.base import Stage
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -432,7 +432,7 @@ class GANModule(AdversarialModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns ``realness`` for each image, the discriminator's score: higher is more real, on an arbitrary scale.
 
         For a conditional discriminator, it is the score of the best-matching class.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from modules.answers import Answer
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -28,6 +29,7 @@ from modules.segmentation.losses import IGNORE, CrossEntropy, Loss
 from modules.segmentation.metrics import SegmentationMetric
 from modules.segmentation.windows import strips
 from modules.spec import Backbone, DataSpec
+from modules.training_data import Batch
 from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
@@ -101,10 +103,10 @@ class SegmentationModule(VisionModule):
         return self.decoder(self.backbone(x))[:, :, :height, :width]
 
     @override
-    def losses(self, batch: dict[str, Any]) -> Losses:
+    def losses(self, batch: Batch) -> Losses:
         return Losses({"loss": self.loss(self(batch["image"]).float(), batch["mask"].long(), self.class_weights)})
 
-    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+    def measure(self, batch: Batch, stage: Stage) -> Losses:
         """See `VisionModule.measure`. The loss is computed image by image, so that its mean is independent of the
         batches."""
         mask, logits = batch["mask"].long(), self.views.mean(self, batch["image"], mean_of_classes).float()
@@ -159,13 +161,13 @@ class SegmentationModule(VisionModule):
         pieces = strips(partial(self.views.mean, self, mean=mean_of_classes), image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 
-    def class_maps(self, batch: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    def class_maps(self, batch: Batch) -> Iterator[NDArray[np.uint8]]:
         """Predicts the class map of each image of a batch, in the format of `predict`, uint8 H×W."""
         for i, image in enumerate(batch["image"]):
             height, width = batch["size"][i].tolist() if "size" in batch else image.shape[1:]
             yield self.class_map(image[:, :height, :width]).numpy()
 
-    def predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch) -> list[Answer]:
         """Returns for each image its ``labels``, the largest first; ``size`` (height, width); ``shares``, the fraction
         of each class; and ``masks``, the COCO run-length code of each class in the image.
 
@@ -185,7 +187,7 @@ class SegmentationModule(VisionModule):
             result.append({"labels": list(shares), "size": list(mask.shape), "shares": shares, "masks": masks})
         return result
 
-    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+    def draw_samples(self, batch: Batch, columns: int = 8) -> NDArray[np.uint8]:
         """See `VisionModule.draw_samples`; with the classes as an overlay, and ignored pixels in white."""
         tiles = []
         for image, mask in zip(batch["image"], batch["mask"].cpu().numpy(), strict=True):

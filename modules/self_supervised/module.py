@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from modules.answers import Answer
 from modules.base import Stage, VisionModule
 from modules.callbacks.linear_head import known_features
 from modules.callbacks.means import Losses
@@ -29,7 +30,7 @@ from modules.pictures.sheets import sheet
 from modules.processes import gathered
 from modules.self_supervised.methods import DINO, Method
 from modules.spec import Backbone, DataSpec
-from modules.training_data import given_data, settings_of
+from modules.training_data import Batch, given_data, settings_of
 
 KNOWN = 10_000  # number of training images whose labels are used for evaluation
 MOMENTUM = 0.996
@@ -154,7 +155,7 @@ class SelfSupervisedModule(VisionModule):
         return features[: len(views[0])], self.method(features).float().split(len(views[0]))
 
     @override
-    def losses(self, batch: dict[str, Any]) -> Losses:
+    def losses(self, batch: Batch) -> Losses:
         if "views" not in batch and not settings_of(self.trainer).overfit_batches:
             raise BackboneError(
                 "The data give one view of each image only: choose other data, such as UnlabelledFolder. (Loaders of your own "
@@ -204,7 +205,7 @@ class SelfSupervisedModule(VisionModule):
             self._known = known_features(self, "train", KNOWN)
 
     @override
-    def measure(self, batch: dict[str, Any], stage: Stage) -> Losses:
+    def measure(self, batch: Batch, stage: Stage) -> Losses:
         views = [batch["image"], batch["image"].flip(3)]
         features, compared = self.compared(views)
         self.gathered[stage].update(features, batch["label"], batch["label"])  # order is irrelevant
@@ -222,7 +223,7 @@ class SelfSupervisedModule(VisionModule):
         return Report(figures)
 
     @override
-    def draw_samples(self, batch: dict[str, Any], columns: int = 8) -> NDArray[np.uint8]:
+    def draw_samples(self, batch: Batch, columns: int = 8) -> NDArray[np.uint8]:
         """Draws images; in training, a row of all views for each."""
         if "views" not in batch:
             return super().draw_samples(batch, columns)
@@ -232,6 +233,6 @@ class SelfSupervisedModule(VisionModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``embedding`` of each image, the backbone's pooled features, a list of floats."""
         return [{"embedding": row} for row in self(batch["image"]).tolist()]

@@ -14,7 +14,7 @@ from modules.adversarial.base import WATCHED, AdversarialModule, AdversarialOpti
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import LeastSquares, Objective, Regularizer, Verdict
 from modules.adversarial.players import at_rest
-from modules.answers import PictureAnswers
+from modules.answers import Answer, PictureAnswers
 from modules.base import Stage
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -438,7 +438,7 @@ class TranslationModule(AdversarialModule):
 
     @torch.inference_mode()
     @override
-    def predict(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns the ``pictures`` of each image: its translations into each domain or attribute value, by name, as
         ``data:`` URLs of PNG files. If domains have several attributes, also the predicted value of each."""
         image = batch["image"]

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +21,7 @@ WITHOUT = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "current_m
 
 
 def average_best(
-    trainer: Any,
+    trainer: L.Trainer,
     module: VisionModule,
     data: VisionDataModule,
     kept: KeptCheckpoints,
@@ -84,7 +85,7 @@ def mean_of(weights: Sequence[Mapping[str, Tensor]]) -> Weights:
 
 
 def _measured(
-    trainer: Any, module: VisionModule, data: VisionDataModule, best: BestCheckpoint, weights: Sequence[Weights]
+    trainer: L.Trainer, module: VisionModule, data: VisionDataModule, best: BestCheckpoint, weights: Sequence[Weights]
 ) -> tuple[float, float]:
     """Validates the average of some weights, without recording the result."""
     _take(trainer, module, data, weights)
@@ -95,7 +96,7 @@ def _measured(
 
 
 @contextmanager
-def _unrecorded(trainer: Any) -> Iterator[None]:
+def _unrecorded(trainer: L.Trainer) -> Iterator[None]:
     loggers, trainer.loggers = trainer.loggers, []
     try:
         yield
@@ -104,7 +105,7 @@ def _unrecorded(trainer: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _take(trainer: Any, module: VisionModule, data: VisionDataModule, weights: Sequence[Weights]) -> None:
+def _take(trainer: L.Trainer, module: VisionModule, data: VisionDataModule, weights: Sequence[Weights]) -> None:
     """Loads averaged weights into a module and recomputes the batch-norm statistics where the networks differ in
     them."""
     module.load_state_dict(mean_of(weights))

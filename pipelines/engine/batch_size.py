@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 from weakref import finalize
 
+import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ CPU_BYTES = 4 * 2**30  # for a training step on a CPU, whose memory belongs to o
 GPU_SHARE = 0.9  # of the smallest card's memory: the allocator loses some of it between tensors
 
 
-def largest_batch(trainer: Any, model: VisionModule, data: VisionDataModule) -> int:
+def largest_batch(trainer: L.Trainer, model: VisionModule, data: VisionDataModule) -> int:
     """The largest power of two of images that a training step of this process has the memory for.
 
     Steps of growing batches are made by a copy of the model, so that the training is the same as with the number given.
@@ -96,7 +97,7 @@ def _limit(device: torch.device) -> int:
     return int(GPU_SHARE * min(torch.cuda.get_device_properties(card).total_memory for card in cards))
 
 
-def _peak(trainer: Any, model: VisionModule, batch: Any, device: torch.device) -> int:
+def _peak(trainer: L.Trainer, model: VisionModule, batch: Any, device: torch.device) -> int:
     """Peak memory of one training step in bytes, network and optimiser included; 2⁶³ if it does not fit."""
     if device.type == "cpu":
         with torch.random.fork_rng([]), _Live() as live:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from datamodules import VisionDataModule
@@ -55,7 +56,9 @@ def take_whole(data: VisionDataModule, weights: Weights) -> None:
         say(f"{data.title} has no splits, and the network was not trained on it: all of it is the test split.")
 
 
-def write_predictions(batches: Any, trainer: Any, model: VisionModule, datamodule: VisionDataModule, file: Path) -> int:
+def write_predictions(
+    batches: Any, trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModule, file: Path
+) -> int:
     """Writes the predictions of all processes for the test split, one JSON object per picture, in the split's order.
 
     Args:

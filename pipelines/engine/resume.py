@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import lightning as L
 import yaml
 
 from datamodules import VisionDataModule
 from modules import VisionModule
+from modules.training_data import settings_of
 from pipelines.engine.command import UsageError
 from pipelines.engine.settings import current, upgraded
 from pipelines.engine.terminal import say
@@ -34,7 +36,7 @@ def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
     return total and total // processes
 
 
-def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
+def identity(trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
     """Identity of a training: the settings that must not change until its end, the data, and all other settings.
 
     Args:
@@ -68,7 +70,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
             TOTAL: datamodule.batch_size * trainer.world_size,
             "trainer.accumulate_grad_batches": accumulated,
             "trainer.limit_train_batches": trainer.limit_train_batches,
-            "trainer.overfit_batches": trainer.overfit_batches,
+            "trainer.overfit_batches": settings_of(trainer).overfit_batches,
             "model.backbone.transfer": str(model.transfer),
             "monitor": model.monitor,
             **{f"model.{name}": getattr(model, name) for name in ("weighting",) if hasattr(model, name)},
@@ -94,7 +96,7 @@ def identity(trainer: Any, model: VisionModule, datamodule: VisionDataModule, re
     }
 
 
-def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: Any, data: str) -> bool:
+def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: L.Trainer, data: str) -> bool:
     """Reports where a training resumes and which settings differ.
 
     Args:

@@ -20,6 +20,7 @@ from datamodules.images import WRITTEN, read_image
 from datamodules.options import RGB, Reading
 from datamodules.videos import Video, is_stream, is_video, without_login
 from modules import VisionModule
+from modules.answers import Answer
 from modules.detection.tiles import joined
 from modules.pictures.sheets import as_rgb
 from pipelines.engine.disk import held, write_image, write_text
@@ -28,7 +29,6 @@ from pipelines.serving import video
 
 ROWS = 100_000  # of a table: a camera has no end
 
-Answer = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -311,7 +311,7 @@ class COCOFile:
             "info": {}, "licenses": [], "images": [], "annotations": [], "categories": categories
         }  # fmt: skip
 
-    def add(self, file: str, answer: dict[str, Any]) -> None:
+    def add(self, file: str, answer: Answer) -> None:
         """Adds the prediction for an image; its path is relative to the annotation file."""
         images, found = self.content["images"], self.content["annotations"]
         size = dict(zip(("height", "width"), answer.get("size", ()), strict=False))

@@ -13,6 +13,7 @@ import numpy as np
 from datamodules import DataError
 from datamodules.videos import Frame, Video
 from modules import DetectionModule, VisionModule
+from modules.answers import Answer
 from modules.detection.tiles import PER_OBJECT
 
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
@@ -125,7 +126,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self.threshold.fill_(self.sure)
 
-    def follow(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def follow(self, answer: Answer) -> dict[str, Any]:
         """The prediction with ``ids``: a number for each object, or None if it is not tracked yet.
 
         Where several labels are found at one place, there is one object: that of the most certain.
