@@ -12,17 +12,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from modules.answers import Answer, Answers
+from modules.callbacks.averaging import WeightAverage
 from modules.callbacks.divergence import DivergenceGuard
 from modules.callbacks.freezing import Freezing
 from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans, Losses
 from modules.callbacks.publish import Publisher, Report
+from modules.callbacks.schedule import ChangedSettings, TimedSchedule
 from modules.callbacks.transfer import TransferChoice, planned, started
 from modules.optimization import (
-    ChangedSettings,
     Optimization,
-    TimedSchedule,
-    WeightAverage,
     build_optimizer,
     parameter_groups,
     rate_factor,

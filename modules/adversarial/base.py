@@ -23,13 +23,13 @@ from modules.adversarial.health import CAUSES, Health
 from modules.adversarial.objectives import Objective
 from modules.adversarial.players import at_rest, follow
 from modules.base import VisionModule
+from modules.callbacks.averaging import WeightAverage
 from modules.measures.extractors import CHUNK, Seen
 from modules.measures.judge import Judge
 from modules.measures.sets import effective_classes, neighbourhoods, spread
 from modules.networks import BackboneError
 from modules.optimization import (
     Optimization,
-    WeightAverage,
     build_optimizer,
     parameter_groups,
     rate_factor,

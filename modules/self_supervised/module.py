@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from modules.answers import Answer
 from modules.base import Stage, VisionModule
+from modules.callbacks.averaging import WeightAverage
 from modules.callbacks.linear_head import known_features
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -25,7 +26,7 @@ from modules.measures.features import effective_rank, neighbours
 from modules.measures.per_stage import Gathered, PerStage
 from modules.networks import BackboneError
 from modules.networks.parts import describe
-from modules.optimization import Optimization, WeightAverage, total_steps
+from modules.optimization import Optimization, total_steps
 from modules.pictures.sheets import sheet
 from modules.processes import gathered
 from modules.self_supervised.methods import DINO, Method
