@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -22,9 +22,6 @@ from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.errors import DataError, listed
 from datamodules.options import RGB, Reading
 from datamodules.paths import Paths, binary, content_of
-
-if TYPE_CHECKING:
-    pass
 
 # The reduction factor in decoding for a height and width, in either order: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
