@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -257,11 +257,11 @@ class Augmenter:
         return whole(**{key: value.copy() for key, value in sample.items()})
 
 
-def _is_transform(found: Any) -> bool:
+def _is_transform(found: object) -> bool:
     return inspect.isclass(found) and issubclass(found, A.BasicTransform | A.BaseCompose)
 
 
-def _near(name: str, known: Any) -> str:
+def _near(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), 1)
     return f" Did you mean {near[0]}?" if near else ""
 

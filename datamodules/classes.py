@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from datamodules.base import VisionDataModule
 from datamodules.errors import DataError, listed
 from datamodules.labelled.sources import ColumnSource
-from datamodules.loading import Sample
+from datamodules.loading import Sample, Source
 
 IGNORED = 255  # in masks
 
@@ -22,7 +22,7 @@ class Renumbered:
         numbers: int64 K, the new number of each class.
     """
 
-    def __init__(self, source: Any, numbers: NDArray[np.int64]) -> None:
+    def __init__(self, source: Source, numbers: NDArray[np.int64]) -> None:
         self.source, self.numbers = source, numbers
 
     def __len__(self) -> int:

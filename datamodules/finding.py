@@ -178,7 +178,7 @@ def paths_in(column: "pd.Series[Any]", file: Path) -> Paths:
     return Paths.of(searched)
 
 
-def quoted(value: Any) -> str:
+def quoted(value: object) -> str:
     """Formats a value for a message, shortened."""
     return repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
 

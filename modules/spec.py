@@ -111,7 +111,7 @@ class DataSpec:
             )
 
     @classmethod
-    def of(cls, data: Any, properties: Iterable[str]) -> Self:
+    def of(cls, data: object, properties: Iterable[str]) -> Self:
         """Creates the description from a data module.
 
         Args:

@@ -221,7 +221,7 @@ def compiled(
     return annotations, report
 
 
-def encoded(outline: Any, height: int, width: int) -> bytes:
+def encoded(outline: object, height: int, width: int) -> bytes:
     """Encodes an outline as a valid compressed COCO RLE.
 
     Args:
@@ -260,7 +260,7 @@ def _is_apart(code: bytes, box: NDArray[np.float64], height: int, width: int) ->
     return bool(sides.min() >= 8 and both < 0.5 * (sides.prod() + across * down - both))
 
 
-def _polygons(outline: Any, height: int, width: int) -> list[list[float]]:
+def _polygons(outline: object, height: int, width: int) -> list[list[float]]:
     """Polygons in pixels, from flat lists or lists of points."""
     if isinstance(outline, np.ndarray):
         outline = [outline * (width, height)]

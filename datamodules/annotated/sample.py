@@ -143,18 +143,18 @@ def as_number(given: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def four_numbers(given: Any) -> list[float]:
+def four_numbers(given: object) -> list[float]:
     """Four numbers, or four NaN if there are not exactly four."""
     return [as_number(value) for value in given] if isinstance(given, list) and len(given) == 4 else [math.nan] * 4
 
 
-def as_size(height: Any, width: Any) -> tuple[int, int] | None:
+def as_size(height: object, width: object) -> tuple[int, int] | None:
     """Height and width from a file; None if one is missing."""
     sides = as_number(height), as_number(width)
     return (int(sides[0]), int(sides[1])) if all(1 <= side < 1e9 for side in sides) else None
 
 
-def as_flag(given: Any) -> bool:
+def as_flag(given: object) -> bool:
     """Parses a yes/no value of a file."""
     return str(given).strip().lower() in ("1", "1.0", "true", "yes")
 

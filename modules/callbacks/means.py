@@ -11,6 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from modules.training_data import Batch
+
 if TYPE_CHECKING:
     from modules.base import VisionModule
 
@@ -69,7 +71,7 @@ class EpochMeans(L.Callback):
         self._begun: dict[str, list[float]] = {}  # total and weight by key, from a checkpoint
         self.latest: dict[str, Tensor] = {}  # means of the last epoch or evaluation, by key
 
-    def note(self, stage: str, losses: Losses, batch: Mapping[str, Any]) -> None:
+    def note(self, stage: str, losses: Losses, batch: Batch) -> None:
         """Adds the terms and figures of a batch, and the sum of the terms as ``loss``.
 
         Args:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from modules.networks.pyramid import Pyramid
 from modules.spec import sides
+from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 Detections = dict[
@@ -54,7 +55,7 @@ class Detector(nn.Module):
         """Computes raw outputs, in the format of `losses` and `detect`, from the feature maps of the backbone."""
         raise NotImplementedError
 
-    def losses(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Computes the terms of the loss, whose sum is minimised, and the number that they are averaged over, all
         scalars.
 
@@ -168,7 +169,7 @@ def inside(points: Tensor, boxes: Tensor) -> Tensor:
     return gaps.amin(-1) > 0
 
 
-def ignored(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def ignored(points: Tensor, batch: Batch) -> Tensor:
     """Whether locations A×2 lie in a box of the batch that is to be ignored: bool B×A."""
     rows = [inside(points, boxes[ignore]).any(0) for boxes, ignore in zip(batch["boxes"], batch["ignore"], strict=True)]
     return torch.stack(rows)

@@ -32,6 +32,7 @@ from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
 from modules.ranges import Positive, PositiveInt
 from modules.spec import sides
+from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 GROUPS = 32  # of group normalisation (Wu & He 2018, arXiv:1803.08494)
@@ -74,7 +75,7 @@ def _images(count: int, maps: Sequence[Tensor], size: tuple[int, int]) -> ImageL
     return ImageList(maps[0].new_empty(count, 0, *size), [size] * count)
 
 
-def _targets(batch: Mapping[str, Any], first_label: int = 0) -> list[dict[str, Tensor]]:
+def _targets(batch: Batch, first_label: int = 0) -> list[dict[str, Tensor]]:
     """Converts a batch to torchvision's targets, with classes from ``first_label`` on; boxes to ignore are kept
     apart."""
     targets = [
@@ -137,7 +138,7 @@ class FCOS(_Anchored):
             head=fcos.FCOSHead(width, 1, num_classes, depth),
         )  # fmt: skip
 
-    def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`. In evaluation it is computed image by image, so that the mean is independent of the
         batches."""
         count = len(batch["boxes"])
@@ -164,7 +165,7 @@ class FCOS(_Anchored):
         return self.within(boxes), scores
 
 
-def _covered(points: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def _covered(points: Tensor, batch: Batch) -> Tensor:
     """Whether locations lie in an object to learn, bool B×A."""
     learned = {**batch, "ignore": [~ignore for ignore in batch["ignore"]]}
     return ignored(points, learned)
@@ -227,7 +228,7 @@ class RetinaNet(_Anchored):
             ),  # torchvision's second version
         )
 
-    def losses(self, outputs: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`; a mean over the images."""
         targets, matched = _targets(batch), []
         anchors, matcher = outputs["anchors"], self.net.proposal_matcher
@@ -357,7 +358,7 @@ class FasterRCNN(Detector):
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         return {key: x.float() for key, x in self.neck(features).items()}
 
-    def losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`. It samples regions at random; evaluation is deterministic and therefore has no
         loss."""
         targets = _targets(batch, first_label=1)  # torchvision's class 0 is the background

@@ -15,6 +15,7 @@ from modules.networks import BackboneError
 from modules.processes import mean_over_processes
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import sides
+from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 UNSEEN = -1e4  # logit without loss and gradient for negatives
@@ -116,7 +117,7 @@ class RTDETR(OneStageDetector):
         return [x.float() for x in mixed.last_hidden_state]
 
     @override
-    def losses(self, outputs: list[Tensor], batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: list[Tensor], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.losses`. Denoising queries are random, and means are over the batch's objects: evaluation has
         no loss."""
         if not self.training:
@@ -146,7 +147,7 @@ class RTDETR(OneStageDetector):
             told["class"].append(0 * self.net.denoising_class_embed.weight.sum())
         return {name: torch.stack(values).sum() * share for name, values in told.items()}, torch.tensor(len(targets))
 
-    def _seen(self, logits: Tensor, boxes: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    def _seen(self, logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
         """Masks logits B×…×K in regions to ignore, outside of any object, so that they have no loss."""
         if not any(ignore.any() for ignore in batch["ignore"]):
             return logits

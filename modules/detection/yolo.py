@@ -14,6 +14,7 @@ from typing_extensions import override
 from modules.detection.detector import OneStageDetector, ignored, smallest_stride
 from modules.processes import mean_over_processes
 from modules.ranges import PositiveInt
+from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 PRIOR = 0.01  # initial probability of an object at a location (Lin et al. 2017, arXiv:1708.02002)
@@ -93,9 +94,7 @@ class YOLO(OneStageDetector):
         return self.within(decode_boxes(sides, points, strides)), classes.sigmoid()
 
     @override
-    def losses(
-        self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         classes, sides, points, strides = outputs
         counted = [~ignore for ignore in batch["ignore"]]
         boxes, labels = (

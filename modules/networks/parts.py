@@ -126,7 +126,7 @@ def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
     return find_class(described["class_path"], base)(*given, **options)
 
 
-def is_description(value: Any) -> bool:
+def is_description(value: object) -> bool:
     """Whether a value is the description of a part."""
     return isinstance(value, dict) and (value.keys() == {"class_path", "init_args"} or "class" in value)
 

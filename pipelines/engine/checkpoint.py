@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import lightning as L
@@ -195,7 +196,7 @@ class LastCheckpoint(Checkpoint):
                 cast(WholeCheckpoints, trainer.strategy.checkpoint_io).twins = ()
         self._saved = time.monotonic()
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._signal = number

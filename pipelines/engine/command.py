@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from types import FrameType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -104,7 +105,7 @@ def orderly() -> Iterator[None]:
         yield
         return
 
-    def act(number: int, frame: Any) -> NoReturn:
+    def act(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, before)  # a second one does not wait
         sys.exit(143)
 

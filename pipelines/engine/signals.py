@@ -6,7 +6,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import lightning as L
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -75,7 +76,7 @@ def heard(trainer: L.Trainer) -> Iterator[Callable[[], None]]:
         return
     ending = threading.Event()
 
-    def act(number: int, frame: Any) -> None:
+    def act(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[number])  # a second one does not wait for the run to be ended
         if ending.is_set():
             return

@@ -155,7 +155,9 @@ def write(
     return difference
 
 
-def describe_export(model: str, folder: Path, module: Any, network: Exported | None, format: Format) -> dict[str, str]:
+def describe_export(
+    model: str, folder: Path, module: VisionModule, network: Exported | None, format: Format
+) -> dict[str, str]:
     """Metadata for programs that run the file; lists and dictionaries are JSON."""
     saved = yaml.safe_load((folder / "architecture.yaml").read_text())
     if "@" in model:  # an alias moves on, the version stays

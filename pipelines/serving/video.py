@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -15,6 +15,9 @@ from datamodules.videos import Frame, Video
 from modules import DetectionModule, VisionModule
 from modules.answers import Answer
 from modules.detection.tiles import PER_OBJECT
+
+if TYPE_CHECKING:
+    from pipelines.serving.model import VisionModel
 
 SAME_PLACE = 0.7  # overlap (IoU) from which boxes of different labels are of one object
 TICKS = 12_800  # of a second, in which times of drawn frames are told
@@ -152,12 +155,12 @@ class Tracker:
 
 
 def answered(
-    model: Any, video: Video, batch_size: int, tracker: Tracker | None
-) -> Iterator[tuple[Frame, dict[str, Any]]]:
+    model: "VisionModel", video: Video, batch_size: int, tracker: Tracker | None
+) -> Iterator[tuple[Frame, Answer]]:
     """Yields each frame with its prediction.
 
     Args:
-        model: a `pipelines.serving.model.VisionModel`.
+        model: the registered model.
         video: the frames.
         batch_size: frames that go through the network together, at most `BATCH`.
         tracker: follows objects, or None.

@@ -184,7 +184,7 @@ def _hint(file: Path) -> str | None:
     return meant.pop() if len(meant) == 1 else None
 
 
-def _tool(content: Any) -> str:
+def _tool(content: object) -> str:
     """Recognises JSON files of other tools and says what to do, as a sentence."""
     first = content[0] if isinstance(content, list) and content and isinstance(content[0], dict) else {}
     keys = set(content) if isinstance(content, dict) else set()
@@ -222,7 +222,7 @@ def _by_id(file: Path, content: dict[str, Any], group: str) -> list[Entry]:
     return keyed
 
 
-def _key(given: Any) -> str | None:
+def _key(given: object) -> str | None:
     """An id, written as a number or as text."""
     if isinstance(given, float) and math.isfinite(given) and given == int(given):
         given = int(given)
@@ -234,7 +234,7 @@ def _in_order(key: str) -> tuple[bool, int, str]:
     return (False, int(key), "") if re.fullmatch(r"-?\d{1,18}", key) else (True, 0, key)
 
 
-def _name(given: Any) -> str:
+def _name(given: object) -> str:
     return composed(str(given).strip()) if isinstance(given, str | int | float) else ""
 
 

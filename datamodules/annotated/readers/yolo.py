@@ -227,7 +227,7 @@ def _head(file: Path) -> str:
         return opened.read(100_000).decode("utf-8", "replace")
 
 
-def _names_of(given: Any, file: Path) -> dict[int, str]:
+def _names_of(given: object, file: Path) -> dict[int, str]:
     """Class names by the indices in the label files.
 
     They are given as a list, a dictionary by index, or comma-separated text; scalars are text.
@@ -258,7 +258,7 @@ def _names_of(given: Any, file: Path) -> dict[int, str]:
     return dict(sorted(numbered.items()))
 
 
-def _is_whole(given: Any) -> bool:
+def _is_whole(given: object) -> bool:
     return re.fullmatch(r"\s*\d{1,9}\s*", str(given)) is not None
 
 
