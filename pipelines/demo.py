@@ -15,11 +15,12 @@ def demo() -> None:
 
     from pipelines.classification import classification
     from pipelines.serving import registry
+    from pipelines.serving.promotion import promote
 
     cli = classification(
         ["fit", "--config", str(ROOT / "configs" / "classification" / "lenet5_digits.yaml"), "--register", NAME]
     )
-    promotion = registry.promote(NAME, cli.rows["registered"].rsplit("/", 1)[1])
+    promotion = promote(NAME, cli.rows["registered"].rsplit("/", 1)[1])
     sample = cli.datamodule.sources["test"][7]
     picture = cli.output / "picture.png"
     Image.fromarray(sample["image"][..., 0]).save(picture)

@@ -40,7 +40,7 @@ def evaluate(
     """
     from datamodules import DataError
     from pipelines.engine.progress import ProgressBar
-    from pipelines.serving import registry
+    from pipelines.serving import evaluation
     from pipelines.serving.subject import Subject
 
     subject = Subject.find(model)
@@ -50,10 +50,10 @@ def evaluate(
         say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
-    module = registry.fitted_to(subject.folder, data, tta)
+    module = evaluation.fitted_to(subject.folder, data, tta)
     with subject.run("evaluate", data, output, experiment, {"tta": tta}) as logger:
         options = {"logger": logger, "callbacks": [ProgressBar()], "enable_progress_bar": True}
-        figures = registry.measured(module, data, **options)
+        figures = evaluation.measured(module, data, **options)
     rows = {key: f"{value:.4f}" for key, value in figures.items()}
     print_table(f"{subject.address} on {data.title}", rows | {"run": logger.address(), "folder": str(logger.output)})
     return figures

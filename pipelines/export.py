@@ -98,7 +98,7 @@ def export(
 
 def _reduced(model: str, file: Path, network: "Exported", module: "VisionModule", precisions: list[Precision]) -> str:
     """Exports in further precisions and returns the comparison table, which is logged."""
-    from pipelines.serving import registry
+    from pipelines.engine.terminal import table
     from pipelines.serving.precisions import CALIBRATED, compared, inputs_of, reduced
     from pipelines.serving.subject import Subject
 
@@ -117,7 +117,7 @@ def _reduced(model: str, file: Path, network: "Exported", module: "VisionModule"
         logger.log_metrics({f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()})
         columns = ["precision", *rows["fp32"]]
         logger.log_table("precisions", columns, [[name, *row.values()] for name, row in rows.items()])
-    return registry.table(
+    return table(
         {"precision": name, **{key: f"{value:.4g}" for key, value in row.items()}, "file": str(files[name])}
         for name, row in rows.items()
     )

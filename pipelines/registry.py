@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from pipelines.engine.command import command
-from pipelines.serving.registry import compare, demote, download, list_models, promote, show
+from pipelines.serving.promotion import compare, demote, list_models, promote, show
+from pipelines.serving.registry import download
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "list": list_models, "show": show, "promote": promote, "demote": demote, "compare": compare, "load": download

@@ -50,7 +50,7 @@ from modules.translation import ResidualTranslator
 from pipelines import export
 from pipelines.classification import classification
 from pipelines.engine.cli import VisionCLI
-from pipelines.serving import exporting, precisions, registry
+from pipelines.serving import exporting, precisions, promotion, registry
 from pipelines.serving import store as storage
 from pipelines.serving.fitting import Fitting
 
@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VisionCLI:
         cli = classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "2",
                               "--trainer.enable_progress_bar", "false", "--register", "sent", "--output", "out",
                               "--model.optimization.lr", "0.003"])  # fmt: skip
-        registry.promote("sent")
+        promotion.promote("sent")
     return cli
 
 

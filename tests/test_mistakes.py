@@ -17,7 +17,7 @@ from pipelines.classification import classification
 from pipelines.gan import gan
 from pipelines.instance_segmentation import instance_segmentation
 from pipelines.segmentation import segmentation
-from pipelines.serving import registry
+from pipelines.serving import evaluation
 from pipelines.serving.store import save_model
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--trainer.max_epochs", "1", "--trainer.limit_train_batches",
@@ -274,4 +274,4 @@ def test_a_model_is_not_measured_on_data_of_another_task() -> None:
     module = SegmentationModule(DataSpec(label_names=["paper", "ink"], image_size=32), Backbone("test_resnet"))
     save_model(Path("model"), module, scenes.preprocessing, "segmentation")
     with pytest.raises(ValueError, match="DigitScenes does not fit a SegmentationModule: its samples have no mask"):
-        registry.evaluate(Path("model"), scenes)
+        evaluation.evaluate(Path("model"), scenes)

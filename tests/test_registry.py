@@ -29,7 +29,7 @@ from pipelines.engine.cli import VisionCLI
 from pipelines.engine.command import command
 from pipelines.engine.start import with_start
 from pipelines.evaluate import evaluate
-from pipelines.serving import registration, registry
+from pipelines.serving import evaluation, promotion, registration, registry
 from pipelines.serving import store as storage
 from pipelines.tracking.logger import run_id_of
 
@@ -51,13 +51,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VisionCLI:
 
 
 def test_only_a_better_version_becomes_champion(trained: VisionCLI) -> None:
-    assert "there was none before" in registry.promote("two", "1")
-    assert "is not better" in registry.promote("two")
+    assert "there was none before" in promotion.promote("two", "1")
+    assert "is not better" in promotion.promote("two")
     client = MlflowClient()
     assert client.get_model_version_by_alias("two", "champion").version in (1, "1")
-    registry.promote("two", "1", alias="challenger")
-    assert "forced" in registry.promote("two", "2", alias="challenger", force=True)
-    assert "two version 1 is challenger: test.accuracy" in registry.promote("two", "1", alias="challenger")
+    promotion.promote("two", "1", alias="challenger")
+    assert "forced" in promotion.promote("two", "2", alias="challenger", force=True)
+    assert "two version 1 is challenger: test.accuracy" in promotion.promote("two", "1", alias="challenger")
     assert float(client.get_model_version("two", "1").tags["test.accuracy"]) > 0.7
 
 
@@ -81,11 +81,11 @@ def test_an_address_that_is_none_is_put_right(trained: VisionCLI, address: str, 
 
 
 def test_a_saved_model_measures_what_it_did_in_training(trained: VisionCLI) -> None:
-    figures = registry.evaluate(registry.model_folder("models:/two/1"))
+    figures = evaluation.evaluate(registry.model_folder("models:/two/1"))
     for key, value in MlflowClient().get_run(trained.trainer.logger.run_id).data.metrics.items():
         if key.startswith("test/"):
             assert figures[key] == pytest.approx(value, abs=1e-6), key
-    table = registry.compare("two", "1", "2")
+    table = promotion.compare("two", "1", "2")
     assert f"{figures['test/accuracy']:.4f}" in table
 
 
@@ -146,17 +146,17 @@ def test_a_model_whose_files_are_gone_is_told(trained: VisionCLI) -> None:
 
 
 def test_the_registry_is_listed_and_a_version_demoted(trained: VisionCLI) -> None:
-    registry.promote("two", "1", alias="listed")
-    assert "listed: 1" in registry.list_models()
-    assert "listed" in registry.show("two")
+    promotion.promote("two", "1", alias="listed")
+    assert "listed: 1" in promotion.list_models()
+    assert "listed" in promotion.show("two")
     assert registry.pinned("models:/two@listed") == "models:/two/1"
     assert "models:/two/1 is in copy" in registry.download("models:/two@listed", "copy")
     assert storage.load_model(Path("copy"))[0].label_names == [str(digit) for digit in range(10)]
     with pytest.raises(ValueError, match="already exists"):
         registry.download("models:/two/1", "copy")
-    assert registry.demote("two", "listed") == "two version 1 is no longer listed."
+    assert promotion.demote("two", "listed") == "two version 1 is no longer listed."
     with pytest.raises(ValueError, match="No version of two is listed"):
-        registry.demote("two", "listed")
+        promotion.demote("two", "listed")
 
 
 def test_of_two_promoters_at_once_the_better_wins(trained: VisionCLI) -> None:
@@ -164,9 +164,9 @@ def test_of_two_promoters_at_once_the_better_wins(trained: VisionCLI) -> None:
     for better_first in (True, False):
         order = ["1", "2"] if better_first else ["2", "1"]
         client.set_model_version_tag("two", order[0], "claim.raced", "written just before the other took the alias")
-        registry.promote("two", order[1], alias="raced")
+        promotion.promote("two", order[1], alias="raced")
         assert str(client.get_model_version_by_alias("two", "raced").version) == "1"
-        registry.demote("two", "raced")
+        promotion.demote("two", "raced")
 
 
 def add(name: str, **tags: object) -> str:
@@ -183,34 +183,34 @@ def test_what_counts_is_the_data_that_the_figure_was_measured_on() -> None:
     add("picky", test_accuracy=0.9, digest_test="same", digest_train="1000 images", val_accuracy=0.98)
     add("picky", test_accuracy=0.95, digest_test="others", digest_train="1000 images")
     add("picky", val_accuracy=0.97, digest_val="same")
-    registry.promote("picky", "1")
-    assert "picky version 2 is champion: test.accuracy 0.9 against 0.8" in registry.promote("picky", "2")
+    promotion.promote("picky", "1")
+    assert "picky version 2 is champion: test.accuracy 0.9 against 0.8" in promotion.promote("picky", "2")
     for other in ("3", "4"):
-        assert f"version {other} was measured on other data" in registry.promote("picky", other)
+        assert f"version {other} was measured on other data" in promotion.promote("picky", other)
     assert str(MlflowClient().get_model_version_by_alias("picky", "champion").version) == "2"
 
 
 def test_a_champion_without_a_figure_is_beaten_by_any_that_has_one() -> None:
     for value in ("nan", "0.5", "nan"):
         add("lost", monitor="val/loss", mode="min", test_loss=value, digest_test="same")
-    registry.promote("lost", "1")
-    assert "lost version 2 is champion" in registry.promote("lost", "2")
-    assert "is not better" in registry.promote("lost", "3")
+    promotion.promote("lost", "1")
+    assert "lost version 2 is champion" in promotion.promote("lost", "2")
+    assert "is not better" in promotion.promote("lost", "3")
 
 
 def test_names_numbers_and_aliases_are_told_apart() -> None:
     name, client = "it's mine", MlflowClient()
     assert [add(name), add(name)] == ["1", "2"]
-    assert registry.show(name).count("│ None │") == 2  # no run
+    assert promotion.show(name).count("│ None │") == 2  # no run
     client.set_registered_model_alias(name, "2", "1")  # which MLflow does not mind
     assert registry.pinned(f"models:/{name}@2") == f"models:/{name}/1"
-    assert registry.promote(name, "2").startswith(f"{name} version 2 is champion")
+    assert promotion.promote(name, "2").startswith(f"{name} version 2 is champion")
     for address in ("@latest", "/latest", "@champion", "/2"):
         assert registry.pinned(f"models:/{name}{address}") == f"models:/{name}/2"
     for alias in ("2", "v2", "latest", "", "a b"):
         with pytest.raises(ValueError, match="cannot be an alias"):
-            registry.promote(name, "1", alias=alias)
-    registry.demote(name, "2")
+            promotion.promote(name, "1", alias=alias)
+    promotion.demote(name, "2")
 
 
 def test_the_list_has_more_than_a_page() -> None:
@@ -219,7 +219,7 @@ def test_the_list_has_more_than_a_page() -> None:
         client.create_registered_model(name)
     try:
         add(names[-1], test_accuracy=0.5)
-        assert names[-1] in registry.list_models()
+        assert names[-1] in promotion.list_models()
     finally:
         for name in names:
             client.delete_registered_model(name)
@@ -253,12 +253,12 @@ def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> 
         registration.register("measured", module, data, {"class_path": "ImageFolder", "init_args": options},
                           "classification", run.info.run_id, {})  # fmt: skip
         folders[number] = registry.model_folder(f"models:/measured/{number}")
-    own = {n: registry.evaluate(folder)["test/loss"] for n, folder in folders.items()}
+    own = {n: evaluation.evaluate(folder)["test/loss"] for n, folder in folders.items()}
     for first, second in ((1, 2), (2, 1)):
-        shown = registry.compare("measured", str(first), str(second))
+        shown = promotion.compare("measured", str(first), str(second))
         options = {"root": str(tmp_path / f"data{first}"), "in_chans": 1, "image_size": {1: 16, 2: 24}[second],
                    "num_workers": 0}  # fmt: skip
-        there = registry.evaluate(folders[second], ImageFolder(**options))["test/loss"]
+        there = evaluation.evaluate(folders[second], ImageFolder(**options))["test/loss"]
         assert there != own[second]
         row = next(line for line in shown.splitlines() if "test/loss" in line)
         assert f"{own[first]:.4f}" in row
@@ -267,9 +267,9 @@ def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> 
 
 def test_unknown_names_are_told(trained: VisionCLI) -> None:
     with pytest.raises(ValueError, match=r"No model 'tow'.*two"):
-        registry.promote("tow")
+        promotion.promote("tow")
     with pytest.raises(ValueError, match="no version 9; it has 1, 2"):
-        registry.promote("two", "9")
+        promotion.promote("two", "9")
     with pytest.raises(ValueError, match="No model 'tow' is registered"):
         registry.load("models:/tow@champion")
 

@@ -30,7 +30,7 @@ from pipelines.classification import classification
 from pipelines.engine.command import command
 from pipelines.engine.recipes import expand
 from pipelines.facenet import facenet
-from pipelines.serving import registry
+from pipelines.serving import promotion, registry
 from pipelines.tracking import client, journal
 from pipelines.tracking.__main__ import send
 from pipelines.tracking.client import experiment_id, tracking_client
@@ -197,11 +197,11 @@ def test_a_server_that_is_not_there_at_the_start_is_one_paragraph(
 
 
 COMMANDS = {
-    "registry list": registry.list_models,
-    "registry show": lambda: registry.show("x"),
-    "registry promote": lambda: registry.promote("x"),
-    "registry demote": lambda: registry.demote("x"),
-    "registry compare": lambda: registry.compare("x", "1", "2"),
+    "registry list": promotion.list_models,
+    "registry show": lambda: promotion.show("x"),
+    "registry promote": lambda: promotion.promote("x"),
+    "registry demote": lambda: promotion.demote("x"),
+    "registry compare": lambda: promotion.compare("x", "1", "2"),
     "registry load": lambda: registry.download("models:/x/1", "copy"),
     "predict": lambda: command(predict.predict, ["models:/x@y", "a.png"]),
     "inspect": lambda: command(inspect.inspect, ["models:/x/1", "a.png"]),
