@@ -27,7 +27,7 @@ from datamodules.labelled.alignment import POINTS
 from modules import ClassificationModule
 from modules.optimization import Optimization
 from modules.spec import Backbone, DataSpec
-from pipelines.faces import landmarks
+from pipelines.alignment import landmarks
 
 AFFINE = [  # keeps proportions, other than the crops of `light`
     {"Affine": {"scale": [0.9, 1.2], "translate_percent": [-0.06, 0.06], "rotate": [-8, 8], "p": 0.9}},

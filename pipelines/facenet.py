@@ -16,8 +16,8 @@ facenet = Task(
         "pipelines.faces.identify",
         "pipelines.faces.verify",
         "pipelines.faces.cluster",
-        "pipelines.faces.align",
-        "pipelines.faces.landmarks",
+        "pipelines.alignment.align",
+        "pipelines.alignment.landmarks",
     ),
 )
 

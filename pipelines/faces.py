@@ -1,4 +1,4 @@
-"""Face recognition with a registered model: enrol, identify, verify, cluster; and alignment of photographs."""
+"""Face recognition with a registered model: enrol, identify, verify, cluster."""
 
 import glob
 import os
@@ -11,25 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import pandas as pd
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 
 from datamodules import DataError
 from datamodules.checking import warn_of_two_names
 from datamodules.digests import digest_of
-from datamodules.images import EXTENSIONS, WRITTEN, read_image
-from datamodules.labelled.alignment import POINTS, FaceDetector, FaceForm, faces_of
-from datamodules.options import point_columns
-from datamodules.splits import split_of
+from datamodules.images import EXTENSIONS, read_image
+from datamodules.labelled.alignment import FaceDetector, FaceForm, faces_of
 from modules import FaceNetModule
 from modules.facenet.metrics import connected_people
 from modules.pictures.sheets import sheet
 from pipelines.engine.disk import write_image, write_text
 from pipelines.engine.terminal import say, table
 from pipelines.serving.embedding import embed
-from pipelines.serving.files import find
+from pipelines.serving.files import check_new, pictures_in
 from pipelines.serving.gallery import Gallery
 from pipelines.serving.model import VisionModel
 from pipelines.serving.registry import load_as, pinned
@@ -51,15 +46,6 @@ def _threshold(given: float | None, module: FaceNetModule) -> float:
     if not 0 <= threshold <= 4:
         raise ValueError(f"--threshold is a squared distance between 0 and 4, not {threshold}.")
     return float(threshold)
-
-
-def _found(paths: Sequence[str], without: str | None = None) -> list[str]:
-    files, missing, _ = find(list(paths), without)
-    if missing:
-        raise ValueError(f"There is no file or folder {missing[0]}.")
-    if not files:
-        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
-    return files
 
 
 def _matches(paths: Sequence[str]) -> list[str]:
@@ -172,7 +158,7 @@ def enrol(
             raise ValueError(
                 f"Who is in {path}? Say it with --name, or give a folder with a sub-folder for each person."
             )
-        for file in _found([path]):
+        for file in pictures_in([path]):
             inner = Path(os.path.relpath(file, path)).parts
             person = name if name is not None else (inner[0] if len(inner) > 1 else Path(path).resolve().name)
             _check_one(file, who.setdefault(file, person), person)
@@ -241,7 +227,7 @@ def identify(
     known = Gallery.read(gallery)
     answering, module = _load(known.model, device)
     limit = _threshold(threshold, module)
-    files, embeddings, boxes = _embedded(answering, _found(paths), known.form, device, every=True)
+    files, embeddings, boxes = _embedded(answering, pictures_in(paths), known.form, device, every=True)
     rows = [
         {
             "path": file,
@@ -320,10 +306,10 @@ def cluster(
     Raises:
         ValueError: the model or the pictures cannot be used, or the folder is not empty.
     """
-    _check_new(out)
+    check_new(out)
     answering, module = _load(model, device)
     limit = _threshold(threshold, module)
-    found = _found(paths, out)
+    found = pictures_in(paths, out)
     _warn(module, None, found)
     files, embeddings = embed(answering, found)
     if method == "agglomerative" and len(files) > 20_000:
@@ -351,115 +337,3 @@ def cluster(
         write_image(Path(out, f"{name}.png"), drawn)
     write_text(Path(out, "clusters.jsonl"), "\n".join(map(dumps, rows)) + "\n")
     return f"{len(files)} pictures: {len(several)} people with several, {len(alone)} pictures alone. See {out}."
-
-
-def align(
-    folder: str, out: str = "aligned", form: FaceForm = "arcface", size: int | None = None, device: str = "auto"
-) -> str:
-    """Crops and aligns the face in each photograph, so that eyes, nose and mouth are always at the same place.
-
-    The pictures keep their names and sub-folders, so that those of people stay as they are. Of several faces the largest and
-    most central one is taken; where no face is upright, the picture is turned. What came of each picture is in ``alignment.jsonl``. It needs the package
-    facenet-pytorch.
-
-    Args:
-        folder: the photographs, in any sub-folders.
-        out: a new folder for the aligned ones.
-        form: alignment: ``arcface`` and ``dlib`` move eyes, nose and mouth to the positions that these networks were trained
-            with; ``facenet`` crops the box around the face.
-        size: side of the square output pictures, in pixels; None for the form's own, 112, 150 or 160.
-        device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
-
-    Returns:
-        A summary.
-
-    Raises:
-        ValueError: the package is missing, there are no pictures or no faces, or the new folder is not empty.
-    """
-    if not os.path.isdir(folder):
-        raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
-    _check_new(out)
-    if size is not None and size < 16:
-        raise ValueError(f"--size must be at least 16 pixels, not {size}.")
-    detector = FaceDetector(device)
-    files = [file for file in _found([folder], out) if file.lower().endswith(EXTENSIONS)]
-    screen = Console(stderr=True)
-    rows: list[dict[str, Any]] = []
-    for file in track(files, "align", console=screen, transient=True, disable=not screen.is_terminal):
-        rows.append({"path": file, "aligned": None, "form": form})
-        try:
-            image = read_image(file)
-        except DataError as error:
-            print(f"passed over: {error}", file=sys.stderr)
-            rows[-1]["error"] = str(error)
-            continue
-        faces = faces_of(image, detector, form, size)
-        rows[-1]["faces"] = len(faces)
-        if not faces:
-            print(f"no face: {file}", file=sys.stderr)
-            continue
-        face = faces[0].pixels
-        target = Path(out, os.path.relpath(file, folder))
-        if target.suffix.lower() not in WRITTEN:
-            target = target.with_name(f"{target.name}.png")
-        grey = (face == face[..., :1]).all()
-        write_image(target, face[..., :1] if grey else face, quality=95, subsampling=0)
-        rows[-1]["aligned"] = str(target)
-    counts = [row.get("faces") for row in rows]
-    if not any(counts):
-        raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
-    write_text(Path(out, "alignment.jsonl"), "\n".join(map(dumps, rows)) + "\n")
-    several = sum(count > 1 for count in counts if count)
-    return (
-        f"{len(files)} pictures: {sum(map(bool, counts))} faces are in {out}, {several} of them the foremost of several. "
-        f"Without a face: {counts.count(0)}. Not readable: {counts.count(None)}."
-    )
-
-
-def landmarks(folder: str, out: str = "landmarks.csv", device: str = "auto") -> str:
-    """Finds eyes, nose and mouth of the face in each picture, and writes a table for ``--data Manifest`` with ``--data.keypoints``.
-
-    The table has a row for each picture with a face: ``path``, relative to the table; ``label``, the folder that the picture is in;
-    ``split``, if the first folder is one of ``train``, ``val`` and ``test`` in any usual spelling; and x and y of the five
-    landmarks in pixels, left and right as seen in the picture. Of several faces, the largest and most central one is taken. This
-    needs the package facenet-pytorch.
-
-    Args:
-        folder: the pictures, with a sub-folder for each person or class.
-        out: the table, in CSV.
-        device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
-
-    Returns:
-        A summary.
-
-    Raises:
-        ValueError: the package is missing, or there are no pictures or no faces.
-    """
-    if not os.path.isdir(folder):
-        raise ValueError(f"There is no folder {os.path.abspath(folder)}.")
-    detector, rows, without = FaceDetector(device), list[dict[str, Any]](), 0
-    files = [file for file in _found([folder]) if file.lower().endswith(EXTENSIONS)]
-    screen = Console(stderr=True)
-    for file in track(files, "landmarks", console=screen, transient=True, disable=not screen.is_terminal):
-        try:
-            found = detector.points(read_image(file))
-        except DataError as error:
-            print(f"passed over: {error}", file=sys.stderr)
-            continue
-        if not len(found):
-            print(f"no face: {file}", file=sys.stderr)
-            without += 1
-            continue
-        row = {"path": os.path.relpath(file, Path(out).parent), "label": Path(file).resolve().parent.name}
-        if split := split_of(Path(os.path.relpath(file, folder)).parts[0]):
-            row["split"] = split
-        rows.append(row | dict(zip(point_columns(POINTS), found[0].round(2).ravel().tolist(), strict=True)))
-    if not rows:
-        raise ValueError(f"There is no face in any of the {len(files)} pictures in {folder}.")
-    write_text(Path(out), pd.DataFrame(rows).to_csv(index=False))
-    return f"{len(files)} pictures: the points of {len(rows)} faces are in {out}. Without a face: {without}. Not readable: {len(files) - len(rows) - without}."
-
-
-def _check_new(folder: str) -> None:
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.images import read_image
 from datamodules.labelled.alignment import DLIB, TEMPLATE, aligned, boxed, faces_of, foremost, similarity
 from datamodules.options import Reading
-from pipelines import faces as recognition
+from pipelines import alignment
 from pipelines.facenet import facenet
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]  # of the five points of a drawn face
@@ -134,7 +134,7 @@ class DotDetector:
 
 
 def test_a_folder_of_people_keeps_its_names_and_what_is_left_out_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(recognition, "FaceDetector", DotDetector)
+    monkeypatch.setattr(alignment, "FaceDetector", DotDetector)
     Path("photos/anna").mkdir(parents=True)
     Path("photos/bert").mkdir()
     one = drawn(np.full((300, 300, 3), 90, np.uint8), moved(20, 1.5, (80, 10)), 5)
@@ -177,7 +177,7 @@ def test_mistakes_end_in_one_paragraph(monkeypatch, capsys):
         assert end.value.code == 2
         assert said in message
         assert "Traceback" not in message
-    monkeypatch.setattr(recognition, "FaceDetector", DotDetector)
+    monkeypatch.setattr(alignment, "FaceDetector", DotDetector)
     with pytest.raises(SystemExit):
         ask("photos")
     assert "no face in any of the 1 pictures" in capsys.readouterr().err

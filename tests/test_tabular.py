@@ -21,8 +21,7 @@ from datamodules.images import read_image
 from datamodules.labelled.alignment import POINTS
 from datamodules.options import point_columns
 from modules import Backbone, BackboneError, ClassificationModule, DataSpec, FewShotModule
-from pipelines import evaluate, export, predict
-from pipelines import faces as recognition
+from pipelines import alignment, evaluate, export, predict
 from pipelines.classification import classification
 from pipelines.serving import model as serving
 from pipelines.serving import registry
@@ -205,7 +204,7 @@ def test_a_killed_training_with_points_goes_on_and_ends_bit_identical() -> None:
 
 
 def test_points_of_faces_are_written_to_a_table_and_found_in_new_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dots(recognition.FaceDetector):
+    class Dots(alignment.FaceDetector):
         """Takes five shades of red for the points of a face."""
 
         def __init__(self, device: str = "auto") -> None: ...
@@ -225,9 +224,9 @@ def test_points_of_faces_are_written_to_a_table_and_found_in_new_pictures(monkey
                 pixels[y - 1 : y + 2, x - 1 + k % 2 : x + 2 + k % 2] = (250 - n, 0, 0)
             Image.fromarray(pixels).save(f"faces/{person}/{k}.png")
     Image.fromarray(random.integers(0, 99, (48, 48, 3), np.uint8)).save("faces/none.png")
-    monkeypatch.setattr(recognition, "FaceDetector", Dots)
+    monkeypatch.setattr(alignment, "FaceDetector", Dots)
     monkeypatch.setattr(serving, "FaceDetector", Dots)
-    assert "32 faces" in recognition.landmarks("faces", "faces.csv")
+    assert "32 faces" in alignment.landmarks("faces", "faces.csv")
     rows = pd.read_csv("faces.csv")
     assert rows["label"].value_counts().to_dict() == {"ann": 16, "bob": 16}
     assert rows["path"][0] == "faces/ann/0.png"

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,30 @@ def _below(folder: str, without: str | None) -> Iterable[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) != left_out]
         yield from (os.path.join(place, file) for file in files if file.lower().endswith(kinds))
+
+
+def pictures_in(paths: Sequence[str], without: str | None = None) -> list[str]:
+    """The files that `find` finds.
+
+    Raises:
+        ValueError: a path leads to nothing, or there are no pictures.
+    """
+    files, missing, _ = find(list(paths), without)
+    if missing:
+        raise ValueError(f"There is no file or folder {missing[0]}.")
+    if not files:
+        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
+    return files
+
+
+def check_new(folder: str) -> None:
+    """Checks that a folder to write to is new or empty.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"{os.path.abspath(folder)} is not empty: name a new folder with --out.")
 
 
 def is_table(path: str) -> bool:
