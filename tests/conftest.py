@@ -1,5 +1,9 @@
 """One MLflow store for all tests, and real processes that start fast."""
 
+# isort: off
+import pipelines  # noqa: F401  # before Lightning, as a command does
+
+# isort: on
 import hashlib
 import multiprocessing
 import os

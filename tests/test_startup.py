@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torchmetrics
 from conftest import ROOT
 
 HEAVY = {"torch", "lightning", "mlflow", "sklearn", "pandas", "albumentations", "optuna", "matplotlib", "torchvision"}
 OPTIONAL = {"mlflow", "sklearn", "pandas", "captum", "supervision", "optuna", "faiss", "av", "onnx", "pytorch_metric_learning",
-            "segmentation_models_pytorch", "faster_coco_eval", "gymnasium", "fastapi", "modules.gan", "modules.detection"}  # fmt: skip
+            "segmentation_models_pytorch", "faster_coco_eval", "gymnasium", "fastapi", "modules.gan", "modules.detection",
+            "transformers", "scipy.signal"}  # fmt: skip
 WATCHED = """
 import atexit, runpy, sys
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
@@ -38,3 +41,11 @@ def test_what_is_not_needed_is_not_imported(line: str, said: str, absent: set[st
     *_, imported = ended.stderr.splitlines()
     assert said in " ".join((ended.stdout + ended.stderr).split())
     assert not absent & {*imported.split()}
+
+
+def test_a_package_whose_names_are_imported_later_has_them_all() -> None:
+    assert type(torchmetrics.__spec__.loader).__name__ == "Deferring"
+    assert torchmetrics.F1Score is torchmetrics.classification.f_beta.F1Score
+    assert torchmetrics.functional.accuracy(torch.tensor([1, 0]), torch.tensor([1, 1]), "binary") == 0.5
+    with pytest.raises(AttributeError, match="'torchmetrics' has no attribute 'Acuracy'"):
+        _ = torchmetrics.Acuracy

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from pipelines.engine.process import ending
 from pipelines.engine.terminal import quieten
 from pipelines.tracking.redaction import redact
 
@@ -39,7 +40,7 @@ def command(
         name: what is started, after ``python -m pipelines.``; by default the function's name.
     """
     name = name or str(getattr(function, "__name__", ""))
-    with mistakes(name), orderly():
+    with ending() if args is None else nullcontext(), mistakes(name), orderly():
         if callable(function):
             parser = _parser(function, name)
             given = parser.instantiate(parser.parse_args(args))

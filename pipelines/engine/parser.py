@@ -19,6 +19,7 @@ from modules.ranges import Mirroring, NonNegative, PositiveInt
 from pipelines.engine.averaging import Average
 from pipelines.engine.command import UsageError, know_data
 from pipelines.engine.launch import launcher
+from pipelines.engine.process import importing
 from pipelines.engine.recipes import class_of, recipes
 from pipelines.engine.settings import read_former_names
 from pipelines.engine.task import SUBCOMMANDS
@@ -88,6 +89,12 @@ class TaskParser(LightningCLI):
         return {name: ours | {"ckpt_path", "verbose", "weights_only", "return_predictions"} for name in SUBCOMMANDS}
 
     @override
+    @importing()
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+
+    @override
+    @importing()
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             super().parse_arguments(parser, args)

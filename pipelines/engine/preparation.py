@@ -30,6 +30,7 @@ from pipelines.engine.evaluation import Weights, take_whole
 from pipelines.engine.folders import is_training, new_folder, own_folder, try_to_write
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.parser import TaskParser
+from pipelines.engine.process import importing
 from pipelines.engine.progress import ProgressBar, Summary
 from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.recipes import LOOKS
@@ -136,7 +137,8 @@ class PreparedCLI(TaskParser):
             check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
         if self.tracked or "models:/" in str(self.options.model):
-            from pipelines.tracking.client import reach
+            with importing():
+                from pipelines.tracking.client import reach
 
             reach()
         self._choose_folder()

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.__main__ import TASKS
 from pipelines.engine.command import UsageError, command, explained, mistakes
+from pipelines.engine.process import ending, importing
 from pipelines.engine.recipes import check_recipes, expand, import_code, with_recipe
 from pipelines.engine.settings import present
 from pipelines.engine.terminal import print_table
@@ -73,18 +75,20 @@ class Task:
             whole = with_recipe(given)
             check_recipes(whole)
 
-        from datamodules import DataError
-        from modules import BackboneError
-        from modules.callbacks.divergence import DivergenceError
-        from pipelines.engine.cli import VisionCLI
-        from pipelines.engine.disk import DiskError, LockError
-        from pipelines.engine.launch import LostError
-        from pipelines.engine.start import with_start
+        with importing():
+            from datamodules import DataError
+            from modules import BackboneError
+            from modules.callbacks.divergence import DivergenceError
+            from pipelines.engine.cli import VisionCLI
+            from pipelines.engine.disk import DiskError, LockError
+            from pipelines.engine.launch import LostError
+            from pipelines.engine.start import with_start
 
         errors = (BackboneError, DataError, DiskError, DivergenceError, LockError, LostError, UsageError)
         with explained(self.name, *errors):
             import_code(whole)
-            kind = imported(self.module_class)
+            with importing():
+                kind = imported(self.module_class)
             whole, start = with_start(whole, kind)
             return VisionCLI(self.name, kind, self.default_data, whole, callbacks, start)
 
@@ -95,12 +99,13 @@ class Task:
         Args:
             args: the command line; None takes the process's own.
         """
-        given = list(sys.argv[1:] if args is None else args)
         own = {path.rpartition(".")[2]: path for path in self.commands}
-        if given and given[0] in own:
-            command(imported(own[given[0]]), given[1:], f"{self.name} {given[0]}")
-        else:
-            print_table(self.name.replace("_", " "), self(given).rows)
+        with ending() if args is None else nullcontext():
+            given = list(sys.argv[1:] if args is None else args)
+            if given and given[0] in own:
+                command(imported(own[given[0]]), given[1:], f"{self.name} {given[0]}")
+            else:
+                print_table(self.name.replace("_", " "), self(given).rows)
 
     def _check_verb(self, verb: str) -> None:
         """Tells what there is to do, if that is asked for.
