@@ -62,14 +62,18 @@ def shard_files(root: str) -> list[str]:
             f"{root} has no file of the kinds {', '.join(KINDS)}: give their folder, a pattern such as 'FOLDER/train-*.tar', or their "
             "address with --data.root."
         )
-    if packed := next((place for place in found if place.endswith(PACKED)), None):
+    if packed := next((place for place in found if place.lower().endswith(PACKED)), None):
         raise DataError(f"{packed} is compressed, so that no picture can be read by itself: unpack it to a .tar.")
+    if other := next((place for place in found if not place.partition("?")[0].lower().endswith(KINDS)), None):
+        raise DataError(
+            f"{other} is neither a .tar nor a .parquet file: give such files, or their folder, with --data.root."
+        )
     return sorted(dict.fromkeys(found))
 
 
 def _expanded(root: str) -> list[str]:
     """Returns a pattern for each number in its braces."""
-    if not (braces := re.search(r"\{(\d+)\.\.(\d+)\}", root)):
+    if os.path.exists(root) or not (braces := re.search(r"\{(\d+)\.\.(\d+)\}", root)):
         return [root]
     first, last = braces.groups()
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
@@ -79,9 +83,11 @@ def _expanded(root: str) -> list[str]:
 def _local_files(place: str) -> list[str]:
     if os.path.isdir(place):
         return [
-            str(file) for file in Path(place).rglob("*") if file.name.endswith((*KINDS, *PACKED)) and file.is_file()
+            str(file)
+            for file in Path(place).rglob("*")
+            if file.name.lower().endswith((*KINDS, *PACKED)) and file.is_file()
         ]
-    return glob.glob(place) if glob.has_magic(place) else [place]
+    return glob.glob(place) if glob.has_magic(place) and not os.path.exists(place) else [place]
 
 
 def _remote_files(place: str) -> list[str]:
@@ -103,7 +109,9 @@ def _told(place: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        if not why or why.strip("/") in place:  # some say the place alone
+            why = "no such file, or no answer" if isinstance(error, FileNotFoundError) else type(error).__name__
         raise DataError(
             f"{place} cannot be read ({why.rstrip('.')}): repair it, or give other files with --data.root."
         ) from None
@@ -153,7 +161,7 @@ def index_of(shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
             if said.get("mark") == mark:
                 return known.to_pandas(), said["classes"]
         with _opened(shard) as file:
-            read = _tar_index if shard.endswith(".tar") else _parquet_index
+            read = _parquet_index if shard.lower().endswith(".parquet") else _tar_index
             table, classes = read(file, shard, label_column)
         made = pa.Table.from_pandas(table, preserve_index=False)
         temporary = cache.with_suffix(f".{os.getpid()}")
@@ -189,7 +197,12 @@ def _tar_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataF
         file.seek(0, os.SEEK_END)
         if file.tell() < archive.offset + tarfile.BLOCKSIZE:
             raise ValueError("it has no end, so that it was cut off")
-    rows = [(*place, _label(labels.get(key, {}), label_column)) for key, place in pictures.items()]
+    rows = []
+    for key, place in pictures.items():
+        try:
+            rows.append((*place, _label(labels.get(key, {}), label_column)))
+        except ValueError as error:
+            raise ValueError(f"{key}.json: {error}") from None
     return pd.DataFrame(rows, columns=INDEX).astype(
         {"name": "str", "start": "int64", "size": "int64", "label": "str"}
     ), []
@@ -198,12 +211,12 @@ def _tar_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataF
 def _label(beside: dict[str, str], label_column: str) -> str | None:
     """Returns the label of a sample, from its .cls, from a key of its .json, or from its .txt."""
     if "cls" in beside:
-        return beside["cls"].strip()
+        return beside["cls"].strip() or None
     if "json" in beside:
         said = json.loads(beside["json"])
         if isinstance(said, dict) and said.get(label_column) is not None:
             return str(said[label_column])
-    return beside["txt"].strip() if "txt" in beside else None
+    return beside.get("txt", "").strip() or None
 
 
 def _parquet_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.DataFrame, list[str]]:
@@ -221,6 +234,11 @@ def _parquet_index(file: IO[bytes], shard: str, label_column: str) -> tuple[pd.D
     if picture in table.schema.names:
         paths = [(each or {}).get("path") for each in table[picture].to_pylist()]
     names = [path or str(number) for number, path in enumerate(paths)]
+    if labelled and pa.types.is_nested(schema.field(label_column).type):
+        raise DataError(
+            f"{shard} has lists or structs in its column {label_column!r}, and an image has one class here: name another with "
+            "--data.label_column. Several labels are read from tables of files, by --data MultiLabelTable."
+        )
     labels = [None if each is None else str(each) for each in table[label_column].to_pylist()] if labelled else None
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     classes = said.get("info", {}).get("features", {}).get(label_column, {}).get("names") or []
@@ -303,7 +321,7 @@ class Members(Paths):
         """
         shard = self.shards[place]
         try:
-            data = self._of_row(place, start, size) if shard.endswith(".parquet") else _part(shard, start, size)
+            data = self._of_row(place, start, size) if shard.lower().endswith(".parquet") else _part(shard, start, size)
         except OSError:
             raise
         except Exception as error:  # of whatever fsspec opens it with
@@ -323,7 +341,7 @@ class Members(Paths):
 
         data = self._groups.get((place << 32) + group, read)[0][row].as_py()
         if data is None:
-            raise OSError("it has a path, but no bytes")
+            raise OSError("it has no bytes")
         return bytes(data)
 
 

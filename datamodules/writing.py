@@ -22,4 +22,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as part:
         made = Path(part, place.name)
         yield made
-        made.rename(place)
+        try:
+            made.rename(place)
+        except OSError:
+            if place.exists():  # another command wrote it meanwhile
+                raise DataError(f"{place} already exists: name a new folder.") from None
+            raise

@@ -129,6 +129,8 @@ def test_labels_are_text_json_or_numbers_and_splits_are_drawn_where_names_say_no
     assert data.label_names == ["bat", "cow", "owl"]
     assert sorted(data.sources) == ["test", "train", "val"]
     write_tar("few/00.tar", {name: content for name, content in members.items() if name.endswith("png")})
+    write_tar("odd [1] {0..2}/all.TAR", members)  # a folder, not a pattern
+    assert Shards("odd [1] {0..2}", label_column="kind", image_size=8).label_names == data.label_names
     assert UnlabelledShards("few", image_size=8).sources["train"].labels.max() == 0
     frame = pd.DataFrame({"image": [png(k) for k in range(24)], "label": [k % 12 for k in range(24)]})
     frame.to_parquet("numbers-train.parquet")
@@ -146,6 +148,18 @@ WRONG = {
     "without its end": (lambda: cut(write_tar("train.tar", {"0.png": b"0" * 512}), 10240 - 1024), ["train.tar", "cut off"]),
     "no tar": (lambda: str(Path("train.tar").write_bytes(b"text" * 999) and "train.tar"), ["train.tar cannot be read"]),
     "no label": (lambda: write_tar("train.tar", WHOLE | {"x.png": png(99)}), ["1 of 13 pictures", "x.png", ".cls"]),
+    "an empty label": (lambda: write_tar("train.tar", WHOLE | {"0.cls": b""}), ["1 of 12 pictures", "0.png", ".cls"]),
+    "a class without a name": (
+        lambda: (Path("classnames.txt").write_text("owl\nbat"), write_tar("train.tar", WHOLE | {"0.cls": b"cow"}))[1],
+        ["label 'cow'", "classnames.txt", "owl, bat"],
+    ),
+    "no pictures": (lambda: write_tar("train.tar", {}), ["The 1 files of train.tar have no pictures"]),
+    "no JSON": (lambda: write_tar("train.tar", {"0.png": png(0), "0.json": b"{"}), ["train.tar", "0.json"]),
+    "several labels": (
+        lambda: (pd.DataFrame({"image": [png(0)], "label": [[0, 1]]}).to_parquet("train.parquet"), "train.parquet")[1],
+        ["train.parquet has lists", "'label'", "--data.label_column"],
+    ),
+    "a table": (lambda: str(Path("t.csv").write_text("path,label") and "t.csv"), ["t.csv is neither"]),
     "no shards": (lambda: (Path("none").mkdir(), "none")[1], ["none has no file", "--data.root"]),
     "no file": (lambda: "nowhere-{00..03}.tar", ["nowhere-00.tar", "--data.root"]),
     "no protocol": (lambda: "nonsense://bucket/train.tar", ["nonsense://bucket/train.tar", "nonsense"]),

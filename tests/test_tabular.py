@@ -176,7 +176,7 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
         }
     )
     assert served.predict(rows)["label"].tolist() == [answer["label"] for answer in answers]
-    export.export("models:/ages/1", Path("a.onnx"))
+    export.export("models:/ages/1", Path("a.onnx"), precisions="fp16")
     session = onnxruntime.InferenceSession("a.onnx")
     assert [given.name for given in session.get_inputs()] == ["image", "tabular"]
     batch = cli.datamodule.samples("test", 100)

@@ -58,7 +58,12 @@ class Shards(Folder, ClassFiles):
 
     @cached_property
     def _index(self) -> dict[str, tuple[pd.DataFrame, list[str]]]:
-        return {shard: index_of(shard, self.label_column) for shard in shard_files(self.root)}
+        found = {shard: index_of(shard, self.label_column) for shard in shard_files(self.root)}
+        if not any(len(table) for table, _ in found.values()):
+            raise DataError(
+                f"The {len(found)} files of {self.root} have no pictures; the first is {next(iter(found))}."
+            )
+        return found
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -75,18 +80,25 @@ class Shards(Folder, ClassFiles):
             return np.full(sum(len(table) for table, _ in self._index.values()), ".", object)
         for shard, (table, _) in self._index.items():
             if len(without := table.index[table["label"].isna()]):
+                remedy = (
+                    "name the column of labels with --data.label_column, or fill it in"
+                    if shard.lower().endswith(".parquet")
+                    else "put a member of its name with .cls, .txt or .json beside it, or name the key in the JSON with --data.label_column"
+                )
                 raise DataError(
-                    f"{len(without)} of {len(table)} pictures in {shard} have no label; the first is {table['name'][without[0]]}: put a member "
-                    "of its name with .cls, .txt or .json beside it, or name the column, or the key in the JSON, with "
-                    "--data.label_column. Tasks without labels take --data UnlabelledShards."
+                    f"{len(without)} of {len(table)} pictures in {shard} have no label; the first is {table['name'][without[0]]}: "
+                    f"{remedy}. Tasks without labels take --data UnlabelledShards."
                 )
         labels = pd.concat([table["label"] for table, _ in self._index.values()], ignore_index=True)
-        if not self._classes or not numbered(labels.unique().tolist()):
+        there = labels.unique().tolist()
+        if not self._classes or (not numbered(there) and set(there) <= set(self._classes)):
             return objects(labels)
-        if (most := max(map(int, labels.unique()))) >= len(self._classes):
-            raise DataError(
-                f"{self.root} has the label {most}, and names of {len(self._classes)} classes, counted from 0."
-            )
+        for label in there:
+            if not numbered([label]) or int(label) >= len(self._classes):
+                raise DataError(
+                    f"{self.root} has the label {label!r}, and the files' metadata or classnames.txt name {len(self._classes)} classes, "
+                    f"counted from 0: {listed(self._classes)}. Correct one of the two."
+                )
         return objects(labels, lambda number: self._classes[int(number)])
 
     @cached_property
@@ -119,10 +131,6 @@ class Shards(Folder, ClassFiles):
     @override
     def load(self) -> dict[str, LabelledSource]:
         members = Members.in_shards({shard: table for shard, (table, _) in self._index.items()})
-        if not len(members):
-            raise DataError(
-                f"The {len(self._index)} files of {self.root} have no pictures; the first is {next(iter(self._index))}."
-            )
         return self._read(Rows(members, self._names, self._splits))
 
 

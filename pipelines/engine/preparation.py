@@ -95,6 +95,11 @@ class PreparedCLI(TaskParser):
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. {self._remedy(data, name)}")
+        if "mask" in self.module_class.needs and hasattr(data, "masks"):  # data with boxes
+            raise UsageError(
+                f"{data.title} has classes of objects, without the background that {self.task} needs: give data of class maps, such as "
+                "COCOSegmentation, which reads the same annotations, or DigitMasks."
+            )
         weighting = getattr(data, "class_weighting", "none")
         if weighting != "none" and "class_weights" not in takes:
             raise UsageError(

@@ -62,7 +62,7 @@ class _Labels(Exported[L]):
 
     @override
     def stand_in(self, module: L, run: Callable[..., list[Tensor]]) -> bool:
-        return replaced(module, lambda *given: self._logits(run(*given)[0]))
+        return replaced(module, lambda *given, **beside: self._logits(run(*given, **beside)[0]))
 
     def _logits(self, told: Tensor) -> Tensor:
         return told.clamp_min(1e-12).log() if self.pixels else told
