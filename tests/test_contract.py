@@ -170,7 +170,16 @@ CASES = (
     ),
 )  # fmt: skip
 TASKS = {case.command.name: case for case in CASES}
-EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def every(*slow: str) -> pytest.MarkDecorator:
+    """All tasks; those named, whose parts other tasks test here, in the slow suite."""
+    marks = {name: [pytest.mark.slow] * (name in slow) for name in TASKS}
+    return pytest.mark.parametrize(
+        "task", [pytest.param(case, id=name, marks=marks[name]) for name, case in TASKS.items()]
+    )
+
+
 FEW = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "1"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
@@ -202,7 +211,7 @@ def weights(file: str) -> dict[str, torch.Tensor]:
     return checkpoint["state_dict"] | current | moments
 
 
-@EVERY
+@every()
 def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
     cli = fit(task, "--trainer.max_epochs", "2", "--register", "small")
     run = run_of("out")
@@ -228,10 +237,7 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
         VisionModule.load_from_checkpoint("out/best.ckpt")
 
 
-@pytest.mark.parametrize(
-    "task",  # several tasks at once take half a minute, and each of them is here by itself
-    [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name == "multi_task")) for name, case in TASKS.items()],
-)
+@every("multi_task", "multi_label", "regression", "sequences", "keypoints", "super_resolution")
 def test_overfits_a_handful_of_samples(task: Case) -> None:
     if task.overfit is None:
         pytest.skip("its loss has no bound that eight samples let it come near to")
@@ -241,11 +247,10 @@ def test_overfits_a_handful_of_samples(task: Case) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "workers"), [(name, "2" if name in ("classification", "detection") else "0") for name in TASKS]
-)
-def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: str) -> None:
-    task = TASKS[name]
+@every("multi_task", "multi_label", "sequences", "stylization", "keypoints")
+def test_a_killed_training_goes_on_and_ends_bit_identical(task: Case) -> None:
+    name = task.command.name
+    workers = "2" if name in ("classification", "detection") else "0"
     args = ["fit", *task.small, *QUIET, *task.random, "--data.num_workers", workers, "--trainer.max_epochs", "2", *FEW,
             "--model.optimization.ema_decay", "0.9", "--trainer.log_every_n_steps", "1",
             "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]  # fmt: skip
@@ -266,7 +271,7 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(name: str, workers: st
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@EVERY
+@every("multi_task", "regression", "sequences", "few_shot", "stylization", "keypoints")
 def test_several_processes_measure_what_one_does(task: Case, processes: int) -> None:
     both = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp", "--data.num_workers", "0"]
     both += ["--data.batch_size", str(128 // processes)]
@@ -295,7 +300,7 @@ def test_several_processes_measure_what_one_does(task: Case, processes: int) -> 
         assert history("a")["test/accuracy"][-1][1] == pytest.approx(b["test/accuracy"][-1][1])
 
 
-@EVERY
+@every()
 def test_a_mistake_ends_in_one_paragraph(task: Case, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         fit(task, "--model.backbone", "resnt18")

@@ -336,7 +336,7 @@ def test_a_dense_detector_of_torchvisions_answers_alike_here_and_keeps_its_class
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("version", ["", "_v2"])
+@pytest.mark.parametrize("version", ["", pytest.param("_v2", marks=pytest.mark.slow)])
 def test_a_detector_of_torchvisions_answers_alike_here_and_keeps_its_classes(version: str) -> None:
     theirs = of_torchvision(f"maskrcnn_resnet50_fpn{version}")
     theirs.roi_heads.score_thresh = 0.0

@@ -113,7 +113,9 @@ def test_a_hopeless_trial_ends_early_and_in_good_order() -> None:
     assert MlflowClient().get_run(last.user_attrs["run_id"]).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGKILL", -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("name", "code"), [pytest.param("SIGINT", 130, marks=pytest.mark.slow), ("SIGKILL", -signal.SIGKILL)]
+)
 def test_a_sweep_that_was_cut_off_goes_on_within_the_trial(name: str, code: int) -> None:
     fault = f"--trainer.callbacks+=test_sweep.CutOff --trainer.callbacks.name {name}"
     args = ["model.label_smoothing: {low: 0, high: 0.1}", "1", fault]

@@ -337,7 +337,10 @@ def test_auto_lets_a_network_that_knows_nothing_learn():
     assert "backbone.conv1.0.weight" in watch.epochs[0]
 
 
-@pytest.mark.parametrize(("transfer", "backbone"), [("freeze_unfreeze", "test_resnet"), ("auto", "lenet5")])
+@pytest.mark.parametrize(
+    ("transfer", "backbone"),
+    [("freeze_unfreeze", "test_resnet"), pytest.param("auto", "lenet5", marks=pytest.mark.slow)],
+)
 def test_a_killed_unfreezing_goes_on_and_ends_bit_identical(transfer, backbone):
     file = str(Path(weights_file(backbone, 12)).resolve())
     args = [*FIT, "--data.num_workers", "0", "--data.train_per_class", "9", "--data.batch_size", "30", "--model.backbone",
