@@ -238,6 +238,8 @@ class _Memory(_Kept):
                 self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         os.truncate(self._file, int(self._starts[-1]))
+        # Copied from a mapping, an image takes a third of the time that reading the file takes.
+        self._pixels = mmap.mmap(self._file, int(self._starts[-1]), access=mmap.ACCESS_READ)
         self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 12 * len(files))), np.int32)[: 3 * len(files)].reshape(-1, 3)
 
     def __reduce__(self) -> Any:  # a process that is not forked creates its own
@@ -252,12 +254,8 @@ class _Memory(_Kept):
         height, width, size = self._shapes[index].tolist()
         if not height:
             return None
-        pixels = np.empty((height, width, self.reading.channels), f"u{size}")
-        return (
-            pixels
-            if os.preadv(self._file, [pixels.data.cast("B")], int(self._starts[index])) == pixels.nbytes
-            else None
-        )
+        shape, start = (height, width, self.reading.channels), int(self._starts[index])
+        return np.ndarray(shape, f"u{size}", self._pixels, start).copy()
 
     @override
     def _keep(self, index: int, pixels: NDArray[Any]) -> None:
