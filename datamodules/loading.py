@@ -93,7 +93,8 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         """Loads a whole batch: sources in memory are indexed at once if there is no transform."""
         batch = getattr(self.source, "batch", None) if self.transform is None else None
         if batch is not None:
-            return collate(batch([index % len(self.source) for index, _ in keys]))
+            size = len(self.source)
+            return collate(batch([index % size for index, _ in keys]))
         return [self[key] for key in keys]
 
     def load(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:

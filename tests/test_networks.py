@@ -138,6 +138,11 @@ def test_the_first_batch_of_a_training_makes_the_patches_of_images_white() -> No
         for trained in (network, again):
             trained.train()(3 * patchy(seed=1))
             assert torch.equal(trained.stem[0].weight, first.weight)
+        # One that begins anew is whitened anew.
+        network.load_state_dict(create_backbone("airbench", image_size=32).state_dict())
+        network(3 * patchy(seed=1))
+        assert not torch.allclose(first.weight, again.stem[0].weight)
+        assert torch.equal(first.weight, first.whitening(3 * patchy(seed=1)))
 
 
 def _whiten_a_share(args: list[str]) -> None:

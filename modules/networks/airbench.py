@@ -1,6 +1,7 @@
 """The network of airbench94, which trains on CIFAR-10 within seconds on a GPU and within minutes on a CPU."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +33,21 @@ class Whitening(nn.Conv2d):
         self.eps = eps
         self.weight.requires_grad_(False)
         self.register_buffer("ready", torch.tensor(0))
+        self._whitens = False  # that it is ready, which each step would else have to wait for the device to read
+
+    @override
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._whitens = False
 
     @override
     def forward(self, input: Tensor) -> Tensor:
         """Convolves float B×C×H×W to float B×8C×(H-1)×(W-1)."""
-        if self.training and not self.ready:
-            self.weight.copy_(self.whitening(input.detach()))
-            self.ready.fill_(1)
+        if self.training and not self._whitens:
+            if not self.ready:
+                self.weight.copy_(self.whitening(input.detach()))
+                self.ready.fill_(1)
+            self._whitens = True
         return super().forward(input)
 
     @torch.no_grad()

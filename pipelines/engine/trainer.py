@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
@@ -21,7 +22,7 @@ from modules import VisionModule
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
-from pipelines.engine.loops import _EpochLoop, _FitLoop
+from pipelines.engine.loops import NoProfiler, _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
 from pipelines.engine.terminal import say
 
@@ -51,6 +52,9 @@ class VisionTrainer(L.Trainer):
             **kwargs,
         )
         self._signal_connector = Signals(self)
+        own: Any = self  # as Lightning gives the attribute no type
+        if type(own.profiler) is PassThroughProfiler:
+            own.profiler = NoProfiler()
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
         self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)

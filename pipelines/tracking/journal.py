@@ -24,6 +24,7 @@ from pipelines.tracking.redaction import redact
 SENT_FILE = "journal.sent"
 BATCH_LIMIT = 1000  # metrics in one request
 PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
+GATHER = 1.0  # seconds for which records are gathered before they are sent: a request takes as long for one metric as for many
 REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 RESERVE = 1 << 18  # bytes that are freed when the disk is full, so that there is room for how the run ended
@@ -46,7 +47,7 @@ class Journal:
     any.
 
     ``journal.jsonl`` in the output folder has a line for each metric, picture, file and status; ``journal.sent`` holds
-    how many bytes of it the server has taken. A thread sends what is new, and tries again as long as it must. Lines that
+    how many bytes of it the server has taken. A thread sends what is new once a second, and tries again as long as it must. Lines that
     are torn, as by a machine that lost its power, are passed over. A run that was deleted is waited for like a server that
     does not answer.
 
@@ -172,6 +173,7 @@ class Journal:
             while True:
                 with self._news:
                     self._news.wait_for(lambda: self._closing or self._sent < self._written)
+                    self._news.wait_for(lambda: self._closing or self._hurry, GATHER)
                     if self._closing:
                         return
                     end = self._written
