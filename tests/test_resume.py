@@ -284,10 +284,15 @@ def rates(output: str) -> dict[int, float]:
 def test_more_epochs_and_another_rate_are_taken_up(capsys: pytest.CaptureFixture[str]) -> None:
     classification([*SMALL, "--trainer.max_epochs", "4", "--output", "at-once"])
     classification([*SMALL, "--output", "bit-by-bit"])
+    last = torch.load("bit-by-bit/last.ckpt", weights_only=True)
+    for new in ("data.init_args.flip", "model.label_smoothing", "model.backbone.compile", "trainer.max_time"):
+        last["recipe"]["settings"].pop(new, None)  # as a version that did not have these
+    torch.save(last, "bit-by-bit/last.ckpt")
     capsys.readouterr()
-    classification([*SMALL, "--output", "bit-by-bit", "--trainer.max_epochs", "4"])
+    classification([*SMALL, "--output", "bit-by-bit", "--trainer.max_epochs", "4", "--model.label_smoothing", "0.01"])
     said = capsys.readouterr()
-    assert "trainer.max_epochs is 4 (was 2)" in said.err
+    changed = "Changed since then: model.label_smoothing is 0.01 (was not set); trainer.max_epochs is 4 (was 2).\n"
+    assert changed in said.err
     assert "computed anew over 12 steps instead of 6: from step 6 on" in said.out
     assert [rates("bit-by-bit")[step] for step in range(6, 12)] == [rates("at-once")[step] for step in range(6, 12)]
     more = ["--trainer.max_epochs", "5", "--model.optimization.lr", "0.01", "--model.optimization.lr_scheduler",
@@ -423,12 +428,14 @@ def test_a_best_checkpoint_that_is_torn_or_gone_is_told_before_the_training(caps
 
 
 def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
-    seldom = [*SMALL, "--trainer.check_val_every_n_epoch", "3", "--output", "out"]
+    seldom = [*SMALL, "--trainer.check_val_every_n_epoch", "3", "--output", "out", "--keep_best", "2", "--average", "greedy"]
     with pytest.raises(SystemExit) as end:
         classification([*seldom, "--register", "none"])
     assert end.value.code == 2
     assert "--trainer.check_val_every_n_epoch 3" in capsys.readouterr().err
-    assert "nothing was validated" in classification(seldom).rows["checkpoint"]
+    rows = classification(seldom).rows
+    assert "nothing was validated" in rows["checkpoint"]
+    assert "nothing was validated" in rows["average"]
     short = [*SMALL, "--trainer.max_steps", "1", "--output", "short"]
     with pytest.raises(SystemExit):
         classification([*short, "--register", "none"])

@@ -1,9 +1,10 @@
 """The command line of a task."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -108,10 +109,14 @@ class VisionCLI(PreparedCLI):
             self._go_on(str(ckpt_path), checkpoint, model, datamodule)
         with self.run() as logger:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            if trainer.is_global_zero and trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]:
+                self._remove_kept()
             best = self.output / "best.ckpt"
             if not best.exists():
                 if last.exists():
                     self.rows["checkpoint"] = f"{last}; nothing was validated, so there is no best one to test"
+                    if self.options.average != "none":
+                        self.rows["average"] = "no: nothing was validated, so there are no best checkpoints"
                     if self.options.register:
                         self.rows["registered"] = "no: nothing was validated, so there is no best model"
                 return
@@ -135,6 +140,15 @@ class VisionCLI(PreparedCLI):
                 if name := self.options.register:
                     self.rows["registered"] = register_best(name, best, logger, self.register)
         self.rows["checkpoint"] = str(best)
+
+    def _remove_kept(self) -> None:
+        """Removes checkpoints that an earlier command of this training kept and that this one, which has trained further,
+        does not keep."""
+        if self.options.average == "none":
+            (self.output / "average.ckpt").unlink(missing_ok=True)
+        if self.options.keep_best < 2 and (kept := self.output / "kept").is_dir():
+            shutil.rmtree(kept)
+            say(f"{kept} of an earlier command is removed: --keep_best 1 keeps the best checkpoint alone.")
 
     def _averaged(
         self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: "RunLogger | None"
@@ -227,7 +241,8 @@ class VisionCLI(PreparedCLI):
                 callback.recipe = resume.identity(self.trainer, model, datamodule, self.recipe)
                 if checkpoint is not None:
                     data = self.options.data.class_path
-                    callback.goes_on = resume.go_on(ckpt_path, checkpoint, callback.recipe, self.trainer, data)
+                    plain = partial(resume.is_default, self._parser(self.subcommand), self.options)
+                    callback.goes_on = resume.go_on(ckpt_path, checkpoint, callback.recipe, self.trainer, data, plain)
 
     def _evaluate(self, verb: str, model: VisionModule, datamodule: VisionDataModule) -> Any:
         assert self.weights

@@ -1,12 +1,17 @@
 """Resuming a training: its identity, and which settings may not change."""
 
+import json
+import pkgutil
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 from datamodules import VisionDataModule
-from modules import VisionModule
+from modules import Optimization, VisionModule
 from modules.training_data import settings_of
 from pipelines.engine.command import UsageError
 from pipelines.engine.settings import current, upgraded
@@ -96,7 +101,37 @@ def identity(trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModu
     }
 
 
-def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: L.Trainer, data: str) -> bool:
+def is_default(parser: ArgumentParser, options: Namespace, key: str, value: str) -> bool:
+    """Whether a setting of a command has its default.
+
+    Args:
+        parser: the command's.
+        options: all its settings.
+        key: the setting, such as ``data.init_args.check``.
+        value: its value, as `identity` has it.
+    """
+    holder, _, name = key.rpartition(".")
+    if holder == "model.optimization":
+        default = vars(Optimization()).get(name)
+    elif holder.endswith(".init_args"):
+        kind = pkgutil.resolve_name(options[f"{holder.removesuffix('.init_args')}.class_path"])
+        default = signature(kind).parameters[name].default
+    else:
+        try:
+            default = parser.get_default(key)
+        except KeyError:  # such as the class of a part
+            return False
+    return value in (str(default), json.dumps(default, default=str))
+
+
+def go_on(
+    file: str,
+    checkpoint: dict[str, Any],
+    now: dict[str, Any],
+    trainer: L.Trainer,
+    data: str,
+    is_default: Callable[[str, str], bool],
+) -> bool:
     """Reports where a training resumes and which settings differ.
 
     Args:
@@ -105,6 +140,8 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: L
         now: what `identity` says.
         trainer: Lightning's.
         data: class path of the data.
+        is_default: whether a setting has the given value by default. Of those that an earlier version did not have,
+            only others are told.
 
     Returns:
         Whether it is to go on also if it has ended early: its settings are not the same.
@@ -138,7 +175,11 @@ def go_on(file: str, checkpoint: dict[str, Any], now: dict[str, Any], trainer: L
     before["settings"] = {current(key): value for key, value in before["settings"].items()}
     keys = sorted(before["settings"].keys() | now["settings"].keys())
     pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
-    other = {key: f"{key} is {new} (was {old})" for key, (old, new) in pairs.items() if old != new}
+    other = {
+        key: f"{key} is {new} (was {old})"
+        for key, (old, new) in pairs.items()
+        if old != new and not (key not in before["settings"] and is_default(key, new))
+    }
     say(
         f"Resuming from {file}: {epoch} epoch{'s' * (epoch != 1)} and {step} step{'s' * (step != 1)} are done."
         + (f" Changed since then: {'; '.join(other.values())}." if other else "")
