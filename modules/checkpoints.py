@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modules.networks import BackboneError
 from modules.networks.parts import upgrade
 from modules.networks.weights import read_weights
+
+if TYPE_CHECKING:
+    from modules.stored import StoredModule
 
 # Entries in which the architectures of a checkpoint and a network may differ.
 CHANGEABLE = (
@@ -105,6 +108,38 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
             f"The checkpoint is of another network: {'; '.join(differences(mine, theirs))}. Give {settings} what it was "
             "trained with, or choose another checkpoint or --output."
         )
+
+
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """Returns the shape of each tensor by name."""
+    return {name: value.shape for name, value in state.items()}
+
+
+def at_size(saved: dict[str, Any], shapes: Mapping[str, torch.Size], network: "StoredModule") -> dict[str, Any]:
+    """Returns the architecture of weights as that of a network for another image size, if the network takes images of both:
+    all its weights have the same shapes, as those of convolutions and of a pooled head.
+
+    Args:
+        saved: the `VisionModule.architecture` of the weights.
+        shapes: shape of each weight by name.
+        network: the network that is to load them, built for its own size.
+
+    Raises:
+        BackboneError: nothing but the size differs, and the network takes only the one that it was trained with.
+    """
+    own = network.architecture
+    trained, asked = saved.get("image_size"), own.get("image_size")
+    if trained == asked or None in (trained, asked):
+        return saved
+    here = shapes_of(network.state_dict())
+    unlike = next((name for name in {**here, **shapes} if here.get(name) != shapes.get(name)), None)
+    resized = {**saved, "image_size": asked}
+    if unlike and all(own.get(key) == value for key, value in upgrade(resized).items() if key not in CHANGEABLE):
+        raise BackboneError(
+            f"The network was trained with --data.image_size {trained} and takes no other: the number of values of {unlike} "
+            f"depends on it. Give {trained} instead of {asked}; networks of convolutions with pooled features take any size."
+        )
+    return saved if unlike else resized
 
 
 def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

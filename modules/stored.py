@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from modules.checkpoints import check_network, read_checkpoint
+from modules.checkpoints import at_size, check_network, read_checkpoint, shapes_of
 from modules.networks import BackboneError
 from modules.networks.parts import build, is_description, upgrade
 from modules.spec import VALUES, Backbone, DataSpec
@@ -59,7 +60,10 @@ class StoredModule(L.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_network(checkpoint.get("architecture", {}), self.architecture)
+        saved = checkpoint.get("architecture", {})
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:  # a training keeps its size
+            saved = at_size(saved, shapes_of(checkpoint["state_dict"]), self)
+        check_network(saved, self.architecture)
         self.licence = checkpoint.get("licence", self.licence)
 
     @classmethod

@@ -97,6 +97,11 @@ def test_a_run_says_what_its_data_are_and_how_long_it_is(capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert "32 × 48 pixels, 1 channel." in said
     assert "bfloat16" not in said
+    classification(["test", "--output", "oblong", "--data.image_size", "40"])
+    assert "Trained with --data.image_size 32x48, evaluated with 40." in capsys.readouterr().err
+    lenet = refused(["test", "--output", "out", "--data.image_size", "16"], capsys)
+    assert "trained with --data.image_size 12 and takes no other" in lenet
+    assert "the number of values of backbone." in lenet
 
 
 @pytest.mark.parametrize("able", [True, False])

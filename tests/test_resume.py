@@ -428,7 +428,17 @@ def test_a_best_checkpoint_that_is_torn_or_gone_is_told_before_the_training(caps
 
 
 def test_a_training_without_validation_says_that_there_is_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
-    seldom = [*SMALL, "--trainer.check_val_every_n_epoch", "3", "--output", "out", "--keep_best", "2", "--average", "greedy"]
+    seldom = [
+        *SMALL,
+        "--trainer.check_val_every_n_epoch",
+        "3",
+        "--output",
+        "out",
+        "--keep_best",
+        "2",
+        "--average",
+        "greedy",
+    ]
     with pytest.raises(SystemExit) as end:
         classification([*seldom, "--register", "none"])
     assert end.value.code == 2

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from datamodules import VisionDataModule
 from modules import BackboneError, VisionModule
 from modules.callbacks.transfer import check_learned, continue_from
-from modules.checkpoints import check_network, read_checkpoint
+from modules.checkpoints import at_size, check_network, read_checkpoint
 from modules.training_data import settings_of
 from pipelines.engine import launch, resume
 from pipelines.engine.averaging import average_best
@@ -248,7 +248,12 @@ class VisionCLI(PreparedCLI):
         assert self.weights
         run = getattr(self.trainer, verb)
         options = {} if verb == "predict" else {"verbose": False}
-        check_network(self.weights.architecture, model.architecture)
+        own = at_size(self.weights.architecture, self.weights.shapes, model)
+        check_network(own, model.architecture)
+        if own != self.weights.architecture:
+            say(
+                f"Trained with --data.image_size {self.weights.architecture['image_size']}, evaluated with {own['image_size']}."
+            )
         model.views.choose(self.options.tta)
         with self.run():
             result = run(model, datamodule=datamodule, ckpt_path=self.weights.file, weights_only=True, **options)

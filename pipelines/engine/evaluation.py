@@ -11,7 +11,7 @@ import torch
 
 from datamodules import VisionDataModule
 from modules import VisionModule
-from modules.checkpoints import classes_of, read_checkpoint
+from modules.checkpoints import classes_of, read_checkpoint, shapes_of
 from pipelines.engine.disk import write_text
 from pipelines.engine.terminal import say
 
@@ -23,18 +23,21 @@ class Weights:
     Args:
         file: it.
         architecture: the network that it is of.
+        shapes: shape of each weight by name.
         learned: what its training was of, see `pipelines.engine.resume.identity`; nothing where it does not say.
     """
 
     file: Path
     architecture: dict[str, Any]
+    shapes: dict[str, torch.Size]
     learned: dict[str, Any]
 
     @classmethod
     def read(cls, file: Path) -> "Weights":
         """Reads a checkpoint's metadata."""
         checkpoint = read_checkpoint(file)
-        return cls(file, checkpoint["architecture"], checkpoint.get("recipe") or {})
+        shapes = shapes_of(checkpoint["state_dict"])
+        return cls(file, checkpoint["architecture"], shapes, checkpoint.get("recipe") or {})
 
     @property
     def classes(self) -> list[str] | None:
