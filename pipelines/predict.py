@@ -148,6 +148,10 @@ def predict(
         raise ValueError(
             f"{model} takes {listed(answering.asks_for)} with each image: instead of images, give a table with these columns and a column path."
         )
+    if rows and (lacking := [name for name in answering.asks_for if not any(name in row for row in rows.values())]):
+        raise ValueError(
+            f"{listed(tables)} has no column {listed(lacking)}, which {model} takes with each image: add it."
+        )
     images = [file for file in files if whole or not is_video(file)]
     if form and not isinstance(module, DetectionModule):
         raise ValueError(f"--form {form} is for the answers of detectors, and {model} is not one.")

@@ -166,6 +166,18 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
     assert len(told.out.splitlines()) == 1
     assert "There is no age with" in told.err
 
+    test.head(3).assign(
+        age=[1e39, 30, 30], **{f"{name}_{axis}": [9, 9, k] for k, name in enumerate(NAMES) for axis in "xy"}
+    ).to_csv("wrong.csv", index=False)
+    assert predict.predict("models:/ages/1", ["wrong.csv"], json=True) == 1
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 1
+    assert "is no number of 32 bits" in told.err
+    assert "are at one place" in told.err
+    test.rename(columns={"age": "years"}).to_csv("renamed.csv", index=False)
+    with pytest.raises(ValueError, match=r"renamed.csv has no column age, which models:/ages/1 takes"):
+        predict.predict("models:/ages/1", ["renamed.csv"])
+
     # Served, exported, and as a start for a linear head that is solved for.
     served = mlflow.pyfunc.load_model("models:/ages/1")
     assert {"image", "age", "chin_x"} <= set(served.metadata.get_input_schema().input_names())

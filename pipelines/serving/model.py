@@ -135,7 +135,10 @@ class VisionModel(PythonModel):
 
     def _read(self, image: Any) -> "_Picture | ValueError":
         """Reads an image, or returns why it cannot be read."""
+        image = image.to_dict() if isinstance(image, pd.Series) else image  # a row of a DataFrame
         row = image if isinstance(image, Mapping) else {"image": image}
+        if "image" not in row:
+            return ValueError(f"An image is given as 'image', and there is only {listed(map(str, row)) or 'nothing'}.")
         image = row["image"]
         try:
             if self.preprocessing.frames:
@@ -192,13 +195,15 @@ class VisionModel(PythonModel):
         elif wanted.keypoints:
             values = [self._number(row, name) for name in point_columns(wanted.keypoints)]
             beside["keypoints"] = np.array(values, np.float32).reshape(-1, 2)
+            if (beside["keypoints"] == beside["keypoints"][0]).all():
+                raise ValueError(f"All keypoints of {_named(row['image'])} are at one place: correct them.")
         return beside
 
     def _number(self, row: Mapping[str, Any], name: str) -> float:
         try:
-            if np.isfinite(value := float(row[name])):
+            if abs(value := float(row[name])) <= np.finfo(np.float32).max:
                 return value
-            given = f"There is no {name}"
+            given = f"There is no {name}" if np.isnan(value) else f"{name} {row[name]!r} is no number of 32 bits"
         except KeyError:
             given = f"There is no {name}"
         except (TypeError, ValueError):
