@@ -3,7 +3,8 @@
 import os
 import sys
 
-from pipelines.engine.process import Deferring
+from pipelines.engine.process import Deferring, is_command
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its import would ask the network what to report
-sys.meta_path.insert(0, Deferring)
+if is_command():  # not in a program or a notebook of yours
+    sys.meta_path.insert(0, Deferring)

@@ -59,6 +59,11 @@ class Deferring(SourceFileLoader):
         vars(module)["__getattr__"] = look_up
 
 
+def is_command() -> bool:
+    """Whether this process was started by ``python -m pipelines…``, so that nobody else's code runs in it."""
+    return " ".join(sys.orig_argv).partition(" -m ")[2].startswith("pipelines")
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Context without garbage collection, which takes a fifth of the time of imports and finds nothing."""
@@ -73,12 +78,11 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Context of all that a process does, if it was started by ``python -m pipelines…``. It ends the process as the interpreter
-    does, with its threads, what is registered with `atexit`, and its streams, but leaves its memory to the system: freeing that
-    object by object takes the interpreter a second.
+    """Context of all that the process of a command does. It ends the process as the interpreter does, with its threads, what is
+    registered with `atexit`, and its streams, but leaves its memory to the system: freeing that object by object takes the
+    interpreter a second.
     """
-    _, _, started = " ".join(sys.orig_argv).partition(" -m ")
-    if not started.startswith("pipelines"):
+    if not is_command():
         yield
         return
     code: Any = None
