@@ -189,7 +189,8 @@ def enrol(
         Gallery(model, people, files, embeddings, faces).write(gallery)
     digests = [digest_of(Path(file).read_bytes()) if os.path.isfile(file) else file for file in files]
     warn_of_two_names(*map(np.array, (files, digests, people)))
-    return f"{gallery} holds {len(people)} pictures of {len(set(people))} people."
+    several = len(set(people)) != 1
+    return f"{gallery} holds {len(people)} pictures of {len(set(people))} {'people' if several else 'person'}."
 
 
 def _pictures(form: FaceForm | None) -> str:
