@@ -189,6 +189,11 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     @override
     def load(self) -> dict[str, EpisodeSource]:
         _ = self.space
+        for less, more in (("replay_start", "memory_size"), ("epsilon_end", "epsilon_start")):
+            if getattr(self, less) > getattr(self, more):
+                raise DataError(
+                    f"--data.{less} {getattr(self, less)} must be at most --data.{more}, which is {getattr(self, more)}."
+                )
         train = EpisodeSource(self, "train", self.seed, SHOWN)
         return {"train": train, **{name: EpisodeSource(self, name, 0, getattr(self, name)) for name in ("val", "test")}}
 

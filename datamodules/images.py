@@ -217,7 +217,10 @@ def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
     except UnidentifiedImageError:
         raise DataError(f"{name} is {not_an_image(data)} ({len(data)} bytes).") from None
     except UNREADABLE as error:
-        raise DataError(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from None
+        why = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        )  # which would name the file again
+        raise DataError(f"{name} cannot be read as an image: {why.rstrip('.')}.") from None
 
 
 # Errors of Pillow, OpenCV, tifffile and rasterio for damaged files.

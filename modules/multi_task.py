@@ -161,9 +161,10 @@ class MultiTaskModule(VisionModule):
                 task = WholeSegmentation(spec, shared, decoder=decoder)
                 task.fit = data.fit
                 if any(side % task.multiple for side in self.size):
+                    near = [task.multiple * max(1, round(side / task.multiple)) for side in self.size]
                     raise BackboneError(
                         f"Segmentation beside other tasks takes images whose sides {task.multiple} divides: --data.image_size "
-                        f"{task.multiple * round(max(1, min(self.size) / task.multiple))}, not {data.image_size}."
+                        f"{'x'.join(map(str, near[: len(set(self.size))]))}, not {data.image_size}."
                     )
             elif name == "detection":
                 task = DetectionModule(spec, shared, detector=detector)

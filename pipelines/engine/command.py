@@ -226,7 +226,7 @@ def _plain(message: str, command: str) -> str:
         bound = bound if bound[-1:].isdigit() or "valid" in bound else f"{bound.strip()} {value}"
         for said, word in WORDS.items():
             bound = re.sub(said, word, bound)
-        if option.endswith("image_size") and "<class 'str'>" in message:
+        if option.endswith("image_size") and "<class 'str'>" in message and not re.fullmatch(r"\d+x\d+", value):
             bound += " of pixels, at least 1, or HEIGHTxWIDTH such as 240x320"
         if words := re.search(r"Expected a typing\.Literal\[(.*?)\]", message[out.end() :]):
             bound += f" or {words[1].replace(chr(39), '')}"
