@@ -170,9 +170,9 @@ def test_an_environment_that_cannot_be_learned_is_named(environment: str, says: 
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(DataError, match="replay_start 1000 must be at most --data.memory_size, which is 10"):
+    with pytest.raises(DataError, match=r"replay_start 1000 must be at most --data.memory_size, which is 10"):
         _ = Gymnasium(memory_size=10).sources
-    with pytest.raises(DataError, match="epsilon_end 0.5 must be at most --data.epsilon_start, which is 0.1"):
+    with pytest.raises(DataError, match=r"epsilon_end 0.5 must be at most --data.epsilon_start, which is 0.1"):
         _ = Gymnasium(epsilon_start=0.1, epsilon_end=0.5).sources
 
 
