@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from datamodules import CSVDetection
 from datamodules.options import Preprocessing
 from modules import (
     AutoencodingModule,
@@ -284,6 +285,27 @@ def test_a_detector_as_onnx_finds_what_the_module_finds(kind: type, tmp_path: Pa
             assert one["scores"].sort().values == pytest.approx(other["scores"].sort().values, abs=1e-4)
 
 
+def test_a_detector_whose_data_are_padded_to_several_sizes_is_measured_at_the_file_s(tmp_path: Path) -> None:
+    folder, _ = detector(YOLO, tmp_path / "saved")
+    rows = ["path,xmin,ymin,xmax,ymax,label,split"]
+    for k, size in enumerate([(64, 64), (64, 20), (20, 64), (40, 64)]):
+        Image.new("RGB", size).save(f"{k}.png")
+        rows += [
+            f"{k}.png,2,2,12,12,{label},{split}"
+            for split in ("train", "val")
+            if (split == "val") == (k > 0)
+            for label in "abc"
+        ]
+    Path("boxes.csv").write_text("\n".join(rows))
+    data = CSVDetection("boxes.csv", image_size=64, batch_size=2, num_workers=0, pad_multiple=16)
+    export.export(str(folder), Path("boxes.onnx"))
+    network = exporting.exported("model", *storage.load_model(folder), True)
+    assert network
+    measured = precisions.compared({"fp32": Path("boxes.onnx")}, network, folder, data)
+    assert set(measured["fp32"]) == {"megabytes", "val/ap", "milliseconds"}
+    assert data.pad_multiple == 16
+
+
 @pytest.mark.slow
 def test_a_detector_that_finds_all_that_it_may_is_written_too(tmp_path: Path) -> None:
     folder, module = detector(YOLO, tmp_path / "saved")
@@ -302,8 +324,9 @@ def test_a_detector_s_file_takes_as_many_candidates_as_the_module(
     assert float(export.export(str(folder), Path("boxes.onnx")).split()[-1].rstrip(".")) <= 1e-4
 
 
-def test_a_detector_as_pt2_gives_all_places(tmp_path: Path) -> None:
-    folder, module = detector(YOLO, tmp_path / "saved")
+@pytest.mark.parametrize("kind", [YOLO, pytest.param(RTDETR, marks=pytest.mark.slow)])
+def test_a_detector_as_pt2_gives_all_places(kind: type, tmp_path: Path) -> None:
+    folder, module = detector(kind, tmp_path / "saved")
     export.export(str(folder), Path("boxes.pt2"), preprocessing=False)
     image = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
     boxes, scores = torch.export.load("boxes.pt2").module()(module.normalize(image).contiguous())

@@ -1,9 +1,11 @@
 """Pictures in tar and Parquet files: the same as in folders, and what is wrong with a file is told."""
 
+import http.server
 import io
 import json
 import os
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,36 @@ def test_shards_at_an_address_are_read_in_parts_and_anew_when_they_change(forms:
     with pytest.raises(DataError, match="nothing to train on"):
         data_of("tar").loader("train")
     assert len(data_of("tar").sources["val"]) == 2 * COUNTS["train"]
+
+
+class Ranged(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and parts of them, as every usual web server does and Python's own does not."""
+
+    def do_GET(self) -> None:
+        first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        data = Path(self.translate_path(self.path)).read_bytes()
+        part = data[int(first) : int(last) + 1] if first else data
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_web_server_gives_the_same_images_as_the_disk(forms: dict[str, str]) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranged)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        numbered = "tar/train-{000000..000000}.tar"
+        data, local = data_of(f"http://127.0.0.1:{server.server_port}/{numbered}"), data_of(numbered)
+        assert data.identity()["splits"] == local.identity()["splits"]
+        assert torch.equal(data.samples("train", 8)["image"], local.samples("train", 8)["image"])
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def write_tar(file: str, members: dict[str, bytes]) -> str:
