@@ -24,7 +24,7 @@ from pipelines.tracking.redaction import redact
 SENT_FILE = "journal.sent"
 BATCH_LIMIT = 1000  # metrics in one request
 PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
-GATHER = 1.0  # seconds for which records are gathered before they are sent: a request takes as long for one metric as for many
+GATHER = 1.0  # seconds in which records gather before they are sent, since each request has its price
 REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 RESERVE = 1 << 18  # bytes that are freed when the disk is full, so that there is room for how the run ended
@@ -47,9 +47,9 @@ class Journal:
     any.
 
     ``journal.jsonl`` in the output folder has a line for each metric, picture, file and status; ``journal.sent`` holds
-    how many bytes of it the server has taken. A thread sends what is new once a second, and tries again as long as it must. Lines that
-    are torn, as by a machine that lost its power, are passed over. A run that was deleted is waited for like a server that
-    does not answer.
+    how many bytes of it the server has taken. A thread sends what is new, at most once a second, and tries again as long
+    as it must. Lines that are torn, as by a machine that lost its power, are passed over. A run that was deleted is waited
+    for like a server that does not answer.
 
     When the disk is full, ``fault`` says so, and a reserve is freed in which there is room for how the run ended.
 
