@@ -118,7 +118,7 @@ def filters(data: FashionMNIST, address: str, count: int) -> None:
         print(f"  {name:40} {value:6.2f}  {setting}")
 
 
-def sparsity(data: FashionMNIST, active: list[int], seeds: int, epochs: int, picture: str | None) -> None:
+def sparsity(data: FashionMNIST, active: list[int], seeds: int, epochs: int, norm: bool, picture: str | None) -> None:
     image = pictures(data, "test", 10_000)
 
     def measure(count: int, seed: int) -> tuple[float, float, int]:
@@ -126,7 +126,7 @@ def sparsity(data: FashionMNIST, active: list[int], seeds: int, epochs: int, pic
         L.seed_everything(seed, verbose=False)
         module = AutoencodingModule(
             DataSpec(in_chans=1, image_size=28),
-            bottleneck=Plain(512, activation=TopK(count)),
+            bottleneck=Plain(512, activation=TopK(count), norm=norm),
             decoder=Dense(),
             optimization=Optimization(lr=0.003),
             pca=False,
@@ -203,6 +203,7 @@ def main() -> None:
         "--active", type=int, nargs="+", default=[19, 38, 76, 154, 307, 512], help="units to keep for sparsity"
     )
     parser.add_argument("--epochs", type=int, default=2, help="of each training for sparsity")
+    parser.add_argument("--norm", action="store_true", help="normalise the code before the largest are kept")
     parser.add_argument("--picture", help="a file for the curve of sparsity")
     given = parser.parse_args()
     quieten()
@@ -212,7 +213,7 @@ def main() -> None:
     if given.what == "filters":
         filters(data, given.models[0], given.count)
     elif given.what == "sparsity":
-        sparsity(data, given.active, given.seeds, given.epochs, given.picture)
+        sparsity(data, given.active, given.seeds, given.epochs, given.norm, given.picture)
     else:
         pretraining(data, given.models, given.shots, given.seeds, given.steps)
     print(f"{time.perf_counter() - begin:.0f} s, {time.process_time() - spent:.0f} s of processor time")

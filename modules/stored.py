@@ -62,7 +62,7 @@ class StoredModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("architecture", {})
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:  # a training keeps its size
-            saved = at_size(saved, shapes_of(checkpoint["state_dict"]), self)
+            saved = at_size(saved, shapes_of(checkpoint.get("state_dict", {})), self)
         check_network(saved, self.architecture)
         self.licence = checkpoint.get("licence", self.licence)
 

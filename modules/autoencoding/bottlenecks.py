@@ -92,19 +92,27 @@ class Plain(Bottleneck):
         size: size of the code, or channels of a map.
         spatial: keep the code a map.
         activation: such as ``torch.nn.ReLU`` or `TopK` for a sparse code, ``torch.nn.Sigmoid`` for `KLSparsity`.
+        norm: batch normalisation before the activation (Ioffe & Szegedy 2015, arXiv:1502.03167), so that each number
+            of a sparse code is among the active ones for some images.
     """
 
-    def __init__(self, size: PositiveInt = 32, spatial: bool = False, activation: nn.Module | None = None) -> None:
+    def __init__(
+        self, size: PositiveInt = 32, spatial: bool = False, activation: nn.Module | None = None, norm: bool = False
+    ) -> None:
         super().__init__(size, spatial)
-        self.activation = activation
+        self.activation, self.norm = activation, norm
 
     @override
     def build(self, features: Shape) -> None:
         self.project = self._layer(features, self.size)
+        if self.norm:
+            self.normalize = nn.BatchNorm1d(self.size) if len(self.shape) == 1 else nn.BatchNorm2d(self.size)
 
     @override
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
         value = self.project(features)
+        if self.norm:
+            value = self.normalize(value)
         if self.activation is not None:
             value = self.activation(value)
         return Code(value, value, mean=value)

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from datamodules import VisionDataModule
+from datamodules import DetectionDataModule, VisionDataModule
 from datamodules.classes import adopt_classes
 from modules import BackboneError, VisionModule
 from modules.spec import DataSpec
@@ -95,7 +95,7 @@ class PreparedCLI(TaskParser):
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
                 raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. {self._remedy(data, name)}")
-        if "mask" in self.module_class.needs and hasattr(data, "masks"):  # data with boxes
+        if "mask" in self.module_class.needs and isinstance(data, DetectionDataModule):
             raise UsageError(
                 f"{data.title} has classes of objects, without the background that {self.task} needs: give data of class maps, such as "
                 "COCOSegmentation, which reads the same annotations, or DigitMasks."
