@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Generic, cast
+from weakref import WeakSet
 
 import albumentations as A
 import lightning as L
@@ -58,6 +59,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         self.undivided = False  # whether such a set is used as the test split as a whole
         self.view_crops: Sequence[Crop] = ()  # of a training image, for self-supervised learning
         self._training: KeyedLoader | None = None
+        self._loaders: WeakSet[KeyedLoader] = WeakSet()
         self._position: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -250,7 +252,14 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         trainer = self.trainer if shared else None
         rank, size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         whole = batch_size or self.batch_size
-        return KeyedLoader(dataset, whole, training, self.seed, rank, size, self.num_workers, same_order)
+        loader = KeyedLoader(dataset, whole, training, self.seed, rank, size, self.num_workers, same_order)
+        self._loaders.add(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """Ends the workers of all loaders, after each command of a trainer."""
+        for loader in self._loaders:
+            loader.close()
 
     def train_dataloader(self) -> KeyedLoader:
         """Returns augmented training batches."""

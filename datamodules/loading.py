@@ -1,6 +1,7 @@
 """Exact, resumable loading: the order, the augmentation and the batches are functions of a seed."""
 
 import random
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
@@ -202,16 +203,8 @@ class KeyedLoader:
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
         self.rank, self.world_size, self.same_order = rank, world_size, same_order
         self.epoch = self.batches_done = self._first = 0
-        self.batch_sampler = _Batches(self)
-        self._loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-            dataset,
-            batch_sampler=self.batch_sampler,
-            collate_fn=_collate_once,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.num_workers, self.batch_sampler = num_workers, _Batches(self)
+        self._loader: DataLoader[dict[str, torch.Tensor]] | None = None
 
     def __len__(self) -> int:
         size, whole = len(self.dataset), self.batch_size * self.world_size
@@ -225,9 +218,9 @@ class KeyedLoader:
             self.epoch, self._first = epoch, 0
 
     def keys(self) -> Iterator[list[Key]]:
-        """Yields the remaining batches of this epoch and process as lists of (index, epoch)."""
-        for batch in self.split()[self._first :]:
-            yield [(int(index), self.epoch) for index in batch]
+        """Returns the remaining batches of this epoch and process as lists of (index, epoch)."""
+        epoch, batches = self.epoch, self.split()[self._first :]
+        return ([(int(index), epoch) for index in batch] for batch in batches)  # without `self`, see `_Batches`
 
     def split(self) -> Sequence[NDArray[np.int64]]:
         """Returns the indices of all batches of this epoch and process."""
@@ -240,6 +233,16 @@ class KeyedLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         # A generator starts at its first `next`, by which time Lightning has called set_epoch.
         self.batches_done = self._first
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.dataset,
+                batch_sampler=self.batch_sampler,
+                collate_fn=_collate_once,
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                worker_init_fn=_start_worker,
+                pin_memory=torch.cuda.is_available(),
+            )
         try:
             for batch in self._loader:
                 self.batches_done += 1
@@ -247,6 +250,11 @@ class KeyedLoader:
         except DataError as error:  # torch prepends the worker's traceback to the message
             raise DataError(str(error).rpartition(f"{DataError.__module__}.DataError: ")[2].strip()) from None
         self._first = 0
+
+    def close(self) -> None:
+        """Ends the workers; the next iteration starts others. A loader that the garbage collector finds in a cycle of references
+        has its queues closed before the workers are told to end, and waits five seconds for each."""
+        self._loader = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position for a checkpoint."""
@@ -275,7 +283,9 @@ class _Batches:
     """Batch sampler of the DataLoader, with the keys of a `KeyedLoader`."""
 
     def __init__(self, loader: KeyedLoader) -> None:
-        self.sampler = loader  # Lightning calls its set_epoch
+        self.sampler = weakref.proxy(
+            loader
+        )  # Lightning calls its set_epoch; for why it is no cycle, see `KeyedLoader.close`
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.sampler.keys()

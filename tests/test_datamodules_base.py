@@ -1,6 +1,9 @@
 """Loading is exact: a function of (seed, epoch, index). Settings are checked where they are given."""
 
+import gc
+import multiprocessing
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,26 @@ def same(a, b):
 def test_batches_do_not_depend_on_the_number_of_workers():
     alone, helped = (Digits8x8(batch_size=300, num_workers=n).train_dataloader() for n in (0, 2))
     assert same(batches(alone), batches(helped))
+
+
+def test_workers_end_with_their_loader_and_with_the_trainers_command() -> None:
+    """Those that the garbage collector has to end are waited for, five seconds each."""
+    others = len(multiprocessing.active_children())
+    data = Digits8x8(batch_size=300, num_workers=1)
+    loader = data.train_dataloader()
+    assert len(batches(loader)) == len(loader)
+    assert len(multiprocessing.active_children()) == others + 1
+    data.teardown("fit")
+    assert len(multiprocessing.active_children()) == others
+    assert len(batches(loader)) == len(loader)
+    gone = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader, data
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert len(multiprocessing.active_children()) == others
 
 
 def test_another_epoch_and_another_seed_give_other_batches():
