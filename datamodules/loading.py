@@ -283,9 +283,8 @@ class _Batches:
     """Batch sampler of the DataLoader, with the keys of a `KeyedLoader`."""
 
     def __init__(self, loader: KeyedLoader) -> None:
-        self.sampler = weakref.proxy(
-            loader
-        )  # Lightning calls its set_epoch; for why it is no cycle, see `KeyedLoader.close`
+        # Lightning calls its set_epoch. For why it is no cycle of references, see `KeyedLoader.close`.
+        self.sampler: KeyedLoader = weakref.proxy(loader)
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.sampler.keys()
