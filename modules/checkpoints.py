@@ -1,14 +1,16 @@
 """Reading of training checkpoints, and checks that they fit a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from modules.networks import BackboneError
-from modules.networks.parts import upgrade
+from modules.networks.parts import find_class, is_description, upgrade
 from modules.networks.weights import read_weights
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     Raises:
         BackboneError: they do not.
     """
-    saved = upgrade(saved)
+    saved = {key: _completed(value, own.get(key)) for key, value in upgrade(saved).items()}
     learned, names = classes_of(saved), classes_of(own)
     if learned is not None and names is not None and learned != names:
         raise BackboneError(
@@ -108,6 +110,20 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
             f"The checkpoint is of another network: {'; '.join(differences(mine, theirs))}. Give {settings} what it was "
             "trained with, or choose another checkpoint or --output."
         )
+
+
+def _completed(saved: Any, own: Any) -> Any:
+    """Adds to the description of a part the arguments that its class has got since, where the own part has their defaults."""
+    if not (is_description(saved) and is_description(own)) or saved["class_path"] != own["class_path"]:
+        return saved
+    mine, parameters = own["init_args"], signature(find_class(own["class_path"], nn.Module)).parameters
+    since = {
+        name: value
+        for name, value in mine.items()
+        if name not in saved["init_args"] and name in parameters and parameters[name].default == value
+    }
+    known = {name: _completed(value, mine.get(name)) for name, value in saved["init_args"].items()}
+    return {**saved, "init_args": {**since, **known}}
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
