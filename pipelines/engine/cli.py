@@ -1,6 +1,5 @@
 """The command line of a task."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,8 +108,8 @@ class VisionCLI(PreparedCLI):
             self._go_on(str(ckpt_path), checkpoint, model, datamodule)
         with self.run() as logger:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            if trainer.is_global_zero and trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]:
-                self._remove_kept()
+            if trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]:
+                self._tell_kept()
             best = self.output / "best.ckpt"
             if not best.exists():
                 if last.exists():
@@ -141,14 +140,14 @@ class VisionCLI(PreparedCLI):
                     self.rows["registered"] = register_best(name, best, logger, self.register)
         self.rows["checkpoint"] = str(best)
 
-    def _remove_kept(self) -> None:
-        """Removes checkpoints that an earlier command of this training kept and that this one, which has trained further,
-        does not keep."""
-        if self.options.average == "none":
-            (self.output / "average.ckpt").unlink(missing_ok=True)
-        if self.options.keep_best < 2 and (kept := self.output / "kept").is_dir():
-            shutil.rmtree(kept)
-            say(f"{kept} of an earlier command is removed: --keep_best 1 keeps the best checkpoint alone.")
+    def _tell_kept(self) -> None:
+        """Tells of checkpoints that an earlier command of this training kept and that this one, which has trained further,
+        does not go on with. They stay: a command may lack ``--keep_best`` by mistake."""
+        lapsed = {"kept": self.options.keep_best < 2, "average.ckpt": self.options.average == "none"}
+        if stale := [name for name, so in lapsed.items() if so and (self.output / name).exists()]:
+            self.rows["of an earlier command"] = (
+                f"{' and '.join(stale)}, as they were: this one has no --keep_best or --average"
+            )
 
     def _averaged(
         self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: "RunLogger | None"
