@@ -201,7 +201,7 @@ class VisionModel(PythonModel):
 
     def _number(self, row: Mapping[str, Any], name: str) -> float:
         try:
-            if abs(value := float(row[name])) <= np.finfo(np.float32).max:
+            if abs(value := float(row[name])) <= float(np.finfo(np.float32).max):
                 return value
             given = f"There is no {name}" if np.isnan(value) else f"{name} {row[name]!r} is no number of 32 bits"
         except KeyError:

@@ -62,7 +62,8 @@ class ExportedAutoencoder(Exported[AutoencodingModule]):
     def take(self, module: AutoencodingModule) -> None:
         self.backbone, self.bottleneck = copied(module.backbone), copied(module.bottleneck)
         self.decoder, self.loss = copied(module.decoder), deepcopy(module.loss)
-        self.meaning = f"code of {module.bottleneck.size} numbers a place, reconstruction float32 B×{module.in_chans}×{text(module)} in [0, 1]"
+        place = " a place" if len(module.bottleneck.shape) > 1 else ""
+        self.meaning = f"code of {module.bottleneck.size} numbers{place}, reconstruction float32 B×{module.in_chans}×{text(module)} in [0, 1]"
 
     @override
     def expected(self, module: AutoencodingModule, image: Tensor) -> tuple[Tensor, ...]:
