@@ -35,7 +35,8 @@ class Deferring(SourceFileLoader):
 
     @override
     def exec_module(self, module: ModuleType) -> None:
-        """Runs what stands above the first part, which the parts may need, but for what other libraries are patched with."""
+        """Executes the package down to its first import from its own parts, without ``if`` blocks, which patch other libraries; names
+        from the parts are imported by `look_up`, and one that is defined further below executes the whole package."""
         tree = ast.parse(self.get_data(self.path))
         parts = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.names[0].name != "*"]
         parts = [node for node in parts if node.module and node.module.partition(".")[0] == self.name.partition(".")[0]]
