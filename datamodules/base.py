@@ -205,12 +205,7 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         return []
 
     def samples(self, split: str, count: int) -> dict[str, Any]:
-        """Returns a batch of samples without augmentation, evenly spread over a split.
-
-        Args:
-            split: name of the split.
-            count: maximum number of samples.
-        """
+        """Returns a batch of samples without augmentation, evenly spread over a split."""
         dataset = self.dataset(split, False)
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
         return dataset.load([(index, 0) for index in chosen])

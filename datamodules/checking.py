@@ -223,11 +223,7 @@ def _fixed(digests: NDArray[Any]) -> "pa.FixedSizeBinaryArray":
 
 
 def warn_of_shared(parts: Mapping[str, tuple[Paths | NDArray[np.str_], NDArray[Any]]]) -> None:
-    """Warns of images that are in two splits.
-
-    Args:
-        parts: paths and content digests of each split.
-    """
+    """Warns of images that are in two splits."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -245,13 +241,7 @@ def warn_of_shared(parts: Mapping[str, tuple[Paths | NDArray[np.str_], NDArray[A
 
 
 def warn_of_two_names(paths: Paths | NDArray[Any], digests: NDArray[Any], names: NDArray[Any]) -> None:
-    """Warns of images that occur under two classes, or as two people.
-
-    Args:
-        paths: paths of the images.
-        digests: content digests of the images.
-        names: class or person of each image.
-    """
+    """Warns of images that occur under two classes, or as two people."""
     import pandas as pd
 
     content = _fixed(digests).dictionary_encode()

@@ -277,9 +277,6 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     def make(self, render: bool = False) -> Any:
         """Creates an environment.
 
-        Args:
-            render: whether it can render frames.
-
         Raises:
             DataError: the name is unknown, or a package is missing.
         """

@@ -151,10 +151,6 @@ def read_image(file: str | os.PathLike[str] | bytes, reading: Reading = RGB) -> 
     to RGB, and RGB is converted to grey with the ITU-R 601-2 luma. Of several frames or pages, the first is read. For
     other readings, see `datamodules.bands`.
 
-    Args:
-        file: path of the file, or its content.
-        reading: how it is decoded.
-
     Returns:
         uint8 H×W×C; float32 in [0, 1] if more than 8 bits are kept.
 

@@ -31,10 +31,6 @@ OWN: Any = None  # default of a setting that depends on others
 def settle(settings: Any, option: str = "--data") -> None:
     """Replaces settings that are None with the class's default, and checks the ranges of numbers.
 
-    Args:
-        settings: a dataclass.
-        option: prefix of its options on the command line.
-
     Raises:
         DataError: a number is out of range.
     """

@@ -39,9 +39,6 @@ def split_of(name: str) -> str | None:
     """Returns the split that a name stands for, in any common spelling: ``Training``, ``train_set``, ``valid``,
     ``val2017``, ``dev``, …
 
-    Args:
-        name: name of a folder, of a list without its extension, a key, or a cell of a table.
-
     Returns:
         ``train``, ``val`` or ``test``; None for other names.
 

@@ -32,10 +32,6 @@ MARKS = (
 def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
     """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252.
 
-    Args:
-        data: the bytes of a file.
-        declared: encoding that the file declares.
-
     Returns:
         The text, and whether its encoding was guessed.
     """
@@ -57,12 +53,7 @@ class Notes:
         self._places: dict[str, list[str]] = {}
 
     def add(self, what: str, place: object) -> None:
-        """Adds a deviation.
-
-        Args:
-            what: the kind, as a sentence without its full stop.
-            place: file and, if there is one, entry.
-        """
+        """Adds a deviation."""
         self._places.setdefault(what, []).append(str(place))
 
     def tell(self) -> None:
@@ -99,10 +90,6 @@ def read_table(file: Path, option: str) -> "pd.DataFrame":
     """Reads a table; cells of a CSV stay text, so that labels such as 007 and NA are preserved.
 
     Text may have any encoding that `decoded` supports; Excel's first line ``sep=;`` and empty rows are skipped.
-
-    Args:
-        file: the table.
-        option: the setting that names it, for messages.
 
     Raises:
         DataError: it does not exist, cannot be read, or has no rows.

@@ -152,10 +152,6 @@ def evenly(count: int, most: int) -> NDArray[np.int64]:
     >>> evenly(3, 8).tolist(), evenly(10, 4).tolist(), evenly(10, 1).tolist()
     ([0, 1, 2], [1, 3, 6, 8], [5])
 
-    Args:
-        count: number of frames of the clip.
-        most: maximum number of frames.
-
     Returns:
         int64, ascending.
     """

@@ -57,12 +57,16 @@ class HeadedAnswers(Answers):
         heading: format string for the line; its fields are the prediction's keys, see `str.format`.
     """
 
-    def __init__(self, heading: str) -> None:
+    def __init__(self, heading: str = "") -> None:
         self.heading = heading
+
+    def told(self, answer: Answer) -> str:
+        """Returns the line."""
+        return self.heading.format(**answer)
 
     def draw(self, image: Image, answer: Answer) -> Image:
         """See `Answers.draw`; small images are enlarged."""
-        return sheet([enlarged(super().draw(image, answer), 112)], heading=self.heading.format(**answer))
+        return sheet([enlarged(super().draw(image, answer), 112)], heading=self.told(answer))
 
 
 def likeliest(logits: Tensor, names: Sequence[str]) -> list[Answer]:

@@ -45,9 +45,6 @@ SETTINGS = {
 def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
     """Returns the names of the classes that a network was trained on, by index.
 
-    Args:
-        architecture: `StoredModule.architecture`.
-
     Returns:
         None if it has no classes, as an unconditional generator. For multi-task networks, those of detection, else of
         segmentation without the background, else of classification; those of several columns as COLUMN/CLASS.
@@ -86,10 +83,6 @@ def read_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
 
 def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     """Checks that weights belong to the same architecture and the same classes.
-
-    Args:
-        saved: the `StoredModule.architecture` of the weights.
-        own: the architecture of the network that is to load them.
 
     Raises:
         BackboneError: they do not.

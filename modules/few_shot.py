@@ -21,7 +21,7 @@ from modules.pictures.sheets import sheet
 from modules.processes import gathered
 from modules.ranges import PositiveInt
 from modules.spec import Backbone, DataSpec
-from modules.training_data import given_data
+from modules.training_data import evaluated, given_data
 
 EPISODES = 600  # number of episodes in an evaluation
 
@@ -198,8 +198,7 @@ class FewShotModule(VisionModule):
             "accuracy": accuracy.mean(),
             "accuracy_ci95": 1.96 * accuracy.std() / len(accuracy) ** 0.5,
         })  # fmt: skip
-        loader = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
-        dataset: Any = getattr(loader, "dataset", None)
+        dataset = evaluated(self.trainer, stage)
         names = [str(name) for name in getattr(getattr(dataset, "source", None), "names", range(labels.max() + 1))]
         rows = [[names[k], int((labels == k).sum()), float(rates.numpy()[told == k].mean())] for k in np.unique(told)]
         report.tables["per_class"] = ["class", "images", "accuracy"], rows

@@ -39,20 +39,10 @@ VISIBLE = 0.5  # minimum visible fraction of an object in a panoptic map
 
 class MaskRCNN(FasterRCNN):
     """Mask R-CNN (He et al. 2017, arXiv:1703.06870), from torchvision: Faster R-CNN with a branch that predicts a mask
-    of 28×28 pixels for each region.
+    of 28×28 pixels for each region. Arguments are as in `FasterRCNN`, and:
 
     Args:
-        backbone: see `modules.detection.Detector`.
-        num_classes: see `modules.detection.Detector`.
-        image_size: see `modules.detection.Detector`.
-        strides: see `FasterRCNN`.
-        width: see `FasterRCNN`.
-        hidden: see `FasterRCNN`.
-        anchor_scale: see `FasterRCNN`.
-        proposals: see `FasterRCNN`.
-        samples: see `FasterRCNN`.
         mask_width: channels of the four 3×3 convolutions of the mask branch.
-        pooled_level: see `FasterRCNN`.
         second_version: see `FasterRCNN`; the mask branch is normalised too.
     """
 

@@ -1,12 +1,10 @@
 """Multi-label classification."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelPrecisionRecallCurve
@@ -14,7 +12,7 @@ from torchmetrics.functional.classification import binary_precision_recall_curve
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from modules.answers import Answer, Answers, Image
+from modules.answers import Answer, HeadedAnswers, Image
 from modules.base import Stage
 from modules.calibrated import CalibratedModule
 from modules.callbacks.means import Losses
@@ -23,8 +21,8 @@ from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
 from modules.networks.backbones import take_head
 from modules.optimization import Optimization
-from modules.pictures.charts import rasterize
-from modules.pictures.sheets import enlarged, sheet
+from modules.pictures.charts import precision_recall
+from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec
 from modules.training_data import share
 from modules.views import mean_of_labels
@@ -188,8 +186,10 @@ class MultiLabelModule(CalibratedModule):
         means = dict(zip(("map", "f1"), measured.mean(0).tolist(), strict=True)) if len(measured) else {}
         columns = ["label", "images", "ap", "f1", "precision", "recall", "threshold"]
         report = Report(means, tables={"per_label": (columns, rows)})
-        named = {self.label_names[k]: curve for k, curve in curves.items()}
-        report.pictures["precision_recall"] = lambda: drawn_curves(named)
+        named = {
+            f"{self.label_names[k]}  {c.average_precision:.3f}": (c.recall, c.precision) for k, c in curves.items()
+        }
+        report.pictures["precision_recall"] = lambda: precision_recall(named, "AP")
         if shown:
             reached = self.threshold.cpu()
             captions = [f"{self._named(p >= reached)}\nis {self._named(has > 0)}" for _, p, has in shown]
@@ -212,24 +212,9 @@ class MultiLabelModule(CalibratedModule):
         ]
 
 
-class LabelAnswers(Answers):
-    """Predicted labels of an image."""
+class LabelAnswers(HeadedAnswers):
+    """Predicted labels of an image, with their probabilities."""
 
-    def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; the labels with their probabilities stand above the image."""
-        said = [f"{name} {answer['probabilities'][name]:.2f}" for name in answer["labels"]]
-        return sheet([enlarged(super().draw(image, answer), 112)], heading=", ".join(said) or "none")
-
-
-def drawn_curves(curves: Mapping[str, Curve]) -> Image:
-    """Draws the precision-recall curves of labels, by name."""
-    figure = Figure((6, 4.5), dpi=80)
-    axes = figure.add_subplot()
-    for name, curve in curves.items():
-        label = f"{name}  {curve.average_precision:.3f}" if len(curves) <= 12 else None
-        axes.plot(curve.recall, curve.precision, linewidth=0.8, label=label)
-    if 0 < len(curves) <= 12:
-        axes.legend(title="AP", fontsize=7, title_fontsize=8, loc="lower left")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    figure.tight_layout()
-    return rasterize(figure)
+    @override
+    def told(self, answer: Answer) -> str:
+        return ", ".join(f"{name} {answer['probabilities'][name]:.2f}" for name in answer["labels"]) or "none"

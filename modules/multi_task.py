@@ -388,10 +388,6 @@ class MultiTaskModule(VisionModule):
 def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
     """Returns the tasks to learn, in a fixed order.
 
-    Args:
-        names: requested kinds of tasks.
-        targets: tasks that the data have targets for, with their class names.
-
     Raises:
         BackboneError: see `MultiTaskModule`.
     """

@@ -146,11 +146,7 @@ class Optimization:
         return make(optimizer), "epoch"
 
     def penalty(self, named: Iterable[tuple[str, Tensor]]) -> Tensor | float:
-        """Computes the penalties on weight matrices and kernels, a scalar.
-
-        Args:
-            named: parameters by name.
-        """
+        """Computes the penalties on weight matrices and kernels, a scalar."""
         penalty: Tensor | float = 0.0
         if self.l1_penalty or self.l2_penalty:
             weights = [p for _, p in named if p.ndim > 1 and p.requires_grad]

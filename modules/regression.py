@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 from typing_extensions import override
 
-from modules.answers import Answer, Answers, Image
+from modules.answers import Answer, HeadedAnswers, Image
 from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
@@ -20,7 +20,7 @@ from modules.networks.backbones import take_head
 from modules.networks.tabular import Standardization
 from modules.optimization import Optimization
 from modules.pictures.charts import scatter
-from modules.pictures.sheets import enlarged, sheet
+from modules.pictures.sheets import sheet
 from modules.spec import Backbone, DataSpec
 from modules.views import mean_of_values
 from modules.warm_start import ClassRows
@@ -140,13 +140,12 @@ class RegressionModule(VisionModule):
         return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
 
 
-class ValueAnswers(Answers):
+class ValueAnswers(HeadedAnswers):
     """Predicted quantities of an image."""
 
-    def draw(self, image: Image, answer: Answer) -> Image:
-        """See `Answers.draw`; the values stand above the image."""
-        said = ", ".join(f"{name} {value:.4g}" for name, value in answer["values"].items())
-        return sheet([enlarged(super().draw(image, answer), 112)], heading=said)
+    @override
+    def told(self, answer: Answer) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in answer["values"].items())
 
 
 def keys(names: Sequence[str]) -> list[str]:

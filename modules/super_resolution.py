@@ -245,8 +245,7 @@ class SuperResolutionModule(AdversarialModule):
         with torch.no_grad():
             fake = self.as_input(self.generator(as_float(resized(batch["image"], 1 / self.factor))))
         verdicts = self.discriminate(self.normalize(batch["image"])), self.discriminate(fake)
-        right = self.right_share(*(verdict.score.detach() for verdict in verdicts))
-        self.means.update("train/discriminator_accuracy", right, len(batch["image"]))
+        self.accuracy(*verdicts)
         return {"discriminator_loss": self.objective.discriminator(*verdicts)}
 
     @override

@@ -54,6 +54,12 @@ def training_data(trainer: L.Trainer) -> TrainingData:
     return data
 
 
+def evaluated(trainer: L.Trainer, stage: str) -> Any:
+    """Returns the data set that a stage, ``val`` or ``test``, is evaluated on; None for loaders without one."""
+    loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+    return getattr(loader, "dataset", None)
+
+
 def share(trainer: L.Trainer, stage: str, done: int, total: int, size: int) -> Tensor:
     """Chooses the images of a batch to keep as examples, so that the examples of an evaluation are spread evenly over
     the split, which may be sorted by class.

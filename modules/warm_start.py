@@ -118,10 +118,6 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
     """Loads all weights of a trained network of the same kind. Rows of classes are matched by name; new classes keep
     their initial values. Parts that only training needs, such as a loss, start anew.
 
-    Args:
-        module: the module to initialise.
-        source: the trained module.
-
     Returns:
         Summary of what was loaded and what starts anew, in a few sentences.
 

@@ -20,7 +20,7 @@ from datamodules.options import Preprocessing
 from modules import FaceNetModule, Optimization
 from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import metrics as p
-from modules.facenet.mining import mate_distance, stranger_distance, triplet_hinge, within_class_whitening
+from modules.facenet.mining import mean_distances, triplet_hinge, within_class_whitening
 from modules.processes import gathered
 from modules.spec import Backbone, DataSpec
 
@@ -63,9 +63,9 @@ def test_loss_and_monitors_equal_those_over_every_triplet():
     assert float(active) == pytest.approx(float((hinge > 0).double().mean()), rel=1e-6)
     assert float(TripletLoss()(embedding, identity)) == pytest.approx(float(hinge[hinge > 0].mean()), rel=1e-6)
     same = identity[:, None] == identity
-    assert float(stranger_distance(embedding, identity)) == pytest.approx(float(distance[~same].mean()))
+    assert float(mean_distances(embedding, identity)[1]) == pytest.approx(float(distance[~same].mean()))
     same.fill_diagonal_(False)
-    assert float(mate_distance(embedding, identity)) == pytest.approx(float(distance[same].mean()))
+    assert float(mean_distances(embedding, identity)[0]) == pytest.approx(float(distance[same].mean()))
 
 
 def test_miners_find_what_a_search_through_all_triplets_finds():

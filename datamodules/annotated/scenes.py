@@ -248,9 +248,6 @@ class Scenes:
     def scenes(self, masks: bool) -> dict[str, SceneSource]:
         """Creates the splits that have scenes.
 
-        Args:
-            masks: whether samples have masks.
-
         Raises:
             DataError: the number of objects is invalid.
         """

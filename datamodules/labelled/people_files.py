@@ -114,10 +114,6 @@ def read_pairs(file: str | Path, root: str | Path) -> tuple[list[str], list[str]
     The first line has the number of folds and of pairs of each kind per fold (one number: a single fold). A line ``name
     1 2`` is a pair of one person, ``name 1 other 2`` one of two people; image 1 of ``name`` is ``name/name_0001.jpg``.
 
-    Args:
-        file: the list of pairs.
-        root: folder with a sub-folder for each person.
-
     Returns:
         Paths of the images, N; their people, N; the pairs, int64 M×4: two indices of images, whether they are of the
         same person, and the fold.

@@ -59,12 +59,7 @@ def named_files(root: Path, left_out: list[Path], extensions: tuple[str, ...] = 
 
 
 def objects(column: "pd.Series[Any]", change: Callable[[str], str] = str) -> Objects:
-    """Returns a column of repeated strings as an array of shared objects.
-
-    Args:
-        column: column of a table.
-        change: function applied to each distinct string.
-    """
+    """Returns a column of repeated strings as an array of shared objects."""
     import pandas as pd
 
     numbers, texts = pd.factorize(column)

@@ -146,10 +146,6 @@ def write_shards(data: ClassificationDataModule, folder: str) -> None:
     The files are ``train-000000.tar`` and so on, with members such as ``00000000.jpg`` and ``00000000.cls``, the class index.
     ``classnames.txt`` has the names of the classes. Image files are copied unchanged.
 
-    Args:
-        data: the data set.
-        folder: output folder; it must not exist yet.
-
     Raises:
         DataError: the folder exists, or the images do not have 8 bits.
     """

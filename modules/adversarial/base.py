@@ -20,7 +20,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
 from modules.adversarial.health import CAUSES, Health
-from modules.adversarial.objectives import Objective
+from modules.adversarial.objectives import Objective, Verdict
 from modules.adversarial.players import at_rest, follow
 from modules.base import VisionModule
 from modules.callbacks.averaging import WeightAverage
@@ -191,11 +191,14 @@ class AdversarialModule(VisionModule):
         """
         return {}
 
-    def right_share(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Computes the discriminator's accuracy from its scores, float each; a scalar."""
+    def accuracy(self, *verdicts: Verdict) -> Tensor:
+        """Computes the discriminator's accuracy, a scalar, from its verdicts on real and on generated images, and logs its mean."""
+        real, fake = (verdict.score.detach() for verdict in verdicts)
         sign, threshold = -1 if self.objective.energy else 1, self.objective.threshold
         middle = (real.mean() + fake.mean()) / 2 if threshold is None else threshold
-        return ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
+        right = ((sign * (real - middle) > 0).float().mean() + (sign * (fake - middle) < 0).float().mean()) / 2
+        self.means.update("train/discriminator_accuracy", right, len(real))
+        return right
 
     def tell_health(self, step: int, real: Tensor, made: Tensor, classes: Callable[[Seen], Tensor | None]) -> None:
         """Checks the health of the training, and reports it as metrics, as a warning when a failure is first detected,

@@ -36,8 +36,9 @@ class Objective(Part):
         raise NotImplementedError
 
     def generator(self, fake: Verdict) -> Tensor:
-        """Computes the generator's loss, a scalar, averaged over a batch of generated images."""
-        raise NotImplementedError
+        """Computes the generator's loss, a scalar, averaged over a batch of generated images; by default, −D(G(z)), or the
+        energy of generated images."""
+        return fake.score.mean() if self.energy else -fake.score.mean()
 
     def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """Updates the objective after a step of the generator.
@@ -106,10 +107,6 @@ class Hinge(Objective):
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
         return F.relu(1 - real.score).mean() + F.relu(1 + fake.score).mean()
 
-    @override
-    def generator(self, fake: Verdict) -> Tensor:
-        return -fake.score.mean()
-
 
 class Wasserstein(Objective):
     """Wasserstein GAN: D(G(z)) − D(x) and −D(G(z)) (Arjovsky et al. 2017, arXiv:1701.07875), for use with
@@ -128,10 +125,6 @@ class Wasserstein(Objective):
     @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
         return fake.score.mean() - real.score.mean() + self.drift * real.score.square().mean()
-
-    @override
-    def generator(self, fake: Verdict) -> Tensor:
-        return -fake.score.mean()
 
 
 def pulling_away(features: Tensor) -> Tensor:
@@ -168,7 +161,7 @@ class EnergyBased(Objective):
 
     @override
     def generator(self, fake: Verdict) -> Tensor:
-        loss = fake.score.mean()
+        loss = super().generator(fake)
         return loss + self.pull * pulling_away(fake.features) if self.pull and len(fake.score) > 1 else loss
 
 
@@ -195,10 +188,6 @@ class BoundaryEquilibrium(Objective):
     @override
     def discriminator(self, real: Verdict, fake: Verdict) -> Tensor:
         return real.score.mean() - self.balance * fake.score.mean()
-
-    @override
-    def generator(self, fake: Verdict) -> Tensor:
-        return fake.score.mean()
 
     @override
     def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 from modules.adversarial.objectives import Verdict
-from modules.networks.backbones import create_backbone
+from modules.networks.backbones import create_backbone, normalization
 from modules.networks.decoders import Decoder
 from modules.networks.parts import Part, within
 from modules.spec import sides
@@ -63,9 +63,7 @@ class Encoder(Part):
         # Replaced by the recipe, so that it can be recreated without the registry.
         self.backbone, self.pretrained = net.recipe["backbone"], False
         self.backbone_options = net.recipe["backbone_options"]
-        for name in ("mean", "std"):
-            value = torch.tensor(net.pretrained_cfg[name], dtype=torch.float32)
-            value = value if len(value) == in_chans else value.mean().repeat(in_chans)
+        for name, value in zip(("mean", "std"), normalization(net, in_chans), strict=True):
             self.register_buffer(name, value.view(-1, 1, 1))
         self.network = net
         self.code = nn.Linear(getattr(net, "head_hidden_size", net.num_features), 2 * latent_size)

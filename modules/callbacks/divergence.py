@@ -44,14 +44,7 @@ class DivergenceGuard(L.Callback):
                 self._losses = []
 
     def log_step(self, module: "VisionModule", terms: Mapping[str, Tensor], batch: Batch, step: int) -> None:
-        """Logs the losses of a step, averaged over all processes, and checks in all of them that they are finite.
-
-        Args:
-            module: the module being trained.
-            terms: scalar losses by name.
-            batch: the last batch of the step.
-            step: number of the step.
-        """
+        """Logs the losses of a step, averaged over all processes, and checks in all of them that they are finite."""
         values = torch.stack([value.detach().float() for value in terms.values()])
         if module.trainer.world_size > 1:
             values = cast(Tensor, module.trainer.strategy.reduce(values, reduce_op="mean"))
@@ -61,11 +54,6 @@ class DivergenceGuard(L.Callback):
 
     def check_loss(self, module: L.LightningModule, loss: float, batch: Batch) -> None:
         """Checks a loss that is already on the host.
-
-        Args:
-            module: the module being trained.
-            loss: the value, the same in all processes.
-            batch: the batch that it was computed on.
 
         Raises:
             DivergenceError: it is not finite.

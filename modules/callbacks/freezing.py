@@ -77,13 +77,7 @@ class Freezing(L.Callback):
         return [math.inf if head < 0 else head] * count
 
     def freeze(self, backbone: nn.Module, count: int, training: bool = True) -> None:
-        """Freezes the first layers of a backbone, counted from the image, and unfreezes the others.
-
-        Args:
-            backbone: the backbone.
-            count: number of layers to freeze.
-            training: whether to put the unfrozen layers into training mode.
-        """
+        """Freezes the first layers of a backbone, counted from the image, and unfreezes the others."""
         self.frozen, depth = count, layers(backbone, coarse=True)
         if self._fixed is None:
             self._fixed = {name for name, p in backbone.named_parameters() if not p.requires_grad}

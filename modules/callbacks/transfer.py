@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from modules.callbacks.freezing import FIRST_LAYER, layers
 from modules.networks import BackboneError
-from modules.networks.backbones import create_backbone, imported, untrained
+from modules.networks.backbones import create_backbone, imported, normalization, untrained
 from modules.networks.features import Grid, SharedFeatures, extract
 from modules.optimization import Optimization
 from modules.spec import Backbone, DataSpec, SharedBackbone, Strategy
@@ -229,11 +229,8 @@ def started(backbone: Backbone, data: DataSpec, output: str, plan: Optimization)
         learned, licence = False, None
     if backbone.channels_last:
         network.to(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(network.pretrained_cfg[key], dtype=torch.float32) for key in ("mean", "std"))
-    if len(mean) != data.in_chans:
-        mean, std = (value.mean().repeat(data.in_chans) for value in (mean, std))
     strategy = None if transfer == "auto" else transfer
-    return StartedBackbone(network, pretrained, learned, licence, strategy, (mean, std))
+    return StartedBackbone(network, pretrained, learned, licence, strategy, normalization(network, data.in_chans))
 
 
 def check_learned(module: "VisionModule") -> None:
@@ -251,12 +248,7 @@ def check_learned(module: "VisionModule") -> None:
 
 
 def continue_from(module: "VisionModule", checkpoint: dict[str, Any]) -> None:
-    """Prepares a module for a resumed training: its weights count as trained, and its strategy as chosen.
-
-    Args:
-        module: the module; the trainer loads its weights later.
-        checkpoint: the result of `read_checkpoint`.
-    """
+    """Prepares a module for a resumed training: its weights count as trained, and its strategy as chosen."""
     module.learned = True
     if module.transfer == "auto":
         module.strategy = checkpoint.get("transfer")

@@ -18,6 +18,7 @@ Detections = dict[
 ]  # of one image: boxes float N×4 (xyxy, pixels of the input), labels int64 N, scores float N
 
 CANDIDATES = 1000  # minimum number of candidates for non-maximum suppression
+UNSEEN = -1e4  # logit without loss and gradient for negatives
 MIN_SCORE = 0.01  # boxes with lower scores do not affect the useful part of a precision-recall curve
 
 
@@ -158,9 +159,10 @@ class OneStageDetector(Detector):
         return {"boxes": boxes[keep], "labels": labels[keep], "scores": values[keep]}
 
 
-def smallest_stride(image_size: int | str) -> int:
-    """Returns the default stride of the finest map: 8 pixels, or 4 for small images."""
-    return 8 if max(sides(image_size)) > 256 else 4
+def default_strides(image_size: int | str, count: int = 3) -> list[int]:
+    """Returns strides of ``count`` maps, each twice the one before: from 8 pixels on, or from 4 for images of up to 256."""
+    first = 8 if max(sides(image_size)) > 256 else 4
+    return [first * 2**i for i in range(count)]
 
 
 def inside(points: Tensor, boxes: Tensor) -> Tensor:
@@ -173,3 +175,9 @@ def ignored(points: Tensor, batch: Batch) -> Tensor:
     """Whether locations A×2 lie in a box of the batch that is to be ignored: bool B×A."""
     rows = [inside(points, boxes[ignore]).any(0) for boxes, ignore in zip(batch["boxes"], batch["ignore"], strict=True)]
     return torch.stack(rows)
+
+
+def unseen(points: Tensor, boxes: Tensor, ignore: Tensor) -> Tensor:
+    """Whether locations A×2 lie in a box of an image that is to be ignored, and in none to learn: bool A."""
+    there = inside(points, boxes)
+    return there[ignore].any(0) & ~there[~ignore].any(0)

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from modules.detection.detector import Detections
 from modules.detection.metrics import Array, match
 from modules.pictures.boxes import draw_boxes
-from modules.pictures.charts import rasterize
+from modules.pictures.charts import precision_recall
 from modules.pictures.sheets import Image, as_rgb, sheet
 
 
@@ -78,18 +77,8 @@ def curves(precision: Array, per_class: NDArray[np.float64], label_names: Sequen
         per_class: K×2, AP and AP50; NaN for a class without objects.
         label_names: K names.
     """
-    figure = Figure((6, 4.5), dpi=80)
-    axes = figure.add_subplot()
     there = np.flatnonzero(~np.isnan(per_class[:, 1])).tolist()
     recall = np.linspace(0, 1, precision.shape[1])
-    few = len(there) <= 12
-    for k in there:
-        label = f"{label_names[k]}  {per_class[k, 1]:.3f}" if few else None
-        axes.plot(recall, precision[k], linewidth=0.8 if few else 0.4, label=label)
-    if len(there):
-        mean = precision[there].mean(0)
-        axes.plot(recall, mean, "black", linewidth=2, label=f"all  {np.nanmean(per_class[:, 1]):.3f}")
-        axes.legend(title="AP50", fontsize=7, title_fontsize=8, loc="lower left")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    figure.tight_layout()
-    return rasterize(figure)
+    named = {f"{label_names[k]}  {per_class[k, 1]:.3f}": (recall, precision[k]) for k in there}
+    mean = f"all  {np.nanmean(per_class[:, 1]):.3f}" if there else ""
+    return precision_recall(named, "AP50", (mean, (recall, precision[there].mean(0))) if there else None)

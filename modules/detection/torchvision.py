@@ -21,12 +21,13 @@ from typing_extensions import override
 
 from modules.detection.detector import (
     MIN_SCORE,
+    UNSEEN,
     Detections,
     Detector,
     OneStageDetector,
-    ignored,
+    default_strides,
     inside,
-    smallest_stride,
+    unseen,
 )
 from modules.networks import BackboneError
 from modules.networks.pyramid import Pyramid
@@ -36,7 +37,6 @@ from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
 GROUPS = 32  # of group normalisation (Wu & He 2018, arXiv:1803.08494)
-UNSEEN = -1e4  # logit without loss and gradient for negatives
 
 
 def _check_width(detector: nn.Module, width: int) -> None:
@@ -66,8 +66,7 @@ class _Neck(nn.Module):
 
 def _strides(strides: list[int] | None, image_size: int | str) -> list[int]:
     """Returns default strides: four from 4 on up to 256 pixels, five from 8 on for larger images."""
-    first = smallest_stride(image_size)
-    return strides or [first * 2**i for i in range(4 if first == 4 else 5)]
+    return strides or default_strides(image_size, 4 if max(sides(image_size)) <= 256 else 5)
 
 
 def _images(count: int, maps: Sequence[Tensor], size: tuple[int, int]) -> ImageList:
@@ -108,9 +107,6 @@ class FCOS(_Anchored):
     object determines the map that it is assigned to. A third output, centreness, lowers the scores far from the centre.
 
     Args:
-        backbone: see `Detector`.
-        num_classes: see `Detector`.
-        image_size: see `Detector`.
         strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of neck and branches, a multiple of 32.
         depth: number of 3×3 convolutions in each branch.
@@ -150,8 +146,8 @@ class FCOS(_Anchored):
             return {key: torch.stack([one[key] for one in each]).mean() for key in each[0]}, torch.tensor(count)
         targets, anchors = _targets(batch), outputs["anchors"]
         middles = (anchors[:, :2] + anchors[:, 2:]) / 2
-        unseen = ignored(middles, batch) & ~_covered(middles, batch)
-        heads = outputs | {"cls_logits": outputs["cls_logits"].masked_fill(unseen[..., None], UNSEEN)}
+        masked = torch.stack([unseen(middles, *one) for one in zip(batch["boxes"], batch["ignore"], strict=True)])
+        heads = outputs | {"cls_logits": outputs["cls_logits"].masked_fill(masked[..., None], UNSEEN)}
         parts = self.net.compute_loss(targets, heads, [anchors] * count, outputs["sizes"])
         names = {"classification": "class", "bbox_regression": "box", "bbox_ctrness": "centre"}
         return {names[key]: value for key, value in parts.items()}, torch.tensor(len(targets))
@@ -163,12 +159,6 @@ class FCOS(_Anchored):
         )
         scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
         return self.within(boxes), scores
-
-
-def _covered(points: Tensor, batch: Batch) -> Tensor:
-    """Whether locations lie in an object to learn, bool B×A."""
-    learned = {**batch, "ignore": [~ignore for ignore in batch["ignore"]]}
-    return ignored(points, learned)
 
 
 def _levels(strides: Sequence[int], coarser: bool) -> list[int]:
@@ -196,9 +186,6 @@ class RetinaNet(_Anchored):
     gives the many easy negatives a small weight.
 
     Args:
-        backbone: see `Detector`.
-        num_classes: see `Detector`.
-        image_size: see `Detector`.
         strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of neck and branches, a multiple of 32.
         anchor_scale: side of the smallest anchor of each map, in strides.
@@ -294,9 +281,6 @@ class FasterRCNN(Detector):
     of 800 pixels, and far too many for small ones.
 
     Args:
-        backbone: see `Detector`.
-        num_classes: see `Detector`.
-        image_size: see `Detector`.
         strides: strides of the feature maps; by default four from 4 on up to 256 pixels, otherwise five from 8 on.
         width: channels of the pyramid.
         hidden: units of the two layers of the head.

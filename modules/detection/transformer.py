@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from typing_extensions import override
 
-from modules.detection.detector import OneStageDetector, ignored, smallest_stride
+from modules.detection.detector import UNSEEN, OneStageDetector, default_strides, unseen
 from modules.networks import BackboneError
 from modules.processes import mean_over_processes
 from modules.ranges import NonNegativeInt, PositiveInt
@@ -18,7 +18,6 @@ from modules.spec import sides
 from modules.training_data import Batch
 from modules.warm_start import ClassRows
 
-UNSEEN = -1e4  # logit without loss and gradient for negatives
 TIE = 1e-3  # logits that differ by less are equal: runtimes compute the last digits differently
 CERTAIN = 20  # a logit beyond which none is surer
 HEADS = 8  # attention heads
@@ -35,9 +34,6 @@ class RTDETR(OneStageDetector):
     set.
 
     Args:
-        backbone: see `Detector`.
-        num_classes: see `Detector`.
-        image_size: see `Detector`.
         strides: strides of the feature maps; by default three, from 4 on up to 256 pixels, otherwise from 8 on.
         width: channels of maps and queries, a multiple of 8.
         queries: number of queries per image, at most as many as the maps have locations.
@@ -79,9 +75,8 @@ class RTDETR(OneStageDetector):
             raise BackboneError(f"--model.detector.width must be a multiple of {HEADS} for RTDETR, not {width}.")
         if not 2 <= layers <= MOST:
             raise BackboneError(f"--model.detector.layers must be from 2 to {MOST} for RTDETR, not {layers}.")
-        first = smallest_stride(image_size)
         options = {"width": width, "queries": queries, "layers": layers, "denoising": denoising}
-        super().__init__(backbone, num_classes, image_size, strides or [first, 2 * first, 4 * first], options)
+        super().__init__(backbone, num_classes, image_size, strides or default_strides(image_size), options)
         height, across = sides(image_size)
         coarsest = self.pyramid.strides[-1]
         if any(coarse != 2 * fine for fine, coarse in pairwise(self.pyramid.strides)):
@@ -153,14 +148,9 @@ class RTDETR(OneStageDetector):
             return logits
         height, across = self.size
         middles = boxes.detach()[..., :2] * boxes.new_tensor([across, height])
-        unseen = []
-        for n, ignore in enumerate(batch["ignore"]):
-            one = {"boxes": [batch["boxes"][n]], "ignore": [ignore]}
-            points = middles[n].flatten(0, -2)
-            unseen.append(
-                (ignored(points, one) & ~ignored(points, one | {"ignore": [~ignore]})).view(logits.shape[1:-1])
-            )
-        return logits.masked_fill(torch.stack(unseen)[..., None], UNSEEN)
+        images = zip(middles.flatten(1, -2), batch["boxes"], batch["ignore"], strict=True)
+        masked = torch.stack([unseen(*image) for image in images]).view(logits.shape[:-1])
+        return logits.masked_fill(masked[..., None], UNSEEN)
 
     @override
     def dense(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 from typing_extensions import override
 
-from modules.detection.detector import OneStageDetector, ignored, smallest_stride
+from modules.detection.detector import OneStageDetector, default_strides, ignored
 from modules.processes import mean_over_processes
 from modules.ranges import PositiveInt
 from modules.training_data import Batch
@@ -33,9 +33,6 @@ class YOLO(OneStageDetector):
     class, box and distribution are those of Xu et al. 2022 (arXiv:2203.16250): 1, 2.5 and 0.5.
 
     Args:
-        backbone: see `Detector`.
-        num_classes: see `Detector`.
-        image_size: see `Detector`.
         strides: strides of the feature maps; by default three, from 4 on up to 256 pixels, otherwise from 8 on.
         width: channels of neck and branches.
         depth: number of 3×3 convolutions in each branch.
@@ -56,8 +53,7 @@ class YOLO(OneStageDetector):
         bins: PositiveInt = 16,
         norm: Literal["batch", "group"] = "batch",
     ) -> None:
-        first = smallest_stride(image_size)
-        strides = strides or [first, 2 * first, 4 * first]
+        strides = strides or default_strides(image_size)
         options = {"width": width, "depth": depth, "bins": bins, "norm": norm}
         super().__init__(backbone, num_classes, image_size, strides, options)
         self.bins, levels = bins, range(len(strides))
@@ -124,11 +120,6 @@ def cell_centres(
     sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns the centres of the cells of feature maps.
-
-    Args:
-        sizes: height and width of each map.
-        strides: stride of each map.
-        device: device of the result.
 
     Returns:
         The centre of each cell, float A×2 (x, y) in pixels of the input, and its stride, float A; row by row, map by

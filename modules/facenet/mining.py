@@ -136,7 +136,7 @@ class ProgressiveMiner(nn.Module):
     @torch.no_grad()
     @override
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
-        share, spread = triplet_hinge(embedding, identity, self.margin)[1], stranger_distance(embedding, identity)
+        share, spread = triplet_hinge(embedding, identity, self.margin)[1], mean_distances(embedding, identity)[1]
         if share.isfinite():  # otherwise the batch has no triplets
             self.averages.lerp_(torch.stack([share, spread.float()]), 1 - self.momentum)
         share, spread = self.averages
@@ -155,17 +155,11 @@ def _pairs(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
-def mate_distance(embedding: Tensor, identity: Tensor) -> Tensor:
-    """Computes the mean squared distance between images of the same identity; NaN if there are none."""
-    distance, mates, _ = _pairs(embedding, identity)
-    return distance[mates].mean()
-
-
-@torch.no_grad()
-def stranger_distance(embedding: Tensor, identity: Tensor) -> Tensor:
-    """Computes the mean squared distance between images of different identities; NaN if there are none."""
-    distance, _, strangers = _pairs(embedding, identity)
-    return distance[strangers].mean()
+def mean_distances(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the mean squared distances between images of the same identity and between images of different ones; NaN if
+    there are none."""
+    distance, mates, strangers = _pairs(embedding, identity)
+    return distance[mates].mean(), distance[strangers].mean()
 
 
 @torch.no_grad()

@@ -20,8 +20,7 @@ from modules.facenet.metrics import Pairs, report
 from modules.facenet.mining import (
     ProgressiveMiner,
     TripletLoss,
-    mate_distance,
-    stranger_distance,
+    mean_distances,
     triplet_hinge,
     within_class_whitening,
 )
@@ -31,7 +30,7 @@ from modules.optimization import Optimization
 from modules.processes import gathered
 from modules.ranges import NonNegativeInt, Share
 from modules.spec import Backbone, DataSpec
-from modules.training_data import training_data
+from modules.training_data import evaluated, training_data
 
 COLLAPSE = 0.05  # mean squared distance between identities below which an embedding has collapsed
 
@@ -165,11 +164,9 @@ class FaceNetModule(VisionModule):
         """See `VisionModule.losses`; computed over the batches of all processes together."""
         embedding, identity = gathered(self(batch["image"])), gathered(batch["identity"])
         triplets = self.miner(embedding, identity) if self.miner else None
-        figures = {
-            "active_triplets": triplet_hinge(embedding, identity, self.margin)[1],
-            "mate_distance": mate_distance(embedding, identity),
-            "stranger_distance": stranger_distance(embedding, identity),
-        }
+        near, far = mean_distances(embedding, identity)
+        active = triplet_hinge(embedding, identity, self.margin)[1]
+        figures = {"active_triplets": active, "mate_distance": near, "stranger_distance": far}
         if isinstance(self.miner, ProgressiveMiner):
             figures["hard_triplets"] = self.miner.state.float()
         return Losses({"loss": self.loss(embedding, identity, triplets)}, figures, len(identity))
@@ -195,14 +192,12 @@ class FaceNetModule(VisionModule):
         self.gathered[stage].reset()
         loss, active = triplet_hinge(embedding, identity, self.margin)
         vectors, people, places = (value.cpu().numpy() for value in (embedding, identity, index))
-        trainer = self.trainer
-        loader = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
-        dataset: Any = getattr(loader, "dataset", None)
+        dataset = evaluated(self.trainer, stage)
         listed, given = getattr(getattr(dataset, "source", None), "pairs", None), None
         if listed is not None and len(vectors) == len(dataset):  # not if only a part of the split was evaluated
             given = Pairs(listed[:, 0], listed[:, 1], listed[:, 2] > 0, listed[:, 3])
         found = report(vectors, people, self.false_accept_rate, self.threshold if stage == "test" else None, given)
-        if stage == "val" and found.roc is not None and not trainer.sanity_checking:
+        if stage == "val" and found.roc is not None and not self.trainer.sanity_checking:
             self.threshold = found.threshold
         told = Report({"loss": loss, "active_triplets": active, **found.figures})
         if found.roc is None or dataset is None:

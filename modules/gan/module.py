@@ -256,9 +256,7 @@ class GANModule(AdversarialModule):
                 noise = torch.cat([noise, self._code(batch["image"], *key)[0]])
             fake = self.as_input(self.generator(noise, label))
         verdicts = self.discriminate(real, label), self.discriminate(fake, label)
-        self._right_share = self.right_share(verdicts[0].score.detach(), verdicts[1].score.detach())
-        self._real_mean = verdicts[0].score.detach().mean()
-        self.means.update("train/discriminator_accuracy", self._right_share, size)
+        self._right_share, self._real_mean = self.accuracy(*verdicts), verdicts[0].score.detach().mean()
         losses = {"loss": self.objective.discriminator(*verdicts)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # Bypasses `torch.compile`, which does not support double backward.

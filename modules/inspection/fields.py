@@ -74,10 +74,6 @@ def receptive_fields(module: VisionModule, layers: Sequence[str]) -> dict[str, F
     by bisection over the columns that are set to NaN. Convolutional networks get a strip, so wide that fields larger
     than the image are measured, too; networks for a fixed size get an image of that size.
 
-    Args:
-        module: the network.
-        layers: names of layers in the backbone.
-
     Returns:
         Receptive field of each layer. (Theory: Araujo et al. 2019, doi:10.23915/distill.00021.)
     """

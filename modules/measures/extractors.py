@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
-from modules.networks.backbones import create_backbone
+from modules.networks.backbones import create_backbone, normalization
 from modules.networks.weights import read_weights, registered_files
 from modules.spec import sides
 
@@ -96,10 +96,7 @@ class _Normalized(nn.Module):
 
     def __init__(self, backbone: Any, in_chans: int) -> None:
         super().__init__()
-        config = backbone.pretrained_cfg
-        mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
-        if len(mean) != in_chans:
-            mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
+        mean, std = normalization(backbone, in_chans)
         self.register_buffer("mean", mean.view(-1, 1, 1))
         self.register_buffer("std", std.view(-1, 1, 1))
         self.backbone: Any = backbone

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from typing_extensions import override
 
-from modules.networks.backbones import create_backbone
+from modules.networks.backbones import create_backbone, normalization
 from modules.networks.parts import Part, within
 
 SSIM_SIDE = 11  # side of its window in pixels, the smallest valid image size
@@ -194,11 +194,8 @@ class FixedFeatures:
 
     def __call__(self, image: Tensor) -> list[Tensor]:
         """Computes feature maps, float B×K×h×w each, of images, float B×C×H×W in [0, 1]."""
-        channels, network = image.shape[1], self.network(image)
-        config = network.pretrained_cfg
-        mean, std = (torch.tensor(config[key], device=image.device).view(-1, 1, 1) for key in ("mean", "std"))
-        if len(mean) != channels:
-            mean, std = mean.mean(), std.mean()
+        network = self.network(image)
+        mean, std = (value.view(-1, 1, 1).to(image.device) for value in normalization(network, image.shape[1]))
         return cast(list[Tensor], network((image - mean) / std))
 
     def named(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

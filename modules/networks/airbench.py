@@ -69,10 +69,7 @@ class Airbench(Network):
     small at first. Unlike in the published network, batch norms have a learned scale, and the classifier has a bias.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
         channels: channels of each block; each block halves the side.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(

@@ -194,6 +194,15 @@ def create_backbone(
     return model
 
 
+def normalization(backbone: Any, in_chans: int) -> tuple[Tensor, Tensor]:
+    """Returns the channel means and standard deviations that a network expects, float32 C each, of values in [0, 1]; for
+    other numbers of channels than it was published with, the mean over its own."""
+    mean, std = (torch.tensor(backbone.pretrained_cfg[key], dtype=torch.float32) for key in ("mean", "std"))
+    if len(mean) != in_chans:
+        mean, std = (value.mean().repeat(in_chans) for value in (mean, std))
+    return mean, std
+
+
 def _checkpoint_activations(model: Any, name: str) -> None:
     """Recomputes a network's activations in the backward pass, without a second update of batch statistics.
 
@@ -212,13 +221,7 @@ def _checkpoint_activations(model: Any, name: str) -> None:
 
 
 def _count_once(momentum: float | None, layer: Any, given: Any) -> None:
-    """Prevents a batch from updating a layer's running statistics twice.
-
-    Args:
-        momentum: momentum of the layer.
-        layer: batch normalisation, before its forward pass.
-        given: its inputs.
-    """
+    """Prevents a batch from updating a layer's running statistics twice."""
     again = torch._C._current_graph_task_id() != -1  # within a backward pass
     layer.momentum = 0.0 if again else momentum
     if again and layer.training and layer.num_batches_tracked is not None:
@@ -232,13 +235,7 @@ def _has(model: nn.Module, weights: dict[str, Tensor]) -> bool:
 
 
 def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:
-    """Creates a network of the same architecture with random weights.
-
-    Args:
-        backbone: a network of `create_backbone`.
-        in_chans: its input channels.
-        image_size: size of its input.
-    """
+    """Creates a network of the same architecture with random weights."""
     recipe, whole = backbone.recipe, hasattr(backbone, "reset_classifier")
     return create_backbone(
         recipe["backbone"],

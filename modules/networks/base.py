@@ -33,7 +33,9 @@ def side_of(img_size: Side) -> int:
 
 
 class Network(nn.Module):
-    """A convolutional part, fully connected layers and a linear classifier, with the methods of timm's models.
+    """A convolutional part, fully connected layers and a linear classifier, with the methods of timm's models. Subclasses
+    take ``num_classes`` and ``drop_rate`` as here; ``in_chans``, the channels of the input; and, where layers depend on it,
+    ``img_size``, its side, or its height and width, in pixels.
 
     Args:
         body: layers of the convolutional part by name, in order.

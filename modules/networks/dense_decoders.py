@@ -95,8 +95,6 @@ class UNet(DenseDecoder):
     connection from the backbone's map of the same size at each step.
 
     Args:
-        backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         widths: channels of each step, coarsest first; one for each stride of the backbone. Default: 256, halved at each
             step.
         norm: ``batchnorm``, or ``instancenorm``, which does not depend on the batch.
@@ -129,8 +127,6 @@ class FPN(DenseDecoder):
     upsampled to the finest one's size, and added.
 
     Args:
-        backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         width: channels of the pyramid; a multiple of 64, since the branches have half as many, a multiple of 32.
         dropout: fraction of channels dropped in training.
 
@@ -156,8 +152,6 @@ class DeepLabV3(DenseDecoder):
     stride, as published.
 
     Args:
-        backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         width: channels.
         rates: three dilation rates.
     """
@@ -183,8 +177,6 @@ class DeepLabV3Plus(DenseDecoder):
     that stride.
 
     Args:
-        backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         width: channels.
         rates: three dilation rates.
         dropout: fraction of values dropped in training.
@@ -214,8 +206,6 @@ class SegFormer(DenseDecoder):
     """SegFormer's decoder (Xie et al. 2021, arXiv:2105.15203): a linear layer for each map, and one over all of them.
 
     Args:
-        backbone: see `DenseDecoder`.
-        num_classes: see `DenseDecoder`.
         width: channels.
     """
 

@@ -14,12 +14,8 @@ class DCGAN(Network):
     of slope 0.2, until the feature map is at most four pixels high or wide. Its features are the last map, flattened.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: side of the input, or its height and width, in pixels.
         width: channels of the first convolution; doubled at each further one, up to 512.
         norm: batch normalisation after all convolutions but the first, as published.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -57,12 +53,8 @@ class PatchGAN(Network):
     the largest that fits into the image. Its features are the mean over the last map.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: side of the input, or its height and width, in pixels.
         width: channels of the first convolution; doubled at each further one, up to eight times.
         norm: instance normalisation after all convolutions but the first, as published.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -141,11 +133,7 @@ class ProgressiveDiscriminator(Network):
     `modules.networks.decoders.Progressive`; images of the full size are downsampled to it.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: side of the input, or its height and width, in pixels.
         width: channels at the highest resolution; doubled at each lower one, up to 512.
-        drop_rate: dropout before the classifier.
     """
 
     phase: Tensor

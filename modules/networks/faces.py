@@ -55,11 +55,6 @@ class DlibFaceResNet(Network):
 
     Computes embeddings of 128 numbers, which dlib does not normalise. Images are 150 pixels wide, aligned as by ``align
     --form dlib``.
-
-    Args:
-        num_classes: size of the classifier; 0 for the embedding.
-        in_chans: input channels.
-        drop_rate: dropout before the classifier.
     """
 
     form = "dlib"  # alignment of the faces
@@ -170,8 +165,6 @@ class InceptionResnetV1(Network):
     facenet``.
 
     Args:
-        num_classes: size of the classifier; 0 for the embedding.
-        in_chans: input channels.
         drop_rate: dropout before the embedding.
     """
 

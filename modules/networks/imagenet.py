@@ -28,8 +28,6 @@ class AlexNet(Network):
     Up to 64 pixels the first layer has no stride, and the fully connected part sees 3×3 positions instead of 6×6.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
         img_size: side of the input, in pixels, at least 28.
         width: factor on all channels.
         drop_rate: dropout in the fully connected part.
@@ -72,8 +70,6 @@ class VGG(Network):
     Args:
         layers: channels of each convolution; negative for a 1×1 kernel, 0 for pooling, None for local response
             normalisation.
-        num_classes: size of the classifier.
-        in_chans: input channels.
         width: factor on all channels.
         drop_rate: dropout in the fully connected part.
     """
@@ -145,10 +141,7 @@ class GoogLeNet(Network):
     ``aux_logits``, and `modules.ClassificationModule` adds their losses with weight 0.3.
 
     Args:
-        num_classes: size of the classifiers.
-        in_chans: input channels.
         width: factor on all channels.
-        drop_rate: dropout before the classifier.
         norm: batch normalisation after each convolution, instead of local response normalisation.
     """
 

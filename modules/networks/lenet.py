@@ -22,11 +22,7 @@ class MLP(Network):
     """Multilayer perceptron on pixels: 784-300-100-10 as in LeCun et al. (1998, III.C.3): 266,610 parameters.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: of the input: its side, or height and width, in pixels.
         hidden: sizes of the hidden layers.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -49,11 +45,9 @@ class Embedding(Network):
     """Embedding of the single pixel of an image, an integer from 0 to 255.
 
     Args:
-        num_classes: size of the classifier.
         in_chans: must be 1.
         img_size: must be 1.
         width: size of the embedding.
-        drop_rate: dropout before the classifier.
 
     Raises:
         BackboneError: images have more than one value.
@@ -109,11 +103,6 @@ class LeNet1989(Network):
 
     Two strided 5×5 convolutions of 12 maps, each unit with its own bias, then 30 units and ten. Each map of the second
     sees eight maps of the first; the paper does not list them, here they are assigned cyclically.
-
-    Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, drop_rate: float = 0.0) -> None:
@@ -131,11 +120,8 @@ class LeNet4(Network):
     parameters; with 120 units that see all 16 maps there would be 52,698. Here each unit sees four maps.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
         img_size: side of the input, in pixels, at least 12; padded by two pixels, so that 28 corresponds to the paper's
             32.
-        drop_rate: dropout before the classifier.
 
     Raises:
         BackboneError: the input is too small.
@@ -165,9 +151,7 @@ class LeNet5(Network):
 
     Args:
         num_classes: size of the last layer; 0 for the 84 features.
-        in_chans: input channels.
         img_size: side of the input, in pixels, at least 12.
-        drop_rate: dropout before the last layer.
         form: ``modern`` with ReLU and max pooling, ``published`` with tanh and average pooling.
 
     Raises:
@@ -203,12 +187,8 @@ class DQN(Network):
     ReLU. Its features are the last map, flattened.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: side of the input, in pixels.
         convolutions: channels, kernel and stride of each; ``[[16, 3, 1]]`` is the network of MinAtar (Young & Tian
             2019, arXiv:1903.03176).
-        drop_rate: dropout before the classifier.
 
     Raises:
         BackboneError: the input is too small.
@@ -241,11 +221,7 @@ class ConvNet(Network):
     arXiv:1803.08494), which is independent of the batch, and ReLU. Its features are the last map, flattened.
 
     Args:
-        num_classes: size of the classifier.
-        in_chans: input channels.
-        img_size: of the input: its side, or height and width, in pixels.
         channels: channels of each convolution, multiples of eight; each halves the side.
-        drop_rate: dropout before the classifier.
     """
 
     def __init__(

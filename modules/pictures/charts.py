@@ -1,6 +1,6 @@
-"""Charts as images: confusion matrices, scatter plots, overlays, heat maps."""
+"""Charts as images: confusion matrices, precision-recall curves, scatter plots, overlays, heat maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -49,6 +49,31 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
             if counts[i, j]:
                 shade = "white" if shares[i, j] > 0.5 else "black"
                 axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=shade, fontsize=7)
+    return rasterize(figure)
+
+
+Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # recall and precision, N each
+
+
+def precision_recall(curves: Mapping[str, Points], title: str, mean: tuple[str, Points] | None = None) -> Image:
+    """Draws precision-recall curves by name.
+
+    Args:
+        curves: curves; from 13 on, their names are left out.
+        title: title of the legend.
+        mean: name and points of a further curve, drawn in black; None for none.
+    """
+    figure = Figure((6, 4.5), dpi=80)
+    axes = figure.add_subplot()
+    few = len(curves) <= 12
+    for name, points in curves.items():
+        axes.plot(*points, linewidth=0.8 if few else 0.4, label=name if few else None)
+    if mean is not None:
+        axes.plot(*mean[1], "black", linewidth=2, label=mean[0])
+    if mean is not None or (few and curves):
+        axes.legend(title=title, fontsize=7, title_fontsize=8, loc="lower left")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    figure.tight_layout()
     return rasterize(figure)
 
 

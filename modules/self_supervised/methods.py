@@ -24,11 +24,7 @@ class Method(Part):
     taught: ClassVar[bool] = False  # whether the targets come from a teacher, the moving average of the weights
 
     def build(self, features: int) -> None:
-        """Creates the head.
-
-        Args:
-            features: number of the backbone's features.
-        """
+        """Creates the head."""
         raise NotImplementedError
 
     def crops(self, side: int) -> list[Crop]:

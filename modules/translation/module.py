@@ -224,8 +224,7 @@ class TranslationModule(AdversarialModule):
             fake = self.pool.exchange(as_uint8(self.generator(as_float(image), wanted)), wanted, draws)
         real, fake = self.normalize(image), self.normalize(fake)
         (verdict, logits), (other, _) = self.discriminate(real, domain), self.discriminate(fake, wanted)
-        self._right_share = self.right_share(verdict.score.detach(), other.score.detach())
-        self.means.update("train/discriminator_accuracy", self._right_share, len(image))
+        self._right_share = self.accuracy(verdict, other)
         losses = {"loss": self.objective.discriminator(verdict, other)}
         if self.regularizer is not None and self.discriminator_steps % self.regularizer.every == 0:
             # Averaged over patches, so that the penalty does not grow with the image.

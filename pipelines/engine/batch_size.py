@@ -25,11 +25,6 @@ def largest_batch(trainer: L.Trainer, model: VisionModule, data: VisionDataModul
 
     Steps of growing batches are made by a copy of the model, so that the training is the same as with the number given.
 
-    Args:
-        trainer: Lightning's, before it starts.
-        model: what learns.
-        data: what it learns from; a batch has no more images than there are for each process.
-
     Raises:
         UsageError: not even two images have room; or steps of this task or device cannot be tried.
         DataError: no batch can be made of the data.

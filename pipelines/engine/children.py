@@ -81,12 +81,6 @@ def complaint(task: Task, args: list[str]) -> str | None:
 def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -> str:
     """Creates the parent run, or uses the run that ``mlflow run`` has created.
 
-    Args:
-        experiment: its experiment's name.
-        name: its name.
-        plan: what is trained.
-        file: what the plan is called in the run.
-
     Returns:
         The run's id.
     """

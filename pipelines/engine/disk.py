@@ -28,12 +28,7 @@ class LockError(ValueError):
 
 
 def disk_error(error: BaseException | None, file: str | Path) -> DiskError | None:
-    """Explains an error while writing a file if the disk is the cause: full, failing, read-only, or over quota.
-
-    Args:
-        error: as it was raised; libraries hide the system's own error behind theirs.
-        file: what was to be written.
-    """
+    """Explains an error while writing a file if the disk is the cause: full, failing, read-only, or over quota."""
     if isinstance(error, DiskError):
         return error
     cause = error
@@ -155,9 +150,6 @@ def held(folder: Path) -> Iterator[None]:
 
     The system ends the hold with the process, however that dies. The processes that a holder forks do not inherit it, and
     within one process it may be nested.
-
-    Args:
-        folder: is made if it is not there.
 
     Raises:
         LockError: another process holds it.

@@ -64,13 +64,6 @@ def write_predictions(
 ) -> int:
     """Writes the predictions of all processes for the test split, one JSON object per picture, in the split's order.
 
-    Args:
-        batches: what this process answered.
-        trainer: Lightning's.
-        model: what answered.
-        datamodule: what it was asked about.
-        file: where; the first process writes it.
-
     Returns:
         How many answers there are.
     """

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_films(output: Path, series: Iterable[str], logger: "RunLogger") -> None:
-    """Writes a GIF of each series of pictures to the run's folder ``films``.
-
-    Args:
-        output: folder of the training.
-        series: keys of pictures.
-        logger: of the run.
-    """
+    """Writes a GIF of each series of pictures to the run's folder ``films``."""
     for key in series:
         name = key.replace("/", "_")
         files = sorted((output / "pictures").glob(f"{name}-*.png"), key=lambda f: int(f.stem.rsplit("-", 1)[1]))

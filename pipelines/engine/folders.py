@@ -15,13 +15,7 @@ def is_training(folder: Path) -> bool:
 
 
 def own_folder(folder: Path, verb: str, stamp: str) -> Path:
-    """Output folder of an evaluation: the given one, or a new folder inside it if it belongs to another run.
-
-    Args:
-        folder: that is given.
-        verb: the command.
-        stamp: what tells evaluations apart.
-    """
+    """Output folder of an evaluation: the given one, or a new folder inside it if it belongs to another run."""
     from pipelines.engine.launch import is_child, launcher
 
     if is_child():

@@ -38,11 +38,7 @@ class Launcher:
         return max(1, self.processes // self.on_this_node)
 
     def objection(self, world_size: int) -> str | None:
-        """Why a trainer's settings do not fit the job, as a sentence for the user.
-
-        Args:
-            world_size: processes that the trainer counts on.
-        """
+        """Why a trainer's settings do not fit the job, as a sentence for the user."""
         if world_size == self.processes:
             return None
         what = "each would train a model of its own" if world_size == 1 else "they would wait for each other for ever"
@@ -74,9 +70,6 @@ def agreed(trainer: L.Trainer) -> Iterator[None]:
     """Context for what each process does before they communicate: an error in one of them ends all, instead of leaving
     the others waiting.
 
-    Args:
-        trainer: Lightning's.
-
     Raises:
         UsageError: another process came to an error.
     """
@@ -98,12 +91,7 @@ def agreed(trainer: L.Trainer) -> Iterator[None]:
 
 
 def least(trainer: L.Trainer, number: int) -> int:
-    """Minimum of a number over all launched processes.
-
-    Args:
-        trainer: Lightning's.
-        number: of this one.
-    """
+    """Minimum of a number over all launched processes."""
     if launcher() is None or trainer.world_size == 1:
         return number
     said = [number] * trainer.world_size
@@ -116,11 +104,7 @@ class LostError(RuntimeError):
 
 
 def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
-    """Host name and PID of each process of a job, by rank; empty for a single process.
-
-    Args:
-        trainer: Lightning's, whose processes are connected.
-    """
+    """Host name and PID of each process of a job, by rank; empty for a single process."""
     if trainer.world_size == 1:
         return []
     found: list[Any] = [None] * trainer.world_size

@@ -32,10 +32,6 @@ UNLIMITED = ("last_epoch", "max_depth", "save_top_k")  # of parts, where -1 has 
 def check_ranges(verb: str, settings: Mapping[str, Any]) -> None:
     """Checks that all numbers of a command are in range.
 
-    Args:
-        verb: the subcommand.
-        settings: of it, as plain data.
-
     Raises:
         UsageError: one is not.
     """

@@ -83,9 +83,6 @@ def import_code(args: Sequence[str]) -> None:
     """Imports the modules of ``--import``, from the command line and its recipes, so that their networks and classes
     can be named.
 
-    Args:
-        args: the command line, whose recipes are checked.
-
     Raises:
         UsageError: it cannot be imported.
     """
@@ -202,11 +199,7 @@ def check_recipes(args: Sequence[str]) -> None:
 
 
 def with_recipe(args: Sequence[str]) -> list[str]:
-    """Adds the recipe of the evaluated training to an evaluation's arguments, unless one is given.
-
-    Args:
-        args: the command line; those of other commands stay as they are.
-    """
+    """Adds the recipe of the evaluated training to an evaluation's arguments, unless one is given."""
     verb, *rest = args
     if verb not in LOOKS or recipes(rest):
         return [*args]

@@ -25,10 +25,6 @@ def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
     """Batch size per process with which a training resumes; None for a new training or a checkpoint of an earlier
     version.
 
-    Args:
-        checkpoint: what it goes on from.
-        processes: how many there are now.
-
     Raises:
         UsageError: the batches cannot be divided among them.
     """
@@ -42,14 +38,7 @@ def batch_size(checkpoint: dict[str, Any] | None, processes: int) -> int | None:
 
 
 def identity(trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModule, recipe: str) -> dict[str, Any]:
-    """Identity of a training: the settings that must not change until its end, the data, and all other settings.
-
-    Args:
-        trainer: Lightning's.
-        model: what learns.
-        datamodule: what it learns from.
-        recipe: all settings of the command, YAML.
-    """
+    """Identity of a training: the settings that must not change until its end, the data, and all other settings."""
     settings = dict(flatten(upgraded(yaml.safe_load(recipe))))
     settings |= {f"model.optimization.{key}": str(value) for key, value in vars(model.optimization).items()}
     unsaid = ("model.optimization.optimizer", "model.optimization.lr_scheduler", "model.optimization.lr")

@@ -34,10 +34,6 @@ def endings() -> list[int]:
 def end(trainer: L.Trainer, number: int) -> NoReturn:
     """Raises the exception that ends the command.
 
-    Args:
-        trainer: Lightning's.
-        number: the signal that says so.
-
     Raises:
         SIGTERMException: always.
     """
@@ -63,9 +59,6 @@ def stopped(error: BaseException | None) -> bool:
 def heard(trainer: L.Trainer) -> Iterator[Callable[[], None]]:
     """Context in which a signal ends the current work at once, except for training steps, which `LastCheckpoint` ends
     safely.
-
-    Args:
-        trainer: Lightning's.
 
     Yields:
         What is called when the command has come to its end and only tells the run: a first signal, such as torchrun's to those

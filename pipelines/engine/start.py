@@ -63,10 +63,6 @@ class Start:
 def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str], Start | None]:
     """Prepends the architecture of the network given with ``--start`` to a training's arguments.
 
-    Args:
-        args: the command line, whose recipes are checked; those of other commands stay as they are.
-        kind: what is to learn.
-
     Returns:
         The arguments, and the network; None where there is none, or where a training goes on, which has its own weights.
 

@@ -35,13 +35,7 @@ T = TypeVar("T")
 def readable(
     files: Sequence[str], answers: Iterable[T | ValueError], tell: Callable[[str], object]
 ) -> Iterator[tuple[str, T]]:
-    """Yields the readable files with their predictions; unreadable ones are reported and skipped.
-
-    Args:
-        files: what was asked about.
-        answers: for each of them the answer, or why it cannot be read.
-        tell: takes what is to be told.
-    """
+    """Yields the readable files with their predictions; unreadable ones are reported and skipped."""
     for file, answer in zip(files, answers, strict=True):
         if isinstance(answer, ValueError):
             tell(f"passed over: {answer}")

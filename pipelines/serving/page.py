@@ -75,10 +75,6 @@ class Asked:
     def answer(self, file: Path, folder: Path) -> dict[str, str]:
         """Predicts a picture or video.
 
-        Args:
-            file: it.
-            folder: where the drawing is written.
-
         Returns:
             ``answer``, JSON of what `predict` gives, or of a video one for each frame, in which long texts and lists are cut
             short; ``drawing``, the name of its file.

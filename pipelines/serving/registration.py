@@ -200,12 +200,6 @@ def _example_beside(module: Any, preprocessing: Preprocessing) -> dict[str, floa
 def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
     """Registers the best weights of a training, once; if MLflow does not respond, the training is unaffected.
 
-    Args:
-        name: under which.
-        best: their checkpoint, in the folder of the training.
-        logger: of the run.
-        register: takes the name and the run, and registers the weights.
-
     Returns:
         The registered model's address, or why there is none.
     """

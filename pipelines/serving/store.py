@@ -138,9 +138,6 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
 def data_of(settings: dict[str, Any]) -> VisionDataModule:
     """Builds the data module that settings describe.
 
-    Args:
-        settings: class path and arguments.
-
     Raises:
         ValueError: there is no such class, or it does not accept the arguments.
     """
@@ -159,10 +156,6 @@ def lacking_in(data: VisionDataModule, module: VisionModule) -> str:
 
 def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
     """A data set whose preprocessing is set to a module's.
-
-    Args:
-        data: they stay as they are.
-        wanted: how the network takes pictures.
 
     Raises:
         ValueError: the data cannot be prepared so.
