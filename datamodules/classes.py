@@ -68,10 +68,6 @@ def adopt_classes(data: VisionDataModule, names: Sequence[str]) -> None:
     They are matched by name: the data may lack some, and may have them in another order. `identity` of the data does
     not change.
 
-    Args:
-        data: data with ``label_names``.
-        names: class names of the network, by index.
-
     Raises:
         DataError: the data have a class that the network does not have.
     """

@@ -109,10 +109,6 @@ class Finder:
         The latter applies to all images of a file or to none: a single image that is not where the others are is
         missing.
 
-        Args:
-            written: name or path of the image in the file.
-            by: file and entry that name it, for messages.
-
         Raises:
             DataError: several images match.
         """

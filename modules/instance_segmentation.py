@@ -215,7 +215,7 @@ class InstanceSegmentationModule(DetectionModule):
     @override
     def report(self, stage: Stage) -> Report:
         report = super().report(stage)
-        metric: Any = self.mask_figures[stage]
+        metric = self.mask_figures[stage]
         report.figures |= metric.compute()
         metric.reset()
         shown, self.tinted = self.tinted, []
@@ -223,7 +223,7 @@ class InstanceSegmentationModule(DetectionModule):
             report.pictures["masks"] = lambda: sheet(shown, 4, ["truth", "found"] * (len(shown) // 2))
         return report
 
-    def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
+    def _told(self, found: Detections, size: list[int]) -> Answer:
         """As in `DetectionModule`, with ``masks``, COCO's run-length codes in pixels of the original image."""
         shapes = pasted(found, *size)
         seen = shapes.any(2).any(1)  # objects without pixels are dropped

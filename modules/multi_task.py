@@ -205,7 +205,7 @@ class MultiTaskModule(VisionModule):
         """Returns the key in a batch of what a task calls ``key``: each column of classes is a label of its own."""
         return f"{key}/{name.partition('/')[2]}" if "/" in name else key
 
-    def _own(self, name: str, batch: dict[str, Any]) -> dict[str, Any]:
+    def _own(self, name: str, batch: Batch) -> Batch:
         """Returns a batch as a task reads it."""
         return batch | {key: batch[self._key(name, key)] for key in self.tasks[name].needs} if "/" in name else batch
 

@@ -39,9 +39,6 @@ def align(
         size: side of the square output pictures, in pixels; None for the form's own, 112, 150 or 160.
         device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: the package is missing, there are no pictures or no faces, or the new folder is not empty.
     """
@@ -91,9 +88,6 @@ def landmarks(folder: str, out: str = "landmarks.csv", device: str = "auto") -> 
         folder: the pictures, with a sub-folder for each person or class.
         out: the table, in CSV.
         device: where the detector runs, such as ``cuda``; ``auto`` is the GPU if there is one.
-
-    Returns:
-        A summary.
 
     Raises:
         ValueError: the package is missing, or there are no pictures or no faces.

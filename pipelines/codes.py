@@ -96,9 +96,6 @@ def decode(codes: str, out: str, model: str | None = None, batch_size: PositiveI
         model: the model to use instead of the one that encoded.
         batch_size: number of codes per batch.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: there is no such file or model, or an image would be replaced.
     """

@@ -17,9 +17,6 @@ def convert(folder: str, *, data: VisionDataModule, form: FileFormat | Literal["
         form: of boxes ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``; of classes
             ``webdataset``, tar files that ``--data Shards`` reads.
 
-    Returns:
-        A summary.
-
     Raises:
         DataError: the folder already exists, or the data cannot be used.
     """

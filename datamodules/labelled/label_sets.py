@@ -106,12 +106,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         files, _, _, good = self.inspected(Rows(paths, np.array(sets, object), splits), groups)
         whole = LabelSetSource(files, labels)
-
-        def alike(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-            found = strata(labels, max(RARE, self.folds or 0))
-            return found, [f"of {k}" for k in range(found.max(initial=0) + 1)]
-
-        divided = self.shared_out(whole, splits, good, alike, groups)
+        least = max(RARE, self.folds or 0)
+        divided = self.shared_out(whole, splits, good, lambda own: strata(own, least), groups)
         if "train" in divided:
             for name, count in zip(names, divided["train"].labels.sum(0).tolist(), strict=True):
                 if count in (0, len(divided["train"])):
@@ -123,11 +119,11 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         return divided
 
 
-def strata(labels: NDArray[np.int64], least: int = RARE) -> NDArray[np.int64]:
+def strata(labels: NDArray[np.int64], least: int = RARE) -> tuple[NDArray[np.int64], list[str]]:
     """Strata for splitting multi-label images: by the rarest label of each, so that the parts have nearly the same
     label shares.
 
-    >>> strata(np.array([[1, 0], [1, 1], [0, 0]] * 8)).tolist()[:3]
+    >>> strata(np.array([[1, 0], [1, 1], [0, 0]] * 8))[0].tolist()[:3]
     [1, 0, 2]
 
     Args:
@@ -135,10 +131,11 @@ def strata(labels: NDArray[np.int64], least: int = RARE) -> NDArray[np.int64]:
         least: minimum size of a stratum; smaller ones are merged into the largest.
 
     Returns:
-        int64 N.
+        The stratum of each image, int64 N, and the names of the strata.
     """
     rank = labels.sum(0).argsort(kind="stable").argsort(kind="stable")
     order = np.where(labels == 1, rank, labels.shape[1]).min(1)
     _, group, sizes = np.unique(order, return_inverse=True, return_counts=True)
     group = np.where(sizes[group] < least, sizes.argmax(), group)
-    return np.unique(group, return_inverse=True)[1].astype(np.int64)
+    found = np.unique(group, return_inverse=True)[1].astype(np.int64)
+    return found, [f"of {k}" for k in range(found.max(initial=0) + 1)]

@@ -198,7 +198,7 @@ class DetectionModule(CalibratedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return super().training_step(self._rescaled(batch, batch_idx), batch_idx)
 
-    def _rescaled(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def _rescaled(self, batch: Batch, batch_idx: int) -> Batch:
         """Resizes a training batch to one of `training_sizes`, drawn from (seed, epoch, batch) for all processes."""
         if len(self.training_sizes) < 2:
             return batch
@@ -272,7 +272,7 @@ class DetectionModule(CalibratedModule):
             )
         truth = [dict(zip(keys, values, strict=True)) for values in zip(*(batch[key] for key in keys), strict=True)]
         found, truth = self._original(found, batch), self._original(truth, batch)
-        metric: Any = self.figures[stage]
+        metric = self.figures[stage]
         metric.rank, metric.world_size = self.global_rank, self.trainer.world_size
         metric.update(found, truth)
         if self.trainer.is_global_zero:
@@ -297,7 +297,7 @@ class DetectionModule(CalibratedModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        metric: Any = self.figures[stage]
+        metric = self.figures[stage]
         values = metric.compute()
         metric.reset()
         per_class, counts, curves = (values.pop(key) for key in ("per_class", "confusion", "curves"))
@@ -343,7 +343,7 @@ class DetectionModule(CalibratedModule):
             result.append(self._told({key: value[sure] for key, value in found.items()}, size))
         return result
 
-    def _told(self, found: Detections, size: list[int]) -> dict[str, Any]:
+    def _told(self, found: Detections, size: list[int]) -> Answer:
         """Converts the detections in an image to plain data."""
         return {
             "boxes": [[round(value, 2) for value in box] for box in found["boxes"].tolist()],

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modules.answers import Answer
 from modules.detection.masks import placed, union
 from modules.detection.metrics import Array, overlaps
 
@@ -16,8 +17,8 @@ Place = tuple[int, int]
 
 
 def joined(
-    parts: Sequence[tuple[Place, dict[str, Any]]], height: int, width: int, side: int, across_classes: bool = False
-) -> dict[str, Any]:
+    parts: Sequence[tuple[Place, Answer]], height: int, width: int, side: int, across_classes: bool = False
+) -> Answer:
     """Merges the predictions for overlapping tiles into one prediction for the image.
 
     Two boxes of a class from different tiles belong to the same object if their parts within the overlap of the tiles

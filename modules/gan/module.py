@@ -352,23 +352,19 @@ class GANModule(AdversarialModule):
         counted = f"{len(fakes)} of the generator's average, {len(images)} real ({stage})"
         self.publisher.tags(self.trainer, {"samples": counted})
 
-        def samples() -> NDArray[np.uint8]:
-            return sheet(as_uint8(self._by_class()) if self.conditional else fakes[:PICTURED])
-
-        def interpolation() -> NDArray[np.uint8]:
-            return sheet(as_uint8(self._interpolation()), 9)
-
         def neighbours() -> NDArray[np.uint8]:
             order = torch.cdist(fake.features[:8], known.features).topk(min(7, len(training)), largest=False).indices
             rows = torch.cat([fakes[:8, None], training[order]], 1).flatten(0, 1)
             return sheet(rows, len(rows) // 8, heading="sample, and nearest in training")
 
-        def reconstructions() -> NDArray[np.uint8]:
-            return sheet(torch.cat([images[:8], as_uint8(self.reconstruct(images[:8]))]))
-
-        report.pictures = {"samples": samples, "interpolation": interpolation, "neighbours": neighbours}
+        report.pictures = {
+            "samples": lambda: sheet(as_uint8(self._by_class()) if self.conditional else fakes[:PICTURED]),
+            "interpolation": lambda: sheet(as_uint8(self._interpolation()), 9),
+            "neighbours": neighbours,
+        }
         if self._encoder is not None:
-            report.pictures["reconstructions"] = reconstructions
+            seen = images[:8]
+            report.pictures["reconstructions"] = lambda: sheet(torch.cat([seen, as_uint8(self.reconstruct(seen))]))
         return report
 
     def _by_class(self, columns: int = 8) -> Tensor:

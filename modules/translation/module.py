@@ -443,7 +443,7 @@ class TranslationModule(AdversarialModule):
         image = batch["image"]
         domain = self.domains(image)
         made = {name: tiles(self.translate(image, self.asked(domain, [name]))) for name in self.asks}
-        answers: list[dict[str, Any]] = []
+        answers: list[Answer] = []
         for k, values in enumerate(values_of(domain, self.sizes).tolist()):
             known = zip(self.attributes.items(), values, strict=True)
             answer = {name: names[value] for (name, names), value in known} if len(self.sizes) > 1 else {}

@@ -144,12 +144,7 @@ def mistakes(name: str, *kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def explained(name: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Context that turns user errors into a one-paragraph `UsageError`; any other error propagates.
-
-    Args:
-        name: see `mistakes`.
-        kinds: see `mistakes`.
-    """
+    """Context that turns user errors into a one-paragraph `UsageError`; any other error propagates."""
     quieten()
     try:
         yield

@@ -113,12 +113,7 @@ def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
 
 
 def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError | None:
-    """A `LostError` if an error means that another process has stopped responding.
-
-    Args:
-        error: what ended this process's part.
-        others: see `processes`.
-    """
+    """A `LostError` if an error means that another process has stopped responding."""
     if not others or not isinstance(error, RuntimeError):
         return None
     if not isinstance(error, torch.distributed.DistError) and not re.search("gloo|nccl|by peer", str(error), re.I):

@@ -86,7 +86,7 @@ class Told:
             self._rows.append(_shown(where) | (_shown(answer) or _inner(answer) or _lengths(answer)))
 
 
-def _shown(row: dict[str, Any]) -> dict[str, str]:
+def _shown(row: Answer) -> dict[str, str]:
     """Table cells of a prediction: its numbers and texts, and for lists the count of each name."""
     cells = {}
     for key, value in row.items():
@@ -314,9 +314,7 @@ class COCOFile:
             found.append({"id": len(found) + 1, "image_id": len(images), **one})
 
 
-def whole_pictures(
-    rows: Sequence[tuple[int, dict[str, Any]]], source: Any, across_classes: bool = False
-) -> list[dict[str, Any]]:
+def whole_pictures(rows: Sequence[tuple[int, Answer]], source: Any, across_classes: bool = False) -> list[Answer]:
     """Predictions in the pixels of the original picture, with its path if it is a file.
 
     Args:
@@ -326,7 +324,7 @@ def whole_pictures(
         across_classes: see `modules.detection.tiles.joined`.
     """
     paths = getattr(source, "paths", None)
-    answers = [({} if paths is None else {"path": str(paths[k])}) | answer for k, answer in rows]
+    answers: list[Answer] = [({} if paths is None else {"path": str(paths[k])}) | answer for k, answer in rows]
     if getattr(source, "tile", None):
         places, sizes = source.places.tolist(), source.sizes.tolist()
         pieces = [(*places[k], answer) for (k, _), answer in zip(rows, answers, strict=True)]

@@ -20,10 +20,6 @@ from pipelines.serving.model import VisionModel
 def embed(answering: VisionModel, files: Sequence[str]) -> tuple[list[str], Floats]:
     """Readable files, N, and their embeddings, float32 N×D; unreadable ones are reported and skipped.
 
-    Args:
-        answering: its module's answers have an ``embedding``.
-        files: the pictures.
-
     Raises:
         ValueError: none can be read.
     """

@@ -15,10 +15,6 @@ from datamodules.tables import read_table, spelled
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
     """Images and videos matching paths, folders and patterns, sorted within each, without duplicates.
 
-    Args:
-        paths: files, folders (with all folders below), patterns.
-        without: folder that is not looked into.
-
     Returns:
         The files; those of the paths that lead to nothing; the folder that the former have in common.
     """

@@ -60,15 +60,7 @@ class Fitting(nn.Module):
         return [(old * scale).round().clamp(min=1) for old in given]
 
     def _matrix(self, k: int, count: int, old: Tensor, new: Tensor, shrinks: list[Tensor]) -> Tensor:
-        """Interpolation weights of S output rows (k = 0) or columns (k = 1), float32 S×count.
-
-        Args:
-            k: which of the two.
-            count: of the picture's.
-            old: the same.
-            new: how many there are when it is resized; S of them are cut out.
-            shrinks: whether height and width become smaller.
-        """
+        """Interpolation weights of S output rows (k = 0) or columns (k = 1), float32 S×count."""
         place = torch.arange(self.size[k], dtype=torch.float32)
         if self.fit == "crop":
             place = place + ((new - self.size[k]) / 2).floor()

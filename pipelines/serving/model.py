@@ -31,6 +31,7 @@ from datamodules.options import Preprocessing, point_columns
 from datamodules.tiles import pieces
 from datamodules.videos import evenly, is_video, read_clip
 from modules import VisionModule
+from modules.answers import Answer
 from modules.detection.tiles import Place, joined
 from pipelines.serving.store import load_model
 
@@ -59,7 +60,7 @@ class _Picture:
     factor: int = 1
     whole: Sample | None = None
     beside: Sample = field(default_factory=dict)
-    parts: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
+    parts: list[tuple[Place, Answer]] = field(default_factory=list)
 
 
 class VisionModel(PythonModel):
@@ -76,9 +77,6 @@ class VisionModel(PythonModel):
             folder: what `pipelines.serving.store.save_model` wrote.
             device: where the module runs, such as ``cpu`` or ``cuda:1``; ``auto`` is the GPU if there is one.
 
-        Returns:
-            Itself.
-
         Raises:
             ValueError: the folder holds no such model, or there is no such device.
         """
@@ -92,15 +90,7 @@ class VisionModel(PythonModel):
         return self
 
     def take(self, module: VisionModule, preprocessing: Preprocessing) -> "VisionModel":
-        """Uses an existing module, on its present device.
-
-        Args:
-            module: it is put into evaluation mode.
-            preprocessing: what turns a picture into its input.
-
-        Returns:
-            Itself.
-        """
+        """Uses an existing module, on its present device."""
         self.module, self.preprocessing = module.eval(), preprocessing
         self.transform = self.preprocessing.transform()
         # Pieces are cut out of all of it, and so are points found in all of it; else training, evaluation and answers decode alike.
@@ -281,7 +271,7 @@ class VisionModel(PythonModel):
 
     def stream(
         self, images: Iterable[Any], batch_size: int = BATCH, progress: Callable[[float], None] | None = None
-    ) -> Iterator[dict[str, Any] | ValueError]:
+    ) -> Iterator[Answer | ValueError]:
         """Yields predictions image by image; threads read ahead while the network computes.
 
         Args:
@@ -335,13 +325,13 @@ class VisionModel(PythonModel):
                     picture.parts.append((place, answer))
                 yield sum(len(picture.parts) / len(picture.places) for picture in pictures)
 
-    def _joined(self, picture: "_Picture") -> dict[str, Any]:
+    def _joined(self, picture: "_Picture") -> Answer:
         if len(picture.parts) == 1:
             return picture.parts[0][1]
         across = bool(getattr(self.module, "across_classes", False))
         return joined(picture.parts, picture.height, picture.width, self.preprocessing.tile or 0, across)
 
-    def _ask(self, samples: list[dict[str, NDArray[Any]]]) -> list[dict[str, Any]]:
+    def _ask(self, samples: list[Sample]) -> list[Answer]:
         return self.module.predict({key: value.to(self.module.device) for key, value in collate(samples).items()})
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

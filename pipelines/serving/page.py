@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from datamodules.videos import Video, is_video
+from modules.answers import Answer
 from pipelines.serving import video
 from pipelines.serving.answers import drawn
 from pipelines.serving.model import VisionModel
@@ -86,7 +87,7 @@ class Asked:
         drawing = folder / f"{uuid.uuid4().hex}{'.mp4' if moves else '.jpg'}"
         with self._one:  # a model answers one after the other
             if moves and self.model.preprocessing.frames is None:
-                film, frames = Video(str(file)), list[dict[str, Any]]()
+                film, frames = Video(str(file)), list[Answer]()
                 with video.Drawing(str(drawing), film.rate) as target:
                     for frame, answer in video.answered(self.model, film, video.BATCH, None):
                         seconds = film.seconds[len(frames)]

@@ -120,12 +120,6 @@ def compared(
 ) -> dict[str, dict[str, float]]:
     """Metric, latency and size of several precisions of a network, by name.
 
-    Args:
-        files: by name, the exact one first.
-        network: what is in them.
-        folder: what `save_model` wrote of the model.
-        data: what it learned from.
-
     Returns:
         Of each file ``megabytes``; the figure that chose the checkpoint, on validation data, where the file can answer in the
         module's place, else ``difference``, the mean distance of its answers to validation pictures from those of the first;

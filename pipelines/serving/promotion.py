@@ -108,9 +108,6 @@ def demote(name: str, alias: str = "champion") -> str:
         name: the registered model.
         alias: the alias.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: there is no such model, or no version has the alias.
     """

@@ -129,9 +129,6 @@ def download(address: str, folder: str) -> str:
         address: ``models:/name@alias`` or ``models:/name/version``.
         folder: output folder; it must not exist yet.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: there is no such model, or the folder exists.
     """

@@ -129,7 +129,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self.threshold.fill_(self.sure)
 
-    def follow(self, answer: Answer) -> dict[str, Any]:
+    def follow(self, answer: Answer) -> Answer:
         """The prediction with ``ids``: a number for each object, or None if it is not tracked yet.
 
         Where several labels are found at one place, there is one object: that of the most certain.
