@@ -32,7 +32,6 @@ from modules.processes import mean_over_processes
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec, SharedBackbone
 from modules.training_data import Batch, settings_of
-from modules.warm_start import ClassRows
 
 Maps = list[Tensor]
 # The metric of each kind of task that counts in the score; all are in [0, 1], or nearly so, and higher is better.
@@ -195,11 +194,6 @@ class MultiTaskModule(VisionModule):
             if name in self.targets:
                 parts[ours] = self.tasks[name].parts()[own]
         return parts
-
-    @property
-    @override
-    def class_layers(self) -> dict[str, ClassRows]:
-        return {}
 
     def _key(self, name: str, key: str) -> str:
         """Returns the key in a batch of what a task calls ``key``: each column of classes is a label of its own."""
@@ -415,11 +409,8 @@ def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
 
 
 def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """Returns the weights of the tasks' losses.
-
-    Raises:
-        BackboneError: a weight has no task or is not positive, or the weights are learned.
-    """
+    """Returns the weights of the tasks' losses, or raises a `BackboneError`: a weight has no task or is not positive,
+    or the weights are learned."""
     if given and weighting != "fixed":
         raise BackboneError(f"--model.weighting {weighting} finds the weights itself: leave --model.weights out.")
     for name, value in given.items():

@@ -299,14 +299,7 @@ class SuperResolutionModule(AdversarialModule):
 
     @torch.inference_mode()
     def enlarge(self, image: Tensor) -> Tensor:
-        """Upscales images; large ones tile by tile.
-
-        Args:
-            image: uint8 B×C×H×W.
-
-        Returns:
-            uint8 B×C×fH×fW.
-        """
+        """Upscales images, uint8 B×C×H×W, to uint8 B×C×fH×fW; large ones tile by tile."""
         network = cast(SRResNet, self.average)
         return in_pieces(lambda piece: as_uint8(network(as_float(piece))), image, TILE, network.reach, self.factor)
 

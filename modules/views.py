@@ -76,16 +76,11 @@ class Views:
 
 
 def mean_of_classes(logits: Tensor) -> Tensor:
-    """Averages the probabilities of mutually exclusive classes, and returns the logits of the mean.
+    """Averages the probabilities of mutually exclusive classes, and returns the logits of the mean: float V×B×K×…, of V
+    views, to B×K×….
 
     >>> mean_of_classes(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()).exp()
     tensor([[0.7000, 0.3000]])
-
-    Args:
-        logits: of V views, float V×B×K×….
-
-    Returns:
-        float B×K×….
     """
     return logits.float().log_softmax(2).logsumexp(0) - torch.tensor(float(len(logits))).log()
 

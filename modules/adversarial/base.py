@@ -163,32 +163,18 @@ class AdversarialModule(VisionModule):
         self.average = deepcopy(generator).requires_grad_(False).eval()
 
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """Computes the losses of the discriminator, by name; empty to skip its step.
-
-        Args:
-            batch: batch of images.
-            key: key for `draw`.
-        """
+        """Computes the losses of the discriminator for a batch, by name; empty to skip its step. The key is for
+        `draw`."""
         raise NotImplementedError
 
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """Computes the losses of the generator, by name.
-
-        Args:
-            batch: a batch of the discriminator's last step.
-            key: key for `draw`.
-        """
+        """Computes the losses of the generator, by name, for a batch of the discriminator's last step. The key is for
+        `draw`."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Hook after each step of the generator; by default, does nothing.
-
-        Args:
-            step: number of the generator's steps before this one.
-
-        Returns:
-            Scalar metrics of the step to log, by name.
-        """
+        """Hook after each step of the generator, with the number of its steps before this one; returns scalar metrics
+        of the step to log, by name. By default, does nothing."""
         return {}
 
     def accuracy(self, *verdicts: Verdict) -> Tensor:

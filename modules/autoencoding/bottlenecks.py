@@ -50,11 +50,7 @@ class Bottleneck(Part):
         self.size, self.spatial = size, spatial
 
     def build(self, features: Shape) -> None:
-        """Creates the layers.
-
-        Args:
-            features: shape of the features of an image, K×H×W or K.
-        """
+        """Creates the layers for features of an image of this shape, K×H×W or K."""
         raise NotImplementedError
 
     def _layer(self, features: Shape, size: int) -> nn.Module:

@@ -67,7 +67,6 @@ class MaskedAutoencodingModule(VisionModule):
         optimization: optimiser, schedule and regularisation.
     """
 
-    monitor = "val/loss"
     square = True
     compiles_features = True
 

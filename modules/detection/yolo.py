@@ -150,16 +150,8 @@ def decode_boxes(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Quality focal loss: binary cross-entropy towards a quality, reduced for good predictions (Li et al. 2020,
-    equation 5, with β = 2).
-
-    Args:
-        logits: float, any shape.
-        target: float in [0, 1], the same shape; 0 for negatives.
-
-    Returns:
-        Loss of the same shape.
-    """
+    """Quality focal loss of logits towards a quality in [0, 1], 0 for negatives, all float of the same shape: binary
+    cross-entropy, reduced for good predictions (Li et al. 2020, equation 5, with β = 2)."""
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).square() * entropy
 

@@ -73,15 +73,7 @@ class SemiHardMiner(nn.Module):
 
     @torch.no_grad()
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
-        """Mines a batch.
-
-        Args:
-            embedding: float N×D, of unit length.
-            identity: int64 N.
-
-        Returns:
-            M triplets.
-        """
+        """Mines M triplets of a batch of unit embeddings, float N×D, with identities int64 N."""
         distance, mates, strangers = _pairs(embedding, identity)
         away, order = distance.masked_fill(~strangers, torch.inf).sort(1)
         place = torch.searchsorted(away, distance, right=True).clamp_max(len(identity) - 1)

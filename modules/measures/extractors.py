@@ -60,14 +60,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Seen:
-        """Extracts features of images.
-
-        Args:
-            image: uint8 N×C×S×S.
-
-        Returns:
-            Features and class probabilities, on the device of the images.
-        """
+        """Extracts features and class probabilities of images, uint8 N×C×S×S, on their device."""
         self.network.to(image.device)
         features, probabilities = [], []
         with torch.autocast(image.device.type, enabled=False):

@@ -54,15 +54,8 @@ class LateFusion(nn.Module):
         self.width = count + HIDDEN
 
     def forward(self, features: Tensor, tabular: Tensor | None = None) -> Tensor:
-        """Concatenates both.
-
-        Args:
-            features: float B×D.
-            tabular: float32 B×V; None for the means of the training set.
-
-        Returns:
-            float B×(D + ``width``).
-        """
+        """Concatenates features, float B×D, and tabular inputs, float32 B×V, to float B×(D + ``width``); None for the
+        means of the training set."""
         values = self.scaling.mean.expand(len(features), -1) if tabular is None else tabular
         scaled = self.scaling(values)
         return torch.cat([features, scaled, self.hidden(scaled)], 1)

@@ -14,12 +14,7 @@ class Translator(Part):
     """Base class of networks that map an image to an image of the same size."""
 
     def build(self, in_chans: int, out_chans: int) -> None:
-        """Creates the layers.
-
-        Args:
-            in_chans: input channels: those of the image, and those that encode the target domain.
-            out_chans: output channels.
-        """
+        """Creates the layers; input channels are those of the image and those that encode the target domain."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:

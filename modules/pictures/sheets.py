@@ -51,10 +51,8 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def signed(values: Tensor) -> Tensor:
-    """Converts signed values to images: zero is grey, and each image is scaled by its largest absolute value.
-
-    Args:
-        values: float N×C×H×W.
+    """Converts signed values, float N×C×H×W, to images: zero is grey, and each image is scaled by its largest absolute
+    value.
 
     >>> signed(torch.tensor([[[[-2.0, 0, 1]]]])).tolist()
     [[[[0, 128, 191]]]]
@@ -90,10 +88,7 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 @cache
 def typeface(size: int) -> ImageFont.FreeTypeFont:
-    """Returns the font for texts in images.
-
-    Args:
-        size: size in pixels.
+    """Returns the font for texts in images, of a size in pixels.
 
     >>> typeface(12).getname()[0]
     'DejaVu Sans'

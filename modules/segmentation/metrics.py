@@ -77,10 +77,8 @@ def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
 
 
 def edges(mask: Tensor) -> Tensor:
-    """Finds pixels with a 4-connected neighbour of another class, bool B×H×W; ignored pixels are not neighbours.
-
-    Args:
-        mask: int64 B×H×W.
+    """Finds pixels of class maps, int64 B×H×W, with a 4-connected neighbour of another class, bool B×H×W; ignored
+    pixels are not neighbours.
 
     >>> edges(torch.tensor([[[0, 0, 1, 1]]])).tolist()
     [[[False, True, True, False]]]

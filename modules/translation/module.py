@@ -199,12 +199,8 @@ class TranslationModule(AdversarialModule):
         return Verdict(score, score), self.head["classes"](features.mean((2, 3))).float()
 
     def wanted(self, domain: Tensor, uniform: Tensor) -> Tensor:
-        """Draws target domains: any combination for a shared generator, otherwise any domain except the image's own.
-
-        Args:
-            domain: domains of the images, int64 B.
-            uniform: float B×A in [0, 1) for A attributes.
-        """
+        """Draws target domains for images of domains int64 B, from float B×A uniform in [0, 1) for A attributes: any
+        combination for a shared generator, otherwise any domain except the image's own."""
         sizes = torch.tensor(self.sizes, device=domain.device)
         if self.shared:
             return domain_of((uniform * sizes).long(), self.sizes)
@@ -361,12 +357,8 @@ class TranslationModule(AdversarialModule):
 
     @torch.no_grad()
     def sheet(self, image: Tensor, domain: Tensor) -> Image:
-        """Draws images above their translations into each domain and their back-translations.
-
-        Args:
-            image: uint8 N×C×S×S.
-            domain: int64 N.
-        """
+        """Draws images, uint8 N×C×S×S of domains int64 N, above their translations into each domain and their
+        back-translations."""
         image, domain = image.to(self.device), domain.to(self.device)
         rows = {"image": image} | {name: self.translate(image, self.asked(domain, [name])) for name in self.asks}
         values = values_of(domain, self.sizes)
