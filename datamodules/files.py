@@ -1,5 +1,7 @@
 """Settings of data that are image files: how files are decoded, and the statistics of their values."""
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +12,14 @@ import numpy as np
 
 from datamodules.checking import check_images
 from datamodules.errors import DataError
+from datamodules.images import sub_folders
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
-from datamodules.paths import Paths
+from datamodules.paths import Paths, is_remote
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from datamodules.shards import ShardSet
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 MEASURED = 256  # images that the statistics are computed from
@@ -142,5 +147,36 @@ class Folder(Files):
     @property
     def title(self) -> str:
         """See `VisionDataModule.title`; the name of the folder or file."""
-        place = Path(self.root).resolve()
+        return titled(self.root)
+
+
+def titled(root: str) -> str:
+    """Returns the name of a folder or of a file without its ending; of a pattern, the last part that is none."""
+    place = Path(root).resolve()
+    if place.exists():
         return place.stem if place.is_file() else place.name
+    parts = re.split(r"[/\\]", root)
+    names = [name for name in parts if name and not re.search(r"[*?{\[]|^\w+:$", name)]
+    return names[-1].partition(".")[0] if names else place.stem
+
+
+def shards_at(root: str) -> "ShardSet | None":
+    """Returns the samples in tar or Parquet files, where ``root`` is such a file, a pattern or an address of some, or a folder of
+    them with no JSON and no folder of other files beside; None for other places."""
+    kinds, place = (".tar", ".parquet"), root.lower()
+    if os.path.isdir(root):
+        folders = [Path(root), *sub_folders(Path(root))]
+        names = [[name.lower() for name in os.listdir(folder)] for folder in folders]
+        packed = [any(name.endswith(kinds) for name in own) for own in names]
+        found = any(packed) and all(packed[1:]) and not any(name.endswith(".json") for name in names[0])
+    elif os.path.isfile(root):
+        found = place.endswith(kinds)
+    else:
+        found = is_remote(root) or (place.endswith(kinds) and re.search(r"[*?{\[]", root) is not None)
+    if not found:
+        return None
+    from datamodules.shards import ShardSet, has_pictures
+
+    if os.path.isfile(root) and place.endswith(".parquet") and not has_pictures(root):
+        return None
+    return ShardSet(root)

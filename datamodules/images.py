@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from datamodules.bands import decoded, depth_of, scaled, taken, upper
 from datamodules.errors import DataError, listed
 from datamodules.options import RGB, Reading
-from datamodules.paths import Paths, binary, content_of
+from datamodules.paths import Member, Paths, binary, content_of
 
 # The reduction factor in decoding for a height and width, in either order: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
@@ -124,9 +124,9 @@ def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple
     return Paths(binary(folders), np.array(places, np.int32), binary(names))
 
 
-def turned(file: str) -> bool:
+def turned(file: str | Member) -> bool:
     """Whether an image's EXIF tag rotates it by 90 degrees."""
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(content_of(file))) as image:
         return image.getexif().get(0x0112, 1) > 4
 
 

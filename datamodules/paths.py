@@ -31,6 +31,14 @@ class Member(os.PathLike[str]):
     def __fspath__(self) -> str:
         return self.name
 
+    def __str__(self) -> str:
+        return self.name
+
+
+def is_remote(place: str) -> bool:
+    """Whether a path is a URL of fsspec."""
+    return "://" in place or "::" in place
+
 
 def content_of(file: str | os.PathLike[str]) -> bytes:
     """Returns the content of a file or of a part of one. All image files are read here.

@@ -55,7 +55,7 @@ class TiledSource:
     def __init__(
         self,
         sizes: NDArray[np.int64],
-        files: Paths | NDArray[np.str_] | None,
+        files: Paths | None,
         layout: Callable[[int, int], list[Place]],
     ) -> None:
         self.sizes, self._files = sizes, files
@@ -68,7 +68,7 @@ class TiledSource:
         return len(self.places)
 
     @property
-    def paths(self) -> Paths | NDArray[np.str_] | None:
+    def paths(self) -> Paths | None:
         """File of each sample, if pictures are files."""
         return None if self._files is None else self._files[self.places[:, 0]]
 

@@ -1,5 +1,6 @@
 """Pictures in tar and Parquet files: the same as in folders, and what is wrong with a file is told."""
 
+import gzip
 import http.server
 import io
 import json
@@ -18,7 +19,22 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import DataError, ImageFolder, Shards, UnlabelledShards
+from datamodules import (
+    COCODetection,
+    COCOSegmentation,
+    DataError,
+    DigitMasks,
+    DigitScenes,
+    ImageFolder,
+    LabelColumns,
+    Manifest,
+    MaskFolder,
+    MultiLabelTable,
+    RegressionTable,
+    Shards,
+    UnlabelledShards,
+)
+from datamodules.shards import ShardSet
 from pipelines.classification import classification
 from pipelines.convert import convert
 from pipelines.engine.command import command
@@ -101,6 +117,160 @@ def test_shards_at_an_address_are_read_in_parts_and_anew_when_they_change(forms:
     with pytest.raises(DataError, match="nothing to train on"):
         data_of("tar").loader("train")
     assert len(data_of("tar").sources["val"]) == 2 * COUNTS["train"]
+
+
+def written(kind: str) -> None:
+    """Writes data of a task as files: pictures in ``i/``, and what belongs to them."""
+    generator = np.random.default_rng(1)
+    Path("i").mkdir()
+    pixels = [generator.integers(0, 256, (40, 48, 3)).astype(np.uint8) for _ in range(24)]
+    for k, image in enumerate(pixels):
+        Image.fromarray(image).save(f"i/{k:02}.{'jpg' if k % 3 else 'png'}")
+    names = sorted(os.listdir("i"))
+    if kind in ("boxes", "outlines", "objects"):
+        corners = generator.uniform(0, 20, (48, 2))
+        boxes = np.concatenate([corners, generator.uniform(4, 20, (48, 2))], 1).tolist()
+        entries = [
+            {
+                "id": k,
+                "image_id": k // 2,
+                "category_id": [7, 3, 5][k % 3],
+                "bbox": box,
+                "iscrowd": int(k == 5),
+                "area": 10 + k / 7,
+            }
+            for k, box in enumerate(boxes)
+            if k > 1  # the first picture has none
+        ]
+        for (x, y, w, h), entry in zip(boxes[2:], entries, strict=True) if kind != "boxes" else ():
+            entry["segmentation"] = [[x, y, x + w, y, x + w / 3, y + h]]
+        images = [{"id": k, "file_name": f"i/{name}"} for k, name in enumerate(names)]
+        categories = [{"id": k, "name": name} for k, name in ((3, "zebra"), (5, "a cat"), (7, "dog"))]
+        Path("a.json").write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
+    elif kind == "masks":
+        Path("m").mkdir()
+        for name in names:
+            values = generator.choice([0, 50, 255], (40, 48)).astype(np.uint8)
+            Image.fromarray(values).save(Path("m", name).with_suffix(".png"))
+        Path("classes.csv").write_text("name,value\nroad,50\nbackground,0\nvoid,255\n")
+    else:
+        numbers = generator.normal(size=(24, 5)).astype(np.float32)
+        columns: dict[str, Any] = {"path": [f"i/{name}" for name in names], "label": ["ox", "a cow"] * 12}
+        if kind == "labels":
+            columns["labels"] = [" | ".join(["traffic light", "bus"][: k % 3]) for k in range(24)]
+        elif kind == "quantities":
+            columns |= {"height": numbers[:, 0], "weight": [None, *numbers[1:, 1]]}
+        elif kind == "columns":
+            columns["place"] = ["in", "out", "out"] * 8
+        elif kind == "inputs":
+            columns |= {name: numbers[:, k] for k, name in enumerate(("age", "a_x", "a_y", "b_x", "b_y"))}
+        pd.DataFrame(columns).to_csv("t.csv", index=False)
+
+
+TASKS: dict[str, tuple[type, str, dict[str, Any]]] = {
+    "boxes": (COCODetection, "a.json", {"image_size": 32}),
+    "outlines": (COCODetection, "a.json", {"image_size": 32, "masks": True, "tile": 32}),
+    "objects": (COCOSegmentation, "a.json", {"image_size": 32}),
+    "masks": (MaskFolder, ".", {"image_size": 32, "images": "i", "masks": "m"}),
+    "labels": (MultiLabelTable, "t.csv", {"image_size": 16}),
+    "quantities": (RegressionTable, "t.csv", {"image_size": 16, "columns": ["weight", "height"]}),
+    "columns": (LabelColumns, "t.csv", {"image_size": 16, "label_columns": ["place", "label"]}),
+    "inputs": (Manifest, "t.csv", {"image_size": 16, "tabular": ["age"], "keypoints": ["a", "b"]}),
+}
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether two batches are the same, bit for bit."""
+    assert ours.keys() == theirs.keys()
+    return all(
+        torch.equal(torch.nan_to_num(a * 1.0), torch.nan_to_num(b * 1.0)) and a.dtype == b.dtype
+        for key in theirs
+        for a, b in zip(*([x] if isinstance(x, torch.Tensor) else x for x in (ours[key], theirs[key])), strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_shards_of_every_task_give_the_batches_and_the_digests_of_the_files(kind: str) -> None:
+    written(kind)
+    make, place, settings = TASKS[kind]
+    files = make(place, batch_size=4, num_workers=0, seed=3, **settings)
+    convert("tar", data=files, form="webdataset")
+    shards = make("tar", batch_size=4, num_workers=0, seed=3, **settings)
+    assert list(shards.label_names) == list(files.label_names)
+    assert shards.identity()["splits"] == files.identity()["splits"]
+    loader = files.loader("train")
+    loader.set_epoch(1)
+    batches = list(loader)
+    loader = shards.loader("train")
+    loader.load_state_dict({"epoch": 1, "batches_done": 1})
+    ours = list(loader)
+    assert len(ours) == len(batches) - 1 > 1
+    assert all(map(alike, ours, batches[1:]))
+    for split in ("val", "test"):
+        assert all(map(alike, list(shards.loader(split)), list(files.loader(split))))
+
+
+@pytest.mark.parametrize(
+    ("made", "reader", "settings"),
+    [(DigitScenes, COCODetection, {"masks": True}), (DigitMasks, MaskFolder, {})],
+)
+def test_data_that_are_no_files_become_shards_with_the_same_samples(made: Any, reader: Any, settings: Any) -> None:
+    data = made(scene_size=32, train=6, val=6, test=6, batch_size=4, num_workers=0, **settings)
+    convert("tar", data=data, form="webdataset")
+    shards = reader("tar", image_size=32, batch_size=4, num_workers=0, **settings)
+    assert list(shards.label_names) == list(data.label_names)
+    for split in ("train", "val", "test"):
+        ours, theirs = shards.dataset(split, False), data.dataset(split, False)
+        assert len(ours) == 6
+        for k in range(6):
+            one, other = ours[k, 0], theirs[k, 0]
+            assert all(np.array_equal(one[key], other[key]) for key in other if key != "area"), (split, k)
+
+
+def test_detection_reads_parquet_as_hugging_face_has_it_and_writes_coco_from_it(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    names = {"names": ["mask", "glove"], "_type": "ClassLabel"}
+    features = {"objects": {"feature": {"category": names, "bbox": {"length": 4}}, "_type": "Sequence"}}
+    for split in ("train", "test"):
+        objects = [{"id": [1, 2], "bbox": [[1, 2, 3, 4.5], [0, 0, 8, 8]], "category": [k % 2, 1]} for k in range(6)]
+        images = [{"bytes": png(k + 10 * len(split)), "path": f"{k}.png"} for k in range(6)]
+        table = pa.table(
+            {"image": images, "objects": objects},
+            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+        )
+        pq.write_table(table, f"{split}-00000-of-00001.parquet")
+    data = COCODetection("*.parquet", image_size=16)
+    assert data.label_names == ["mask", "glove"]
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 5, "val": 1, "test": 6}
+    sample = data.sources["test"][1]
+    assert sample["boxes"].tolist() == [[1, 2, 4, 6.5], [0, 0, 8, 8]]
+    assert sample["labels"].tolist() == [1, 1]
+    data.write("coco")
+    again = COCODetection("coco", image_size=16)
+    assert again.identity()["splits"] == data.identity()["splits"]
+
+
+def test_an_index_follows_a_file_that_changes_at_once() -> None:
+    for number in b"01":
+        write_tar(
+            "train.tar",
+            {f"{k}.{kind}": png(k) if kind == "png" else bytes([number]) for k in range(4) for kind in ("png", "cls")},
+        )
+        assert set(ShardSet("train.tar").index["cls"]) == {chr(number)}
+
+
+def test_splits_of_one_tar_are_drawn_as_those_of_the_files() -> None:
+    written("boxes")
+    files = COCODetection("a.json", image_size=32)
+    files.take_whole()
+    convert("whole", data=files, form="webdataset")
+    Path("one").mkdir()
+    os.replace("whole/test-000000.tar", "one/0.tar")
+    os.replace("whole/classnames.txt", "one/classnames.txt")
+    drawn = COCODetection("one", image_size=32).identity()["splits"]
+    assert drawn == COCODetection("a.json", image_size=32).identity()["splits"]
+    assert set(drawn) == {"train", "val", "test"}
 
 
 class Ranged(http.server.SimpleHTTPRequestHandler):
@@ -189,13 +359,19 @@ WRONG = {
     "no JSON": (lambda: write_tar("train.tar", {"0.png": png(0), "0.json": b"{"}), ["train.tar", "0.json"]),
     "several labels": (
         lambda: (pd.DataFrame({"image": [png(0)], "label": [[0, 1]]}).to_parquet("train.parquet"), "train.parquet")[1],
-        ["train.parquet has lists", "'label'", "--data.label_column"],
+        ["train.parquet/0 has a list", "'label'", "--data.label_column", "MultiLabelTable"],
     ),
     "a table": (lambda: str(Path("t.csv").write_text("path,label") and "t.csv"), ["t.csv is neither"]),
     "no shards": (lambda: (Path("none").mkdir(), "none")[1], ["none has no file", "--data.root"]),
     "no file": (lambda: "nowhere-{00..03}.tar", ["nowhere-00.tar", "--data.root"]),
     "no protocol": (lambda: "nonsense://bucket/train.tar", ["nonsense://bucket/train.tar", "nonsense"]),
     "no server": (lambda: "http://127.0.0.1:9/train-{0..1}.tar", ["http://127.0.0.1:9/train-0.tar cannot be read"]),
+    "two members of one kind": (
+        lambda: write_tar("train.tar", {"a/0.png": png(0), "a/0.jpg": png(1), "a/0.cls": b"0"}),
+        ["train.tar has a/0.png and a/0.jpg", "name of its own"],
+    ),
+    "quantities": (lambda: write_tar("train.tar", WHOLE | {"3.cls": b"0.5"}), ["train.tar/3.png", "label 0.5", "RegressionTable"]),
+    "packed as it is": (lambda: str(Path("t.tar").write_bytes(gzip.compress(b"text")) and "t.tar"), ["t.tar is compressed"]),
     "compressed": (lambda: str(Path("t.tar.gz").write_bytes(b"") or "t.tar.gz"), ["t.tar.gz is compressed"]),
     "no picture": (lambda: write_tar("train.tar", WHOLE | {"0.png": b"text"}), ["train.tar/0.png (not an image)", "on_bad_file"]),
     "some splits": (lambda: (write_tar("s/train.tar", WHOLE), write_tar("s/more.tar", WHOLE), "s")[2], ["s/more.tar is not"]),
@@ -220,7 +396,14 @@ def test_what_is_wrong_with_shards_is_one_paragraph(
 
 def test_what_cannot_become_shards_is_refused(capsys: pytest.CaptureFixture[str], forms: dict[str, str]) -> None:
     for args, said in (
-        (["out", "--data", "DigitScenes", "--form", "webdataset"], "--form webdataset is for data of classes"),
+        (
+            ["out", "--data", "ORL", "--form", "webdataset"],
+            "ORL is not",
+        ),
+        (
+            ["out", "--data", "ImageFolder", "--data.root", "folder", "--form", "yolo"],
+            "--form yolo is for data with boxes",
+        ),
         (["tar", "--data", "ImageFolder", "--data.root", "folder", "--form", "webdataset"], "already exists"),
     ):
         with pytest.raises(SystemExit, match="2"):

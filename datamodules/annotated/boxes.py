@@ -1,14 +1,13 @@
 """Image files with boxes: checked before training, tiled if large."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,16 +17,21 @@ from typing_extensions import override
 from datamodules.annotated.checks import compiled, in_shares
 from datamodules.annotated.detection import DetectionDataModule
 from datamodules.annotated.mixing import VISIBLE, selected
+from datamodules.annotated.readers.shards import read_boxes
 from datamodules.annotated.sample import Annotations, BoxFormat, Record
 from datamodules.checking import warn_of_shared
 from datamodules.decoded import Caching, ImageFiles, as_it_is
 from datamodules.errors import DataError
-from datamodules.files import Folder
+from datamodules.files import Folder, shards_at
 from datamodules.images import Reduction, turned
 from datamodules.loading import Sample
 from datamodules.options import OWN, RGB, ImageSize, Own, PositiveInt, Preprocessing, Reading
+from datamodules.paths import Paths
 from datamodules.tables import Notes
 from datamodules.tiles import TiledSource, pieces
+
+if TYPE_CHECKING:
+    from datamodules.shards import ShardSet
 
 TOLD = {  # messages for the reports of `compiled`
     "a copy": "boxes are duplicates, and count once",
@@ -143,7 +147,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     there are no splits, 15 % for validation if only that is missing. The training split keeps images of every class.
 
     Args:
-        root: the folder or file.
+        root: the folder or file; or tar or Parquet files of pictures with their objects beside them, as for `Shards`.
         masks: return masks; every object needs an outline.
         tile: cut larger images into square tiles of this side, in pixels, which overlap by a fifth; for aerial images
             with small objects. None for no tiling.
@@ -188,10 +192,18 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
         raise NotImplementedError
 
     @cached_property
+    def _shards(self) -> "ShardSet | None":
+        return shards_at(self.root)
+
+    @cached_property
     def _read(self) -> tuple[dict[str, list[Record]], list[str]]:
-        if not Path(self.root).exists():
+        if self._shards is not None:
+            self.box_format = "xywh"
+            splits, names = read_boxes(self._shards)
+        elif Path(self.root).exists():
+            splits, names = self.read()
+        else:
             raise DataError(f"There is no {Path(self.root).resolve()}: say where your images are with --data.root.")
-        splits, names = self.read()
         self.notes.tell()
         for what, groups in (("", [*splits.values()]), (" to train on", [splits.get("train", splits.get("all", []))])):
             if not any(box for records in groups for record in records for box in record.boxes):
@@ -207,22 +219,25 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
     def load(self) -> dict[str, BoxSource]:
         splits, names = self._read
         records = [record for group in splits.values() for record in group]
-        paths = np.array([record.path for record in records], np.str_)
-        if not any(map(os.path.isfile, paths)):
+        if self._shards is None:
+            paths = Paths.of(record.path for record in records)
+        else:
+            paths = self._shards.members[np.array([record.place for record in records], np.int64)]
+        if not (paths.signatures[:, 0] >= 0).any():
             raise DataError(
                 f"None of the {len(paths)} images was found; the first is {paths[0]}, named by {records[0].file}."
             )
         table = self.looked_at(paths)
         sizes = table[["height", "width"]].to_numpy(np.int64)
         digests, good = table["digest"].to_numpy(dtype=np.str_), (table["error"] == "").to_numpy()
-        for k in np.flatnonzero(good):
+        for k in np.flatnonzero(good).tolist():
             said, seen = records[k].size, (int(sizes[k][0]), int(sizes[k][1]))
             if said is not None and said != seen:
                 why = ""
                 if said[::-1] == seen:
                     why = (
                         " Its EXIF tag rotates it, which the boxes do not take into account."
-                        if turned(records[k].path)
+                        if turned(paths.at(k))
                         else " Width and height seem to be swapped."
                     )
                 raise DataError(
@@ -238,7 +253,7 @@ class BoxFiles(Folder, DetectionDataModule[BoxSource]):
             rows = np.flatnonzero(good[start : start + len(group)]) + start
             start += len(group)
             kept = [records[k] for k in rows]
-            parts[name], report = compiled(kept, names, self.box_format, self.on_bad_box, sizes[rows], digests[rows],
+            parts[name], report = compiled(kept, paths[rows], names, self.box_format, self.on_bad_box, sizes[rows], digests[rows],
                                            self.noun, self.masks, outlined, self.remedy)  # fmt: skip
             reports |= report
         self._tell(reports)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules.annotated.sample import DESCRIBED, Annotations, BoxFormat, Record
 from datamodules.errors import DataError, listed
+from datamodules.paths import Paths
 
 
 def corners(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFormat) -> NDArray[np.float64]:
@@ -95,6 +96,7 @@ def _mistaken(values: NDArray[np.float64], sizes: NDArray[np.int64], form: BoxFo
 
 def compiled(
     records: Sequence[Record],
+    paths: Paths,
     label_names: Sequence[str],
     form: BoxFormat,
     on_bad_box: Literal["error", "drop"],
@@ -109,6 +111,7 @@ def compiled(
 
     Args:
         records: the images.
+        paths: their files.
         label_names: class names, by index.
         form: format of the boxes.
         on_bad_box: raise an error; or clip boxes that extend beyond the image and drop other unusable ones. Duplicates
@@ -208,7 +211,7 @@ def compiled(
     given, plain = np.array([box.area for box in boxes], np.float64)[kept], (clipped[:, 2:] - clipped[:, :2]).prod(1)
     known = (given > 0) & (given <= sizes[owners[kept]].prod(1))
     annotations = Annotations(
-        np.array([record.path for record in records], np.str_),
+        paths,
         sizes,
         digests,
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

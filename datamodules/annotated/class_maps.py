@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -34,14 +34,17 @@ from datamodules.checking import warn_of_shared
 from datamodules.decoded import ImageFiles
 from datamodules.digests import digest_of
 from datamodules.errors import DataError, listed
-from datamodules.files import Folder
+from datamodules.files import Folder, shards_at
 from datamodules.finding import child
 from datamodules.images import EXTENSIONS, Reduction, folded, images_in, sub_folders, turned
 from datamodules.loading import Sample
 from datamodules.options import Own, Reading
-from datamodules.paths import Paths
+from datamodules.paths import Member, Paths
 from datamodules.splits import by_split_name
 from datamodules.tables import text_of
+
+if TYPE_CHECKING:
+    from datamodules.shards import ShardSet
 
 TOGETHER = "_mask"  # suffix of masks in the folder of the images, as Roboflow writes them
 MASKED = ("masks", "mask", "annot", "labels")  # names of a folder of masks next to one of images
@@ -60,7 +63,7 @@ class MaskPictures:
     """
 
     images: ImageFiles
-    masks: NDArray[np.str_]
+    masks: Paths
     classes: Classes
     digest: str
     counts: NDArray[np.int64]
@@ -84,7 +87,7 @@ class MaskPictures:
 
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
-        mask = self.classes.apply(read_values(str(self.masks[index]), self.classes.kind))
+        mask = self.classes.apply(read_values(self.masks.at(index), self.classes.kind))
         if image.shape[:2] != mask.shape:
             raise DataError(f"{self.paths[index]} or its mask changed since they were checked: start again.")
         return {"image": image, "mask": mask}
@@ -92,7 +95,11 @@ class MaskPictures:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _MaskFiles(Folder, SegmentationDataModule):
-    """Base class of the modules that read mask files, which are checked before training."""
+    """Base class of the modules that read mask files, which are checked before training.
+
+    Args:
+        root: the folder; or tar files of pictures, each with a mask beside it, as for `Shards`.
+    """
 
     binary = False
     wanted = "{mask}"  # where masks are searched, for messages
@@ -106,9 +113,14 @@ class _MaskFiles(Folder, SegmentationDataModule):
         raise NotImplementedError
 
     @cached_property
-    def _found(self) -> tuple[dict[str, MaskPictures], list[str]]:
-        pairs = self.pairs()
-        everything = [(split, image, mask) for split, part in pairs.items() for image, mask in part]
+    def _shards(self) -> "ShardSet | None":
+        return shards_at(self.root)
+
+    def _files(self) -> tuple[NDArray[np.str_], Paths, Paths]:
+        """Split of each image, or ``all``; the images; and their masks."""
+        if self._shards is not None:
+            return self._shards.splits.astype(np.str_), self._shards.members, self._shards.masks
+        everything = [(split, image, mask) for split, part in self.pairs().items() for image, mask in part]
         without = [str(image) for _, image, mask in everything if mask is None]
         if without:
             shown = "; ".join([*without[:3], *["…"] * (len(without) > 3)])
@@ -116,20 +128,34 @@ class _MaskFiles(Folder, SegmentationDataModule):
                 f"{len(without)} of {len(everything)} images have no mask {self.wanted}: {shown}. An image with "
                 "nothing in it needs a mask too, all background. Move images without a mask elsewhere."
             )
-        paths = np.array([str(image) for _, image, _ in everything], np.str_)
+        splits, images, masks = zip(*everything, strict=True)
+        return np.array(splits, np.str_), Paths.of(map(str, images)), Paths.of(map(str, masks))
+
+    def _classes(self) -> Classes | None:
+        """Meaning of the masks' values, if it is known without reading them."""
+        if self.binary:
+            return Classes(["background", "foreground"], kind="binary")
+        if self._shards is None:
+            return self.given()
+        file = next((file for name in TABLES if (file := self._shards.folder / name).is_file()), None)
+        return None if file is None else read_classes(file)
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, MaskPictures], list[str]]:
+        splits, paths, masks = self._files()
         table = self.looked_at(paths)
         good = np.flatnonzero((table["error"] == "").to_numpy())
-        groups = np.array([split for split, *_ in everything], np.str_)[good]
-        paths, masks = paths[good], np.array([str(mask) for *_, mask in everything], np.str_)[good]
+        groups, paths, masks = splits[good], paths[good], masks[good]
+        files = [masks.at(k) for k in range(len(masks))]
         sizes = table[["height", "width"]].to_numpy(np.int64)[good]
         digests = table["digest"].to_numpy(np.str_)[good]
-        given = Classes(["background", "foreground"], kind="binary") if self.binary else self.given()
-        given = None if given is None else by_order(given, masks.tolist())
-        seen = looks(masks.tolist(), given.kind if given else "numbers")
-        self._check_files(paths, masks, sizes, seen)
-        classes = given or guessed(self.title, masks.tolist(), seen)
-        self._check_values(masks, seen, classes)
-        parts = self._divided({split: np.flatnonzero(groups == split) for split in pairs})
+        given = self._classes()
+        given = None if given is None else by_order(given, files)
+        seen = looks(files, given.kind if given else "numbers")
+        self._check_files(paths, files, sizes, seen)
+        classes = given or guessed(self.title, files, seen)
+        self._check_values(files, seen, classes)
+        parts = self._divided({split: np.flatnonzero(groups == split) for split in dict.fromkeys(splits.tolist())})
         warn_of_shared({name: (paths[rows], digests[rows]) for name, rows in parts.items()})
         images = ImageFiles(paths, digests, sizes, self.reading, self.cache)
         result: dict[str, MaskPictures] = {}
@@ -175,17 +201,17 @@ class _MaskFiles(Folder, SegmentationDataModule):
 
     @staticmethod
     def _check_files(
-        paths: NDArray[np.str_], masks: NDArray[np.str_], sizes: NDArray[np.int64], looks: Sequence[Look]
+        paths: Paths, masks: Sequence[str | Member], sizes: NDArray[np.int64], looks: Sequence[Look]
     ) -> None:
         """Refuses masks that are unreadable or differ in size from their images."""
         faults = []
-        for path, file, (height, width), one in zip(paths, masks, sizes.tolist(), looks, strict=True):
+        for k, (path, file, (height, width), one) in enumerate(zip(paths, masks, sizes.tolist(), looks, strict=True)):
             if one.error:
                 faults.append(one.error)
             elif one.size != (height, width):
                 lies = one.size == (width, height)
                 why = ""
-                if lies and turned(str(path)):
+                if lies and turned(paths.at(k)):
                     why = " The image is rotated by its EXIF tag, the mask is not."
                 elif lies:
                     why = " One of the two lies on its side."
@@ -195,10 +221,10 @@ class _MaskFiles(Folder, SegmentationDataModule):
         _refuse(faults)
 
     @staticmethod
-    def _check_values(masks: NDArray[np.str_], looks: Sequence[Look], classes: Classes) -> None:
+    def _check_values(masks: Sequence[str | Member], looks: Sequence[Look], classes: Classes) -> None:
         """Refuses masks with values that belong to no class."""
         faults = []
-        for file, one in zip(masks.tolist(), looks, strict=True):
+        for file, one in zip(masks, looks, strict=True):
             unknown = classes.unknown(one.values.tolist())
             if len(unknown) > BLURRED:
                 faults.append(blurred(file, len(one.values)))

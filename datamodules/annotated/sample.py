@@ -9,6 +9,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
+from datamodules.paths import Paths
 from datamodules.tables import Notes
 
 IGNORE = 255  # label of ignored pixels
@@ -54,12 +55,14 @@ class Record:
         file: file of its annotations.
         size: height and width of the image according to the file.
         boxes: its objects.
+        place: position of the image in tar or Parquet files.
     """
 
     path: str
     file: str
     size: tuple[int, int] | None = None
     boxes: list[Box] = field(default_factory=list)
+    place: int | None = None
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Annotations:
             or large.
     """
 
-    paths: NDArray[np.str_]
+    paths: Paths
     sizes: NDArray[np.int64]
     digests: NDArray[np.str_]
     starts: NDArray[np.int64]

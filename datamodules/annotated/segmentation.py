@@ -42,7 +42,7 @@ class Pictures(Source, Protocol):
         """Number of pixels of each class, int64 256, if known."""
 
     @property
-    def paths(self) -> Paths | NDArray[np.str_] | None:
+    def paths(self) -> Paths | None:
         """The files, if the images are files."""
 
 

@@ -1,8 +1,8 @@
 """Writers of annotation formats, for data sets and for a model's detections."""
 
 import csv
+import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
@@ -22,6 +22,7 @@ from datamodules.annotated.sample import COLUMNS
 from datamodules.errors import DataError
 from datamodules.forms import AnswerFormat, FileFormat
 from datamodules.loading import Sample, Source
+from datamodules.paths import content_of
 from datamodules.splits import SPLITS
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -51,7 +52,7 @@ class Writer:
 
         Args:
             split: name of the split.
-            source: its samples; if it has ``paths``, they are image files.
+            source: its samples; if it has ``paths``, they are `Paths` of image files.
         """
         place = self.place.format(split=split)
         (self.folder / place).mkdir(parents=True, exist_ok=True)
@@ -59,13 +60,14 @@ class Writer:
         for index in range(len(source)):
             sample = source[index]
             image = sample["image"]
-            file = None if paths is None else Path(str(paths[index]))
+            content = None if paths is None else content_of(paths.at(index))
+            file = None if paths is None else Path(paths[index])
             stem = self.digits.format(split=split, number=index + 1) if file is None else self._free(place, file)
-            as_it_is = file if file is not None and _is_upright(file, *image.shape[:2]) else None
-            names.append(f"{stem}{as_it_is.suffix if as_it_is else '.png'}")
+            as_it_is = content is not None and _is_upright(content, *image.shape[:2])
+            names.append(f"{stem}{file.suffix if file and as_it_is else '.png'}")
             target = self.folder / place / names[-1]
-            if as_it_is:
-                shutil.copyfile(as_it_is, target)
+            if content is not None and as_it_is:
+                target.write_bytes(content)
             else:
                 flat = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
                 cv2.imencode(".png", flat)[1].tofile(target)
@@ -212,10 +214,10 @@ def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else round(value, 4)
 
 
-def _is_upright(file: Path, height: int, width: int) -> bool:
+def _is_upright(file: bytes, height: int, width: int) -> bool:
     """Whether an image file has the given size and no EXIF rotation, so that every tool sees it as the boxes
     require."""
-    with PIL.Image.open(file) as image:
+    with PIL.Image.open(io.BytesIO(file)) as image:
         return image.size == (width, height) and image.getexif().get(ORIENTATION, 1) == 1
 
 

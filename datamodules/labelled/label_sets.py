@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.errors import DataError, listed
-from datamodules.finding import paths_in
 from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
 from datamodules.labelled.files import LabelledFiles
@@ -19,6 +18,7 @@ from datamodules.labelled.manifest import Table
 from datamodules.labelled.rows import Objects, Rows, objects
 from datamodules.labelled.sources import LabelSetSource
 from datamodules.paths import Paths
+from datamodules.tables import LIST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ ANSWERS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "y"), 1),
     **dict.fromkeys(("0", "0.0", "false", "no", "n", ""), 0),
 }
-SEPARATORS = ("|", ";", ",", " ")
+SEPARATORS = (LIST, "|", ";", ",", " ")
 RARE = 7  # minimum number of images of a label for stratification
 
 
@@ -65,7 +65,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 f"{file.resolve()} has {lacking}. Name the column of labels with --data.label_column, or a column each with "
                 "--data.label_columns."
             )
-        rows = paths_in(table[self.path_column], file), objects(table["split"])
+        rows = self.paths(table), objects(table["split"])
         return names, rows, labels, self.groups(table)
 
     def _in_cells(self, table: "pd.DataFrame") -> bool:
@@ -77,6 +77,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         sets = [{composed(name.strip()) for name in cell.split(separator)} - {""} for cell in cells]
         learned = [own for own, split in zip(sets, table["split"], strict=True) if split in ("train", "all")] or sets
         names = sorted(set().union(*learned))
+        said = [] if self._shards is None else self._shards.class_names(self.label_column)
+        names = said if set(names) <= set(said) else names
         if unknown := sorted(set().union(*sets) - set(names)):
             raise DataError(
                 f"{self.file} has the label {unknown[0]!r} outside training alone: the labels there are {listed(names)}."

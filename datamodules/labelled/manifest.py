@@ -13,17 +13,20 @@ from typing_extensions import override
 from datamodules.augmentations import normalized_keypoints
 from datamodules.decoded import ImageFiles
 from datamodules.errors import DataError, listed, repeated
-from datamodules.files import Files
+from datamodules.files import Files, shards_at, titled
 from datamodules.finding import paths_in
 from datamodules.images import composed
 from datamodules.labelled.files import ClassFiles
 from datamodules.labelled.rows import Rows, objects
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Preprocessing, point_columns
+from datamodules.paths import Paths
 from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from datamodules.shards import ShardSet
 
 
 @dataclass(eq=False, repr=False)
@@ -31,7 +34,8 @@ class Table(Files):
     """Settings of data listed in a CSV or Parquet table, with one row per image.
 
     Args:
-        file: the table. An optional column ``split`` has the values train, val and test.
+        file: the table. An optional column ``split`` has the values train, val and test. Or tar or Parquet files of pictures, as
+            for `Shards`: the keys of the JSON beside each picture, or the other columns, are the columns.
         path_column: column with the images' paths, relative to the table or absolute.
         group_column: column that groups the images, such as by patient or place; splits and folds are drawn so that no
             group is in two of them.
@@ -45,12 +49,21 @@ class Table(Files):
     @property
     def title(self) -> str:
         """See `VisionDataModule.title`; the name of the table."""
-        return Path(self.file).stem
+        return titled(self.file)
+
+    @cached_property
+    def _shards(self) -> "ShardSet | None":
+        return shards_at(self.file)
+
+    def paths(self, table: "pd.DataFrame") -> Paths:
+        """Returns the images of the rows of a `checked` table."""
+        if self._shards is not None:
+            return self._shards.members[table.index.to_numpy(np.int64)]
+        return paths_in(table[self.path_column], Path(self.file))
 
     def rows(self, table: "pd.DataFrame", column: str) -> Rows:
         """Returns the rows of a `checked` table, with the names in a column."""
-        paths = paths_in(table[self.path_column], Path(self.file))
-        return Rows(paths, objects(table[column].astype(str), composed), objects(table["split"]))
+        return Rows(self.paths(table), objects(table[column].astype(str), composed), objects(table["split"]))
 
     def groups(self, table: "pd.DataFrame") -> NDArray[np.str_] | None:
         """Returns the group of each row of a `checked` table; None without a column of groups."""
@@ -71,7 +84,7 @@ class Table(Files):
 
         file = Path(self.file)
         grouped = {} if self.group_column is None else {self.group_column: "--data.group_column"}
-        table = read_table(file, "--data.file")
+        table = read_table(file, "--data.file") if self._shards is None else self._shards.table(self.path_column)
         table = table.rename(columns=spelled(table, [self.path_column, *columns, *grouped, *others, "split"]))
         columns = {self.path_column: "--data.path_column", **columns, **grouped}
         check_table(table, file, columns, [self.path_column, *filled, *grouped], must_train=False)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.errors import DataError, listed
-from datamodules.finding import paths_in
 from datamodules.labelled.base import LabelledDataModule
 from datamodules.labelled.files import LabelledFiles
 from datamodules.labelled.manifest import Table
@@ -105,7 +104,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                     f"{name!r} in {file.resolve()} is mostly numbers, but no quantity here, since it has {wrong[0]!r}: "
                     "write a number there or nothing, or name the quantities with --data.columns."
                 )
-        rows = paths_in(table[self.path_column], file), objects(table["split"])
+        rows = self.paths(table), objects(table["split"])
         return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)
 
     @cached_property  # not a property: `adopt_classes` replaces it

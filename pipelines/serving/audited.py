@@ -17,6 +17,7 @@ from datamodules.digests import digest_of
 from datamodules.duplicates import grouped, near_pairs, oddities, thumbnail
 from datamodules.labelled.sources import LabelledSource
 from datamodules.loading import KeyedDataset, KeyedLoader
+from datamodules.paths import Paths
 from modules import ClassificationModule
 from modules.measures.labels import doubts, held_out_probabilities
 from modules.networks.features import extract
@@ -79,12 +80,16 @@ class Audited:
         self.judged, self.names = isinstance(model.module, ClassificationModule), model.module.label_names
         self.paths, self.splits = list[str](), list[str]()
         self.images: Any = None
-        labels, arrays = list[NDArray[np.int64]](), list[NDArray[np.uint8]]()
+        labels, arrays, found = list[NDArray[np.int64]](), list[NDArray[np.uint8]](), list[Paths]()
         sources: dict[str, Any] = data.sources
         for split, source in sources.items():
             files, images = getattr(source, "paths", None), getattr(source, "images", None)
             if files is not None:
-                own = files.tolist() if self.judged else list(dict.fromkeys(files.tolist()))  # pieces of one are one
+                files = Paths.of(files)
+                if not self.judged:  # pieces of one are one
+                    files = files[~pd.Index(files.tolist()).duplicated()]
+                found.append(files)
+                own = files.tolist()
             elif isinstance(images, np.ndarray):
                 arrays.append(images)
                 own = [f"{split}/{k}" for k in range(len(images))]
@@ -100,9 +105,10 @@ class Audited:
             self.table[["height", "width", "bits", "frames"]] = [*self.images.shape[1:3], 8, 1]
         else:
             reading = model.preprocessing.reading
-            self.table = inspect_images(self.paths, reading=reading)
+            whole = type(found[0]).joined(found)
+            self.table = inspect_images(whole, reading=reading)
             digests, sizes = self.table["digest"].to_numpy(np.str_), self.table[["height", "width"]].to_numpy(np.int64)
-            self.images = ImageFiles(np.array(self.paths), digests, sizes, reading)
+            self.images = ImageFiles(whole, digests, sizes, reading)
         self.features, self.thumbnails = self._seen(data, model)
 
     def _seen(self, data: VisionDataModule, model: VisionModel) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

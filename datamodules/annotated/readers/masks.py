@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from datamodules.annotated.sample import IGNORE, MOST
 from datamodules.digests import digest_of
 from datamodules.errors import DataError, repeated
+from datamodules.paths import Member, content_of
 from datamodules.tables import text_of
 
 BLURRED = 64  # number of unknown values in a mask that indicates a lossy file
@@ -83,7 +84,7 @@ def _packed(colours: NDArray[np.int64]) -> NDArray[np.int64]:
     return (colours[..., 0] << 16) + (colours[..., 1] << 8) + colours[..., 2]
 
 
-def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
+def read_values(file: str | Member, kind: Kind = "numbers") -> NDArray[np.int64]:
     """Reads the pixel values of a mask.
 
     Numbers are those of an indexed image (for GIF, whose palette order is arbitrary, the grey levels) or of a grey one
@@ -103,7 +104,7 @@ def read_values(file: str, kind: Kind = "numbers") -> NDArray[np.int64]:
             numbers are expected.
     """
     with _silence():
-        return _read(Path(file), kind)[0]
+        return _read(file, kind)[0]
 
 
 @contextmanager
@@ -114,10 +115,10 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _read(file: Path, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
+def _read(file: str | Member, kind: Kind) -> tuple[NDArray[np.int64], dict[int, int]]:
     """Pixel values and, for a palette, the colour of each index."""
     try:
-        data = file.read_bytes()
+        data = content_of(file)
         with PIL.Image.open(io.BytesIO(data)) as image:
             frames = getattr(image, "n_frames", 1)
             image.seek(0)
@@ -201,22 +202,22 @@ class Look:
     palette: dict[int, int] = field(default_factory=dict)
 
 
-def looks(files: Sequence[str], kind: Kind) -> list[Look]:
+def looks(files: Sequence[str | Member], kind: Kind) -> list[Look]:
     """Reads and inspects masks."""
     with _silence(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda file: _look(file, kind), files))
 
 
-def _look(file: str, kind: Kind) -> Look:
+def _look(file: str | Member, kind: Kind) -> Look:
     try:
-        values, palette = _read(Path(file), kind)
+        values, palette = _read(file, kind)
     except DataError as error:
         return Look(str(error))
-    digest = digest_of(Path(file).read_bytes())
+    digest = digest_of(content_of(file))
     return Look("", values.shape, *np.unique(values, return_counts=True), digest, palette)
 
 
-def blurred(file: str, count: int) -> str:
+def blurred(file: str | Member, count: int) -> str:
     """Describes a mask with too many different values to be classes."""
     lossy = Path(file).suffix.lower() in (".jpg", ".jpeg")
     why = (
@@ -230,7 +231,7 @@ def blurred(file: str, count: int) -> str:
     )
 
 
-def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
+def guessed(name: str, files: Sequence[str | Member], looks: Sequence[Look]) -> Classes:
     """Creates classes named after the values that occur.
 
     Args:
@@ -287,9 +288,9 @@ def guessed(name: str, files: Sequence[str], looks: Sequence[Look]) -> Classes:
     return Classes([str(k) for k in range(count)], {k: k for k in range(count)})
 
 
-def _check_palettes(files: Sequence[str], looks: Sequence[Look]) -> None:
+def _check_palettes(files: Sequence[str | Member], looks: Sequence[Look]) -> None:
     """Refuses indexed pictures whose palettes give the same index different colours."""
-    first: dict[int, tuple[int, str]] = {}
+    first: dict[int, tuple[int, str | Member]] = {}
     for file, one in zip(files, looks, strict=True):
         for number, colour in one.palette.items():
             other, where = first.setdefault(number, (colour, file))
@@ -300,7 +301,7 @@ def _check_palettes(files: Sequence[str], looks: Sequence[Look]) -> None:
                 )
 
 
-def _sign_of_objects(files: Sequence[str], looks: Sequence[Look]) -> str:
+def _sign_of_objects(files: Sequence[str | Member], looks: Sequence[Look]) -> str:
     """Describes signs that values are object numbers rather than classes; empty if there are none.
 
     Object ids are consecutive in each mask, with different maxima in most; or they are globally unique, so that most
@@ -412,11 +413,11 @@ def voc_classes(names: Sequence[str]) -> Classes:
     )
 
 
-def are_numbers(files: Iterable[str], indexed: bool = False) -> bool:
+def are_numbers(files: Iterable[str | Member], indexed: bool = False) -> bool:
     """Whether all readable masks store numbers, as grey or indexed pictures."""
     for file in files:
         try:
-            with PIL.Image.open(file) as image:
+            with PIL.Image.open(io.BytesIO(file.read()) if isinstance(file, Member) else file) as image:
                 mode, indices = image.mode, image.mode == "P" and image.format != "GIF"
         except Exception:  # reported when it is read
             continue
@@ -425,7 +426,7 @@ def are_numbers(files: Iterable[str], indexed: bool = False) -> bool:
     return True
 
 
-def by_order(classes: Classes, files: Sequence[str]) -> Classes:
+def by_order(classes: Classes, files: Sequence[str | Member]) -> Classes:
     """Numbers the rows of a colour table from 0, for grey masks whose table has colours."""
     grey = all(v >> 16 == v >> 8 & 255 == v & 255 for v in classes.numbers)
     if classes.kind != "colours" or grey or not are_numbers(files):
