@@ -338,12 +338,7 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return module.values
 
     def play(self, seeds: Sequence[int], values: Values) -> list[Episode]:
-        """Plays episodes to their ends in parallel with greedy actions.
-
-        Args:
-            seeds: seeds of the episodes.
-            values: computes the values of the actions.
-        """
+        """Plays the episodes of these seeds to their ends in parallel, with the actions of highest value."""
         episodes = [self.begin(seed) for seed in seeds]
         while running := [episode for episode in episodes if not episode.over]:
             told = values(np.stack([episode.observation for episode in running]))

@@ -31,11 +31,8 @@ MARKS = (
 
 
 def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
-    """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252.
-
-    Returns:
-        The text, and whether its encoding was guessed.
-    """
+    """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252; and whether
+    its encoding was guessed."""
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace"), False
@@ -140,11 +137,8 @@ SPELLINGS = {
 
 
 def spelled(table: "pd.DataFrame", names: Sequence[str]) -> dict[str, str]:
-    """Finds columns of a table in another common spelling or capitalisation of missing names.
-
-    Returns:
-        The table's name of each column that was found, with the expected name.
-    """
+    """Finds columns of a table in another common spelling or capitalisation of missing names: the expected name of
+    each."""
     own = {folded(name): name for name in table.columns[::-1]}
     found = {}
     for name in names:

@@ -250,15 +250,8 @@ class MaskAnswers(BoxAnswers):
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
-    """Pastes the masks of regions into masks of the image.
-
-    Args:
-        found: ``masks`` float N×1×28×28 in [0, 1], and their ``boxes`` float N×4, xyxy in pixels of the image.
-        height, width: size of the image.
-
-    Returns:
-        bool N×H×W.
-    """
+    """Pastes the ``masks`` of regions, float N×1×28×28 in [0, 1], into their ``boxes``, float N×4, xyxy in pixels of an
+    image of this height and width: bool N×H×W."""
     if not len(found["boxes"]):
         return torch.zeros(0, height, width, dtype=torch.bool, device=found["boxes"].device)
     return paste_masks_in_image(found["masks"], found["boxes"], (height, width))[:, 0] > 0.5

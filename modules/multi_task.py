@@ -63,19 +63,12 @@ def kind_of(name: str) -> str:
 
 
 def resolved(gradients: Tensor, generator: torch.Generator) -> Tensor:
-    """Sums the gradients of tasks after removing conflicts: PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1). A
-    gradient with a negative dot product with another one is projected onto the normal plane of that one; the others are
-    visited in random order.
+    """Sums the gradients of T tasks, float T×N, to float N after removing conflicts: PCGrad (Yu et al. 2020,
+    arXiv:2001.06782, algorithm 1). A gradient with a negative dot product with another one is projected onto the normal
+    plane of that one; the others are visited in random order.
 
     >>> resolved(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]), torch.Generator())
     tensor([0.5000, 1.5000])
-
-    Args:
-        gradients: float T×N, of T tasks.
-        generator: random generator of the orders.
-
-    Returns:
-        float N.
     """
     result, count = gradients.clone(), len(gradients)
     for i in range(count):

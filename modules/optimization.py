@@ -129,12 +129,8 @@ class Optimization:
         }
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[Any, Literal["step", "epoch"]]:
-        """Creates the schedule of an optimiser, and returns with it whether it is stepped per step or per epoch.
-
-        Args:
-            optimizer: the optimiser.
-            total_steps: steps of the whole training; 0 if unknown.
-        """
+        """Creates the schedule of an optimiser for a training of so many steps, 0 if unknown, and returns with it
+        whether it is stepped per step or per epoch."""
         make: Callable[..., Any] = self.lr_scheduler
         # jsonargparse turns a class on the command line into a partial of its own function, with the class as an
         # argument.

@@ -189,14 +189,7 @@ class StylizationModule(VisionModule):
 
     @torch.inference_mode()
     def stylize(self, image: Tensor) -> Tensor:
-        """Stylises images; large ones tile by tile.
-
-        Args:
-            image: uint8 B×C×H×W of any size.
-
-        Returns:
-            uint8 B×C×H×W.
-        """
+        """Stylises images of any size, uint8 B×C×H×W; large ones tile by tile."""
         height, width = image.shape[-2:]
         if min(height, width) < LEAST:
             rim = (0, max(0, LEAST - width), 0, max(0, LEAST - height))

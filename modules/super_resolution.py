@@ -53,13 +53,8 @@ def luma(image: Tensor) -> Tensor:
 
 
 def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
-    """Computes PSNR and SSIM of the luma without a border, as in the super-resolution literature, each float B.
-
-    Args:
-        image: uint8 B×C×H×W.
-        truth: uint8 B×C×H×W.
-        shave: width of the border, in pixels.
-    """
+    """Computes PSNR and SSIM of the luma of uint8 B×C×H×W against the truth, without a border of so many pixels, as in
+    the super-resolution literature, each float B."""
     one, other = (luma(x)[..., shave:-shave, shave:-shave] / 255 for x in (image, truth))
     figures = {"psnr_y": psnr(one, other)}
     if min(one.shape[-2:]) >= SSIM_SIDE:

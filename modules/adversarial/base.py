@@ -152,11 +152,7 @@ class AdversarialModule(VisionModule):
         self._terms: dict[str, list[Tensor]] = {}  # losses of the current steps of both players
 
     def play(self, generator: nn.Module) -> None:
-        """Sets the generator, and initialises its moving average.
-
-        Args:
-            generator: generates images, float B×C×H×W in [-1, 1].
-        """
+        """Sets the generator of images, float B×C×H×W in [-1, 1], and initialises its moving average."""
         self.generator = generator
         if self.channels_last:
             generator.to(memory_format=torch.channels_last)

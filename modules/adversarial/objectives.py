@@ -203,13 +203,8 @@ class Regularizer(Part):
     every = 1  # discriminator's steps per step with the penalty
 
     def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
-        """Computes the weighted penalty, a scalar.
-
-        Args:
-            score: the discriminator.
-            real: float B×C×H×W, normalised real images.
-            fake: float B×C×H×W, normalised generated images, without a graph.
-        """
+        """Computes the weighted penalty of a discriminator, a scalar, at normalised real images and generated ones
+        without a graph, float B×C×H×W each."""
         raise NotImplementedError
 
 

@@ -71,13 +71,8 @@ class Bottleneck(Part):
         return saved.float().view(saved.shape[0], *self.shape)
 
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """Computes the codes of a batch.
-
-        Args:
-            features: float B×K×H×W or B×K.
-            draws: random numbers.
-            progress: completed fraction of the training, in [0, 1].
-        """
+        """Computes the codes of features, float B×K×H×W or B×K, with random numbers and the completed fraction of the
+        training, in [0, 1]."""
         raise NotImplementedError
 
 

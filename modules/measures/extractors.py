@@ -114,11 +114,8 @@ class _Projection(nn.Module):
 
 
 def extractor_name(address: str | None, num_classes: int) -> str:
-    """Returns the name of an extractor in the names of metrics.
-
-    Args:
-        address: address of a `named_extractor`, or None.
-        num_classes: number of classes of the data, 0 without labels.
+    """Returns the name in the names of metrics of a `named_extractor` by its address, or of that for data with so many
+    classes, 0 without labels.
 
     >>> extractor_name("models:/digits-lenet@champion", 10), extractor_name(None, 10)
     ('digits_lenet', 'lenet5')

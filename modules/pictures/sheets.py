@@ -173,11 +173,8 @@ def sheet(
 
 
 def as_address(image: Image, kind: str = "png") -> str:
-    """Encodes an image, uint8 H×W×C with one or three channels, as a ``data:`` URL.
-
-    Args:
-        image: the image.
-        kind: ``png``, or ``webp``, which is smaller and lossy.
+    """Encodes an image, uint8 H×W×C with one or three channels, as a ``data:`` URL of a ``png``, or of a ``webp``,
+    which is smaller and lossy.
 
     >>> as_address(np.zeros((2, 2, 1), np.uint8))[:22]
     'data:image/png;base64,'

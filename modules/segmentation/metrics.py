@@ -31,12 +31,7 @@ class SegmentationMetric(Metric):
         self.add_state("boundary", torch.zeros(4, num_classes, dtype=torch.int64), "sum")
 
     def update(self, found: Tensor, truth: Tensor) -> None:
-        """Adds images.
-
-        Args:
-            found: predicted classes, int64 B×H×W.
-            truth: true classes, int64 B×H×W; 255 for ignored pixels.
-        """
+        """Adds images with predicted and true classes, int64 B×H×W each; 255 for ignored pixels."""
         self.confusion += multiclass_confusion_matrix(
             found, truth, self.num_classes, ignore_index=IGNORE, validate_args=False
         )
