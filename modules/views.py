@@ -36,11 +36,8 @@ class Views:
         self.axes: Sequence[Axes] = AXES["none"]
 
     def choose(self, views: Mirroring) -> None:
-        """Selects the views.
-
-        Args:
-            views: ``none``, the image as it is; ``flip``, also mirrored left to right; ``flips``, both also upside
-                down.
+        """Selects the views: ``none``, the image as it is; ``flip``, also mirrored left to right; ``flips``, both also
+        upside down.
 
         Raises:
             BackboneError: the task does not support mirrored views, or the name is unknown.

@@ -114,8 +114,8 @@ class _Projection(nn.Module):
 
 
 def extractor_name(address: str | None, num_classes: int) -> str:
-    """Returns the name in the names of metrics of a `named_extractor` by its address, or of that for data with so many
-    classes, 0 without labels.
+    """Returns what an extractor is called in the names of metrics: by the address of a `named_extractor`, or, without
+    one, by what is trained on data with so many classes.
 
     >>> extractor_name("models:/digits-lenet@champion", 10), extractor_name(None, 10)
     ('digits_lenet', 'lenet5')

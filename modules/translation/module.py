@@ -181,12 +181,9 @@ class TranslationModule(AdversarialModule):
         return self.average(image, domain)
 
     def discriminate(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
-        """Applies the discriminator of the given domains, int64 B, to normalised images, float B×C×H×W.
-
-        Returns:
-            The verdict, with a score per patch, float B×P; and, for a shared discriminator, the logits of the
-            attributes' values, float B×K.
-        """
+        """Applies the discriminator of the given domains, int64 B, to normalised images, float B×C×H×W. Returns the
+        verdict, with a score per patch, float B×P; and, for a shared discriminator, the logits of the attributes'
+        values, float B×K."""
         scores: Any = self.head["scores"]
         if not self.shared:
             bodies: list[Any] = [self.backbone, *self.others]
@@ -394,11 +391,7 @@ class TranslationModule(AdversarialModule):
         }
 
     def asked(self, domain: Tensor, names: list[str]) -> Tensor:
-        """Replaces some attributes of domains.
-
-        Args:
-            domain: domains of the images, int64 B.
-            names: names in `asks`.
+        """Replaces some attributes of domains, int64 B, by values of these names; see `asks`.
 
         Raises:
             ValueError: there is no such name.

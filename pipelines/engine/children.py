@@ -79,11 +79,7 @@ def complaint(task: Task, args: list[str]) -> str | None:
 
 
 def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -> str:
-    """Creates the parent run, or uses the run that ``mlflow run`` has created.
-
-    Returns:
-        The run's id.
-    """
+    """Creates the parent run, or uses the run that ``mlflow run`` has created; returns its id."""
     client = tracking_client()
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id is None:
