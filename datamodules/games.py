@@ -39,14 +39,7 @@ class Space(NamedTuple):
 
 class EpisodeSource:
     """Initial states of a split's episodes: sample i has the first observation as ``image`` and the seed as
-    ``episode``.
-
-    Args:
-        data: the environment.
-        split: its name.
-        seed: of the split.
-        count: number of episodes.
-    """
+    ``episode``."""
 
     def __init__(self, data: "Gymnasium", split: str, seed: int, count: int) -> None:
         self.data, self.key, self.count = data, (seed, SPLITS.index(split)), count
@@ -74,12 +67,7 @@ class PlayingLoader(KeyedLoader):
     """Acts in the environment and yields batches from the replay memory. Everything is a function of the seed and the
     network.
 
-    Every process of a training plays the same, and takes its share of each batch.
-
-    Args:
-        data: the environment.
-        rank, world_size: this process among all.
-    """
+    Every process of a training plays the same, and takes its share of each batch."""
 
     def __init__(self, data: "Gymnasium", rank: int = 0, world_size: int = 1) -> None:
         dataset: KeyedDataset = data.dataset("train", True)

@@ -251,15 +251,8 @@ def unclear(cells: "pd.Series[Any]") -> str | None:
 
 
 def numeric_columns(table: "pd.DataFrame", names: Sequence[str], file: Path) -> NDArray[np.float32]:
-    """Reads columns in which every row must have a number.
-
-    Args:
-        table: the table; its index is the row number, from 0.
-        names: names of the columns.
-        file: the file of the table, for messages.
-
-    Returns:
-        float32 N×K.
+    """Reads columns of a table, whose index is the row number from 0, in which every row must have a number: float32
+    N×K.
 
     Raises:
         DataError: a cell is empty or not numeric.

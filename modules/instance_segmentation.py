@@ -84,12 +84,7 @@ class MaskMetric(nn.Module):
 
     Both are computed in pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868),
     the confident objects are overlaid, the most confident in front; pixels without an object are background, which
-    counts as a class.
-
-    Args:
-        num_classes: number of classes without the background.
-        most: maximum number of detections per image.
-    """
+    counts as a class."""
 
     def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()

@@ -415,11 +415,7 @@ def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> di
 
 
 class TaskAnswers(Answers):
-    """Predictions of several tasks by name.
-
-    Args:
-        tasks: drawing and storage of each task's predictions.
-    """
+    """Predictions of several tasks by name."""
 
     def __init__(self, tasks: Mapping[str, Answers]) -> None:
         self.tasks = dict(tasks)

@@ -154,11 +154,8 @@ class Optimization:
 
 
 def _check_rates(optimizer: Optimizer, zero: bool) -> None:
-    """Checks that an optimiser's learning rates are valid; None is, for an optimiser that finds its own.
-
-    Args:
-        optimizer: the optimiser.
-        zero: whether 0 is valid, as at the end of a schedule.
+    """Checks that an optimiser's learning rates are valid; None is, for an optimiser that finds its own, and 0 if
+    ``zero``, as at the end of a schedule.
 
     Raises:
         ValueError: a learning rate is invalid.

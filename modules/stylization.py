@@ -35,12 +35,7 @@ SAMPLES, SAMPLE = 4, 256  # samples along each side for instance-norm statistics
 
 
 class Painter(nn.Module):
-    """Adds the output of a translator to an image; initially zero.
-
-    Args:
-        translator: not built yet.
-        in_chans: number of image channels.
-    """
+    """Adds the output of a translator to an image; initially zero."""
 
     def __init__(self, translator: ResidualTranslator, in_chans: int) -> None:
         super().__init__()

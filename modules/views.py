@@ -25,10 +25,6 @@ class Views:
     >>> views.choose("flip")
     >>> views.mean(lambda image: image[..., 0], torch.arange(2.0).view(1, 2), mean_of_values)
     tensor([0.5000])
-
-    Args:
-        task: name of the task, for messages.
-        possible: whether the task's predictions for mirrored images can be averaged.
     """
 
     def __init__(self, task: str, possible: bool) -> None:

@@ -56,11 +56,7 @@ class AdversarialAdam(Adam):
 
 
 class Constant(LambdaLR):
-    """Constant learning rate.
-
-    Args:
-        optimizer: the optimiser.
-    """
+    """Constant learning rate."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, lambda _: 1.0)

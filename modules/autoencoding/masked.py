@@ -27,11 +27,7 @@ PICTURED = 12  # number of images drawn
 
 
 class _Visible(nn.Module):
-    """Replaces the patch dropout of timm's transformers, and keeps selected patches; None keeps all.
-
-    Args:
-        prefix: number of tokens before the patches.
-    """
+    """Replaces the patch dropout of timm's transformers, and keeps selected patches; None keeps all."""
 
     kept: Tensor | None = None
 

@@ -39,12 +39,7 @@ class Losses:
 
 
 class Mean(Metric):
-    """A weighted mean over processes. (torchmetrics' own drops NaN values or their weights.)
-
-    Args:
-        total: weighted sum of this process, a scalar.
-        weight: its weight.
-    """
+    """A weighted mean over processes. (torchmetrics' own drops NaN values or their weights.)"""
 
     total: Tensor
     weight: Tensor

@@ -12,11 +12,7 @@ from modules.pictures.boxes import draw_boxes
 
 
 class BoxAnswers(Answers):
-    """Predicted boxes with labels and scores.
-
-    Args:
-        label_names: names of the classes.
-    """
+    """Predicted boxes with labels and scores."""
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)

@@ -216,10 +216,8 @@ def rank_one(embedding: Floats, identity: Integers) -> dict[int, float]:
     """Evaluates identification among distractors as in MegaFace (Kemelmacher-Shlizerman et al. 2016, arXiv:1512.00596).
 
     Half of the people, a fixed selection, are probes: each of their images searches for each of their other images
-    among 10, 100, 1,000 … images of the other half, and finally all of them.
-
-    Returns:
-        By number of distractors, the fraction of searches in which the match was nearer than every distractor.
+    among 10, 100, 1,000 … images of the other half, and finally all of them. Returns, by number of distractors, the
+    fraction of searches in which the match was nearer than every distractor.
     """
     generator = np.random.default_rng(0)
     people = generator.permutation(np.unique(identity))

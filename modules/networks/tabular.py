@@ -36,11 +36,7 @@ class Standardization(nn.Module):
 
 class LateFusion(nn.Module):
     """Late fusion: concatenates the features of an image with its standardised tabular inputs and a hidden ReLU layer of these, like the
-    wide and the deep part of Cheng et al. 2016 (arXiv:1606.07792), for a linear head.
-
-    Args:
-        data: names, means and standard deviations of the tabular inputs.
-    """
+    wide and the deep part of Cheng et al. 2016 (arXiv:1606.07792), for a linear head."""
 
     def __init__(self, data: DataSpec) -> None:
         super().__init__()

@@ -14,11 +14,7 @@ TOLERANCE = 0.0075  # tolerance of boundary F1, as a fraction of the image's dia
 
 
 class SegmentationMetric(Metric):
-    """Counts pixels over all images and processes.
-
-    Args:
-        num_classes: number of classes K.
-    """
+    """Counts pixels over all images and processes."""
 
     full_state_update = False
     confusion: Tensor

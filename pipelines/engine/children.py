@@ -21,12 +21,7 @@ from pipelines.tracking.client import experiment_id, tracking_client
 
 
 class ChildRun(L.Callback):
-    """Makes the run of a training a child of another one before anything in it can fail.
-
-    Args:
-        parent: the other run.
-        tags: what it has beside.
-    """
+    """Makes the run of a training a child of another one before anything in it can fail."""
 
     def __init__(self, parent: str, **tags: str) -> None:
         self.tags = {MLFLOW_PARENT_RUN_ID: parent, **tags}

@@ -20,13 +20,7 @@ from pipelines.engine.command import UsageError
 
 @dataclass(frozen=True)
 class Launcher:
-    """The launcher of all processes of a job.
-
-    Args:
-        name: of the launcher.
-        processes: that it started.
-        on_this_node: how many of them are on this machine.
-    """
+    """The launcher of all processes of a job."""
 
     name: str
     processes: int
