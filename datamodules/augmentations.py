@@ -23,10 +23,13 @@ SPARE = 1.25  # minimum ratio of an image that is decoded at reduced size to the
 
 
 def sides(size: int | str) -> tuple[int, int]:
-    """Returns height and width for an image size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
+    """Returns height and width for an image size.
 
     >>> sides(224), sides("240x320")
     ((224, 224), (240, 320))
+
+    Args:
+        size: the side of a square in pixels, or ``HEIGHTxWIDTH``.
 
     Raises:
         ValueError: it has another format.
@@ -54,9 +57,15 @@ class RandomResizedCrop(A.RandomResizedCrop):
 
 
 def normalized_keypoints(points: NDArray[Any]) -> NDArray[np.float32]:
-    """Normalises keypoints …×K×2, which must not coincide, for position and scale, as float32 …×K×2: subtracts their
-    mean and divides by their root mean squared distance from it (centroid size, Dryden & Mardia 2016, Statistical Shape
-    Analysis, 2.2). Rotation is kept."""
+    """Normalises keypoints for position and scale: subtracts their mean and divides by their root mean squared distance from it
+    (centroid size, Dryden & Mardia 2016, Statistical Shape Analysis, 2.2). Rotation is kept.
+
+    Args:
+        points: …×K×2; the K points of a sample must not coincide.
+
+    Returns:
+        float32 …×K×2.
+    """
     centred = points - points.mean(-2, keepdims=True)
     size = np.sqrt(np.square(centred).sum((-2, -1), keepdims=True) / points.shape[-2])
     return (centred / size).astype(np.float32)

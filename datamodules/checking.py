@@ -260,7 +260,13 @@ def warn_of_two_names(paths: Paths | NDArray[Any], digests: NDArray[Any], names:
 
 
 def warn_of_cut(paths: Paths, sizes: NDArray[np.int64], size: tuple[int, int]) -> None:
-    """Warns of images of sizes N×2 that lose more than half of their area in a centre crop of this height and width."""
+    """Warns of images that lose more than half of their area in the centre crop.
+
+    Args:
+        paths: paths of the images.
+        sizes: height and width of each image, N×2.
+        size: height and width of the crop.
+    """
     scales = sizes / size
     cut = scales.max(1) > 2 * scales.min(1)
     if cut.any():

@@ -189,9 +189,16 @@ class DigitAttributes(_DigitDomains):
 
 
 def with_stroke(digit: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
-    """Changes the stroke width of a character, light on dark, uint8 H×W, to a width in pixels by erosion or dilation at
-    a finer resolution (after Castro et al. 2019, arXiv:1809.10780, with the width in pixels instead of a share of the
-    original)."""
+    """Changes the stroke width of a character by erosion or dilation at a finer resolution (after Castro et al. 2019,
+    arXiv:1809.10780, with the width in pixels instead of a share of the original).
+
+    Args:
+        digit: light on dark, uint8 H×W.
+        width: width of the stroke, in pixels.
+
+    Returns:
+        uint8 H×W.
+    """
     height, breadth = digit.shape
     large = cv2.resize(digit, (breadth * FINE, height * FINE), interpolation=cv2.INTER_CUBIC)
     solid = (large > 110).astype(np.uint8)

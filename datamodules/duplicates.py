@@ -26,8 +26,13 @@ def thumbnail(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Similarity of two thumbnails, uint8 24×24×C, in [-1, 1]: the highest correlation of the centre of one with any
-    position in the other, mirrored or not. Insensitive to brightness, contrast, and small shifts or crops."""
+    """Similarity of two thumbnails in [-1, 1]: the highest correlation of the centre of one with any position in the
+    other, mirrored or not. Insensitive to brightness, contrast, and small shifts or crops.
+
+    Args:
+        one: uint8 24×24×C.
+        other: uint8 24×24×C.
+    """
     edge = (SIDE - CORE) // 2
     found = []
     for part, whole in ((one, other), (other, one)):
@@ -81,8 +86,12 @@ def grouped(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def oddities(table: "pd.DataFrame", thumbnails: NDArray[np.uint8]) -> list[str]:
-    """Describes what is unusual about each of N readable files, from the table of `inspect_images` and the thumbnails,
-    uint8 N×24×24×C; empty if nothing is."""
+    """Describes what is unusual about each of several readable files; empty if nothing is.
+
+    Args:
+        table: what `inspect_images` found of them, N rows.
+        thumbnails: uint8 N×24×24×C.
+    """
     height, width = (table[key].to_numpy(np.float64) for key in ("height", "width"))
     bits = table["bits"].to_numpy()
     sizes = [f"{w:.0f}×{h:.0f}" for w, h in zip(width, height, strict=True)]

@@ -39,7 +39,14 @@ class Space(NamedTuple):
 
 class EpisodeSource:
     """Initial states of a split's episodes: sample i has the first observation as ``image`` and the seed as
-    ``episode``."""
+    ``episode``.
+
+    Args:
+        data: the environment.
+        split: its name.
+        seed: of the split.
+        count: number of episodes.
+    """
 
     def __init__(self, data: "Gymnasium", split: str, seed: int, count: int) -> None:
         self.data, self.key, self.count = data, (seed, SPLITS.index(split)), count
@@ -67,7 +74,12 @@ class PlayingLoader(KeyedLoader):
     """Acts in the environment and yields batches from the replay memory. Everything is a function of the seed and the
     network.
 
-    Every process of a training plays the same, and takes its share of each batch."""
+    Every process of a training plays the same, and takes its share of each batch.
+
+    Args:
+        data: the environment.
+        rank, world_size: this process among all.
+    """
 
     def __init__(self, data: "Gymnasium", rank: int = 0, world_size: int = 1) -> None:
         dataset: KeyedDataset = data.dataset("train", True)
@@ -326,7 +338,12 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
         return module.values
 
     def play(self, seeds: Sequence[int], values: Values) -> list[Episode]:
-        """Plays the episodes of these seeds to their ends in parallel, with the actions of highest value."""
+        """Plays episodes to their ends in parallel with greedy actions.
+
+        Args:
+            seeds: seeds of the episodes.
+            values: computes the values of the actions.
+        """
         episodes = [self.begin(seed) for seed in seeds]
         while running := [episode for episode in episodes if not episode.over]:
             told = values(np.stack([episode.observation for episode in running]))

@@ -297,8 +297,14 @@ def not_an_image(data: bytes) -> str:
 
 
 def as_seen(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """Converts a Pillow image in any mode to the pixels that a viewer shows, uint8 H×W×channels: 3 for RGB, 1 for grey;
-    see `read_image`.
+    """Converts a Pillow image to the pixels that a viewer shows; see `read_image`.
+
+    Args:
+        image: image in any mode.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 H×W×channels.
 
     Raises:
         ValueError: it has floating-point values, more than 16 bits, or 16 bits of which only the lower 8 are used.

@@ -23,7 +23,14 @@ IN_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 
 
 class Crops(KeyedDataset):
-    """Several random crops of each image per epoch: crop k is of image k modulo the number of images."""
+    """Several random crops of each image per epoch: crop k is of image k modulo the number of images.
+
+    Args:
+        source: the images.
+        transform: pipeline that crops them.
+        seed: seed of the run.
+        repeats: number of crops per image.
+    """
 
     def __init__(self, source: Source, transform: A.Compose | None, seed: int, repeats: int) -> None:
         super().__init__(source, transform, seed)

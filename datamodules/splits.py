@@ -65,7 +65,10 @@ def hinted(file: str) -> str | None:
 
 
 def by_split_name(paths: Iterable[Path]) -> dict[str, Path]:
-    """Assigns folders or files to ``train``, ``val`` and ``test`` by their names; others are left out.
+    """Assigns folders or files to splits by their names; others are left out.
+
+    Returns:
+        At most ``train``, ``val`` and ``test``, in this order.
 
     Raises:
         DataError: two are of the same split. ``trainval`` beside ``train`` is not: it is left out.

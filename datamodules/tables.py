@@ -31,8 +31,11 @@ MARKS = (
 
 
 def decoded(data: bytes, declared: str | None = None) -> tuple[str, bool]:
-    """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252; and whether
-    its encoding was guessed."""
+    """Text in the encoding of its byte-order mark, else UTF-8, else the declared one, else Windows-1252.
+
+    Returns:
+        The text, and whether its encoding was guessed.
+    """
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace"), False
@@ -137,8 +140,11 @@ SPELLINGS = {
 
 
 def spelled(table: "pd.DataFrame", names: Sequence[str]) -> dict[str, str]:
-    """Finds columns of a table in another common spelling or capitalisation of missing names: the expected name of
-    each."""
+    """Finds columns of a table in another common spelling or capitalisation of missing names.
+
+    Returns:
+        The table's name of each column that was found, with the expected name.
+    """
     own = {folded(name): name for name in table.columns[::-1]}
     found = {}
     for name in names:
@@ -251,8 +257,15 @@ def unclear(cells: "pd.Series[Any]") -> str | None:
 
 
 def numeric_columns(table: "pd.DataFrame", names: Sequence[str], file: Path) -> NDArray[np.float32]:
-    """Reads columns of a table, whose index is the row number from 0, in which every row must have a number: float32
-    N×K.
+    """Reads columns in which every row must have a number.
+
+    Args:
+        table: the table; its index is the row number, from 0.
+        names: names of the columns.
+        file: the file of the table, for messages.
+
+    Returns:
+        float32 N×K.
 
     Raises:
         DataError: a cell is empty or not numeric.

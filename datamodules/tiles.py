@@ -15,8 +15,17 @@ Place = tuple[int, int]  # left and top edge, in pixels
 
 
 def pieces(height: int, width: int, side: int) -> list[Place]:
-    """Positions, row by row, of squares of this side that cover a picture with at least a fifth of overlap, evenly
-    spaced, so that an object cut by one is whole in another; a picture that is not larger is one tile."""
+    """Squares that cover a picture with at least a fifth of overlap, evenly spaced, so that an object cut by one is
+    whole in another.
+
+    Args:
+        height: height of the image, in pixels.
+        width: width of the image.
+        side: side of the squares; an image that is not larger is one tile.
+
+    Returns:
+        Their positions, row by row.
+    """
 
     def spread(length: int) -> list[int]:
         count = 1 + -(-max(0, length - side) // max(1, round(0.8 * side)))

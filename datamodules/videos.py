@@ -147,11 +147,13 @@ class Video:
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Indices, int64, of evenly spaced frames: the middle of each of ``most`` equal parts, or all frames if there are
-    fewer.
+    """Indices of evenly spaced frames: the middle of each of ``most`` equal parts, or all frames if there are fewer.
 
     >>> evenly(3, 8).tolist(), evenly(10, 4).tolist(), evenly(10, 1).tolist()
     ([0, 1, 2], [1, 3, 6, 8], [5])
+
+    Returns:
+        int64, ascending.
     """
     shown = min(count, most)
     return ((np.arange(shown) + 0.5) * count / shown).astype(np.int64)

@@ -34,8 +34,11 @@ class Answers:
         return drawn.copy() if np.shares_memory(drawn, image) else drawn
 
     def pictures(self, answer: Answer) -> dict[str, PIL.Image.Image]:
-        """Returns the parts of a prediction that are images, for lossless storage, by the suffix of their file names,
-        such as ``.mask.png``; none by default."""
+        """Returns the parts of a prediction that are images, for lossless storage; none by default.
+
+        Returns:
+            Images by the suffix of their file names, such as ``.mask.png``.
+        """
         return {}
 
     def categories(self) -> dict[int, str]:

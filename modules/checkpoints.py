@@ -43,9 +43,12 @@ SETTINGS = {
 
 
 def classes_of(architecture: Mapping[str, Any]) -> list[str] | None:
-    """Returns the names of the classes that a network was trained on, by index; None if it has no classes, as an
-    unconditional generator. For multi-task networks, those of detection, else of segmentation without the background,
-    else of classification; those of several columns as COLUMN/CLASS."""
+    """Returns the names of the classes that a network was trained on, by index.
+
+    Returns:
+        None if it has no classes, as an unconditional generator. For multi-task networks, those of detection, else of
+        segmentation without the background, else of classification; those of several columns as COLUMN/CLASS.
+    """
     targets = architecture.get("targets") or {}
     columns = {key.partition("/")[2]: own for key, own in targets.items() if "/" in key}
     names = (

@@ -149,8 +149,12 @@ class ClassificationModule(VisionModule):
         return self.views.mean(partial(self, **beside), batch["image"], mean_of_classes)
 
     def forward(self, image: Tensor, tabular: Tensor | None = None) -> Tensor:
-        """Computes logits, float B×K, from images, uint8 B×C×H×W, and tabular inputs, float32 B×V; None for the means
-        of the training set."""
+        """Computes logits, float B×K.
+
+        Args:
+            image: uint8 B×C×H×W.
+            tabular: tabular inputs, float32 B×V; None for the means of the training set.
+        """
         return self._classified(self.normalize(image), tabular)
 
     def _classified(self, image: Tensor, tabular: Tensor | None) -> Tensor:
@@ -170,8 +174,13 @@ class ClassificationModule(VisionModule):
         return Losses({"loss": loss}, {"accuracy": (logits.detach().argmax(1) == label).float().mean()})
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss of logits, float B×K, and classes, int64 B, or their probabilities, float B×K, as a mean
-        over images, not over their class weights, so that it is independent of batches and processes."""
+        """Computes the loss as a mean over images, not over their class weights, so that it is independent of batches
+        and processes.
+
+        Args:
+            logits: float B×K.
+            target: int64 B, or class probabilities, float B×K.
+        """
         if not self.focal_gamma:
             losses = F.cross_entropy(
                 logits, target, self.class_weights, reduction="none", label_smoothing=self.label_smoothing

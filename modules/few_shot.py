@@ -226,8 +226,12 @@ class FewShotModule(VisionModule):
         return sheet(pixels, len(shown) + len(asked), captions, side=64)
 
     def teach(self, embedding: Tensor, names: Sequence[str]) -> None:
-        """Sets the classes that `predict` returns, replacing earlier ones, from the embeddings of support images, float
-        N×D, and the class name of each."""
+        """Sets the classes that `predict` returns, replacing earlier ones.
+
+        Args:
+            embedding: embeddings of support images, float N×D.
+            names: class name of each image, N.
+        """
         known = sorted(set(names))
         number = torch.tensor([known.index(name) for name in names], device=self.device)
         self.taught = known, prototypes(embedding.to(self.device), number)

@@ -84,7 +84,12 @@ class MaskMetric(nn.Module):
 
     Both are computed in pixels of the network's input. For panoptic quality (Kirillov et al. 2019, arXiv:1801.00868),
     the confident objects are overlaid, the most confident in front; pixels without an object are background, which
-    counts as a class."""
+    counts as a class.
+
+    Args:
+        num_classes: number of classes without the background.
+        most: maximum number of detections per image.
+    """
 
     def __init__(self, num_classes: int, most: int = 100) -> None:
         super().__init__()
@@ -245,8 +250,15 @@ class MaskAnswers(BoxAnswers):
 
 
 def pasted(found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
-    """Pastes the ``masks`` of regions, float N×1×28×28 in [0, 1], into their ``boxes``, float N×4, xyxy in pixels of an
-    image of this height and width: bool N×H×W."""
+    """Pastes the masks of regions into masks of the image.
+
+    Args:
+        found: ``masks`` float N×1×28×28 in [0, 1], and their ``boxes`` float N×4, xyxy in pixels of the image.
+        height, width: size of the image.
+
+    Returns:
+        bool N×H×W.
+    """
     if not len(found["boxes"]):
         return torch.zeros(0, height, width, dtype=torch.bool, device=found["boxes"].device)
     return paste_masks_in_image(found["masks"], found["boxes"], (height, width))[:, 0] > 0.5

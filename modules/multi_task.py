@@ -32,6 +32,7 @@ from modules.processes import mean_over_processes
 from modules.segmentation import SegmentationModule
 from modules.spec import Backbone, DataSpec, SharedBackbone
 from modules.training_data import Batch, settings_of
+from modules.warm_start import ClassRows
 
 Maps = list[Tensor]
 # The metric of each kind of task that counts in the score; all are in [0, 1], or nearly so, and higher is better.
@@ -63,12 +64,19 @@ def kind_of(name: str) -> str:
 
 
 def resolved(gradients: Tensor, generator: torch.Generator) -> Tensor:
-    """Sums the gradients of T tasks, float T×N, to float N after removing conflicts: PCGrad (Yu et al. 2020,
-    arXiv:2001.06782, algorithm 1). A gradient with a negative dot product with another one is projected onto the normal
-    plane of that one; the others are visited in random order.
+    """Sums the gradients of tasks after removing conflicts: PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1). A
+    gradient with a negative dot product with another one is projected onto the normal plane of that one; the others are
+    visited in random order.
 
     >>> resolved(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]), torch.Generator())
     tensor([0.5000, 1.5000])
+
+    Args:
+        gradients: float T×N, of T tasks.
+        generator: random generator of the orders.
+
+    Returns:
+        float N.
     """
     result, count = gradients.clone(), len(gradients)
     for i in range(count):
@@ -187,6 +195,11 @@ class MultiTaskModule(VisionModule):
             if name in self.targets:
                 parts[ours] = self.tasks[name].parts()[own]
         return parts
+
+    @property
+    @override
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {}
 
     def _key(self, name: str, key: str) -> str:
         """Returns the key in a batch of what a task calls ``key``: each column of classes is a label of its own."""
@@ -402,8 +415,11 @@ def _chosen(names: list[str], targets: Mapping[str, list[str]]) -> list[str]:
 
 
 def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """Returns the weights of the tasks' losses, or raises a `BackboneError`: a weight has no task or is not positive,
-    or the weights are learned."""
+    """Returns the weights of the tasks' losses.
+
+    Raises:
+        BackboneError: a weight has no task or is not positive, or the weights are learned.
+    """
     if given and weighting != "fixed":
         raise BackboneError(f"--model.weighting {weighting} finds the weights itself: leave --model.weights out.")
     for name, value in given.items():
@@ -415,7 +431,11 @@ def _factors(weighting: str, given: Mapping[str, float], names: list[str]) -> di
 
 
 class TaskAnswers(Answers):
-    """Predictions of several tasks by name."""
+    """Predictions of several tasks by name.
+
+    Args:
+        tasks: drawing and storage of each task's predictions.
+    """
 
     def __init__(self, tasks: Mapping[str, Answers]) -> None:
         self.tasks = dict(tasks)

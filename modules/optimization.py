@@ -129,8 +129,12 @@ class Optimization:
         }
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[Any, Literal["step", "epoch"]]:
-        """Creates the schedule of an optimiser for a training of so many steps, 0 if unknown, and returns with it
-        whether it is stepped per step or per epoch."""
+        """Creates the schedule of an optimiser, and returns with it whether it is stepped per step or per epoch.
+
+        Args:
+            optimizer: the optimiser.
+            total_steps: steps of the whole training; 0 if unknown.
+        """
         make: Callable[..., Any] = self.lr_scheduler
         # jsonargparse turns a class on the command line into a partial of its own function, with the class as an
         # argument.
@@ -154,8 +158,11 @@ class Optimization:
 
 
 def _check_rates(optimizer: Optimizer, zero: bool) -> None:
-    """Checks that an optimiser's learning rates are valid; None is, for an optimiser that finds its own, and 0 if
-    ``zero``, as at the end of a schedule.
+    """Checks that an optimiser's learning rates are valid; None is, for an optimiser that finds its own.
+
+    Args:
+        optimizer: the optimiser.
+        zero: whether 0 is valid, as at the end of a schedule.
 
     Raises:
         ValueError: a learning rate is invalid.

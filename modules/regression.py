@@ -160,11 +160,17 @@ def keys(names: Sequence[str]) -> list[str]:
 
 def errors(said: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     """Computes the mean absolute error, the root mean squared error, and the coefficient of determination 1 - Σ(y - ŷ)²
-    / Σ(y - ȳ)² of predictions, float64 N; None for empty inputs, and no coefficient of determination for a constant
-    target.
+    / Σ(y - ȳ)².
 
     >>> errors(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
     (0.3333333333333333, 0.5773502691896257, 0.5)
+
+    Args:
+        said: predictions, float64 N.
+        truth: targets, float64 N.
+
+    Returns:
+        The three metrics; None for empty inputs, and no coefficient of determination for a constant target.
     """
     if not len(truth):
         return None, None, None

@@ -83,9 +83,16 @@ class SequenceModule(ClassificationModule):
 
     @override
     def forward(self, clip: Tensor, length: Tensor | None = None) -> Tensor:
-        """Computes logits, float B×K, of clips, uint8 B×T×C×H×W; an image, B×C×H×W, is a clip of one frame. Frames
-        after the end of a clip, whose numbers of valid frames are ``length``, int64 B, or T, are skipped by the
-        backbone and the recurrent network."""
+        """Computes logits of clips. Frames after the end of a clip are skipped by the backbone and the recurrent
+        network.
+
+        Args:
+            clip: uint8 B×T×C×H×W; an image, B×C×H×W, is a clip of one frame.
+            length: number of valid frames of each clip, int64 B; None for T.
+
+        Returns:
+            Logits, float B×K.
+        """
         clip = clip[:, None] if clip.ndim == 4 else clip
         lengths = torch.full((len(clip),), clip.shape[1]) if length is None else length
         own = torch.arange(clip.shape[1], device=clip.device) < lengths.to(clip.device)[:, None]

@@ -112,8 +112,11 @@ class DataSpec:
 
     @classmethod
     def of(cls, data: object, properties: Iterable[str]) -> Self:
-        """Creates the description from a data module, of whose properties these fields are read, those in
-        `VisionModule.takes`, and always `VALUES` and `MOMENTS`.
+        """Creates the description from a data module.
+
+        Args:
+            data: the data module.
+            properties: names of the fields to read: those in `VisionModule.takes`. `VALUES` and `MOMENTS` are always read.
 
         Raises:
             AttributeError: the data module does not have one of them.

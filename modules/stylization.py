@@ -35,7 +35,12 @@ SAMPLES, SAMPLE = 4, 256  # samples along each side for instance-norm statistics
 
 
 class Painter(nn.Module):
-    """Adds the output of a translator to an image; initially zero."""
+    """Adds the output of a translator to an image; initially zero.
+
+    Args:
+        translator: not built yet.
+        in_chans: number of image channels.
+    """
 
     def __init__(self, translator: ResidualTranslator, in_chans: int) -> None:
         super().__init__()
@@ -184,7 +189,14 @@ class StylizationModule(VisionModule):
 
     @torch.inference_mode()
     def stylize(self, image: Tensor) -> Tensor:
-        """Stylises images of any size, uint8 B×C×H×W; large ones tile by tile."""
+        """Stylises images; large ones tile by tile.
+
+        Args:
+            image: uint8 B×C×H×W of any size.
+
+        Returns:
+            uint8 B×C×H×W.
+        """
         height, width = image.shape[-2:]
         if min(height, width) < LEAST:
             rim = (0, max(0, LEAST - width), 0, max(0, LEAST - height))

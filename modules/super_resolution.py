@@ -53,8 +53,13 @@ def luma(image: Tensor) -> Tensor:
 
 
 def quality(image: Tensor, truth: Tensor, shave: int) -> dict[str, Tensor]:
-    """Computes PSNR and SSIM of the luma of uint8 B×C×H×W against the truth, without a border of so many pixels, as in
-    the super-resolution literature, each float B."""
+    """Computes PSNR and SSIM of the luma without a border, as in the super-resolution literature, each float B.
+
+    Args:
+        image: uint8 B×C×H×W.
+        truth: uint8 B×C×H×W.
+        shave: width of the border, in pixels.
+    """
     one, other = (luma(x)[..., shave:-shave, shave:-shave] / 255 for x in (image, truth))
     figures = {"psnr_y": psnr(one, other)}
     if min(one.shape[-2:]) >= SSIM_SIDE:
@@ -294,7 +299,14 @@ class SuperResolutionModule(AdversarialModule):
 
     @torch.inference_mode()
     def enlarge(self, image: Tensor) -> Tensor:
-        """Upscales images, uint8 B×C×H×W, to uint8 B×C×fH×fW; large ones tile by tile."""
+        """Upscales images; large ones tile by tile.
+
+        Args:
+            image: uint8 B×C×H×W.
+
+        Returns:
+            uint8 B×C×fH×fW.
+        """
         network = cast(SRResNet, self.average)
         return in_pieces(lambda piece: as_uint8(network(as_float(piece))), image, TILE, network.reach, self.factor)
 

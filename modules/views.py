@@ -25,6 +25,10 @@ class Views:
     >>> views.choose("flip")
     >>> views.mean(lambda image: image[..., 0], torch.arange(2.0).view(1, 2), mean_of_values)
     tensor([0.5000])
+
+    Args:
+        task: name of the task, for messages.
+        possible: whether the task's predictions for mirrored images can be averaged.
     """
 
     def __init__(self, task: str, possible: bool) -> None:
@@ -32,8 +36,11 @@ class Views:
         self.axes: Sequence[Axes] = AXES["none"]
 
     def choose(self, views: Mirroring) -> None:
-        """Selects the views: ``none``, the image as it is; ``flip``, also mirrored left to right; ``flips``, both also
-        upside down.
+        """Selects the views.
+
+        Args:
+            views: ``none``, the image as it is; ``flip``, also mirrored left to right; ``flips``, both also upside
+                down.
 
         Raises:
             BackboneError: the task does not support mirrored views, or the name is unknown.
@@ -69,11 +76,16 @@ class Views:
 
 
 def mean_of_classes(logits: Tensor) -> Tensor:
-    """Averages the probabilities of mutually exclusive classes, and returns the logits of the mean: float V×B×K×…, of V
-    views, to B×K×….
+    """Averages the probabilities of mutually exclusive classes, and returns the logits of the mean.
 
     >>> mean_of_classes(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()).exp()
     tensor([[0.7000, 0.3000]])
+
+    Args:
+        logits: of V views, float V×B×K×….
+
+    Returns:
+        float B×K×….
     """
     return logits.float().log_softmax(2).logsumexp(0) - torch.tensor(float(len(logits))).log()
 

@@ -53,7 +53,12 @@ class _Ask(L.Callback):
 
 
 class TrialReport(ChildRun):
-    """Reports each validation to an Optuna trial and stops the training if the trial is pruned."""
+    """Reports each validation to an Optuna trial and stops the training if the trial is pruned.
+
+    Args:
+        trial: the one that is trained.
+        parent: the sweep's run.
+    """
 
     def __init__(self, trial: optuna.Trial, parent: str) -> None:
         super().__init__(parent, trial=str(trial.number))

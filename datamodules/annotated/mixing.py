@@ -38,8 +38,14 @@ class Mixing:
 
 
 def boxes_of(masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Tight boxes around N masks, uint8 H×W and none of them empty: float32 N×4, xyxy in pixels; the right and bottom
-    edges are one past the last pixel."""
+    """Tight boxes around masks.
+
+    Args:
+        masks: N masks uint8 H×W, none of them empty.
+
+    Returns:
+        float32 N×4, xyxy in pixels; the right and bottom edges are one past the last pixel.
+    """
     found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
     found[:, 2:] += found[:, :2]
     return found
@@ -84,8 +90,14 @@ def _cut(sample: Sample, window: tuple[int, int, int, int], place: tuple[int, in
 
 
 def mosaic(samples: Sequence[Sample], size: tuple[int, int], generator: np.random.Generator) -> Sample:
-    """Mosaic of four pictures around a random centre, each randomly scaled and cropped (Bochkovskiy et al. 2020,
-    arXiv:2004.10934, 3.4), of a height and width in pixels."""
+    """Mosaic of four pictures around a random centre, each randomly scaled (Bochkovskiy et al. 2020, arXiv:2004.10934,
+    3.4).
+
+    Args:
+        samples: four samples.
+        size: height and width of the result, in pixels.
+        generator: random generator of the centre, the sizes and the crops.
+    """
     channels = samples[0]["image"].shape[2]
     kind = samples[0]["image"].dtype
     image = np.full((*size, channels), _grey(kind), kind)
@@ -132,8 +144,14 @@ def _onto(sample: Sample, height: int, width: int) -> Sample:
 
 
 def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
-    """Blend of two pictures without masks, with the objects of both (Zhang et al. 2018, arXiv:1710.09412; for boxes
-    Zhang et al. 2019, arXiv:1902.04103, with weights from Beta(8, 8)), of the size of the first."""
+    """Blend of two pictures with the objects of both (Zhang et al. 2018, arXiv:1710.09412; for boxes Zhang et al. 2019,
+    arXiv:1902.04103, with weights from Beta(8, 8)).
+
+    Args:
+        sample: image that determines the size of the result; without masks.
+        other: image to blend in.
+        generator: random generator of the weight.
+    """
     weight = float(generator.beta(8, 8))
     other = _onto(other, *sample["image"].shape[:2])
     image = cv2.addWeighted(sample["image"], weight, other["image"], 1 - weight, 0).reshape(sample["image"].shape)
@@ -141,10 +159,14 @@ def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Samp
 
 
 def copy_paste(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
-    """Pastes some objects of another picture with masks, each with probability ½, in front of this one (Ghiasi et al.
-    2021, arXiv:2012.07177).
+    """Pastes some objects of another picture in front of this one (Ghiasi et al. 2021, arXiv:2012.07177).
 
     An object is skipped if it would hide more than 60 % of another one.
+
+    Args:
+        sample: image that objects are pasted into; with masks.
+        other: image whose objects are pasted, each with probability ½.
+        generator: random generator of the selection.
     """
     other = _onto(other, *sample["image"].shape[:2])
     image, masks, classes = sample["image"].copy(), sample["masks"].copy(), sample["mask"].copy()

@@ -11,11 +11,15 @@ from datamodules.loading import KeyedDataset, KeyedLoader
 
 
 def padded_shapes(sizes: NDArray[np.int64], size: tuple[int, int], multiple: int) -> NDArray[np.int64]:
-    """Computes the shapes of images of sizes int64 N×2 after resizing to fit a height and width and padding to
-    multiples of a number, int64 N×2.
+    """Computes the shapes of images after resizing to fit a size and padding to multiples of a number, int64 N×2.
 
     >>> padded_shapes(np.array([[480, 640], [333, 500]]), (640, 640), 32).tolist()
     [[480, 640], [448, 640]]
+
+    Args:
+        sizes: height and width of the images, int64 N×2.
+        size: maximum height and width.
+        multiple: divisor of the results.
     """
     scale = (np.array(size) / sizes).min(1, keepdims=True)
     scaled = np.maximum(1, np.round(sizes * scale)).astype(np.int64)

@@ -31,10 +31,16 @@ SMALLEST = 20  # side of the smallest detected face
 
 
 def similarity(points: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares similarity transform (rotation, scale, translation) from points N×2, not all the same, to others,
-    as 2×3, of which the last column is the translation.
+    """Least-squares similarity transform (rotation, scale, translation) between two sets of points.
 
     Source: Umeyama 1991, IEEE TPAMI 13(4); in the plane, and without mirroring, it is a line fitted to complex numbers.
+
+    Args:
+        points: N×2, not all the same.
+        target: N×2.
+
+    Returns:
+        2×3: the last column is the translation.
     """
     start, end = points @ (1, 1j), target @ (1, 1j)
     centred = start - start.mean()
@@ -70,8 +76,13 @@ def aligned(
 
 
 def boxed(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Crops a face's box (left, top, right, bottom in pixels of uint8 H×W×C) with a margin of 14 in 160 pixels, and
-    stretches it to a square of this side, as facenet-pytorch does."""
+    """Crops a face's box with a margin of 14 in 160 pixels and stretches it to a square, as facenet-pytorch does.
+
+    Args:
+        image: uint8 H×W×C.
+        box: left, top, right and bottom, in pixels.
+        size: side of the result, in pixels.
+    """
     around = (box[2:] - box[:2]) * MARGIN / (1 - MARGIN) / 2
     left, top = np.maximum(box[:2] - around, 0).astype(int)
     right, bottom = np.minimum(box[2:] + around, image.shape[1::-1]).astype(int)
@@ -84,8 +95,13 @@ def boxed(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDAr
 
 
 def foremost(boxes: NDArray[np.float64], height: int, width: int) -> int:
-    """Index of the main face of a picture, from boxes N×4 (left, top, right, bottom in pixels): the largest area minus
-    twice the squared distance from the centre."""
+    """Index of the main face of a picture: the largest area minus twice the squared distance from the centre.
+
+    Args:
+        boxes: N×4, left, top, right and bottom, in pixels.
+        height: height of the image.
+        width: width of the image.
+    """
     sides, middle = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     return int((sides.prod(1) - 2 * np.square(middle - (width / 2, height / 2)).sum(1)).argmax())
 
@@ -116,8 +132,14 @@ class FaceDetector:
             raise DataError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Detects upright faces of at least a fiftieth of the longer side of a picture, uint8 H×W×3: their boxes, N×4,
-        left, top, right and bottom, and their five points, N×5×2, in the order of `TEMPLATE`."""
+        """Detects upright faces of at least a fiftieth of the picture's longer side.
+
+        Args:
+            image: uint8 H×W×3.
+
+        Returns:
+            Boxes of the faces, N×4, left, top, right and bottom; their five points, N×5×2, in the order of `TEMPLATE`.
+        """
         longest = max(image.shape[:2])
         factor = LONGEST / longest if longest > LONGEST else max(1.0, SHORTEST / longest)
         if factor != 1:
@@ -134,8 +156,14 @@ class FaceDetector:
         return np.zeros((0, 4)), np.zeros((0, 5, 2))
 
     def points(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Landmarks of the foremost face in uint8 H×W×3 or H×W×1: float64 1×5×2, in the order of `POINTS`; 0×5×2 if
-        there is no face."""
+        """Landmarks of the foremost face.
+
+        Args:
+            image: uint8 H×W×3 or H×W×1.
+
+        Returns:
+            float64 1×5×2, in the order of `POINTS`; 0×5×2 if there is no face.
+        """
         image = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
         boxes, points = self(image)
         return points[[foremost(boxes, *image.shape[:2])]] if len(boxes) else points

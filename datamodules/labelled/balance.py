@@ -57,12 +57,14 @@ class BalancedDataset(KeyedDataset):
 
 
 def class_weights(counts: NDArray[np.int64], weighting: Weighting) -> list[float]:
-    """Class weights for the loss from the numbers of images, int64 K, normalised so that the average over images is 1;
-    empty classes get weight 0. ``balanced`` is the inverse of the number of images, as in scikit-learn, ``sqrt`` its
-    square root.
+    """Class weights for the loss, normalised so that the average over images is 1; empty classes get weight 0.
 
     >>> class_weights(np.array([60, 30]), "balanced")
     [0.75, 1.5]
+
+    Args:
+        counts: number of images of each class, int64 K.
+        weighting: ``balanced``, the inverse of the number of images, as in scikit-learn, or ``sqrt``, its square root.
     """
     power = 0.5 if weighting == "sqrt" else 1.0
     weights = np.where(counts > 0, 1 / np.maximum(counts, 1) ** power, 0.0)
@@ -70,8 +72,13 @@ def class_weights(counts: NDArray[np.int64], weighting: Weighting) -> list[float
 
 
 def warn_of_rare(names: Sequence[str], counts: NDArray[np.int64], remedy: str) -> None:
-    """Warns of classes with less than a twentieth of the training images of the largest; ``counts``, int64 K, has their
-    numbers, and ``remedy`` ends the message."""
+    """Warns of classes with less than a twentieth of the images of the largest.
+
+    Args:
+        names: class names.
+        counts: number of training images of each class, int64 K.
+        remedy: advice for the message.
+    """
     rare, largest = np.flatnonzero((counts > 0) & (counts * RARE < counts.max())), int(counts.argmax())
     if len(rare):
         least = int(rare[counts[rare].argmin()])

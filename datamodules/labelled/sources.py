@@ -126,8 +126,12 @@ class ColumnSource(LabelledSource):
     unknown: ClassVar[float] = 0  # value of columns that the images have no data for
 
     def renumbered(self, numbers: NDArray[np.int64], names: list[str]) -> Self:
-        """Returns the same images with column k at index ``numbers[k]``, int64 K, among columns of these names; new
-        ones have the value `unknown`."""
+        """Returns the same images with permuted columns.
+
+        Args:
+            numbers: int64 K, the new index of each column.
+            names: names of all columns; new ones have the value `unknown`.
+        """
         labels = np.full((len(self), len(names)), self.unknown, self.labels.dtype)
         labels[:, numbers] = self.labels
         return type(self)(self.images, labels)

@@ -56,7 +56,11 @@ class AdversarialAdam(Adam):
 
 
 class Constant(LambdaLR):
-    """Constant learning rate."""
+    """Constant learning rate.
+
+    Args:
+        optimizer: the optimiser.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, lambda _: 1.0)
@@ -148,25 +152,43 @@ class AdversarialModule(VisionModule):
         self._terms: dict[str, list[Tensor]] = {}  # losses of the current steps of both players
 
     def play(self, generator: nn.Module) -> None:
-        """Sets the generator of images, float B×C×H×W in [-1, 1], and initialises its moving average."""
+        """Sets the generator, and initialises its moving average.
+
+        Args:
+            generator: generates images, float B×C×H×W in [-1, 1].
+        """
         self.generator = generator
         if self.channels_last:
             generator.to(memory_format=torch.channels_last)
         self.average = deepcopy(generator).requires_grad_(False).eval()
 
     def discriminator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """Computes the losses of the discriminator for a batch, by name; empty to skip its step. The key is for
-        `draw`."""
+        """Computes the losses of the discriminator, by name; empty to skip its step.
+
+        Args:
+            batch: batch of images.
+            key: key for `draw`.
+        """
         raise NotImplementedError
 
     def generator_losses(self, batch: dict[str, Tensor], *key: int) -> dict[str, Tensor]:
-        """Computes the losses of the generator, by name, for a batch of the discriminator's last step. The key is for
-        `draw`."""
+        """Computes the losses of the generator, by name.
+
+        Args:
+            batch: a batch of the discriminator's last step.
+            key: key for `draw`.
+        """
         raise NotImplementedError
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Hook after each step of the generator, with the number of its steps before this one; returns scalar metrics
-        of the step to log, by name. By default, does nothing."""
+        """Hook after each step of the generator; by default, does nothing.
+
+        Args:
+            step: number of the generator's steps before this one.
+
+        Returns:
+            Scalar metrics of the step to log, by name.
+        """
         return {}
 
     def accuracy(self, *verdicts: Verdict) -> Tensor:

@@ -44,8 +44,13 @@ class Health:
     drifts: list[float] = field(default_factory=list)  # drift in the last checks
 
     def note(self, step: int, accuracy: Tensor, norm: Tensor) -> None:
-        """Records a step of the generator, numbered from 1: the discriminator's accuracy and the generator's gradient
-        norm, both scalars."""
+        """Records a step of the generator.
+
+        Args:
+            step: number of the step, from 1.
+            accuracy: accuracy of the discriminator, a scalar.
+            norm: gradient norm of the generator, a scalar.
+        """
         self.sums = self.sums.to(norm.device) + torch.stack([accuracy.float(), norm.float(), torch.ones_like(norm)])
         if step <= GRACE:
             self.peak = torch.maximum(self.peak.to(norm.device), norm.float())

@@ -41,8 +41,15 @@ class Objective(Part):
         return fake.score.mean() if self.energy else -fake.score.mean()
 
     def after_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Updates the objective after a step of the generator, from the mean scores of the last real images and of the
-        generated images of this step, over all processes; returns metrics to log."""
+        """Updates the objective after a step of the generator.
+
+        Args:
+            real: mean score of the last real images, over all processes.
+            fake: mean score of the images of the generator's last step.
+
+        Returns:
+            Metrics to log.
+        """
         return {}
 
 
@@ -121,8 +128,12 @@ class Wasserstein(Objective):
 
 
 def pulling_away(features: Tensor) -> Tensor:
-    """Computes the pulling-away term of features, float B×F of B ≥ 2 images: the mean squared cosine similarity between
-    different images, in [0, 1] (Zhao et al. 2017, arXiv:1609.03126, equation 4)."""
+    """Pulling-away term: the mean squared cosine similarity between the features of different images, in [0, 1] (Zhao
+    et al. 2017, arXiv:1609.03126, equation 4).
+
+    Args:
+        features: float B×F with B of at least 2.
+    """
     unit = F.normalize(features.float(), dim=1)
     count = len(unit)
     return ((unit @ unit.T).square().sum() - unit.square().sum(1).square().sum()) / (count * (count - 1))
@@ -189,8 +200,13 @@ Score = Callable[[Tensor], Tensor]  # maps float32 B×C×H×W to float32 B
 
 
 def slope(score: Score, image: Tensor) -> Tensor:
-    """Computes ‖∂score/∂image‖² of images, float B×C×H×W, as float32 B, with a graph for double backward. Always in
-    float32: squared gradients exceed the range of half precision."""
+    """Computes ‖∂score/∂image‖² of each image, float32 B, with a graph for double backward. Always in float32: squared
+    gradients exceed the range of half precision.
+
+    Args:
+        score: the discriminator.
+        image: float B×C×H×W.
+    """
     with torch.autocast(image.device.type, enabled=False):
         image = image.detach().float().requires_grad_()
         (gradient,) = torch.autograd.grad(score(image).sum(), image, create_graph=True)
@@ -203,8 +219,13 @@ class Regularizer(Part):
     every = 1  # discriminator's steps per step with the penalty
 
     def forward(self, score: Score, real: Tensor, fake: Tensor) -> Tensor:
-        """Computes the weighted penalty of a discriminator, a scalar, at normalised real images and generated ones
-        without a graph, float B×C×H×W each."""
+        """Computes the weighted penalty, a scalar.
+
+        Args:
+            score: the discriminator.
+            real: float B×C×H×W, normalised real images.
+            fake: float B×C×H×W, normalised generated images, without a graph.
+        """
         raise NotImplementedError
 
 

@@ -105,8 +105,15 @@ class Generator(nn.Module):
         self.decoder = decoder
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Generates images, float B×C×H×W in [-1, 1], from noise, float B×latent_size from N(0, 1), and, if the
-        generator is conditional, from labels, int64 B."""
+        """Generates images.
+
+        Args:
+            noise: float B×latent_size from N(0, 1).
+            label: int64 B, if the generator is conditional.
+
+        Returns:
+            float B×C×H×W in [-1, 1].
+        """
         if self.embedding is not None:
             assert label is not None
             noise = torch.cat([noise, self.embedding(label)], 1)

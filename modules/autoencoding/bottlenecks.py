@@ -50,7 +50,11 @@ class Bottleneck(Part):
         self.size, self.spatial = size, spatial
 
     def build(self, features: Shape) -> None:
-        """Creates the layers for features of an image of this shape, K×H×W or K."""
+        """Creates the layers.
+
+        Args:
+            features: shape of the features of an image, K×H×W or K.
+        """
         raise NotImplementedError
 
     def _layer(self, features: Shape, size: int) -> nn.Module:
@@ -71,8 +75,13 @@ class Bottleneck(Part):
         return saved.float().view(saved.shape[0], *self.shape)
 
     def forward(self, features: Tensor, draws: Draws, progress: float) -> Code:
-        """Computes the codes of features, float B×K×H×W or B×K, with random numbers and the completed fraction of the
-        training, in [0, 1]."""
+        """Computes the codes of a batch.
+
+        Args:
+            features: float B×K×H×W or B×K.
+            draws: random numbers.
+            progress: completed fraction of the training, in [0, 1].
+        """
         raise NotImplementedError
 
 

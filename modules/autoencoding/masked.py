@@ -27,7 +27,11 @@ PICTURED = 12  # number of images drawn
 
 
 class _Visible(nn.Module):
-    """Replaces the patch dropout of timm's transformers, and keeps selected patches; None keeps all."""
+    """Replaces the patch dropout of timm's transformers, and keeps selected patches; None keeps all.
+
+    Args:
+        prefix: number of tokens before the patches.
+    """
 
     kept: Tensor | None = None
 
@@ -63,6 +67,7 @@ class MaskedAutoencodingModule(VisionModule):
         optimization: optimiser, schedule and regularisation.
     """
 
+    monitor = "val/loss"
     square = True
     compiles_features = True
 
@@ -118,8 +123,15 @@ class MaskedAutoencodingModule(VisionModule):
         return patches.view(-1, side, side, p, p, self.in_chans).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def reconstruct(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Masks patches of images, uint8 B×C×S×S, at random, and returns the reconstructed patches, float B×N×(p²·C),
-        and the mask, bool B×N."""
+        """Masks patches at random and reconstructs them.
+
+        Args:
+            image: uint8 B×C×S×S.
+            draws: random numbers.
+
+        Returns:
+            The reconstructed patches, float B×N×(p²·C), and the mask, bool B×N.
+        """
         patches = self.positions.shape[1]
         order = draws.uniform(patches).argsort(1)
         self.visible.kept = kept = order[:, self.masked :]

@@ -41,8 +41,16 @@ ACTIVE = 0.01  # variance of the mean from which a latent unit is active (Burda 
 
 
 def encoded(backbone: Any, image: Tensor, features: Tensor) -> Tensor:
-    """Converts an encoder's last features, the output of ``forward_features`` for normalised images, float B×C×H×W, to
-    a feature map, float B×K×H×W, or B×K for an encoder without feature maps."""
+    """Converts an encoder's last features to a feature map.
+
+    Args:
+        backbone: the encoder.
+        image: normalised images, float B×C×H×W.
+        features: output of ``forward_features`` for the images.
+
+    Returns:
+        float B×K×H×W, or B×K for an encoder without feature maps.
+    """
     if features is image:  # an MLP
         return cast(Tensor, backbone(image))
     if features.ndim == 3:  # a transformer's tokens

@@ -80,8 +80,12 @@ class Penalty(Part):
     needs_input_gradient = False
 
     def forward(self, code: Tensor, image: Tensor) -> Tensor:
-        """Computes the weighted penalty of a batch, a scalar, from the input of the decoder, float B×…, and that of the
-        encoder, float B×C×H×W."""
+        """Computes the weighted penalty of a batch, a scalar.
+
+        Args:
+            code: input of the decoder, float B×….
+            image: input of the encoder, float B×C×H×W.
+        """
         raise NotImplementedError
 
 

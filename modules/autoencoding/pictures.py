@@ -11,7 +11,11 @@ from modules.pictures.sheets import Image, sheet, signed, stacked
 
 
 def rows_of(images: Mapping[str, Tensor]) -> Image:
-    """Draws rows of images, uint8 N×C×H×W, each below its name."""
+    """Draws rows of images, each below its name.
+
+    Args:
+        images: uint8 N×C×H×W by name.
+    """
     return stacked(sheet(row, len(row), heading=name) for name, row in images.items())
 
 
@@ -21,8 +25,13 @@ def filter_tiles(values: Tensor) -> Image:
 
 
 def plane(codes: NDArray[np.float32], labels: NDArray[np.int64] | None, label_names: Sequence[str]) -> Image:
-    """Draws codes, N×D, in two dimensions, coloured by class, N, if images have one: as they are, or their first two
-    principal components."""
+    """Draws codes in two dimensions, coloured by class: as they are, or their first two principal components.
+
+    Args:
+        codes: N×D.
+        labels: N, or None.
+        label_names: names of the classes.
+    """
     if codes.shape[1] == 1:
         return scatter(np.pad(codes, ((0, 0), (0, 1))), labels, label_names, axes=("code 1", ""))
     if codes.shape[1] == 2:

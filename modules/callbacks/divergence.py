@@ -29,8 +29,14 @@ class DivergenceGuard(L.Callback):
         self._losses: list[Tensor] = []  # of the batches accumulated in the current step
 
     def note(self, module: "VisionModule", loss: Tensor, batch: Batch, waits: bool) -> None:
-        """Records the loss of a batch, a scalar, if its step is logged; ``waits`` if further batches are accumulated in
-        the same step."""
+        """Records the loss of a batch if its step is logged.
+
+        Args:
+            module: the module being trained.
+            loss: a scalar.
+            batch: the batch that the loss was computed on.
+            waits: whether further batches are accumulated in the same step.
+        """
         if module.global_step % settings_of(module.trainer).log_every_n_steps == 0:
             self._losses.append(loss.detach())
             if not waits:

@@ -60,8 +60,13 @@ class Freezing(L.Callback):
 
     @staticmethod
     def opens(module: "VisionModule", epochs: int | None) -> list[float]:
-        """Returns the epoch in which each backbone layer, counted from the image, is unfrozen in a training of so many
-        epochs (None or -1 if unknown); empty if none is ever frozen."""
+        """Returns the epoch in which each backbone layer, counted from the image, is unfrozen; empty if none is ever
+        frozen.
+
+        Args:
+            module: the module being trained.
+            epochs: epochs of the whole training; None or -1 if unknown.
+        """
         head = module.plan.frozen_epochs
         if head == 0 and module.strategy != "freeze_unfreeze":
             return []

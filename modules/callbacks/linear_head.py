@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 def known_features(
     module: "VisionModule", split: str, most: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Extracts the backbone's pooled features of at most so many labelled images of a split, without augmentation, the
-    same in all processes: float32 N×D, fused with the tabular inputs if the module has any, and the labels, int64 N."""
+    """Extracts the backbone's features of labelled images, without augmentation; the same in all processes.
+
+    Args:
+        module: a module whose trainer has a data module.
+        split: name of the split.
+        most: maximum number of images; None for all.
+
+    Returns:
+        Pooled features, fused with the tabular inputs if the module has any, float32 N×D, and the labels, int64 N.
+    """
     trainer = module.trainer
     loader = training_data(trainer).plain_loader(split, most)  # each process loads its share
     features, labels = extract(module.backbone, loader, module.normalize, getattr(module, "fusion", None))
@@ -40,7 +48,12 @@ class LinearTask(Protocol):
     strategy: str | None
 
     def solve_head(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> "Solution":
-        """Sets the head to the solution for fixed features, float32 N×D, with labels int64 N."""
+        """Sets the head to the solution for fixed features.
+
+        Args:
+            features: float32 N×D.
+            labels: int64 N.
+        """
 
 
 def solved(module: Any) -> bool:

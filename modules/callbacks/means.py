@@ -39,7 +39,12 @@ class Losses:
 
 
 class Mean(Metric):
-    """A weighted mean over processes. (torchmetrics' own drops NaN values or their weights.)"""
+    """A weighted mean over processes. (torchmetrics' own drops NaN values or their weights.)
+
+    Args:
+        total: weighted sum of this process, a scalar.
+        weight: its weight.
+    """
 
     total: Tensor
     weight: Tensor
@@ -80,8 +85,13 @@ class EpochMeans(L.Callback):
             self.update(f"{stage}/{name}", value, weight)
 
     def update(self, key: str, value: Tensor, weight: float) -> None:
-        """Adds the mean of a batch, a scalar, under a key such as ``train/loss``, which begins with the stage. The
-        weight is the number of samples, or of other elements that the mean is over."""
+        """Adds the mean of a batch.
+
+        Args:
+            key: name, such as ``train/loss``; begins with the stage.
+            value: a scalar.
+            weight: number of samples in the batch, or of other elements that the mean is over.
+        """
         value = value.detach()
         total, count = self._sums.get(key) or (torch.zeros((), device=value.device), 0.0)
         # in the precision that a checkpoint and the sum over processes have, so that a resumed sum is the same

@@ -78,7 +78,11 @@ class Publisher(L.Callback):
 
     @contextmanager
     def optional(self, key: str) -> Iterator[None]:
-        """Context manager that turns an error in drawing the image of this name into a warning, once per image."""
+        """Context manager that turns an error into a warning, once per key.
+
+        Args:
+            key: name of the image that is drawn.
+        """
         try:
             yield
         except Exception as error:
@@ -93,7 +97,14 @@ class Publisher(L.Callback):
             logger.log_metrics(dict(figures), step)
 
     def picture(self, trainer: L.Trainer, key: str, draw: Callable[[], Image], step: int) -> None:
-        """Logs an image, which ``draw`` makes, uint8 H×W×3; only called if a logger accepts images."""
+        """Logs an image.
+
+        Args:
+            trainer: the trainer with the loggers.
+            key: name of the image.
+            draw: draws it, uint8 H×W×3; only called if a logger accepts images.
+            step: step at which it is logged.
+        """
         takers = [logger for logger in trainer.loggers if isinstance(logger, PictureLogger)]
         if takers and trainer.is_global_zero and not trainer.sanity_checking:
             with self.optional(key):

@@ -28,11 +28,14 @@ DIFFERENT = 1.3  # errors of a probe on the features, as a multiple of those on 
 
 
 def probe(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> float:
-    """Linear probe: returns the accuracy in [0, 1] of a linear classifier, fitted to features, float N×D, and labels,
-    int N, on held-out ones.
+    """Linear probe: returns the accuracy in [0, 1] of a linear classifier on held-out features.
 
     The classifier is ridge regression on scaled features; its penalty is chosen by leave-one-out cross-validation,
     which needs a single matrix decomposition.
+
+    Args:
+        train: features float N×D and labels int N to fit to.
+        val: features and labels to evaluate on.
     """
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline

@@ -12,7 +12,11 @@ from modules.pictures.boxes import draw_boxes
 
 
 class BoxAnswers(Answers):
-    """Predicted boxes with labels and scores."""
+    """Predicted boxes with labels and scores.
+
+    Args:
+        label_names: names of the classes.
+    """
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)

@@ -57,9 +57,13 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def losses(self, outputs: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Computes from the result of `forward`, and from ``boxes``, ``labels`` and ``ignore`` of a batch, lists with
-        one tensor per image, the terms of the loss, whose sum is minimised, and the number that they are averaged over,
-        all scalars."""
+        """Computes the terms of the loss, whose sum is minimised, and the number that they are averaged over, all
+        scalars.
+
+        Args:
+            outputs: result of `forward`.
+            batch: ``boxes``, ``labels`` and ``ignore``, lists with one tensor per image.
+        """
         raise NotImplementedError
 
     def detect(self, outputs: Any) -> list[Detections]:
@@ -72,8 +76,13 @@ class Detector(nn.Module):
         return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
     def choose(self, max_detections: int | None, nms_iou: float | None, across_classes: bool | None) -> None:
-        """Sets the maximum number of boxes per image, the IoU threshold of non-maximum suppression, and whether it is
-        applied across classes; None leaves a setting unchanged."""
+        """Sets which boxes are kept; None leaves a setting unchanged.
+
+        Args:
+            max_detections: maximum number of boxes per image.
+            nms_iou: IoU threshold of non-maximum suppression.
+            across_classes: apply non-maximum suppression across classes.
+        """
         self.max_detections = self.max_detections if max_detections is None else max_detections
         self.nms_iou = self.nms_iou if nms_iou is None else nms_iou
         self.across_classes = self.across_classes if across_classes is None else across_classes
@@ -90,11 +99,17 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def fused(self, views: Sequence[Detections]) -> Detections:
-        """Fuses the detections in several views of an image, in pixels of the same input, by weighted boxes fusion
-        (Solovyev et al. 2021, arXiv:1910.13302); returns at most `max_detections`, the most confident first.
+        """Fuses the detections in several views of an image by weighted boxes fusion (Solovyev et al. 2021,
+        arXiv:1910.13302).
 
         A box that non-maximum suppression keeps becomes the mean of itself and the boxes that it suppresses, weighted
         by their scores; its score is the mean over the views, with 0 for a view without such a box.
+
+        Args:
+            views: detections in each view, in pixels of the same input.
+
+        Returns:
+            At most `max_detections` objects, the most confident first.
         """
         boxes, labels, scores = (torch.cat([one[key] for one in views]) for key in ("boxes", "labels", "scores"))
         owner = torch.cat([labels.new_full((len(one["scores"]),), k) for k, one in enumerate(views)])

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 
 def runs(code: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Decodes COCO's compressed run-length code (``size``, height and width; ``counts``, text or bytes) to run lengths,
-    column by column, alternately outside and inside of the mask."""
+    """Decodes a run-length code to run lengths, column by column, alternately outside and inside of the mask.
+
+    Args:
+        code: COCO's compressed format: ``size``, height and width; ``counts``, text or bytes.
+    """
     text = code["counts"]
     chars = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
     # Numbers have five bits per character, the lowest first, and a flag if another character follows.

@@ -209,7 +209,11 @@ def _by_image(found: Array, truth: Array) -> list[tuple[NDArray[np.int64], Array
 
 def best_threshold(found: Array, truth: Array) -> tuple[float | None, float]:
     """Finds the score threshold with the best F1 over all classes, and returns it with that F1; None and 0 without true
-    positives. Detections, N×7, and objects, M×7, are sorted by image; see `average_precision`.
+    positives.
+
+    Args:
+        found: N×7, sorted by image, see `average_precision`.
+        truth: M×7, sorted by image.
 
     >>> found = np.array([[0, 0, 0, 10, 10, 0, 0.9], [0, 50, 50, 60, 60, 0, 0.2]])
     >>> best_threshold(found, np.array([[0, 0, 0, 10, 10, 0, 0.0]]))

@@ -119,8 +119,12 @@ class YOLO(OneStageDetector):
 def cell_centres(
     sizes: Sequence[tuple[int, ...]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns the centre of each cell of feature maps, float A×2 (x, y) in pixels of the input, and its stride, float
-    A; row by row, map by map."""
+    """Returns the centres of the cells of feature maps.
+
+    Returns:
+        The centre of each cell, float A×2 (x, y) in pixels of the input, and its stride, float A; row by row, map by
+        map.
+    """
     points, steps = [], []
     for (height, width), stride in zip(sizes, strides, strict=True):
         y, x = ((torch.arange(side, device=device) + 0.5) * stride for side in (height, width))
@@ -130,26 +134,48 @@ def cell_centres(
 
 
 def decode_boxes(sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """Decodes boxes at points, float A×2 of strides float A, from the distributions of their distances: the expected
-    distances, from logits float B×A×4×R, where bin r stands for r - 1 strides. Returns float B×A×4, xyxy in pixels."""
+    """Decodes boxes from the distributions of their distances: the expected distances.
+
+    Args:
+        sides: logits, float B×A×4×R; bin r stands for r - 1 strides.
+        points: float A×2.
+        strides: float A.
+
+    Returns:
+        float B×A×4, xyxy in pixels.
+    """
     bins = torch.arange(sides.shape[-1], device=sides.device, dtype=sides.dtype) + NEAREST
     distances = sides.softmax(-1) @ bins * strides[:, None]
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Quality focal loss of logits towards a quality in [0, 1], 0 for negatives, all float of the same shape: binary
-    cross-entropy, reduced for good predictions (Li et al. 2020, equation 5, with β = 2)."""
+    """Quality focal loss: binary cross-entropy towards a quality, reduced for good predictions (Li et al. 2020,
+    equation 5, with β = 2).
+
+    Args:
+        logits: float, any shape.
+        target: float in [0, 1], the same shape; 0 for negatives.
+
+    Returns:
+        Loss of the same shape.
+    """
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).square() * entropy
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Distribution focal loss of logits, float N×4×R: cross-entropy towards the two bins next to a distance, float N×4
-    in bins and clipped to 0 … R - 1, weighted by proximity (Li et al. 2020, equation 6); float N, averaged over the
-    four sides.
+    """Distribution focal loss: cross-entropy towards the two bins next to a distance, weighted by proximity (Li et al.
+    2020, equation 6).
 
     The entropy of the target is subtracted, which changes no gradient, so that the loss of a perfect prediction is 0.
+
+    Args:
+        logits: float N×4×R.
+        target: float N×4, in bins; clipped to 0 … R - 1.
+
+    Returns:
+        float N, averaged over the four sides.
     """
     target = target.clamp(0, logits.shape[-1] - 1 - 1e-3)
     low = target.long()

@@ -132,8 +132,11 @@ class Roc:
         return float(self.false[i - 1] + share * (self.false[i] - self.false[i - 1]))
 
     def at(self, far: float) -> tuple[float, float, float]:
-        """Returns the true accept rate (TAR, or VAL), the false accept rate and the threshold of the last point whose
-        false accept rate is at most ``far``."""
+        """Returns the last point whose false accept rate is at most ``far``.
+
+        Returns:
+            The true accept rate (TAR, or VAL), the false accept rate, and the threshold.
+        """
         i = int(np.searchsorted(self.false, far, side="right")) - 1
         return float(self.true[i]), float(self.false[i]), float(self.threshold[i])
 
@@ -162,11 +165,16 @@ class TenFold:
 
 
 def ten_fold(pairs: Pairs, distance: Floats, far: float = 1e-3) -> TenFold:
-    """Evaluates verification of M pairs with folds, with squared distances M, by the protocol of Labelled Faces in the
-    Wild: the threshold is chosen on nine folds, for VAL at a false accept rate, and evaluated on the tenth.
+    """Evaluates verification with the protocol of Labelled Faces in the Wild: the threshold is chosen on nine folds and
+    evaluated on the tenth.
 
     Thresholds are multiples of 0.01; of equally good ones, the smallest is used. Source: Huang et al. 2007, UMass
     Amherst technical report 07-49, section 3; VAL at FAR as in Schroff et al. 2015, section 4.
+
+    Args:
+        pairs: M pairs with folds.
+        distance: squared distances of the pairs, M.
+        far: false accept rate.
     """
     rows = []
     accept = np.searchsorted(GRID, distance)  # smallest threshold that accepts the pair
@@ -216,8 +224,10 @@ def rank_one(embedding: Floats, identity: Integers) -> dict[int, float]:
     """Evaluates identification among distractors as in MegaFace (Kemelmacher-Shlizerman et al. 2016, arXiv:1512.00596).
 
     Half of the people, a fixed selection, are probes: each of their images searches for each of their other images
-    among 10, 100, 1,000 … images of the other half, and finally all of them. Returns, by number of distractors, the
-    fraction of searches in which the match was nearer than every distractor.
+    among 10, 100, 1,000 … images of the other half, and finally all of them.
+
+    Returns:
+        By number of distractors, the fraction of searches in which the match was nearer than every distractor.
     """
     generator = np.random.default_rng(0)
     people = generator.permutation(np.unique(identity))

@@ -73,7 +73,15 @@ class SemiHardMiner(nn.Module):
 
     @torch.no_grad()
     def forward(self, embedding: Tensor, identity: Tensor) -> Triplets:
-        """Mines M triplets of a batch of unit embeddings, float N×D, with identities int64 N."""
+        """Mines a batch.
+
+        Args:
+            embedding: float N×D, of unit length.
+            identity: int64 N.
+
+        Returns:
+            M triplets.
+        """
         distance, mates, strangers = _pairs(embedding, identity)
         away, order = distance.masked_fill(~strangers, torch.inf).sort(1)
         place = torch.searchsorted(away, distance, right=True).clamp_max(len(identity) - 1)
@@ -156,9 +164,17 @@ def mean_distances(embedding: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def triplet_hinge(embedding: Tensor, identity: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Computes the triplet loss with margin α, in squared distance, of unit embeddings, float N×D, with identities
-    int64 N over all triplets, in O(N² log N) instead of O(N³). Returns the mean over all triplets, including those with
-    zero loss, and the fraction of triplets with a positive loss; both are NaN without triplets."""
+    """Computes the triplet loss over all triplets, in O(N² log N) instead of O(N³).
+
+    Args:
+        embedding: float N×D, of unit length.
+        identity: int64 N.
+        margin: α, in squared distance.
+
+    Returns:
+        The mean over all triplets, including those with zero loss; and the fraction of triplets with a positive loss.
+        Both are NaN without triplets.
+    """
     total = active = count = torch.zeros((), dtype=torch.float64, device=embedding.device)
     for rows in torch.arange(len(identity), device=identity.device).split(1024):
         same = identity[rows, None] == identity

@@ -444,8 +444,12 @@ class GANModule(AdversarialModule):
 
 
 def grown(step: int, growth: int) -> float:
-    """Returns the phase of growing networks at a step of the generator: 0 for only the first resolution, 0.5 if the
-    second one is half faded in. ``growth`` is the number of steps at each resolution, and to fade in the next one."""
+    """Returns the phase of growing networks: 0 for only the first resolution, 0.5 if the second one is half faded in.
+
+    Args:
+        step: step of the generator.
+        growth: steps at each resolution, and to fade in the next one.
+    """
     level, rest = divmod(step, 2 * growth)
     return level + max(0.0, rest / growth - 1)
 

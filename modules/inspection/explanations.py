@@ -43,11 +43,15 @@ def chosen_class(module: VisionModule, image: Tensor, label: str | None = None) 
 
 
 def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
-    """Returns the deepest layer of a classifier with at least 4×4 positions on which the scores of classes, int64 B, of
-    images, uint8 B×C×S×S, depend spatially.
+    """Returns the deepest layer with at least 4×4 positions on which the class score depends spatially.
 
     It is a stage, or, in a transformer, the normalised input of a stage's last block: the residual stream has channels
     of very different scales, and only the class token of a ViT's last block is used.
+
+    Args:
+        module: a classifier.
+        image: uint8 B×C×S×S.
+        target: classes, int64 B.
 
     Raises:
         NotApplicableError: there is none.
@@ -121,9 +125,15 @@ def occlusion(module: VisionModule, image: Tensor, target: Tensor, windows: int 
 
 @torch.no_grad()
 def attention(module: VisionModule, image: Tensor) -> Tensor:
-    """Returns the attention of the class token to the patches of images, uint8 B×C×S×S, in a vision transformer's last
-    block (as in Caron et al. 2021, arXiv:2104.14294): float B×heads×h×w; together with the weights of the other tokens
-    they sum to 1.
+    """Returns the attention of the class token in a vision transformer's last block (as in Caron et al. 2021,
+    arXiv:2104.14294).
+
+    Args:
+        module: a module with a timm transformer as its backbone.
+        image: uint8 B×C×S×S.
+
+    Returns:
+        Attention weights of the patches, float B×heads×h×w; together with those of the other tokens they sum to 1.
 
     Raises:
         NotApplicableError: it is no vision transformer, or has no class token.

@@ -136,7 +136,16 @@ def _pixels(module: VisionModule, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_maps(module: VisionModule, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Computes the feature maps, float B×K×H×W, of layers by name (see `find_layer`) for images, uint8 B×C×S×S."""
+    """Computes the feature maps of layers for images.
+
+    Args:
+        module: the network.
+        image: uint8 B×C×S×S.
+        layers: names that `find_layer` accepts.
+
+    Returns:
+        Feature maps of each layer, float B×K×H×W.
+    """
     with tapped(module, layers) as taps:
         _run(module, _pixels(module, image), taps)
         return {name: tap.maps for name, tap in taps.items()}

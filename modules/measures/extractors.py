@@ -60,7 +60,14 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Seen:
-        """Extracts features and class probabilities of images, uint8 N×C×S×S, on their device."""
+        """Extracts features of images.
+
+        Args:
+            image: uint8 N×C×S×S.
+
+        Returns:
+            Features and class probabilities, on the device of the images.
+        """
         self.network.to(image.device)
         features, probabilities = [], []
         with torch.autocast(image.device.type, enabled=False):
@@ -114,8 +121,11 @@ class _Projection(nn.Module):
 
 
 def extractor_name(address: str | None, num_classes: int) -> str:
-    """Returns what an extractor is called in the names of metrics: by the address of a `named_extractor`, or, without
-    one, by what is trained on data with so many classes.
+    """Returns the name of an extractor in the names of metrics.
+
+    Args:
+        address: address of a `named_extractor`, or None.
+        num_classes: number of classes of the data, 0 without labels.
 
     >>> extractor_name("models:/digits-lenet@champion", 10), extractor_name(None, 10)
     ('digits_lenet', 'lenet5')

@@ -12,12 +12,18 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """Computes the effective rank of features, float N×D: the exponential of the entropy of the singular values of the
-    centred features (Roy & Vetterli 2007, EUSIPCO; as a measure of self-supervised learning, Garrido et al. 2023,
-    arXiv:2210.02885). It is a scalar from 1, also if all features are equal, to the smaller of N - 1 and D.
+    """Computes the effective rank of features: the exponential of the entropy of the singular values of the centred
+    features (Roy & Vetterli 2007, EUSIPCO; as a measure of self-supervised learning, Garrido et al. 2023,
+    arXiv:2210.02885).
 
     >>> effective_rank(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])).round(decimals=4)
     tensor(2.)
+
+    Args:
+        features: float N×D.
+
+    Returns:
+        A scalar from 1, also if all features are equal, to the smaller of N - 1 and D.
     """
     with torch.autocast(features.device.type, enabled=False):
         centred = features.detach().float() - features.detach().float().mean(0)
@@ -31,9 +37,14 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def neighbours(train: tuple[NDArray[Any], Any], val: tuple[NDArray[Any], Any]) -> float:
-    """Computes the accuracy, in [0, 1], of k-nearest-neighbour classification of features, float N×D with labels int N,
-    by the 20 most similar reference images, weighted by exp(s / 0.07) with the cosine similarity s (Wu et al. 2018,
-    arXiv:1805.01978, section 3.4; Caron et al. 2021, arXiv:2104.14294)."""
+    """Computes the accuracy, in [0, 1], of k-nearest-neighbour classification by the 20 most similar images, weighted
+    by exp(s / 0.07) with the cosine similarity s (Wu et al. 2018, arXiv:1805.01978, section 3.4; Caron et al. 2021,
+    arXiv:2104.14294).
+
+    Args:
+        train: features float N×D and labels int N of the reference images.
+        val: features and labels to evaluate on.
+    """
 
     def votes(distance: NDArray[Any]) -> NDArray[Any]:
         return np.exp(-distance / TEMPERATURE)  # a common factor does not matter

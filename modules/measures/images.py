@@ -60,8 +60,15 @@ class ReconstructionLoss(Part):
     discrete = False  # whether that is the likelihood of one of the 256 levels of uint8
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss of each image, float B, summed over its values, from the output of the decoder and the
-        target in [0, 1], float B×C×H×W each."""
+        """Computes the loss of each image, summed over its values.
+
+        Args:
+            output: output of the decoder, float B×C×H×W.
+            target: float B×C×H×W in [0, 1].
+
+        Returns:
+            float B.
+        """
         raise NotImplementedError
 
     def image(self, output: Tensor) -> Tensor:
@@ -227,9 +234,15 @@ class FixedFeatures:
 
 
 def perceptual_distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    """Computes the distance of images in feature space, float B, from feature maps of `FixedFeatures`, float B×K×h×w
-    each: the squared distance of unit vectors at each position, averaged over positions and summed over levels (Zhang
-    et al. 2018, arXiv:1801.03924, equation 1 without the learned weights).
+    """Computes the distance of images in feature space: the squared distance of unit vectors at each position, averaged
+    over positions and summed over levels (Zhang et al. 2018, arXiv:1801.03924, equation 1 without the learned weights).
+
+    Args:
+        one: feature maps of `FixedFeatures`, float B×K×h×w each.
+        other: feature maps of the images to compare with.
+
+    Returns:
+        float B.
 
     >>> perceptual_distance([torch.ones(1, 4, 2, 2)], [3 * torch.ones(1, 4, 2, 2)])
     tensor([0.])

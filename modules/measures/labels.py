@@ -80,12 +80,15 @@ class Doubts:
 
 
 def doubts(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Doubts:
-    """Finds label errors by confident learning (Northcutt et al. 2021, arXiv:1911.00068), from out-of-sample
-    probabilities, float64 N×K, and labels, int64 N.
+    """Finds label errors by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
     The confident class of an image is the most likely one of those whose probability is at least the mean probability
     of the class over the images with that label. The number of label errors is the off-diagonal sum of the confident
     joint; the errors are the images with the lowest probability of their label.
+
+    Args:
+        probabilities: out-of-sample probabilities, float64 N×K.
+        labels: int64 N.
     """
     count = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]

@@ -12,7 +12,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class PerStage(nn.ModuleDict, Generic[M]):
-    """One metric for each evaluation stage, ``val`` and ``test``, which ``make`` creates."""
+    """One metric for each evaluation stage.
+
+    Args:
+        make: creates the metric of a stage, ``val`` or ``test``.
+    """
 
     def __init__(self, make: Callable[[str], M]) -> None:
         super().__init__({stage: make(stage) for stage in ("val", "test")})

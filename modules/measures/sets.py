@@ -9,10 +9,14 @@ from torch import Tensor
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Computes ‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of features, float N×F and M×F (Heusel et al. 2017,
-    arXiv:1706.08500), exact also for singular covariances.
+    """Computes ‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) (Heusel et al. 2017, arXiv:1706.08500), exact also for singular
+    covariances.
 
     With Inception's features it is the FID; with other features, values are only comparable among themselves.
+
+    Args:
+        real: float N×F.
+        fake: float M×F.
 
     >>> points = torch.tensor([[0.0], [2.0]])
     >>> frechet_distance(points, points + 3)
@@ -31,10 +35,14 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Computes the squared maximum mean discrepancy of features, float N×F and M×F, with the kernel (x·y/F + 1)³
-    (Bińkowski et al. 2018, arXiv:1801.01401), the unbiased estimate over all images at once; it can be negative.
-    Features are centred on the real ones and divided by the root of their mean variance: scaled one by one, a feature
-    that hardly varies in real images would outweigh the rest.
+    """Computes the squared maximum mean discrepancy with the kernel (x·y/F + 1)³ (Bińkowski et al. 2018,
+    arXiv:1801.01401), the unbiased estimate over all images at once; it can be negative. Features are centred on the
+    real ones and divided by the root of their mean variance: scaled one by one, a feature that hardly varies in real
+    images would outweigh the rest.
+
+    Args:
+        real: float N×F.
+        fake: float M×F.
 
     >>> points = torch.arange(6.0).view(3, 2)
     >>> kernel_distance(points, points) < kernel_distance(points, points + 5)
@@ -89,8 +97,11 @@ def neighbourhoods(real: Tensor, fake: Tensor, nearest: int = 5) -> dict[str, fl
 
 
 def effective_classes(probabilities: Tensor) -> float:
-    """Computes exp of the entropy of the predicted classes of a set of images, from probabilities float N×K: K if all
-    are equally frequent, 1 if there is only one.
+    """Computes exp of the entropy of the predicted classes of a set of images: K if all are equally frequent, 1 if
+    there is only one.
+
+    Args:
+        probabilities: float N×K.
 
     >>> round(effective_classes(torch.eye(4)), 6)
     4.0
@@ -101,8 +112,11 @@ def effective_classes(probabilities: Tensor) -> float:
 
 
 def classifier_score(probabilities: Tensor) -> float:
-    """Computes exp of the mean KL(p(y|x) ‖ p(y)) from probabilities float N×K; with Inception, the Inception score
-    (Salimans et al. 2016, arXiv:1606.03498).
+    """Computes exp of the mean KL(p(y|x) ‖ p(y)); with Inception, the Inception score (Salimans et al. 2016,
+    arXiv:1606.03498).
+
+    Args:
+        probabilities: float N×K.
 
     >>> round(classifier_score(torch.eye(4)), 6)
     4.0
@@ -112,7 +126,10 @@ def classifier_score(probabilities: Tensor) -> float:
 
 
 def spread(features: Tensor) -> float:
-    """Computes the mean distance between different ones of N ≥ 2 items, float N×F.
+    """Computes the mean distance between different items.
+
+    Args:
+        features: float N×F with N of at least 2.
 
     >>> spread(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     5.0

@@ -247,9 +247,17 @@ def untrained(backbone: Any, in_chans: int, image_size: int | str) -> nn.Module:
 
 
 def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
-    """Removes the stride of the first convolution, and the pooling right after it, in place, so that small images keep
-    their detail; the kernel is cropped to its central 3×3, and reinitialised if ``fresh``, unless its size is kept.
-    Returns whether there was a stride."""
+    """Removes the stride of the first convolution, and the pooling right after it, so that small images keep their
+    detail.
+
+    Args:
+        model: the network; modified in place.
+        keep_kernel: keep the kernel size; otherwise the kernel is cropped to its central 3×3.
+        fresh: reinitialise a cropped kernel.
+
+    Returns:
+        Whether there was a stride.
+    """
     factor, channels = 1, 0
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -276,9 +284,13 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
 
 
 def take_head(backbone: Any, outputs: int) -> nn.Linear:
-    """Removes the last layer from a backbone with ``logits``, pretrained or not, which then returns pooled features,
-    and returns it; for several heads, or a layer that is not linear, returns a new linear layer with so many
-    outputs."""
+    """Removes the last layer from a backbone with ``logits``, pretrained or not, and returns it; for several heads, or
+    a layer that is not linear, returns a new linear layer.
+
+    Args:
+        backbone: a network of `create_backbone`; it then returns pooled features.
+        outputs: number of outputs of the layer.
+    """
     last: Any = backbone.get_classifier()
     backbone.reset_classifier(0)
     if isinstance(last, nn.Linear):

@@ -74,8 +74,10 @@ class DlibFaceResNet(Network):
 
 
 def dlib_weights(file: bytes) -> dict[str, Tensor]:
-    """Reads the weights of `DlibFaceResNet` from the content of dlib's own file, `DLIB_FILE`, as written by dlib 19:
-    integers of variable length, layers from the input on.
+    """Reads the weights of `DlibFaceResNet` from dlib's own file, `DLIB_FILE`.
+
+    Args:
+        file: its content, as written by dlib 19: integers of variable length, layers from the input on.
 
     Raises:
         BackboneError: it contains another network.

@@ -50,7 +50,11 @@ class SharedFeatures(nn.Module):
 
 
 class Stages(nn.Module):
-    """A backbone that returns the features of all its stages, between the image itself and its output."""
+    """A backbone that returns the features of all its stages, between the image itself and its output.
+
+    Args:
+        backbone: a network of `create_backbone`, without ``features_only``.
+    """
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()

@@ -109,11 +109,15 @@ def find_class(path: str, base: type) -> type:
 
 
 def build(description: Any, *given: Any, base: type = nn.Module) -> Any:
-    """Recreates a part from its description, a result of `describe` of this or an earlier version, and further
-    positional arguments, which come first; None returns None.
+    """Recreates a part from its description.
+
+    Args:
+        description: a result of `describe`, of this or an earlier version; None returns None.
+        given: further positional arguments, which come first.
+        base: required base class.
 
     Raises:
-        ValueError: there is no such class, or it is not derived from ``base``; see `find_class`.
+        ValueError: there is no such class; see `find_class`.
     """
     if description is None:
         return None

@@ -36,7 +36,11 @@ class Standardization(nn.Module):
 
 class LateFusion(nn.Module):
     """Late fusion: concatenates the features of an image with its standardised tabular inputs and a hidden ReLU layer of these, like the
-    wide and the deep part of Cheng et al. 2016 (arXiv:1606.07792), for a linear head."""
+    wide and the deep part of Cheng et al. 2016 (arXiv:1606.07792), for a linear head.
+
+    Args:
+        data: names, means and standard deviations of the tabular inputs.
+    """
 
     def __init__(self, data: DataSpec) -> None:
         super().__init__()
@@ -50,8 +54,15 @@ class LateFusion(nn.Module):
         self.width = count + HIDDEN
 
     def forward(self, features: Tensor, tabular: Tensor | None = None) -> Tensor:
-        """Concatenates features, float B×D, and tabular inputs, float32 B×V, to float B×(D + ``width``); None for the
-        means of the training set."""
+        """Concatenates both.
+
+        Args:
+            features: float B×D.
+            tabular: float32 B×V; None for the means of the training set.
+
+        Returns:
+            float B×(D + ``width``).
+        """
         values = self.scaling.mean.expand(len(features), -1) if tabular is None else tabular
         scaled = self.scaling(values)
         return torch.cat([features, scaled, self.hidden(scaled)], 1)

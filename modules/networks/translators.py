@@ -14,7 +14,12 @@ class Translator(Part):
     """Base class of networks that map an image to an image of the same size."""
 
     def build(self, in_chans: int, out_chans: int) -> None:
-        """Creates the layers; input channels are those of the image and those that encode the target domain."""
+        """Creates the layers.
+
+        Args:
+            in_chans: input channels: those of the image, and those that encode the target domain.
+            out_chans: output channels.
+        """
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:

@@ -112,8 +112,10 @@ def _spectrum_applied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def registered_files(address: str) -> tuple[dict[str, Any], Path]:
-    """Downloads a registered model (``models:/name@alias`` or ``models:/name/version``), and returns its description
-    and its file of weights.
+    """Downloads a registered model, and returns its description and its file of weights.
+
+    Args:
+        address: ``models:/name@alias`` or ``models:/name/version``.
 
     Raises:
         BackboneError: there is no such model, or it was not registered by Fovea.

@@ -23,7 +23,11 @@ def rasterize(figure: Figure) -> Image:
 
 
 def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> Image:
-    """Draws a confusion matrix, K×K with the true classes in rows, normalised over these.
+    """Draws a confusion matrix, normalised over the true classes.
+
+    Args:
+        counts: K×K, true classes in rows, predicted classes in columns.
+        label_names: K names.
 
     >>> confusion_matrix(np.array([[8, 2], [1, 9]]), ["cat", "dog"]).ndim
     3

@@ -61,7 +61,11 @@ def tint(image: Image, mask: NDArray[np.uint8], share: float = 0.5) -> Image:
 
 
 def legend(names: Sequence[str], width: int) -> Image:
-    """Draws the names of the classes 0, 1, … next to their colours, in this width in pixels.
+    """Draws the names of classes next to their colours.
+
+    Args:
+        names: names of the classes 0, 1, …
+        width: width of the result, in pixels.
 
     >>> legend(["background", "leaf"], 300).shape
     (21, 300, 3)

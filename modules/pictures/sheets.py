@@ -51,8 +51,10 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def signed(values: Tensor) -> Tensor:
-    """Converts signed values, float N×C×H×W, to images: zero is grey, and each image is scaled by its largest absolute
-    value.
+    """Converts signed values to images: zero is grey, and each image is scaled by its largest absolute value.
+
+    Args:
+        values: float N×C×H×W.
 
     >>> signed(torch.tensor([[[[-2.0, 0, 1]]]])).tolist()
     [[[[0, 128, 191]]]]
@@ -88,7 +90,10 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 @cache
 def typeface(size: int) -> ImageFont.FreeTypeFont:
-    """Returns the font for texts in images, of a size in pixels.
+    """Returns the font for texts in images.
+
+    Args:
+        size: size in pixels.
 
     >>> typeface(12).getname()[0]
     'DejaVu Sans'
@@ -173,8 +178,11 @@ def sheet(
 
 
 def as_address(image: Image, kind: str = "png") -> str:
-    """Encodes an image, uint8 H×W×C with one or three channels, as a ``data:`` URL of a ``png``, or of a ``webp``,
-    which is smaller and lossy.
+    """Encodes an image, uint8 H×W×C with one or three channels, as a ``data:`` URL.
+
+    Args:
+        image: the image.
+        kind: ``png``, or ``webp``, which is smaller and lossy.
 
     >>> as_address(np.zeros((2, 2, 1), np.uint8))[:22]
     'data:image/png;base64,'

@@ -36,8 +36,10 @@ def is_published(place: Path) -> bool:
 
 
 def read(place: str) -> Published:
-    """Loads an RT-DETR on ResNet, from a folder or a repository on the Hugging Face hub, as a module with equal
-    predictions.
+    """Loads an RT-DETR on ResNet as a module with equal predictions.
+
+    Args:
+        place: a folder, or the name of a repository on the Hugging Face hub.
 
     Raises:
         BackboneError: it is another network or cannot be loaded, or the library is not installed.

@@ -13,8 +13,11 @@ from modules.pictures.palette import palette, tint
 
 
 class MapAnswers(Answers):
-    """Predicted class maps, stored as a run-length code per class; the first of the names of the classes is the
-    background."""
+    """Predicted class maps, stored as a run-length code per class.
+
+    Args:
+        label_names: names of the classes; the first one is the background.
+    """
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)

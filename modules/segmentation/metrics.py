@@ -14,7 +14,11 @@ TOLERANCE = 0.0075  # tolerance of boundary F1, as a fraction of the image's dia
 
 
 class SegmentationMetric(Metric):
-    """Counts pixels over all images and processes."""
+    """Counts pixels over all images and processes.
+
+    Args:
+        num_classes: number of classes K.
+    """
 
     full_state_update = False
     confusion: Tensor
@@ -27,7 +31,12 @@ class SegmentationMetric(Metric):
         self.add_state("boundary", torch.zeros(4, num_classes, dtype=torch.int64), "sum")
 
     def update(self, found: Tensor, truth: Tensor) -> None:
-        """Adds images with predicted and true classes, int64 B×H×W each; 255 for ignored pixels."""
+        """Adds images.
+
+        Args:
+            found: predicted classes, int64 B×H×W.
+            truth: true classes, int64 B×H×W; 255 for ignored pixels.
+        """
         self.confusion += multiclass_confusion_matrix(
             found, truth, self.num_classes, ignore_index=IGNORE, validate_args=False
         )
@@ -68,8 +77,10 @@ def figures(confusion: Tensor, boundary: Tensor) -> dict[str, Any]:
 
 
 def edges(mask: Tensor) -> Tensor:
-    """Finds pixels of class maps, int64 B×H×W, with a 4-connected neighbour of another class, bool B×H×W; ignored
-    pixels are not neighbours.
+    """Finds pixels with a 4-connected neighbour of another class, bool B×H×W; ignored pixels are not neighbours.
+
+    Args:
+        mask: int64 B×H×W.
 
     >>> edges(torch.tensor([[[0, 0, 1, 1]]])).tolist()
     [[[False, True, True, False]]]

@@ -149,8 +149,15 @@ class SegmentationModule(VisionModule):
 
     @torch.inference_mode()
     def class_map(self, image: Tensor) -> Tensor:
-        """Predicts the class of each pixel of an image of any size, uint8 C×H×W, in bounded memory, as uint8 H×W on the
-        CPU; see `modules.segmentation.windows.strips`."""
+        """Predicts the class of each pixel of an image of any size, in bounded memory; see
+        `modules.segmentation.windows.strips`.
+
+        Args:
+            image: uint8 C×H×W.
+
+        Returns:
+            uint8 H×W, on the CPU.
+        """
         pieces = strips(partial(self.views.mean, self, mean=mean_of_classes), image, self.size, self.device)
         return torch.cat([piece.argmax(0).to("cpu", torch.uint8) for piece in pieces])
 

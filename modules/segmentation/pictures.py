@@ -53,7 +53,12 @@ class MapExample:
 
 
 def column(examples: Sequence[MapExample], label_names: Sequence[str]) -> Image:
-    """Stacks examples, all of the same size, below a legend of the classes."""
+    """Stacks examples below a legend of the classes.
+
+    Args:
+        examples: examples of the same size.
+        label_names: names of the classes.
+    """
     tiles = [tile for example in examples for tile in example.draw()]
     page = sheet(tiles, len(COLUMNS), COLUMNS * len(examples))
     return stacked([legend(label_names[:40], page.shape[1]), page])

@@ -10,8 +10,13 @@ WINDOWS = 4  # windows per forward pass
 
 
 def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
-    """Returns start positions of evenly spread windows that cover a length, in pixels, with at least the given overlap
-    as a fraction of a window; a window that is longer than the length starts at 0."""
+    """Returns start positions of evenly spread windows that cover a length with at least the given overlap.
+
+    Args:
+        length: length in pixels.
+        window: side of a window; if it is longer than the length, a single window starts at 0.
+        overlap: minimum fraction of a window that the next one covers too, in [0, 1).
+    """
     room = max(0, length - window)
     count = -(-room // max(1, int(window * (1 - overlap)))) + 1
     return [round(i * room / max(1, count - 1)) for i in range(count)]

@@ -194,13 +194,16 @@ class SelfSupervisedModule(VisionModule):
 
     def on_validation_epoch_start(self) -> None:
         """Embeds labelled training images with the weights that are validated."""
-        data, self._known = given_data(self.trainer), None
-        if self.labelled and data is not None and "train" in data.sources:
-            self._known = known_features(self, "train", KNOWN)
+        self._know()
 
     def on_test_epoch_start(self) -> None:
         """See `on_validation_epoch_start`."""
-        self.on_validation_epoch_start()
+        self._know()
+
+    def _know(self) -> None:
+        data, self._known = given_data(self.trainer), None
+        if self.labelled and data is not None and "train" in data.sources:
+            self._known = known_features(self, "train", KNOWN)
 
     @override
     def measure(self, batch: Batch, stage: Stage) -> Losses:

@@ -181,9 +181,12 @@ class TranslationModule(AdversarialModule):
         return self.average(image, domain)
 
     def discriminate(self, image: Tensor, domain: Tensor) -> tuple[Verdict, Tensor | None]:
-        """Applies the discriminator of the given domains, int64 B, to normalised images, float B×C×H×W. Returns the
-        verdict, with a score per patch, float B×P; and, for a shared discriminator, the logits of the attributes'
-        values, float B×K."""
+        """Applies the discriminator of the given domains, int64 B, to normalised images, float B×C×H×W.
+
+        Returns:
+            The verdict, with a score per patch, float B×P; and, for a shared discriminator, the logits of the
+            attributes' values, float B×K.
+        """
         scores: Any = self.head["scores"]
         if not self.shared:
             bodies: list[Any] = [self.backbone, *self.others]
@@ -196,8 +199,12 @@ class TranslationModule(AdversarialModule):
         return Verdict(score, score), self.head["classes"](features.mean((2, 3))).float()
 
     def wanted(self, domain: Tensor, uniform: Tensor) -> Tensor:
-        """Draws target domains for images of domains int64 B, from float B×A uniform in [0, 1) for A attributes: any
-        combination for a shared generator, otherwise any domain except the image's own."""
+        """Draws target domains: any combination for a shared generator, otherwise any domain except the image's own.
+
+        Args:
+            domain: domains of the images, int64 B.
+            uniform: float B×A in [0, 1) for A attributes.
+        """
         sizes = torch.tensor(self.sizes, device=domain.device)
         if self.shared:
             return domain_of((uniform * sizes).long(), self.sizes)
@@ -354,8 +361,12 @@ class TranslationModule(AdversarialModule):
 
     @torch.no_grad()
     def sheet(self, image: Tensor, domain: Tensor) -> Image:
-        """Draws images, uint8 N×C×S×S of domains int64 N, above their translations into each domain and their
-        back-translations."""
+        """Draws images above their translations into each domain and their back-translations.
+
+        Args:
+            image: uint8 N×C×S×S.
+            domain: int64 N.
+        """
         image, domain = image.to(self.device), domain.to(self.device)
         rows = {"image": image} | {name: self.translate(image, self.asked(domain, [name])) for name in self.asks}
         values = values_of(domain, self.sizes)
@@ -391,7 +402,11 @@ class TranslationModule(AdversarialModule):
         }
 
     def asked(self, domain: Tensor, names: list[str]) -> Tensor:
-        """Replaces some attributes of domains, int64 B, by values of these names; see `asks`.
+        """Replaces some attributes of domains.
+
+        Args:
+            domain: domains of the images, int64 B.
+            names: names in `asks`.
 
         Raises:
             ValueError: there is no such name.

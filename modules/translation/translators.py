@@ -11,7 +11,13 @@ from modules.networks.translators import Translator
 
 
 def by_domain(networks: Sequence[Callable[[Tensor], Tensor]], image: Tensor, domain: Tensor) -> Tensor:
-    """Applies to each image, float B×C×H×W, the network of its domain, int64 B."""
+    """Applies to each image the network of its domain.
+
+    Args:
+        networks: one per domain.
+        image: float B×C×H×W.
+        domain: int64 B.
+    """
     rows = [(domain == k).nonzero()[:, 0] for k in range(len(networks))]
     parts = [network(image[own]) for network, own in zip(networks, rows, strict=True) if len(own)]
     return torch.cat(parts)[torch.cat(rows).argsort()]
@@ -31,7 +37,15 @@ class SeparateTranslators(nn.ModuleDict):
         super().__init__({str(k): translator for k, translator in enumerate(translators)})
 
     def forward(self, image: Tensor, domain: Tensor) -> Tensor:
-        """Translates images, float B×C×H×W in [-1, 1], into domains, int64 B; the result is like the images."""
+        """Translates images into domains.
+
+        Args:
+            image: float B×C×H×W in [-1, 1].
+            domain: target domains, int64 B.
+
+        Returns:
+            float B×C×H×W in [-1, 1].
+        """
         return by_domain(list(self.values()), image, domain).tanh()
 
 
@@ -86,8 +100,13 @@ class ImagePool:
         self.kept: dict[int, list[Tensor]] = {}
 
     def exchange(self, image: Tensor, domain: Tensor, draws: Tensor) -> Tensor:
-        """Adds new images, uint8 B×C×H×W of domains int64 B, and returns as many of the same domains. ``draws``, float
-        B×2 uniform in [0, 1), decide whether an image is exchanged, and for which one."""
+        """Adds new images, and returns as many of the same domains.
+
+        Args:
+            image: uint8 B×C×H×W.
+            domain: int64 B.
+            draws: float B×2, uniform in [0, 1): decides whether an image is exchanged, and for which one.
+        """
         if not self.size:
             return image
         given = []
@@ -111,7 +130,12 @@ class ImagePool:
 
 
 def told(logits: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Computes the cross-entropy of attributes, a scalar, summed over attributes and averaged over images, from logits,
-    float B×K of all values of the first attribute, then of the second, …, and true values, int64 B×A."""
+    """Computes the cross-entropy of attributes, a scalar, summed over attributes and averaged over images.
+
+    Args:
+        logits: float B×K, of all values of the first attribute, then of the second, …
+        values: true values, int64 B×A.
+        sizes: number of values of each attribute.
+    """
     answers = zip(logits.split(list(sizes), 1), values.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(answer, value) for answer, value in answers]).sum()

@@ -21,7 +21,12 @@ from pipelines.tracking.client import experiment_id, tracking_client
 
 
 class ChildRun(L.Callback):
-    """Makes the run of a training a child of another one before anything in it can fail."""
+    """Makes the run of a training a child of another one before anything in it can fail.
+
+    Args:
+        parent: the other run.
+        tags: what it has beside.
+    """
 
     def __init__(self, parent: str, **tags: str) -> None:
         self.tags = {MLFLOW_PARENT_RUN_ID: parent, **tags}
@@ -74,7 +79,11 @@ def complaint(task: Task, args: list[str]) -> str | None:
 
 
 def new_parent(experiment: str, name: str, plan: Mapping[str, Any], file: str) -> str:
-    """Creates the parent run, or uses the run that ``mlflow run`` has created; returns its id."""
+    """Creates the parent run, or uses the run that ``mlflow run`` has created.
+
+    Returns:
+        The run's id.
+    """
     client = tracking_client()
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id is None:

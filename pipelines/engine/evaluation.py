@@ -62,8 +62,11 @@ def take_whole(data: VisionDataModule, weights: Weights) -> None:
 def write_predictions(
     batches: Any, trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModule, file: Path
 ) -> int:
-    """Writes the predictions of all processes for the test split, one JSON object per picture, in the split's order;
-    returns their number."""
+    """Writes the predictions of all processes for the test split, one JSON object per picture, in the split's order.
+
+    Returns:
+        How many answers there are.
+    """
     numbers = range(trainer.global_rank, sys.maxsize, trainer.world_size)
     rows = list(zip(numbers, (row for batch in batches for row in batch), strict=False))
     if trainer.world_size > 1:

@@ -48,11 +48,14 @@ def new_folder(folder: Path) -> Path:
 
 
 def try_to_write(folder: Path, make: bool) -> None:
-    """Checks that files can be written to a folder, which is made if it is to be; otherwise to the nearest of its
-    parents that exists.
+    """Checks that files can be written to a folder.
+
+    Args:
+        folder: it.
+        make: whether it is made; else the nearest of its parents that there is is tried.
 
     Raises:
-        OSError: they cannot.
+        OSError: there cannot.
     """
     if make:
         folder.mkdir(parents=True, exist_ok=True)

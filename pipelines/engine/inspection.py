@@ -20,8 +20,16 @@ from modules.training_data import settings_of
 
 
 def take(data: VisionDataModule, count: int, prepare: Callable[[Any], Any] | None = None) -> tuple[Tensor, Any]:
-    """At most so many images spread evenly over the test split, or otherwise the validation split, uint8 N×C×S×S, and
-    their labels, int64 N, or None. ``prepare`` turns a picture into the network's input; by default, the data do."""
+    """Images spread evenly over the test split, or otherwise the validation split, and their labels if they have any.
+
+    Args:
+        data: the data.
+        count: how many at most.
+        prepare: turns a picture into the network's input; None leaves it to the data.
+
+    Returns:
+        uint8 N×C×S×S, and int64 N or None.
+    """
     split = "test" if "test" in data.sources else "val"
     dataset = data.dataset(split, augmented=False)
     places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()

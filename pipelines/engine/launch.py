@@ -20,7 +20,13 @@ from pipelines.engine.command import UsageError
 
 @dataclass(frozen=True)
 class Launcher:
-    """The launcher of all processes of a job."""
+    """The launcher of all processes of a job.
+
+    Args:
+        name: of the launcher.
+        processes: that it started.
+        on_this_node: how many of them are on this machine.
+    """
 
     name: str
     processes: int

@@ -128,8 +128,13 @@ def _import(given: str) -> None:
 
 
 def class_of(option: str, args: Sequence[str], default: str) -> str:
-    """Name or path of the class that a command line or its recipes select for an option, such as ``data`` or
-    ``model.detector``; the last one counts."""
+    """Name or path of the class that a command line or its recipes select; the last one counts.
+
+    Args:
+        option: of what, such as ``data`` or ``model.detector``.
+        args: the command line.
+        default: the class where none is given.
+    """
 
     def given(text: str) -> str | None:
         settings = yaml.safe_load(text)

@@ -24,11 +24,13 @@ OF_BACKBONE = {  # what was a setting of the module itself
 
 
 def present(args: Sequence[str]) -> list[str]:
-    """Replaces former setting names in a command line; ``--model.backbone NAME`` is the short form of
-    ``--model.backbone.name NAME``.
+    """Replaces former setting names in a command line.
 
     >>> present(["fit", "--backbone", "resnet18", "--model.pretrained=true", "--model.backbone_options.width", "8"])
     ['fit', '--model.backbone.name', 'resnet18', '--model.backbone.pretrained=true', '--model.backbone.options.width', '8']
+
+    Args:
+        args: the command line. ``--model.backbone NAME`` is the short form of ``--model.backbone.name NAME``.
     """
     result = []
     for arg, following in zip(args, [*args, ""][1:], strict=True):
@@ -52,11 +54,13 @@ def current(name: str, value: str = "") -> str:
 
 
 def upgraded(settings: Any) -> Any:
-    """Replaces former setting names in a recipe or in the saved settings of a training; ``backbone: NAME`` is the short
-    form of ``backbone: {name: NAME}``.
+    """Replaces former setting names in a recipe or in the saved settings of a training.
 
     >>> upgraded({"model": {"backbone": "lenet5", "transfer": "auto"}, "data": "Digits"})
     {'model': {'backbone': {'name': 'lenet5', 'transfer': 'auto'}}, 'data': 'Digits'}
+
+    Args:
+        settings: what stands in the file. ``backbone: NAME`` is the short form of ``backbone: {name: NAME}``.
     """
     model = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(model, dict):

@@ -50,13 +50,21 @@ class Task:
     commands: tuple[str, ...] = ()
 
     def __call__(self, args: Sequence[str] | None = None, callbacks: "Sequence[L.Callback]" = ()) -> "VisionCLI":
-        """Runs a subcommand, by default ``fit``, with further callbacks of the trainer; a user error ends in one
-        paragraph and exit code 2. Without ``args``, the command line is that of the process."""
+        """Runs a subcommand; a user error ends in one paragraph and exit code 2.
+
+        Args:
+            args: the command line; None takes the process's own. Without any argument it is ``fit``.
+            callbacks: of the trainer, beside those that the command line names.
+        """
         with mistakes(self.name, UsageError):
             return self.run(sys.argv[1:] if args is None else args, callbacks)
 
     def run(self, args: Sequence[str], callbacks: "Sequence[L.Callback]" = ()) -> "VisionCLI":
-        """Runs a subcommand, by default ``fit``, from Python, with further callbacks of the trainer.
+        """Runs a subcommand from Python.
+
+        Args:
+            args: the command line. Without any argument it is ``fit``.
+            callbacks: of the trainer, beside those that the command line names.
 
         Raises:
             UsageError: it cannot be done as given; the message says what to give instead.
@@ -85,8 +93,12 @@ class Task:
             return VisionCLI(self.name, kind, self.default_data, whole, callbacks, start)
 
     def main(self, args: Sequence[str] | None = None) -> None:
-        """The whole command line, by default that of the process: the subcommands of training and evaluation, which end
-        with a table, and the task's own commands."""
+        """The whole command line: the subcommands of training and evaluation, which end with a table, and the task's own
+        commands.
+
+        Args:
+            args: the command line; None takes the process's own.
+        """
         own = {path.rpartition(".")[2]: path for path in self.commands}
         with ending() if args is None else nullcontext():
             given = list(sys.argv[1:] if args is None else args)

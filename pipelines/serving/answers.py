@@ -57,7 +57,11 @@ class Sink(Protocol):
 
 class Told:
     """Prints predictions to stdout: as JSON lines at once, or as one table at the end, of the last `ROWS` if there are
-    more."""
+    more.
+
+    Args:
+        json: the former.
+    """
 
     def __init__(self, json: bool) -> None:
         self.json = json
@@ -288,7 +292,11 @@ def _crop_name(beside: Path, out: str | Path) -> str:
 
 
 class COCOFile:
-    """Saves predictions in COCO format, if the module supports it."""
+    """Saves predictions in COCO format, if the module supports it.
+
+    Args:
+        module: whose answers they are.
+    """
 
     def __init__(self, module: VisionModule) -> None:
         self.module = module

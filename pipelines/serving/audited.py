@@ -137,9 +137,15 @@ class Audited:
         return [self._finding("unusual", place, detail=why) for place, why in found if why]
 
     def copies(self, likeness: float) -> tuple[list[Finding], NDArray[np.int64]]:
-        """Exact and near duplicates, the latter from a likeness on, see `near_pairs`: findings ``exact copy`` and
-        ``near copy``, those first whose copies have several labels, then those in several splits; and the group of
-        copies that each picture is in, int64 N."""
+        """Exact and near duplicates.
+
+        Args:
+            likeness: from which on they are nearly the same; see `near_pairs`.
+
+        Returns:
+            Findings ``exact copy`` and ``near copy``; those first whose copies have several labels, then those in several splits.
+            And the group of copies that each picture is in, int64 N.
+        """
         _, first, which = np.unique(self.table["digest"].to_numpy(np.str_), return_index=True, return_inverse=True)
         near, alike = near_pairs(self.features[first], self.thumbnails[first], likeness)
         clusters = grouped(near, len(first))
@@ -173,9 +179,16 @@ class Audited:
         return found
 
     def doubtful(self, groups: NDArray[np.int64]) -> tuple[list[Finding], float]:
-        """Labels that a linear head on the model's features doubts, as findings ``doubtful label``, and pairs of
-        classes that it confuses both ways, with some of the pictures of each as ``confused classes``; and the accuracy
-        of the head on held-out pictures; see `doubts`. Copies of each other are in one of ``groups``, int64 N."""
+        """Labels that a linear head on the model's features doubts, and pairs of classes that it confuses both ways;
+        see `doubts`.
+
+        Args:
+            groups: copies of each other are in one, int64 N.
+
+        Returns:
+            Findings ``doubtful label`` and, for each pair of classes, some of the pictures as ``confused classes``; and the accuracy of the
+            head on held-out pictures.
+        """
         likely = held_out_probabilities(self.features, self.labels, groups, len(self.names))
         doubt = doubts(likely, self.labels)
 

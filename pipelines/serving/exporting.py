@@ -299,10 +299,14 @@ def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> 
 
 
 def apart(ours: Tensor, its: Tensor, most: int) -> float:
-    """Largest difference between the at most ``most`` best detections of an image, float32 N×6 (box, class, score), and
-    the nearest ones that were found otherwise, at most so many of each class.
+    """Largest difference between detections of an image and the nearest ones that were found otherwise.
 
     Of nearly equal scores at the end of a full choice, either may have others: those are not compared.
+
+    Args:
+        ours: float32 N×6 (box, class, score), the ``most`` best at most.
+        its: the same, the ``most`` best of each class at most.
+        most: see above.
     """
     choices = [(ours, None), *((its[its[:, 4] == label], label) for label in its[:, 4].unique())]
 

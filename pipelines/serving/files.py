@@ -13,8 +13,11 @@ from datamodules.tables import read_table, spelled
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
-    """Images and videos matching paths, folders and patterns, sorted within each, without duplicates; those of the
-    paths that lead to nothing; and the folder that the former have in common. The folder ``without`` is left out."""
+    """Images and videos matching paths, folders and patterns, sorted within each, without duplicates.
+
+    Returns:
+        The files; those of the paths that lead to nothing; the folder that the former have in common.
+    """
     found: dict[str, str] = {}
     missing, roots = [], []
     for path in paths:

@@ -95,7 +95,10 @@ class Gallery:
         return self._index
 
     def search(self, embeddings: Floats) -> tuple[Floats, NDArray[np.int64]]:
-        """Finds the nearest gallery picture for each of M embeddings, float32 M×D: squared distances and places in the
-        gallery, M each."""
+        """Finds the nearest gallery picture for each of M embeddings, float32 M×D.
+
+        Returns:
+            Squared distances and places in the gallery, M each.
+        """
         product, place = self.index.search(np.ascontiguousarray(embeddings, np.float32), 1)
         return (2 - 2 * product[:, 0]).clip(0, 4), place[:, 0]

@@ -198,8 +198,11 @@ def _example_beside(module: Any, preprocessing: Preprocessing) -> dict[str, floa
 
 
 def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:
-    """Registers the best weights of a training, once, and returns the model's address; if MLflow does not respond, why
-    there is none, and the training is unaffected."""
+    """Registers the best weights of a training, once; if MLflow does not respond, the training is unaffected.
+
+    Returns:
+        The registered model's address, or why there is none.
+    """
     step = str(torch.load(best, "cpu", weights_only=True, mmap=True)["global_step"])
     step += " (average)" if best.stem == "average" else ""
     try:

@@ -66,7 +66,10 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
-    """Loads a model that `save_model` wrote: the module in evaluation mode, and its preprocessing.
+    """Loads a model that `save_model` wrote.
+
+    Returns:
+        The module in evaluation mode, and its preprocessing.
 
     Raises:
         ValueError: it is not, or no more, what `save_model` wrote.
@@ -115,7 +118,11 @@ def _check_classes(folder: Path, description: Any) -> None:
 
 
 def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
-    """The data set that a model in a folder of `save_model` was trained on, prepared for it or for another ``model``.
+    """The data set that a saved model was trained on.
+
+    Args:
+        folder: a folder that `save_model` wrote.
+        model: the data are prepared for this one instead, which `save_model` wrote too.
 
     Raises:
         ValueError: the model does not say, or the data cannot be prepared so.

@@ -40,7 +40,11 @@ class Drawing:
         self._last = -1  # time of the last frame, in ticks
 
     def write(self, drawing: Frame, seconds: float) -> None:
-        """Adds a frame, uint8 H×W×3, which is to be seen so many seconds from the start, after the frame before.
+        """Adds a frame.
+
+        Args:
+            drawing: uint8 H×W×3.
+            seconds: when it is to be seen, after the frame before.
 
         Raises:
             DataError: the file cannot be written.
