@@ -211,7 +211,7 @@ def check_images(
 
 def digests_in(table: "pd.DataFrame") -> NDArray[np.bytes_]:
     """Returns the content digests in a table of `inspect_images`, N strings of 32 bytes."""
-    return np.fromiter((digest.encode() for digest in table["digest"]), "S32", len(table))
+    return table["digest"].to_numpy(object).astype("S32")
 
 
 def _fixed(digests: NDArray[Any]) -> "pa.FixedSizeBinaryArray":

@@ -161,7 +161,7 @@ def paths_in(column: "pd.Series[Any]", file: Path) -> Paths:
     """Finds the images in a column of a table, relative to the table; see `Finder`."""
     names = column.astype(str)
     folder = "" if file.parent == Path() else os.path.join(file.parent, "")
-    paths = Paths.of(os.path.join(folder, name) for name in names)  # as most are, without a search for each of millions
+    paths = Paths.below(folder, names)  # as most are, without a search for each of millions
     found = (paths.signatures[:, 0] >= 0) & ~names.str.contains(UNUSUAL).to_numpy(bool)
     if found.all():
         return paths

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 CHUNK = 1 << 16  # paths that are made at once
@@ -79,6 +80,19 @@ class Paths:
             places.append(known.setdefault(encoded[:cut], len(known)))
             names.append(encoded[cut:])
         return cls(binary(known), np.array(places, np.int32), binary(names))
+
+    @classmethod
+    def below(cls, folder: str, names: "pd.Series[str]") -> "Paths":
+        """Returns paths that are relative to a folder or absolute, without a Python object for each."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = pa.array(names, pa.large_string())
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        parts = pc.extract_regex(column, r"(?s)^(?P<place>.*/)?(?P<name>[^/]*)$")
+        places = pc.fill_null(parts.field("place"), "").dictionary_encode()
+        folders = binary(os.fsencode(os.path.join(folder, each)) for each in places.dictionary.to_pylist())
+        return cls(folders, places.indices.to_numpy().astype(np.int32), parts.field("name").cast(pa.large_binary()))
 
     @classmethod
     def joined(cls, parts: Sequence["Paths"]) -> "Paths":

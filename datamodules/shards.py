@@ -416,7 +416,7 @@ class ShardSet:
         if (without := np.flatnonzero(self.index["mask_size"] < 0)).size:
             raise DataError(
                 f"{without.size} of {len(self.index)} pictures have no mask; the first is {self.members[int(without[0])]}: put a member of "
-                "its name with .mask.png beside it."
+                "its name with .mask.png beside it. Objects with outlines are read by --data COCOSegmentation."
             )
         return self._members("mask", ["mask_start", "mask_size"])
 
