@@ -52,14 +52,17 @@ class Model:
 
         Args:
             pictures: files, bytes of files, pictures of Pillow's, or uint8 arrays H×W or H×W×C; or one of them. With tabular inputs,
-                dictionaries with one of these as ``image``, and each input by its name.
+                dictionaries with one of these as ``image``, and each input by its name; or a DataFrame with these columns.
             batch_size: how many go through the network together.
 
         Raises:
             ValueError: one cannot be read; the message names it.
         """
         import numpy as np
+        import pandas as pd
 
+        if isinstance(pictures, pd.DataFrame):
+            pictures = pictures.to_dict("records")
         array = isinstance(pictures, np.ndarray) and (
             pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] <= 4)
         )

@@ -146,6 +146,11 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
         splits = {name: {"samples": len(source), "digest": source.digest} for name, source in self.sources.items()}
         return {"name": self.title, "splits": splits}
 
+    @property
+    def extent(self) -> str:
+        """The number of samples of each split, for people."""
+        return ", ".join(f"{len(source):,} {split}" for split, source in self.sources.items())
+
     def shares_place_with(self, settings: Mapping[str, Any]) -> bool:
         """Whether the data are read from the same folder or table as data with the given arguments."""
         places = [(settings.get(key), getattr(self, key, None)) for key in ("root", "file")]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import chain
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datamodules.bands import decoded, depth_of, taken
 from datamodules.cache import cache_folder
-from datamodules.digests import digest_of, digest_of_lines
+from datamodules.digests import digest_of
 from datamodules.errors import DataError, listed
 from datamodules.images import UNREADABLE, as_seen, depth, not_an_image, opened
 from datamodules.options import RGB, Check, Reading
@@ -80,7 +80,7 @@ def _inspect_bands(path: str | Member, reading: Reading) -> tuple[str, str, int,
 def inspect_images(
     paths: Iterable[str], look: Look = _inspect, kind: str = "images", reading: Reading = RGB
 ) -> "pd.DataFrame":
-    """Decodes every file once and caches the result, so that unchanged files are not read again.
+    """Decodes every file once and caches the result, so that files are only read again if they have changed.
 
     Args:
         paths: the files.
@@ -91,24 +91,28 @@ def inspect_images(
     Returns:
         A table with one row per path, in the same order: ``digest`` (blake2b of the content), ``error`` (empty for a
         readable file), ``height`` and ``width`` as displayed, in pixels, ``bits`` (`depth`), ``frames``. It is cached
-        under ``$XDG_CACHE_HOME/fovea``; changes of a file are detected by its size and its times of modification and of
-        status change.
+        under ``$XDG_CACHE_HOME/fovea``, together with what was found below the same folder before; changes of a file are
+        detected by its size and its times of modification and of status change.
     """
     import pandas as pd
 
     files = Paths.of(paths)
-    how = []  # RGB and grey are inspected alike
+    how = b""  # RGB and grey are inspected alike
     if not reading.seen:
-        look, how = partial(_inspect_bands, reading=reading), [repr(reading).encode()]
-    name = digest_of_lines(chain(files.encoded(absolute=True), how))
-    cache = cache_folder() / f"{kind}-{name}.parquet"
-    table = pd.DataFrame(files.signatures, columns=["size", "time"])
+        look, how = partial(_inspect_bands, reading=reading), repr(reading).encode()
+    cache = cache_folder() / f"{kind}-{digest_of(files.root + how)}.parquet"
+    table = pd.DataFrame(files.signatures, columns=["size", "time"]).assign(key=_keys(files))
+    table = table.assign(digest="", error="", height=0, width=0, bits=0, frames=0)
     try:
-        known = pd.read_parquet(cache, columns=["size", "time", *FOUND])
+        known = pd.read_parquet(cache, columns=[*table])
     except (OSError, ValueError):  # missing or incomplete
-        known = table.assign(size=-2, digest="", error="", height=0, width=0, bits=0, frames=0)
-    stale = np.flatnonzero((known[["size", "time"]] != table).any(axis=1))
-    table[FOUND] = known[FOUND]
+        known = table.head(0)
+    alike = len(known) == len(table) and known["key"].equals(table["key"])
+    place = np.arange(len(table)) if alike else pd.Index(known["key"]).get_indexer(table["key"])
+    if len(known):  # a file that is not there takes any row, and is stale
+        table = known.take(place).set_axis(table.index).assign(key=table["key"])
+    stale = np.flatnonzero((place < 0) | (table[["size", "time"]].to_numpy() != files.signatures).any(1))
+    table[["size", "time"]] = files.signatures
     if len(stale) >= MANY:
         rank_zero_warn(
             f"{len(stale):,} {kind} are decoded once, to find those that cannot be used; what is found is kept for the "
@@ -122,9 +126,22 @@ def inspect_images(
         temporary = cache.with_suffix(f".{os.getpid()}")
         with suppress(OSError):  # without a cache, files are read again the next time
             cache.parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(temporary)
+            others = known[~known["key"].isin(table["key"])]  # what other data below the same folder have
+            pd.concat([others, table]).to_parquet(temporary)
             temporary.replace(cache)
     return table
+
+
+def _keys(files: Paths) -> NDArray[np.uint64]:
+    """Returns a hash of each path, N, by which it is found among those that were looked at before."""
+    import pandas as pd
+
+    rest, parts = files.encoded(absolute=True), [np.zeros(0, np.uint64)]
+    while part := [*islice(rest, CHUNK)]:
+        parts.append(pd.util.hash_array(np.array(part, object)))
+    keys = np.concatenate(parts)
+    repeats = pd.Series(keys).groupby(keys).cumcount()  # an archive may have a name twice
+    return np.asarray(keys + repeats.to_numpy(np.uint64), np.uint64)
 
 
 def _sampled(paths: Paths, check: Literal["sample", "none"], look: Look, kind: str, reading: Reading) -> "pd.DataFrame":

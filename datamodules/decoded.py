@@ -85,8 +85,8 @@ class ImageFiles:
             if self.checked:
                 raise
             raise DataError(
-                f"{error} It was not looked at before: --data.check all finds all such files, and leaves them out with "
-                "--data.on_bad_file skip."
+                f"{error} It was not looked at before: a new training, with another --output and --data.check all, finds all such "
+                "files, and leaves them out with --data.on_bad_file skip."
             ) from None
         return scaled(pixels, self.reading.bits)
 

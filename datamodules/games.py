@@ -211,6 +211,12 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     def title(self) -> str:
         return self.environment
 
+    @property
+    @override
+    def extent(self) -> str:
+        """The episodes of validation and test; those of the training go on for as long as it does."""
+        return f"{self.val:,} episodes val, {self.test:,} test"
+
     @cached_property
     def space(self) -> Space:
         """Observation and action space.

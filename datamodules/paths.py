@@ -138,10 +138,7 @@ class Paths:
 
     def encoded(self, absolute: bool = False) -> Iterator[bytes]:
         """Returns all paths in the encoding of the file system."""
-        folders = self.folders.to_pylist()
-        if absolute:
-            folders = [each if b"://" in each else os.path.join(os.path.abspath(each), b"") for each in folders]
-        return self._in(folders)
+        return self._in(self._absolute if absolute else self.folders.to_pylist())
 
     def _in(self, folders: Sequence[bytes]) -> Iterator[bytes]:
         """Joins the names to folders."""
@@ -156,6 +153,18 @@ class Paths:
         root = os.path.commonpath(folders) if folders else b""
         below = [os.path.relpath(folder, root) for folder in folders]
         return self._in([os.path.join(folder, b"") for folder in below])
+
+    @property
+    def root(self) -> bytes:
+        """The folder or address that all files are below."""
+        shared: Any = os.path.commonprefix(self._absolute)  # noqa: RUF071  # of addresses, too; cut at a separator
+        return bytes(shared or b"").rpartition(os.fsencode(os.sep))[0]
+
+    @property
+    def _absolute(self) -> list[bytes]:
+        """The folders, as absolute paths or addresses."""
+        folders = self.folders.to_pylist()
+        return [each if b"://" in each else os.path.join(os.path.abspath(each), b"") for each in folders]
 
     @cached_property
     def signatures(self) -> NDArray[np.int64]:

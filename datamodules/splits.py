@@ -136,6 +136,11 @@ def split_folders(root: Path, of_folders: bool = True) -> dict[str, Path]:
     return found
 
 
+def called(name: str, label_names: Sequence[str]) -> str:
+    """Returns what a message calls a class; where it is the only one, the data set has no classes."""
+    return f"Class {name!r}" if len(label_names) > 1 else "The data set"
+
+
 def stratified(
     labels: NDArray[np.int64], share: float, label_names: Sequence[str], purpose: str, least: int = 2
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -161,8 +166,8 @@ def stratified(
     for name, count in zip(label_names, counts, strict=True):
         if count < least:
             raise DataError(
-                f"Class {name!r} has {count} image{'' if count == 1 else 's'}, too few to spare one for {purpose}: "
-                f"at least {least} are needed. Add images, leave the class out, or provide your own splits."
+                f"{called(name, label_names)} has {count} image{'' if count == 1 else 's'}, too few to spare one for {purpose}: "
+                f"at least {least} are needed. Add images{', leave the class out,' * (len(counts) > 1)} or provide your own splits."
             )
     size = max(round(share * len(labels)), len(label_names))
     rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
@@ -202,9 +207,8 @@ def fold_of(
         if count < folds:
             of = f"image{'s' * (count != 1)}" if groups is None else f"group{'s' * (count != 1)} with images"
             raise DataError(
-                f"Class {name!r} has {count} {of}, fewer than --data.folds {folds}, so a fold would have none: give "
-                "fewer "
-                "folds, add images, or leave the class out."
+                f"{called(name, label_names)} has {count} {of}, fewer than --data.folds {folds}, so a fold would have none: give "
+                f"fewer folds, or add images{', or leave the class out' * (len(label_names) > 1)}."
             )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     parts = kind(folds, shuffle=True, random_state=0).split(labels, labels, groups)

@@ -33,6 +33,9 @@ CHANGEABLE = (
 SETTINGS = {
     "in_chans": "--data.in_chans or --data.bands",
     "bit_depth": "--data.bits",
+    "channel_mean": "--data.mean and --data.std",
+    "channel_std": "--data.mean and --data.std",
+    "tabular_names": "--data.tabular and --data.keypoints",
     "image_size": "--data.image_size",
     "num_classes": "--data",
     "observation_mean": "--data",
@@ -98,7 +101,7 @@ def check_network(saved: dict[str, Any], own: dict[str, Any]) -> None:
     if unlike := [key for key, value in saved.items() if key not in CHANGEABLE and own.get(key) != value]:
         mine, theirs = ({key: network.get(key) for key in unlike} for network in (own, saved))
         options = (SETTINGS.get(key, f"--model.{key.removesuffix('_options')}") for key in unlike)
-        settings = " and ".join(dict.fromkeys(options))
+        settings = " and ".join(dict.fromkeys(name for option in options for name in option.split(" and ")))
         raise BackboneError(
             f"The checkpoint is of another network: {'; '.join(differences(mine, theirs))}. Give {settings} what it was "
             "trained with, or choose another checkpoint or --output."

@@ -124,6 +124,12 @@ class FewShotModule(VisionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = given_data(self.trainer)
+        pictures = getattr(data, "pictures_per_person", None)
+        if stage == "fit" and pictures is not None and pictures <= self.shots:
+            raise BackboneError(
+                f"--model.shots {self.shots} pictures of each class make its prototype, and with --data.pictures_per_person {pictures} "
+                f"none is left to ask about: give --data.pictures_per_person {self.shots + 1} or more, or fewer shots."
+            )
         for split in {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
             if data is not None and split in data.sources:
                 self._check(np.asarray(getattr(data.sources[split], "labels", ())), split)

@@ -98,7 +98,7 @@ def predict(
     from pipelines.serving import video
     from pipelines.serving.answers import FolderSink, Told, places, readable
     from pipelines.serving.embedding import taught
-    from pipelines.serving.files import find, is_table, rows_of
+    from pipelines.serving.files import beside, find, is_table, rows_of
 
     bad: list[str] = []
 
@@ -107,9 +107,9 @@ def predict(
         say(message)
 
     streams = dict.fromkeys(filter(is_stream, paths))
-    tables = [path for path in paths if is_table(path)]
-    rows = {os.path.abspath(path): row for table in tables for path, row in rows_of(table).items()}
-    files, missing, root = find([*(path for path in paths if path not in {*streams, *tables}), *rows], out)
+    tables = {path: rows_of(path) for path in paths if is_table(path)}
+    named = [image for table in tables.values() for image in table.index]
+    files, missing, root = find([*(path for path in paths if path not in {*streams, *tables}), *named], out)
     files, root = [*files, *streams], root or os.getcwd()
     for path in missing:
         tell(f"{path}: there is no such file or folder.")
@@ -118,6 +118,8 @@ def predict(
         return 2
     drawings = places(files, root, out) if out else {}
     answering = registry.load(model, device)
+    columns = answering.preprocessing.columns
+    rows = {os.path.abspath(file): row for table in tables.values() for file, row in beside(table, columns).items()}
     if support is not None:
         answering = taught(answering, model, support)
     module = answering.module

@@ -1031,3 +1031,27 @@ def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_is_seen_anew()
     before = inspect_images(["a.bmp"])["digest"].tolist()
     os.replace("b.bmp", "a.bmp")
     assert inspect_images(["a.bmp"])["digest"].tolist() != before
+
+
+def test_of_a_folder_only_new_and_changed_files_are_looked_at(tmp_path: Path) -> None:
+    def looked(paths: list[str]) -> list[str]:
+        seen = []
+
+        def look(path: Any) -> tuple[str, str, int, int, int, int]:
+            seen.append(os.path.basename(path))
+            return Path(path).read_text(), "", 1, 2, 8, 1
+
+        table = inspect_images(paths, look)
+        assert table["digest"].tolist() == [Path(path).read_text() for path in paths]
+        return seen
+
+    files = [str(tmp_path / kind / f"{k}.png") for kind in ("cat", "dog") for k in range(3)]
+    for file in files:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(file[-9:])
+    assert looked(files[:5]) == ["0.png", "1.png", "2.png", "0.png", "1.png"]
+    assert looked(files) == ["2.png"]
+    Path(files[1]).write_text("other")
+    assert looked(files[::-1]) == ["1.png"]
+    assert looked(files) == []
+    assert looked(files[3:] + files[1:2]) == []

@@ -7,6 +7,7 @@ import sys
 from ast import literal_eval
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -235,13 +236,27 @@ def detector(kind: object, folder: Path, size: int | str = 64) -> tuple[Path, De
     return folder, module
 
 
-def test_among_equal_scores_a_file_may_choose_other_boxes_than_the_model() -> None:
-    boxes = torch.rand(6, 4)
-    rows = torch.cat((boxes, torch.tensor([[0, 0.9], [1, 0.8], [0, 0.5], [0, 0.5], [1, 0.5], [1, 0.5]])), 1)
-    assert exporting.apart(rows[:3], rows[[0, 1, 3]], 3) == 0
-    assert exporting.apart(rows[:3], rows[[0, 2, 3, 1, 4, 5]], 3) == 0
-    assert exporting.apart(rows[:3], rows[[0, 1, 3]], 4) > 0, "none was left out, so all have to be there"
-    assert exporting.apart(rows[:3], rows[[0, 2, 3]], 3) > 0, "the second is better than the last"
+def test_of_equal_scores_a_file_may_take_any_first_and_nothing_else() -> None:
+    boxes = torch.tensor(
+        [[start, 0.0, start + 1.0, 1.0] for start in (0.0, 0.2, 0.4)]
+    )  # the middle one suppresses both
+
+    def error(found: list[int], *scores: float, threshold: float = 0.1, most: int = 100) -> float:
+        limits: Any = SimpleNamespace(candidates=1000, max_detections=most, nms_iou=0.6)
+        given = torch.tensor(scores)[:, None]
+        rows = torch.cat((boxes, torch.zeros(3, 1), given), 1)[found]
+        return exporting.selection_error(rows, boxes, given, limits, threshold)
+
+    tied = (0.5, 0.5 + 1e-6, 0.4)
+    assert error([0, 2], *tied) == error([1], *tied) == 0
+    assert error([0], *tied, threshold=0.4) == 0, "the last has the score of the threshold"
+    assert error([0], *tied, most=1) == 0
+    for found, scores in (([0], tied), ([], tied), ([0, 2], (0.5, 0.6, 0.4))):
+        with pytest.raises(ValueError, match=r"it lacks [13] boxes"):
+            error(found, *scores)
+    with pytest.raises(ValueError, match=r"two boxes of class 0 that overlap by 0\.667"):
+        error([0, 1, 2], *tied)
+    assert error([1], *tied, threshold=0.6) == float("inf"), "none is that sure"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """Parts of a model are saved as data, and made again: Fovea's own, a user's, and those of models saved by earlier versions."""
 
+import base64
 import importlib
 import re
 import sys
 from pathlib import Path
 
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -122,7 +127,7 @@ def test_a_class_that_is_not_there_is_named_with_the_way_out(own, monkeypatch: p
     monkeypatch.delitem(sys.modules, "own_parts")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != "mine"])
     for name in ("detector", "decoder", "part", "task"):
-        with pytest.raises(ValueError, match=r"there is no own_parts\.\w+ here.*PYTHONPATH"):
+        with pytest.raises(ValueError, match=r"There is no own_parts\.\w+ here.*PYTHONPATH"):
             storage.load_model(Path(name))
 
 
@@ -136,7 +141,7 @@ def test_a_part_that_forgets_its_arguments_is_named_before_the_training(own) -> 
 
 @pytest.mark.parametrize("path", ["subprocess.Popen", "builtins.eval", "os.system", "torch.nn.Nothing"])
 def test_nothing_but_a_part_is_made(path: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a Part|there is no|is not a Module"):
+    with pytest.raises(ValueError, match=r"is not a Part|There is no|is not a Module"):
         build({"class_path": path, "init_args": {}})
 
 
@@ -259,9 +264,9 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("code").mkdir()
     Path("code", "net_of_mine.py").write_text(OWN_NETWORK)
-    classification(
-        [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", "--output", "out", "--register", "own"]
-    )
+    command = [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", "--output", "out"]
+    classification([*command, "--register", "own"])
+    classification([*command, "--register", "carried", "--register_code", "true"])
     measured = classification(["test", "--output", "out"]).rows["test/accuracy"]  # config.yaml says what to import
     learned = registry.load("models:/own/1").module.backbone
     assert learned.recipe["backbone"] == "net_of_mine:tiny_own"
@@ -277,6 +282,20 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
     with pytest.raises(SystemExit):
         classification([*SHORT, "--backbone", "models:/own/1"])
     assert "tiny_own needs the code of net_of_mine" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"tiny_own needs the code of net_of_mine.*The model carries net_of_mine\.py"):
+        registry.load("models:/carried/1")
+    assert "net_of_mine" not in sys.modules, "what a model carries was run"
+    registry.download("models:/carried/1", "copy")
+    assert Path("copy/code/net_of_mine.py").read_text() == OWN_NETWORK
+    monkeypatch.syspath_prepend("copy/code")
+    assert registry.load("models:/carried/1").module.backbone.recipe["backbone"] == "net_of_mine:tiny_own"
+    monkeypatch.delitem(sys.modules, "net_of_mine")
+    sys.path.remove("copy/code")
+    served = mlflow.pyfunc.load_model("models:/carried/1")  # which runs what a model carries
+    picture = np.zeros((12, 12), np.uint8)
+    assert served.predict(pd.DataFrame({"image": [base64.b64encode(cv2.imencode(".png", picture)[1]).decode()]}))[
+        "label"
+    ][0]
 
 
 @pytest.mark.parametrize(

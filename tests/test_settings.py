@@ -5,10 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from torchvision.models import detection as torchvisions
 
 import datamodules
@@ -41,6 +43,23 @@ def test_short_and_former_names_set_what_the_present_ones_do(tmp_path: Path, mon
     assert first["model"]["backbone"]["options"] == {"channels": [8, 16], "drop_rate": 0.2}
     for key, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[key]), key
+
+
+def test_paths_from_the_home_folder_and_classes_by_a_former_file_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for k in range(12):
+        Path("pets", "cat" if k % 2 else "dog").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * k, np.uint8)).save(f"pets/{'cat' if k % 2 else 'dog'}/{k}.png")
+    data = {"class_path": "datamodules.labelled.files.ImageFolder", "init_args": {"root": "~/pets", "image_size": 8}}
+    Path("own.yaml").write_text(yaml.safe_dump({"data": data, "output": "~/kept", "trainer": {"max_epochs": 1}}))
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--data.num_workers", "0"]
+    cli = classification(["fit", "--config=~/own.yaml", "--backbone", "convnet", *quiet])
+    assert (cli.output, cli.datamodule.root) == (tmp_path / "kept", str(tmp_path / "pets"))
+    assert classification(["test", "--output=~/kept", *quiet]).rows["test/accuracy"], (
+        "config.yaml is there without a run"
+    )
 
 
 def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(

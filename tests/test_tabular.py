@@ -125,6 +125,16 @@ def test_a_table_that_lacks_numbers_is_refused_with_row_and_column(change: Any, 
         _ = data(**options).transform(True), data(**options).sources
 
 
+def test_points_outside_of_their_images_are_told() -> None:
+    made = table(8).astype({"chin_x": float})
+    made.loc[3, ["chin_x", "chin_y"]] = [640.5, 10]  # of a larger copy
+    made.to_csv("t.csv", index=False)
+    with pytest.warns(
+        UserWarning, match=r"1 of 8 images have points.*3\.png, 64×48 pixels, has chin at \(640\.5, 10\)"
+    ):
+        _ = data().sources
+
+
 def test_what_a_network_cannot_use_beside_images_is_refused() -> None:
     table(8)
     spec = DataSpec.of(data(), ClassificationModule.takes)
@@ -160,6 +170,18 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
     assert right == pytest.approx(figures["test/accuracy"])
     with pytest.raises(ValueError, match=r"takes left_eye_x, .*, age with each image: instead of images, give a table"):
         predict.predict("models:/ages/1", ["50.png"])
+    said = test.rename(columns={"age": " Age", "chin_x": "CHIN_X"}).assign(
+        **{" Age": test["age"].map("{:.1f}".format).str.replace(".", ",")}
+    )
+    said.to_csv("spelled.csv", index=False, sep=";")  # as a training reads it
+    assert predict.predict("models:/ages/1", ["spelled.csv"], json=True) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == answers
+    with pytest.raises(ValueError, match=r"--support needs a model that is shown pictures alone.*age"):
+        predict.predict("models:/ages/1", ["50.png"], support=".")
+    with pytest.raises(SystemExit):
+        classification(["test", "--ckpt_path", "o/best.ckpt", "--data", "Manifest", "--data.file", "t.csv", "--data.tabular", "[age]",
+                        "--data.keypoints", "[chin, left_eye]", "--output", "other", *QUIET])  # fmt: skip
+    assert "Give --data.tabular and --data.keypoints what it was trained with" in capsys.readouterr().err
     test.head(2).assign(age=["", 30], chin_x=["", 9]).to_csv("gaps.csv", index=False)
     assert predict.predict("models:/ages/1", ["gaps.csv"], json=True) == 1
     told = capsys.readouterr()
@@ -181,12 +203,10 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
     # Served, exported, and as a start for a linear head that is solved for.
     served = mlflow.pyfunc.load_model("models:/ages/1")
     assert {"image", "age", "chin_x"} <= set(served.metadata.get_input_schema().input_names())
-    rows = pd.DataFrame(
-        {
-            "image": test["path"],
-            **{name: test[name].astype(float) for name in served.metadata.get_input_schema().input_names()[1:]},
-        }
-    )
+    rows = (
+        test.rename(columns={"path": "image"}).astype({"age": int}).reset_index(drop=True)
+    )  # points are whole numbers, too
+    assert [answer["label"] for answer in fovea.load("models:/ages/1").predict(rows)] == [a["label"] for a in answers]
     assert served.predict(rows)["label"].tolist() == [answer["label"] for answer in answers]
     export.export("models:/ages/1", Path("a.onnx"), precisions="fp16")
     session = onnxruntime.InferenceSession("a.onnx")
@@ -257,6 +277,8 @@ def test_points_of_faces_are_written_to_a_table_and_found_in_new_pictures(monkey
     model = fovea.load("models:/noses/1")
     assert [answer["label"] for answer in model.predict(named)] == ["bob"]
     assert model.draw(named).size == model.draw(files[1]).size
+    schema = mlflow.models.get_model_info("models:/noses/1").signature.inputs
+    assert schema.required_input_names() == ["image"]
     with pytest.raises(ValueError, match="no face in faces"):
         answering.predict(None, ["faces/none.png"])
     assert predict.predict("models:/noses/1", ["faces"]) == 1  # one has no face

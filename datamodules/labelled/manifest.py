@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -182,7 +183,21 @@ class Manifest(Table, ClassFiles):
                 f"{file.resolve()}: in row {table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
                 "or remove the row."
             )
+        self._warn_of_points_outside(files, points)
         return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file), points)
+
+    def _warn_of_points_outside(self, files: ImageFiles, points: NDArray[np.float32]) -> None:
+        """Warns of images with keypoints, float32 N×K×2, outside of them, as if they were those of another size."""
+        looked_at = files.sizes.min(1) > 0
+        outside = ((points < 0) | (points > files.sizes[:, None, ::-1])).any(2) & looked_at[:, None]
+        if (images := outside.any(1)).any():
+            row = int(images.argmax())
+            name, (x, y) = (self.keypoints or ())[int(outside[row].argmax())], points[row][outside[row]][0]
+            height, width = files.sizes[row]
+            rank_zero_warn(
+                f"{images.sum()} of {len(files)} images have points of --data.keypoints outside of them; the first: {files.paths[row]}, "
+                f"{width}×{height} pixels, has {name} at ({x:g}, {y:g}). Points are in pixels of the file, from its upper left corner."
+            )
 
     @cached_property
     def label_names(self) -> list[str]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, listed
 from datamodules.images import read_image
 from datamodules.labelled.base import ClassificationDataModule
 from datamodules.labelled.people import FaceDataModule
@@ -324,6 +324,8 @@ class HeldOutClasses(_Published):
 
     def __post_init__(self) -> None:
         kinds = {kind.__name__: kind for kind in (CIFAR10, CIFAR100, EMNIST, FashionMNIST, MNIST)}
+        if self.published not in (known := ["Digits", *kinds]):
+            raise DataError(f"--data.published must be one of {listed(known)}, not {self.published}.")
         self._whole = Digits() if self.published == "Digits" else kinds[self.published](self.root)
         self.in_chans, self.one_size = self._whole.in_chans, False
         self.image_size = self.image_size or self._whole.image_size

@@ -16,6 +16,7 @@ from datamodules.errors import DataError
 from datamodules.images import Reduction
 from datamodules.loading import Sample
 from datamodules.paths import Paths
+from datamodules.splits import called
 
 Images = NDArray[np.uint8] | NDArray[np.object_] | ImageFiles
 
@@ -245,7 +246,7 @@ def few(
         own = np.flatnonzero(source.labels == label)
         if len(own) < number:
             raise DataError(
-                f"Class {name!r} has {len(own)} images to train on, fewer than {option} {number}: give a smaller number."
+                f"{called(name, label_names)} has {len(own)} images to train on, fewer than {option} {number}: give a smaller number."
             )
         chosen.append(generator.permutation(own)[:number])
     return source.subset(np.sort(np.concatenate(chosen)))

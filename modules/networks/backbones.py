@@ -14,7 +14,7 @@ from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.networks import BackboneError
+from modules.networks import BackboneError, MissingCodeError
 from modules.networks.weights import (
     PACKAGED,
     _completed,
@@ -42,7 +42,7 @@ def imported(name: str) -> str:
     try:
         importlib.import_module(given[1])
     except ImportError as error:
-        raise BackboneError(
+        raise MissingCodeError(
             f"The backbone {given[2]} needs the code of {given[1]}, which is not here ({error}): put its folder on PYTHONPATH, or, "
             f"for a training, give its file with --import."
         ) from None

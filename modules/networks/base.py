@@ -12,6 +12,10 @@ class BackboneError(ValueError):
     """A backbone cannot be created; the message names the cause and the way out."""
 
 
+class MissingCodeError(BackboneError):
+    """A network needs code that cannot be imported here; the message names it."""
+
+
 def sides_of(img_size: Side) -> tuple[int, int]:
     """Returns height and width of images, in pixels."""
     return img_size if isinstance(img_size, tuple) else (img_size, img_size)

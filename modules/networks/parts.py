@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import modules
-from modules.networks import BackboneError
+from modules.networks import BackboneError, MissingCodeError
 
 Shape = tuple[int, ...]
 
@@ -96,13 +96,13 @@ def find_class(path: str, base: type) -> type:
             getattr(modules, own)
         known = (kind for family in (Part, base) for kind in _kinds(family) if kind.__name__ == name)
         found = next(known, None) or getattr(nn.modules.activation, name, None)
-    if found is None:
-        raise ValueError(
-            f"there is no {path} here. A class of your own must be importable where its model is loaded: put the folder of "
-            f"{place.split('.')[0]} on PYTHONPATH"
-            if place
-            else f"there is no part {path!r} in this version of Fovea"
+    if found is None and place:
+        raise MissingCodeError(
+            f"There is no {path} here. A class of your own must be importable where its model is loaded: put the folder of "
+            f"{place.split('.')[0]} on PYTHONPATH."
         )
+    if found is None:
+        raise ValueError(f"there is no part {path!r} in this version of Fovea")
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{path} is not a {base.__name__}")
     return found

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from modules.callbacks.means import Losses
-from modules.networks import BackboneError
 from modules.networks.parts import Part, within
 from modules.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, ShareBelowOne
 
@@ -22,6 +21,7 @@ class Method(Part):
     """Base class of methods: a projection head on the backbone's features, and a loss of several views of an image."""
 
     taught: ClassVar[bool] = False  # whether the targets come from a teacher, the moving average of the weights
+    compares: ClassVar[bool] = False  # whether the images of a batch are compared with each other
 
     def build(self, features: int) -> None:
         """Creates the head."""
@@ -154,6 +154,8 @@ class VICReg(Method):
         share: smallest fraction of an image's area in a view.
     """
 
+    compares = True
+
     def __init__(
         self,
         size: PositiveInt = 1024,
@@ -185,8 +187,6 @@ class VICReg(Method):
     def losses(self, views: Sequence[Tensor], taught: Sequence[Tensor], gather: Gather) -> Losses:
         """See `Method.losses` (equations 1 to 6)."""
         one, other = (gather(view) for view in views)
-        if self.training and len(one) < 2:
-            raise BackboneError("VICReg compares the images of a batch: give a --data.batch_size of at least 2.")
         spreads = [(view.var(0, correction=min(1, len(view) - 1)) + 1e-4).sqrt() for view in (one, other)]
         centred = [view - view.mean(0) for view in (one, other)]
         covariances = [view.T @ view / max(1, len(view) - 1) for view in centred]

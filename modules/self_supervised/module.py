@@ -136,6 +136,10 @@ class SelfSupervisedModule(VisionModule):
 
     @override
     def prepare(self, data: Any) -> None:
+        if self.method.compares and data.batch_size == 1:
+            raise BackboneError(
+                f"{type(self.method).__name__} compares the images of a batch with each other: give a --data.batch_size of at least 2."
+            )
         data.view_crops = self.method.crops(self.image_size)
 
     @override

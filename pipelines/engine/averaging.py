@@ -49,7 +49,7 @@ def average_best(
         average.unlink(missing_ok=True)  # of a shorter training
     files = {each: rank for each, rank in kept.files.items() if each.exists()}  # a user may have removed one
     if len(files) < 2:
-        return None, f"no average: {len(files)} of the best validations is kept"
+        return None, f"no average: {('none', 'one')[len(files)]} of the best validations is kept, and it takes two"
     checkpoint = read_checkpoint(next(iter(files)))
     weights = {file: read_checkpoint(file)["state_dict"] for file in files}
     alone = max(files.values())

@@ -49,6 +49,8 @@ class VisionCLI(PreparedCLI):
         with heard(self.trainer) as ending:
             try:
                 with launch.agreed(self.trainer):
+                    if self.trainer.is_global_zero and not self.options.trainer.fast_dev_run:
+                        write_text(self.output / "config.yaml", self.recipe)
                     if logger:
                         self._begin_run(logger)
                 yield logger
@@ -75,8 +77,6 @@ class VisionCLI(PreparedCLI):
     def _begin_run(self, logger: "RunLogger") -> None:
         """Logs the settings, data and environment of the run."""
         config = self.recipe if self.trainer.is_global_zero else ""
-        if self.trainer.is_global_zero:
-            write_text(self.output / "config.yaml", config)
         size = sum(p.numel() for p in self.model.parameters())
         logger.tags |= surroundings(self.trainer) | {"parameters": str(size)}
         logger.log_config(config)
@@ -170,7 +170,7 @@ class VisionCLI(PreparedCLI):
 
         figures = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
         data = self.options.data.as_dict()
-        return register(name, self.model, self.datamodule, data, self.task, run_id, figures)
+        return register(name, self.model, self.datamodule, data, self.task, run_id, figures, self.own_code)
 
     def _checkpoint(self, ckpt_path: str | None, model: VisionModule) -> dict[str, Any] | None:
         """The checkpoint to resume from; None for a new training.

@@ -253,7 +253,9 @@ def _plain(message: str, command: str) -> str:
         return f"There are several {several[1]} for {option}: write one of {several[2]}."
     if other := re.search(r"list\[str\].*?Expected a <class 'str'>\. Got value: (\S+)", message, re.DOTALL):
         return f'{option} must be a list of texts, and YAML reads {other[1]} as none: put it in quotes, as \'["2020", "yes"]\'.{see}'
-    given = re.search(r"(?:Given|Got) value: (?!N)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
+    given = re.search(
+        r"(?:Given|Got) value: (?!(?:None|Nested\w*|Namespace)\b)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE
+    )
     kinds = [KINDS[kind] for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind in KINDS]
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)).replace("'", "")
     name = re.search(r"Expected a dot import path string: ([\w.]+)", message)

@@ -150,6 +150,8 @@ class TaskParser(LightningCLI):
         parser.add_argument("--import", type=list[str] | str | None, default=None,
                             help="file or module with your own code, such as my_code.py: networks that it registers with timm "
                             "and classes that it defines can be named like Fovea's")  # fmt: skip
+        parser.add_argument("--register_code", type=bool, default=False,
+                            help="the registered model carries the files of --import, which nothing runs by itself")  # fmt: skip
         parser.add_argument("--ckpt_path", type=str | None, default=None,
                             help="checkpoint to resume or to evaluate. Default: the one in --output")  # fmt: skip
         parser.add_argument("--checkpoint_seconds", type=NonNegative, default=300,

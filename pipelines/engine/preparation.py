@@ -33,7 +33,7 @@ from pipelines.engine.parser import TaskParser
 from pipelines.engine.process import importing
 from pipelines.engine.progress import ProgressBar, Summary
 from pipelines.engine.ranges import check_ranges, check_time
-from pipelines.engine.recipes import LOOKS
+from pipelines.engine.recipes import LOOKS, each_of
 from pipelines.engine.terminal import say
 from pipelines.engine.trainer import RateFinder
 from pipelines.serving.store import lacking_in
@@ -41,6 +41,17 @@ from pipelines.tracking.watch import RunCallback
 
 if TYPE_CHECKING:
     from pipelines.engine.start import Start
+
+
+MEANT = {  # what a property of data says to a user
+    "attributes": "attributes of classes",
+    "class_weights": "classes",
+    "label_names": "names of classes",
+    "num_classes": "classes",
+    "observation_mean": "observations of an environment",
+    "target_mean": "quantities",
+    "targets": "targets of several tasks",
+}
 
 
 class PreparedCLI(TaskParser):
@@ -85,6 +96,8 @@ class PreparedCLI(TaskParser):
         """What to give where data lack something that the task learns from."""
         if lacking in ("mask", "masks") and not getattr(data, "masks", True):
             return "--data.masks true reads the outlines of objects, where the data have some."
+        if lacking == "target_mean":
+            return "--data RegressionTable reads columns of numbers from a table."
         if lacking.startswith("label/"):
             return "--data.label_columns names the columns of a table that the network has learned."
         return f"Give data such as {self.default_data.rpartition('.')[2]}, the default of this task."
@@ -94,7 +107,8 @@ class PreparedCLI(TaskParser):
         takes = (*self.module_class.takes, *self.module_class.takes_for_training)
         for name in takes:
             if name not in dir(data):  # not `hasattr`, which would try it
-                raise UsageError(f"{data.title} does not fit {self.task}: it has no {name}. {self._remedy(data, name)}")
+                has = MEANT.get(name, name)
+                raise UsageError(f"{data.title} does not fit {self.task}: it has no {has}. {self._remedy(data, name)}")
         if "mask" in self.module_class.needs and isinstance(data, DetectionDataModule):
             raise UsageError(
                 f"{data.title} has classes of objects, without the background that {self.task} needs: give data of class maps, such as "
@@ -136,6 +150,13 @@ class PreparedCLI(TaskParser):
                 f"--tta {self.options.tta} is for validate, test and predict: {self.subcommand} looks at images as they are. "
                 "Leave it out, and give it to test with the same --output."
             )
+        files = [Path(name) for name in each_of(self.options["import"]) if name.endswith(".py")]
+        if self.options.register_code and not files:
+            raise UsageError(
+                "--register_code true lets the model carry the files of --import, and there are none: name them, such as --import "
+                "my_code.py, or leave it out."
+            )
+        self.own_code = files if self.options.register_code else []
         if self.options.register:
             from pipelines.serving.registration import check_name
 

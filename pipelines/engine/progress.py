@@ -89,7 +89,7 @@ class Summary(L.Callback):
     @staticmethod
     def _say(trainer: L.Trainer, ahead: str) -> None:
         data: Any = settings_of(trainer).datamodule
-        parts = [", ".join(f"{len(source):,} {split}" for split, source in data.sources.items())]
+        parts = [data.extent]
         if len(names := [*getattr(data, "label_names", [])]) > 1:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             parts.append(f"{len(names)} {data.labels_are} ({shown})" + _extremes(names, data.class_counts))

@@ -15,6 +15,7 @@ import yaml
 
 from pipelines.engine.command import UsageError
 from pipelines.engine.folders import is_training
+from pipelines.engine.settings import written
 
 LOOKS = ("validate", "test", "predict", "preview")  # they change nothing of a training
 MACHINE = (  # settings of the machine that trained, which need not be the one that evaluates
@@ -67,7 +68,7 @@ def recipes(args: Sequence[str]) -> list[str]:
 
 def contents(args: Sequence[str]) -> dict[str, Any]:
     """Contents of a command line's recipes, by file name."""
-    return {file: yaml.safe_load(Path(file).read_text()) for file in recipes(args) if os.path.isfile(file)}
+    return {file: written(yaml.safe_load(Path(file).read_text())) for file in recipes(args) if os.path.isfile(file)}
 
 
 def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
@@ -89,12 +90,15 @@ def import_code(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--import", dest="named", action="append", default=[])
     named = [yaml.safe_load(text) for text in parser.parse_known_args(args)[0].named]
-    files = filter(os.path.isfile, recipes(args))
-    named += [yaml.safe_load(Path(file).read_text()).get("import") for file in files]
+    named += [settings.get("import") for settings in contents(args).values()]
     for given in named:
-        for name in given if isinstance(given, list) else [given]:
-            if name:
-                _import(str(name))
+        for name in each_of(given):
+            _import(name)
+
+
+def each_of(given: Any) -> list[str]:
+    """The files and modules of a value of ``--import``."""
+    return [str(name) for name in (given if isinstance(given, list) else [given]) if name]
 
 
 def _import(given: str) -> None:

@@ -14,7 +14,7 @@ from datamodules import VisionDataModule
 from modules import Optimization, VisionModule
 from modules.training_data import settings_of
 from pipelines.engine.command import UsageError
-from pipelines.engine.settings import current, upgraded
+from pipelines.engine.settings import current, upgraded, written
 from pipelines.engine.terminal import say
 from pipelines.tracking.provenance import flatten
 
@@ -48,6 +48,7 @@ def identity(trainer: L.Trainer, model: VisionModule, datamodule: VisionDataModu
         "experiment",
         "run_name",
         "register",
+        "register_code",
         "ckpt_path",
         "checkpoint_seconds",
         "config",
@@ -161,7 +162,7 @@ def go_on(
                 f"{file} was trained on other data: the {split} split of {data} has changed (digest "
                 f"{before['data'][split]}, now {now['data'].get(split)}). Give the same data as before, or {way_out}"
             )
-    before["settings"] = {current(key): value for key, value in before["settings"].items()}
+    before["settings"] = {current(key): written(value) for key, value in before["settings"].items()}
     keys = sorted(before["settings"].keys() | now["settings"].keys())
     pairs = {key: (before["settings"].get(key, "not set"), now["settings"].get(key, "not set")) for key in keys}
     other = {

@@ -1,11 +1,16 @@
-"""Short names of settings, and their names in earlier versions, which command lines and recipes may still use."""
+"""Short names of settings, their names in earlier versions, which command lines and recipes may still use, and paths from
+the home folder."""
 
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from jsonargparse import set_loader
 from jsonargparse._loaders_dumpers import yaml_load
+
+import datamodules
 
 SHORT = {
     "backbone": "model.backbone.name",
@@ -37,8 +42,27 @@ def present(args: Sequence[str]) -> list[str]:
         option, is_set, value = arg.partition("=")
         if option.startswith("--"):
             option = f"--{current(option[2:], value if is_set else following)}"
-        result.append(option + is_set + value)
+        result.append(option + is_set + written(value) if is_set else written(option))
     return result
+
+
+def written(value: Any) -> Any:
+    """Replaces, in a value of a setting and in all below it, ``~/`` at the beginning of a path by the home folder, which
+    a shell does only for some and a recipe never; and the file in the import path of a data class, which may have moved.
+
+    >>> written({"class_path": "datamodules.labelled.files.ImageFolder"})
+    {'class_path': 'datamodules.ImageFolder'}
+    """
+    if isinstance(value, dict):
+        return {key: written(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [written(below) for below in value]
+    if not isinstance(value, str):
+        return value
+    moved = re.fullmatch(r"datamodules\..+\.(\w+)", value)
+    if moved and moved[1] in datamodules.__all__:
+        return f"datamodules.{moved[1]}"
+    return os.path.expanduser(value) if value.startswith("~/") else value
 
 
 def current(name: str, value: str = "") -> str:
@@ -62,6 +86,7 @@ def upgraded(settings: Any) -> Any:
     Args:
         settings: what stands in the file. ``backbone: NAME`` is the short form of ``backbone: {name: NAME}``.
     """
+    settings = written(settings)
     model = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(model, dict):
         return settings

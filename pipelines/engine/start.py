@@ -2,19 +2,16 @@
 
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from modules import BackboneError, VisionModule
 from modules.checkpoints import read_checkpoint
 from modules.networks.parts import upgrade
 from modules.networks.weights import read_weights
-from pipelines.engine.recipes import last_of, recipes
+from pipelines.engine.recipes import contents, last_of
 from pipelines.engine.settings import upgraded
 
 if TYPE_CHECKING:
@@ -73,8 +70,8 @@ def with_start(args: Sequence[str], kind: type[VisionModule]) -> tuple[list[str]
     if verb != "fit":
         return [*args], None
     settings: dict[str, Any] = {}
-    for file in filter(os.path.isfile, recipes(rest)):
-        settings |= yaml.safe_load(Path(file).read_text())
+    for own in contents(rest).values():
+        settings |= own
     names = ("start", "output", "ckpt_path")
     given = last_of(rest, *(f"--{name}" for name in names))
     address, output, checkpoint = (settings.get(name) if given[name] is None else given[name] for name in names)

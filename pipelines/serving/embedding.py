@@ -42,6 +42,11 @@ def taught(answering: VisionModel, model: str, support: str) -> VisionModel:
     """
     module, preprocessing = answering.module, answering.preprocessing
     if not isinstance(module, FewShotModule):
+        if preprocessing.columns:
+            raise ValueError(
+                f"--support needs a model that is shown pictures alone, and {model} takes {listed(preprocessing.columns)} with "
+                "each: choose a model without such inputs."
+            )
         if preprocessing.tile or preprocessing.frames or preprocessing.fit == "native":
             kind = type(module).__name__
             raise ValueError(f"--support needs a model that is shown whole pictures of one size, and {model} is a {kind} that is not.")  # fmt: skip

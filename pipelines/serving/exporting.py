@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from datamodules.options import Preprocessing
 from modules import (
@@ -61,6 +62,7 @@ from pipelines.serving.formats import Format
 
 METADATA = "metadata.json"  # the extra file of torchscript and pt2
 TOLERANCE = 1e-4
+SLACK = 1e-3  # of the overlap of two boxes, which has the rounding of both
 
 
 EXPORTED: dict[type[VisionModule], type[Exported]] = {
@@ -275,49 +277,63 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
 
 @torch.no_grad()
 def _difference_of_found(file: Path, module: Any, network: ExportedDetector) -> float:
-    """Largest difference between the boxes found by a file and by the module, as a share of the image's side."""
+    """Largest distance of the boxes that a file finds from those of the module, as a share of the image's side."""
     session = session_of(file)
     (image,) = network.example(module, 3)
     (given,) = network.given(image)
-    boxes, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
-    difference = 0.0
+    found, labels, scores, which = (torch.from_numpy(v) for v in session.run(None, {"image": given.numpy()}))
+    rows = torch.cat((found / max(image.shape[2:]), labels[:, None].float(), scores[:, None]), 1)
     seen = image if network.fitting is None else network.fitting(image).byte()
-    for i, found in enumerate(module.detector.detect(module(seen))):
-        if network.fitting is not None:
-            found["boxes"] = found["boxes"] * network.fitting.factors(image)
-        sure = found["scores"] > network.threshold
-        rows = [(found["boxes"][sure], found["labels"][sure], found["scores"][sure])]
-        rows.append((boxes[which == i], labels[which == i], scores[which == i]))
-        # In any order: equal scores have none.
-        ours, its = (torch.cat((b / max(image.shape[2:]), k[:, None].float(), s[:, None]), 1) for b, k, s in rows)
-        most = module.detector.max_detections  # of an image; the file's are of each class
-        if len(its) != len(ours) and not (len(its) > len(ours) == most):
-            raise ValueError(f"it finds {len(its)} boxes where the model finds {len(ours)}")
-        if len(ours):
-            difference = max(difference, apart(ours, its, most))
-    return difference
+    boxes, places = module.detector.dense(module(seen))
+    if network.fitting is not None:
+        boxes = boxes * network.fitting.factors(image)
+    boxes = boxes / max(image.shape[2:])
+    return max(
+        selection_error(rows[which == k], boxes[k], places[k], module.detector, network.threshold)
+        for k in range(len(image))
+    )
 
 
-def apart(ours: Tensor, its: Tensor, most: int) -> float:
-    """Largest difference between detections of an image and the nearest ones that were found otherwise.
+def selection_error(
+    found: Tensor, boxes: Tensor, scores: Tensor, detector: OneStageDetector, threshold: float
+) -> float:
+    """Checks that the boxes found in an image are a non-maximum suppression of all places, class by class.
 
-    Of nearly equal scores at the end of a full choice, either may have others: those are not compared.
+    Scores that are equal but for `TOLERANCE`, as all are before a detector has learned, may be taken in any order, of which
+    the number of boxes depends: so what is compared is not another suppression, but that nothing was kept that another box
+    suppresses, and nothing left out that none does.
 
     Args:
-        ours: float32 N×6 (box, class, score), the ``most`` best at most.
-        its: the same, the ``most`` best of each class at most.
-        most: see above.
+        found: float32 N×6 (box, class, score), at most `Detector.max_detections` of each class.
+        boxes: float32 A×4, in the same unit.
+        scores: float32 A×K.
+        detector: its limits count.
+        threshold: minimum score.
+
+    Returns:
+        The largest distance of a found box from its place.
+
+    Raises:
+        ValueError: a box is too many, or one lacks.
     """
-    choices = [(ours, None), *((its[its[:, 4] == label], label) for label in its[:, 4].unique())]
-
-    def certain(rows: Tensor) -> Tensor:
-        for chosen, label in choices:
-            if len(chosen) == most:
-                others = rows[:, 4] != label if label is not None else rows.new_zeros(len(rows), dtype=torch.bool)
-                rows = rows[others | (rows[:, 5] > chosen[:, 5].min() + TOLERANCE)]
-        return rows
-
-    pairs = [(certain(ours), its), *([(certain(its), ours)] if len(its) == len(ours) else [])]
-    return max(
-        (float((one[:, None] - other).abs().amax(2).amin(1).max()) for one, other in pairs if len(one)), default=0.0
-    )
+    if scores.numel() > detector.candidates:
+        threshold = max(threshold, float(scores.flatten().topk(detector.candidates + 1).values[-1]))
+    distance = 0.0
+    for label in range(scores.shape[1]):
+        own, kept = scores[:, label], found[found[:, 4] == label]
+        rows = torch.cat((boxes, own[:, None]), 1)[own > threshold - TOLERANCE]
+        mine = kept[:, [0, 1, 2, 3, 5]]
+        apart = torch.cdist(rows, mine, p=float("inf"))
+        if len(mine):
+            distance = max(distance, float(apart.amin(0).max()) if len(rows) else float("inf"))
+        over = box_iou(mine[:, :4], mine[:, :4]).fill_diagonal_(0)
+        if (over > detector.nms_iou + SLACK).any():
+            raise ValueError(f"it keeps two boxes of class {label} that overlap by {float(over.max()):.3f}")
+        better = mine[:, 4] >= rows[:, 4:] - TOLERANCE
+        left = ~((apart <= TOLERANCE) | (better & (box_iou(rows[:, :4], mine[:, :4]) > detector.nms_iou - SLACK))).any(
+            1
+        )
+        last = mine[:, 4].min() if len(mine) >= detector.max_detections else torch.tensor(threshold)
+        if lacking := int((left & (rows[:, 4] > last + TOLERANCE)).sum()):
+            raise ValueError(f"it lacks {lacking} boxes of class {label} beside the {len(mine)} that it finds")
+    return distance

@@ -4,12 +4,17 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from datamodules import DataError, images, videos
 from datamodules.errors import listed, repeated
 from datamodules.finding import paths_in
-from datamodules.tables import read_table, spelled
+from datamodules.tables import numbers_in, read_table, spelled, unclear
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def find(paths: list[str], without: str | None = None) -> tuple[list[str], list[str], str]:
@@ -67,11 +72,11 @@ def is_table(path: str) -> bool:
     return path.lower().endswith((".csv", ".csv.gz", ".tsv", ".parquet"))
 
 
-def rows_of(table: str) -> dict[str, dict[str, Any]]:
+def rows_of(table: str) -> "pd.DataFrame":
     """Reads a table of images.
 
     Returns:
-        Path of each image in the column ``path`` -> cells of its row.
+        Its rows, with the path of each image, from the column ``path``, as index.
 
     Raises:
         DataError: it cannot be read, has no such column, or names an image twice.
@@ -86,5 +91,23 @@ def rows_of(table: str) -> dict[str, dict[str, Any]]:
     paths = paths_in(found["path"], file)
     if twice := repeated(paths):
         raise DataError(f"{table} names {twice[0]} in {twice[1]} rows: ask about one of them at a time.")
-    rows: list[Any] = found.to_dict("records")
-    return dict(zip(paths, rows, strict=True))
+    return found.set_axis(list(paths))
+
+
+def beside(rows: "pd.DataFrame", columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Reads columns of numbers as a training does: in any capitalisation, and with a comma for the decimals.
+
+    Args:
+        rows: a result of `rows_of`.
+        columns: names of the columns; others are left as they are, and so are cells without a clear number.
+
+    Returns:
+        Path of each image -> cells of its row.
+    """
+    rows = rows.rename(columns=spelled(rows, columns))
+    for name in columns:
+        if name in rows and not unclear(rows[name]):
+            numbers, _ = numbers_in(rows[name])
+            rows[name] = rows[name].astype(object).mask(np.isfinite(numbers), numbers)
+    cells: list[Any] = rows.to_dict("records")
+    return dict(zip(rows.index, cells, strict=True))

@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import importlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +35,7 @@ from datamodules.videos import evenly, is_video, read_clip
 from modules import VisionModule
 from modules.answers import Answer
 from modules.detection.tiles import Place, joined
-from pipelines.serving.store import load_model
+from pipelines.serving.store import CODE, load_model
 
 BATCH = 64
 Sample = dict[str, NDArray[Any]]
@@ -67,8 +69,16 @@ class VisionModel(PythonModel):
     """A trained module behind one method, `predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Loads the module when MLflow serves it, on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it)."""
-        self.load(Path(context.artifacts["model"]))
+        """Loads the module when MLflow serves it, on the GPU if there is one (``CUDA_VISIBLE_DEVICES=""`` hides it).
+
+        MLflow runs the code that a model carries, such as this; so what it carries of its user's is imported, too.
+        """
+        folder = Path(context.artifacts["model"])
+        if carried := sorted((folder / CODE).glob("*.py")):
+            sys.path.append(str(folder / CODE))
+            for file in carried:
+                importlib.import_module(file.stem)
+        self.load(folder)
 
     def load(self, folder: Path, device: str = "auto") -> "VisionModel":
         """Loads the module from data; no code in the folder is run.

@@ -4,7 +4,7 @@ import base64
 import io
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
+from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from PIL import Image
 
 from datamodules import VisionDataModule
@@ -25,6 +27,7 @@ from datamodules.augmentations import sides
 from datamodules.digests import digest_of
 from datamodules.options import Preprocessing
 from modules import VisionModule
+from pipelines.serving.model import VisionModel
 from pipelines.serving.registry import versions_of
 from pipelines.serving.store import save_model
 from pipelines.tracking.client import TrackingError
@@ -68,6 +71,7 @@ def register(
     task: str,
     run_id: str,
     metrics: dict[str, float],
+    code: Sequence[Path] = (),
 ) -> ModelVersion:
     """Registers a trained module as a new version.
 
@@ -79,6 +83,7 @@ def register(
         task: name of the task.
         run_id: the run that trained it.
         metrics: its figures, kept as tags of the version.
+        code: files of the user's own code that the model carries.
 
     Returns:
         The new version.
@@ -87,16 +92,16 @@ def register(
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Hint: Inferred schema")  # that whole numbers have no missing ones
         folder = Path(temporary, "model")
-        save_model(folder, module, data.preprocessing, task, data_config)
+        save_model(folder, module, data.preprocessing, task, data_config, code)
+        example = pd.DataFrame([{"image": _example(data.preprocessing), **_example_beside(module, data.preprocessing)}])
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "pipelines" / "serving" / "model.py"),
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / package) for package in ("modules", "datamodules", "pipelines")],
             pip_requirements=[f"{package}=={installed(package)}" for package in (*NEEDED, *_of_parts(module))],
-            input_example=pd.DataFrame(
-                [{"image": _example(data.preprocessing), **_example_beside(module, data.preprocessing)}]
-            ),
+            signature=_signature(module, data.preprocessing, example),
+            input_example=example,
             model_type=task,
             step=min((metric.step for metric in measured), default=0),
         )
@@ -147,9 +152,8 @@ def _measured(run_id: str, module: VisionModule, data: VisionDataModule) -> list
 def _card(module: VisionModule, data: VisionDataModule, task: str, run_id: str, metrics: dict[str, float]) -> str:
     """Model card of a version, in Markdown."""
     architecture = module.architecture
-    splits = ", ".join(f"{split['samples']:,} {name}" for name, split in data.identity()["splits"].items())
     lines = [
-        f"**{task}** with `{architecture['backbone']}`, learned from {data.title} ({splits} samples) in run `{run_id}`.",
+        f"**{task}** with `{architecture['backbone']}`, learned from {data.title} ({data.extent}) in run `{run_id}`.",
         "",
         "| figure | value |",
         "|---|---|",
@@ -195,6 +199,19 @@ def _example_beside(module: Any, preprocessing: Preprocessing) -> dict[str, floa
     return values | {
         name: value for name, value in zip(names, means, strict=True) if name in (preprocessing.tabular or [])
     }
+
+
+def _signature(module: VisionModule, preprocessing: Preprocessing, example: pd.DataFrame) -> ModelSignature | None:
+    """Signature of a model with tabular inputs; None for others, whose signature MLflow infers from the example.
+
+    MLflow would refuse whole numbers where the example has others, and ask for the landmarks that the model finds itself.
+    """
+    if not preprocessing.columns:
+        return None
+    answering = VisionModel().take(module, preprocessing)
+    beside = [ColSpec(AnyType(), name, name in answering.asks_for) for name in preprocessing.columns]
+    answer = infer_signature(example, answering.predict(None, example))
+    return ModelSignature(Schema([ColSpec(DataType.string, "image"), *beside]), answer.outputs)
 
 
 def register_best(name: str, best: Path, logger: RunLogger, register: Callable[[str, str], ModelVersion]) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,25 @@ from safetensors.torch import load_file, save_file
 
 import datamodules
 from datamodules import VisionDataModule
+from datamodules.errors import listed
 from datamodules.options import Preprocessing
 from modules import VisionModule
+from modules.networks import MissingCodeError
 from modules.networks.parts import find_class, path_of, upgrade
 from pipelines.engine.disk import whole, write_text
 
+CODE = "code"  # folder of a model with the code of its own parts, as far as it carries that
+
 
 def save_model(
-    folder: Path, module: VisionModule, preprocessing: Preprocessing, task: str, data: dict[str, Any] | None = None
+    folder: Path,
+    module: VisionModule,
+    preprocessing: Preprocessing,
+    task: str,
+    data: dict[str, Any] | None = None,
+    code: Sequence[Path] = (),
 ) -> None:
-    """Saves a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is code.
+    """Saves a model as data: ``model.safetensors`` and ``architecture.yaml``. Nothing in it is run, ``code`` neither.
 
     Args:
         folder: where; it is made.
@@ -29,6 +39,7 @@ def save_model(
         preprocessing: what turns a picture into its input.
         task: name of the task.
         data: class path and arguments of the data module that it learned from.
+        code: files that are copied to the folder ``code``, for people.
     """
     state = {
         key: value.contiguous()
@@ -46,6 +57,8 @@ def save_model(
         "licence": module.licence,
     }
     write_text(folder / "architecture.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    for file in code:
+        write_text(folder / CODE / file.name, file.read_text())
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -82,6 +95,13 @@ def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
         module.load_state_dict(learning | load_file(folder / "model.safetensors"))
         module.licence = description.get("licence")
         return module.eval(), Preprocessing(**description["preprocessing"])
+    except MissingCodeError as error:
+        carried = sorted(file.name for file in (folder / CODE).glob("*.py"))
+        way = (
+            f" The model carries {listed(carried)}, which is not run by itself: python -m pipelines.registry load MODEL COPY writes "
+            f"it to COPY/{CODE}. Read it, and, if you trust it, put that folder on PYTHONPATH."
+        )
+        raise MissingCodeError(f"{error}{way if carried else ''}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
@@ -167,7 +187,17 @@ def prepared(data: VisionDataModule, wanted: Preprocessing) -> VisionDataModule:
         if None in (frames := (given["frames"], taken["frames"])) and frames != (None, None):
             has, takes = ("pictures", "clips") if frames[0] is None else ("clips", "pictures")
             raise ValueError(f"{data.title} does not fit the model: it has {has}, and the model takes {takes}.")
-        differing = [f"{key} {given[key]} where it takes {taken[key]}" for key in taken if given[key] != taken[key]]
+
+        def value(settings: dict[str, Any], key: str) -> str:
+            return (
+                ", ".join(settings[key])
+                if key in ("tabular", "keypoints") and settings[key]
+                else str(settings[key] or "none")
+            )
+
+        differing = [
+            f"{key} {value(given, key)} where it takes {value(taken, key)}" for key in taken if given[key] != taken[key]
+        ]
         raise ValueError(
             f"{data.title} does not fit the model: its pictures have {' and '.join(differing)}. Give data as it has learned from."
         )
