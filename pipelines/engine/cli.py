@@ -23,6 +23,7 @@ from pipelines.engine.disk import disk_error, write_text
 from pipelines.engine.evaluation import write_predictions
 from pipelines.engine.preparation import PreparedCLI
 from pipelines.engine.signals import heard
+from pipelines.engine.splitting import SplitStrategy
 from pipelines.engine.terminal import say
 from pipelines.engine.trainer import VisionTrainer
 from pipelines.tracking.provenance import surroundings
@@ -99,6 +100,8 @@ class VisionCLI(PreparedCLI):
                 f"--trainer.max_epochs {epochs}, --trainer.check_val_every_n_epoch {every} and "
                 f"--trainer.limit_val_batches {trainer.limit_val_batches}: change these, or give --register null."
             )
+        if isinstance(trainer.strategy, SplitStrategy):
+            trainer.strategy.check(model)
         if ckpt_path is None and last.exists():
             ckpt_path = str(last)
         with launch.agreed(trainer):

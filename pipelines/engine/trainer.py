@@ -24,6 +24,7 @@ from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
 from pipelines.engine.loops import NoProfiler, _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
+from pipelines.engine.splitting import SplitStrategy
 from pipelines.engine.terminal import say
 
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -69,9 +70,10 @@ class VisionTrainer(L.Trainer):
         if isinstance(strategy, SPLITTING):
             raise UsageError(
                 f"--trainer.strategy {type(strategy).__name__} splits the weights among the processes, and what keeps, averages and "
-                "registers them needs them whole: leave it out. For a network that is too large for one GPU's memory there are "
-                "--model.backbone.grad_checkpointing true and --trainer.precision bf16-mixed, and --data.batch_size auto."
+                "registers them needs them whole. --trainer.strategy fsdp2 splits them, too, and keeps whole checkpoints."
             )
+        if isinstance(strategy, SplitStrategy):
+            self.fit_loop.epoch_loop.val_loop.inference_mode = False  # weights put together there are trained with
         # Not where a plugin of the user's writes checkpoints.
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = WholeCheckpoints()
