@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
@@ -140,30 +139,33 @@ class SplitStrategy(DDPStrategy):
         Raises:
             UsageError: it cannot; names the setting.
         """
-        plan = module.plan
-        precision = self.precision_plugin
+        plan, precision = module.plan, str(self.precision_plugin.precision)
+        scalars = [name for name, value in module.named_parameters() if value.ndim == 0]
         reasons = {
             f"{type(module).__name__} trains several networks against each other": not module.automatic_optimization,
-            "--trainer.precision other than 32-true and bf16-mixed": not (
-                precision.precision == "32-true"
-                or (isinstance(precision, MixedPrecision) and precision.precision == "bf16-mixed")
+            f"{', '.join(scalars)}, a learned number, cannot be split": bool(scalars),
+            "a moving average (--model.optimization.ema_decay, the teacher of --model.method DINO) wants whole weights": (
+                module.averaging(plan.ema_decay) is not None
             ),
-            "--model.optimization.ema_decay averages whole weights": plan.ema_decay is not None,
-            "--model.optimization.l1_penalty and l2_penalty sum over whole weights (the optimiser's weight_decay does not)": (
+            "--model.optimization.l1_penalty and l2_penalty sum over whole weights, other than the optimiser's weight_decay": (
                 bool(plan.l1_penalty or plan.l2_penalty)
             ),
-            "--model.optimization.frozen_epochs and the transfer freeze_unfreeze change what learns on the way": (
+            "--model.optimization.frozen_epochs and the transfer freeze_unfreeze change on the way what learns": (
                 plan.frozen_epochs != 0 or "freeze_unfreeze" in (module.transfer, module.strategy)
             ),
-            "--model.backbone.transfer auto and features use whole weights": module.transfer == "auto" or solved(module),
+            f"--model.backbone.transfer {module.transfer} wants whole weights": module.transfer == "auto"
+            or solved(module),
             "--model.pcgrad true compares whole gradients": bool(getattr(module, "pcgrad", False)),
-            "--model.backbone.compile true was never tried": module.compile_backbone,
+            "--model.backbone.compile true has not been tried with it": module.compile_backbone,
+            f"--trainer.precision {precision} has not been tried with it, only 32-true and bf16-mixed": (
+                precision not in ("32-true", "bf16-mixed")
+            ),
         }
         for reason, holds in reasons.items():
             if holds:
                 raise UsageError(
-                    f"--trainer.strategy fsdp2 splits the weights among the processes, and this training cannot: {reason}. Leave "
-                    "it out, or train without --trainer.strategy."
+                    f"--trainer.strategy fsdp2 splits the weights among the processes, which this training does not allow: {reason}. "
+                    "Change that, or train with --trainer.strategy ddp."
                 )
 
     @override
@@ -217,7 +219,10 @@ class SplitStrategy(DDPStrategy):
             module = self.lightning_module
             assert isinstance(module, LightningModule)
             # Not where a training was broken off: another process may be gone.
-            if module.trainer.state.fn == TrainerFn.FITTING and module.trainer.state.status != TrainerStatus.INTERRUPTED:
+            if (
+                module.trainer.state.fn == TrainerFn.FITTING
+                and module.trainer.state.status != TrainerStatus.INTERRUPTED
+            ):
                 split.undo()
             self.model = module
         super().teardown()
