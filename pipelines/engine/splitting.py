@@ -59,7 +59,7 @@ class Split(nn.Module):
     def _sync(self, values: list[Tensor]) -> None:
         """Takes over the first process's values, as DDP does."""
         if values := [value.detach() for value in values]:
-            torch.distributed._broadcast_coalesced(self.mesh.get_group(), values, 2**28, 0)  # type: ignore[attr-defined]
+            torch.distributed._broadcast_coalesced(self.mesh.get_group(), values, 2**28, 0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module, with the buffers of the first process."""
