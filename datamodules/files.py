@@ -12,9 +12,9 @@ import numpy as np
 
 from datamodules.checking import check_images
 from datamodules.errors import DataError
-from datamodules.images import sub_folders
+from datamodules.images import EXTENSIONS, sub_folders
 from datamodules.options import OWN, Check, Own, PositiveInt, Reading
-from datamodules.paths import Paths, is_remote
+from datamodules.paths import PACKED, SHARDS, Paths, is_remote
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,13 +162,13 @@ def titled(root: str) -> str:
 
 def shards_at(root: str) -> "ShardSet | None":
     """Returns the samples in tar or Parquet files, where ``root`` is such a file, a pattern or an address of some, or a folder of
-    them with no JSON and no folder of other files beside; None for other places."""
-    kinds, place = (".tar", ".parquet"), root.lower()
+    them with no JSON, picture or folder of other files beside; None for other places."""
+    kinds, place = (*SHARDS, *PACKED), root.lower()
     if os.path.isdir(root):
         folders = [Path(root), *sub_folders(Path(root))]
         names = [[name.lower() for name in os.listdir(folder)] for folder in folders]
         packed = [any(name.endswith(kinds) for name in own) for own in names]
-        found = any(packed) and all(packed[1:]) and not any(name.endswith(".json") for name in names[0])
+        found = any(packed) and all(packed[1:]) and not any(name.endswith((".json", *EXTENSIONS)) for name in names[0])
     elif os.path.isfile(root):
         found = place.endswith(kinds)
     else:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK = 1 << 16  # paths that are made at once
+SHARDS = (".tar", ".parquet")  # files of many pictures
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # those that are told to be unpacked
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,10 @@ from datamodules.cache import Cache, cache_folder
 from datamodules.digests import digest_of
 from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS
-from datamodules.paths import Member, Paths, binary, is_remote, signature
+from datamodules.paths import PACKED, SHARDS, Member, Paths, binary, is_remote, signature
 from datamodules.splits import hinted
 from datamodules.tables import LIST
 
-KINDS = (".tar", ".parquet")
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # of gzip, bzip2, xz and zstd
 PICTURES = ("image", "img", "picture", "jpg", "png")  # columns of Parquet
 GROUPS = 256 << 20  # bytes of the row groups that a process keeps
@@ -63,12 +61,12 @@ def shard_files(root: str) -> list[str]:
             found += _remote_files(place) if is_remote(place) else _local_files(place)
     if not found:
         raise DataError(
-            f"{root} has no file of the kinds {', '.join(KINDS)}: give their folder, a pattern such as 'FOLDER/train-*.tar', or their "
+            f"{root} has no file of the kinds {', '.join(SHARDS)}: give their folder, a pattern such as 'FOLDER/train-*.tar', or their "
             "address with --data.root."
         )
     if packed := next((place for place in found if place.lower().endswith(PACKED)), None):
         raise DataError(f"{packed} is compressed, so that no picture can be read by itself: unpack it to a .tar.")
-    if other := next((place for place in found if not place.partition("?")[0].lower().endswith(KINDS)), None):
+    if other := next((place for place in found if not place.partition("?")[0].lower().endswith(SHARDS)), None):
         raise DataError(
             f"{other} is neither a .tar nor a .parquet file: give such files, or their folder, with --data.root."
         )
@@ -89,7 +87,7 @@ def _local_files(place: str) -> list[str]:
         return [
             str(file)
             for file in Path(place).rglob("*")
-            if file.name.lower().endswith((*KINDS, *PACKED)) and file.is_file()
+            if file.name.lower().endswith((*SHARDS, *PACKED)) and file.is_file()
         ]
     return glob.glob(place) if glob.has_magic(place) and not os.path.exists(place) else [place]
 
@@ -98,10 +96,10 @@ def _remote_files(place: str) -> list[str]:
     system, path = url_to_fs(place)
     if glob.has_magic(path):
         found = system.glob(path)
-    elif path.endswith((*KINDS, *PACKED)):
+    elif path.endswith((*SHARDS, *PACKED)):
         found = [path]
     else:
-        found = [each for each in system.find(path) if each.endswith((*KINDS, *PACKED))]
+        found = [each for each in system.find(path) if each.endswith((*SHARDS, *PACKED))]
     return [str(system.unstrip_protocol(each)) for each in found]
 
 
@@ -116,9 +114,7 @@ def _told(place: str) -> Iterator[None]:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
         if not why or why.strip("/") in place:  # some say the place alone
             why = "no such file, or no answer" if isinstance(error, FileNotFoundError) else type(error).__name__
-        raise DataError(
-            f"{place} cannot be read ({why.rstrip('.')}): repair it, or give other files with --data.root."
-        ) from None
+        raise DataError(f"{place} cannot be read ({why.rstrip('.')}): repair it, or give other files.") from None
 
 
 def _opened(shard: str) -> IO[bytes]:
@@ -251,11 +247,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def has_pictures(file: str) -> bool:
-    """Whether a Parquet file has the bytes of pictures, and not their paths."""
+    """Whether a Parquet file has the bytes of pictures, and not their paths; also if it cannot be read."""
     try:
         schema = pq.read_schema(file)
-    except (OSError, ValueError):  # told by who reads it
-        return False
+    except (OSError, ValueError):  # it is told that it cannot be read
+        return True
     return any(name in schema.names and _holds_bytes(schema.field(name).type) for name in PICTURES)
 
 
@@ -476,7 +472,8 @@ class ShardSet:
 
     def table(self, path_column: str) -> pd.DataFrame:
         """Returns what the JSON says as a table of texts, as one in a CSV; with the names of the pictures, and the split where
-        the files' names say it. Each value of a list is ended by `LIST`. The ``label`` may be that of .cls or .txt."""
+        the files' names say it. Each value of a list is ended by `LIST`, with which objects, and lists of them, begin. The
+        ``label`` may be that of .cls or .txt."""
         names = dict.fromkeys(key for own in self.said for key in own)
         table = pd.DataFrame(
             {name: [_cell(own.get(name)) for own in self.said] for name in names}, range(len(self.index)), dtype=object
@@ -497,7 +494,7 @@ def _cell(value: Any) -> str | None:
     if isinstance(value, list) and not any(isinstance(each, list | dict) for each in value):
         return "".join(f"{each}{LIST}" for each in value)
     if isinstance(value, list | dict):
-        return json.dumps(value)
+        return LIST + json.dumps(value)
     return None if value is None else str(value)
 
 

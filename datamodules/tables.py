@@ -21,7 +21,7 @@ from datamodules.splits import SPLITS, split_of
 if TYPE_CHECKING:
     import pandas as pd
 
-LIST = "\x1f"  # ends each value of a list that is a cell, as those of JSON become
+LIST = "\x1f"  # ends each value of a list that is a cell, as those of JSON become, and begins a cell of objects
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),

@@ -33,6 +33,7 @@ from datamodules import (
     RegressionTable,
     Shards,
     UnlabelledShards,
+    YOLODetection,
 )
 from datamodules.shards import ShardSet
 from pipelines.classification import classification
@@ -392,6 +393,62 @@ def test_what_is_wrong_with_shards_is_one_paragraph(
     assert message.startswith("error: "), message
     assert message.count("\n") == 1, message
     assert [part for part in said if part not in message] == [], message
+
+
+def beside(said: Any) -> str:
+    """A tar of pictures with a JSON beside each."""
+    text = json.dumps(said).encode()
+    return write_tar(
+        "all.tar", {f"{k}.{kind}": png(k) if kind == "png" else text for k in range(9) for kind in ("png", "json")}
+    )
+
+
+OF_ONE = {"label": ["ox", "cow"]}, {"label": {"name": "ox"}}, {"label": [{"name": "ox"}]}
+OF_NESTED = {"labels": [{"name": "ox"}]}, {"labels": {"name": "ox"}}
+
+
+@pytest.mark.parametrize(
+    ("made", "settings", "said", "message"),
+    [
+        *((Manifest, {}, said, "all.tar/0.png has a list or an object under 'label'.*label_column") for said in OF_ONE),
+        (LabelColumns, {"label_columns": ["label"]}, OF_ONE[0], "all.tar/0.png has a list.*--data.label_columns"),
+        (RegressionTable, {"columns": ["x"]}, {"x": [1, 2]}, "all.tar/0.png has a list.*--data.columns"),
+        *((MultiLabelTable, {}, said, "all.tar/0.png has objects or lists under 'labels'") for said in OF_NESTED),
+        (COCODetection, {}, {"objects": [{"bbox": [1, 2, 3, 4], "category": ["ox"]}]}, "ox"),
+    ],
+)
+def test_a_list_where_one_value_is_expected_is_no_class(made: Any, settings: Any, said: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _ = made(beside(said), image_size=8, **settings).sources
+
+
+def test_indices_of_categories_may_be_written_with_a_fraction_of_nothing() -> None:
+    objects = [{"bbox": [1, 2, 3, 4], "category": 1.0}]
+    assert COCODetection(beside({"objects": objects}), image_size=8).label_names == ["1"]
+    Path("classnames.txt").write_text("ox\ncow\n")
+    data = COCODetection(beside({"objects": objects}), image_size=8)
+    assert data.label_names == ["ox", "cow"]
+    assert data.sources["train"][0]["labels"].tolist() == [1]
+
+
+def test_shards_that_cannot_be_read_are_told_as_shards_and_an_archive_beside_its_files_is_none() -> None:
+    Path("packed").mkdir()
+    Path("packed", "train.tar.gz").write_bytes(gzip.compress(b"text"))
+    for root in ("packed", "packed/train.tar.gz"):
+        with pytest.raises(DataError, match=r"train.tar.gz is compressed"):
+            _ = COCODetection(root).sources
+    frame = pd.DataFrame({"image": [png(k) for k in range(9)], "objects": [[]] * 9})
+    frame.to_parquet("all.parquet")
+    for made in (COCODetection, RegressionTable):
+        with pytest.raises(DataError, match=r"all.parquet cannot be read \("):
+            _ = made(cut("all.parquet", 9)).sources
+    Path("flat").mkdir()
+    for k in range(9):
+        Path("flat", f"{k}.png").write_bytes(png(k))
+        Path("flat", f"{k}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    Path("flat", "classes.txt").write_text("ox")
+    write_tar("flat/download.tar", WHOLE)
+    assert sum(map(len, YOLODetection("flat", image_size=8).sources.values())) == 9
 
 
 def test_what_cannot_become_shards_is_refused(capsys: pytest.CaptureFixture[str], forms: dict[str, str]) -> None:

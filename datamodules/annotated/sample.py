@@ -176,4 +176,4 @@ def merged(records: Iterable[Record], notes: Notes) -> list[Record]:
 def occurring(splits: dict[str, list[Record]]) -> list[str]:
     """Classes that occur in training, sorted."""
     records = splits.get("train", splits.get("all", []))
-    return sorted({box.label for record in records for box in record.boxes if box.label is not None})
+    return sorted({box.label for record in records for box in record.boxes if isinstance(box.label, str)})

@@ -73,6 +73,11 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
     def _of_cells(self, table: "pd.DataFrame") -> tuple[list[str], NDArray[np.int64]]:
         cells = table[self.label_column].fillna("").astype(str)
+        if (nested := cells.str.startswith(LIST).to_numpy()).any():
+            raise DataError(
+                f"{self.paths(table)[int(nested.argmax())]} has objects or lists under {self.label_column!r}, where names of labels are "
+                "expected: name another key or column with --data.label_column. Boxes are read by --data COCODetection."
+            )
         separator = self.separator or next((s for s in SEPARATORS if cells.str.contains(s, regex=False).any()), "|")
         sets = [{composed(name.strip()) for name in cell.split(separator)} - {""} for cell in cells]
         learned = [own for own, split in zip(sets, table["split"], strict=True) if split in ("train", "all")] or sets

@@ -1,6 +1,6 @@
 """Images that a table lists with their classes, and with numbers and keypoints as further inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from datamodules.labelled.rows import Rows, objects
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Preprocessing, point_columns
 from datamodules.paths import Paths
-from datamodules.tables import by_split, check_table, numeric_columns, read_table, spelled
+from datamodules.tables import LIST, by_split, check_table, numeric_columns, read_table, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,18 @@ class Table(Files):
         table = table.rename(columns=spelled(table, [self.path_column, *columns, *grouped, *others, "split"]))
         columns = {self.path_column: "--data.path_column", **columns, **grouped}
         check_table(table, file, columns, [self.path_column, *filled, *grouped], must_train=False)
+        self._check_single(table, columns)
         return pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
+
+    def _check_single(self, table: "pd.DataFrame", columns: Mapping[str, str]) -> None:
+        """Refuses lists and objects of JSON where one value is expected, in columns, each with its setting."""
+        for name, setting in columns.items() if self._shards is not None else ():
+            several = table[name].astype(str).str.contains(LIST, regex=False).to_numpy()
+            if several.any():
+                raise DataError(
+                    f"{self.paths(table)[int(several.argmax())]} has a list or an object under {name!r}, where one value is expected: name "
+                    f"another key or column with {setting}. Several labels are read by --data MultiLabelTable, boxes by --data COCODetection."
+                )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -55,7 +55,11 @@ def _objects(said: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
 
 
 def _label(category: Any, names: list[str]) -> Any:
-    """Name of a class, from its name or its index."""
+    """Name of a class, from its name or its index, which may be written as 1.0."""
+    if isinstance(category, list | dict | bool):
+        return Unknown(quoted(category))
+    if isinstance(category, float) and category.is_integer():
+        category = int(category)
     if isinstance(category, int) and names:
         return names[category] if 0 <= category < len(names) else Unknown(str(category))
     return None if category is None else composed(str(category).strip())
