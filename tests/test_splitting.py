@@ -1,6 +1,7 @@
 """Trainings with weights split among the processes, and the checkpoints that they leave."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,24 @@ def test_split_weights_learn_what_whole_ones_do_and_their_checkpoints_are_whole(
     alone = [*args, "--trainer.devices", "1", "--data.batch_size", "32", "--trainer.max_epochs", "2", "--output", "on"]
     assert classification(alone).trainer.global_step == 4
     assert_near("whole/last.ckpt", "on/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (["--model.optimization.ema_decay", "0.9"], "ema_decay"),
+        (["--model.optimization.l2_penalty", "0.1"], "l2_penalty"),
+        (["--model.backbone.transfer", "features"], "frozen_epochs"),
+        (["--trainer.precision", "bf16-true"], "bf16-true"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(setting: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *TWO, "--trainer.strategy", "fsdp2", *setting,
+                        "--output", "out"])  # fmt: skip
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out/last.ckpt").exists()
 
 
 @pytest.mark.slow
