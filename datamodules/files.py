@@ -175,7 +175,8 @@ def shards_at(root: str) -> "ShardSet | None":
         found = is_remote(root) or (place.endswith(kinds) and re.search(r"[*?{\[]", root) is not None)
     if not found:
         return None
-    from datamodules.shards import ShardSet, has_pictures
+    from datamodules.shard_index import has_pictures
+    from datamodules.shards import ShardSet
 
     if os.path.isfile(root) and place.endswith(".parquet") and not has_pictures(root):
         return None
