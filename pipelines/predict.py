@@ -93,6 +93,7 @@ def predict(
 
     from datamodules import DataError
     from datamodules.errors import listed
+    from datamodules.paths import SHARDS
     from datamodules.videos import Video, is_stream, is_video
     from modules import DetectionModule
     from pipelines.serving import video
@@ -114,7 +115,13 @@ def predict(
     for path in missing:
         tell(f"{path}: there is no such file or folder.")
     if not files:
-        say("No images were found.")
+        shards = any(path.lower().endswith(SHARDS) for path in paths)
+        way = (
+            " Those inside of tar and Parquet files are measured by pipelines.evaluate; unpack them to ask about each."
+            if shards
+            else ""
+        )
+        say(f"No images were found.{way}")
         return 2
     drawings = places(files, root, out) if out else {}
     answering = registry.load(model, device)

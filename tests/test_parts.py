@@ -267,6 +267,15 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
     command = [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", "--output", "out"]
     classification([*command, "--register", "own"])
     classification([*command, "--register", "carried", "--register_code", "true"])
+    for given, said in (
+        (["--output", "other"], "none is registered"),
+        (["--import", "code", "--register", "x"], "with their suffix"),
+    ):
+        with pytest.raises(SystemExit):
+            classification(
+                [*SHORT, "--import", "code/net_of_mine.py", "--backbone", "tiny_own", *given, "--register_code", "true"]
+            )
+        assert said in capsys.readouterr().err
     measured = classification(["test", "--output", "out"]).rows["test/accuracy"]  # config.yaml says what to import
     learned = registry.load("models:/own/1").module.backbone
     assert learned.recipe["backbone"] == "net_of_mine:tiny_own"

@@ -153,8 +153,13 @@ class PreparedCLI(TaskParser):
         files = [Path(name) for name in each_of(self.options["import"]) if name.endswith(".py")]
         if self.options.register_code and not files:
             raise UsageError(
-                "--register_code true lets the model carry the files of --import, and there are none: name them, such as --import "
-                "my_code.py, or leave it out."
+                "--register_code true lets the model carry the files of --import, and there are none: name them with their suffix, such "
+                "as --import my_code.py, or leave it out."
+            )
+        if self.options.register_code and self.subcommand == "fit" and not self.options.register:
+            raise UsageError(
+                "--register_code true lets the registered model carry the files of --import, and none is registered: give --register "
+                "NAME, or leave it out."
             )
         self.own_code = files if self.options.register_code else []
         if self.options.register:
