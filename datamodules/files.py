@@ -160,9 +160,10 @@ def titled(root: str) -> str:
     return names[-1].partition(".")[0] if names else place.stem
 
 
-def shards_at(root: str) -> "ShardSet | None":
+def shards_at(root: str, or_table: bool = False) -> "ShardSet | None":
     """Returns the samples in tar or Parquet files, where ``root`` is such a file, a pattern or an address of some, or a folder of
-    them with no JSON, picture or folder of other files beside; None for other places."""
+    them with no JSON, picture or folder of other files beside; None for other places. So is a Parquet file without pictures, and,
+    if the place may be a table (``or_table``), one that cannot be read."""
     kinds, place = (*SHARDS, *PACKED), root.lower()
     if os.path.isdir(root):
         folders = [Path(root), *sub_folders(Path(root))]
@@ -178,6 +179,6 @@ def shards_at(root: str) -> "ShardSet | None":
     from datamodules.shard_index import has_pictures
     from datamodules.shards import ShardSet
 
-    if os.path.isfile(root) and place.endswith(".parquet") and not has_pictures(root):
+    if os.path.isfile(root) and place.endswith(".parquet") and not has_pictures(root, otherwise=not or_table):
         return None
     return ShardSet(root)

@@ -235,12 +235,12 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def has_pictures(file: str) -> bool:
-    """Whether a Parquet file has the bytes of pictures, and not their paths; also if it cannot be read."""
+def has_pictures(file: str, otherwise: bool) -> bool:
+    """Whether a Parquet file has the bytes of pictures, and not their paths; ``otherwise`` if it cannot be read."""
     try:
         schema = pq.read_schema(file)
-    except (OSError, ValueError):  # it is told that it cannot be read
-        return True
+    except (OSError, ValueError):  # told by who reads it
+        return otherwise
     return any(name in schema.names and _holds_bytes(schema.field(name).type) for name in PICTURES)
 
 

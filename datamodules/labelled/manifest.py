@@ -54,7 +54,7 @@ class Table(Files):
 
     @cached_property
     def _shards(self) -> "ShardSet | None":
-        return shards_at(self.file)
+        return shards_at(self.file, or_table=True)
 
     def paths(self, table: "pd.DataFrame") -> Paths:
         """Returns the images of the rows of a `checked` table."""
