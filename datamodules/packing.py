@@ -23,13 +23,15 @@ from datamodules.annotated.sample import IGNORE
 from datamodules.annotated.scenes import DigitTasks
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSource
 from datamodules.base import VisionDataModule
+from datamodules.clips import ClipDataModule
 from datamodules.errors import DataError
 from datamodules.images import EXTENSIONS
 from datamodules.labelled.base import NamedDataModule
 from datamodules.labelled.label_columns import LabelColumnsSource
 from datamodules.labelled.manifest import Manifest
+from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.quantities import RegressionDataModule
-from datamodules.labelled.sources import LabelSetSource, QuantitySource, TabularSource
+from datamodules.labelled.sources import LabelSetSource, PeopleSource, QuantitySource, TabularSource
 from datamodules.loading import Sample
 from datamodules.options import point_columns
 from datamodules.paths import Paths, content_of
@@ -46,6 +48,7 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
     Beside a picture is, for
 
     * a class, ``.cls``, its index; with further inputs, ``.json`` with the key ``label`` and one for each of them;
+    * a person, ``.json`` with the key ``identity``, or the column that the person was in;
     * several labels, ``.json`` with the list ``labels``; several columns of classes or quantities, with a key for each;
     * boxes, ``.json`` with the list ``objects``; see `read_boxes`;
     * a class map, ``.mask.png``, or with the suffix of its file.
@@ -59,12 +62,14 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
     Raises:
         DataError: the folder exists, the images do not have 8 bits, or the data are of another kind.
     """
-    kinds: Any = (NamedDataModule, RegressionDataModule, DetectionDataModule, SegmentationDataModule)
-    if not isinstance(data, kinds) or isinstance(data, DigitTasks):  # whose counts have no place
+    kinds: Any = (NamedDataModule, RegressionDataModule, FaceDataModule, DetectionDataModule, SegmentationDataModule)
+    if not isinstance(data, kinds) or isinstance(data, DigitTasks | ClipDataModule):  # counts and clips have no place
         raise DataError(
-            f"--form webdataset is for pictures with classes, labels, quantities, boxes or class maps, and {type(data).__name__} is not: "
-            "give another --data or --form."
+            "--form webdataset writes pictures with classes, labels, quantities, people, boxes or class maps, and "
+            f"{type(data).__name__} has others: give another --data or --form."
         )
+    if isinstance(data, FaceDataModule) and getattr(data, "pairs", None):
+        raise DataError("The pairs of --data.pairs have no place in shards: leave them out.")
     with new_folder(folder) as part:
         part.mkdir()
         for split, source in data.sources.items():
@@ -88,10 +93,10 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
 
 
 def _names(data: Any, source: Any) -> list[str]:
-    """Returns the names of the classes that have an index in shards: not those of quantities, columns and masks."""
+    """Returns the names of the classes that have an index in shards: not those of quantities, columns, people and masks."""
     if isinstance(source, WindowSource):
         return list(data.label_names[1:]) if isinstance(source.pictures, BoxSource) else []
-    return [] if isinstance(source, QuantitySource | LabelColumnsSource) else list(data.label_names)
+    return [] if isinstance(source, QuantitySource | LabelColumnsSource | PeopleSource) else list(data.label_names)
 
 
 def _write_classes(data: Any, file: Path) -> None:
@@ -146,6 +151,8 @@ def _samples(data: Any, source: Any) -> Iterator[Members]:
 
 def _described(data: Any, source: Any, k: int) -> tuple[str, bytes]:
     """Returns the member that says what a labelled picture is."""
+    if isinstance(source, PeopleSource):
+        return _json({getattr(data, "person_column", "identity"): str(source.people[k])})
     names, values = data.label_names, source.labels[k]
     if isinstance(source, QuantitySource):
         pairs = zip(names, values.tolist(), strict=True)

@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -22,7 +23,7 @@ from datamodules.cache import cache_folder
 from datamodules.digests import digest_of
 from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS
-from datamodules.paths import PACKED, SHARDS, is_remote, signature
+from datamodules.paths import PACKED, SHARDS, Member, is_remote, signature
 
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # of gzip, bzip2, xz and zstd
 PICTURES = ("image", "img", "picture", "jpg", "png")  # columns of Parquet
@@ -256,12 +257,10 @@ def picture_column(schema: pa.Schema, shard: str) -> str:
     return (named or able)[0]
 
 
-def names_beside(shards: list[str]) -> list[str]:
-    """Returns the names of the classes in ``classnames.txt`` next to the first file, one per line; none if there is none."""
+def file_beside(shards: list[str], *names: str) -> Member | None:
+    """Returns the first of some files that is next to the first of the shards; None if there is none."""
     folder = shards[0].rpartition("/")[0] or "."
-    with (
-        suppress(Exception),
-        opened(f"{folder}/classnames.txt") as file,
-    ):  # servers say in many ways that there is none
-        return [line.strip() for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
-    return []
+    for name in names:
+        with suppress(Exception), opened(f"{folder}/{name}") as file:  # servers say in many ways that there is none
+            return Member(f"{folder}/{name}", partial(bytes, file.read()))
+    return None

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,9 +23,9 @@ from typing_extensions import override
 from datamodules.cache import Cache
 from datamodules.errors import DataError
 from datamodules.paths import Member, Paths, binary, is_remote
-from datamodules.shard_index import index_of, mark_of, names_beside, opened, picture_column, shard_files
+from datamodules.shard_index import file_beside, index_of, mark_of, opened, picture_column, shard_files
 from datamodules.splits import hinted
-from datamodules.tables import LIST
+from datamodules.tables import LIST, text_of
 
 GROUPS = 256 << 20  # bytes of the row groups that a process keeps
 
@@ -156,11 +155,6 @@ class ShardSet:
         self._features = [features for _, features in found.values()]
         self._marks = np.array([mark_of(shard) for shard in found], np.int64)
 
-    @property
-    def folder(self) -> Path:
-        """Folder of the first file, on a disk."""
-        return Path(self.shards[0]).parent
-
     @cached_property
     def members(self) -> Members:
         """The pictures, N."""
@@ -232,7 +226,8 @@ class ShardSet:
         said = {tuple(names) for features in self._features if (names := _names_in(features.get(column)))}
         if len(said) > 1:
             raise DataError(f"The files of {self.root} have different names of classes: give those of one data set.")
-        return list(*said) or names_beside(self.shards)
+        file = None if said else file_beside(self.shards, "classnames.txt")
+        return list(*said) if file is None else [line for line in map(str.strip, text_of(file).splitlines()) if line]
 
     def table(self, path_column: str) -> pd.DataFrame:
         """Returns what the JSON says as a table of texts, as one in a CSV; with the names of the pictures, and the split where

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS, folded
+from datamodules.paths import Member, content_of
 from datamodules.splits import SPLITS, split_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Notes:
         self._places.clear()
 
 
-def text_of(file: Path, notes: Notes | None = None, declared: str | None = None) -> str:
+def text_of(file: Path | Member, notes: Notes | None = None, declared: str | None = None) -> str:
     """Reads the text of a file; see `decoded`.
 
     Args:
@@ -76,7 +77,7 @@ def text_of(file: Path, notes: Notes | None = None, declared: str | None = None)
         DataError: it cannot be read.
     """
     try:
-        text, guessed = decoded(file.read_bytes(), declared)
+        text, guessed = decoded(content_of(file), declared)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}.") from None
     if guessed:

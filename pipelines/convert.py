@@ -14,7 +14,7 @@ def convert(folder: str, *, data: VisionDataModule, form: FileFormat | Literal["
     Args:
         folder: output folder; it must not exist yet.
         data: any data with boxes, such as ``DigitScenes`` or ``VOCDetection --data.root FOLDER``; for shards, also of classes, labels,
-            quantities or class maps, such as ``ImageFolder``.
+            quantities, people or class maps, such as ``ImageFolder``.
         form: of boxes ``coco`` or ``yolo`` (with outlines where ``--data.masks true``), ``voc`` or ``csv``; or ``webdataset``, tar
             files of pictures and all that belongs to them. Those of classes alone are read by ``--data Shards``, others by the
             data of their task, given the folder in place of their files.

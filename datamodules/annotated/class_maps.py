@@ -40,6 +40,7 @@ from datamodules.images import EXTENSIONS, Reduction, folded, images_in, sub_fol
 from datamodules.loading import Sample
 from datamodules.options import Own, Reading
 from datamodules.paths import Member, Paths
+from datamodules.shard_index import file_beside
 from datamodules.splits import by_split_name
 from datamodules.tables import text_of
 
@@ -137,7 +138,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
             return Classes(["background", "foreground"], kind="binary")
         if self._shards is None:
             return self.given()
-        file = next((file for name in TABLES if (file := self._shards.folder / name).is_file()), None)
+        file = file_beside(self._shards.shards, *TABLES)
         return None if file is None else read_classes(file)
 
     @cached_property

@@ -1,6 +1,5 @@
 """Files of people: folders, tables, pairs of LFW, CelebA."""
 
-from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from datamodules.images import EXTENSIONS, KINDS, warn_of_left_out
 from datamodules.labelled.files import LabelledFiles, warn_of_shared_parts
 from datamodules.labelled.manifest import Table
 from datamodules.labelled.people import FaceDataModule, by_person
-from datamodules.labelled.rows import Row, Rows, named_files
+from datamodules.labelled.rows import Rows, named_files
 from datamodules.labelled.sources import PeopleSource
 from datamodules.splits import SPLITS, split_folders
 from datamodules.tables import text_of
@@ -33,9 +32,9 @@ class _FaceFiles(LabelledFiles[PeopleSource], FaceDataModule):
 
     on_lone_picture: Literal["error", "skip"] = "error"
 
-    def _read(self, rows: Iterable[Row]) -> dict[str, PeopleSource]:
+    def _read(self, rows: Rows) -> dict[str, PeopleSource]:
         """Checks the files and divides them into splits."""
-        files, people, splits, good = self.inspected(Rows.of(rows))
+        files, people, splits, good = self.inspected(rows)
         whole = PeopleSource(files, people.astype(np.str_))
         parts = {split: whole.subset(good & (splits == split)) for split in sorted(set(splits[good]))}
         self.check_folds(parts)
@@ -81,7 +80,7 @@ class PeopleFolder(Folder, _FaceFiles):
             rows += [(path, person, "test") for path, person in zip(named, people, strict=True)]
         elif self.test_root:
             rows += [(path, person, "test") for path, person in people_in(Path(self.test_root))]
-        parts = self._read(rows)
+        parts = self._read(Rows.of(rows))
         if self.pairs:
             if len(parts["test"]) != len(named):
                 raise DataError(f"{self.pairs} names pictures that cannot be read: the protocol needs all of them.")
@@ -193,7 +192,8 @@ class CelebA(_FaceFiles):
                 raise DataError(
                     f"{partition} does not say which split {lacking} belongs to: write a line '{lacking} 0', or 1 or 2."
                 )
-        return self._read([(str(images / file), who, splits.get(file) or "all") for file, who in people.items()])
+        rows = [(str(images / file), who, splits.get(file) or "all") for file, who in people.items()]
+        return self._read(Rows.of(rows))
 
 
 def _pairs(file: Path) -> dict[str, str]:
@@ -224,4 +224,4 @@ class PeopleTable(Table, _FaceFiles):
     @override
     def load(self) -> dict[str, PeopleSource]:
         table = self.checked({self.person_column: "--data.person_column"}, [self.person_column])
-        return self._read(zip(*self.rows(table, self.person_column), strict=True))
+        return self._read(self.rows(table, self.person_column))

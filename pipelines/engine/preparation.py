@@ -150,7 +150,10 @@ class PreparedCLI(TaskParser):
                 f"--tta {self.options.tta} is for validate, test and predict: {self.subcommand} looks at images as they are. "
                 "Leave it out, and give it to test with the same --output."
             )
-        files = [Path(name) for name in each_of(self.options["import"]) if name.endswith(".py")]
+        named = each_of(self.options["import"])
+        named = [str(Path(name).absolute()) if name.endswith(".py") else name for name in named]
+        self.options["import"] = named or None  # so that the recipe of the training is of use in any folder
+        files = [Path(name) for name in named if name.endswith(".py")]
         if self.options.register_code and not files:
             raise UsageError(
                 "--register_code true lets the model carry the files of --import, and there are none: name them with their suffix, such "

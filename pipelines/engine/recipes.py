@@ -81,19 +81,22 @@ def last_of(args: Sequence[str], *options: str) -> dict[str, str | None]:
 
 
 def import_code(args: Sequence[str]) -> None:
-    """Imports the modules of ``--import``, from the command line and its recipes, so that their networks and classes
-    can be named.
+    """Imports the modules of ``--import``, from the command line or its recipes, of which the last counts, so that their
+    networks and classes can be named.
 
     Raises:
         UsageError: it cannot be imported.
     """
+
+    def recipe(file: str) -> Any:
+        return contents(["--config", file]).get(file, {}).get("import", "")
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--import", dest="named", action="append", default=[])
-    named = [yaml.safe_load(text) for text in parser.parse_known_args(args)[0].named]
-    named += [settings.get("import") for settings in contents(args).values()]
-    for given in named:
-        for name in each_of(given):
-            _import(name)
+    parser.add_argument("-c", "--config", dest="named", action="append", type=recipe)
+    parser.add_argument("--import", dest="named", action="append", type=yaml.safe_load)
+    given = [named for named in parser.parse_known_args(args)[0].named or [] if named != ""]
+    for name in each_of(given[-1] if given else None):
+        _import(name)
 
 
 def each_of(given: Any) -> list[str]:
@@ -111,7 +114,7 @@ def _import(given: str) -> None:
     if file.suffix == ".py":
         name = file.stem
         if not file.is_file():
-            raise UsageError(f"--import {given}: there is no such file.")
+            raise UsageError(f"--import {given}: there is no such file. Say where it is now with --import.")
         if not name.isidentifier():
             raise UsageError(
                 f"--import {given}: {name} is not a valid name for a module; rename it, for example to "

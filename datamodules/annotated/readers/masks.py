@@ -328,7 +328,7 @@ def _sign_of_objects(files: Sequence[str | Member], looks: Sequence[Look]) -> st
     return f"of {len(counts)} numbers most are in one mask only, each in one piece"
 
 
-def read_classes(file: Path) -> Classes:
+def read_classes(file: Path | Member) -> Classes:
     """Reads class values from ``classes.csv`` (columns name; name, value; or name, r, g, b; Roboflow's
     ``_classes.csv``) or from a colour list: ``labelmap.txt`` of CVAT and Datumaro, ``label_colors.txt`` of CamVid.
 
@@ -337,15 +337,15 @@ def read_classes(file: Path) -> Classes:
     Raises:
         DataError: it is not such a table, or has a value twice.
     """
-    text = text_of(file)
-    rows, coloured = _colour_lines(file, text) if file.suffix == ".txt" else _class_rows(file, text)
+    text, lines = text_of(file), str(file).endswith(".txt")
+    rows, coloured = _colour_lines(file, text) if lines else _class_rows(file, text)
     rows = [(" ".join(name.split()), value) for name, value in rows]
     if odd := next((name for name, _ in rows if not name.isprintable()), ""):
         raise DataError(f"{file} has a name that cannot be printed, {odd[:80]!r}: is it a text file in UTF-8?")
     if twice := repeated(value for _, value in rows):
         raise DataError(f"{file} gives two classes the same value, {_colour(twice[0]) if coloured else twice[0]}.")
     names = list(dict.fromkeys(name for name, _ in rows if name.lower() not in UNCOUNTED))
-    if file.suffix == ".txt":
+    if lines:
         names.sort(key=lambda name: name.lower() != "background")
     if not 2 <= len(names) <= MOST:
         raise DataError(
@@ -355,7 +355,7 @@ def read_classes(file: Path) -> Classes:
     return Classes(names, numbers, "colours" if coloured else "numbers")
 
 
-def _class_rows(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
+def _class_rows(file: Path | Member, text: str) -> tuple[list[tuple[str, int]], bool]:
     lines = [line for line in text.splitlines() if re.match(r"(?!#|\"?sep=.\"?$)\S", line.strip())]  # Excel's sep=;
     head = lines[0] if lines else ""
     mark = next((mark for mark in (",", ";", "\t") if mark in head), ",")
@@ -383,7 +383,7 @@ def _class_rows(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
     return rows, coloured
 
 
-def _colour_lines(file: Path, text: str) -> tuple[list[tuple[str, int]], bool]:
+def _colour_lines(file: Path | Member, text: str) -> tuple[list[tuple[str, int]], bool]:
     """Parses lines ``name:r,g,b:…`` or ``r g b name``."""
     rows = []
     for line in text.splitlines():
