@@ -6,7 +6,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +168,18 @@ def warn_of_alike(names: Sequence[str]) -> None:
         )
 
 
+def numbered(table: "pd.DataFrame", row: int) -> str:
+    """Name of a row of a file for messages, by its number there."""
+    return f"row {table.index[row] + 1}"
+
+
 def check_table(
-    table: "pd.DataFrame", file: Path, columns: dict[str, str], filled: Sequence[str], must_train: bool = True
+    table: "pd.DataFrame",
+    file: Path,
+    columns: dict[str, str],
+    filled: Sequence[str],
+    must_train: bool = True,
+    named: "Callable[[pd.DataFrame, int], str]" = numbered,
 ) -> None:
     """Checks the columns of a table.
 
@@ -179,6 +189,7 @@ def check_table(
         columns: required columns, each with the setting that names it.
         filled: columns without empty cells.
         must_train: if there are splits, one must be ``train``.
+        named: names a row for messages.
 
     Raises:
         DataError: a column or a cell is missing, there are no rows, or a split is unknown.
@@ -203,7 +214,7 @@ def check_table(
     missing = table[needed].isna()
     if missing.any(axis=None):
         row, column = next(zip(*missing.to_numpy().nonzero(), strict=True))
-        raise DataError(f"{file.resolve()} has nothing under {needed[column]!r} in row {row + 1}: fill it in.")
+        raise DataError(f"{file.resolve()} has nothing under {needed[column]!r} in {named(table, row)}: fill it in.")
     if "split" in table:
         if unknown := sorted({str(name) for name in table["split"].unique() if not split_of(name)}):
             raise DataError(
@@ -257,13 +268,16 @@ def unclear(cells: "pd.Series[Any]") -> str | None:
     )
 
 
-def numeric_columns(table: "pd.DataFrame", names: Sequence[str], file: Path) -> NDArray[np.float32]:
+def numeric_columns(
+    table: "pd.DataFrame", names: Sequence[str], file: Path, named: "Callable[[pd.DataFrame, int], str]" = numbered
+) -> NDArray[np.float32]:
     """Reads columns in which every row must have a number.
 
     Args:
         table: the table; its index is the row number, from 0.
         names: names of the columns.
         file: the file of the table, for messages.
+        named: names a row for messages.
 
     Returns:
         float32 N×K.
@@ -277,7 +291,7 @@ def numeric_columns(table: "pd.DataFrame", names: Sequence[str], file: Path) -> 
         if (lacking := np.flatnonzero(~np.isfinite(columns[:, k]))).size or unclear(table[name]):
             row = int(lacking[0]) if lacking.size else int(np.flatnonzero(table[name] == unclear(table[name]))[0])
             raise DataError(
-                f"{file.resolve()} has {table[name].iloc[row]!r} under {name!r} in row {table.index[row] + 1}, where the network needs a "
+                f"{file.resolve()} has {table[name].iloc[row]!r} under {name!r} in {named(table, row)}, where the network needs a "
                 f"number ({max(1, lacking.size)} of {len(table)} rows): write one, with a point for the decimals; remove the "
                 "row; or leave the column out."
             )

@@ -448,6 +448,15 @@ def test_a_list_where_one_value_is_expected_is_no_class(made: Any, settings: Any
         _ = made(beside(said), image_size=8, **settings).sources
 
 
+def test_what_lacks_beside_a_picture_is_told_with_its_name() -> None:
+    whole = [{"label": "ox", "age": 3}, {"label": "cow", "age": 4}] * 6
+    for key, said in (("label", {"age": 5}), ("age", {"label": "ox"})):
+        members = {f"{k}.json": json.dumps(one).encode() for k, one in enumerate([said, *whole])}
+        write_tar("all.tar", members | {f"{k}.png": png(k) for k in range(13)})
+        with pytest.raises(DataError, match=f"nothing under '{key}' in all.tar/0.png"):
+            _ = Manifest("all.tar", tabular=["age"], image_size=8).sources
+
+
 def test_indices_of_categories_may_be_written_with_a_fraction_of_nothing() -> None:
     objects = [{"bbox": [1, 2, 3, 4], "category": 1.0}]
     assert COCODetection(beside({"objects": objects}), image_size=8).label_names == ["1"]

@@ -9,8 +9,9 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from datamodules.annotated.sample import DESCRIBED, Annotations, BoxFormat, Record
+from datamodules.annotated.sample import DESCRIBED, Annotations, BoxFormat, Record, Unread
 from datamodules.errors import DataError, listed
+from datamodules.finding import quoted
 from datamodules.paths import Paths
 
 
@@ -55,7 +56,7 @@ def faults(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.o
             "reaches outside": (left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1),
             "is outside": (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height),
             "is inverted": (right < left) | (bottom < top),
-            "is no number": ~np.isfinite(boxes).all(1),
+            "is not four numbers": ~np.isfinite(boxes).all(1),
         }
     for name, those in cases.items():
         result[those] = name
@@ -163,7 +164,8 @@ def compiled(
     def place(k: Any) -> str:
         record, box = records[owners[k]], boxes[k]
         height, width = areas[k]
-        what = f"[{', '.join(f'{value:g}' for value in box.values)}] {wrong[k]}"
+        numbers = f"[{', '.join(f'{value:g}' for value in box.values)}]"
+        what = f"{quoted(box.values.written) if isinstance(box.values, Unread) else numbers} {wrong[k]}"
         if labels[k] < 0:
             what = wrong[k] if box.label is None else f"{wrong[k]}, {box.label!r}"
         elif "outside" in wrong[k]:

@@ -146,9 +146,22 @@ def as_number(given: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
+class Unread(list[float]):
+    """Four NaN in place of a box without four numbers.
+
+    Args:
+        written: what the file has instead.
+    """
+
+    def __init__(self, written: object) -> None:
+        super().__init__([math.nan] * 4)
+        self.written = written
+
+
 def four_numbers(given: object) -> list[float]:
-    """Four numbers, or four NaN if there are not exactly four."""
-    return [as_number(value) for value in given] if isinstance(given, list) and len(given) == 4 else [math.nan] * 4
+    """Four numbers, or `Unread` if there are not exactly four."""
+    numbers = [as_number(value) for value in given] if isinstance(given, list) else []
+    return numbers if len(numbers) == 4 and all(map(math.isfinite, numbers)) else Unread(given)
 
 
 def as_size(height: object, width: object) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from datamodules.labelled.rows import Rows, objects
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Preprocessing, point_columns
 from datamodules.paths import Paths
-from datamodules.tables import LIST, by_split, check_table, numeric_columns, read_table, spelled
+from datamodules.tables import LIST, by_split, check_table, numbered, numeric_columns, read_table, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,10 @@ class Table(Files):
         """Returns the rows of a `checked` table, with the names in a column."""
         return Rows(self.paths(table), objects(table[column].astype(str), composed), objects(table["split"]))
 
+    def row(self, table: "pd.DataFrame", row: int) -> str:
+        """Name of a row for messages: its picture in shards, or its number."""
+        return numbered(table, row) if self._shards is None else self.paths(table)[row]
+
     def groups(self, table: "pd.DataFrame") -> NDArray[np.str_] | None:
         """Returns the group of each row of a `checked` table; None without a column of groups."""
         return None if self.group_column is None else table[self.group_column].astype(str).to_numpy(np.str_)
@@ -88,7 +92,7 @@ class Table(Files):
         table = read_table(file, "--data.file") if self._shards is None else self._shards.table(self.path_column)
         table = table.rename(columns=spelled(table, [self.path_column, *columns, *grouped, *others, "split"]))
         columns = {self.path_column: "--data.path_column", **columns, **grouped}
-        check_table(table, file, columns, [self.path_column, *filled, *grouped], must_train=False)
+        check_table(table, file, columns, [self.path_column, *filled, *grouped], False, self.row)
         self._check_single(table, columns)
         return pd.concat([part.assign(split=split) for split, part in by_split(table).items()])
 
@@ -187,15 +191,15 @@ class Manifest(Table, ClassFiles):
             return super().source(files, labels)
         file, table = Path(self.file), self._read_table[2]
         columns = point_columns(self.keypoints or ())
-        points = numeric_columns(table, columns, file).reshape(len(labels), len(columns) // 2, 2)
+        points = numeric_columns(table, columns, file, self.row).reshape(len(labels), len(columns) // 2, 2)
         lone = np.flatnonzero((points == points[:, :1]).all((1, 2)))
         if self.keypoints and lone.size:
             raise DataError(
-                f"{file.resolve()}: in row {table.index[lone[0]] + 1} all points of --data.keypoints are at one place: correct them, "
+                f"{file.resolve()}: in {self.row(table, int(lone[0]))} all points of --data.keypoints are at one place: correct them, "
                 "or remove the row."
             )
         self._warn_of_points_outside(files, points)
-        return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file), points)
+        return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file, self.row), points)
 
     def _warn_of_points_outside(self, files: ImageFiles, points: NDArray[np.float32]) -> None:
         """Warns of images with keypoints, float32 N×K×2, outside of them, as if they were those of another size."""

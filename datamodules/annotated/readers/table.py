@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
-from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, as_number, merged, occurring
+from datamodules.annotated.sample import COLUMNS, Box, Record, as_flag, four_numbers, merged, occurring
 from datamodules.finding import Finder
 from datamodules.images import composed
 from datamodules.tables import by_split, check_table, read_table, spelled
@@ -68,7 +68,7 @@ class CSVDetection(BoxFiles):
         records: dict[str, Record] = {}
         finder = Finder(file.parent, [file.parent, file.parent / "images"], self.notes)
         cells = table[list(box_columns)].astype(object)
-        numbers = [[as_number(str(v).replace(",", ".")) for v in row] for row in cells.itertuples(index=False)]
+        numbers = [four_numbers([str(v).replace(",", ".") for v in row]) for row in cells.itertuples(index=False)]
         empty = table[[*box_columns, label_column]].isna().all(axis=1).to_numpy()
         difficult = table["difficult"].map(as_flag).to_numpy() if "difficult" in table else np.zeros(len(table), bool)
         rows = zip(table[path_column].astype(str), table[label_column], numbers, empty, difficult, strict=True)

@@ -12,7 +12,17 @@ from typing_extensions import override
 
 from datamodules.annotated.boxes import BoxFiles
 from datamodules.annotated.checks import in_shares
-from datamodules.annotated.sample import COLUMNS, Box, BoxFormat, Record, as_flag, as_number, as_size, occurring
+from datamodules.annotated.sample import (
+    COLUMNS,
+    Box,
+    BoxFormat,
+    Record,
+    as_flag,
+    as_number,
+    as_size,
+    four_numbers,
+    occurring,
+)
 from datamodules.errors import DataError
 from datamodules.finding import Finder, child, shared_parts
 from datamodules.images import EXTENSIONS, composed, folded, sub_folders
@@ -128,7 +138,7 @@ class VOCDetection(BoxFiles):
             size = as_size(content.findtext("size/height"), content.findtext("size/width"))
             record = records[str(path)] = Record(str(path), str(file), size)
             for number, entry in enumerate(content.iter("object"), 1):
-                values = [as_number(entry.findtext(f"bndbox/{key}")) for key in COLUMNS]
+                values = four_numbers([entry.findtext(f"bndbox/{key}") for key in COLUMNS])
                 corners = _corners(entry)
                 outline = None if corners is None else [corners.ravel().tolist()]
                 if corners is not None and entry.find("bndbox") is None:
