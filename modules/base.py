@@ -59,6 +59,7 @@ class VisionModule(StoredModule):
     square: ClassVar[bool] = False  # whether images must be square
     any_bands: ClassVar[bool] = False  # whether images may have other channels than 8-bit RGB or grey
     any_tabular: ClassVar[bool] = False  # whether there may be tabular inputs besides the image
+    needs_whole_weights: ClassVar[str] = ""  # why they cannot be split among processes; empty where they can
     series: ClassVar[tuple[str, ...]] = ()  # keys of logged images of which a video is made at the end of training
     scale: Tensor
     shift: Tensor

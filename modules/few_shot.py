@@ -96,6 +96,7 @@ class FewShotModule(VisionModule):
     monitor = "val/accuracy"
     mode = "max"
     needs = ("identity",)
+    needs_whole_weights = "the learned factor of its distances is a single number"
 
     def __init__(
         self,

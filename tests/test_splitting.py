@@ -10,6 +10,9 @@ from conftest import start
 from test_contract import QUIET, TASKS, weights
 
 from pipelines.classification import classification
+from pipelines.few_shot import few_shot
+from pipelines.self_supervised import self_supervised
+from pipelines.super_resolution import super_resolution
 
 REFUSED = ("few_shot", "self_supervised", "gan", "super_resolution")
 PLAIN = ["--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", "0.02"]
@@ -41,21 +44,31 @@ def test_split_weights_learn_what_whole_ones_do_and_their_checkpoints_are_whole(
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("task", "setting", "said"),
     [
-        (["--model.optimization.ema_decay", "0.9"], "ema_decay"),
-        (["--model.optimization.l2_penalty", "0.1"], "l2_penalty"),
-        (["--model.backbone.transfer", "features"], "frozen_epochs"),
-        (["--trainer.precision", "bf16-true"], "bf16-true"),
+        (classification, ["--model.optimization.ema_decay", "0.9"], "--model.optimization.ema_decay 0.9 averages"),
+        (classification, ["--model.optimization.l2_penalty", "0.1"], "--model.optimization.l2_penalty 0.1 sums"),
+        (classification, ["--model.backbone.transfer", "features"], "--model.backbone.transfer features needs whole"),
+        (classification, ["--trainer.precision", "bf16-true"], "--trainer.precision bf16-true has not been tried"),
+        (classification, ["--trainer.strategy", "fsdp"], "FSDPStrategy splits the weights"),
+        (self_supervised, [], "the teacher of DINO"),
+        (self_supervised, ["--model.method", "DINO"], "DINO does not allow: its teacher"),
+        (self_supervised, ["--model.method", "VICReg", "--model.backbone.compile", "true"], "compile True has not"),
+        (few_shot, [], "FewShotModule does not allow: the learned factor"),
+        (super_resolution, [], "SuperResolutionModule does not allow: several networks"),
     ],
 )
-def test_what_cannot_be_split_is_refused(setting: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_split_is_refused_before_data_are_read(
+    task: Any, setting: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = "PeopleFolder" if task is few_shot else "ImageFolder"
     with pytest.raises(SystemExit) as end:
-        classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *TWO, "--trainer.strategy", "fsdp2", *setting,
-                        "--output", "out"])  # fmt: skip
+        task(["fit", "--data", data, "--data.root", "nowhere", *QUIET, "--trainer.devices", "2", "--trainer.strategy", "fsdp2", *setting])  # fmt: skip
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
-    assert not Path("out/last.ckpt").exists()
+    told = capsys.readouterr().err
+    assert said in told
+    assert "ddp" in told or "--trainer.strategy fsdp2 splits them, too" in told
+    assert not Path("outputs").exists()
 
 
 @pytest.mark.slow

@@ -125,6 +125,7 @@ class AdversarialModule(VisionModule):
     """
 
     averages: ClassVar[Mapping[str, str]] = {"generator.": "average."}
+    needs_whole_weights = "several networks are trained against each other"
     discriminator_parts: ClassVar[tuple[str, ...]] = ("backbone", "head")
     generator: nn.Module
     average: nn.Module

@@ -21,6 +21,7 @@ class Method(Part):
     """Base class of methods: a projection head on the backbone's features, and a loss of several views of an image."""
 
     taught: ClassVar[bool] = False  # whether the targets come from a teacher, the moving average of the weights
+    needs_whole_weights: ClassVar[str] = ""  # see `VisionModule`
     compares: ClassVar[bool] = False  # whether the images of a batch are compared with each other
 
     def build(self, features: int) -> None:
@@ -69,6 +70,7 @@ class DINO(Method):
     """
 
     taught = True
+    needs_whole_weights = "its teacher is a moving average of them"
     centre: Tensor
 
     def __init__(

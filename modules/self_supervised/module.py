@@ -87,6 +87,7 @@ class SelfSupervisedModule(VisionModule):
     takes_for_training = ("label_names",)
     needs = ("label",)
     training_only = ("method.",)
+    needs_whole_weights = "the teacher of DINO is a moving average of them"  # where no method is named
 
     def __init__(
         self,

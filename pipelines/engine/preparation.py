@@ -34,6 +34,7 @@ from pipelines.engine.process import importing
 from pipelines.engine.progress import ProgressBar, Summary
 from pipelines.engine.ranges import check_ranges, check_time
 from pipelines.engine.recipes import LOOKS, each_of
+from pipelines.engine.splitting import check_settings
 from pipelines.engine.terminal import say
 from pipelines.engine.trainer import RateFinder
 from pipelines.serving.store import lacking_in
@@ -140,6 +141,8 @@ class PreparedCLI(TaskParser):
             UsageError: that is not so.
         """
         check_ranges(str(self.subcommand), self.options.as_dict())
+        if self.subcommand == "fit":
+            check_settings(self.options, self.module_class)
         if self.subcommand == "fit" and self.options.average != "none" and self.options.keep_best < 2:
             raise UsageError(
                 f"--average {self.options.average} is of the best checkpoints, and --keep_best {self.options.keep_best} keeps one: "

@@ -1,10 +1,18 @@
 """Training with weights, gradients and optimiser states split among the processes."""
 
+import pkgutil
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    StrategyRegistry,
+)
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,9 +23,9 @@ from torch.utils._pytree import tree_map
 from typing_extensions import override
 
 from modules import VisionModule
-from modules.callbacks.linear_head import solved
 from pipelines.engine.command import UsageError
 
+SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 BLOCK = 2**16  # parameters of the smallest block that is put together by itself
 HOOKS = (
     "_forward_pre_hooks",
@@ -29,6 +37,74 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+NAME = "--trainer.strategy fsdp2"
+WAY_OUT = "Train with --trainer.strategy ddp."
+WHOLE: dict[
+    str, tuple[tuple[Any, ...], str]
+] = {  # settings that need whole weights: values that do not, and why others do
+    "model.optimization.ema_decay": ((None,), "averages whole weights"),
+    "model.optimization.l1_penalty": ((None, 0), "sums over whole weights, other than the optimiser's weight_decay"),
+    "model.optimization.l2_penalty": ((None, 0), "sums over whole weights, other than the optimiser's weight_decay"),
+    "model.optimization.frozen_epochs": ((None, 0), "changes on the way what learns"),
+    "model.backbone.transfer": ((None, "finetune", "scratch"), "needs whole weights"),
+    "model.backbone.compile": ((None, False), "has not been tried with it"),
+    "model.pcgrad": ((None, False), "compares whole gradients"),
+    "trainer.precision": (
+        (None, 32, "32", "32-true", "bf16", "bf16-mixed"),
+        "has not been tried with it, only 32-true and bf16-mixed",
+    ),
+}
+
+
+def check_settings(options: Namespace, kind: type[VisionModule]) -> None:
+    """Checks that a training can do what its strategy does to the weights, before any data are read.
+
+    Args:
+        options: all settings of the training.
+        kind: the module.
+
+    Raises:
+        UsageError: it cannot; names the setting.
+    """
+    given = options.trainer.strategy
+    if isinstance(given, str):
+        strategy = StrategyRegistry[given]["strategy"] if given in StrategyRegistry else None
+    else:
+        strategy = pkgutil.resolve_name(given.class_path)
+    check_whole(strategy)
+    if not (isinstance(strategy, type) and issubclass(strategy, SplitStrategy)):
+        return
+    parts = [
+        part.class_path for part in vars(options.model).values() if isinstance(part, Namespace) and "class_path" in part
+    ]
+    kinds = [*map(pkgutil.resolve_name, parts), kind]
+    decisive = next(each for each in kinds if hasattr(each, "needs_whole_weights"))
+    if decisive.needs_whole_weights:
+        raise UsageError(
+            f"{NAME} splits the weights among the processes, which {decisive.__name__} does not allow: "
+            f"{decisive.needs_whole_weights}. {WAY_OUT}"
+        )
+    for name, (able, why) in WHOLE.items():
+        if (value := options.get(name)) not in able:
+            raise UsageError(
+                f"{NAME} splits the weights among the processes, and --{name} {value} {why}: leave that out, or train with "
+                "--trainer.strategy ddp."
+            )
+
+
+def check_whole(strategy: Any) -> None:
+    """Refuses the strategies, or their classes, that split weights other than `SplitStrategy` does.
+
+    Raises:
+        UsageError: it is one.
+    """
+    kind = strategy if isinstance(strategy, type) else type(strategy)
+    if issubclass(kind, SPLITTING):
+        raise UsageError(
+            f"--trainer.strategy {kind.__name__} splits the weights among the processes, and what keeps, averages and "
+            f"registers them needs them whole. {NAME} splits them, too, and keeps whole checkpoints."
+        )
 
 
 class Split(nn.Module):
@@ -134,39 +210,18 @@ class SplitStrategy(DDPStrategy):
     strategy_name = "fsdp2"
 
     def check(self, module: VisionModule) -> None:
-        """Checks that a training can be split.
+        """Checks that the weights of a module can be split, whatever `check_settings` knows of its settings.
 
         Raises:
-            UsageError: it cannot; names the setting.
+            UsageError: they cannot.
         """
-        plan, precision = module.plan, str(self.precision_plugin.precision)
         scalars = [name for name, value in module.named_parameters() if value.ndim == 0]
-        reasons = {
-            f"{type(module).__name__} trains several networks against each other": not module.automatic_optimization,
-            f"{', '.join(scalars)}, a learned number, cannot be split": bool(scalars),
-            "a moving average (--model.optimization.ema_decay, the teacher of --model.method DINO) wants whole weights": (
-                module.averaging(plan.ema_decay) is not None
-            ),
-            "--model.optimization.l1_penalty and l2_penalty sum over whole weights, other than the optimiser's weight_decay": (
-                bool(plan.l1_penalty or plan.l2_penalty)
-            ),
-            "--model.optimization.frozen_epochs and the transfer freeze_unfreeze change on the way what learns": (
-                plan.frozen_epochs != 0 or "freeze_unfreeze" in (module.transfer, module.strategy)
-            ),
-            f"--model.backbone.transfer {module.transfer} wants whole weights": module.transfer == "auto"
-            or solved(module),
-            "--model.pcgrad true compares whole gradients": bool(getattr(module, "pcgrad", False)),
-            "--model.backbone.compile true has not been tried with it": module.compile_backbone,
-            f"--trainer.precision {precision} has not been tried with it, only 32-true and bf16-mixed": (
-                precision not in ("32-true", "bf16-mixed")
-            ),
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                raise UsageError(
-                    f"--trainer.strategy fsdp2 splits the weights among the processes, which this training does not allow: {reason}. "
-                    "Change that, or train with --trainer.strategy ddp."
-                )
+        averaged = module.averaging(module.plan.ema_decay) is not None
+        if scalars or averaged or not module.automatic_optimization:
+            why = f"{', '.join(scalars)}, a learned number, cannot be split" if scalars else "it needs whole weights"
+            raise UsageError(
+                f"{NAME} splits the weights among the processes, which {type(module).__name__} does not allow: {why}. {WAY_OUT}"
+            )
 
     @override
     def configure_ddp(self) -> None:

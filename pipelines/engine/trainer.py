@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,10 +23,8 @@ from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
 from pipelines.engine.loops import NoProfiler, _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
-from pipelines.engine.splitting import SplitStrategy
+from pipelines.engine.splitting import SplitStrategy, check_whole
 from pipelines.engine.terminal import say
-
-SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class VisionTrainer(L.Trainer):
@@ -67,11 +64,7 @@ class VisionTrainer(L.Trainer):
                     "train on GPUs."
                 )
             strategy._layer_sync = SyncedNorms()
-        if isinstance(strategy, SPLITTING):
-            raise UsageError(
-                f"--trainer.strategy {type(strategy).__name__} splits the weights among the processes, and what keeps, averages and "
-                "registers them needs them whole. --trainer.strategy fsdp2 splits them, too, and keeps whole checkpoints."
-            )
+        check_whole(strategy)
         if isinstance(strategy, SplitStrategy):
             self.fit_loop.epoch_loop.val_loop.inference_mode = False  # weights put together there are trained with
         # Not where a plugin of the user's writes checkpoints.
