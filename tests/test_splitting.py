@@ -83,3 +83,14 @@ def test_a_task_learns_with_split_weights_or_refuses_them(name: str) -> None:
     assert codes == [0, 0]
     assert start(case.command, [*args, "--output", "whole"], 2) == [0, 0]
     assert_near("whole/last.ckpt", "split/last.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["classification", "segmentation"])
+def test_split_weights_in_mixed_precision_learn_what_whole_ones_do(name: str) -> None:
+    case: Any = TASKS[name]
+    args = ["fit", *case.small, *TWO, "--model.optimization.optimizer.lr", case.descent, "--trainer.max_epochs", "2",
+            "--trainer.precision", "bf16-mixed"]  # fmt: skip
+    assert start(case.command, [*args, "--output", "whole"], 2) == [0, 0]
+    assert start(case.command, [*args, "--trainer.strategy", "fsdp2", "--output", "split"], 2) == [0, 0]
+    assert_near("whole/last.ckpt", "split/last.ckpt")
