@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from datamodules import DataError
 from datamodules.checking import warn_of_two_names
@@ -70,14 +71,18 @@ def _warn(module: FaceNetModule, form: FaceForm | None, files: Sequence[str]) ->
             f"distances and threshold say little. Give --faces {own}."
         )
         return
-    for file in files[:1]:
-        with suppress(DataError):
-            height, width = read_image(file).shape[:2]
-            if height != width:
-                say(
-                    f"{file} has {width} × {height} pixels and is compared as a whole, but the model's backbone was published "
-                    f"for faces that are cut out: if these are photographs, give --faces {own}."
-                )
+    sizes = {}
+    for file in files:
+        with suppress(OSError, ValueError), Image.open(file) as picture:  # which reads no pixels
+            sizes[file] = picture.size
+    oblong = [file for file, (width, height) in sizes.items() if width != height]
+    if oblong:
+        width, height = sizes[oblong[0]]
+        say(
+            f"{len(oblong)} of {len(files)} pictures are not square and are compared as a whole, but the model's backbone was published "
+            f"for faces that are cut out: if these are photographs, give --faces {own}. The first is {oblong[0]}, {width} × {height} "
+            "pixels."
+        )
 
 
 def _embedded(

@@ -161,11 +161,11 @@ def test_pictures_that_a_published_network_of_faces_was_not_made_for_are_told_of
         Image.new("RGB", size).save(f"{name}.png")
     for form, file, told in (
         ("arcface", "face.png", "--faces dlib, not arcface"),
-        (None, "photograph.png", "photograph.png has 60 × 40 pixels and is compared as a whole"),
+        (None, "photograph.png", "1 of 2 pictures are not square and are compared as a whole"),
         (None, "face.png", ""),
         ("dlib", "photograph.png", ""),
     ):
-        _warn(network, form, [file])
+        _warn(network, form, ["face.png", file])
         said = capsys.readouterr().err
         assert told in said
         assert bool(said) == bool(told)
