@@ -206,7 +206,10 @@ class VisionDataModule(L.LightningDataModule, Generic[S]):
             DataError: the data only support one view of an image.
         """
         if training and self.view_crops:
-            raise DataError(f"{self.title} has one view of an image only, and several are to be learned from.")
+            raise DataError(
+                f"The task compares several augmented views of each image, and {self.title} makes one: give --data of labelled images, such as "
+                "ImageFolder."
+            )
         return []
 
     def samples(self, split: str, count: int) -> dict[str, Any]:

@@ -153,9 +153,11 @@ class MovingDigits(Scenes, ClipDataModule):
         super().__post_init__()
         least, most = self.lengths
         if not 2 <= least <= most:
-            raise DataError(f"--data.lengths is a least and a greatest number from 2 on, not {least} and {most}.")
+            raise DataError(
+                f"--data.lengths must be two numbers of frames from 2 on, the smaller first, such as [3, 5], not [{least}, {most}]."
+            )
         if self.objects[0] < 1:
-            raise DataError(f"--data.objects counts the digit that moves: at least 1, not {self.objects[0]}.")
+            raise DataError(f"--data.objects must begin with at least 1, the digit that moves, not {self.objects[0]}.")
 
     @override
     def load(self) -> dict[str, LabelledSource]:

@@ -339,7 +339,9 @@ class Gymnasium(VisionDataModule[EpisodeSource]):
     def policy(self) -> Values:
         """Action values of the network in training for some observations."""
         if self.trainer is None:
-            raise DataError("To act takes a network: hand the data module to a trainer.")
+            raise DataError(
+                "The environment is played by the network in training: attach the data module to a trainer with one."
+            )
         module: Any = self.trainer.lightning_module
         return module.values
 

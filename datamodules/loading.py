@@ -196,10 +196,12 @@ class KeyedLoader:
     ) -> None:
         if cast(Any, batch_size) == "auto":
             if training:
-                raise DataError("--data.batch_size auto is found out by the command fit: give a number here.")
+                raise DataError("--data.batch_size auto is chosen by the command fit alone: give a number here.")
             batch_size = 64
         if len(dataset) < world_size:
-            raise DataError(f"{len(dataset)} samples cannot be divided among {world_size} processes: use fewer.")
+            raise DataError(
+                f"{len(dataset)} samples cannot be divided among {world_size} processes: give fewer --trainer.devices, or more samples."
+            )
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
         self.rank, self.world_size, self.same_order = rank, world_size, same_order
         self.epoch = self.batches_done = self._first = 0

@@ -196,10 +196,10 @@ def _tar_index(file: IO[bytes], shard: str) -> tuple[list[tuple[Any, ...]], dict
                 own[what] = member.name, content.decode("utf-8", "replace")
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise ValueError("it goes on with what is no member")
+            raise ValueError("something other than a file follows its last one")
         file.seek(0, os.SEEK_END)
         if file.tell() < archive.offset + tarfile.BLOCKSIZE:
-            raise ValueError("it has no end, so that it was cut off")
+            raise ValueError("its end is missing: it was cut off")
     nothing = None, -1, -1
     rows = []
     for own in samples.values():

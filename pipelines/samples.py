@@ -54,12 +54,14 @@ def sample(
     """
     module = _generator(model, device)
     if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}.")
+        raise ValueError(f"--count must be at least 1, not {count}.")
     names = list(module.label_names or []) if module.conditional else []
     number = None
     if label is not None:
         if not names:
-            raise ValueError(f"{model} is not conditional: it cannot be asked for {label!r}.")
+            raise ValueError(
+                f"{model} makes images of no class in particular: leave --label {label} out, or train with --model.conditional true."
+            )
         if label not in names and not (label.isdigit() and int(label) < len(names)):
             raise ValueError(f"{model} knows no class {label!r}; it knows {', '.join(names[:20])}.")
         number = names.index(label) if label in names else int(label)
@@ -101,7 +103,7 @@ def dissect(
     otherwise = ": a segmentation model says what is in the images."
     module, (_, seeing) = _generator(model, device), registry.load_as(SegmentationModule, segmenter, otherwise, device)
     if count < 1 or units < 1:
-        raise ValueError(f"count and units must be at least 1, not {count} and {units}.")
+        raise ValueError(f"--count and --units must be at least 1, not {count} and {units}.")
     noise = torch.randn(count, module.latent_size, generator=torch.Generator().manual_seed(seed)).to(module.device)
     labels = torch.arange(count, device=module.device) % max(1, module.num_classes) if module.conditional else None
     batches = [(noise[k : k + 64], None if labels is None else labels[k : k + 64]) for k in range(0, count, 64)]
@@ -196,7 +198,10 @@ def enrich(
     data = data or cast(ClassificationDataModule, storage.learned_from(registry.model_folder(model)))
     if not module.conditional or list(module.label_names or []) != list(data.label_names):
         known = ", ".join(module.label_names or []) if module.conditional else "none: it is not conditional"
-        raise ValueError(f"{model} must make images of the classes {', '.join(data.label_names)}; its own are {known}.")
+        raise ValueError(
+            f"{model} must make images of the classes of the data, {', '.join(data.label_names)}; its own are {known}. Choose a conditional "
+            "model that was trained on these data."
+        )
     images = module.sample(generated * data.num_classes).permute(0, 2, 3, 1).cpu().numpy()
     made = LabelledSource(images, np.arange(len(images)) % data.num_classes)
     rows, train = [], data.sources["train"]

@@ -119,7 +119,7 @@ def read_space(file: Path) -> dict[str, BaseDistribution]:
 
 def _distribution(name: str, values: Any) -> BaseDistribution:
     if name in OURS:
-        raise ValueError("a sweep sets this itself.")
+        raise ValueError("the sweep sets this itself: remove the line.")
     if isinstance(values, list) and values and all(isinstance(v, str | int | float | None) for v in values):
         return CategoricalDistribution(values)
     if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= {"low", "high", "log", "step"}:
@@ -167,7 +167,9 @@ class Sweep:
         try:
             cli = self.task([*self.args, *_options(chosen), "--output", str(self.output(trial))], [report])
             if (cli.model.monitor, cli.model.mode) != (self.monitor, self.mode):
-                raise ValueError(f"these settings choose by {cli.model.monitor}, but the sweep by {self.monitor}")
+                raise ValueError(
+                    f"with these settings, a training chooses its best checkpoint by {cli.model.monitor}, and the sweep compares {self.monitor}"
+                )
             scores = [
                 c.best_model_score
                 for c in settings_of(cli.trainer).callbacks

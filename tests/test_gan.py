@@ -481,7 +481,7 @@ def test_a_progressive_pair_grows_with_the_generators_steps() -> None:
     train(made, 4)
     parts = (made.generator.decoder, made.backbone, made.average.decoder)
     assert [float(part.phase) for part in parts] == pytest.approx([0.5] * 3)
-    with pytest.raises(BackboneError, match="must grow"):
+    with pytest.raises(BackboneError, match="can grow"):
         module(backbone="progressive", growth=2)
 
 
@@ -503,10 +503,10 @@ def test_a_conditional_discriminator_projects_on_the_class() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"backbone_options": {"norm": True}, "regularizer": GradientPenalty()}, "without batch normalisation"),
-    ({"label_names": ["only"], "conditional": True}, "labels"),
-    ({"objective": EnergyBased(), "conditional": True}, "classes"),
+    ({"label_names": ["only"], "conditional": True}, "needs images with classes"),
+    ({"objective": EnergyBased(), "conditional": True}, "does not depend on their class"),
     ({"latent_size": 0}, "latent_size"),
-    ({"encoder": Encoder(), "conditional": True}, "VAE-GAN"),
+    ({"encoder": Encoder(), "conditional": True}, "--model.encoder encodes the whole image"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(options: dict, words: str) -> None:
     with pytest.raises(BackboneError, match=words):
@@ -648,7 +648,7 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert added >= {"dissection/effects.csv", "dissection/dissection.png", "enriched/enriched.csv"}
     with pytest.raises(SystemExit):
         gan.main(["enrich", "models:/maker/1", "--data", "FashionMNIST"])
-    assert "must make images of the classes T-shirt" in capsys.readouterr().err
+    assert "must make images of the classes of the data, T-shirt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         gan.main(["dissect", "models:/maker/1", "models:/judge/1"])
     assert "a segmentation model says what is in the images" in capsys.readouterr().err

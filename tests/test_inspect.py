@@ -329,7 +329,7 @@ def test_what_has_no_meaning_is_said(run_id: str) -> None:
     image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     with pytest.raises(see.NotApplicableError, match="has no feature maps"):
         pictures.draw_feature_maps(module, image)
-    with pytest.raises(see.NotApplicableError, match="no stages"):
+    with pytest.raises(see.NotApplicableError, match="sees the whole image"):
         pictures.draw_fields(image[0], see.receptive_fields(module, see.stages(module)))
     assert pictures.draw_explanation(module, image).shape[2] == 3, "occlusion alone"
     assert pictures.default_unit(module, image)[0] == "neck.3"

@@ -412,7 +412,7 @@ for name, text, says in (
     ("a value between two", "name,value\na,0\nb,0.5\n", r"a row is 'b,0.5'"),
     ("a value too large", "name,r,g,b\na,0,0,256\n", r"a row is 'a,0,0,256'"),
     ("a row cut off", "name,r,g,b\na,0,0\n", r"a row is 'a,0,0'"),
-    ("one class", "name\na\n", r"names 1 classes that count"),
+    ("one class", "name\na\n", r"names 1 classes beside those that are ignored"),
     ("a quote that is not closed", 'name,value\n"a,0\nb,1\n', r"classes.csv"),
 ):
     case(f"table: {name}", says=says)(lambda text=text: (note("data/classes.csv", text), folder())[1])
@@ -718,7 +718,7 @@ for name, outline in (
         lambda o=outline: coco(o)
     )
 case(
-    "COCO, more classes than fit into a byte", kind=COCOSegmentation, says=r"has 301 classes; it takes from two to 255"
+    "COCO, more classes than fit into a byte", kind=COCOSegmentation, says=r"has 301 classes; there must be from two to 255"
 )(lambda: coco(None, count=300))
 
 

@@ -204,7 +204,7 @@ def test_a_monitor_that_is_measured_on_later_images_is_waited_for() -> None:
         ("export models:/nobody/1", "export also needs file."),
         ("sweep none.yaml none.yaml", "none.yaml"),
         ("cross_validate none.yaml", "none.yaml"),
-        ("autoencoding fit --data Digits8x8 --data.class_weighting sqrt", "sqrt is for losses over classes"),
+        ("autoencoding fit --data Digits8x8 --data.class_weighting sqrt", "sqrt weights the classes in a loss"),
         ("cross_validate none.yaml --folds 1", "--folds must be at least 2, not 1."),
         ("tracking nothing", "nothing is not the folder of a training"),
         ("predict models:/nobody/1 a.png", "nobody"),

@@ -71,7 +71,7 @@ def test_rare_labels_are_in_all_splits_that_are_drawn() -> None:
         ("path,cat\n0.png,1\n", {"label_columns": ["dog"]}, "no column 'dog'"),
         ("labels\na\n", {}, "no column 'path'"),
         ("path,labels\n0.png,\n1.png,\n", {}, "no label under 'labels'"),
-        ("path,labels,split\n0.png,a,train\n1.png,a|b,test\n", {}, "label 'b' outside training"),
+        ("path,labels,split\n0.png,a,train\n1.png,a|b,test\n", {}, "label 'b' in no row to train on"),
     ],
 )
 def test_tables_without_labels_are_refused(text: str, options: dict[str, Any], said: str) -> None:

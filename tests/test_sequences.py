@@ -250,7 +250,7 @@ def test_a_series_is_extended() -> None:
         (sequences, ["--data", "Digits"], "its samples have no length"),
         (classification, ["--data", "MovingDigits"], "has clips, which python -m pipelines.sequences learns from"),
         (sequences, ["--data", "MovingDigits", "--model.backbone.transfer", "auto"], "auto measures pictures"),
-        (sequences, ["--data", "MovingDigits", "--data.lengths", "[5, 2]"], "--data.lengths is a least and a greatest"),
+        (sequences, ["--data", "MovingDigits", "--data.lengths", "[5, 2]"], "--data.lengths must be two numbers"),
         (sequences, ["--data", "MovingDigits", "--model.backbone", "embedding"], "series of numbers"),
     ],
     ids=["pictures", "clips for pictures", "auto", "lengths", "embedding"],

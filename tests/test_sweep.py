@@ -149,7 +149,7 @@ def test_two_processes_share_a_sweep() -> None:
         ("data.batch_size: {low: 0, high: 8}", r"data\.batch_size cannot be set to 0: .* at least 1"),
         ("data.batch_size: {low: 4, hi: 8}", r"data\.batch_size: give a list"),
         ("data.batch_size: {low: 8, high: 4}", r"data\.batch_size.*low=8"),
-        ("output: [a, b]", "output: a sweep sets this itself"),
+        ("output: [a, b]", "output: the sweep sets this itself"),
         ("- 1", "is no search space"),
     ],
 )

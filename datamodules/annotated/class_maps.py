@@ -174,7 +174,7 @@ class _MaskFiles(Folder, SegmentationDataModule):
             there = next((name for name in classes.names if name not in empty), None)
             raise DataError(
                 f"The masks to train on have {f'no class but {there!r}' if there else 'no pixel that counts'} in all of their "
-                f"{len(parts['train'])} pictures: there is nothing to tell apart."
+                f"{len(parts['train'])} pictures: there is nothing to tell apart. Are these the masks? Add pictures of another class."
             )
         if empty:
             rank_zero_warn(

@@ -47,8 +47,8 @@ def equal_shapes(shapes: NDArray[np.int64], batch_size: int, world_size: int) ->
         largest = max(range(len(batches)), key=lambda k: len(batches[k]))
         if len(batches[largest]) == 1:
             raise DataError(
-                f"{len(shapes)} images of {len(batches)} different shapes cannot be divided evenly among {world_size} processes: use "
-                "fewer, or leave --data.pad_multiple out."
+                f"{len(shapes)} images of {len(batches)} different shapes cannot be divided evenly among {world_size} processes: give "
+                "fewer --trainer.devices, or leave --data.pad_multiple out."
             )
         batches[largest : largest + 1] = np.array_split(batches[largest], 2)
     return sorted(batches, key=lambda batch: int(batch[0]))

@@ -253,7 +253,9 @@ class Scenes:
         """
         least, most = self.objects
         if not 0 <= least <= most <= 250:
-            raise DataError(f"--data.objects is a least and a greatest number up to 250, not {least} and {most}.")
+            raise DataError(
+                f"--data.objects must be two numbers from 0 to 250, the smaller first, such as [1, 6], not [{least}, {most}]."
+            )
         items, counts = self.items().sources, {"train": self.train, "val": self.val, "test": self.test}
         make = partial(
             SceneSource,

@@ -201,7 +201,7 @@ class SegmentationDataModule(VisionDataModule[WindowSource]):
         """
         count = len(self.label_names)
         if not 2 <= count <= MOST:
-            raise DataError(f"{self.title} has {count} classes; it takes from two to {MOST}.")
+            raise DataError(f"{self.title} has {count} classes; there must be from two to {MOST}.")
         return count
 
     @property

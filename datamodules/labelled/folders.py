@@ -58,8 +58,8 @@ class ImageFolder(Folder, ClassFiles):
         for name, given in found.items():
             if unknown := sorted(set(given) - set(names)):
                 raise DataError(
-                    f"{self._folders[name]} has the class {unknown[0]!r}, which training does not have: "
-                    f"the classes there are {listed(names)}."
+                    f"{self._folders[name]} has the class {unknown[0]!r}, and {self._folders[learned]} has no images of it to train on: the "
+                    f"classes there are {listed(names)}. Add some, or remove the class."
                 )
         return names
 

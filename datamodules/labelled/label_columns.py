@@ -89,7 +89,8 @@ class LabelColumns(Table, LabelledFiles[LabelColumnsSource], NamedDataModule[Lab
                 raise DataError(f"{self.file} has only {own[0]!r} under {column!r}: there is nothing to tell apart.")
             if unknown := sorted(set(values) - set(own)):
                 raise DataError(
-                    f"{self.file} has {unknown[0]!r} under {column!r} outside training alone: the classes there are {listed(own)}."
+                    f"{self.file} has {unknown[0]!r} under {column!r} in no row to train on: the classes there are {listed(own)}. Add some, or "
+                    "remove the class."
                 )
             names += [f"{column}/{value}" for value in own]
         numbers = {name: k for k, name in enumerate(names)}

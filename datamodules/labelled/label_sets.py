@@ -86,7 +86,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         names = said if set(names) <= set(said) else names
         if unknown := sorted(set().union(*sets) - set(names)):
             raise DataError(
-                f"{self.file} has the label {unknown[0]!r} outside training alone: the labels there are {listed(names)}."
+                f"{self.file} has the label {unknown[0]!r} in no row to train on: the labels there are {listed(names)}. Add some, or remove the "
+                "label."
             )
         return names, np.array([[name in own for name in names] for own in sets], np.int64).reshape(len(sets), -1)
 

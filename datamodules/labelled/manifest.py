@@ -227,7 +227,7 @@ class Manifest(Table, ClassFiles):
         if unknown := set(names) - set(self.label_names):
             row = next(row for row, name in enumerate(names) if name in unknown)
             raise DataError(
-                f"{self.file}: the {splits[row]} split has the label {names[row]!r}, which training does not have: "
-                f"the labels there are {listed(self.label_names)}."
+                f"{self.file}: the {splits[row]} split has the label {names[row]!r}, which no row to train on has: the "
+                f"labels there are {listed(self.label_names)}. Add some, or remove the label."
             )
         return self._read(rows, groups)

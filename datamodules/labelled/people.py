@@ -103,11 +103,14 @@ class FaceDataModule(LabelledDataModule[PeopleSource]):
         batch = 2 * pictures if batch == "auto" else batch
         whole = batch * (self.trainer.world_size if self.trainer else 1)
         if batch % pictures and whole % pictures:
-            raise DataError(f"--data.batch_size {batch} is no multiple of --data.pictures_per_person {pictures}.")
+            raise DataError(
+                f"--data.batch_size {batch} is no multiple of --data.pictures_per_person {pictures}: give {max(2, round(batch / pictures)) * pictures}."
+            )
         people = whole // pictures
         if people < 2:
             raise DataError(
-                f"A batch of {whole} has {people} people with {pictures} pictures: at least two people are needed."
+                f"A batch of {whole} pictures, {pictures} of each person, has {people}, and two people are compared at least: raise "
+                "--data.batch_size, or lower --data.pictures_per_person."
             )
         if len(source.names) < people:
             raise DataError(

@@ -83,7 +83,9 @@ class PeopleFolder(Folder, _FaceFiles):
         parts = self._read(Rows.of(rows))
         if self.pairs:
             if len(parts["test"]) != len(named):
-                raise DataError(f"{self.pairs} names pictures that cannot be read: the protocol needs all of them.")
+                raise DataError(
+                    f"{self.pairs} names pictures that cannot be read, and verification needs all of them: repair them, or leave --data.pairs out."
+                )
             parts["test"].pairs = protocol
         return parts
 

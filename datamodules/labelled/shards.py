@@ -111,7 +111,8 @@ class Shards(Folder, ClassFiles):
         learned = set(self._names[np.isin(splits, ("train", "all"))]) or there
         if unknown := sorted(there - learned):
             raise DataError(
-                f"{self.root} has the class {unknown[0]!r} outside training alone: the classes there are {listed(sorted(learned))}."
+                f"{self.root} has the class {unknown[0]!r} in no image to train on: the classes there are {listed(sorted(learned))}. Add "
+                "some, or remove the class."
             )
         if self._classes:
             return self._classes

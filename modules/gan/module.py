@@ -119,18 +119,23 @@ class GANModule(AdversarialModule):
         within("health_every", health_every, 1)
         self.num_classes = len(self.label_names) if len(self.label_names) > 1 else 0
         if conditional and not self.num_classes:
-            raise BackboneError("A conditional GAN needs images with labels: choose other data, or conditional: false.")
+            raise BackboneError(
+                "--model.conditional true needs images with classes: choose other data, or --model.conditional false."
+            )
         classes = self.num_classes if conditional else 0
         self.objective = objective or NonSaturating()
         self.regularizer = regularizer
         features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         if conditional and encoder is not None:
             raise BackboneError(
-                "The noise of a VAE-GAN encodes the whole image, including its class: set conditional: false."
+                "--model.encoder encodes the whole image, including its class: give --model.conditional false, or no encoder."
             )
         if self.objective.energy:
             if conditional:
-                raise BackboneError("The error of an autoencoder does not depend on classes: choose another objective.")
+                raise BackboneError(
+                    f"--model.objective {type(self.objective).__name__} scores images by the error of an autoencoder, which does not "
+                    "depend on their class: choose another --model.objective, or --model.conditional false."
+                )
             inner = discriminator_decoder or UpsampledConvolutions()
             self.head: nn.Module = Energy(inner, features, in_chans, image_size, latent_size, self.objective.energy)
         else:
@@ -138,9 +143,8 @@ class GANModule(AdversarialModule):
         norms = [layer for layer in self.backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         if norms and regularizer is not None:
             raise BackboneError(
-                f"{type(regularizer).__name__} needs scores that depend on one image only, so a discriminator "
-                "without batch normalisation: dcgan has none by default; for other backbones, set "
-                "--model.spectral_norm true."
+                f"--model.regularizer {type(regularizer).__name__} needs a discriminator without batch normalisation, so that the score "
+                "of an image does not depend on the others: take --model.backbone dcgan, or give --model.spectral_norm true."
             )
         if spectral_norm:
             normalize_spectrum(self.backbone)
@@ -150,8 +154,8 @@ class GANModule(AdversarialModule):
         growing = [part for part in (self.backbone, self.generator.decoder) if hasattr(part, "phase")]
         if growing and (len(growing) < 2 or growth < 1):
             raise BackboneError(
-                "Both networks must grow: use --model.backbone.name progressive with --model.generator Progressive, "
-                "and give --model.growth the generator's steps at each resolution."
+                "Only both networks together can grow: give --model.backbone progressive, --model.generator Progressive, and with "
+                "--model.growth the generator's steps at each resolution."
             )
         self._grown: tuple[Any, ...] = tuple([*growing, self.average.decoder] if growing else [])
         self.health: Health = Health(health_every)
@@ -210,8 +214,8 @@ class GANModule(AdversarialModule):
         data, asked = given_data(self.trainer), self.conditional or self.extractor is None
         if self.num_classes and asked and data is not None and "label" not in data.samples("train", 1):
             raise BackboneError(
-                f"The images of {data.title} have no label each, from which a classifier could learn to judge samples, and "
-                "none to ask for: name a judge, --model.extractor models:/NAME@ALIAS or a timm network, and leave conditional false."
+                f"The images of {data.title} do not have one class each, from which a classifier could learn to judge the samples. Name a "
+                "network that judges them, --model.extractor models:/NAME@ALIAS or one of timm's, and give --model.conditional false."
             )
 
     def _questions(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, list[int]]:

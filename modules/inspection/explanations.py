@@ -67,7 +67,9 @@ def speaking_layer(module: VisionModule, image: Tensor, target: Tensor) -> str:
     for name, slope in reversed(list(zip(layers, slopes, strict=True))):
         if slope is not None and slope.shape[-1] >= PLACES and slope.any():
             return name
-    raise NotApplicableError(f"The {type(module.backbone).__name__} has no maps of at least {PLACES}×{PLACES} places.")
+    raise NotApplicableError(
+        f"The {type(module.backbone).__name__} has no feature maps of at least {PLACES}×{PLACES}, over which an explanation could be drawn."
+    )
 
 
 def grad_cam(module: VisionModule, image: Tensor, target: Tensor, layer: str, whole: bool = True) -> Tensor:

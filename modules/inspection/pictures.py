@@ -141,7 +141,7 @@ def draw_fields(image: Tensor, fields: dict[str, see.Field]) -> Picture:
         NotApplicableError: there are none.
     """
     if not fields:
-        raise see.NotApplicableError("It has no stages with maps: every unit sees all of the image.")
+        raise see.NotApplicableError("The network has no feature maps: each of its units sees the whole image.")
     squares = [
         (
             f"{name}: {'all of the image' if field.size is None else f'{field.size} px'}, stride {field.stride}",

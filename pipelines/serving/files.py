@@ -85,7 +85,7 @@ def rows_of(table: str) -> "pd.DataFrame":
     found = found.rename(columns=spelled(found, ["path"]))
     if "path" not in found:
         raise DataError(
-            f"{table} has no column 'path', but {listed(found.columns)}: give that of the images this name."
+            f"{table} has no column 'path', but {listed(found.columns)}: rename the column with the images' paths to path."
         )
     found = found.dropna(subset="path")
     paths = paths_in(found["path"], file)

@@ -149,7 +149,7 @@ def learned_from(folder: Path, model: Path | None = None) -> VisionDataModule:
     """
     saved = yaml.safe_load((folder / "architecture.yaml").read_text()).get("data")
     if not saved:
-        raise ValueError(f"{folder} does not say which data it learned from.")
+        raise ValueError(f"{folder} does not say which data it learned from: name them with --data.")
     _check_classes(folder, saved)
     data = data_of(saved)
     return data if model is None else prepared(data, Preprocessing(**read_description(model)["preprocessing"]))

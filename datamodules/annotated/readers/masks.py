@@ -349,7 +349,7 @@ def read_classes(file: Path | Member) -> Classes:
         names.sort(key=lambda name: name.lower() != "background")
     if not 2 <= len(names) <= MOST:
         raise DataError(
-            f"{file} names {len(names)} classes that count; it takes from two to {MOST}, the background included."
+            f"{file} names {len(names)} classes beside those that are ignored; there must be from two to {MOST}, the background among them."
         )
     numbers = {value: names.index(name) if name in names else IGNORE for name, value in rows}
     return Classes(names, numbers, "colours" if coloured else "numbers")
