@@ -718,7 +718,9 @@ for name, outline in (
         lambda o=outline: coco(o)
     )
 case(
-    "COCO, more classes than fit into a byte", kind=COCOSegmentation, says=r"has 301 classes; there must be from two to 255"
+    "COCO, more classes than fit into a byte",
+    kind=COCOSegmentation,
+    says=r"has 301 classes; there must be from two to 255",
 )(lambda: coco(None, count=300))
 
 
