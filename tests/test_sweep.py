@@ -193,7 +193,7 @@ JUDGED = {"autoencoding": "min", "gan": "min", "masked_autoencoding": "min", "tr
 SMALL = {name: task.small for name, task in TASKS.items()} | OTHERS
 
 
-QUICK = ("gan", "super_resolution", "translation")  # classification is above
+QUICK = ("gan",)  # classification is above
 
 
 @pytest.mark.parametrize("task", [pytest.param(t, marks=[] if t in QUICK else pytest.mark.slow) for t in SMALL])

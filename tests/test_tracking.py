@@ -88,18 +88,19 @@ def test_a_crash_is_a_failed_run_with_its_cause() -> None:
     assert "faults.py" in text
 
 
-def test_mlflow_run_is_one_run_and_runs_no_shell(tmp_path: Path) -> None:
+def every_run() -> list[mlflow.entities.Run]:
+    return mlflow.search_runs(search_all_experiments=True, output_format="list")
+
+
+def test_mlflow_run_is_one_run_and_runs_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT, "project", ignore=lambda folder, names: {n for n in names if n[0] == "." or n in UNTRACKED})
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/own.db"
-    command = ["mlflow", "run", "project", "--env-manager", "local", "-e", "classification", "-P", "data=Digits8x8",
-               "-P", "max_epochs=1",
-               "-P", 'args=--data.image_size 12 --run_name "a; touch pwned" --trainer.enable_progress_bar false']  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    before = {run.info.run_id for run in every_run()}
+    mlflow.run("project", "classification", env_manager="local", parameters={
+        "data": "Digits8x8", "max_epochs": "1",
+        "args": '--data.image_size 12 --run_name "a; touch pwned" --trainer.enable_progress_bar false'})  # fmt: skip
     assert not list(tmp_path.rglob("pwned"))
-    client = MlflowClient(f"sqlite:///{tmp_path}/own.db")
-    (only,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (only,) = (run for run in every_run() if run.info.run_id not in before)
     assert only.info.status == "FINISHED"
     assert only.info.run_name == "a; touch pwned"
     assert only.data.params["trainer.max_epochs"] == "1"
