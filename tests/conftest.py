@@ -11,6 +11,7 @@ sys.meta_path.insert(0, Deferring)  # before Lightning is imported, as a command
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -30,6 +31,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
@@ -137,9 +139,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store of MLflow's to copy, since making one takes seconds."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _store(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> None:
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty, folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 

@@ -597,7 +597,8 @@ def test_a_vae_gan_gives_each_player_what_the_paper_says() -> None:
 
 
 def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli = gan(["fit", *SMALL, "--model.conditional", "true", "--trainer.max_epochs", "2", "--register", "maker",
+    few = ["--trainer.limit_train_batches", "5"]
+    cli = gan(["fit", *SMALL, *few, "--model.conditional", "true", "--trainer.max_epochs", "2", "--register", "maker",
                "--output", "out"])  # fmt: skip
     assert cli.model.monitor == "val/fd_lenet5"
     run = MlflowClient().get_run(run_id_of("out"))
@@ -619,7 +620,7 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert "knows no class 'x'; it knows 0, 1" in capsys.readouterr().err
 
     promotion.promote("maker")
-    classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *QUIET, "--trainer.max_epochs", "1",
+    classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *QUIET, *few, "--trainer.max_epochs", "1",
                     "--model.backbone", "models:/maker@champion", "--output", "next", "--register", "judge"])  # fmt: skip
     with pytest.raises(SystemExit):
         gan.main(["sample", "models:/judge/1"])

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import mlflow
 import numpy as np
 import pytest
 import timm
@@ -186,17 +185,9 @@ def run(command: str) -> None:
                 raise
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store of MLflow's, which takes seconds to make, for each page to copy."""
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page not in QUICK)) for page in PAGES])
-def test_the_commands_on_a_page_run(page: str, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shutil.copy(store, "mlflow.db")
+def test_the_commands_on_a_page_run(page: str, empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copy(empty, "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     Path("configs").symlink_to(ROOT / "configs")

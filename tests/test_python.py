@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def test_mistakes_are_errors_of_one_paragraph(wrong: dict[str, object], told: st
     [("own_folder", "test/accuracy", 0.9), ("own_boxes", "test/ap50", 0.1), ("faces", "test/auc", 0.8)],
 )
 def test_a_notebook_runs(
-    notebook: str, figure: str, least: float, whole: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    notebook: str, figure: str, least: float, whole: bool, empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    shutil.copy(empty, "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     names: dict[str, Any] = {}
     for cell in json.loads(Path(ROOT, "examples", f"{notebook}.ipynb").read_text())["cells"]:

@@ -39,6 +39,7 @@ SMALL = [
     "--trainer.max_epochs",
     "2",
 ]  # of three steps each
+SHORT = [*SMALL, "--data.batch_size", "150"]  # of two
 POINTS = ["--trainer.callbacks+=faults.Points", "--trainer.callbacks.folder"]
 VARIANTS = {
     "plain": [],
@@ -156,18 +157,18 @@ def stopped(task: Case, args: list[str], output: str, at: int, name: str = "SIGT
 
 
 def test_a_kill_at_whatever_moment_changes_nothing() -> None:
-    count = killed(TASKS["classification"], [*SMALL, "--checkpoint_seconds", "0"], every=False)
-    assert count >= 2 * 3 * 4 + 2 * 5
+    count = killed(TASKS["classification"], [*SHORT, "--checkpoint_seconds", "0"], every=False)
+    assert count >= 2 * 2 * 4 + 2 * 5
 
 
 def test_a_stop_in_each_step_and_validation_of_one_training_changes_nothing() -> None:
     task = TASKS["classification"]
-    task.command([*SMALL, "--output", "whole", "--register", "whole"])
+    task.command([*SHORT, "--output", "whole", "--register", "whole"])
     stops = 0
-    while stopped(task, [*SMALL, "--register", "cut"], "cut", at=2 if stops else 0):
+    while stopped(task, [*SHORT, "--register", "cut"], "cut", at=2 if stops else 0):
         stops += 1
         assert MlflowClient().get_run(run_id_of("cut")).info.status == "KILLED"
-    assert stops >= 2 * 3
+    assert stops >= 2 * 2
     assert same("cut")
     one, two = registered("whole"), registered("cut")
     assert all(torch.equal(one[key], two[key]) for key in one | two)

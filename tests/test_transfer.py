@@ -296,7 +296,7 @@ def test_the_border_of_the_similarities():
 
 def test_auto_takes_features_of_a_network_that_knows_the_task_and_tells_why(capsys):
     module = ClassificationModule(DataSpec(num_classes=10, in_chans=1, image_size=12), Backbone("lenet5"))
-    L.Trainer(**QUIET, max_epochs=12).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))
+    L.Trainer(**QUIET, max_epochs=6).fit(module, Digits8x8(image_size=12, batch_size=32, num_workers=0))
     save_file({key: value.contiguous() for key, value in module.backbone.state_dict().items()}, "lenet5.safetensors")
     capsys.readouterr()
     few = [*FIT, "--data.train_per_class", "5"]
