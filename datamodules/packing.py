@@ -28,12 +28,11 @@ from datamodules.errors import DataError
 from datamodules.images import EXTENSIONS
 from datamodules.labelled.base import NamedDataModule
 from datamodules.labelled.label_columns import LabelColumnsSource
-from datamodules.labelled.manifest import Manifest
+from datamodules.labelled.manifest import TabularTable
 from datamodules.labelled.people import FaceDataModule
 from datamodules.labelled.quantities import RegressionDataModule
 from datamodules.labelled.sources import LabelSetSource, PeopleSource, QuantitySource, TabularSource
 from datamodules.loading import Sample
-from datamodules.options import point_columns
 from datamodules.paths import Paths, content_of
 from datamodules.writing import new_folder
 
@@ -49,7 +48,8 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
 
     * a class, ``.cls``, its index; with further inputs, ``.json`` with the key ``label`` and one for each of them;
     * a person, ``.json`` with the key ``identity``, or the column that the person was in;
-    * several labels, ``.json`` with the list ``labels``; several columns of classes or quantities, with a key for each;
+    * several labels, ``.json`` with the list ``labels``; several columns of classes or quantities, with a key for each, and for
+      further inputs;
     * boxes, ``.json`` with the list ``objects``; see `read_boxes`;
     * a class map, ``.mask.png``, or with the suffix of its file.
 
@@ -153,18 +153,19 @@ def _described(data: Any, source: Any, k: int) -> tuple[str, bytes]:
     """Returns the member that says what a labelled picture is."""
     if isinstance(source, PeopleSource):
         return _json({getattr(data, "person_column", "identity"): str(source.people[k])})
-    names, values = data.label_names, source.labels[k]
+    names, values, inputs = data.label_names, source.labels[k], dict[str, float]()
+    if isinstance(source, TabularSource) and isinstance(data, TabularTable):
+        numbers = [*source.keypoints[k].ravel().tolist(), *source.tabular[k].tolist()]
+        inputs = dict(zip(data.tabular_names or [], numbers, strict=True))
     if isinstance(source, QuantitySource):
         pairs = zip(names, values.tolist(), strict=True)
-        return _json({name: None if math.isnan(value) else value for name, value in pairs})
+        return _json({name: None if math.isnan(value) else value for name, value in pairs} | inputs)
     if isinstance(source, LabelSetSource):
-        return _json({"labels": [name for name, has in zip(names, values, strict=True) if has]})
+        return _json({"labels": [name for name, has in zip(names, values, strict=True) if has]} | inputs)
     if isinstance(source, LabelColumnsSource):
         return _json({column: value for column, _, value in (names[number].partition("/") for number in values)})
-    if isinstance(source, TabularSource) and isinstance(data, Manifest):
-        keys = [*point_columns(data.keypoints or ()), *(data.tabular or ())]
-        numbers = [*source.keypoints[k].ravel().tolist(), *source.tabular[k].tolist()]
-        return _json({data.label_column: names[values]} | dict(zip(keys, numbers, strict=True)))
+    if inputs:
+        return _json({data.label_column: names[values]} | inputs)
     return "cls", str(int(values)).encode()
 
 

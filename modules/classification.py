@@ -24,14 +24,13 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
-from modules.networks.backbones import take_head
-from modules.networks.tabular import LateFusion
+from modules.networks.tabular import LateFusion, fuse, headed, inputs_of
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.sheets import sheet
 from modules.ranges import NonNegative, ShareBelowOne
 from modules.spec import Backbone, DataSpec
-from modules.views import Views, mean_of_classes
+from modules.views import mean_of_classes
 from modules.warm_start import ClassRows
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ class ClassificationModule(VisionModule):
     needs: tuple[str, ...] = ("label",)
     mirrors = True
     class_weights: Tensor | None
+    head: nn.Linear
+    fusion: LateFusion | None
 
     def __init__(
         self,
@@ -87,18 +88,11 @@ class ClassificationModule(VisionModule):
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
         num_classes = data.num_classes
-        self.head = take_head(self.backbone, num_classes)
-        self.fusion = LateFusion(data) if data.tabular_names else None
-        if self.fusion is not None:
-            if mixup or cutmix:
-                raise BackboneError(
-                    f"--model.{'mixup' if mixup else 'cutmix'} mixes images, but not their tabular inputs: "
-                    "leave it out."
-                )
-            if any(name.endswith("_x") for name in data.tabular_names or ()):  # they would have to be mirrored, too
-                self.views = Views("a network with keypoints as input", possible=False)
-            self.needs = (*self.needs, "tabular")
-            self.head = nn.Linear(self.head.in_features + self.fusion.width, num_classes)
+        fuse(self, data)
+        if self.fusion is not None and (mixup or cutmix):
+            raise BackboneError(
+                f"--model.{'mixup' if mixup else 'cutmix'} mixes images, but not their tabular inputs: leave it out."
+            )
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -145,8 +139,7 @@ class ClassificationModule(VisionModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Computes logits, float B×K, for evaluation, averaged over mirrored views."""
-        beside = {} if self.fusion is None else {"tabular": batch["tabular"]}
-        return self.views.mean(partial(self, **beside), batch["image"], mean_of_classes)
+        return self.views.mean(partial(self, **inputs_of(self, batch)), batch["image"], mean_of_classes)
 
     def forward(self, image: Tensor, tabular: Tensor | None = None) -> Tensor:
         """Computes logits, float B×K.
@@ -155,11 +148,7 @@ class ClassificationModule(VisionModule):
             image: uint8 B×C×H×W.
             tabular: tabular inputs, float32 B×V; None for the means of the training set.
         """
-        return self._classified(self.normalize(image), tabular)
-
-    def _classified(self, image: Tensor, tabular: Tensor | None) -> Tensor:
-        features = self.backbone(image)
-        return self.head(features if self.fusion is None else self.fusion(features, tabular))
+        return headed(self, self.normalize(image), tabular)
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
@@ -167,7 +156,7 @@ class ClassificationModule(VisionModule):
         image, target = self.normalize(batch["image"]), label
         if self.mix is not None:
             image, target = self.mix(image, target)
-        logits = self._classified(image, None if self.fusion is None else batch["tabular"])
+        logits = headed(self, image, batch.get("tabular"))
         loss = self._loss(logits, target)
         for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
             loss = loss + 0.3 * self._loss(aux, target)

@@ -1,5 +1,6 @@
 """Multi-label classification."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
-from modules.networks.backbones import take_head
+from modules.networks.tabular import LateFusion, fuse, headed, inputs_of
 from modules.optimization import Optimization
 from modules.pictures.charts import precision_recall
 from modules.pictures.sheets import sheet
@@ -68,6 +69,7 @@ class Curve(NamedTuple):
 
 class MultiLabelModule(CalibratedModule):
     """Multi-label classification: a backbone with a linear classifier that predicts each label independently.
+    If the data have tabular inputs, these are fused with the features, see `LateFusion`.
 
     Metrics: the mean average precision over labels (``map``) and the mean F1 at a threshold per label. The thresholds
     are those with the best F1 on the validation set and are stored with the weights: `predict` returns the labels
@@ -88,11 +90,14 @@ class MultiLabelModule(CalibratedModule):
     training_only = ("loss.",)
 
     any_bands = True
+    any_tabular = True
     takes = ("num_classes", "label_names", "in_chans", "image_size")
     takes_for_training = ("class_weights",)
-    needs = ("labels",)
+    needs: tuple[str, ...] = ("labels",)
     mirrors = True
     class_weights: Tensor | None
+    head: nn.Linear
+    fusion: LateFusion | None
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class MultiLabelModule(CalibratedModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
-        self.head = take_head(self.backbone, data.num_classes)
+        fuse(self, data)
         self.loss = loss
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         if weights is not None and loss is not None:
@@ -129,13 +134,22 @@ class MultiLabelModule(CalibratedModule):
     def _named(self, has: Tensor) -> str:
         return ", ".join(name for name, one in zip(self.label_names, has.tolist(), strict=True) if one) or "none"
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Computes logits, float B×K, from images, uint8 B×C×H×W."""
-        return self.head(self.backbone(self.normalize(image)))
+    def forward(self, image: Tensor, tabular: Tensor | None = None) -> Tensor:
+        """Computes logits, float B×K.
+
+        Args:
+            image: uint8 B×C×H×W.
+            tabular: tabular inputs, float32 B×V; None for the means of the training set.
+        """
+        return headed(self, self.normalize(image), tabular)
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Computes logits, float B×K, for evaluation, averaged over mirrored views."""
+        return self.views.mean(partial(self, **inputs_of(self, batch)), batch["image"], mean_of_labels).float()
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
-        return self._losses(self(batch["image"]).float(), batch["labels"].float())
+        return self._losses(self(batch["image"], batch.get("tabular")).float(), batch["labels"].float())
 
     def _losses(self, logits: Tensor, truth: Tensor) -> Losses:
         if self.loss is not None:
@@ -144,7 +158,7 @@ class MultiLabelModule(CalibratedModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        logits = self.views.mean(self, batch["image"], mean_of_labels).float()
+        logits = self._logits(batch)
         probabilities = logits.sigmoid()
         self.curves[stage].update(probabilities, batch["labels"])
         with self.publisher.optional(f"{stage}/examples"):
@@ -201,7 +215,7 @@ class MultiLabelModule(CalibratedModule):
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns ``labels`` for each image, those whose probability reaches their threshold, the most likely first,
         and the ``probabilities`` of all labels."""
-        probabilities = self.views.mean(self, batch["image"], mean_of_labels).float().sigmoid()
+        probabilities = self._logits(batch).sigmoid()
         reached, order = probabilities >= self.threshold, probabilities.argsort(1, descending=True)
         return [
             {

@@ -16,8 +16,7 @@ from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
-from modules.networks.backbones import take_head
-from modules.networks.tabular import Standardization
+from modules.networks.tabular import LateFusion, Standardization, fuse, headed, inputs_of
 from modules.optimization import Optimization
 from modules.pictures.charts import scatter
 from modules.pictures.sheets import sheet
@@ -31,6 +30,7 @@ DRAWN = 2000  # maximum number of points in a chart
 
 class RegressionModule(VisionModule):
     """Regression: a backbone with a linear layer for quantities that are standardised over the training set.
+    If the data have tabular inputs, these are fused with the features, see `LateFusion`.
 
     Unknown values (NaN) are ignored in the loss and in the metrics. Metrics for each quantity are the mean absolute
     error (``mae/NAME``) and the root mean squared error (``rmse/NAME``), both in the units of the data, and the
@@ -48,10 +48,13 @@ class RegressionModule(VisionModule):
     training_only = ("loss.",)
 
     any_bands = True
+    any_tabular = True
     takes = ("label_names", "in_chans", "image_size")
     takes_for_training = ("target_mean", "target_std")
-    needs = ("target",)
+    needs: tuple[str, ...] = ("target",)
     mirrors = True
+    head: nn.Linear
+    fusion: LateFusion | None
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class RegressionModule(VisionModule):
     ) -> None:
         super().__init__(data, backbone, optimization, "logits")
         count = data.num_classes
-        self.head = take_head(self.backbone, count)
+        fuse(self, data)
         mean, std = (
             torch.tensor(given or [other] * count) for given, other in ((data.target_mean, 0.0), (data.target_std, 1.0))
         )
@@ -84,13 +87,22 @@ class RegressionModule(VisionModule):
     def _told(self, values: Tensor) -> str:
         return "\n".join(f"{name} {value:.4g}" for name, value in zip(self.label_names, values.tolist(), strict=True))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Predicts quantities in the units of the data, float B×K, from images, uint8 B×C×H×W."""
-        return self.scaling.undo(self.head(self.backbone(self.normalize(image))).float())
+    def forward(self, image: Tensor, tabular: Tensor | None = None) -> Tensor:
+        """Predicts quantities in the units of the data, float B×K.
+
+        Args:
+            image: uint8 B×C×H×W.
+            tabular: tabular inputs, float32 B×V; None for the means of the training set.
+        """
+        return self.scaling.undo(headed(self, self.normalize(image), tabular).float())
+
+    def _seen(self, batch: dict[str, Tensor]) -> Tensor:
+        """Predicts quantities for evaluation, averaged over mirrored views."""
+        return self.views.mean(partial(self, **inputs_of(self, batch)), batch["image"], mean_of_values)
 
     @override
     def losses(self, batch: dict[str, Tensor]) -> Losses:
-        return self._losses(self(batch["image"]), batch["target"])
+        return self._losses(self(batch["image"], batch.get("tabular")), batch["target"])
 
     def _losses(self, said: Tensor, truth: Tensor) -> Losses:
         said, truth = self.scaling(said), self.scaling(truth)
@@ -101,7 +113,7 @@ class RegressionModule(VisionModule):
 
     @override
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
-        said, truth = self.views.mean(self, batch["image"], mean_of_values), batch["target"]
+        said, truth = self._seen(batch), batch["target"]
         self.pairs[stage].update(torch.stack([said, truth], 1))
         with self.publisher.optional(f"{stage}/worst"):
             error = (self.scaling(said) - self.scaling(truth)).abs().nan_to_num(-1).amax(1)
@@ -136,7 +148,7 @@ class RegressionModule(VisionModule):
     @override
     def predict(self, batch: dict[str, Tensor]) -> list[Answer]:
         """Returns ``values`` for each image, by quantity and in the units of the data."""
-        rows = self.views.mean(self, batch["image"], mean_of_values).tolist()
+        rows = self._seen(batch).tolist()
         return [{"values": dict(zip(self.label_names, row, strict=True))} for row in rows]
 
 

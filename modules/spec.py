@@ -107,7 +107,7 @@ class DataSpec:
         if not any_tabular and (names := self.tabular_names):
             raise BackboneError(
                 f"{task} takes images alone, and these data have tabular inputs ({', '.join(names[:4])}, …): leave "
-                "--data.tabular and --data.keypoints out. Classification takes them."
+                "--data.tabular and --data.keypoints out. Classification, several labels and regression take them."
             )
 
     @classmethod

@@ -166,7 +166,7 @@ def written(kind: str) -> None:
             columns["who"] = [f"p{k % 12}" for k in range(24)]
         elif kind == "columns":
             columns["place"] = ["in", "out", "out"] * 8
-        elif kind == "inputs":
+        if kind in ("inputs", "labels", "quantities"):
             columns |= {name: numbers[:, k] for k, name in enumerate(("age", "a_x", "a_y", "b_x", "b_y"))}
         pd.DataFrame(columns).to_csv("t.csv", index=False)
 
@@ -176,8 +176,12 @@ TASKS: dict[str, tuple[type, str, dict[str, Any]]] = {
     "outlines": (COCODetection, "a.json", {"image_size": 32, "masks": True, "tile": 32}),
     "objects": (COCOSegmentation, "a.json", {"image_size": 32}),
     "masks": (MaskFolder, ".", {"image_size": 32, "images": "i", "masks": "m"}),
-    "labels": (MultiLabelTable, "t.csv", {"image_size": 16}),
-    "quantities": (RegressionTable, "t.csv", {"image_size": 16, "columns": ["weight", "height"]}),
+    "labels": (MultiLabelTable, "t.csv", {"image_size": 16, "tabular": ["age"]}),
+    "quantities": (
+        RegressionTable,
+        "t.csv",
+        {"image_size": 16, "columns": ["weight", "height"], "keypoints": ["a", "b"]},
+    ),
     "people": (PeopleTable, "t.csv", {"image_size": 16, "person_column": "who", "pictures_per_person": 2}),
     "columns": (LabelColumns, "t.csv", {"image_size": 16, "label_columns": ["place", "label"]}),
     "inputs": (Manifest, "t.csv", {"image_size": 16, "tabular": ["age"], "keypoints": ["a", "b"]}),

@@ -23,6 +23,8 @@ from datamodules.options import point_columns
 from modules import Backbone, BackboneError, ClassificationModule, DataSpec, FewShotModule
 from pipelines import alignment, evaluate, export, predict
 from pipelines.classification import classification
+from pipelines.multi_label import multi_label
+from pipelines.regression import regression
 from pipelines.serving import model as serving
 from pipelines.serving import registry
 
@@ -218,6 +220,34 @@ def test_from_a_table_to_a_registered_model_that_is_given_numbers(capsys: pytest
         [*common, "--backbone", "models:/ages/1", "--model.backbone.transfer", "features", "--output", "s"]
     )
     assert solved.trainer.callback_metrics["test/accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "columns", "figure"),
+    [
+        (regression, "RegressionTable", ["--data.columns", "[weight]"], "test/r2"),
+        (multi_label, "MultiLabelTable", ["--data.label_columns", "[heavy,light]"], "test/map"),
+    ],
+)
+def test_quantities_and_labels_are_learned_from_numbers_and_points_beside_the_image(
+    task: Any, kind: str, columns: list[str], figure: str
+) -> None:
+    ages = table(64)["age"]
+    made = table(64, weight=ages * 2, heavy=(ages > 50).astype(int), light=(ages <= 50).astype(int))
+    cli = task(["fit", "--data", kind, "--data.file", "t.csv", *columns, "--data.tabular", "[age]", "--data.keypoints",
+                json.dumps(NAMES), "--data.image_size", "12", "--data.flip", "false", "--data.batch_size", "8", "--backbone", "mlp",
+                "--lr", "0.01", *QUIET, "--trainer.max_epochs", "12", "--output", "o", "--register", kind])  # fmt: skip
+    assert cli.trainer.callback_metrics[figure] > 0.8
+    model = registry.load(f"models:/{kind}/1")
+    rows = made[-2:].rename(columns={"path": "image"})[["image", *point_columns(NAMES), "age"]]
+    answers = model.predict(None, rows)
+    assert len(answers) == 2
+    assert not answers.equals(model.predict(None, rows.assign(age=rows["age"][::-1].to_numpy() + 30)))
+    with pytest.raises(ValueError, match="There is no age"):
+        model.predict(None, rows.drop(columns="age"))
+    export.export(f"models:/{kind}/1", Path("beside.onnx"))
+    inputs = onnxruntime.InferenceSession("beside.onnx").get_inputs()
+    assert [(one.name, one.shape[1]) for one in inputs] == [("image", 3), ("tabular", 7)]
 
 
 @pytest.mark.slow  # the contract kills a training of the same task

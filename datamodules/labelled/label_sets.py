@@ -13,10 +13,9 @@ from typing_extensions import override
 from datamodules.errors import DataError, listed
 from datamodules.images import composed
 from datamodules.labelled.base import MultiLabelDataModule
-from datamodules.labelled.files import LabelledFiles
-from datamodules.labelled.manifest import Table
+from datamodules.labelled.manifest import TabularTable
 from datamodules.labelled.rows import Objects, Rows, objects
-from datamodules.labelled.sources import LabelSetSource
+from datamodules.labelled.sources import LabelSetSource, TabularLabelSetSource
 from datamodules.paths import Paths
 from datamodules.tables import LIST
 
@@ -32,8 +31,8 @@ RARE = 7  # minimum number of images of a label for stratification
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule):
-    """A CSV or Parquet table with one row per image; labels in one column, or in one column each.
+class MultiLabelTable(TabularTable[LabelSetSource], MultiLabelDataModule):
+    """A CSV or Parquet table with one row per image; labels in one column, or in one column each; see also `TabularTable`.
 
     Without a column ``split``, 15 % of the images are drawn for testing and 15 % of the rest for validation, so that
     rare labels are in all three splits.
@@ -50,11 +49,12 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
     label_columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.int64], NDArray[np.str_] | None]:
-        """The labels' names; paths and splits; its labels, N×K; and what it is of."""
+    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.int64], "pd.DataFrame"]:
+        """The labels' names; paths and splits; the labels, N×K; and the whole table."""
         file = Path(self.file)
         optional = [] if self.label_columns else [self.label_column]
-        table = self.checked(dict.fromkeys(self.label_columns or [], "--data.label_columns"), [], optional)
+        columns = dict.fromkeys(self.label_columns or [], "--data.label_columns") | self.input_columns
+        table = self.checked(columns, [*self.input_columns], optional)
         names, labels = self._of_cells(table) if self._in_cells(table) else self._of_columns(table)
         if not names:
             lacking = (
@@ -66,7 +66,7 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
                 "--data.label_columns."
             )
         rows = self.paths(table), objects(table["split"])
-        return names, rows, labels, self.groups(table)
+        return names, rows, labels, table
 
     def _in_cells(self, table: "pd.DataFrame") -> bool:
         return self.label_columns is None and self.label_column in table
@@ -92,7 +92,8 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
         return names, np.array([[name in own for name in names] for own in sets], np.int64).reshape(len(sets), -1)
 
     def _of_columns(self, table: "pd.DataFrame") -> tuple[list[str], NDArray[np.int64]]:
-        others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
+        known = {self.path_column, self.group_column, "split", *self.input_columns}
+        others = [name for name in table.columns if name not in known]
         cells = table.fillna("").astype(str).apply(lambda column: column.str.strip().str.casefold())
         names = self.label_columns or [name for name in others if cells[name].isin(ANSWERS).all() and cells[name].any()]
         for name in names:
@@ -110,10 +111,11 @@ class MultiLabelTable(Table, LabelledFiles[LabelSetSource], MultiLabelDataModule
 
     @override
     def load(self) -> dict[str, LabelSetSource]:
-        names, (paths, splits), labels, groups = self._table
+        names, (paths, splits), labels, table = self._table
+        groups = self.groups(table)
         sets = [", ".join(name for name, has in zip(names, row, strict=True) if has) for row in labels]
         files, _, _, good = self.inspected(Rows(paths, np.array(sets, object), splits), groups)
-        whole = LabelSetSource(files, labels)
+        whole: LabelSetSource = self.with_inputs(files, labels, table, LabelSetSource, TabularLabelSetSource)
         least = max(RARE, self.folds or 0)
         divided = self.shared_out(whole, splits, good, lambda own: strata(own, least), groups)
         if "train" in divided:

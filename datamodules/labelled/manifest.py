@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,7 +17,8 @@ from datamodules.errors import DataError, listed, repeated
 from datamodules.files import Files, shards_at, titled
 from datamodules.finding import paths_in
 from datamodules.images import composed
-from datamodules.labelled.files import ClassFiles
+from datamodules.labelled.base import S
+from datamodules.labelled.files import ClassFiles, LabelledFiles
 from datamodules.labelled.rows import Rows, objects
 from datamodules.labelled.sources import LabelledSource, TabularSource
 from datamodules.options import Preprocessing, point_columns
@@ -108,20 +109,18 @@ class Table(Files):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Manifest(Table, ClassFiles):
-    """A CSV or Parquet table with one row per image.
+class TabularTable(Table, LabelledFiles[S]):
+    """Base class of tables that may have tabular inputs of the network.
 
     With ``tabular`` or ``keypoints``, batches also have ``tabular``, float32 B×V: x and y of each keypoint, normalised by
     `KeypointCompose`, followed by the numbers.
 
     Args:
-        label_column: column with the labels.
         tabular: columns of numbers, such as an age, used as additional inputs of the network.
         keypoints: keypoints used as additional inputs of the network, each in columns NAME_x and NAME_y, in pixels.
             They are augmented with the image, and normalised for position and scale.
     """
 
-    label_column: str = "label"
     tabular: list[str] | None = None
     keypoints: list[str] | None = None
 
@@ -147,6 +146,12 @@ class Manifest(Table, ClassFiles):
     def _columns(self) -> list[str]:
         """Columns of the tabular inputs."""
         return [*point_columns(self.keypoints or ()), *(self.tabular or ())]
+
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """Columns of the tabular inputs, each with the setting that names it."""
+        points = dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
+        return dict.fromkeys(self.tabular or (), "--data.tabular") | points
 
     @property
     def tabular_names(self) -> list[str] | None:
@@ -177,19 +182,29 @@ class Manifest(Table, ClassFiles):
         )
         return np.concatenate([points, source.tabular], 1).astype(np.float64)
 
-    @cached_property
-    def _read_table(self) -> tuple[Rows, NDArray[np.str_] | None, "pd.DataFrame"]:
-        """Rows; groups; and the columns of numbers."""
-        options = dict.fromkeys(self.tabular or (), "--data.tabular")
-        options |= dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
-        table = self.checked({self.label_column: "--data.label_column", **options}, [self.label_column, *options])
-        return self.rows(table, self.label_column), self.groups(table), table[[*options]]
+    def with_inputs(
+        self,
+        files: ImageFiles,
+        labels: NDArray[Any],
+        table: "pd.DataFrame",
+        plain: type[LabelledSource],
+        tabular: type[TabularSource],
+    ) -> Any:
+        """Returns the samples of all rows.
 
-    @override
-    def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
+        Args:
+            files: the images.
+            labels: of each, as ``plain`` takes them.
+            table: a `checked` table, whose `input_columns` are read.
+            plain: class of the samples without tabular inputs.
+            tabular: class of those with some.
+
+        Raises:
+            DataError: a number lacks, or the keypoints of an image are all at one place.
+        """
         if not self._columns:
-            return super().source(files, labels)
-        file, table = Path(self.file), self._read_table[2]
+            return plain(files, labels)
+        file = Path(self.file)
         columns = point_columns(self.keypoints or ())
         points = numeric_columns(table, columns, file, self.row).reshape(len(labels), len(columns) // 2, 2)
         lone = np.flatnonzero((points == points[:, :1]).all((1, 2)))
@@ -199,7 +214,7 @@ class Manifest(Table, ClassFiles):
                 "or remove the row."
             )
         self._warn_of_points_outside(files, points)
-        return TabularSource(files, labels, numeric_columns(table, self.tabular or [], file, self.row), points)
+        return tabular(files, labels, numeric_columns(table, self.tabular or [], file, self.row), points)
 
     def _warn_of_points_outside(self, files: ImageFiles, points: NDArray[np.float32]) -> None:
         """Warns of images with keypoints, float32 N×K×2, outside of them, as if they were those of another size."""
@@ -213,6 +228,29 @@ class Manifest(Table, ClassFiles):
                 f"{images.sum()} of {len(files)} images have points of --data.keypoints outside of them; the first: {files.paths[row]}, "
                 f"{width}×{height} pixels, has {name} at ({x:g}, {y:g}). Points are in pixels of the file, from its upper left corner."
             )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Manifest(TabularTable[LabelledSource], ClassFiles):
+    """A CSV or Parquet table with one row per image; see also `TabularTable`.
+
+    Args:
+        label_column: column with the labels.
+    """
+
+    label_column: str = "label"
+
+    @cached_property
+    def _read_table(self) -> tuple[Rows, NDArray[np.str_] | None, "pd.DataFrame"]:
+        """Rows; groups; and the columns of tabular inputs."""
+        inputs = self.input_columns
+        table = self.checked({self.label_column: "--data.label_column", **inputs}, [self.label_column, *inputs])
+        return self.rows(table, self.label_column), self.groups(table), table[[*inputs]]
+
+    @override
+    def source(self, files: ImageFiles, labels: NDArray[np.int64]) -> LabelledSource:
+        source: LabelledSource = self.with_inputs(files, labels, self._read_table[2], LabelledSource, TabularSource)
+        return source
 
     @cached_property
     def label_names(self) -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,12 +12,14 @@ from typing_extensions import override
 
 from datamodules.errors import DataError, listed
 from datamodules.labelled.base import LabelledDataModule
-from datamodules.labelled.files import LabelledFiles
-from datamodules.labelled.manifest import Table
+from datamodules.labelled.manifest import TabularTable
 from datamodules.labelled.rows import Objects, Rows, objects
-from datamodules.labelled.sources import QuantitySource
+from datamodules.labelled.sources import QuantitySource, TabularQuantitySource
 from datamodules.paths import Paths
 from datamodules.tables import numbers_in, unclear
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -60,24 +62,26 @@ class RegressionDataModule(LabelledDataModule[QuantitySource]):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule):
-    """A CSV or Parquet table with one row per image and one numeric column per quantity.
+class RegressionTable(TabularTable[QuantitySource], RegressionDataModule):
+    """A CSV or Parquet table with one row per image and one numeric column per quantity; see also `TabularTable`.
 
     Without a column ``split``, 15 % of the images are drawn for testing and 15 % of the rest for validation, stratified
     by the first quantity. An empty cell is an unknown value.
 
     Args:
-        columns: columns of the quantities; None for all columns that only have numbers.
+        columns: columns of the quantities; None for all columns that only have numbers and are no tabular inputs.
     """
 
     columns: list[str] | None = None
 
     @cached_property
-    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.float32], NDArray[np.str_] | None]:
-        """The quantities' names; paths and splits; its values, N×K; and what it is of."""
+    def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.float32], "pd.DataFrame"]:
+        """The quantities' names; paths and splits; the values, N×K; and the whole table."""
         file = Path(self.file)
-        table = self.checked(dict.fromkeys(self.columns or [], "--data.columns"), [])
-        others = [name for name in table.columns if name not in (self.path_column, self.group_column, "split")]
+        inputs = self.input_columns
+        table = self.checked(dict.fromkeys(self.columns or [], "--data.columns") | inputs, [*inputs])
+        known = {self.path_column, self.group_column, "split", *inputs}
+        others = [name for name in table.columns if name not in known]
         read = {name: numbers_in(table[name]) for name in self.columns or others}
         names = self.columns or [name for name, (_, wrong) in read.items() if not wrong]
         for name in names:
@@ -105,7 +109,7 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
                     "write a number there or nothing, or name the quantities with --data.columns."
                 )
         rows = self.paths(table), objects(table["split"])
-        return names, rows, np.stack([read[name][0] for name in names], 1), self.groups(table)
+        return names, rows, np.stack([read[name][0] for name in names], 1), table
 
     @cached_property  # not a property: `adopt_classes` replaces it
     @override
@@ -114,10 +118,11 @@ class RegressionTable(Table, LabelledFiles[QuantitySource], RegressionDataModule
 
     @override
     def load(self) -> dict[str, QuantitySource]:
-        _, (paths, splits), values, groups = self._table
+        _, (paths, splits), values, table = self._table
+        groups = self.groups(table)
         names = np.array([" ".join(map(str, own)) for own in values.tolist()], object)
         files, _, _, good = self.inspected(Rows(paths, names, splits), groups)
-        whole = QuantitySource(files, values)
+        whole: QuantitySource = self.with_inputs(files, values, table, QuantitySource, TabularQuantitySource)
         return self.shared_out(whole, splits, good, lambda own: _strata(own, max(20, self.folds or 0)), groups)
 
 

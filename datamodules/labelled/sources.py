@@ -133,9 +133,11 @@ class ColumnSource(LabelledSource):
             numbers: int64 K, the new index of each column.
             names: names of all columns; new ones have the value `unknown`.
         """
-        labels = np.full((len(self), len(names)), self.unknown, self.labels.dtype)
-        labels[:, numbers] = self.labels
-        return type(self)(self.images, labels)
+        same = copy(self)
+        vars(same).pop("digest", None)
+        same.labels = np.full((len(self), len(names)), self.unknown, self.labels.dtype)
+        same.labels[:, numbers] = self.labels
+        return same
 
 
 class LabelSetSource(ColumnSource):
@@ -159,6 +161,14 @@ class QuantitySource(ColumnSource):
 
     key = "target"
     unknown = float("nan")
+
+
+class TabularLabelSetSource(TabularSource, LabelSetSource):
+    """Multi-label images with tabular inputs; see `TabularSource` and `LabelSetSource`."""
+
+
+class TabularQuantitySource(TabularSource, QuantitySource):
+    """Images with numeric targets and tabular inputs; see `TabularSource` and `QuantitySource`."""
 
 
 class PeopleSource(LabelledSource):

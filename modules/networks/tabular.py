@@ -1,9 +1,14 @@
 """Tabular inputs: standardised, and fused with the features of an image."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from modules.networks.backbones import take_head
 from modules.spec import DataSpec
+from modules.views import Views
 
 HIDDEN = 64  # units of the hidden layer
 
@@ -66,3 +71,33 @@ class LateFusion(nn.Module):
         values = self.scaling.mean.expand(len(features), -1) if tabular is None else tabular
         scaled = self.scaling(values)
         return torch.cat([features, scaled, self.hidden(scaled)], 1)
+
+
+def fuse(module: Any, data: DataSpec) -> None:
+    """Gives a module ``head``, a linear layer on its backbone's features, and ``fusion``, the `LateFusion` before it; None
+    without tabular inputs."""
+    module.head = take_head(module.backbone, data.num_classes)
+    module.fusion = LateFusion(data) if data.tabular_names else None
+    if module.fusion is not None:
+        if any(name.endswith("_x") for name in data.tabular_names or ()):  # they would have to be mirrored, too
+            module.views = Views("a network with keypoints as input", possible=False)
+        module.needs = (*module.needs, "tabular")
+        module.head = nn.Linear(module.head.in_features + module.fusion.width, data.num_classes)
+
+
+def headed(module: Any, image: Tensor, tabular: Tensor | None) -> Tensor:
+    """Applies the backbone and the head of a module with `fuse`.
+
+    Args:
+        module: the module.
+        image: normalised images, float B×C×H×W.
+        tabular: see `LateFusion.forward`.
+    """
+    features = module.backbone(image)
+    said: Tensor = module.head(features if module.fusion is None else module.fusion(features, tabular))
+    return said
+
+
+def inputs_of(module: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of a module with `fuse` beside the image, by name."""
+    return {} if module.fusion is None else {"tabular": batch["tabular"]}

@@ -17,9 +17,9 @@ from modules import (
     SegmentationModule,
     SequenceModule,
 )
-from pipelines.serving.exports.base import Exported, Plain, copied, generator, replaced, text
+from pipelines.serving.exports.base import Exported, copied, generator, replaced, text
 
-L = TypeVar("L", bound=ClassificationModule | MultiLabelModule | SegmentationModule)
+L = TypeVar("L", bound=ClassificationModule | MultiLabelModule | RegressionModule | SegmentationModule)
 
 
 class _Labels(Exported[L]):
@@ -137,20 +137,26 @@ class ExportedSegmenter(_Labels[SegmentationModule]):
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{'H×W' if self.free else text(module)}"
 
 
-class ExportedRegression(Plain[RegressionModule]):
+class ExportedRegression(_Labels[RegressionModule]):
     """Quantities in their own units, float32 B×K."""
-
-    outputs = ("values",)
 
     @override
     def take(self, module: RegressionModule) -> None:
-        self.backbone, self.head = copied(module.backbone), deepcopy(module.head)
-        self.scaling = deepcopy(module.scaling)
+        super().take(module)
+        self.scaling, self.outputs = deepcopy(module.scaling), ("values",)
         self.meaning = f"values float32 B×{module.num_classes}"
+
+    @override
+    def expected(self, module: RegressionModule, image: Tensor, *tabular: Tensor) -> tuple[Tensor, ...]:
+        return (module(image, *tabular),)
 
     @override
     def _told(self, logits: Tensor) -> tuple[Tensor, ...]:
         return (self.scaling.undo(logits),)
+
+    @override
+    def _logits(self, told: Tensor) -> Tensor:
+        return told
 
 
 class ExportedQLearning(Exported[QLearningModule]):
