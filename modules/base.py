@@ -101,14 +101,6 @@ class VisionModule(StoredModule):
         loggers."""
         return super().__getstate__() | {"_compiled": None, "_callbacks": []}
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute. Lightning notes the hook that runs some forty times a step, at ten times the cost where torch
-        looks for parameters in it."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     # Hooks that a task overrides
 
     @property
@@ -183,7 +175,8 @@ class VisionModule(StoredModule):
         losses = self.losses(batch)
         self.means.note("train", losses, batch)
         self.guard.note(self, losses.total, batch, self.holds_gradients(batch_idx))
-        return losses.total + self.optimization.penalty(self.named_parameters())
+        penalty = self.optimization.penalty(self.named_parameters())
+        return losses.total + penalty if isinstance(penalty, Tensor) else losses.total
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -59,6 +59,8 @@ class BestCheckpoint(ModelCheckpoint):
         strict: end a training whose validation does not measure the metric.
     """
 
+    on_train_batch_end = L.Callback.on_train_batch_end  # does nothing: no checkpoint is between validations
+
     def __init__(self, folder: Path, monitor: str, mode: str, strict: bool = False) -> None:
         # Judged is at the end of a validation: at an epoch's end, its figures may be those of an earlier one.
         super().__init__(

@@ -1,42 +1,18 @@
 """Lightning's loops with safe points for checkpoints: moments between steps at which no work is half done."""
 
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import cache
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from modules.training_data import settings_of
 from pipelines.engine.checkpoint import LastCheckpoint
+from pipelines.engine.overhead import spared
 
-STEP_HOOKS = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_before_zero_grad",
-)
-takes = cache(is_param_in_hook_signature)
 Moment = Literal["before validation", "after batch"]  # at which nothing is half done
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's default, which measures nothing, without the context that it would make for each of a step's hooks."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        """Does nothing."""
-        return self._nothing
 
 
 class _EpochLoop(_TrainingEpochLoop):
@@ -63,11 +39,8 @@ class _EpochLoop(_TrainingEpochLoop):
         if not outstanding:
             super().advance(data_fetcher)
 
-    def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
-        """Returns the arguments of ``training_step``, whose signature Lightning would inspect in each step."""
-        if takes(type(self.trainer.lightning_module).training_step, "batch_idx", min_args=2):
-            return OrderedDict(batch=batch, batch_idx=batch_idx)
-        return OrderedDict(batch=batch)
+    def _should_accumulate(self) -> bool:
+        return self.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         """Validates if it is due."""
@@ -105,14 +78,9 @@ class _FitLoop(fit_loop._FitLoop):
     epoch_loop: _EpochLoop
 
     def run(self) -> None:
-        """Trains. PyTorch's optimisers ask in each step how many GPUs there are, and without one NVML is looked for each
-        time: here it is asked once."""
-        known = torch.cuda._cached_device_count
-        torch.cuda._cached_device_count = torch.cuda.device_count()
-        try:
+        """Trains."""
+        with spared(self.trainer):
             super().run()
-        finally:
-            torch.cuda._cached_device_count = known
 
     def setup_data(self) -> None:
         """Creates the data loaders.
@@ -140,15 +108,3 @@ class _FitLoop(fit_loop._FitLoop):
         """Ends the epoch."""
         super().on_advance_end()
         self.epoch_loop.save("after batch", LastCheckpoint.end_epoch)
-
-    def on_run_start(self) -> None:
-        """Begins, and spares each step what is known before: which callbacks do nothing in it (Lightning passes over
-        ``None``), and whether the module or its data have a hook of batches."""
-        selector: Any = self.trainer._data_connector._datahook_selector
-        selector.get_instance = cache(selector.get_instance)
-        for callback in settings_of(self.trainer).callbacks:
-            for hook in STEP_HOOKS:
-                own = vars(callback).get(hook, getattr(type(callback), hook))  # LambdaCallback's are the object's
-                if own is getattr(L.Callback, hook):
-                    setattr(callback, hook, None)
-        super().on_run_start()

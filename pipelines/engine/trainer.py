@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer.states import RunningStage
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +21,7 @@ from modules import VisionModule
 from pipelines.engine.checkpoint import WholeCheckpoints
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import write_image
-from pipelines.engine.loops import NoProfiler, _EpochLoop, _FitLoop
+from pipelines.engine.loops import _EpochLoop, _FitLoop
 from pipelines.engine.signals import Signals
 from pipelines.engine.splitting import SplitStrategy, check_whole
 from pipelines.engine.terminal import say
@@ -29,6 +29,9 @@ from pipelines.engine.terminal import say
 
 class VisionTrainer(L.Trainer):
     """Lightning's trainer with exactly resumable checkpoints and a preview of the training samples."""
+
+    # Lightning's own compares two texts in small letters, twenty times a step.
+    training = property(lambda self: self.state.stage is RunningStage.TRAINING, L.Trainer.training.fset)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -50,9 +53,6 @@ class VisionTrainer(L.Trainer):
             **kwargs,
         )
         self._signal_connector = Signals(self)
-        own: Any = self  # as Lightning gives the attribute no type
-        if type(own.profiler) is PassThroughProfiler:
-            own.profiler = NoProfiler()
         plain = self.fit_loop
         self.fit_loop = _FitLoop(self, plain.min_epochs, plain.max_epochs)
         self.fit_loop.epoch_loop = _EpochLoop(self, plain.min_steps, plain.max_steps)

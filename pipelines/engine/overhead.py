@@ -1,0 +1,130 @@
+"""What Lightning and PyTorch find out anew in each step of a training, found out once.
+
+Replaces private parts of Lightning 2.6 and PyTorch 2.15 while a training runs; `tests/test_overhead.py` compares what is
+called with what Lightning itself calls.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer import trainer as trainer_module
+
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's default, which measures nothing, without the context that it would make for each of a step's hooks."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Does nothing."""
+        return self._nothing
+
+
+@contextmanager
+def spared(trainer: Any) -> Iterator[None]:
+    """Context manager of a training: hooks of a step that do nothing are not called, and what Lightning and PyTorch look up
+    in each step is looked up once.
+
+    Args:
+        trainer: Lightning's, with its module, callbacks and data.
+    """
+    selector, validation = trainer._data_connector._datahook_selector, trainer.fit_loop.epoch_loop.val_loop._data_source
+    replaced: list[tuple[Any, str, Any]] = [
+        (call, "_call_callback_hooks", _of_callbacks(trainer)),
+        (
+            call,
+            "_call_lightning_module_hook",
+            _of_one(trainer, trainer.lightning_module, L.LightningModule, call._call_lightning_module_hook),
+        ),
+        (call, "_call_strategy_hook", _of_one(trainer, trainer.strategy, Strategy, call._call_strategy_hook)),
+        (training_epoch_loop, "is_param_in_hook_signature", cache(training_epoch_loop.is_param_in_hook_signature)),
+        (trainer_module, "is_overridden", cache(trainer_module.is_overridden)),
+        (validation, "is_defined", cache(validation.is_defined)),
+        (selector, "get_instance", cache(selector.get_instance)),
+        # PyTorch's optimisers ask how many GPUs there are, and without one NVML is looked for each time.
+        (torch.cuda, "_cached_device_count", torch.cuda.device_count()),
+    ]
+    if type(trainer.profiler) is PassThroughProfiler:
+        replaced.append((trainer, "profiler", NoProfiler()))
+    before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
+    try:
+        for place, name, value in replaced:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _has(one: Any, base: type, hook: str) -> bool:
+    """Whether an object does something in a hook; LambdaCallback's hooks are the object's, not the class's."""
+    return vars(one).get(hook, getattr(type(one), hook)) is not getattr(base, hook)
+
+
+def _of_callbacks(trainer: Any) -> Callable[..., None]:
+    """Returns Lightning's function that calls a hook of all callbacks, for those that do something in it."""
+    plain, module = call._call_callback_hooks, trainer.lightning_module
+    noted = vars(module)  # where Lightning notes which hook runs; torch's `__setattr__` is slow
+
+    @cache
+    def hooks(name: str) -> list[tuple[Callable[..., None], str]]:
+        having = [one for one in trainer.callbacks if _has(one, L.Callback, name)]
+        return [(getattr(one, name), f"[Callback]{one.state_key}.{name}") for one in having]
+
+    def call_hooks(of: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        if of is not trainer or name not in STEP_HOOKS:
+            plain(of, name, *args, **kwargs)
+        elif found := hooks(name):
+            before, noted["_current_fx_name"] = noted["_current_fx_name"], name
+            for hook, action in found:
+                with trainer.profiler.profile(action):
+                    hook(trainer, module, *args, **kwargs)
+            noted["_current_fx_name"] = before
+
+    return call_hooks
+
+
+def _of_one(trainer: Any, one: Any, base: type, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns Lightning's function that calls a hook of the module or of the strategy, if that does something in it.
+
+    Args:
+        trainer: Lightning's.
+        one: the module or the strategy.
+        base: the class whose hooks do nothing, `LightningModule` or `Strategy`.
+        plain: Lightning's function.
+    """
+    noted = vars(trainer.lightning_module)
+
+    @cache
+    def idle(name: str) -> bool:
+        return name in STEP_HOOKS and not _has(one, base, name)
+
+    def call_hook(of: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if of is not trainer or "pl_module" in kwargs or type(of.profiler) is not NoProfiler:
+            return plain(of, name, *args, **kwargs)
+        hook = None if idle(name) else getattr(one, name)
+        if not callable(hook):
+            return None
+        before, noted["_current_fx_name"] = noted["_current_fx_name"], name
+        result = hook(*args, **kwargs)
+        noted["_current_fx_name"] = before
+        return result
+
+    return call_hook
