@@ -24,6 +24,7 @@ from datamodules.annotated.scenes import DigitTasks
 from datamodules.annotated.segmentation import SegmentationDataModule, WindowSource
 from datamodules.base import VisionDataModule
 from datamodules.clips import ClipDataModule
+from datamodules.domains import DigitAttributes, DigitTextures
 from datamodules.errors import DataError
 from datamodules.images import EXTENSIONS
 from datamodules.labelled.base import NamedDataModule
@@ -63,7 +64,13 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
         DataError: the folder exists, the images do not have 8 bits, or the data are of another kind.
     """
     kinds: Any = (NamedDataModule, RegressionDataModule, FaceDataModule, DetectionDataModule, SegmentationDataModule)
-    if not isinstance(data, kinds) or isinstance(data, DigitTasks | ClipDataModule):  # counts and clips have no place
+    without: Any = (
+        DigitTasks,
+        ClipDataModule,
+        DigitAttributes,
+        DigitTextures,
+    )  # counts, clips and contents have no place
+    if not isinstance(data, kinds) or isinstance(data, without):
         raise DataError(
             "--form webdataset writes pictures with classes, labels, quantities, people, boxes or class maps, and "
             f"{type(data).__name__} has others: give another --data or --form."

@@ -494,6 +494,7 @@ def test_what_cannot_become_shards_is_refused(capsys: pytest.CaptureFixture[str]
     for args, said in (
         (["out", "--data", "MovingDigits", "--form", "webdataset"], "MovingDigits has others"),
         (["out", "--data", "DigitTasks", "--form", "webdataset"], "DigitTasks has others"),
+        (["out", "--data", "DigitTextures", "--form", "webdataset"], "DigitTextures has others"),
         (
             ["out", "--data", "ImageFolder", "--data.root", "folder", "--form", "yolo"],
             "--form yolo is for data with boxes",

@@ -154,7 +154,7 @@ class PreparedCLI(TaskParser):
                 "Leave it out, and give it to test with the same --output."
             )
         named = each_of(self.options["import"])
-        named = [str(Path(name).absolute()) if name.endswith(".py") else name for name in named]
+        named = [os.path.abspath(name) if name.endswith(".py") else name for name in named]
         self.options["import"] = named or None  # so that the recipe of the training is of use in any folder
         files = [Path(name) for name in named if name.endswith(".py")]
         if self.options.register_code and not files:
