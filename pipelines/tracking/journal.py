@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,7 +24,7 @@ from pipelines.engine.disk import DiskError, disk_error
 from pipelines.tracking.redaction import redact
 
 SENT_FILE = "journal.sent"
-BATCH_LIMIT = 1000  # metrics in one request
+BATCH_LIMIT = 1000  # records that are sent together, as MLflow takes so many metrics in a request
 PATIENCE = 60  # seconds that a finished training waits for a server that does not answer
 GATHER = 1.0  # seconds in which records gather before they are sent, since each request has its price
 REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's word for what it will never take
@@ -86,7 +88,7 @@ class Journal:
         with suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE))
         self._news = threading.Condition()
-        self._closing = self._hurry = self._gave_up = False
+        self._closing = self._hurry = self._gave_up = self._tagged = False
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._thread.start()
@@ -182,7 +184,8 @@ class Journal:
                 if not lines[-1].endswith(b"\n"):
                     lines.pop()
                 try:
-                    self._send(lines)
+                    for start in range(0, len(lines), BATCH_LIMIT):
+                        self._send(lines[start : start + BATCH_LIMIT])
                 except Exception as error:
                     if self.error is None:
                         what = "The run was deleted" if isinstance(error, RunGoneError) else "MLflow does not answer"
@@ -199,30 +202,28 @@ class Journal:
                     self.error, pause = None, 0.5
 
     def _send(self, lines: list[bytes]) -> None:
-        """Sends complete lines in order; consecutive metrics are batched.
+        """Sends complete lines: the metrics in one request, then the others in order.
 
         What was sent, but not marked as sent, is sent again: each entry is such that MLflow then has it once.
         """
-        pending: list[Metric] = []
-        size = 0
-        for position, line in enumerate(lines, 1):
-            entry = _entry(line)
-            size += len(line)
-            if entry.get("kind") == "metric":
-                pending.append(Metric(entry["key"], float(entry["value"]), entry["timestamp"], entry["step"]))
-            if pending and (entry.get("kind") != "metric" or len(pending) == BATCH_LIMIT or position == len(lines)):
-                self._send_metrics(pending)
-                pending = []
-            if entry and entry["kind"] != "metric":
+        entries = [_entry(line) for line in lines]
+        metrics = [
+            Metric(entry["key"], float(entry["value"]), entry["timestamp"], entry["step"])
+            for entry in entries
+            if entry.get("kind") == "metric"
+        ]
+        if metrics:
+            self._send_metrics(metrics)
+        for entry, line in zip(entries, lines, strict=True):
+            if other := entry.get("kind") not in (None, "metric"):
                 try:
                     self._send_other(entry)
                 except (FileNotFoundError, UnreadableError, MlflowException) as error:
                     if isinstance(error, MlflowException):
                         self._check_refusal(error)
                     self._note_refusal(entry.get("key") or entry.get("file", ""), error)
-            if not pending:
-                self._sent += size
-                size = 0
+            self._sent += len(line)
+            if other or line is lines[-1]:
                 self._progress = time.monotonic()
                 os.pwrite(self._mark_stream.fileno(), b"%020d" % self._sent, 0)  # in one piece, whenever a kill comes
 
@@ -242,17 +243,21 @@ class Journal:
         if entry["kind"] == "picture":
             # As `log_image` names it, but by the same name at every attempt.
             unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {entry['file']}")
-            stem = "images/{}+step+{step}+timestamp+{timestamp}+{}".format(
-                entry["key"].replace("/", "~"), unique, **entry
-            )
+            stem = "{}+step+{step}+timestamp+{timestamp}+{}".format(entry["key"].replace("/", "~"), unique, **entry)
             try:
                 with Image.open(self.output / entry["file"]) as picture:
                     picture.load()
             except (OSError, SyntaxError) as error:
                 raise UnreadableError(f"{entry['file']} is no whole picture: {error}") from None
-            client.log_image(run_id, picture, artifact_file=f"{stem}.png")
-            client.log_image(run_id, compress_image_size(picture), artifact_file=f"{stem}+compressed.webp")
-            client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
+            with TemporaryDirectory() as folder:
+                whole, small = Path(folder, f"{stem}.png"), Path(folder, f"{stem}+compressed.webp")
+                shutil.copyfile(self.output / entry["file"], whole)
+                compress_image_size(picture).save(small)
+                client.log_artifact(run_id, str(whole), "images")
+                client.log_artifact(run_id, str(small), "images")
+            if not self._tagged:
+                client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
+                self._tagged = True
         elif entry["kind"] == "file":
             client.log_artifact(run_id, str(self.output / entry["file"]), entry["folder"])
         elif entry["kind"] == "tag" and entry["value"] is not None:
