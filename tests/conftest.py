@@ -1,4 +1,6 @@
-"""One MLflow store for all tests, and real processes that start fast."""
+"""One MLflow store for all tests, and real processes that start fast.
+
+The process that only shares out the tests reads this too, so what is heavy is imported where it is needed."""
 
 # isort: off
 import sys
@@ -16,35 +18,28 @@ import signal
 import socket
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse._deprecated
 import numpy as np
 import pytest
-import torch
-from lightning.pytorch.loggers.logger import Logger
-from mlflow.tracking import MlflowClient
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from datamodules.labelled import published
-from modules import DataSpec, VisionModule
-from modules.measures import extractors
-from pipelines.engine.settings import upgraded
+if TYPE_CHECKING:
+    import torch
+
+    from modules import VisionModule
 
 THREADS = int(os.environ.get("THREADS", "1"))  # see `make portable`
-torch.set_num_threads(THREADS)
-threadpool_limits(THREADS)  # two idle threads of OpenBLAS spin, which takes ten times what two test processes compute
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for processes with imports of their own
-
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for torch, and for processes with imports of their own
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library reads it
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
@@ -54,17 +49,31 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["preloaded"])
 
 
-TRAINED = extractors._train
+def prepare() -> None:
+    """Makes this process one that tests run in: with few threads, and with what it and the others remember."""
+    import torch
+
+    from datamodules.labelled import published
+    from modules.measures import extractors
+
+    torch.set_num_threads(THREADS)
+    threadpool_limits(
+        THREADS
+    )  # two idle threads of OpenBLAS spin, which takes ten times what two test processes compute
+    extractors._train = partial(_trained, extractors._train)
+    published._glyphs = cache(partial(_drawn, published._glyphs))
 
 
-def _trained(network: torch.nn.Module, *args: Any) -> None:
+def _trained(train: Callable[..., None], network: "torch.nn.Module", *args: Any) -> None:
     """Remembers, for all tests and their processes, what an adversarial training's judge learned of the same images."""
+    import torch
+
     given = hashlib.blake2b(digest_size=16)
     for part in (*chain(*network.state_dict().items()), *args):  # by content: no two pickles of a tensor are the same
         given.update(part.cpu().numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode())
     file = Path(os.environ["XDG_CACHE_HOME"], f"judge-{given.hexdigest()}")
     if not file.exists():
-        TRAINED(network, *args)
+        train(network, *args)
         file.parent.mkdir(exist_ok=True)
         torch.save(network.state_dict(), file.with_suffix(f".{os.getpid()}"))
         file.with_suffix(f".{os.getpid()}").replace(file)
@@ -72,41 +81,16 @@ def _trained(network: torch.nn.Module, *args: Any) -> None:
     network.train()
 
 
-extractors._train = _trained
-
-
-DRAWN = published._glyphs
-
-
-@cache
-def _drawn() -> tuple[np.ndarray, np.ndarray]:
+def _drawn(draw: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Remembers, for all tests and their processes, the characters, whose drawing takes seconds."""
     file = Path(os.environ["XDG_CACHE_HOME"], "glyphs.npz")
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, *DRAWN())
+        np.savez(part, *draw())
         part.replace(file)
     with np.load(file) as kept:
         return kept["arr_0"], kept["arr_1"]
-
-
-published._glyphs = _drawn
-
-
-class Steps(Logger):
-    """Keeps metrics in memory, with their steps."""
-
-    name, version = "steps", 0
-
-    def __init__(self) -> None:
-        self.series: dict[str, list[tuple[int | None, float]]] = defaultdict(list)
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        for key, value in metrics.items():
-            self.series[key].append((step, value))
-
-    def log_hyperparams(self, params: object) -> None: ...
 
 
 def written_table(text: str, images: int) -> str:
@@ -118,13 +102,16 @@ def written_table(text: str, images: int) -> str:
     return "t.csv"
 
 
-def built(kind: type[VisionModule], **options: Any) -> Any:
+def built(kind: "type[VisionModule]", **options: Any) -> Any:
     """A module of settings that are not yet grouped, as a registered model has them.
 
     Args:
         kind: its class.
         options: fields of `DataSpec`, ``backbone`` and what else a `Backbone` takes, and parts of the module's own.
     """
+    from modules import DataSpec
+    from pipelines.engine.settings import upgraded
+
     parts = upgraded({"model": options})["model"]
     data = DataSpec(**{key: parts.pop(key) for key in [*parts] if key in DataSpec.__dataclass_fields__})
     backbone = signature(kind).parameters["backbone"].default
@@ -142,6 +129,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store of MLflow's to copy, since making one takes seconds."""
+    from mlflow.tracking import MlflowClient
+
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -149,6 +138,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> None:
+    prepare()
     folder = tmp_path_factory.mktemp("store")
     shutil.copy(empty, folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
@@ -182,6 +172,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _run(command: Callable[[list[str]], object], args: list[str], folder: str, environment: dict[str, str]) -> None:
+    import torch
+
     os.chdir(folder)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for loading workers: what a process of its own would do

@@ -12,7 +12,7 @@ import rich._emoji_codes  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import supervision  # noqa: F401
-from conftest import processes  # noqa: F401
+from conftest import prepare
 from PIL import Image
 from sqlalchemy.orm import configure_mappers
 
@@ -29,6 +29,7 @@ for package in (modules, datamodules):
     for name in package.__all__:
         getattr(package, name)
 
+prepare()
 configure_mappers()
 Image.init()
 confusion_matrix(np.eye(2, dtype=np.int64), ["0", "1"])

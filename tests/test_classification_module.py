@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Steps, built
+from conftest import built
 from lightning.pytorch.loggers.logger import Logger
+from loggers import Steps
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, top_k_accuracy_score

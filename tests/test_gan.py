@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Steps, built
+from conftest import built
+from loggers import Steps
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.linalg import sqrtm
