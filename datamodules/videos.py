@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from typing_extensions import override
 
 from datamodules.decoded import ImageFiles
 from datamodules.errors import DataError
+from datamodules.images import EXTENSIONS as EXTENSIONS_OF_IMAGES
 from datamodules.images import Reduction
 from datamodules.paths import Member
 
@@ -34,6 +36,15 @@ def is_stream(source: str) -> bool:
     (True, True, False)
     """
     return bool(re.fullmatch(r"\d+|(?i:rtsps?|rtmps?|https?|udp|tcp|srt)://.+", source)) and not os.path.exists(source)
+
+
+def is_picture_address(source: str) -> bool:
+    """Whether a stream address is that of an image file.
+
+    >>> is_picture_address("https://host/a.JPG?size=2"), is_picture_address("http://camera/live.mjpg")
+    (True, False)
+    """
+    return "://" in source and is_stream(source) and urlsplit(source).path.lower().endswith(EXTENSIONS_OF_IMAGES)
 
 
 def without_login(source: str) -> str:

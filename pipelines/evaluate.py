@@ -6,7 +6,7 @@ from pathlib import Path
 from datamodules import VisionDataModule
 from modules.ranges import Mirroring
 from pipelines.engine.command import command
-from pipelines.engine.terminal import print_table, say
+from pipelines.engine.terminal import print_table
 
 
 def evaluate(
@@ -39,15 +39,14 @@ def evaluate(
         ValueError: there is no such model, or it cannot be evaluated on the data.
     """
     from datamodules import DataError
+    from pipelines.engine.evaluation import take_unseen
     from pipelines.engine.progress import ProgressBar
     from pipelines.serving import evaluation
     from pipelines.serving.subject import Subject
 
     subject = Subject.find(model)
     data = subject.prepare(data)
-    if data.sources and data.drawn and subject.new_to(data):
-        data.take_whole()
-        say(f"{data.title} has no splits, and the model was not trained on it: all of it is the test split.")
+    take_unseen(data, subject)
     if "test" not in data.sources:
         raise DataError(f"{data.title} has no test split to measure on; it has {', '.join(data.sources)}.")
     module = evaluation.fitted_to(subject.folder, data, tta)

@@ -94,7 +94,7 @@ def predict(
     from datamodules import DataError
     from datamodules.errors import listed
     from datamodules.paths import SHARDS
-    from datamodules.videos import Video, is_stream, is_video
+    from datamodules.videos import Video, is_picture_address, is_stream, is_video, without_login
     from modules import DetectionModule
     from pipelines.serving import video
     from pipelines.serving.answers import FolderSink, Told, places, readable
@@ -107,6 +107,11 @@ def predict(
         bad.append(message)
         say(message)
 
+    if addresses := [without_login(path) for path in paths if is_picture_address(path)]:
+        raise ValueError(
+            f"{addresses[0]} is a picture, and addresses are opened as streams, which know no EXIF rotation and no 16 bits: "
+            "download it, and give the file."
+        )
     streams = dict.fromkeys(filter(is_stream, paths))
     tables = {path: rows_of(path) for path in paths if is_table(path)}
     named = [image for table in tables.values() for image in table.index]

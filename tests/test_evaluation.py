@@ -32,6 +32,7 @@ from modules import (
 from modules.checkpoints import check_network, classes_of
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
+from pipelines.engine.evaluation import take_unseen
 from pipelines.serving.subject import Subject
 from pipelines.tracking.logger import run_id_of
 
@@ -151,13 +152,16 @@ def test_a_set_without_splits_is_the_test_as_a_whole_unless_the_network_learned_
     capsys.readouterr()
     assert measured("other") == 20
     assert "all of it is the test" in capsys.readouterr().err
-    subject = Subject.find("models:/drawn/1")
-    assert not subject.new_to(ImageFolder("copy"))
-    assert subject.new_to(ImageFolder("other"))
-    for key in [key for key in subject.version.tags if key.startswith("digest.")]:
-        del subject.version.tags[key]  # as of the same pictures read in another way, such as with masks
-    assert not subject.new_to(ImageFolder("learned"))
-    assert subject.new_to(ImageFolder("copy"))
+    Image.new("RGB", (12, 12), (9, 9, 9)).save("learned/cat/new.png")
+    subject, grown = Subject.find("models:/drawn/1"), ImageFolder("learned")
+    for take in (lambda: measured("learned"), lambda: take_unseen(grown, subject)):
+        capsys.readouterr()
+        take()
+        assert "may have images of the training" in "".join(capsys.readouterr().err.split("\n"))
+    assert len(grown.sources["test"]) == 3
+    for root, size in (("copy", 3), ("other", 20)):
+        take_unseen(data := ImageFolder(root), subject)
+        assert len(data.sources["test"]) == size
 
 
 def test_an_evaluation_without_weights_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(trained: VisionCLI, capsys: pytes
     for args, message in [
         (["empty", "none"], "No images were found"),
         (["train-000000.tar"], "measured by pipelines.evaluate"),
+        (["http://me:pw@127.0.0.1/a%20b.JPG?size=2"], "http://127.0.0.1/a%20b.JPG?size=2 is a picture"),
         (["in", "--out", "in"], "would replace"),
         (["in", "--device", "cuda:99"], "The device cuda:99 cannot be used"),
         (["in", "--batch_size", "0"], "at least 1"),

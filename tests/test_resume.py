@@ -290,16 +290,18 @@ def test_more_epochs_and_another_rate_are_taken_up(capsys: pytest.CaptureFixture
         last["recipe"]["settings"].pop(new, None)  # as a version that did not have these
     torch.save(last, "bit-by-bit/last.ckpt")
     capsys.readouterr()
-    classification([*SMALL, "--output", "bit-by-bit", "--trainer.max_epochs", "4", "--model.label_smoothing", "0.01"])
+    longer = ["--trainer.max_epochs", "4", "--model.label_smoothing", "0.01"]
+    more = classification([*SMALL, "--output", "bit-by-bit", *longer]).rows["training"]
     said = capsys.readouterr()
     changed = "Changed since then: model.label_smoothing is 0.01 (was not set); trainer.max_epochs is 4 (was 2).\n"
     assert changed in said.err
     assert "computed anew over 12 steps instead of 6: from step 6 on" in said.out
+    assert "s since it went on, 4 epochs" in more
     assert [rates("bit-by-bit")[step] for step in range(6, 12)] == [rates("at-once")[step] for step in range(6, 12)]
-    more = ["--trainer.max_epochs", "5", "--model.optimization.lr", "0.01", "--model.optimization.lr_scheduler",
+    also = ["--trainer.max_epochs", "5", "--model.optimization.lr", "0.01", "--model.optimization.lr_scheduler",
             "modules.optimization.WarmupCosine", "--model.optimization.lr_scheduler.final", "0.5"]  # fmt: skip
-    classification([*SMALL, "--output", "bit-by-bit", *more])
-    classification([*SMALL, "--output", "anew", *more])
+    classification([*SMALL, "--output", "bit-by-bit", *also])
+    classification([*SMALL, "--output", "anew", *also])
     assert [rates("bit-by-bit")[step] for step in range(12, 15)] == [rates("anew")[step] for step in range(12, 15)]
 
 

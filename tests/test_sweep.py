@@ -6,7 +6,7 @@ import shlex
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import optuna
@@ -19,6 +19,7 @@ from test_contract import TASKS
 
 from datamodules import Digits8x8
 from pipelines import sweep
+from pipelines.engine.children import resolved
 from pipelines.serving import registry
 from pipelines.tracking.logger import run_id_of
 
@@ -157,6 +158,15 @@ def test_a_setting_that_cannot_be_is_named_before_the_first_trial(space: str, me
     with pytest.raises(ValueError, match=message):
         search(space, 1)
     assert not Path("outputs").exists()
+
+
+def test_a_signal_while_settings_are_checked_is_not_taken_for_a_mistake() -> None:
+    def ended(_: Any) -> NoReturn:
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit) as end:
+        resolved(ended, [])
+    assert end.value.code == 143
 
 
 def test_settings_that_fail_do_not_end_the_sweep() -> None:

@@ -227,7 +227,7 @@ def test_a_stream_is_answered_until_ctrl_c(
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = f"127.0.0.1:{server.server_port}"
-    assert predict.predict("model", [f"http://me:secret@{host}/live.mjpg", "film.avi"], "out") == 0
+    assert predict.predict("model", [f"http://me:secret@{host}/live.mjpg", "film.avi"], "out", form="mot") == 0
     server.shutdown()
     server.server_close()
     said = capsys.readouterr()
@@ -240,6 +240,8 @@ def test_a_stream_is_answered_until_ctrl_c(
     assert live > 3
     (drawn,) = {file.name for file in Path("out").glob("*.mp4")} - {"film.mp4"}
     assert len(list(Video(f"out/{drawn}"))) == live
+    named = {file.relative_to("out").as_posix() for file in Path("out").rglob("*.txt")}
+    assert named == {drawn.replace(".mp4", ".txt"), "film.txt"}
     assert predict.predict("model", [f"rtsp://{host}/none", "7"]) == 1
     said = capsys.readouterr()
     assert f"stream rtsp://{host}/none does not answer" in said.err

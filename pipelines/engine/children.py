@@ -52,6 +52,8 @@ def resolved(task: Task, args: list[str]) -> dict[str, Any]:
         with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(printed):
             task([*args, "--print_config"])
     except SystemExit as end:
+        if stopped(end):
+            raise
         if end.code:
             raise UsageError(heard.getvalue().strip().removeprefix("error: ")) from None
     settings: dict[str, Any] = yaml.safe_load(printed.getvalue())

@@ -132,7 +132,8 @@ class VisionCLI(PreparedCLI):
             self.rows["model"] = f"{self.options.model.backbone.name}, {size:,} parameters"
             minutes, seconds = divmod(round(self.watch.train_seconds), 60)
             epochs = self.trainer.current_epoch
-            self.rows["training"] = f"{minutes} min {seconds} s, {epochs} epoch{'s' if epochs != 1 else ''}"
+            since = " since it went on" if checkpoint else ""
+            self.rows["training"] = f"{minutes} min {seconds} s{since}, {epochs} epoch{'s' if epochs != 1 else ''}"
             if logger and self.trainer.is_global_zero:
                 from pipelines.engine.films import make_films
                 from pipelines.serving.registration import register_best

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -44,19 +44,54 @@ class Weights:
         """Names of the classes."""
         return classes_of(self.architecture)
 
-    def new_to(self, data: VisionDataModule) -> bool:
-        """Whether the network was not trained on these data, as far as the checkpoint tells."""
-        digests = {split["digest"] for split in data.identity()["splits"].values()}
-        begin = "data.init_args."
-        settings = {key.removeprefix(begin): v for key, v in self.learned["settings"].items() if key.startswith(begin)}
-        return not data.shares_place_with(settings) and digests.isdisjoint(self.learned["data"].values())
+    @property
+    def place(self) -> dict[str, Any]:
+        """Settings of the data that the network was trained on."""
+        begin, settings = "data.init_args.", self.learned.get("settings", {})
+        return {key.removeprefix(begin): value for key, value in settings.items() if key.startswith(begin)}
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of their splits; none where the checkpoint does not say."""
+        return set(self.learned.get("data", {}).values())
 
 
-def take_whole(data: VisionDataModule, weights: Weights) -> None:
-    """Uses data without splits as the test set as a whole, unless the network was trained on them."""
-    if weights.learned and data.sources and data.drawn and weights.new_to(data):
-        data.take_whole()
-        say(f"{data.title} has no splits, and the network was not trained on it: all of it is the test split.")
+class Learner(Protocol):
+    """What was trained, and what it remembers of its data."""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Settings of the data."""
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of their splits."""
+
+
+def take_unseen(data: VisionDataModule, learner: Learner) -> None:
+    """Uses data without splits as the test set as a whole, unless the network was trained on them.
+
+    What may flatter the figures is told: data of the training that have changed, whose splits are drawn anew, and images
+    that other data share with the training.
+    """
+    if not (data.sources and data.drawn):
+        return
+    if not learner.digests.isdisjoint(split["digest"] for split in data.identity()["splits"].values()):
+        return
+    if data.shares_place_with(learner.place):
+        if not learner.digests:
+            return
+        say(
+            f"{data.title} is not as it was in the training: its images or the way they are read have changed, so the test split "
+            "is drawn anew and may have images of the training, which flatter the figures. Measure on a folder of images "
+            "that the network has not seen."
+        )
+        return
+    data.take_whole()
+    say(
+        f"{data.title} has no splits, and is not what the network was trained on: all of it is the test split. Images that "
+        "both have flatter the figures."
+    )
 
 
 def write_predictions(

@@ -26,7 +26,7 @@ from pipelines.engine import launch
 from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastCheckpoint
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, held
-from pipelines.engine.evaluation import Weights, take_whole
+from pipelines.engine.evaluation import Weights, take_unseen
 from pipelines.engine.folders import is_training, new_folder, own_folder, try_to_write
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.parser import TaskParser
@@ -123,8 +123,8 @@ class PreparedCLI(TaskParser):
         known = {} if self.weights is None else self.weights.architecture
         if known and getattr(data, "bits", None) == "auto":  # as in the training, whatever these files reach
             vars(data)["bits"] = known.get("bit_depth", 8)
-        if self.weights and self.subcommand in ("test", "predict"):
-            take_whole(data, self.weights)
+        if self.weights and self.weights.learned and self.subcommand in ("test", "predict"):
+            take_unseen(data, self.weights)
         if self.weights and self.weights.classes:
             adopt_classes(data, self.weights.classes)
         if self.subcommand in ("fit", "preview"):

@@ -73,7 +73,8 @@ class Told:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._rows:
-            print(table(self._rows))
+            told = {name for row in self._rows for name, cell in row.items() if cell}
+            print(table([{name: cell for name, cell in row.items() if name in told} for row in self._rows]))
             if self._left_out:
                 say(f"There were {self._left_out} answers before these; --out or --json true has them all.")
 
@@ -179,7 +180,7 @@ class FolderSink(ExitStack):
         """Takes a prediction; see `Sink.add`."""
         file, row = where["path"], where | answer
         if self._writer:
-            self._writer.add(os.path.relpath(os.path.abspath(file), self.root), row, where.get("frame"))
+            self._writer.add(_below(file, self.root), row, where.get("frame"))
         self._lines.write(dumps(row) + "\n")
         if "frame" not in where:
             crops = Path(self.out) if self.crops else None
@@ -214,10 +215,7 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
     Raises:
         ValueError: a drawing would replace one of the files.
     """
-    names = [
-        os.path.join(out, _stem(file) if is_stream(file) else os.path.relpath(os.path.abspath(file), root))
-        for file in files
-    ]
+    names = [os.path.join(out, _below(file, root)) for file in files]
     taken = Counter(start for name in names for start in _starts(name))
     found = {}
     for file, name in zip(files, names, strict=True):
@@ -234,9 +232,11 @@ def places(files: Sequence[str], root: str, out: str) -> dict[str, tuple[str, Pa
     return found
 
 
-def _stem(stream: str) -> str:
-    """A file-name stem for a stream."""
-    return f"camera-{stream}" if stream.isdecimal() else re.sub(r"[^\w-]+", "-", without_login(stream))
+def _below(file: str, root: str) -> str:
+    """Path of a file as seen from a folder above it; of a stream, a file-name stem."""
+    if not is_stream(file):
+        return os.path.relpath(os.path.abspath(file), root)
+    return f"camera-{file}" if file.isdecimal() else re.sub(r"[^\w-]+", "-", without_login(file))
 
 
 def _starts(name: str) -> Iterable[str]:

@@ -51,13 +51,15 @@ class Subject:
         """Preprocessing of its inputs."""
         return Preprocessing(**self.about["preprocessing"])
 
-    def new_to(self, data: VisionDataModule) -> bool:
-        """Whether it was not trained on the data, as far as the registry tells: neither on these samples nor on the
-        same source read differently, such as without masks."""
-        settings = (self.about.get("data") or {}).get("init_args") or {}
-        learned = {value for key, value in self.version.tags.items() if key.startswith("digest.")}
-        digests = {source.digest for source in data.sources.values()}
-        return not data.shares_place_with(settings) and learned.isdisjoint(digests)
+    @property
+    def place(self) -> dict[str, Any]:
+        """Settings of the data that it was trained on."""
+        return (self.about.get("data") or {}).get("init_args") or {}
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of their splits, as far as the registry tells."""
+        return {value for key, value in self.version.tags.items() if key.startswith("digest.")}
 
     def prepare(self, data: VisionDataModule | None) -> VisionDataModule:
         """A data set with the preprocessing of its training; by default the one it was trained on.
