@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import fsspec
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from datamodules.cache import cache_folder
@@ -24,6 +21,10 @@ from datamodules.digests import digest_of
 from datamodules.errors import DataError, listed
 from datamodules.images import EXTENSIONS
 from datamodules.paths import PACKED, SHARDS, Member, is_remote, signature
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # of gzip, bzip2, xz and zstd
 PICTURES = ("image", "img", "picture", "jpg", "png")  # columns of Parquet
@@ -126,7 +127,7 @@ def mark_of(shard: str) -> tuple[int, int]:
     return int(said.get("size") or 0), int(digest_of("\n".join(changing).encode())[:15], 16)
 
 
-def index_of(shard: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def index_of(shard: str) -> "tuple[pd.DataFrame, dict[str, Any]]":
     """Returns the index of a file: the position of each image, cached.
 
     Args:
@@ -142,6 +143,10 @@ def index_of(shard: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         DataError: the file cannot be read to its end, or has two members of one kind for one picture.
     """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with _told(shard):
         mark = [VERSION, *mark_of(shard)]
         place = shard if is_remote(shard) else os.path.abspath(shard)
@@ -211,6 +216,9 @@ def _tar_index(file: IO[bytes], shard: str) -> tuple[list[tuple[Any, ...]], dict
 
 def _parquet_index(file: IO[bytes], shard: str) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
     """See `index_of`. An image is a struct of ``bytes`` and ``path``, as in Hugging Face's data sets, or bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     content = pq.ParquetFile(file)
     schema = content.schema_arrow
     picture = picture_column(schema, shard)
@@ -229,8 +237,10 @@ def _parquet_index(file: IO[bytes], shard: str) -> tuple[list[tuple[Any, ...]], 
     return rows, metadata.get("info", {}).get("features", {})
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _holds_bytes(kind: "pa.DataType") -> bool:
     """Whether a column may hold pictures."""
+    import pyarrow as pa
+
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -238,6 +248,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def has_pictures(file: str, otherwise: bool) -> bool:
     """Whether a Parquet file has the bytes of pictures, and not their paths; ``otherwise`` if it cannot be read."""
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(file)
     except (OSError, ValueError):  # told by who reads it
@@ -245,7 +257,7 @@ def has_pictures(file: str, otherwise: bool) -> bool:
     return any(name in schema.names and _holds_bytes(schema.field(name).type) for name in PICTURES)
 
 
-def picture_column(schema: pa.Schema, shard: str) -> str:
+def picture_column(schema: "pa.Schema", shard: str) -> str:
     """Returns the name of the column of images."""
     able = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in PICTURES if name in able]

@@ -9,12 +9,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
@@ -26,6 +23,10 @@ from datamodules.paths import Member, Paths, binary, is_remote
 from datamodules.shard_index import file_beside, index_of, mark_of, opened, picture_column, shard_files
 from datamodules.splits import hinted
 from datamodules.tables import LIST, text_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 GROUPS = 256 << 20  # bytes of the row groups that a process keeps
 
@@ -45,7 +46,7 @@ class Members(Paths):
         self,
         shards: list[str],
         places: NDArray[np.int32],
-        names: pa.LargeBinaryArray,
+        names: "pa.LargeBinaryArray",
         spans: NDArray[np.int64],
         marks: Any,
     ) -> None:
@@ -56,6 +57,8 @@ class Members(Paths):
     @classmethod
     @override
     def joined(cls, parts: Sequence[Paths]) -> "Members":
+        import pyarrow as pa
+
         own = [part for part in parts if isinstance(part, Members)]
         first = np.cumsum([0, *(len(part.shards) for part in own)])
         return cls(
@@ -68,6 +71,8 @@ class Members(Paths):
 
     @override
     def _taken(self, chosen: NDArray[np.int64]) -> "Members":
+        import pyarrow as pa
+
         names = self.names.take(pa.array(chosen))
         return Members(self.shards, self.places[chosen], names, self.spans[chosen], self.marks)
 
@@ -97,6 +102,9 @@ class Members(Paths):
 
     def _of_row(self, place: int, group: int, row: int) -> bytes:
         def read(_: int) -> tuple[Any, ...]:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
             with opened(self.shards[place]) as file:
                 content = pq.ParquetFile(file)
                 column = picture_column(content.schema_arrow, self.shards[place])
@@ -143,6 +151,8 @@ class ShardSet:
     """
 
     def __init__(self, root: str) -> None:
+        import pandas as pd
+
         found = {shard: index_of(shard) for shard in shard_files(root)}
         counts = [len(table) for table, _ in found.values()]
         self.root, self.shards = root, [*found]
@@ -229,10 +239,12 @@ class ShardSet:
         file = None if said else file_beside(self.shards, "classnames.txt")
         return list(*said) if file is None else [line for line in map(str.strip, text_of(file).splitlines()) if line]
 
-    def table(self, path_column: str) -> pd.DataFrame:
+    def table(self, path_column: str) -> "pd.DataFrame":
         """Returns what the JSON says as a table of texts, as one in a CSV; with the names of the pictures, and the split where
         the files' names say it. Each value of a list is ended by `LIST`, with which objects, and lists of them, begin. The
         ``label`` may be that of .cls or .txt."""
+        import pandas as pd
+
         names = dict.fromkeys(key for own in self.said for key in own)
         table = pd.DataFrame(
             {name: [_cell(own.get(name)) for own in self.said] for name in names}, range(len(self.index)), dtype=object

@@ -15,7 +15,6 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
-from torchvision.transforms import v2
 from typing_extensions import override
 
 from modules.answers import Answer, HeadedAnswers, likeliest
@@ -96,6 +95,8 @@ class ClassificationModule(VisionModule):
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         weights = None if data.class_weights is None else torch.tensor(data.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
+        from torchvision.transforms import v2
+
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.mix = v2.RandomChoice(mixers) if mixers else None

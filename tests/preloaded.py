@@ -12,6 +12,8 @@ import rich._emoji_codes  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import supervision  # noqa: F401
+import torch._dynamo
+import torch.distributed.fsdp  # noqa: F401
 from conftest import prepare
 from PIL import Image
 from sqlalchemy.orm import configure_mappers
@@ -19,6 +21,7 @@ from sqlalchemy.orm import configure_mappers
 import datamodules
 import modules
 import modules.callbacks.support_vectors
+import modules.networks.registered
 import pipelines.engine.start
 import pipelines.serving.answers
 import pipelines.serving.registration  # noqa: F401

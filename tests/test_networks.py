@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from conftest import start
@@ -15,6 +14,7 @@ from modules import ClassificationModule, create_backbone
 from modules.networks import BackboneError
 from modules.networks.airbench import Whitening
 from modules.networks.faces import Affine, DlibFaceResNet, InceptionResnetV1, _Residual
+from modules.networks.registered import timm
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import timm
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 from test_docs import COMMANDS, words
+
+from modules.networks.registered import timm
 
 PAGES = list(dict.fromkeys(page for page, _ in COMMANDS))
 QUICK = ("README.md", "architecture.md", "multi_label.md", "new_task.md")  # ten seconds at most

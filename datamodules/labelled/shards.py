@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from typing_extensions import override
 
 from datamodules.errors import DataError, listed
@@ -44,6 +43,8 @@ class Shards(Folder, ClassFiles):
     @cached_property
     def _names(self) -> Objects:
         """Class of each image of all files."""
+        import pandas as pd
+
         shards = self._shards
         index, members = shards.index, shards.members
         if not self.labelled:

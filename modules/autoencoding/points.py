@@ -9,12 +9,11 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modules.callbacks.publish import PictureLogger
-from modules.pictures.charts import rasterize
+from modules.pictures.charts import new_figure, rasterize
 from modules.pictures.sheets import Image
 
 
@@ -101,7 +100,7 @@ def draw_points(frames: Sequence[tuple[int, Any, Any, Any, float]], columns: int
     """
     columns = min(columns, len(frames))
     rows = math.ceil(len(frames) / columns)
-    figure = Figure((3.2 * columns, 3.4 * rows), dpi=80)
+    figure = new_figure(3.2 * columns, 3.4 * rows)
     solid = frames[0][1].shape[1] == 3
     for k, (done, point, made, code, error) in enumerate(frames, 1):
         axes: Any = figure.add_subplot(rows, columns, k, **({"projection": "3d"} if solid else {}))

@@ -4,7 +4,6 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
-from timm.models._manipulate import flatten_modules, group_parameters
 from torch import nn
 from typing_extensions import override
 
@@ -23,6 +22,8 @@ def layers(backbone: nn.Module, coarse: bool = False) -> dict[str, int]:
         backbone: a network of `create_backbone`, with or without ``features_only``.
         coarse: count stages, if the architecture has them, instead of blocks.
     """
+    from timm.models._manipulate import flatten_modules, group_parameters
+
     inner: Any = getattr(backbone, "model", None) if not hasattr(backbone, "group_matcher") else backbone
     if hasattr(inner, "group_matcher"):
         prefix = "" if inner is backbone else "model."

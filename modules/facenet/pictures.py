@@ -3,13 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 
 from modules.facenet.metrics import Floats, Integers, Roc, Verification
-from modules.pictures.charts import project, rasterize
+from modules.pictures.charts import new_figure, project, rasterize
 from modules.pictures.sheets import Image, as_rgb, sheet
 
 Picture = Callable[[int], NDArray[np.uint8]]  # returns the image at an index of the split, uint8 H×W×C
@@ -17,7 +14,7 @@ Picture = Callable[[int], NDArray[np.uint8]]  # returns the image at an index of
 
 def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
     """Draws the ROC curve over false accept rates on a logarithmic scale."""
-    figure = Figure((5, 4.5), dpi=80, layout="constrained")
+    figure = new_figure(5, 4.5, layout="constrained")
     axes = figure.subplots()
     axes.semilogx(roc.false, roc.true)
     axes.axvline(figures["eer"], color="grey", linestyle=":")
@@ -29,7 +26,7 @@ def roc_curve(roc: Roc, figures: dict[str, float]) -> Image:
 
 def distance_histogram(report: Verification, threshold: float | None) -> Image:
     """Draws histograms of squared distances between images of the same identity and of different identities."""
-    figure = Figure((5, 4), dpi=80, layout="constrained")
+    figure = new_figure(5, 4, layout="constrained")
     axes = figure.subplots()
     bins = np.linspace(0, max(0.1, float(report.distance.max())), 61)
     for same, name in ((True, "one person"), (False, "strangers")):
@@ -71,9 +68,12 @@ def embedding_map(embedding: Floats, identity: Integers, picture: Picture, neigh
         neighbours: use t-SNE, which preserves neighbourhoods and takes longer, instead of PCA.
         most: maximum number of images, from the start.
     """
+    from matplotlib import colormaps
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
     embedding, identity = embedding[:most], identity[:most]
     places = project(embedding, "tsne" if neighbours else "pca", perplexity=15)
-    figure = Figure((9, 9), dpi=80, layout="constrained")
+    figure = new_figure(9, 9, layout="constrained")
     axes = figure.subplots()
     axes.scatter(places[:, 0], places[:, 1], s=0)
     people = np.unique(identity)

@@ -1,6 +1,5 @@
-"""Networks from the literature that timm does not have, registered with timm."""
+"""Networks from the literature that timm does not have."""
 
-from modules.networks import registered  # noqa: F401
 from modules.networks.base import BackboneError, MissingCodeError, Network
 from modules.networks.discriminators import EqualizedConv2d, at_level
 

@@ -7,10 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,6 +48,8 @@ def imported(name: str) -> str:
 
 def with_code(name: str) -> str:
     """Adds the module that registers a backbone to its name, ``MODULE:NAME``, unless it is timm's or Fovea's."""
+    from modules.networks.registered import timm
+
     if not timm.is_model(name):
         return name
     module = timm.model_entrypoint(name.split(".")[0]).__module__
@@ -96,6 +95,11 @@ def create_backbone(
     Raises:
         BackboneError: unknown name, missing file, or weights that do not fit.
     """
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.layers import Format, PatchEmbed
+
+    from modules.networks.registered import timm
+
     height, width = sides(image_size)
     weights: dict[str, Tensor] | None = None
     source, licence = name, None

@@ -1,7 +1,9 @@
-"""Registration of networks that timm does not have."""
+"""Registration of networks that timm does not have. `timm` is imported from here where networks are made, and nowhere earlier, since
+PyTorch's compiler comes with it, which takes as long as PyTorch."""
 
 from typing import Any
 
+import timm as timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from modules.networks.airbench import Airbench

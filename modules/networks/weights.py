@@ -6,12 +6,10 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
@@ -160,6 +158,8 @@ def _fit(weights: dict[str, Tensor], config: Any, name: str, options: dict[str, 
         return overlay, False
     channels, side = weights[key].shape[1], weights[key].shape[3]
     overlay["input_size"] = (channels, *config.input_size[1:])
+    from modules.networks.registered import timm
+
     model = timm.create_model(name, **options | {"pretrained": False})
     stem = _strided_stem(model)
     rim = 0 if stem is None or f"{stem[0]}.weight" != key else stem[1].kernel_size[0] - side
@@ -174,6 +174,8 @@ def _completed(weights: dict[str, Tensor], name: str, options: dict[str, Any]) -
 
     Such networks name their layers differently and lack the last ones, which keep their initial values.
     """
+    from modules.networks.registered import timm
+
     whole = timm.create_model(name, num_classes=0, **options | {"pretrained": False}).state_dict()
     if whole.keys() <= weights.keys():
         return weights
@@ -193,6 +195,8 @@ def _misfit(source: str, name: str, error: str) -> str:
 
 def _strided_stem(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
     """Returns the first convolution if it has a stride and is not the patch embedding of a transformer."""
+    from timm.layers import PatchEmbed
+
     if any(isinstance(layer, PatchEmbed) for layer in model.modules()):
         return None
     for name, layer in model.named_modules():

@@ -1,22 +1,28 @@
 """Charts as images: confusion matrices, precision-recall curves, scatter plots, overlays, heat maps."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from modules.pictures.sheets import Image
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def rasterize(figure: Figure) -> Image:
+
+def new_figure(width: float, height: float, dpi: int = 80, **options: Any) -> "Figure":
+    """Returns an empty figure of that many inches; matplotlib is only imported then."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi=dpi, **options)
+
+
+def rasterize(figure: "Figure") -> Image:
     """Renders a matplotlib figure, as uint8 H×W×3."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -35,7 +41,7 @@ def confusion_matrix(counts: NDArray[np.int64], label_names: Sequence[str]) -> I
     classes = len(label_names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(3 + 0.4 * classes, 14)
-    figure = Figure((side, side), dpi=80)
+    figure = new_figure(side, side)
     margin = min(0.3, (0.4 + 0.09 * max(map(len, label_names))) / side) if classes <= 40 else 0.05
     axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -63,7 +69,7 @@ def precision_recall(curves: Mapping[str, Points], title: str, mean: tuple[str, 
         title: title of the legend.
         mean: name and points of a further curve, drawn in black; None for none.
     """
-    figure = Figure((6, 4.5), dpi=80)
+    figure = new_figure(6, 4.5)
     axes = figure.add_subplot()
     few = len(curves) <= 12
     for name, points in curves.items():
@@ -83,6 +89,8 @@ def heat(values: NDArray[np.float32], colours: str = "viridis") -> Image:
     >>> heat(np.array([[0.0, 1.0]], np.float32), "grey").tolist()
     [[[0, 0, 0], [255, 255, 255]]]
     """
+    from matplotlib import colormaps
+
     low, high = float(values.min()), float(values.max())
     return (colormaps[colours]((values - low) / max(high - low, 1e-12))[..., :3] * 255).round().astype(np.uint8)
 
@@ -99,8 +107,11 @@ def overlays(
             negative, the scale is symmetric about zero.
         side: side of an image, in inches.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     wide = side * (1 + 1.25 * len(maps))
-    figure = Figure((wide, side + 0.35), dpi=100)
+    figure = new_figure(wide, side + 0.35, 100)
     grey, edge = image.mean(2), (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     for i, (heading, values, colours) in enumerate([(title, None, "grey"), *maps]):
         left = side * (1.25 * i - (0.2 if i else 0)) / wide
@@ -163,9 +174,11 @@ def scatter(
         title: title above the chart.
         axes: labels of the axes; None if only distances are meaningful, not coordinates.
     """
+    from matplotlib import colormaps
+
     present = [] if labels is None else np.unique(labels).tolist()
     wide = -(-min(len(present), 60) // 20)  # columns of the legend
-    figure = Figure((6.5 + 1.6 * wide, 6.3), dpi=100, layout="constrained")
+    figure = new_figure(6.5 + 1.6 * wide, 6.3, 100, layout="constrained")
     plot = figure.add_subplot()
     plot.set_title(title, fontsize=12)
     if axes is None:
@@ -193,9 +206,12 @@ def nested_squares(image: Image, squares: Sequence[tuple[str, int | None]], titl
         squares: label and side in pixels of each square; None for the whole image.
         title: title above the image.
     """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
     height, width = image.shape[:2]
     side = max(height, width)
-    figure = Figure((7.2, 4.4), dpi=100, layout="constrained")
+    figure = new_figure(7.2, 4.4, 100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(image, cmap="grey", interpolation="nearest", alpha=0.75)
     # Squares beyond the image are cut off at a margin around it.

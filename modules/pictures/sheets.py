@@ -9,11 +9,9 @@ from functools import cache
 import numpy as np
 import PIL.Image
 import torch
-from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 Image = NDArray[np.uint8]
 LEAST = 64  # smallest side, in pixels, at which an image is recognisable
@@ -98,6 +96,8 @@ def typeface(size: int) -> ImageFont.FreeTypeFont:
     >>> typeface(12).getname()[0]
     'DejaVu Sans'
     """
+    from matplotlib.font_manager import findfont
+
     return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib and has more glyphs than Pillow's
 
 
@@ -159,6 +159,8 @@ def sheet(
     >>> sheet(torch.zeros(10, 1, 64, 64, dtype=torch.uint8), 4, heading="ten zeros").shape
     (237, 286, 3)
     """
+    from torchvision.utils import make_grid
+
     images = [as_rgb(tile) for tile in tiles]
     if side is None:
         images = [enlarged(image, LEAST) for image in images]

@@ -85,8 +85,9 @@ def know_data(*names: str) -> None:
     """
     import datamodules
 
-    for name in {*datamodules.__all__} & {*(names or datamodules.__all__)}:
-        getattr(datamodules, name)
+    for name in datamodules.__all__:
+        if not names or name in names:
+            getattr(datamodules, name)
 
 
 def _about(function: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ from pipelines.tracking.watch import RunCallback
 if TYPE_CHECKING:
     from pipelines.engine.start import Start
 
+
+NEEDED = ("torch._dynamo", "matplotlib.figure")  # by the first step of an optimiser, and by pictures
 
 MEANT = {  # what a property of data says to a user
     "attributes": "attributes of classes",
@@ -130,6 +133,9 @@ class PreparedCLI(TaskParser):
         if self.subcommand in ("fit", "preview"):
             data.transform(True)  # which says what is wrong with an augmentation
         spec = DataSpec.of(data, takes)
+        with importing():  # what comes next needs these, while a mistake so far did not
+            for name in ("modules.networks.registered", *(NEEDED if self.subcommand == "fit" else ())):
+                import_module(name)
         if not known:
             return spec
         return replace(spec, channel_mean=known.get("channel_mean"), channel_std=known.get("channel_std"))

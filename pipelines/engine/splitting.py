@@ -1,4 +1,5 @@
-"""Training with weights, gradients and optimiser states split among the processes."""
+"""Training with weights, gradients and optimiser states split among the processes. What splits them takes long to import, so that
+only a training that is split imports it."""
 
 import pkgutil
 from typing import Any
@@ -15,9 +16,6 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from typing_extensions import override
@@ -119,6 +117,9 @@ class Split(nn.Module):
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         super().__init__()
         self.module = module
         processes = torch.distributed.get_world_size()
@@ -144,6 +145,8 @@ class Split(nn.Module):
 
     def gather(self, stay: bool) -> None:
         """Puts all weights together for a validation, or splits them again after it."""
+        from torch.distributed.fsdp import FSDPModule
+
         for part in self.modules():
             if isinstance(part, FSDPModule):
                 part.set_reshard_after_forward(not stay, recurse=False)
@@ -152,6 +155,9 @@ class Split(nn.Module):
     @torch.no_grad()
     def undo(self) -> None:
         """Gives the module its weights back, whole and in their former order, and takes away what splitting added."""
+        from torch.distributed.fsdp import FSDPModule
+        from torch.distributed.tensor import DTensor
+
         self.gather(stay=False)
         for name, stride in self.strides.items():
             place, _, key = name.rpartition(".")
@@ -189,6 +195,8 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 def whole(value: Any) -> Any:
     """Returns a tensor as the checkpoint of one process has it; only the first process keeps its values. Others are
     returned as they are."""
+    from torch.distributed.tensor import DTensor
+
     if not isinstance(value, DTensor):
         return value
     full = value.full_tensor().detach()
@@ -197,6 +205,8 @@ def whole(value: Any) -> Any:
 
 def like(value: Any, own: Any) -> Any:
     """Returns this process's part of a whole tensor, split as ``own`` is; others are returned as they are."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
     value = value.to(own.device).contiguous()

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from lightning.pytorch.trainer.states import RunningStage
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
@@ -108,6 +107,8 @@ class SyncedNorms(LayerSync):
 
     @override
     def apply(self, model: nn.Module) -> nn.Module:
+        from timm.layers import convert_sync_batchnorm
+
         self.own = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
         synced = convert_sync_batchnorm(model)
         for name, layer in self.own.items():
