@@ -20,7 +20,7 @@ from test_docs import COMMANDS, words
 from modules.networks.registered import timm
 
 PAGES = list(dict.fromkeys(page for page, _ in COMMANDS))
-QUICK = ("README.md", "architecture.md", "multi_label.md", "new_task.md")  # ten seconds at most
+QUICK = ("README.md", "architecture.md", "new_task.md")  # five seconds at most
 NOT_RUN = {  # how commands begin that are left to other tests, and why
     "make": "test_demo runs the demonstration; the other targets are this suite and what CI does",
     "mlflow": "servers, which test_registry asks, and runs of the whole project, which test_tracking starts and restores",
