@@ -246,15 +246,38 @@ UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "-")
 def numbers_in(cells: "pd.Series[Any]") -> tuple[NDArray[np.float32], list[str]]:
     """Numbers of a column, NaN for missing ones, and the cells that are not numeric. The decimal separator may be a
     comma; see `unclear`."""
+    text, exact = _parsed(cells)
+    with np.errstate(over="ignore"):
+        numbers = exact.astype(np.float32)
+    wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
+    return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
+
+
+def _parsed(cells: "pd.Series[Any]") -> "tuple[pd.Series[str], NDArray[np.float64]]":
+    """Text of cells, empty for missing numbers, and its numbers, NaN where there is none."""
     import pandas as pd
 
     text = cells.fillna("").astype(str).str.strip()
     text = text.where(~text.str.casefold().isin(UNKNOWN), "")
-    numbers = pd.to_numeric(text.str.replace(",", "" if unclear(text) else ".", regex=False), errors="coerce").to_numpy(
-        np.float32
-    )
-    wrong = text[~np.isfinite(numbers) & (text != "").to_numpy()].unique().tolist()
-    return numbers, wrong or ([] if np.isfinite(numbers).any() else [""])
+    plain = text.str.replace(",", "" if unclear(text) else ".", regex=False)
+    return text, pd.to_numeric(plain, errors="coerce").to_numpy(np.float64)
+
+
+def check_distinct(cells: "pd.Series[Any]", file: Path) -> None:
+    """Checks that the network's float32 tells a column's numbers apart: it rounds them by less than a hundredth of their
+    standard deviation.
+
+    Raises:
+        DataError: it does not.
+    """
+    exact = _parsed(cells)[1]
+    exact = exact[np.abs(exact) < np.finfo(np.float32).max]
+    if len(exact) and np.abs(exact - exact.astype(np.float32)).max() > exact.std() / 100 > 0:
+        raise DataError(
+            f"{file.resolve()} has numbers from {exact.min():,.12g} to {exact.max():,.12g} under {cells.name!r}, which the network, "
+            "whose numbers have seven digits, does not tell apart: subtract their smallest from all of them, or leave the "
+            "column out."
+        )
 
 
 def unclear(cells: "pd.Series[Any]") -> str | None:
@@ -283,16 +306,20 @@ def numeric_columns(
         float32 N×K.
 
     Raises:
-        DataError: a cell is empty or not numeric.
+        DataError: a cell is empty or not numeric, or float32 does not tell the numbers apart.
     """
     columns = np.zeros((len(table), len(names)), np.float32)
     for k, name in enumerate(names):
         columns[:, k], _ = numbers_in(table[name])
         if (lacking := np.flatnonzero(~np.isfinite(columns[:, k]))).size or unclear(table[name]):
-            row = int(lacking[0]) if lacking.size else int(np.flatnonzero(table[name] == unclear(table[name]))[0])
+            lacking = (
+                lacking if lacking.size else np.flatnonzero(table[name].astype(str).str.contains(",", regex=False))
+            )
+            row = int(lacking[0])
             raise DataError(
                 f"{file.resolve()} has {table[name].iloc[row]!r} under {name!r} in {named(table, row)}, where the network needs a "
-                f"number ({max(1, lacking.size)} of {len(table)} rows): write one, with a point for the decimals; remove the "
+                f"number ({lacking.size} of {len(table)} rows): write one, with a point for the decimals; remove the "
                 "row; or leave the column out."
             )
+        check_distinct(table[name], file)
     return columns

@@ -236,7 +236,9 @@ def test_a_name_that_cannot_be_found_again_is_refused_before_training(
     assert not Path("out").exists()
 
 
-def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> None:
+def test_both_versions_are_measured_on_the_data_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     generator, folders = np.random.default_rng(0), {}
     for number, (size, side) in enumerate([(24, 16), (60, 24)], 1):
         for k in range(size):
@@ -255,7 +257,9 @@ def test_both_versions_are_measured_on_the_data_of_the_first(tmp_path: Path) -> 
         folders[number] = registry.model_folder(f"models:/measured/{number}")
     own = {n: evaluation.evaluate(folder)["test/loss"] for n, folder in folders.items()}
     for first, second in ((1, 2), (2, 1)):
+        capsys.readouterr()
         shown = promotion.compare("measured", str(first), str(second))
+        assert f"Version {second} has another test split" in capsys.readouterr().err
         options = {"root": str(tmp_path / f"data{first}"), "in_chans": 1, "image_size": {1: 16, 2: 24}[second],
                    "num_workers": 0}  # fmt: skip
         there = evaluation.evaluate(folders[second], ImageFolder(**options))["test/loss"]

@@ -61,6 +61,11 @@ def test_numbers_are_read_as_they_are_written() -> None:
         ("path,age\n0.png,3\n1.png,inf\n2.png,4\n", {}, "nearest to one is 'age', which also has 'inf'"),
         ('path,pay\n0.png,"1,000"\n1.png,999\n2.png,"1,200"\n', {}, "Is '1,000' under 'pay' .* a thousand times more"),
         ('path,pay\n0.png,"900,000"\n1.png,"1,000,000"\n', {}, "Is '900,000' under 'pay'"),
+        (
+            "path,at\n0.png,1700000001\n1.png,1700000009\n",
+            {},
+            "from 1,700,000,001 to 1,700,000,009 under 'at', .* apart",
+        ),
         ("path,age\n0.png,1\n", {"columns": ["weight"]}, "no column 'weight'"),
         (
             "path,age,split\n0.png,,train\n1.png,3,test\n2.png,4,val\n",

@@ -127,6 +127,12 @@ def test_a_table_that_lacks_numbers_is_refused_with_row_and_column(change: Any, 
         _ = data(**options).transform(True), data(**options).sources
 
 
+def test_numbers_with_a_mark_between_thousands_are_counted() -> None:
+    table(8).assign(age=[f"{k},000" for k in range(1, 9)]).to_csv("t.csv", index=False)
+    with pytest.raises(DataError, match=r"'1,000' under 'age' in row 1, .* \(8 of 8 rows\)"):
+        _ = data().sources
+
+
 def test_points_outside_of_their_images_are_told() -> None:
     made = table(8).astype({"chin_x": float})
     made.loc[3, ["chin_x", "chin_y"]] = [640.5, 10]  # of a larger copy

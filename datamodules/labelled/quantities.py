@@ -16,7 +16,7 @@ from datamodules.labelled.manifest import TabularTable
 from datamodules.labelled.rows import Objects, Rows, objects
 from datamodules.labelled.sources import QuantitySource, TabularQuantitySource
 from datamodules.paths import Paths
-from datamodules.tables import numbers_in, unclear
+from datamodules.tables import check_distinct, numbers_in, unclear
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,7 @@ class RegressionTable(TabularTable[QuantitySource], RegressionDataModule):
                     f"Is {doubtful!r} under {name!r} in {file.resolve()} a thousand times more than it would be with a decimal "
                     "comma? Write numbers without a mark between thousands, and with a point for the decimals."
                 )
+            check_distinct(table[name], file)
         for name in sorted({*others} - {*names}) if self.columns is None else ():
             numbers, wrong = read[name]
             if np.isfinite(numbers).sum() > len(numbers) // 2:

@@ -8,7 +8,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from pipelines.engine.terminal import table
+from pipelines.engine.terminal import say, table
 from pipelines.serving.evaluation import evaluate
 from pipelines.serving.registry import model_folder, named_versions, version_of
 from pipelines.tracking.client import needed, reach
@@ -192,7 +192,13 @@ def compare(name: str, first: str, second: str) -> str:
     """
     from pipelines.serving.store import learned_from
 
-    numbers = [version_of(name, given).version for given in (first, second)]
+    versions = [version_of(name, given) for given in (first, second)]
+    numbers = [version.version for version in versions]
+    if len({version.tags.get("digest.test") for version in versions}) > 1:
+        say(
+            f"Version {numbers[1]} has another test split than version {numbers[0]}: it may have been trained on images that both are "
+            "measured on here, which flatters its figures."
+        )
     folders = [model_folder(f"models:/{name}/{number}") for number in numbers]
     one, two = evaluate(folders[0]), evaluate(folders[1], learned_from(*folders))
     return table(
