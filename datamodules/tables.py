@@ -22,6 +22,7 @@ from datamodules.splits import SPLITS, split_of
 if TYPE_CHECKING:
     import pandas as pd
 
+ROWS = 50_000  # of a table that are read at once, since each cell is a Python object then
 LIST = "\x1f"  # ends each value of a list that is a cell, as those of JSON become, and begins a cell of objects
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -112,9 +113,14 @@ def read_table(file: Path, option: str) -> "pd.DataFrame":
             text = text[said.end() :] if said else text
             # Programs write a semicolon where the comma is decimal.
             separator = said[1] if said else max(",;\t", key=text.partition("\n")[0].count)
-            table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
-            table = table.dropna(how="all")
-            header = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, header=None, nrows=1).iloc[0].dropna()
+            content = io.BytesIO(text.encode())  # text in a stream takes four bytes a character
+            del data, text
+            parts = pd.read_csv(
+                content, sep=separator, dtype=str, keep_default_na=False, na_values=[""], chunksize=ROWS
+            )
+            table = pd.concat([*parts]).dropna(how="all")
+            content.seek(0)
+            header = pd.read_csv(content, sep=separator, dtype=str, header=None, nrows=1).iloc[0].dropna()
             if len(twice := header[header.duplicated()]):
                 name = twice.iloc[0]
                 rank_zero_warn(
