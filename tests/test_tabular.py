@@ -15,7 +15,7 @@ from conftest import start
 from PIL import Image
 
 import fovea
-from datamodules import DataError, Manifest
+from datamodules import DataError, Manifest, MultiLabelTable, RegressionTable
 from datamodules.augmentations import normalized_keypoints
 from datamodules.images import read_image
 from datamodules.labelled.alignment import POINTS
@@ -254,6 +254,19 @@ def test_quantities_and_labels_are_learned_from_numbers_and_points_beside_the_im
     export.export(f"models:/{kind}/1", Path("beside.onnx"))
     inputs = onnxruntime.InferenceSession("beside.onnx").get_inputs()
     assert [(one.name, one.shape[1]) for one in inputs] == [("image", 3), ("tabular", 7)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Manifest, {"label_column": "age", "tabular": ["age"]}),
+        (RegressionTable, {"columns": ["age", "weight"], "tabular": ["age"]}),
+        (MultiLabelTable, {"label_columns": ["chin_x", "old"], "keypoints": ["chin", "nose"]}),
+    ],
+)
+def test_what_is_to_be_predicted_is_no_input(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="both name the column"):
+        kind("t.csv", **settings)
 
 
 @pytest.mark.slow  # the contract kills a training of the same task

@@ -48,6 +48,13 @@ class MultiLabelTable(TabularTable[LabelSetSource], MultiLabelDataModule):
     separator: str | None = None
     label_columns: list[str] | None = None
 
+    @property
+    @override
+    def answer_columns(self) -> dict[str, str]:
+        if self.label_columns is None:
+            return {self.label_column: "--data.label_column"}
+        return dict.fromkeys(self.label_columns, "--data.label_columns")
+
     @cached_property
     def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.int64], "pd.DataFrame"]:
         """The labels' names; paths and splits; the labels, N×K; and the whole table."""

@@ -136,6 +136,11 @@ class TabularTable(Table, LabelledFiles[S]):
             raise DataError(
                 f"--data.tabular and --data.keypoints name the column {twice[0]!r} {twice[1]} times: once will do."
             )
+        if both := [name for name in self.answer_columns if name in self.input_columns]:
+            raise DataError(
+                f"{self.input_columns[both[0]]} and {self.answer_columns[both[0]]} both name the column {both[0]!r}: the network would be "
+                "told what it is to predict. Leave it out of one of them."
+            )
 
     @property
     @override
@@ -152,6 +157,11 @@ class TabularTable(Table, LabelledFiles[S]):
         """Columns of the tabular inputs, each with the setting that names it."""
         points = dict.fromkeys(point_columns(self.keypoints or ()), "--data.keypoints")
         return dict.fromkeys(self.tabular or (), "--data.tabular") | points
+
+    @property
+    def answer_columns(self) -> dict[str, str]:
+        """Columns of what is predicted, as far as they are named, each with the setting that names it."""
+        raise NotImplementedError
 
     @property
     def tabular_names(self) -> list[str] | None:
@@ -240,11 +250,16 @@ class Manifest(TabularTable[LabelledSource], ClassFiles):
 
     label_column: str = "label"
 
+    @property
+    @override
+    def answer_columns(self) -> dict[str, str]:
+        return {self.label_column: "--data.label_column"}
+
     @cached_property
     def _read_table(self) -> tuple[Rows, NDArray[np.str_] | None, "pd.DataFrame"]:
         """Rows; groups; and the columns of tabular inputs."""
         inputs = self.input_columns
-        table = self.checked({self.label_column: "--data.label_column", **inputs}, [self.label_column, *inputs])
+        table = self.checked(self.answer_columns | inputs, [self.label_column, *inputs])
         return self.rows(table, self.label_column), self.groups(table), table[[*inputs]]
 
     @override

@@ -74,12 +74,17 @@ class RegressionTable(TabularTable[QuantitySource], RegressionDataModule):
 
     columns: list[str] | None = None
 
+    @property
+    @override
+    def answer_columns(self) -> dict[str, str]:
+        return dict.fromkeys(self.columns or [], "--data.columns")
+
     @cached_property
     def _table(self) -> tuple[list[str], tuple[Paths, Objects], NDArray[np.float32], "pd.DataFrame"]:
         """The quantities' names; paths and splits; the values, N×K; and the whole table."""
         file = Path(self.file)
         inputs = self.input_columns
-        table = self.checked(dict.fromkeys(self.columns or [], "--data.columns") | inputs, [*inputs])
+        table = self.checked(self.answer_columns | inputs, [*inputs])
         known = {self.path_column, self.group_column, "split", *inputs}
         others = [name for name in table.columns if name not in known]
         read = {name: numbers_in(table[name]) for name in self.columns or others}
