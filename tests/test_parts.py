@@ -33,6 +33,7 @@ from modules.networks.parts import build, describe, upgrade
 from modules.spec import Backbone, DataSpec
 from modules.super_resolution import SRResNet
 from pipelines.classification import classification
+from pipelines.engine.command import UsageError
 from pipelines.engine.recipes import import_code
 from pipelines.serving import registry
 from pipelines.serving import store as storage
@@ -280,6 +281,10 @@ def test_a_network_of_ones_own_trains_is_evaluated_and_tells_what_it_needs_elsew
     measured = classification(["test", "--output", "out"]).rows["test/accuracy"]  # config.yaml says what to import
     Path("moved.yaml").write_text("import: gone.py")
     import_code(["--config", "moved.yaml", "--import", "code/net_of_mine.py"])  # the last counts
+    Path("time.py").touch()
+    for wrong, said in (("time.py", "another module time"), ("[a, b", "valid YAML")):
+        with pytest.raises(UsageError, match=said):
+            import_code(["--import", wrong])
     with monkeypatch.context() as elsewhere:
         elsewhere.chdir("code")
         assert classification(["test", "--output", "../out"]).rows["test/accuracy"] == measured

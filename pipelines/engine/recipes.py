@@ -94,7 +94,10 @@ def import_code(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", dest="named", action="append", type=recipe)
     parser.add_argument("--import", dest="named", action="append", type=yaml.safe_load)
-    given = [named for named in parser.parse_known_args(args)[0].named or [] if named != ""]
+    try:
+        given = [named for named in parser.parse_known_args(args)[0].named or [] if named != ""]
+    except yaml.YAMLError as error:
+        raise UsageError(f"--import is not valid YAML: {error}. Write several files as '[a.py, b.py]'.") from None
     for name in each_of(given[-1] if given else None):
         _import(name)
 
@@ -124,8 +127,12 @@ def _import(given: str) -> None:
             sys.path.append(str(file.parent))
         importlib.invalidate_caches()
         spec = importlib.util.find_spec(name)
-        if spec is None or not spec.origin or not file.samefile(spec.origin):
-            raise UsageError(f"--import {given}: Python knows another module {name}; give the file a name of its own.")
+        known = (spec and spec.origin) or ""  # no file if the module is built in, or has moved since it was imported
+        if not os.path.isfile(known) or not file.samefile(known):
+            raise UsageError(
+                f"--import {given}: Python knows another module {name}{f' ({known})' if known else ''}; give the file a name of its own, or "
+                "start Python anew if it was moved."
+            )
     try:
         importlib.import_module(name)
     except Exception as error:  # it is somebody's code
