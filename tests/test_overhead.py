@@ -1,5 +1,6 @@
 """What a step is spared: nothing that anybody has in a step may be left out."""
 
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -66,6 +67,36 @@ def test_what_does_nothing_in_a_step_is_not_called(monkeypatch: pytest.MonkeyPat
     assert {*called} == {*STEP_HOOKS}
 
 
+def test_callbacks_and_hooks_that_come_or_go_while_training_are_called_as_lightning_calls_them() -> None:
+    def seen(kind: type[L.Trainer]) -> list[tuple[str, int]]:
+        called: list[tuple[str, int]] = []
+
+        def told(who: str) -> Callable[..., None]:
+            return lambda *args: called.append((who, trainer.global_step))
+
+        class Changing(L.Callback):
+            def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+                if trainer.global_step == 2:
+                    trainer.callbacks = [one for one in trainer.callbacks if one is not leaving]
+                    trainer.callbacks.append(LambdaCallback(on_train_batch_start=told("late")))
+
+            def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+                if trainer.current_epoch == 1:
+                    self.on_before_backward = told("own")  # type: ignore[method-assign]
+                    module.on_after_backward = told("module")  # type: ignore[method-assign]
+
+        leaving = LambdaCallback(on_train_batch_start=told("leaving"))
+        trainer = kind(
+            max_epochs=2, limit_train_batches=3, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[leaving, Changing()], accelerator="cpu",
+        )  # fmt: skip
+        trainer.fit(BoringModel())
+        return called
+
+    assert seen(VisionTrainer) == seen(L.Trainer)
+    assert {who for who, _ in seen(VisionTrainer)} == {"leaving", "late", "own", "module"}
+
+
 def test_all_is_as_before_after_a_training_and_after_an_error() -> None:
     def parts() -> list[Any]:
         calls = [call._call_callback_hooks, call._call_lightning_module_hook, call._call_strategy_hook]
@@ -73,6 +104,21 @@ def test_all_is_as_before_after_a_training_and_after_an_error() -> None:
 
     before = parts()
     trained(VisionTrainer, True)
+    assert parts() == before
+    # Of two in threads, the one that begins first ends first.
+    quiet: dict[str, Any] = {
+        "max_steps": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
+    both = {who: threading.Event() for who in ("first", "last")}
+    waits = LambdaCallback(on_train_start=lambda *args: both["first"].set() or both["last"].wait(60))
+    first = threading.Thread(target=VisionTrainer(callbacks=[waits], **quiet).fit, args=[BoringModel()])
+    first.start()
+    assert both["first"].wait(60)
+    joins = LambdaCallback(on_train_start=lambda *args: both["last"].set() or first.join())
+    VisionTrainer(callbacks=[joins], **quiet).fit(BoringModel())
     assert parts() == before
     failing = LambdaCallback(on_before_backward=lambda *args: 1 / 0)
     trainer = VisionTrainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[failing])

@@ -7,6 +7,7 @@ called with what Lightning itself calls.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,10 @@ STEP_HOOKS = (
     "on_before_optimizer_step",
     "on_before_zero_grad",
 )
+
+_lock = Lock()
+_training: list[Any] = []  # trainers of this process, several at once in threads or one within another
+_before: list[tuple[Any, str, Any]] = []  # what they all share, as it was before the first
 
 
 class NoProfiler(PassThroughProfiler):
@@ -46,31 +51,55 @@ def spared(trainer: Any) -> Iterator[None]:
         trainer: Lightning's, with its module, callbacks and data.
     """
     selector, validation = trainer._data_connector._datahook_selector, trainer.fit_loop.epoch_loop.val_loop._data_source
-    replaced: list[tuple[Any, str, Any]] = [
+    own: list[tuple[Any, str, Any]] = [
+        (validation, "is_defined", cache(validation.is_defined)),
+        (selector, "get_instance", cache(selector.get_instance)),
+    ]
+    if type(trainer.profiler) is PassThroughProfiler:
+        own.append((trainer, "profiler", NoProfiler()))
+    before = _noted(own)
+    with _lock:
+        shared = _shared(trainer)
+        if not _training:
+            _before[:] = _noted(shared)
+        _training.append(trainer)
+        _set([*own, *shared])
+    try:
+        yield
+    finally:
+        _set(before)
+        with _lock:
+            _training.remove(trainer)
+            if not _training:
+                _set(_before)
+                _before.clear()
+
+
+def _shared(trainer: Any) -> list[tuple[Any, str, Any]]:
+    """What is replaced for all trainers of the process: places, names and values."""
+    module, strategy = trainer.lightning_module, trainer.strategy
+    return [
         (call, "_call_callback_hooks", _of_callbacks(trainer)),
         (
             call,
             "_call_lightning_module_hook",
-            _of_one(trainer, trainer.lightning_module, L.LightningModule, call._call_lightning_module_hook),
+            _of_one(trainer, module, L.LightningModule, call._call_lightning_module_hook),
         ),
-        (call, "_call_strategy_hook", _of_one(trainer, trainer.strategy, Strategy, call._call_strategy_hook)),
+        (call, "_call_strategy_hook", _of_one(trainer, strategy, Strategy, call._call_strategy_hook)),
         (training_epoch_loop, "is_param_in_hook_signature", cache(training_epoch_loop.is_param_in_hook_signature)),
         (trainer_module, "is_overridden", cache(trainer_module.is_overridden)),
-        (validation, "is_defined", cache(validation.is_defined)),
-        (selector, "get_instance", cache(selector.get_instance)),
         # PyTorch's optimisers ask how many GPUs there are, and without one NVML is looked for each time.
         (torch.cuda, "_cached_device_count", torch.cuda.device_count()),
     ]
-    if type(trainer.profiler) is PassThroughProfiler:
-        replaced.append((trainer, "profiler", NoProfiler()))
-    before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
-    try:
-        for place, name, value in replaced:
-            setattr(place, name, value)
-        yield
-    finally:
-        for place, name, value in before:
-            setattr(place, name, value)
+
+
+def _noted(values: list[tuple[Any, str, Any]]) -> list[tuple[Any, str, Any]]:
+    return [(place, name, getattr(place, name)) for place, name, _ in values]
+
+
+def _set(values: list[tuple[Any, str, Any]]) -> None:
+    for place, name, value in values:
+        setattr(place, name, value)
 
 
 def _has(one: Any, base: type, hook: str) -> bool:
@@ -82,16 +111,22 @@ def _of_callbacks(trainer: Any) -> Callable[..., None]:
     """Returns Lightning's function that calls a hook of all callbacks, for those that do something in it."""
     plain, module = call._call_callback_hooks, trainer.lightning_module
     noted = vars(module)  # where Lightning notes which hook runs; torch's `__setattr__` is slow
+    known: list[L.Callback] = []
 
     @cache
     def hooks(name: str) -> list[tuple[Callable[..., None], str]]:
-        having = [one for one in trainer.callbacks if _has(one, L.Callback, name)]
+        having = [one for one in known if _has(one, L.Callback, name)]
         return [(getattr(one, name), f"[Callback]{one.state_key}.{name}") for one in having]
 
     def call_hooks(of: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if of is not trainer or name not in STEP_HOOKS:
             plain(of, name, *args, **kwargs)
-        elif found := hooks(name):
+            known.clear()  # what a callback has done between epochs, such as given another one a hook, counts
+            return
+        if known != trainer.callbacks:
+            known[:] = trainer.callbacks
+            hooks.cache_clear()
+        if found := hooks(name):
             before, noted["_current_fx_name"] = noted["_current_fx_name"], name
             for hook, action in found:
                 with trainer.profiler.profile(action):
@@ -119,7 +154,7 @@ def _of_one(trainer: Any, one: Any, base: type, plain: Callable[..., Any]) -> Ca
     def call_hook(of: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if of is not trainer or "pl_module" in kwargs or type(of.profiler) is not NoProfiler:
             return plain(of, name, *args, **kwargs)
-        hook = None if idle(name) else getattr(one, name)
+        hook = None if idle(name) and name not in vars(one) else getattr(one, name)
         if not callable(hook):
             return None
         before, noted["_current_fx_name"] = noted["_current_fx_name"], name

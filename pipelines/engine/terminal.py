@@ -54,6 +54,7 @@ def quieten() -> None:
     """Silences library warnings that a user cannot act on."""
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of --trainer.profiler
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each retry
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it would list the weights of the head left out
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt to reach a server that is gone
