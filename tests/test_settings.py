@@ -60,6 +60,8 @@ def test_paths_from_the_home_folder_and_classes_by_a_former_file_are_found(
     assert classification(["test", "--output=~/kept", *quiet]).rows["test/accuracy"], (
         "config.yaml is there without a run"
     )
+    Path("pets").rename("my: pets")
+    assert classification(["test", "--output=~/kept", "--data.root", "my: pets", *quiet]).datamodule.root == "my: pets"
 
 
 def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(

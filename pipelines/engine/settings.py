@@ -99,4 +99,9 @@ def upgraded(settings: Any) -> Any:
 
 def read_former_names() -> None:
     """Makes the parser accept recipes with former names."""
-    set_loader("yaml", lambda text: upgraded(yaml_load(text)), exceptions=(yaml.YAMLError,))
+
+    def load(text: str) -> Any:
+        value = yaml_load(text)  # of which the folder "my: photos" is a mapping
+        return text if isinstance(value, dict | list) and os.path.exists(text) else upgraded(value)
+
+    set_loader("yaml", load, exceptions=(yaml.YAMLError,))
