@@ -323,7 +323,7 @@ def numeric_columns(
             )
             row = int(lacking[0])
             raise DataError(
-                f"{file.resolve()} has {table[name].iloc[row]!r} under {name!r} in {named(table, row)}, where the network needs a "
+                f"{file.resolve()} has {str(table[name].iloc[row])!r} under {name!r} in {named(table, row)}, where the network needs a "
                 f"number ({lacking.size} of {len(table)} rows): write one, with a point for the decimals; remove the "
                 "row; or leave the column out."
             )

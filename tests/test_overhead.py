@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
 
 from pipelines.engine.overhead import STEP_HOOKS
+from pipelines.engine.terminal import quieten
 from pipelines.engine.trainer import VisionTrainer
 
 Seen = list[tuple[str, str, str | None]]  # who, in which hook, and the hook that Lightning has noted for `log`
@@ -95,6 +96,12 @@ def test_callbacks_and_hooks_that_come_or_go_while_training_are_called_as_lightn
 
     assert seen(VisionTrainer) == seen(L.Trainer)
     assert {who for who, _ in seen(VisionTrainer)} == {"leaving", "late", "own", "module"}
+
+
+def test_the_report_of_a_profiler_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    quieten()
+    trained(VisionTrainer, False, profiler="simple")
+    assert "FIT Profiler Report" in caplog.text
 
 
 def test_all_is_as_before_after_a_training_and_after_an_error() -> None:

@@ -269,6 +269,12 @@ def test_what_is_to_be_predicted_is_no_input(kind: Any, settings: dict[str, Any]
         kind("t.csv", **settings)
 
 
+def test_a_truth_value_of_parquet_is_named_as_it_is_written() -> None:
+    table(4).assign(smoker=True).to_parquet("t.parquet")
+    with pytest.raises(DataError, match="has 'True' under 'smoker' in row 1, where the network needs a number"):
+        Manifest("t.parquet", tabular=["smoker"], num_workers=0).setup("fit")
+
+
 @pytest.mark.slow  # the contract kills a training of the same task
 def test_a_killed_training_with_points_goes_on_and_ends_bit_identical() -> None:
     table(24)
