@@ -122,7 +122,7 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
         Summary of what was loaded and what starts anew, in a few sentences.
 
     Raises:
-        BackboneError: the networks differ in more than their classes.
+        BackboneError: the networks differ in more than their classes, or take other numbers beside the image.
     """
     mine, theirs = module.architecture, source.architecture
     names, known = classes_of(mine) or [], classes_of(theirs) or []
@@ -136,6 +136,11 @@ def warm_start(module: "VisionModule", source: "VisionModule") -> str:
     more = [key for key in there if key not in own and not key.startswith(anew)]
     if found.misfits or more:
         raise BackboneError(_unlike(mine, theirs, own, there, [*found.misfits, *more]))
+    if (beside := mine.get("tabular_names")) != (taught := theirs.get("tabular_names")):  # as many, but in other places
+        raise BackboneError(
+            f"It was trained with {', '.join(taught or ())} beside the image, and these data have {', '.join(beside or ())}: give "
+            "--data.tabular and --data.keypoints the same names in the same order, or take its backbone alone, with --model.backbone."
+        )
     module.load_state_dict(found.state, strict=False)
     module.learned, module.licence = True, source.licence
     total = sum(value.numel() for value in own.values())

@@ -21,6 +21,7 @@ from datamodules.images import read_image
 from datamodules.labelled.alignment import POINTS
 from datamodules.options import point_columns
 from modules import Backbone, BackboneError, ClassificationModule, DataSpec, FewShotModule
+from modules.warm_start import warm_start
 from pipelines import alignment, evaluate, export, predict
 from pipelines.classification import classification
 from pipelines.multi_label import multi_label
@@ -267,6 +268,17 @@ def test_quantities_and_labels_are_learned_from_numbers_and_points_beside_the_im
 def test_what_is_to_be_predicted_is_no_input(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="both name the column"):
         kind("t.csv", **settings)
+
+
+def test_weights_of_other_columns_are_not_taken_over() -> None:
+    def network(*columns: str) -> ClassificationModule:
+        spec = DataSpec(3, 32, num_classes=2, label_names=["old", "young"], tabular_names=[*columns])
+        return ClassificationModule(spec, Backbone("convnet"))
+
+    assert "all" in warm_start(network("age", "width"), network("age", "width"))
+    for columns in (("width", "age"), ("age", "height")):
+        with pytest.raises(BackboneError, match="trained with age, width beside the image"):
+            warm_start(network(*columns), network("age", "width"))
 
 
 def test_a_truth_value_of_parquet_is_named_as_it_is_written() -> None:
