@@ -17,18 +17,20 @@ from conftest import ROOT, built
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import box_iou
 
 from benchmarks.rcnn import RegionClassifier, propose
 from datamodules import DigitScenes
 from datamodules.annotated.mixing import boxes_of
 from datamodules.options import Preprocessing
-from modules import DetectionModule, Optimization, create_backbone
+from modules import DetectionModule, MultiTaskModule, Optimization, SegmentationModule, create_backbone
 from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
 from modules.detection.pictures import BoxExample
 from modules.detection.yolo import assign, cell_centres, decode_boxes, distribution_focal_loss, quality_focal_loss
 from modules.networks import BackboneError
+from modules.networks.dense_decoders import DeepLabV3Plus
 from modules.networks.pyramid import Pyramid
 from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
@@ -460,6 +462,22 @@ def test_any_backbone_gives_maps_at_the_strides_asked_for(name: str, strides: li
     assert [x.shape[1] for x in maps] == pyramid.channels
     rim = 2 if name == "lenet5" else 0  # it does not pad
     assert all(abs(x.shape[2] - 128 // stride) <= rim for x, stride in zip(maps, strides, strict=True))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_all_that_learns_gets_a_gradient_though_no_head_reads_the_last_map(name: str) -> None:
+    """DDP ends a training in which it does not."""
+    data, backbone = DataSpec(num_classes=2, image_size=96, label_names=["a", "b"]), Backbone(name)
+    several = DataSpec(num_classes=2, image_size=96, targets={"detection": ["a", "b"], "segmentation": ["a", "b"]})
+    for module in (
+        DetectionModule(data, backbone, detector=partial(YOLO, width=16)),
+        SegmentationModule(data, backbone, decoder=DeepLabV3Plus),
+        MultiTaskModule(several, backbone, tasks=["detection", "segmentation"], decoder=DeepLabV3Plus),
+    ):
+        found = tree_leaves(module(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)))
+        torch.stack([output.sum() for output in found if output.requires_grad]).sum().backward()
+        assert not [key for key, value in module.named_parameters() if value.requires_grad and value.grad is None]
+        assert not all(parameter.requires_grad for parameter in module.backbone.parameters())
 
 
 def test_strides_that_make_no_sense_are_refused() -> None:

@@ -25,6 +25,7 @@ from modules.callbacks.publish import Report
 from modules.measures.images import MSE, SSIM_SIDE, ReconstructionLoss, psnr, ssim
 from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
+from modules.networks.backbones import freeze_unreached
 from modules.networks.decoders import Decoder, TransposedConvolutions
 from modules.networks.parts import Draws, describe
 from modules.optimization import Optimization, total_steps
@@ -183,12 +184,9 @@ class AutoencodingModule(VisionModule):
     def _probe(self) -> tuple[int, ...]:
         """Returns the shape of an image's features, and freezes the layers of the backbone that come after them."""
         self.backbone.eval()
-        parameters = list(self.backbone.parameters())
         with torch.inference_mode(False), torch.enable_grad():
             features = self.features(self.normalize(torch.zeros(1, self.in_chans, *self.size)))
-            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True) if parameters else ()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
+            freeze_unreached(self.backbone, [features])
         self.backbone.train()
         return tuple(features.shape[1:])
 

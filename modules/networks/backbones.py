@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -285,6 +286,20 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
     for level in getattr(info, "info", info):
         level["reduction"] = max(1, level["reduction"] // factor)
     return factor > 1
+
+
+def freeze_unreached(backbone: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Freezes the parameters of a backbone, in place, that outputs do not depend on: DDP expects a gradient for all others.
+
+    Args:
+        backbone: the network.
+        outputs: what is read of it, computed in evaluation mode with gradients.
+    """
+    parameters = list(backbone.parameters())
+    total = torch.stack([output.sum() for output in outputs]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def take_head(backbone: Any, outputs: int) -> nn.Linear:

@@ -1,11 +1,16 @@
 """Feature pyramid at the strides that a detector or decoder needs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
+from modules.networks.backbones import freeze_unreached
+
+if TYPE_CHECKING:
+    from modules.base import VisionModule
 
 
 class Pyramid(nn.Module):
@@ -48,6 +53,25 @@ class Pyramid(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Converts all maps of the backbone, float B×C×H×W, to maps at `strides` with `channels`."""
         return [adapter(features[i]) for i, adapter in zip(self.chosen, self.adapters, strict=True)]
+
+
+def freeze_unread(module: "VisionModule", *pyramids: Pyramid) -> None:
+    """Freezes the layers of a module's backbone, in place, after the last map that pyramids read, such as a ResNet's last stage
+    if the largest stride is 16.
+
+    Args:
+        module: a module with feature maps; nothing is done if it shares the backbone of another one.
+        pyramids: all that reads the maps.
+    """
+    last = len(module.backbone.feature_info.channels()) - 1
+    chosen = {i for pyramid in pyramids for i in pyramid.chosen}
+    if last in chosen or module.shared_maps is not None:
+        return
+    module.backbone.eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = module.backbone(module.normalize(torch.zeros(1, module.in_chans, *module.size)))
+        freeze_unreached(module.backbone, [maps[i] for i in chosen])
+    module.backbone.train()
 
 
 def _factor(one: int, other: int) -> float:
