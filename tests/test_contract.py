@@ -247,7 +247,7 @@ def test_overfits_a_handful_of_samples(task: Case) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-@every("multi_task", "multi_label", "regression", "sequences", "stylization", "keypoints")
+@every("multi_task", "multi_label", "regression", "sequences", "few_shot", "stylization", "keypoints")
 def test_a_killed_training_goes_on_and_ends_bit_identical(task: Case) -> None:
     name = task.command.name
     workers = "2" if name in ("classification", "detection") else "0"
@@ -271,7 +271,9 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(task: Case) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@every("multi_task", "multi_label", "regression", "sequences", "few_shot", "stylization", "keypoints")
+@every(
+    "multi_task", "multi_label", "regression", "sequences", "few_shot", "stylization", "keypoints", "super_resolution"
+)
 def test_several_processes_measure_what_one_does(task: Case, processes: int) -> None:
     both = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp", "--data.num_workers", "0"]
     both += ["--data.batch_size", str(128 // processes)]

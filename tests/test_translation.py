@@ -407,6 +407,7 @@ class First(L.Callback):
         self.weights = {key: value.clone() for key, value in pl_module.state_dict().items()}
 
 
+@pytest.mark.slow  # the GANs' in test_contract.py share what makes it so
 def test_two_processes_train_what_one_does() -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0", "--model.pool", "0",
            "--model.optimization.optimizer", "SGD", "--model.optimization.optimizer.lr", "0.002"]  # fmt: skip
