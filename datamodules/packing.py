@@ -64,12 +64,8 @@ def write_shards(data: VisionDataModule, folder: str) -> None:
         DataError: the folder exists, the images do not have 8 bits, or the data are of another kind.
     """
     kinds: Any = (NamedDataModule, RegressionDataModule, FaceDataModule, DetectionDataModule, SegmentationDataModule)
-    without: Any = (
-        DigitTasks,
-        ClipDataModule,
-        DigitAttributes,
-        DigitTextures,
-    )  # counts, clips and contents have no place
+    # Counts, clips and contents have no place in shards.
+    without: Any = (DigitTasks, ClipDataModule, DigitAttributes, DigitTextures)
     if not isinstance(data, kinds) or isinstance(data, without):
         raise DataError(
             "--form webdataset writes pictures with classes, labels, quantities, people, boxes or class maps, and "
