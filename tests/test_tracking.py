@@ -156,6 +156,8 @@ def test_a_journal_survives_a_dead_server_and_answers_that_were_lost() -> None:
         dead.write({"kind": "metric", "key": "loss", "value": step / 7, "step": step})
         if step % 500 == 0:
             dead.write({"kind": "picture", "key": "train/samples", "step": step, "file": "a.png"})
+            Path("out/table.json").write_text(str(step))
+            dead.write({"kind": "file", "file": "table.json", "folder": "tables"})
     for value in ("x", None):
         dead.write({"kind": "tag", "key": "error", "value": value})
     dead.write({"kind": "status", "value": "KILLED"})
@@ -165,6 +167,7 @@ def test_a_journal_survives_a_dead_server_and_answers_that_were_lost() -> None:
     assert Journal(Path("out"), run_id, client).close() == 0
     written, there = journal_and_server()
     assert there == written
+    assert Path(client.download_artifacts(run_id, "tables/table.json")).read_text() == "1000"
     assert run().info.status == "KILLED"
     assert "error" not in run().data.tags
 
