@@ -62,7 +62,7 @@ class Model:
         import pandas as pd
 
         if isinstance(pictures, pd.DataFrame):
-            pictures = pictures.to_dict("records")
+            pictures = self.answering.named(pictures).to_dict("records")
         array = isinstance(pictures, np.ndarray) and (
             pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] <= 4)
         )

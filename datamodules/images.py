@@ -205,7 +205,7 @@ def read_bands(file: str | os.PathLike[str] | bytes, reading: Reading) -> NDArra
 @contextmanager
 def _named(file: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
     """Context with the content of a file; adds the file's name to errors."""
-    name = "the given bytes" if isinstance(file, bytes) else os.fspath(file)
+    name = "the given data" if isinstance(file, bytes) else os.fspath(file)
     data = b""
     try:
         data = file if isinstance(file, bytes) else content_of(file)
@@ -252,7 +252,13 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 def opened(data: bytes) -> Image.Image:
     """Opens an image with Pillow. It only keeps the upper 8 of 16 bits in colour, so OpenCV reads images that would be
     dark."""
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"it has more than {most / 1e6:.0f} million pixels; cut it into pieces, or reduce it"
+        ) from None
     if image.mode.startswith("I") or not any(";16" in str(tile) for tile in image.tile):
         return image
     exif = image.getexif()

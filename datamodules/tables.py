@@ -136,6 +136,7 @@ def read_table(file: Path, option: str) -> "pd.DataFrame":
 
 
 SPELLINGS = {
+    "image": ("path", "image_path", "filename", "file_name"),
     "path": ("image_path", "filename", "file_name", "image", "imageid"),
     "label": ("class", "class_name", "category", "labelname"),
     "identity": ("person",),

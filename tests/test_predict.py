@@ -30,6 +30,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+import fovea
 from datamodules import DataError, ImageFolder
 from datamodules.videos import Video
 from modules import ClassificationModule
@@ -154,7 +155,7 @@ def test_no_more_than_two_batches_are_held(trained: VisionCLI) -> None:
     assert next(answers, None) is None
 
 
-def test_every_form_of_an_image_is_seen_as_in_training() -> None:
+def test_every_form_of_an_image_is_seen_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
     turned = Image.Exif()
@@ -191,11 +192,16 @@ def test_every_form_of_an_image_is_seen_as_in_training() -> None:
         ("abcd", "abcd is neither a file"),
         (np.zeros((3, 12, 12), np.uint8), "not 3×12×12"),
         (np.zeros((12, 12)), "not float64"),
+        (None, "An image is a path, .*, not None"),
+        (" ", "An empty text is neither a file"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.prepare(form)
-    with pytest.raises(DataError, match="the given bytes"):
+    with pytest.raises(DataError, match="the given data"):
         model.prepare(b"no image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="pixels; cut it into pieces"):
+        model.prepare("in/x/palette.png")
 
 
 def test_a_large_photograph_is_answered_as_in_training_and_nearly_as_its_pixels() -> None:
@@ -231,6 +237,12 @@ def test_mlflow_s_own_loading_takes_every_form(trained: VisionCLI, monkeypatch: 
             pd.testing.assert_frame_equal(model.predict(given), expected)
     with pytest.raises(mlflow.MlflowException, match="missing inputs"):
         model.predict(["a.png"])
+    with pytest.raises(mlflow.MlflowException, match="Image 2 of 2: no"):  # which a server tells its client
+        model.predict({"image": ["a.png", "no.png"]})
+    for name in ("Image", "path"):
+        table = pd.DataFrame({name: ["a.png"] * 2})
+        pd.testing.assert_frame_equal(registry.load(MODEL).predict(None, table), expected)
+        assert fovea.load(MODEL).predict(table) == expected.to_dict("records")
 
 
 def test_a_served_model_answers_as_the_local_one(trained: VisionCLI) -> None:

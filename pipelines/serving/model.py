@@ -19,6 +19,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +32,7 @@ from datamodules.images import Reduction, as_seen, read_reduced
 from datamodules.labelled.alignment import POINTS, FaceDetector
 from datamodules.loading import collate
 from datamodules.options import Preprocessing, point_columns
+from datamodules.tables import spelled
 from datamodules.tiles import pieces
 from datamodules.videos import evenly, is_video, read_clip
 from modules import VisionModule
@@ -63,6 +66,14 @@ class _Picture:
     whole: Sample | None = None
     beside: Sample = field(default_factory=dict)
     parts: list[tuple[Place, Answer]] = field(default_factory=list)
+
+
+class ImageError(MlflowException, ValueError):
+    """An image that cannot be read. MLflow's server tells its client the message of such an error, but of another only
+    where it was raised."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, INVALID_PARAMETER_VALUE)
 
 
 class VisionModel(PythonModel):
@@ -115,6 +126,10 @@ class VisionModel(PythonModel):
         """Tabular inputs that must be given with an image; landmarks of faces are detected if they are not given."""
         found = point_columns(POINTS) if self.preprocessing.keypoints == POINTS else []
         return [name for name in self.preprocessing.columns if name not in found]
+
+    def named(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Names columns of images and of their tabular inputs as `predict` does, where they are spelled otherwise."""
+        return rows.rename(columns=spelled(rows, ["image", *self.preprocessing.columns]))
 
     def read(self, image: Any) -> NDArray[Any]:
         """Reads an image in any form that `predict` accepts, H×W×C with the module's channels.
@@ -249,9 +264,15 @@ class VisionModel(PythonModel):
                 return read_reduced(data, reading, reduction)
             except (binascii.Error, ValueError) as error:
                 why = f": {error}" if isinstance(error, DataError) else "."
-                raise ValueError(f"{image[:200]} is neither a file nor an image in base64{why}") from None
+                raise ValueError(
+                    f"{image[:200].strip() or 'An empty text'} is neither a file nor an image in base64{why}"
+                ) from None
         if isinstance(image, str | os.PathLike | bytes):
             return read_reduced(image, reading, reduction)
+        if not isinstance(image, Image.Image) and not np.ndim(image):
+            raise ValueError(
+                f"An image is a path, bytes, a base64 text, an array or a picture of Pillow, not {image!r}."
+            )
         if not reading.seen:
             return self._bands(np.asarray(image)), 1
         channels = reading.channels
@@ -361,18 +382,21 @@ class VisionModel(PythonModel):
             A row for each image; the columns are the task's, see the module's ``predict``.
 
         Raises:
-            ValueError: an image cannot be read.
+            ImageError: an image cannot be read.
         """
         images: list[Any] = []
-        if self.preprocessing.columns and isinstance(model_input, pd.DataFrame):
-            model_input = cast(Any, model_input.to_dict("records"))
+        if isinstance(model_input, pd.DataFrame):
+            model_input = self.named(model_input)
+            if self.preprocessing.columns or "image" not in model_input:
+                model_input = cast(Any, model_input.to_dict("records"))
         for cell in model_input["image"] if isinstance(model_input, pd.DataFrame) else model_input:
             # MLflow makes a single row of {"image": [texts]}.
             images += cell if isinstance(cell, list | np.ndarray) and all(isinstance(i, str) for i in cell) else [cell]
         rows = []
-        for answer in self.stream(images):
+        for number, answer in enumerate(self.stream(images), 1):
             if isinstance(answer, ValueError):
-                raise answer
+                which = f"Image {number} of {len(images)}: " if len(images) > 1 else ""
+                raise ImageError(f"{which}{answer}") from answer
             rows.append(answer)
         return pd.DataFrame(rows)
 
