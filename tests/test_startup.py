@@ -37,7 +37,7 @@ runpy.run_module(name, run_name="__main__", alter_sys=True)
         ("pipelines.predict models:/nobody@champion --batchsize 3", "does not know what to do with --batchsize", HEAVY),
         pytest.param("pipelines.predict models:/nobody@champion .", "No model 'nobody' is registered",
                      HEAVY - {"mlflow", "pandas"}, marks=pytest.mark.slow),
-        pytest.param("pipelines.classification fit --data.rot X", "There is no --data.rot", OPTIONAL,
+        pytest.param("pipelines.classification fit --data ImageFolder --data.root gone", "There is no folder", OPTIONAL,
                      marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -28,6 +28,7 @@ from pipelines import transferability as transfer
 from pipelines.autoencoding import autoencoding
 from pipelines.classification import classification
 from pipelines.engine.command import command
+from pipelines.engine.folders import RUN_FILE
 from pipelines.engine.recipes import expand
 from pipelines.facenet import facenet
 from pipelines.serving import promotion, registry
@@ -35,7 +36,7 @@ from pipelines.tracking import client, journal
 from pipelines.tracking.__main__ import send
 from pipelines.tracking.client import experiment_id, tracking_client
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.logger import RUN_FILE, RunLogger, run_id_of
+from pipelines.tracking.logger import RunLogger, run_id_of
 from pipelines.tracking.provenance import flatten, packages
 from pipelines.tracking.redaction import redact
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+RUN_FILE = "run.json"  # in the folder of a tracked run: which that is
+
 
 def is_training(folder: Path) -> bool:
     """Whether a folder belongs to a training, that is, holds weights."""
@@ -20,7 +22,7 @@ def own_folder(folder: Path, verb: str, stamp: str) -> Path:
 
     if is_child():
         return folder
-    run, since = folder / "run.json", time.time()
+    run, since = folder / RUN_FILE, time.time()
     if launcher() is not None:  # another process of this job may have begun the run
         since = psutil.Process(os.getppid()).create_time()
     if not is_training(folder) and not (run.exists() and run.stat().st_mtime < since):

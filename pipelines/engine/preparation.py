@@ -28,7 +28,7 @@ from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastChe
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import LockError, held
 from pipelines.engine.evaluation import Weights, take_unseen
-from pipelines.engine.folders import is_training, new_folder, own_folder, try_to_write
+from pipelines.engine.folders import RUN_FILE, is_training, new_folder, own_folder, try_to_write
 from pipelines.engine.monitors import MonitorCheck
 from pipelines.engine.parser import TaskParser
 from pipelines.engine.process import importing
@@ -136,6 +136,8 @@ class PreparedCLI(TaskParser):
         with importing():  # what comes next needs these, while a mistake so far did not
             for name in ("modules.networks.registered", *(NEEDED if self.subcommand == "fit" else ())):
                 import_module(name)
+            if self.tracked:
+                import_module("pipelines.tracking.logger")
         if not known:
             return spec
         return replace(spec, channel_mean=known.get("channel_mean"), channel_std=known.get("channel_std"))
@@ -180,10 +182,7 @@ class PreparedCLI(TaskParser):
             check_name(self.options.register)
         self.tracked = self.options.trainer.logger is not False and not self.options.trainer.fast_dev_run
         if self.tracked or "models:/" in str(self.options.model):
-            with importing():
-                from pipelines.tracking.client import reach
-
-            reach()
+            self._reach()
         self._choose_folder()
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
             try:
@@ -192,6 +191,20 @@ class PreparedCLI(TaskParser):
                 if launch.launcher() is None:
                     raise
                 self._refused = error
+
+    def _reach(self) -> None:
+        """Checks that a server of MLflow answers. The embedded store always does, and MLflow's import takes longer than to
+        tell of a wrong folder.
+
+        Raises:
+            TrackingError: it does not.
+        """
+        stores = (os.environ.get(f"MLFLOW_{name}_URI", "") for name in ("TRACKING", "REGISTRY"))
+        if "mlflow" in sys.modules or any(uri.startswith("http") for uri in stores):
+            with importing():
+                from pipelines.tracking.client import reach
+
+            reach()
 
     def _choose_folder(self) -> None:
         """Chooses the output folder and the run's name, and checks that the folder can be written to.
@@ -235,8 +248,6 @@ class PreparedCLI(TaskParser):
                 )
             self.weights = Weights.read(given)
             sys.argv += ["--ckpt_path", str(given)]
-        from pipelines.tracking.logger import RUN_FILE
-
         if is_training(given.parent) and (given.parent / RUN_FILE).exists():
             self.training = given.parent
 

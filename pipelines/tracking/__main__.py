@@ -23,9 +23,10 @@ def send(output: Path) -> str:
     from mlflow.tracking import MlflowClient
 
     from pipelines.engine.disk import held
+    from pipelines.engine.folders import RUN_FILE
     from pipelines.tracking.client import TrackingError, reach
     from pipelines.tracking.journal import Journal
-    from pipelines.tracking.logger import RUN_FILE, run_id_of
+    from pipelines.tracking.logger import run_id_of
 
     if not (output / RUN_FILE).exists():
         raise ValueError(f"{output.resolve()} is not the folder of a training: it has no {RUN_FILE}.")

@@ -20,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from PIL import Image
 
 from pipelines.engine.disk import LockError, held, whole, write_text
+from pipelines.engine.folders import RUN_FILE
 from pipelines.engine.signals import stopped
 from pipelines.engine.terminal import say
 from pipelines.tracking.client import TrackingError, experiment_id, needed, stage_of, tracking_client
@@ -27,7 +28,6 @@ from pipelines.tracking.journal import SENT_FILE, Journal, MachineMonitor
 from pipelines.tracking.provenance import _git, _provenance, flatten, packages
 from pipelines.tracking.redaction import redact, without_login
 
-RUN_FILE = "run.json"
 PARAM_LIMIT = 6000  # MLflow's, in characters
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the table at the end has it
