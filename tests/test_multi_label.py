@@ -152,7 +152,10 @@ def test_the_pictures_that_are_shown_come_from_all_over_the_split(monkeypatch: p
     monkeypatch.setattr(MultiLabelModule, "report", watched)
     rows = [f"{k}.png,{'ab'[k >= 20]},{split}" for split in ("train", "val") for k in range(40)]  # sorted by label
     table("path,labels,split\n" + "\n".join(rows))
-    multi_label(["fit", "--data", "MultiLabelTable", "--data.file", "t.csv", "--data.image_size", "16", "--backbone", "mlp",
-                 "--data.batch_size", "16", "--trainer.max_epochs", "1", "--trainer.logger", "false", "--output", "o",
-                 "--trainer.enable_progress_bar", "false", "--data.num_workers", "0"])  # fmt: skip
+    args = ["--data", "MultiLabelTable", "--data.file", "t.csv", "--data.image_size", "16", "--backbone", "mlp",
+            "--data.batch_size", "16", "--trainer.logger", "false", "--output", "o", "--trainer.enable_progress_bar", "false",
+            "--data.num_workers", "0"]  # fmt: skip
+    cli = multi_label(["fit", *args, "--trainer.max_epochs", "1"])
     assert all(sum(one == {name} for one in shown[0]) >= 7 for name in "ab")
+    assert len(shown) == 1, "without a test split, the best weights are validated again, though their figures are known"
+    assert multi_label(["validate", *args]).trainer.callback_metrics == cli.trainer.callback_metrics

@@ -17,7 +17,7 @@ from modules.training_data import settings_of
 from pipelines.engine import launch, resume
 from pipelines.engine.averaging import average_best
 from pipelines.engine.batch_size import largest_batch
-from pipelines.engine.checkpoint import KeptCheckpoints, LastCheckpoint
+from pipelines.engine.checkpoint import BestCheckpoint, KeptCheckpoints, LastCheckpoint
 from pipelines.engine.command import UsageError
 from pipelines.engine.disk import disk_error, write_text
 from pipelines.engine.evaluation import write_predictions
@@ -111,7 +111,8 @@ class VisionCLI(PreparedCLI):
             self._go_on(str(ckpt_path), checkpoint, model, datamodule)
         with self.run() as logger:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            if trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]:
+            trained = trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]
+            if trained:
                 self._tell_kept()
             best = self.output / "best.ckpt"
             if not best.exists():
@@ -122,11 +123,12 @@ class VisionCLI(PreparedCLI):
                     if self.options.register:
                         self.rows["registered"] = "no: nothing was validated, so there is no best model"
                 return
-            best = self._averaged(best, model, datamodule, logger)
+            average = self._averaged(model, datamodule, logger)
             if "test" in datamodule.sources:
-                self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
-            else:
-                self.trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+                trainer.test(model, datamodule=datamodule, ckpt_path=average or best, verbose=False, weights_only=True)
+            elif average is None:
+                self._validate_best(best, model, datamodule, known=trained and self.options.average == "none")
+            best = average or best
             self._note_metrics()
             size = sum(p.numel() for p in model.parameters())
             self.rows["model"] = f"{self.options.model.backbone.name}, {size:,} parameters"
@@ -153,20 +155,33 @@ class VisionCLI(PreparedCLI):
                 f"{' and '.join(stale)}, as they were: this one has no --keep_best or --average"
             )
 
-    def _averaged(
-        self, best: Path, model: VisionModule, datamodule: VisionDataModule, logger: "RunLogger | None"
-    ) -> Path:
-        """Weights to test: the average of the best checkpoints if asked for and better, otherwise the best
-        checkpoint."""
+    def _validate_best(self, best: Path, model: VisionModule, datamodule: VisionDataModule, known: bool) -> None:
+        """Loads and validates the best checkpoint; if it is of the training's last validation, whose figures are ``known``, these
+        are logged, and nothing is computed again."""
+        trainer, limit = self.trainer, self.trainer.limit_val_batches
+        figures = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        judge = next((each for each in settings_of(trainer).callbacks if isinstance(each, BestCheckpoint)), None)
+        known = known and judge is not None and judge._last_global_step_saved == trainer.global_step
+        trainer.limit_val_batches = 0 if known else limit
+        trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        trainer.limit_val_batches = limit
+        if known:
+            trainer.callback_metrics.update(figures)
+            for one in trainer.loggers:
+                step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning logs a validation
+                one.log_metrics({key: float(value) for key, value in figures.items()}, step)
+
+    def _averaged(self, model: VisionModule, datamodule: VisionDataModule, logger: "RunLogger | None") -> Path | None:
+        """The average of the best checkpoints, validated, if asked for and better than the best one."""
         callbacks = settings_of(self.trainer).callbacks
         kept = next((each for each in callbacks if isinstance(each, KeptCheckpoints)), None)
         if self.options.average == "none" or kept is None:
-            return best
+            return None
         file, said = average_best(self.trainer, model, datamodule, kept, kept.best, self.options.average)
         self.rows["average"] = said
         if logger:
             logger.set_tag("average", said)
-        return file or best
+        return file
 
     def register(self, name: str, run_id: str) -> "ModelVersion":
         """Registers the model under a name, with the latest metrics."""
