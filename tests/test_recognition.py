@@ -215,6 +215,7 @@ def test_mistakes_end_in_one_paragraph(trained, capsys):
         (("enrol", model, "people.parquet", "nowhere"), "There is no file or folder nowhere"),
         (("identify", "none.parquet", file), "make one with enrol"),
         (("identify", "text.parquet", file), "is not a gallery"),
+        (("identify", "people.parquet", "text.parquet"), "unpack those inside"),
         (("identify", "people.parquet", file, "--threshold", "7"), "between 0 and 4"),
         (("verify", "models:/nobody/1", file, file), "nobody"),
         (("cluster", model, "known", "--out", "known"), "is not empty"),

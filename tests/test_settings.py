@@ -18,8 +18,10 @@ from modules import DetectionModule
 from pipelines.classification import classification
 from pipelines.detection import detection
 from pipelines.engine.children import resolved
+from pipelines.engine.command import command
 from pipelines.engine.settings import present
 from pipelines.engine.start import with_start
+from pipelines.evaluate import evaluate
 from pipelines.facenet import facenet
 
 SMALL = ["--data", "Digits", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
@@ -46,7 +48,7 @@ def test_short_and_former_names_set_what_the_present_ones_do(tmp_path: Path, mon
 
 
 def test_paths_from_the_home_folder_and_classes_by_a_former_file_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for k in range(12):
@@ -62,6 +64,9 @@ def test_paths_from_the_home_folder_and_classes_by_a_former_file_are_found(
     )
     Path("pets").rename("my: pets")
     assert classification(["test", "--output=~/kept", "--data.root", "my: pets", *quiet]).datamodule.root == "my: pets"
+    with pytest.raises(SystemExit):
+        command(evaluate, ["models:/none/1", "--data", "ImageFolder", "--data.root", "my: pets"])
+    assert "No model 'none' is registered" in capsys.readouterr().err
 
 
 def test_a_folder_of_an_earlier_version_goes_on_and_is_evaluated(

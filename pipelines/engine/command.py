@@ -62,7 +62,10 @@ def _parser(function: Callable[..., Any], name: str) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog=f"python -m pipelines.{name}", description=_about(function))
     parameters = inspect.signature(function).parameters
     if "data" in parameters:
+        from pipelines.engine.settings import read_former_names
+
         know_data()
+        read_former_names()
     options = {key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     several = {"paths": str, "sets": str, "numbers": int}
     several = {key: kind for key, kind in several.items() if key in parameters}

@@ -11,6 +11,7 @@ import numpy as np
 from datamodules import DataError, images, videos
 from datamodules.errors import listed, repeated
 from datamodules.finding import paths_in
+from datamodules.paths import SHARDS
 from datamodules.tables import numbers_in, read_table, spelled, unclear
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def pictures_in(paths: Sequence[str], without: str | None = None) -> list[str]:
     """The files that `find` finds.
 
     Raises:
-        ValueError: a path leads to nothing, or there are no pictures.
+        ValueError: a path leads to nothing, to a shard, or there are no pictures.
     """
     files, missing, _ = find(list(paths), without)
+    if packed := [file for file in files if file.lower().endswith(SHARDS)]:
+        raise ValueError(f"{packed[0]} is no picture: unpack those inside, and give their folder.")
     if missing:
         raise ValueError(f"There is no file or folder {missing[0]}.")
     if not files:

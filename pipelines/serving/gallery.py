@@ -73,6 +73,7 @@ class Gallery:
         column = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), size)
         table = pa.table({"person": self.people, "file": self.files, "embedding": column})
         said = {"fovea.model": self.model} | ({"fovea.faces": self.form} if self.form else {})
+        Path(f"{file}.faiss").unlink(missing_ok=True)  # which would be of other rows after a kill
         with whole(file) as part:
             pq.write_table(table.replace_schema_metadata(said), part)
         if len(self) >= LARGE:

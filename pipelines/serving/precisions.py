@@ -1,10 +1,12 @@
 """ONNX files in lower precision: fp16, or int8 calibrated on training data; with the accuracy lost and time gained."""
 
 import copy
+import logging
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def reduced(file: Path, new: Path, precision: Precision, inputs: Mapping[str, ND
         inputs: of the pictures that set the ranges of ``int8``.
     """
     exact = onnx.load(str(file))
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), _root_logger_quiet(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         if precision == "fp16":
             written = convert_float_to_float16(exact, keep_io_types=True)
@@ -104,6 +106,17 @@ def reduced(file: Path, new: Path, precision: Precision, inputs: Mapping[str, ND
             written = onnx.load(str(new))
     onnx.helper.set_model_props(written, {entry.key: entry.value for entry in exact.metadata_props})
     onnx.save(written, str(new))
+
+
+@contextmanager
+def _root_logger_quiet() -> Iterator[None]:
+    """Context in which what onnxruntime tells the root logger is not printed, unless somebody listens to that."""
+    nobody = logging.NullHandler()
+    logging.getLogger().addHandler(nobody)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(nobody)
 
 
 def _drop_copies(graph: onnx.GraphProto) -> None:

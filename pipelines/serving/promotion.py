@@ -68,7 +68,11 @@ def promote(name: str, version: str | None = None, alias: str = "champion", forc
             why = f"forced; {why}"
             client.delete_model_version_tag(name, champion.version, claim)
         elif not _comparable(candidate, champion):
-            return f"{kept}version {candidate.version} was measured on other data. To promote it anyway: --force true"
+            return (
+                f"{kept}version {candidate.version} was measured on other data, as where pictures were added since. To measure both on "
+                f"the same: python -m pipelines.registry compare {name} {champion.version} {candidate.version}. To promote it anyway: "
+                "--force true"
+            )
         elif not _is_better(candidate, champion):
             return f"{kept}{why} is not better."
     client.set_model_version_tag(name, candidate.version, claim, why)
