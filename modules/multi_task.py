@@ -26,7 +26,7 @@ from modules.detection import YOLO, DetectionModule, Detector
 from modules.networks import BackboneError
 from modules.networks.decoders import Decoder
 from modules.networks.dense_decoders import DenseDecoder, UNet
-from modules.networks.pyramid import freeze_unread
+from modules.networks.pyramid import skip_unread
 from modules.optimization import Optimization
 from modules.pictures.sheets import stacked, written
 from modules.processes import mean_over_processes
@@ -177,7 +177,7 @@ class MultiTaskModule(VisionModule):
         heads = [getattr(task, "detector", None) or getattr(task, "decoder", None) for task in self.tasks.values()]
         pyramids = [head.pyramid for head in heads if isinstance(head, Detector | DenseDecoder)]
         if len(pyramids) == len(names):  # all other tasks read the last map
-            freeze_unread(self, *pyramids)
+            skip_unread(self, *pyramids)
         self.needs = tuple(self._key(name, key) for name, task in self.tasks.items() for key in task.needs)
         self.answers = TaskAnswers({name: task.answers for name, task in self.tasks.items()})
         if weighting == "uncertainty":

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,11 @@ from modules.detection import FCOS, RTDETR, YOLO, FasterRCNN, RetinaNet
 from modules.detection.metrics import DetectionMetric, average_precision, best_threshold, confusion, match, overlaps
 from modules.detection.pictures import BoxExample
 from modules.detection.yolo import assign, cell_centres, decode_boxes, distribution_focal_loss, quality_focal_loss
+from modules.inspection import feature_maps
 from modules.networks import BackboneError
+from modules.networks.backbones import computed_whole
 from modules.networks.dense_decoders import DeepLabV3Plus
+from modules.networks.features import extract
 from modules.networks.pyramid import Pyramid
 from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
@@ -464,20 +468,40 @@ def test_any_backbone_gives_maps_at_the_strides_asked_for(name: str, strides: li
     assert all(abs(x.shape[2] - 128 // stride) <= rim for x, stride in zip(maps, strides, strict=True))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "efficientvim_m1"])
 def test_all_that_learns_gets_a_gradient_though_no_head_reads_the_last_map(name: str) -> None:
     """DDP ends a training in which it does not."""
-    data, backbone = DataSpec(num_classes=2, image_size=96, label_names=["a", "b"]), Backbone(name)
-    several = DataSpec(num_classes=2, image_size=96, targets={"detection": ["a", "b"], "segmentation": ["a", "b"]})
+    data, backbone = DataSpec(num_classes=2, image_size=128, label_names=["a", "b"]), Backbone(name)
+    several = DataSpec(num_classes=2, image_size=128, targets={"detection": ["a", "b"], "segmentation": ["a", "b"]})
     for module in (
         DetectionModule(data, backbone, detector=partial(YOLO, width=16)),
         SegmentationModule(data, backbone, decoder=DeepLabV3Plus),
         MultiTaskModule(several, backbone, tasks=["detection", "segmentation"], decoder=DeepLabV3Plus),
     ):
-        found = tree_leaves(module(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)))
+        found = tree_leaves(module(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)))
         torch.stack([output.sum() for output in found if output.requires_grad]).sum().backward()
         assert not [key for key, value in module.named_parameters() if value.requires_grad and value.grad is None]
         assert not all(parameter.requires_grad for parameter in module.backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("test_resnet", "layer4"), ("test_efficientnet", "blocks.4"), ("test_convnext", "stages_3")]
+)
+def test_layers_that_no_head_reads_are_not_computed_but_looked_into(name: str, last: str) -> None:
+    torch.manual_seed(0)
+    data = DataSpec(num_classes=2, image_size=96, label_names=["a", "b"])
+    module = DetectionModule(data, Backbone(name), detector=partial(YOLO, width=16))
+    calls: list[nn.Module] = []
+    next(module.backbone.get_submodule(last).children()).register_forward_hook(lambda layer, *_: calls.append(layer))
+    image = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    for one in (module.eval(), deepcopy(module).train()):
+        found = tree_leaves(one(image))
+        assert not calls
+        with computed_whole(one.backbone):
+            assert all(map(torch.equal, found, tree_leaves(one(image))))
+        assert calls.pop() in one.backbone.modules()
+    assert feature_maps(module, image, [last])[last].shape[2:] == (3, 3), "all maps can still be inspected"
+    assert extract(module.backbone, [{"image": image}], module.normalize)[0].shape == (2, module.backbone.feature_info.channels()[-1])  # fmt: skip
 
 
 def test_strides_that_make_no_sense_are_refused() -> None:
@@ -490,7 +514,7 @@ def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> 
     """Through the registry's own files, though made for feature maps its parts have other names, and the last are missing."""
     torch.manual_seed(0)
     module = DetectionModule(
-        DataSpec(num_classes=2, image_size=160), Backbone(name), detector=partial(YOLO, strides=[16, 32], width=16)
+        DataSpec(num_classes=2, image_size=160), Backbone(name), detector=partial(YOLO, strides=[8, 16], width=16)
     )
     save_model(tmp_path / "model", module, Preprocessing(160, 3, "pad"), "detection")
     log = mlflow.pyfunc.log_model(name="model", python_model=str(ROOT / "pipelines" / "serving" / "model.py"), pip_requirements=[],
@@ -502,7 +526,7 @@ def test_a_detectors_backbone_starts_another_task(name: str, tmp_path: Path) -> 
         DataSpec(num_classes=5, image_size=160), Backbone(address), detector=partial(YOLO, strides=[16, 32], width=16)
     )
     image = torch.randint(256, (2, 3, 160, 160), dtype=torch.uint8)
-    with torch.no_grad():
+    with torch.no_grad(), computed_whole(module.backbone):  # the first head did not read the last map
         mine, its = (m.eval().backbone(m.normalize(image)) for m in (module, again))
     assert all(torch.equal(one, other) for one, other in zip(mine, its, strict=True))
 

@@ -25,7 +25,7 @@ from modules.detection.yolo import YOLO
 from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
 from modules.networks.parts import describe
-from modules.networks.pyramid import freeze_unread
+from modules.networks.pyramid import skip_unread
 from modules.optimization import Optimization
 from modules.pictures.boxes import draw_boxes
 from modules.pictures.charts import confusion_matrix
@@ -118,7 +118,7 @@ class DetectionModule(CalibratedModule):
         super().__init__(data, backbone, optimization, "maps")
         num_classes, self.fit = data.num_classes, data.fit
         self.detector = detector(self.backbone, num_classes, data.image_size)
-        freeze_unread(self, self.detector.pyramid)
+        skip_unread(self, self.detector.pyramid)
         self.training_sizes = scaled_sizes(self.size, self.detector.multiple, multi_scale)
         if self.channels_last:
             self.detector.to(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modules.base import VisionModule
+from modules.networks.backbones import computed_whole
 from modules.spec import sides
 
 
@@ -88,7 +89,8 @@ class Tap(nn.Module):
 
 @contextmanager
 def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = None) -> Iterator[dict[str, Tap]]:
-    """Context that records the ``maps`` of layers in the last forward pass, with the module in evaluation mode.
+    """Context that records the ``maps`` of layers in the last forward pass, with the module in evaluation mode, and all
+    layers computed.
 
     Args:
         module: the network.
@@ -107,7 +109,7 @@ def tapped(module: VisionModule, layers: Sequence[str], square: bool | None = No
     taps = {name: Tap(name, channels_last, prefix, square) for name in layers}
     hooks = [find_layer(module, name).register_forward_hook(tap.hook) for name, tap in taps.items()]
     try:
-        with torch.compiler.set_stance("force_eager"):  # taps are not called in compiled code
+        with torch.compiler.set_stance("force_eager"), computed_whole(backbone):  # taps are not called in compiled code
             module.eval()
             yield taps
     finally:

@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -288,18 +289,60 @@ def _shrink_stem(model: nn.Module, keep_kernel: bool, fresh: bool) -> bool:
     return factor > 1
 
 
-def freeze_unreached(backbone: nn.Module, outputs: Sequence[Tensor]) -> None:
+def freeze_unreached(backbone: nn.Module, outputs: Sequence[Tensor]) -> set[nn.Parameter]:
     """Freezes the parameters of a backbone, in place, that outputs do not depend on: DDP expects a gradient for all others.
 
     Args:
         backbone: the network.
         outputs: what is read of it, computed in evaluation mode with gradients.
+
+    Returns:
+        The parameters that it froze.
     """
-    parameters = list(backbone.parameters())
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     total = torch.stack([output.sum() for output in outputs]).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    unreached = {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    for parameter in unreached:
+        parameter.requires_grad_(False)
+    return unreached
+
+
+def skip_last(chain: nn.Module, unreached: set[nn.Parameter]) -> None:
+    """Lets the last layers of a chain pass on what they are given, in place, if all their parameters are unreached. Their
+    weights stay, for other tasks that start from them. A network that is no chain of layers is computed as a whole.
+
+    Args:
+        chain: a network of `create_backbone` with ``features_only``.
+        unreached: see `freeze_unreached`.
+    """
+    layer: Any
+    for layer in reversed([*chain.children()]):
+        if not (parameters := set(layer.parameters())):
+            continue
+        if not parameters <= unreached:
+            if isinstance(layer, nn.Sequential):
+                skip_last(layer, unreached)
+            return
+        layer.forward = _passed
+
+
+@contextmanager
+def computed_whole(network: nn.Module) -> Iterator[None]:
+    """Context in which the layers of a network that `skip_last` leaves out are computed."""
+    layer: Any
+    skipped = [layer for layer in network.modules() if vars(layer).get("forward") is _passed]
+    for layer in skipped:
+        del layer.forward
+    try:
+        yield
+    finally:
+        for layer in skipped:
+            layer.forward = _passed
+
+
+def _passed(x: Any) -> Any:
+    return x
 
 
 def take_head(backbone: Any, outputs: int) -> nn.Linear:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modules.networks.backbones import computed_whole
+
 GRID = 1024  # maximum number of values that `average_grid` keeps of an image or of a stage's feature maps
 
 
@@ -105,7 +107,8 @@ def extract(
     network.eval()
     features, labels = [], []
     for batch in batches:
-        found = pool(network(normalize(batch["image"].to(device))))
+        with computed_whole(network):
+            found = pool(network(normalize(batch["image"].to(device))))
         found = join(found, batch["tabular"].to(device)) if join else found
         features.append(found.float().cpu().numpy())
         labels.append(batch.get("label"))

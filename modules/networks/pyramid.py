@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
-from modules.networks.backbones import freeze_unreached
+from modules.networks.backbones import freeze_unreached, skip_last
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
@@ -55,9 +55,9 @@ class Pyramid(nn.Module):
         return [adapter(features[i]) for i, adapter in zip(self.chosen, self.adapters, strict=True)]
 
 
-def freeze_unread(module: "VisionModule", *pyramids: Pyramid) -> None:
+def skip_unread(module: "VisionModule", *pyramids: Pyramid) -> None:
     """Freezes the layers of a module's backbone, in place, after the last map that pyramids read, such as a ResNet's last stage
-    if the largest stride is 16.
+    if the largest stride is 16, and leaves out their computation; see `skip_last`.
 
     Args:
         module: a module with feature maps; nothing is done if it shares the backbone of another one.
@@ -70,8 +70,9 @@ def freeze_unread(module: "VisionModule", *pyramids: Pyramid) -> None:
     module.backbone.eval()
     with torch.inference_mode(False), torch.enable_grad():
         maps = module.backbone(module.normalize(torch.zeros(1, module.in_chans, *module.size)))
-        freeze_unreached(module.backbone, [maps[i] for i in chosen])
+        unreached = freeze_unreached(module.backbone, [maps[i] for i in chosen])
     module.backbone.train()
+    skip_last(module.backbone, unreached)
 
 
 def _factor(one: int, other: int) -> float:

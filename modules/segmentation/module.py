@@ -19,7 +19,7 @@ from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
 from modules.networks.dense_decoders import DenseDecoder, UNet
 from modules.networks.parts import describe
-from modules.networks.pyramid import freeze_unread
+from modules.networks.pyramid import skip_unread
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
 from modules.pictures.palette import IGNORED, tint
@@ -74,7 +74,7 @@ class SegmentationModule(VisionModule):
         super().__init__(data, backbone, optimization, "maps")
         num_classes = data.num_classes
         self.decoder = decoder(self.backbone, num_classes)
-        freeze_unread(self, self.decoder.pyramid)
+        skip_unread(self, self.decoder.pyramid)
         if self.channels_last:
             self.decoder.to(memory_format=torch.channels_last)
         self.multiple = max(self.backbone.feature_info.reduction() + self.decoder.pyramid.strides)
