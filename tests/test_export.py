@@ -509,6 +509,13 @@ def test_clips_of_any_length_in_onnx_are_told_apart_as_by_the_module() -> None:
     clip[0, 1:] = 1e3  # what is beyond a clip's end counts for nothing
     got = session.run(None, {"image": clip.numpy(), "length": length.numpy()})[0]
     assert np.abs(got - wanted.numpy()).max() < 1e-4
+    twin, prepared = storage.load_model(Path("model"))
+    network = exporting.exported("model", twin, prepared, False)
+    assert network
+    assert network.stand_in(twin, precisions._answers(session, network))
+    short = torch.randint(256, (2, 2, 1, 12, 12), dtype=torch.uint8), torch.tensor([1, 2])
+    with torch.no_grad():  # a batch of validation data is as long as its longest clip
+        assert (twin(*short) - module(*short)).abs().max() < 1e-4
 
 
 def test_a_segmentation_network_takes_images_of_any_size_on_request() -> None:

@@ -63,11 +63,6 @@ def inputs_of(
         given = {"image": batch["image"], **{key: batch[key] for key in example.keys() & {"length", "tabular"}}}
         if "domain" in example:
             given["domain"] = example["domain"][: len(batch["image"])]
-        if "length" in given:  # shorter clips are filled up
-            clips = given["image"]
-            padded = clips.new_zeros(len(clips), example["image"].shape[1], *clips.shape[2:])
-            padded[:, : clips.shape[1]] = clips
-            given["image"] = padded
     else:
         given = example
     return {name: x.numpy() for name, x in zip(given, network.given(*given.values()), strict=True)}

@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim
 from typing_extensions import TypeVar, override
@@ -107,6 +108,13 @@ class ExportedSequence(_Labels[SequenceModule]):
         size = (count, self.frames, module.in_chans, *module.size)
         length = self.frames - torch.arange(count) % self.frames
         return torch.randint(256, size, dtype=torch.uint8, generator=generator(count)), length
+
+    @override
+    def given(self, image: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        filled = F.pad(
+            image, (0, 0, 0, 0, 0, 0, 0, self.frames - image.shape[1])
+        )  # a batch is as long as its longest clip
+        return super().given(filled, *more)
 
     @override
     def expected(self, module: SequenceModule, image: Tensor, length: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
