@@ -14,7 +14,7 @@ from typing_extensions import override
 from modules.answers import Answer, Answers
 from modules.callbacks.averaging import WeightAverage
 from modules.callbacks.divergence import DivergenceGuard
-from modules.callbacks.freezing import Freezing
+from modules.callbacks.freezing import Freezing, freeze_unlearned
 from modules.callbacks.linear_head import LinearHead, solved
 from modules.callbacks.means import EpochMeans, Losses
 from modules.callbacks.publish import Publisher, Report
@@ -85,6 +85,7 @@ class VisionModule(StoredModule):
         self.shared_maps = backbone.maps if isinstance(backbone, SharedBackbone) else None
         start = started(backbone, data, output, self.optimization)
         self.backbone, self.learned, self.licence = start.network, start.learned, start.licence
+        self.reads_parts = output != "vector"  # of the backbone; some of its layers may then not be read
         self.pretrained, self.transfer, self.strategy = start.pretrained, backbone.transfer, start.strategy
         mean, std = start.normalization
         if data.channel_mean is not None and data.channel_std is not None:
@@ -196,6 +197,8 @@ class VisionModule(StoredModule):
             _ = self.architecture  # fails before the training if the architecture cannot be stored
             if (data := given_data(self.trainer)) is not None:
                 self.prepare(data)
+                if self.trainer.world_size > 1 and self.reads_parts and self.automatic_optimization:
+                    freeze_unlearned(self, data.samples("train", 2))
             if self.compile_backbone:
                 self.backbone.compile()
                 if self.compiles_features and hasattr(self.backbone, "forward_features"):

@@ -23,6 +23,7 @@ from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
 from modules.networks import BackboneError
+from modules.networks.imagenet import GoogLeNet
 from modules.networks.tabular import LateFusion, fuse, headed, inputs_of
 from modules.optimization import Optimization
 from modules.pictures.charts import confusion_matrix
@@ -159,7 +160,7 @@ class ClassificationModule(VisionModule):
             image, target = self.mix(image, target)
         logits = headed(self, image, batch.get("tabular"))
         loss = self._loss(logits, target)
-        for aux in getattr(self.backbone, "aux_logits", ()):  # see GoogLeNet
+        for aux in self.backbone.aux_logits if isinstance(self.backbone, GoogLeNet) else ():
             loss = loss + 0.3 * self._loss(aux, target)
         return Losses({"loss": loss}, {"accuracy": (logits.detach().argmax(1) == label).float().mean()})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from mlflow.tracking import MlflowClient
 
 
@@ -100,6 +101,13 @@ class SpoilLoss(L.Callback):
     ) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             pl_module.head.register_forward_hook(lambda part, given, made: made * float("inf"))
+
+
+class Idle(L.Callback):
+    """Adds a weight that no loss depends on."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pl_module.idle = torch.nn.Parameter(torch.zeros(1))
 
 
 class Notify(L.Callback):

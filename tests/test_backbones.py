@@ -191,6 +191,7 @@ def test_code_in_a_file_of_weights_is_not_run():
         ("weights.pth", {"architecture": "resnt18"}, "'resnt18'. Did you mean resnet18"),
         ("convnext_ato", {}, "'convnext_ato'. Did you mean .*convnext_atto"),
         ("resnet18", {"drop_rat": 0.1}, "drop_rat"),
+        ("test_vit", {}, "3×3 pixels, which do not divide 32: give --data.image_size 33"),
     ],
 )
 def test_a_mistake_is_explained(name, options, expected):

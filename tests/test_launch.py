@@ -78,6 +78,14 @@ def test_a_process_that_is_killed_is_named_and_the_run_ends(killed: int) -> None
     assert f"Process {killed} of 2" in run.data.tags["error"]
 
 
+def test_weights_without_a_gradient_are_named_with_the_way_out() -> None:
+    idle = [*SMALL, "--trainer.callbacks+=faults.Idle", "--trainer.limit_train_batches", "3", "--data.batch_size", "16"]
+    assert start(told, idle, 2) == [2, 2]
+    assert "did not depend on idle, and" in Path("said-0").read_text()
+    way_out = ["--trainer.strategy", "ddp_find_unused_parameters_true"]
+    assert start(told, [*idle, *way_out, "--output", "found"], 2) == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("tasks", "found"),
     [

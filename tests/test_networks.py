@@ -10,9 +10,18 @@ from conftest import start
 from safetensors.torch import save_file
 from torch import nn
 
-from modules import ClassificationModule, create_backbone
+from modules import (
+    ClassificationModule,
+    FaceNetModule,
+    MultiLabelModule,
+    RegressionModule,
+    SegmentationModule,
+    create_backbone,
+)
+from modules.callbacks.freezing import freeze_unlearned
 from modules.networks import BackboneError
 from modules.networks.airbench import Whitening
+from modules.networks.dense_decoders import DeepLabV3
 from modules.networks.faces import Affine, DlibFaceResNet, InceptionResnetV1, _Residual
 from modules.networks.registered import timm
 from modules.spec import Backbone, DataSpec
@@ -98,6 +107,32 @@ def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
     assert all(p.grad is not None for p in module.backbone.aux.parameters())
     module.eval()(batch["image"])
     assert module.backbone.aux_logits == []
+
+
+def test_what_a_loss_does_not_depend_on_is_frozen_for_several_processes() -> None:
+    """DDP ends a training in which a weight that learns has no gradient."""
+    small, large = DataSpec(num_classes=3, in_chans=1, image_size=28), DataSpec(num_classes=3, image_size=64)
+    image = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    aux, side = Backbone("googlenet", channels_last=False), Backbone("hrnet_w18_small")
+    for module, frozen, batch in (
+        (ClassificationModule(small, aux), False, {"label": torch.tensor([0, 1])}),
+        (
+            ClassificationModule(DataSpec(num_classes=3, image_size=96), Backbone("inception_v3")),
+            False,
+            {"label": torch.tensor([0, 1])},
+        ),
+        (MultiLabelModule(small, aux), True, {"labels": torch.tensor([[0, 1, 1], [1, 0, 0]])}),
+        (RegressionModule(small, aux), True, {"target": torch.randn(2, 3)}),
+        (SegmentationModule(large, side, decoder=DeepLabV3), True, {"mask": torch.zeros(2, 64, 64, dtype=torch.long)}),
+        (FaceNetModule(large, side, levels=1), True, {"identity": torch.tensor([0, 1])}),
+    ):
+        shown = {"image": image[:, : module.in_chans, : module.size[0], : module.size[1]], **batch}
+        freeze_unlearned(module, shown)
+        assert frozen != all(value.requires_grad for value in module.backbone.parameters())
+        module.train().losses(shown).total.backward()
+        assert [
+            key for key, value in module.named_parameters() if value.requires_grad != (value.grad is not None)
+        ] == []
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet1989", "alexnet", "googlenet", "airbench"])

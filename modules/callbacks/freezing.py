@@ -1,13 +1,16 @@
 """Freezing and gradual unfreezing of a backbone's layers."""
 
 import math
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
+import torch
 from torch import nn
 from typing_extensions import override
 
 from modules.networks import BackboneError
+from modules.training_data import Batch
 
 if TYPE_CHECKING:
     from modules.base import VisionModule
@@ -49,6 +52,23 @@ def unfreezing(count: int, head_epochs: int, epochs: int) -> list[int]:
     """
     span = max(0, -(-epochs // 2) - head_epochs) if epochs else count
     return [head_epochs + span * (count - 1 - layer) // count for layer in range(count)]
+
+
+def freeze_unlearned(module: "VisionModule", batch: Batch) -> None:
+    """Freezes the layers of a module's backbone, in place, that the loss of a batch does not depend on, such as GoogLeNet's
+    auxiliary classifiers in regression: DDP expects a gradient for all others. A copy makes the step.
+
+    Args:
+        module: the module being trained.
+        batch: at least two samples.
+    """
+    twin = deepcopy(module).train()
+    if not any(parameter.requires_grad for parameter in twin.backbone.parameters()):
+        return
+    with torch.random.fork_rng([]):
+        twin.losses(batch).total.backward()
+    for parameter, tried in zip(module.backbone.parameters(), twin.backbone.parameters(), strict=True):
+        parameter.requires_grad_(tried.grad is not None)
 
 
 class Freezing(L.Callback):

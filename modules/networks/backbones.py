@@ -185,6 +185,15 @@ def create_backbone(
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
     model.recipe, model.licence = recipe, licence
+    for layer in model.modules():
+        if isinstance(layer, PatchEmbed) and layer.img_size and not (layer.strict_img_size or layer.dynamic_img_pad):
+            down, across = layer.patch_size
+            if height % down or width % across:
+                near = [max(1, round(side / patch)) * patch for side, patch in ((height, down), (width, across))]
+                raise BackboneError(
+                    f"{name} cuts images into patches of {down}×{across} pixels, which do not divide {image_size}: give --data.image_size "
+                    f"{'x'.join(map(str, dict.fromkeys(near)))}, or another --model.backbone.options.patch_size."
+                )
     if min(height, width) <= 64:
         try:
             with torch.no_grad():

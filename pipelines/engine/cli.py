@@ -61,7 +61,7 @@ class VisionCLI(PreparedCLI):
                 fault: Exception | None = (
                     disk_error(cause, self.output / "a file") if isinstance(cause, Exception) else None
                 )
-                fault = fault or launch.lost(cause, self.watch.processes)
+                fault = fault or launch.lost(cause, self.watch.processes) or launch.without_gradient(cause, self.model)
                 if logger:
                     logger.finish(fault or cause)
                 if isinstance(cause, KeyboardInterrupt | SIGTERMException):

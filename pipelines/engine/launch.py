@@ -132,6 +132,18 @@ def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError |
     )
 
 
+def without_gradient(error: BaseException, module: torch.nn.Module) -> UsageError | None:
+    """A `UsageError` if an error means that a loss does not depend on all weights, whose gradients DDP waits for."""
+    if not isinstance(error, RuntimeError) or "not used in producing" not in str(error):
+        return None
+    names = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    what = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else "some weights"
+    return UsageError(
+        f"The loss of a step did not depend on {what}, and several processes wait for the gradient of every weight: train with "
+        "--trainer.strategy ddp_find_unused_parameters_true, which looks for such weights in each step."
+    )
+
+
 def _lives(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
