@@ -1,5 +1,6 @@
 """A run tells the truth about its training."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from threading import Event, Thread
@@ -34,7 +36,7 @@ from pipelines.facenet import facenet
 from pipelines.serving import promotion, registry
 from pipelines.tracking import client, journal
 from pipelines.tracking.__main__ import send
-from pipelines.tracking.client import experiment_id, tracking_client
+from pipelines.tracking.client import TrackingError, experiment_id, tracking_client
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import RunLogger, run_id_of
 from pipelines.tracking.provenance import flatten, packages
@@ -518,6 +520,34 @@ def test_a_store_that_is_none_is_told_in_a_paragraph(
     assert "bad.db cannot be used as MLflow's store" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"bad\.db cannot be used as MLflow's store"):
         registry.model_folder("models:/some/1")
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Context in which root is refused what other users are."""
+    libc, version, rights = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(version, rights)
+    libc.capset(version, (ctypes.c_uint32 * 6)(0, *rights[1:3], 0, *rights[4:]))  # the effective ones
+    try:
+        yield
+    finally:
+        libc.capset(version, rights)
+
+
+def test_a_store_that_cannot_be_written_is_told_or_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("none", "theirs"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        if name == "theirs":
+            (experiment,) = tracking_client().search_experiments()
+            Path(tmp_path, name, "mlflow.db.lock").unlink()
+        Path(tmp_path, name).chmod(0o555)
+        with without_privileges():
+            if name == "theirs":
+                assert tracking_client().search_experiments()[0].name == experiment.name
+            else:
+                with pytest.raises(TrackingError, match="start the command in one that you may write to"):
+                    tracking_client()
 
 
 def test_secrets_are_hidden_while_the_environment_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """MLflow's client with short time-outs and clear errors."""
 
+import errno
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -51,6 +52,11 @@ def needed() -> Iterator[None]:
             "of it back, or name another with MLFLOW_TRACKING_URI."
         ) from error
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise TrackingError(
+                f"MLflow cannot write {error.filename} ({error.strerror}). Without a server, it keeps runs in the current folder: start the "
+                "command in one that you may write to, or name a server with MLFLOW_TRACKING_URI."
+            ) from error
         raise disk_error(error, Path(tempfile.gettempdir(), "what is to be sent")) or error from None
 
 
@@ -84,7 +90,12 @@ def tracking_client() -> MlflowClient:
     file = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
     if not mlflow.get_tracking_uri().startswith("sqlite:///") or not file.parent.is_dir():
         return MlflowClient()
-    with FileLock(f"{file}.lock"):
+    with ExitStack() as turn:
+        try:
+            turn.enter_context(FileLock(f"{file}.lock"))
+        except OSError:
+            if not file.exists():  # else somebody else's, which may be read
+                raise
         return MlflowClient()
 
 
