@@ -200,7 +200,7 @@ class KeyedLoader:
             batch_size = 64
         if len(dataset) < world_size:
             raise DataError(
-                f"{len(dataset)} samples cannot be divided among {world_size} processes: give fewer --trainer.devices, or more samples."
+                f"{len(dataset)} sample{'s' * (len(dataset) != 1)} cannot be divided among {world_size} processes: give fewer --trainer.devices, or more samples."
             )
         self.dataset, self.batch_size, self.training, self.seed = dataset, batch_size, training, seed
         self.rank, self.world_size, self.same_order = rank, world_size, same_order

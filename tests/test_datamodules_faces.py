@@ -168,6 +168,7 @@ def test_what_is_wrong_with_the_people_is_said_before_training(tmp_path):
     assert "too few for splits by person" in complaint(
         lambda: PeopleFolder(str(people(tmp_path / "two", [3, 3])), **QUICK).sources
     )
+    assert "--data.people 8 leaves fewer than two" in complaint(lambda: Glyphs(people=8).sources)
     assert "no folder" in complaint(lambda: PeopleFolder(str(tmp_path / "none"), **QUICK).sources)
     (tmp_path / "empty").mkdir()
     picture(tmp_path / "empty" / "a.png")

@@ -84,6 +84,7 @@ def test_of_people_the_largest_batch_is_tried_and_what_the_data_lack_is_told(
              "--trainer.logger", "false", *SMALL[5:], "--data.batch_size", "auto"]  # fmt: skip
     assert facenet(faces).datamodule.batch_size == 8  # two people of six, since two each are for validation and test
     assert "8 for each process, since there are no images for more" in " ".join(capsys.readouterr().err.split())
+    assert start(facenet, [*faces, "--output", "both"], 2) == [0, 0]  # whose batches are one batch of people
     with pytest.raises(SystemExit, match="2"):
         facenet([*faces, "--data.pictures_per_person", "3"])
     assert "is no multiple of --data.pictures_per_person 3" in capsys.readouterr().err

@@ -300,6 +300,10 @@ class Glyphs(_Published):
         source = PeopleSource(*_glyphs())
         names = np.random.default_rng(0).permutation(source.names)[: self.people]
         test, val = round(0.32 * len(names)), max(4, round(0.07 * len(names)))
+        if len(names) - test - val < 2:
+            raise DataError(
+                f"--data.people {self.people} leaves fewer than two characters to train on, beside those for validation and test: give 9 or more."
+            )
         return self._by_names(source, names[test + val :], names[test : test + val], names[:test])
 
 

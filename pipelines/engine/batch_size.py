@@ -39,6 +39,7 @@ def largest_batch(trainer: L.Trainer, model: VisionModule, data: VisionDataModul
             f"--data.batch_size auto knows the memory of CPUs and CUDA devices, not of {device}: give a number."
         )
     model.prepare(data)
+    data.trainer = trainer  # whose processes share a batch of people
     given, found, limit = data.batch_size, 0, _limit(device)
     peaks: list[int] = []
     refused: DataError | None = None
