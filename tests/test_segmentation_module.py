@@ -248,7 +248,21 @@ def test_every_decoder_works_on_every_kind_of_backbone(decoder: object, backbone
         assert torch.equal(twin.eval()(image), module.eval()(image))
 
 
+@pytest.mark.parametrize("stride", [8, 16])
+def test_deeplab_reads_a_last_stage_that_keeps_its_stride(stride: int) -> None:
+    options = {"small_stem": False, "output_stride": stride}
+    module = small(backbone_options=options, decoder=partial(DeepLabV3Plus, width=32, strides=(4, stride)))
+    logits = module(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8))
+    assert logits.shape == (2, K, 64, 64)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in module.parameters()), "the last stage learns, too"
+    twin = SegmentationModule.from_architecture(json.loads(json.dumps(module.architecture)))
+    twin.load_state_dict(module.state_dict())
+
+
 def test_what_does_not_fit_the_backbone_is_refused() -> None:
+    with pytest.raises(BackboneError, match=r"\[4, 16\] as published.*not \[4, 32\]"):
+        small(decoder=partial(DeepLabV3Plus, strides=(4, 32)))
     with pytest.raises(BackboneError, match="a number for each stride"):
         small(decoder=partial(UNet, widths=[8, 8]))
     with pytest.raises(BackboneError, match="powers of two"):

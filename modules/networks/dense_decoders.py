@@ -173,13 +173,18 @@ class DeepLabV3(DenseDecoder):
 
 class DeepLabV3Plus(DenseDecoder):
     """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): dilated convolutions of several rates on the map at stride 16,
-    refined with the map at stride 4. ``--model.backbone.options.output_stride 16`` keeps the backbone's last stage at
-    that stride.
+    refined with the map at stride 4. With ``--model.backbone.options.output_stride 16``, which keeps a ResNet's last stage at
+    that stride, and ``strides`` of ``[4, 16]`` it reads that stage, as published.
 
     Args:
         width: channels.
         rates: three dilation rates.
         dropout: fraction of values dropped in training.
+        strides: strides of the fine and of the coarse map, the latter two or four times the former. Default: the finest of the
+            backbone's four coarsest strides, and four times that.
+
+    Raises:
+        BackboneError: the strides are others.
     """
 
     def __init__(
@@ -189,12 +194,20 @@ class DeepLabV3Plus(DenseDecoder):
         width: PositiveInt = 256,
         rates: tuple[int, int, int] = (12, 24, 36),
         dropout: ShareBelowOne = 0.5,
+        strides: tuple[int, int] | None = None,
     ) -> None:
-        options = {"width": width, "rates": list(rates), "dropout": dropout}
         finest = _four_strides(backbone)[0]
-        super().__init__(backbone, num_classes, [finest, 4 * finest], width, 1, options)
+        used = list(strides or (finest, 4 * finest))
+        if used[1] not in (2 * used[0], 4 * used[0]):
+            raise BackboneError(
+                f"--model.decoder.strides of DeepLabV3Plus are [4, 16] as published, or others of which the second is two or four times "
+                f"the first, not {used}."
+            )
+        options = {"width": width, "rates": list(rates), "dropout": dropout, "strides": strides and used}
+        super().__init__(backbone, num_classes, used, width, 1, options)
         image, fine, coarse = self.channels
-        self.net = DeepLabV3PlusDecoder([image, fine, fine, coarse], 4, width, rates, 16, True, dropout)
+        upsampling = 4 * used[1] // used[0]  # the library's 16 enlarges the coarse map four times, its 8 twice
+        self.net = DeepLabV3PlusDecoder([image, fine, fine, coarse], 4, width, rates, upsampling, True, dropout)
 
     @override
     def decode(self, features: list[Tensor]) -> Tensor:

@@ -31,7 +31,9 @@ class Pyramid(nn.Module):
     def __init__(self, backbone: Any, strides: Sequence[int]) -> None:
         super().__init__()
         if list(strides) != sorted(set(strides)) or any(stride < 1 or stride & (stride - 1) for stride in strides):
-            raise BackboneError(f"--model.detector.strides must be ascending powers of two, not {list(strides)}.")
+            raise BackboneError(
+                f"The strides of a detector or decoder must be ascending powers of two, not {list(strides)}."
+            )
         channels, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
         self.strides, self.channels, self.chosen = list(strides), [], []
         self.adapters = nn.ModuleList()
