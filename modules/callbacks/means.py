@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.metric import jit_distributed_available
 from typing_extensions import override
 
 from modules.training_data import Batch
@@ -97,9 +98,15 @@ class EpochMeans(L.Callback):
         # in the precision that a checkpoint and the sum over processes have, so that a resumed sum is the same
         self._sums[key] = total + value * weight, float(np.float32(count) + np.float32(weight))
 
-    def _mean(self, key: str, device: torch.device) -> Mean:
+    def _whole(self, key: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weighted sum and weight of a key over all processes."""
         total, weight = self._sums[key]
-        return Mean(total.to(device), weight)
+        total = total.to(device)
+        if not jit_distributed_available():  # to make a metric takes a millisecond
+            return total, torch.tensor(weight, device=device)
+        mean = Mean(total, weight)
+        with mean.sync_context():
+            return mean.total, mean.weight
 
     def _reset(self, stage: str) -> None:
         for key, (total, _) in self._sums.items():
@@ -111,10 +118,9 @@ class EpochMeans(L.Callback):
         module, figures = cast("VisionModule", pl_module), {}
         for key in self._sums:
             if key.startswith(stage):
-                mean = self._mean(key, module.device)
-                with mean.sync_context():
-                    if mean.weight:
-                        figures[key] = mean.total / mean.weight
+                total, weight = self._whole(key, module.device)
+                if weight:
+                    figures[key] = total / weight
         self._reset(stage)
         for key, value in figures.items():
             logger = False if stage == "train/" else None
@@ -168,9 +174,8 @@ class EpochMeans(L.Callback):
         checkpoint["means"] = means = {}
         for key in self._sums:
             if key.startswith("train/") and epoch.processed == epoch.completed:  # otherwise the epoch is finished
-                mean = self._mean(key, pl_module.device)
-                with mean.sync_context():
-                    means[key] = [float(mean.total), float(mean.weight)]
+                total, weight = self._whole(key, pl_module.device)
+                means[key] = [float(total), float(weight)]
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

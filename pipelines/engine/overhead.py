@@ -26,6 +26,7 @@ STEP_HOOKS = (
     "on_before_optimizer_step",
     "on_before_zero_grad",
 )
+CLIPPING = ("configure_gradient_clipping", "clip_gradients")  # of the module; the first calls the second
 
 _lock = Lock()
 _training: list[Any] = []  # trainers of this process, several at once in threads or one within another
@@ -154,7 +155,10 @@ def _of_one(trainer: Any, one: Any, base: type, plain: Callable[..., Any]) -> Ca
     def call_hook(of: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if of is not trainer or "pl_module" in kwargs or type(of.profiler) is not NoProfiler:
             return plain(of, name, *args, **kwargs)
-        hook = None if idle(name) and name not in vars(one) else getattr(one, name)
+        nothing = idle(name) and name not in vars(one)
+        if name == CLIPPING[0] and not of.gradient_clip_val:
+            nothing = not any(_has(one, base, each) for each in CLIPPING)
+        hook = None if nothing else getattr(one, name)
         if not callable(hook):
             return None
         before, noted["_current_fx_name"] = noted["_current_fx_name"], name
