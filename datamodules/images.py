@@ -56,6 +56,11 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in EXTENSIONS and not is_junk(file.name) and file.is_file()
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link in a circle, or to what is not shown, is none."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
 def sub_folders(folder: Path) -> list[Path]:
     """Returns the sub-folders of a folder, including links, sorted; without `is_junk`.
 
@@ -63,7 +68,7 @@ def sub_folders(folder: Path) -> list[Path]:
         DataError: a name is not in UTF-8, and could not be a label.
     """
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+        names = sorted(entry.name for entry in entries if leads_to_folder(entry) and not is_junk(entry.name))
     found = [folder / name for name in names]
     for entry in found:
         if os.fsencode(entry.name).decode(errors="replace") != entry.name:
@@ -108,7 +113,7 @@ def names_in(folder: Path, left_out: list[Path] | None = None, extensions: tuple
             if is_junk(entry.name):
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
+            if leads_to_folder(entry):
                 real = os.path.realpath(entry.path)
                 if real not in above:
                     visit(entry.path, os.path.join(shown, entry.name), above | {real})

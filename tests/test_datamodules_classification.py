@@ -345,6 +345,8 @@ def test_linked_folders_are_followed_and_what_systems_leave_behind_is_not_read()
     (root / "owl").symlink_to(Path("real/all").absolute())
     (root / "cat/more").symlink_to(Path("real/deep").absolute())
     (root / "cat/round").symlink_to(root.absolute())
+    for itself in (root / "self", root / "cat/self"):
+        itself.symlink_to(itself.name)
     for name in (
         "__MACOSX/cat/._0.png",
         "cat/__MACOSX/0.png",
