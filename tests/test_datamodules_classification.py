@@ -339,6 +339,12 @@ def test_what_lies_beside_the_splits_and_the_classes_is_counted_and_named() -> N
     assert "notes" not in said
 
 
+def test_an_output_folder_among_the_classes_is_told() -> None:
+    make_folder("pets", dog=5, cat=5, runs=0)
+    with pytest.raises(DataError, match=r"class 'runs' .* choose one outside of the data"):
+        ImageFolder("pets").setup("fit")
+
+
 def test_linked_folders_are_followed_and_what_systems_leave_behind_is_not_read() -> None:
     make_folder("real", all=5, deep=5)
     root = make_folder("pets", dog=5, cat=0)

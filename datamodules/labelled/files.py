@@ -196,8 +196,11 @@ class ClassFiles(LabelledFiles[LabelledSource], ClassificationDataModule):
         learned = whole.labels[good & np.isin(splits, ("train", "all"))]
         empty = sorted(set(numbers.values()) - set(learned.tolist())) if {"train", "all"} & set(splits) else []
         if empty:
+            output = (
+                "" if empty[0] in whole.labels else " If it is the folder of --output, choose one outside of the data."
+            )
             raise DataError(
                 f"No image to train on in class {self.label_names[empty[0]]!r} of {self.title} ({len(empty)} of "
-                f"{len(numbers)} classes are empty): add images, or remove the class."
+                f"{len(numbers)} classes are empty): add images, or remove the class.{output}"
             )
         return self.shared_out(whole, splits, good, lambda labels: (labels, self.label_names), groups)
