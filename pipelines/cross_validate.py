@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.engine.children import ChildRun, check_title, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
 from pipelines.engine.disk import LockError, held, write_text
+from pipelines.engine.launch import check_single
 from pipelines.engine.recipes import contents, words
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table, say
@@ -57,6 +58,7 @@ def cross_validate(
         settings = resolved(trained, [*common, "--data.fold=0"])
     except UsageError as error:
         raise ValueError(f"The recipe or --args cannot be used for cross-validation: {error}") from None
+    check_single("cross_validate", settings["trainer"]["devices"])
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "folds": folds}
     plan |= {"recipes in --args": more} if (more := contents(words(args))) else {}
     folder = Path("outputs", "cross_validation", name)

@@ -29,6 +29,7 @@ from typing_extensions import override
 from modules.training_data import settings_of
 from pipelines.engine.children import ChildRun, check_title, complaint, new_parent, resolved, running
 from pipelines.engine.command import UsageError, command
+from pipelines.engine.launch import check_single
 from pipelines.engine.recipes import contents, words
 from pipelines.engine.task import Task, find_task
 from pipelines.engine.terminal import print_table
@@ -372,6 +373,7 @@ def sweep(
     experiment = experiment or task
     common = ["fit", "--config", str(recipe), "--trainer.devices=1", *words(args), "--experiment", experiment]
     settings = _check(trained, common, found)
+    check_single("sweep", settings["trainer"]["devices"])
     plan = {"task": task, "recipe": yaml.safe_load(recipe.read_text()), "args": args, "space": yaml.safe_load(space.read_text())}  # fmt: skip
     plan |= {"recipes in --args": more} if (more := contents(words(args))) else {}
     if not {"data", "data.root", "data.file"} & found.keys():  # figures of other images would not compare

@@ -13,6 +13,7 @@ from torch import nn
 from modules import (
     ClassificationModule,
     FaceNetModule,
+    MaskedAutoencodingModule,
     MultiLabelModule,
     RegressionModule,
     SegmentationModule,
@@ -124,9 +125,11 @@ def test_what_a_loss_does_not_depend_on_is_frozen_for_several_processes() -> Non
         (MultiLabelModule(small, aux), True, {"labels": torch.tensor([[0, 1, 1], [1, 0, 0]])}),
         (RegressionModule(small, aux), True, {"target": torch.randn(2, 3)}),
         (SegmentationModule(large, side, decoder=DeepLabV3), True, {"mask": torch.zeros(2, 64, 64, dtype=torch.long)}),
+        (MaskedAutoencodingModule(large, Backbone("vit_tiny_patch16_224", options={"global_pool": "avg"})), True, {}),
         (FaceNetModule(large, side, levels=1), True, {"identity": torch.tensor([0, 1])}),
     ):
         shown = {"image": image[:, : module.in_chans, : module.size[0], : module.size[1]], **batch}
+        assert module.reads_parts
         freeze_unlearned(module, shown)
         assert frozen != all(value.requires_grad for value in module.backbone.parameters())
         module.train().losses(shown).total.backward()

@@ -141,6 +141,12 @@ def test_two_processes_share_a_sweep() -> None:
     assert len(children(study().user_attrs["parent"])) == len(study().trials)
 
 
+def test_several_processes_for_each_training_are_refused() -> None:
+    """They would take the sweep's own command line for theirs, or a trial each."""
+    with pytest.raises(ValueError, match="each in a single process"):
+        search("model.label_smoothing: [0]", 1, args="--trainer.devices 2")
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [

@@ -83,6 +83,7 @@ class MaskedAutoencodingModule(VisionModule):
         normalize_patches: bool = True,
     ) -> None:
         super().__init__(data, backbone, optimization)
+        self.reads_parts = True  # of the backbone: not its pooling
         if not isinstance(self.backbone, VisionTransformer):
             raise BackboneError(
                 f"{backbone.name} is not a plain vision transformer, which a masked autoencoder needs: choose one, "

@@ -65,6 +65,25 @@ def launcher() -> Launcher | None:
     return None
 
 
+def check_single(command: str, devices: Any) -> None:
+    """Refuses several processes for a command that starts one training after the other.
+
+    Args:
+        command: its name.
+        devices: ``trainer.devices`` of the trainings.
+
+    Raises:
+        ValueError: there are several processes, or would be.
+    """
+    job = launcher()
+    several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
+    if several or (job and job.processes > 1):
+        raise ValueError(
+            f"{command} starts one training after the other, each in a single process: start it without torchrun or srun, and leave "
+            "--trainer.devices out of --args and the recipe."
+        )
+
+
 @contextmanager
 def agreed(trainer: L.Trainer) -> Iterator[None]:
     """Context for what each process does before they communicate: an error in one of them ends all, instead of leaving
