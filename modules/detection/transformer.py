@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from modules.detection.detector import UNSEEN, OneStageDetector, default_strides, unseen
 from modules.networks import BackboneError
+from modules.networks.pyramid import aligned
 from modules.processes import mean_over_processes
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import sides
@@ -107,7 +108,8 @@ class RTDETR(OneStageDetector):
 
     @override
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        maps = zip(self.net.encoder_input_proj, self.pyramid(features), strict=True)
+        read = aligned(self.pyramid(features), self.pyramid.strides)
+        maps = zip(self.net.encoder_input_proj, read, strict=True)
         mixed = self.net.encoder([project(x) for project, x in maps])
         return [x.float() for x in mixed.last_hidden_state]
 

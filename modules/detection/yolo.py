@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 from typing_extensions import override
 
 from modules.detection.detector import OneStageDetector, default_strides, ignored
+from modules.networks.pyramid import aligned
 from modules.processes import mean_over_processes
 from modules.ranges import PositiveInt
 from modules.training_data import Batch
@@ -74,7 +75,8 @@ class YOLO(OneStageDetector):
             For all A locations of all maps: logits of the classes, float B×A×K; logits of the distances to left, top,
             right and bottom, float B×A×4×R; the locations, float A×2 (x, y) in pixels; their strides, float A.
         """
-        maps = [lateral(x) for lateral, x in zip(self.lateral, self.pyramid(features), strict=True)]
+        read = aligned(self.pyramid(features), self.pyramid.strides, exact=False)
+        maps = [lateral(x) for lateral, x in zip(self.lateral, read, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = self.top_down[i](maps[i] + F.interpolate(maps[i + 1], maps[i].shape[2:]))
         for i in range(1, len(maps)):

@@ -154,6 +154,10 @@ def create_backbone(
             model = timm.create_model(name, features_only=True, **options, **levels)
             if getattr(model, "output_fmt", Format.NCHW) != Format.NCHW:
                 model = timm.create_model(name, features_only=True, feature_cls="getter", **options, **levels)
+            if not model.feature_info.channels():
+                raise BackboneError(
+                    f"{name} has no feature maps, which this task works on: choose another backbone, such as resnet18."
+                )
         elif lacking := [
             part for part in ("num_features", "get_classifier", "reset_classifier") if part not in dir(model)
         ]:
@@ -194,7 +198,7 @@ def create_backbone(
                     f"{name} cuts images into patches of {down}×{across} pixels, which do not divide {image_size}: give --data.image_size "
                     f"{'x'.join(map(str, dict.fromkeys(near)))}, or another --model.backbone.options.patch_size."
                 )
-    if min(height, width) <= 64:
+    if min(height, width) <= 128:
         try:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, in_chans, height, width))

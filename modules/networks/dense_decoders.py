@@ -5,7 +5,7 @@ backbone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
@@ -17,7 +17,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from typing_extensions import override
 
 from modules.networks import BackboneError
-from modules.networks.pyramid import Pyramid
+from modules.networks.pyramid import Pyramid, aligned
 from modules.ranges import PositiveInt, ShareBelowOne
 
 
@@ -32,6 +32,10 @@ class DenseDecoder(nn.Module):
         kernel: kernel size of the last layer, 1 or 3.
         options: the subclass's own arguments, from which it is recreated.
     """
+
+    doubles: ClassVar[bool] = (
+        False  # whether a map is enlarged by the ratio of strides, and not to the size of the next one
+    )
 
     def __init__(
         self,
@@ -57,8 +61,11 @@ class DenseDecoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Computes logits of the image's size, float B×K×H×W, from all feature maps of the backbone."""
+        """Computes logits of the image's size, float B×K×H×W, from all feature maps of the backbone; smaller by a border where
+        its convolutions have no padding."""
         maps = self.pyramid(features)
+        if self.doubles:
+            maps = aligned(maps, self.pyramid.strides)
         height, width = (side * self.pyramid.strides[0] for side in maps[0].shape[2:])
         image = maps[0][:, :1, :1, :1].expand(-1, -1, height, width)  # only its size is used
         logits = self.last(self.decode([image, *maps]))
@@ -134,6 +141,8 @@ class FPN(DenseDecoder):
         BackboneError: the width is not a multiple of 64.
     """
 
+    doubles = True
+
     def __init__(self, backbone: Any, num_classes: int, width: PositiveInt = 256, dropout: ShareBelowOne = 0.2) -> None:
         if width % 64:
             raise BackboneError(f"--model.decoder.width of FPN must be a multiple of 64, not {width}.")
@@ -186,6 +195,8 @@ class DeepLabV3Plus(DenseDecoder):
     Raises:
         BackboneError: the strides are others.
     """
+
+    doubles = True
 
     def __init__(
         self,

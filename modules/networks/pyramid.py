@@ -1,9 +1,11 @@
 """Feature pyramid at the strides that a detector or decoder needs."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.networks import BackboneError
@@ -55,6 +57,36 @@ class Pyramid(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Converts all maps of the backbone, float B×C×H×W, to maps at `strides` with `channels`."""
         return [adapter(features[i]) for i, adapter in zip(self.chosen, self.adapters, strict=True)]
+
+
+def aligned(maps: Sequence[Tensor], strides: Sequence[int], exact: bool = True) -> list[Tensor]:
+    """Pads maps with their borders, where convolutions without padding (AlexNet, Inception, …) left them too small to be added
+    to those of other strides; others are returned as they are.
+
+    Args:
+        maps: float B×C×H×W each, finest first.
+        strides: of the maps.
+        exact: each side must be that of the coarser map times the ratio of strides; otherwise as many as cover it.
+    """
+
+    def fits(fine: int, coarse: int, ratio: int) -> bool:
+        return fine == ratio * coarse if exact else coarse == -(-fine // ratio)
+
+    last = strides[-1]
+    if all(
+        fits(fine.shape[axis], coarse.shape[axis], strides[i + 1] // strides[i])
+        for i, (fine, coarse) in enumerate(pairwise(maps))
+        for axis in (2, 3)
+    ):
+        return [*maps]
+    cells = [
+        max(-(-one.shape[axis] * stride // last) for one, stride in zip(maps, strides, strict=True)) for axis in (2, 3)
+    ]
+    padded = []
+    for one, stride in zip(maps, strides, strict=True):
+        down, across = (count * last // stride - side for count, side in zip(cells, one.shape[2:], strict=True))
+        padded.append(F.pad(one, (across // 2, across - across // 2, down // 2, down - down // 2), mode="replicate"))
+    return padded
 
 
 def skip_unread(module: "VisionModule", *pyramids: Pyramid) -> None:

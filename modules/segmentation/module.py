@@ -102,7 +102,10 @@ class SegmentationModule(VisionModule):
         x = self.normalize(image)
         if below or right:  # zeros are the mean colour
             x = F.pad(x, (0, right, 0, below))
-        return self.decoder(self.backbone(x))[:, :, :height, :width]
+        logits = self.decoder(self.backbone(x))
+        if logits.shape[2] < height or logits.shape[3] < width:  # convolutions without padding leave borders out
+            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+        return logits[:, :, :height, :width]
 
     @override
     def losses(self, batch: Batch) -> Losses:
