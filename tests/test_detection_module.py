@@ -35,7 +35,7 @@ from modules.networks import BackboneError
 from modules.networks.backbones import computed_whole
 from modules.networks.dense_decoders import DeepLabV3Plus
 from modules.networks.features import extract
-from modules.networks.pyramid import Pyramid
+from modules.networks.pyramid import Pyramid, aligned
 from modules.optimization import parameter_groups
 from modules.pictures.boxes import draw_boxes
 from modules.spec import Backbone, DataSpec
@@ -502,6 +502,27 @@ def test_layers_that_no_head_reads_are_not_computed_but_looked_into(name: str, l
         assert calls.pop() in one.backbone.modules()
     assert feature_maps(module, image, [last])[last].shape[2:] == (3, 3), "all maps can still be inspected"
     assert extract(module.backbone, [{"image": image}], module.normalize)[0].shape == (2, module.backbone.feature_info.channels()[-1])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*DETECTORS])
+@pytest.mark.parametrize("name", ["lenet5", "airbench"])
+def test_maps_of_networks_without_padding_are_read(kind: str, name: str) -> None:
+    torch.manual_seed(0)
+    data = DataSpec(num_classes=2, image_size=96, label_names=["a", "b"])
+    module = DetectionModule(data, Backbone(name), detector=DETECTORS[kind][0]).eval()
+    with torch.no_grad():
+        found = module.predict({"image": torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)})
+    assert len(found) == 2
+
+
+def test_aligned_maps_only_gain_a_border() -> None:
+    maps = [torch.rand(1, 1, side, side + 2) for side in (23, 11, 5)]
+    for exact in (True, False):
+        padded = aligned(maps, [4, 8, 16], exact)
+        assert [tuple(x.shape[2:]) for x in padded] == [(24, 28), (12, 14), (6, 7)]
+        assert torch.equal(padded[0][..., :-1, 1:-2], maps[0])
+    even = [torch.rand(1, 1, side, side) for side in (13, 7, 4)]
+    assert all(x is y for x, y in zip(aligned(even, [8, 16, 32], exact=False), even, strict=True))
 
 
 def test_strides_that_make_no_sense_are_refused() -> None:

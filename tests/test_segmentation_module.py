@@ -232,7 +232,7 @@ def small(classes: int = K, **options: object) -> SegmentationModule:
 
 
 @pytest.mark.parametrize("decoder", [UNet, partial(FPN, width=64), partial(DeepLabV3Plus, width=32), partial(SegFormer, width=32)])  # fmt: skip
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "airbench"])
 def test_every_decoder_works_on_every_kind_of_backbone(decoder: object, backbone: str) -> None:
     module = small(backbone=backbone, decoder=decoder)
     sizes = [(64, 64)] if backbone == "test_vit" else [(64, 64), (50, 71)]
@@ -263,6 +263,8 @@ def test_deeplab_reads_a_last_stage_that_keeps_its_stride(stride: int) -> None:
 def test_what_does_not_fit_the_backbone_is_refused() -> None:
     with pytest.raises(BackboneError, match=r"\[4, 16\] as published.*not \[4, 32\]"):
         small(decoder=partial(DeepLabV3Plus, strides=(4, 32)))
+    with pytest.raises(BackboneError, match="mlp has no feature maps"):
+        small(backbone="mlp")
     with pytest.raises(BackboneError, match="a number for each stride"):
         small(decoder=partial(UNet, widths=[8, 8]))
     with pytest.raises(BackboneError, match="powers of two"):

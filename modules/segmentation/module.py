@@ -104,7 +104,7 @@ class SegmentationModule(VisionModule):
             x = F.pad(x, (0, right, 0, below))
         logits = self.decoder(self.backbone(x))
         if logits.shape[2] < height or logits.shape[3] < width:  # convolutions without padding leave borders out
-            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+            logits = F.interpolate(logits, (height + below, width + right), mode="bilinear", align_corners=False)
         return logits[:, :, :height, :width]
 
     @override
