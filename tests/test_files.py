@@ -58,8 +58,7 @@ def epochs(data: ImageFolder, spoil: bool = False) -> list[np.ndarray]:
         seen += [batch["image"].numpy() for batch in loader]
         for path in data.sources["train"].paths if spoil and epoch == 0 else ():
             Path(path).unlink()
-    if loader._loader is not None:  # ends the workers at once, for which a garbage collection needs ten seconds
-        loader._loader._iterator = None
+    loader.close()
     return seen
 
 
