@@ -404,6 +404,16 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_dead(capsys
         pass
 
 
+def test_a_refused_training_leaves_no_folder_but_a_users_own() -> None:
+    Path("own").mkdir()
+    for output in ([], ["--output", "new"], ["--output", "own"]):
+        with pytest.raises(SystemExit):
+            classification(["fit", "--data", "ImageFolder", "--data.root", "gone", *output])
+    assert not Path("new").exists()
+    assert Path("own").exists()
+    assert not [*Path("outputs").rglob(".lock")]
+
+
 def test_two_trainings_that_start_within_a_second_have_folders_of_their_own() -> None:
     command = ["fit", *SMALL, "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
                "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]  # fmt: skip

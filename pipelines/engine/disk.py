@@ -145,11 +145,15 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, fresh: bool = False) -> Iterator[None]:
     """Locks a folder, such as a training's output folder, against other processes.
 
     The system ends the hold with the process, however that dies. The processes that a holder forks do not inherit it, and
     within one process it may be nested.
+
+    Args:
+        folder: it; made where there is none.
+        fresh: remove it at the end if nothing was written to it.
 
     Raises:
         LockError: another process holds it.
@@ -171,6 +175,8 @@ def held(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks, where nobody can be kept out
             pass
+        if not os.fstat(stream.fileno()).st_nlink:  # its last holder has just removed it
+            raise LockError(f"{folder} was removed by another process: give the command again.")
         with suppress(OSError):  # a full disk may lack the room for a name
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -182,3 +188,6 @@ def held(folder: Path) -> Iterator[None]:
             _held.discard(folder)
             with suppress(OSError):
                 stream.truncate(0)
+                if fresh and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
+                    folder.rmdir()

@@ -186,7 +186,7 @@ class PreparedCLI(TaskParser):
         self._choose_folder()
         if self.subcommand == "fit" and not _get_rank() and os.environ.get("NODE_RANK", "0") == "0":
             try:
-                self._hold.enter_context(held(self.output))  # for all processes of the job
+                self._hold.enter_context(held(self.output, self._fresh))  # for all processes of the job
             except LockError as error:
                 if launch.launcher() is None:
                     raise
@@ -219,6 +219,7 @@ class PreparedCLI(TaskParser):
         if looks:
             self._find_weights()
             self.output = own_folder(self.output, verb, stamp)
+        self._fresh = not looks and not self.output.exists()
         try:
             if not looks and not self.options.output:
                 self.output = new_folder(self.output)
