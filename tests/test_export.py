@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from ast import literal_eval
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -529,6 +530,21 @@ def test_a_segmentation_network_takes_images_of_any_size_on_request() -> None:
     saved("classification")
     with pytest.raises(ValueError, match="leave --dynamic out"):
         export.export("model", Path("net.pt"), dynamic=True)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_maps_of_a_network_without_padding_are_exported_with_the_images_size(several: bool) -> None:
+    torch.manual_seed(0)
+    data, backbone = DataSpec(num_classes=2, image_size=48), Backbone("airbench")
+    both = replace(data, targets={"segmentation": ["a", "b"], "classification": ["a", "b"]})
+    module = MultiTaskModule(both, backbone, tasks=[*both.targets]) if several else SegmentationModule(data, backbone)
+    network = exporting.exported("model", module.eval(), Preprocessing(48, 3, "pad"), True)
+    assert network
+    (image,) = network.example(module, 2)
+    with torch.no_grad():
+        got, wanted = network.answer(module.normalize(image))[-1], network.expected(module, image)[-1]
+    assert got.shape == (2, 2, 48, 48)
+    assert (got - wanted).abs().max() < 1e-4
 
 
 def test_a_network_of_a_kind_that_is_not_exported_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

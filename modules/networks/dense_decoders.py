@@ -74,6 +74,23 @@ class DenseDecoder(nn.Module):
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
 
 
+def covering(logits: Tensor, size: Sequence[int], padded: Sequence[int]) -> Tensor:
+    """Cuts logits to an image's size; before, enlarges those that convolutions without padding left too small for it.
+
+    Args:
+        logits: of a decoder, float B×K×h×w.
+        size: height and width of the image.
+        padded: height and width that the backbone was given, which are not smaller.
+
+    Returns:
+        Float B×K×H×W.
+    """
+    height, width = size
+    if logits.shape[2] < height or logits.shape[3] < width:
+        logits = F.interpolate(logits, tuple(padded), mode="bilinear", align_corners=False)
+    return logits[:, :, :height, :width]
+
+
 def _strides(backbone: Any) -> list[int]:
     """Returns the strides of a backbone's feature maps, ascending.
 

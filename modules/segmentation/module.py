@@ -17,7 +17,7 @@ from modules.base import Stage, VisionModule
 from modules.callbacks.means import Losses
 from modules.callbacks.publish import Report
 from modules.measures.per_stage import PerStage
-from modules.networks.dense_decoders import DenseDecoder, UNet
+from modules.networks.dense_decoders import DenseDecoder, UNet, covering
 from modules.networks.parts import describe
 from modules.networks.pyramid import skip_unread
 from modules.optimization import Optimization
@@ -102,10 +102,7 @@ class SegmentationModule(VisionModule):
         x = self.normalize(image)
         if below or right:  # zeros are the mean colour
             x = F.pad(x, (0, right, 0, below))
-        logits = self.decoder(self.backbone(x))
-        if logits.shape[2] < height or logits.shape[3] < width:  # convolutions without padding leave borders out
-            logits = F.interpolate(logits, (height + below, width + right), mode="bilinear", align_corners=False)
-        return logits[:, :, :height, :width]
+        return covering(self.decoder(self.backbone(x)), (height, width), (height + below, width + right))
 
     @override
     def losses(self, batch: Batch) -> Losses:

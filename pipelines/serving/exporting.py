@@ -269,7 +269,8 @@ def _difference(file: Path, format: Format, module: VisionModule, network: Expor
         got = answer(*network.given(*example))
         for mine, its in zip(network.wanted(module, *example), [got] if isinstance(got, Tensor) else got, strict=True):
             if its.shape != mine.shape:
-                raise ValueError(f"it answers with {tuple(its.shape)} to {count} images")
+                way_out = ", of another size than trained with: leave --dynamic out" if network.free else ""
+                raise ValueError(f"it answers with {tuple(its.shape)} to {count} images{way_out}")
             if len(mine):  # of boxes there may be none
                 differences.append(float((its - mine).abs().max()) / max(1.0, float(mine.abs().max())))
     return max(differences, default=0.0)

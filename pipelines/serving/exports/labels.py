@@ -18,6 +18,7 @@ from modules import (
     SegmentationModule,
     SequenceModule,
 )
+from modules.networks.dense_decoders import covering
 from pipelines.serving.exports.base import Exported, copied, generator, replaced, text
 
 L = TypeVar("L", bound=ClassificationModule | MultiLabelModule | RegressionModule | SegmentationModule)
@@ -137,12 +138,17 @@ class ExportedSegmenter(_Labels[SegmentationModule]):
             raise ValueError(
                 f"images of {module.image_size} pixels are not a multiple of the network's {module.multiple}"
             )
-        self.backbone, self.head = copied(module.backbone), copied(module.decoder)
+        self.backbone, self.head, self.size = copied(module.backbone), copied(module.decoder), module.size
         self.outputs = ("probabilities" if self.pixels else "logits",)
         if self.dynamic:
             self.step = module.multiple
             self.free = {2: self.step * Dim("rows"), 3: self.step * Dim("columns")}
         self.meaning = f"{self.outputs[0]} float32 B×{module.num_classes}×{'H×W' if self.free else text(module)}"
+
+    @override
+    def answer(self, image: Tensor, *tabular: Tensor) -> tuple[Tensor, ...]:
+        size = image.shape[2:] if self.free else self.size  # among several tasks, it is given maps
+        return self._told(covering(self.head(self.backbone(image)), size, size))
 
 
 class ExportedRegression(_Labels[RegressionModule]):
