@@ -10,6 +10,7 @@ from conftest import start
 from safetensors.torch import save_file
 from torch import nn
 
+from datamodules.options import Preprocessing
 from modules import (
     ClassificationModule,
     FaceNetModule,
@@ -27,6 +28,7 @@ from modules.networks.faces import Affine, DlibFaceResNet, InceptionResnetV1, _R
 from modules.networks.registered import timm
 from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
+from pipelines.serving.store import load_model, save_model
 
 # Parameters: LeCun et al. 1989 and 1998, Krizhevsky et al. 2012 (60 million), Simonyan & Zisserman 2015 table 2 (133,
 # 133, 134, 138 and 144 million), Szegedy et al. 2015, He et al. 2016, Huang et al. 2017, Chollet 2017, Howard et al. 2017,
@@ -108,6 +110,22 @@ def test_the_auxiliary_classifiers_are_trained_and_then_dropped() -> None:
     assert all(p.grad is not None for p in module.backbone.aux.parameters())
     module.eval()(batch["image"])
     assert module.backbone.aux_logits == []
+
+
+def test_a_trained_googlenet_starts_another_task(tmp_path: Path) -> None:
+    """Its file has auxiliary classifiers, but no main one."""
+    data = DataSpec(num_classes=3, in_chans=1, image_size=28)
+    trained = ClassificationModule(data, Backbone("googlenet", options={"width": 0.1}, channels_last=False)).backbone
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    again = Backbone(str(tmp_path / "weights.safetensors"), options={"architecture": "googlenet", "width": 0.1})
+    module = RegressionModule(data, again)
+    found = module.backbone.state_dict()
+    assert found
+    save_model(tmp_path / "model", module, Preprocessing(28, 1, "crop"), "regression")
+    kept = load_model(tmp_path / "model")[0].backbone.state_dict()
+    assert kept.keys() == found.keys()
+    old = trained.state_dict()
+    assert all(torch.equal(value, old[key]) for key, value in found.items() if not key.startswith("aux."))
 
 
 def test_what_a_loss_does_not_depend_on_is_frozen_for_several_processes() -> None:

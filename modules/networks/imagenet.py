@@ -1,6 +1,7 @@
 """Networks for photographs: AlexNet, two configurations of VGG, GoogLeNet."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -189,8 +190,13 @@ class GoogLeNet(Network):
         stages += [(name, sizes[name], 2**k) for k, name in enumerate(("inception3b", "inception4e", "inception5b"), 3)]
         neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         super().__init__(body, neck, channels, stages, num_classes, drop_rate)
-        middle, hidden = max(1, round(128 * width)), max(1, round(1024 * width))
-        self.aux = nn.ModuleDict(
+        self._aux = sizes, max(1, round(128 * width)), max(1, round(1024 * width))
+        self.aux = self._auxiliary(num_classes)
+        self.aux_logits: list[Tensor] = []
+
+    def _auxiliary(self, num_classes: int) -> nn.ModuleDict:
+        sizes, middle, hidden = self._aux
+        return nn.ModuleDict(
             {
                 name: nn.Sequential(
                     nn.AdaptiveAvgPool2d(4), _conv(sizes[name], middle, 1), nn.Flatten(),
@@ -201,11 +207,18 @@ class GoogLeNet(Network):
             if num_classes
             else {}
         )  # fmt: skip
-        self.aux_logits: list[Tensor] = []
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if not self.aux:  # as in timm's builder, for weights that have these, but no classifier of their own
+            for key in [key for key in state_dict if key.startswith(f"{prefix}aux.")]:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifiers; 0 removes only the main one, for use with another head."""
         super().reset_classifier(num_classes, global_pool)
+        if num_classes and not getattr(self, "aux", True):
+            self.aux = self._auxiliary(num_classes)
         for aux in getattr(self, "aux", {}).values():
             if num_classes:
                 aux[-1] = nn.Linear(aux[-1].in_features, num_classes)
