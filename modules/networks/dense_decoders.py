@@ -33,9 +33,7 @@ class DenseDecoder(nn.Module):
         options: the subclass's own arguments, from which it is recreated.
     """
 
-    doubles: ClassVar[bool] = (
-        False  # whether a map is enlarged by the ratio of strides, and not to the size of the next one
-    )
+    doubles: ClassVar[bool] = False  # whether it enlarges a map by the ratio of strides, not to the next one's size
 
     def __init__(
         self,

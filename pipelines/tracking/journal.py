@@ -219,9 +219,8 @@ class Journal:
         last = {(entry["file"], entry["folder"]): entry for entry in entries if entry.get("kind") == "file"}
         for entry, line in zip(entries, lines, strict=True):
             other = entry.get("kind") not in (None, "metric")
-            if (
-                other and last.get((entry.get("file"), entry.get("folder")), entry) is entry
-            ):  # a file is sent as it is by now
+            # A file is sent once, as it is by now.
+            if other and last.get((entry.get("file"), entry.get("folder")), entry) is entry:
                 try:
                     self._send_other(entry)
                 except (FileNotFoundError, UnreadableError, MlflowException) as error:
