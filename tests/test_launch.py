@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.classification import classification
 from pipelines.engine.disk import held
-from pipelines.engine.launch import Launcher, launcher
+from pipelines.engine.launch import Launcher, launcher, lost
 from pipelines.tracking.logger import run_id_of
 
 SMALL = ["fit", "--data", "Digits8x8", "--data.image_size", "12", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
@@ -76,6 +78,18 @@ def test_a_process_that_is_killed_is_named_and_the_run_ends(killed: int) -> None
     run = MlflowClient().get_run(run_id_of("out"))
     assert run.info.status == "FAILED"
     assert f"Process {killed} of 2" in run.data.tags["error"]
+
+
+def test_a_process_that_is_stopped_is_told_from_one_that_has_ended() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    timeout = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation")
+    both = [(platform.node(), os.getpid()), (platform.node(), process.pid)]
+    process.send_signal(signal.SIGSTOP)
+    assert f"Process 1 of 2 (number {process.pid} here) did not answer in time" in str(lost(timeout, both))
+    assert "Another of the 2 processes did not answer" in str(lost(timeout, [both[0], ("elsewhere", process.pid)]))
+    process.kill()
+    process.wait()
+    assert f"Process 1 of 2 (number {process.pid} here) has ended" in str(lost(timeout, both))
 
 
 def test_weights_without_a_gradient_are_named_with_the_way_out() -> None:

@@ -119,7 +119,7 @@ def least(trainer: L.Trainer, number: int) -> int:
 
 
 class LostError(RuntimeError):
-    """Another process of the job has died; the message names it."""
+    """Another process of the job has died or does not answer; the message names it."""
 
 
 def processes(trainer: L.Trainer) -> list[tuple[str, int]]:
@@ -137,17 +137,23 @@ def lost(error: BaseException, others: Sequence[tuple[str, int]]) -> LostError |
         return None
     if not isinstance(error, torch.distributed.DistError) and not re.search("gloo|nccl|by peer", str(error), re.I):
         return None
+    here = {rank: pid for rank, (node, pid) in enumerate(others) if node == platform.node()}
     gone: list[int] = []
     for _ in range(20):  # the connection is closed a moment before the process is gone
-        gone = [rank for rank, (node, pid) in enumerate(others) if node == platform.node() and not _lives(pid)]
+        gone = [rank for rank, pid in here.items() if _status(pid) == psutil.STATUS_ZOMBIE]
         if gone:
             break
         time.sleep(0.1)
-    who = " and ".join(f"Process {rank} of {len(others)} (number {others[rank][1]} here)" for rank in gone)
+    stopped = [] if gone else [rank for rank, pid in here.items() if _status(pid) == psutil.STATUS_STOPPED]
+    who = " and ".join(f"Process {rank} of {len(others)} (number {here[rank]} here)" for rank in gone or stopped)
+    who = who or f"Another of the {len(others)} processes"
+    again = "The same command with the same --output goes on from the last checkpoint"
+    if stopped or (not gone and re.search("timed out", str(error), re.I)):
+        return LostError(
+            f"{who} did not answer in time: it was stopped, or waits for a disk or a device. {again}, once all processes have ended."
+        )
     return LostError(
-        f"{who or f'Another of the {len(others)} processes'} has ended: it was killed, as happens when memory runs "
-        "out, or failed with an error that it printed itself. The same command with the same --output goes on from "
-        "the last checkpoint."
+        f"{who} has ended: it was killed, as happens when memory runs out, or failed with an error that it printed itself. {again}."
     )
 
 
@@ -163,11 +169,12 @@ def without_gradient(error: BaseException, module: torch.nn.Module) -> UsageErro
     )
 
 
-def _lives(pid: int) -> bool:
+def _status(pid: int) -> str:
+    """A process's status of psutil; one that is gone counts as a zombie, which has ended too."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        return str(psutil.Process(pid).status())
     except psutil.NoSuchProcess:
-        return False
+        return psutil.STATUS_ZOMBIE
 
 
 def is_child() -> bool:
