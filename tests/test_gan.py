@@ -22,7 +22,7 @@ from sklearn.metrics import mutual_info_score
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from datamodules import Digits8x8
+from datamodules import Digits, Digits8x8
 from modules import BackboneError, GANModule, create_backbone
 from modules.adversarial import (
     R1,
@@ -39,6 +39,7 @@ from modules.adversarial import (
 from modules.adversarial.health import Health
 from modules.adversarial.objectives import Verdict, pulling_away, slope
 from modules.adversarial.players import at_rest, follow
+from modules.callbacks.publish import Report
 from modules.gan.module import grown
 from modules.inspection.dissection import agreement, dissect_layer, dissectible_layers, effect
 from modules.measures.images import gaussian_kl
@@ -282,6 +283,22 @@ def test_spectral_normalisation_bounds_the_discriminator_and_its_weights_start_a
     plain = create_backbone("dcgan", in_chans=1, image_size=12, num_classes=0, width=8)
     plain.load_state_dict(read_weights(file))
     assert torch.allclose(plain(image), made.backbone(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_samples", "of_each"), [(40, 4), (1000, 50)])
+def test_generated_images_are_compared_with_all_of_a_split_that_is_sorted_by_class(
+    num_samples: int, of_each: int
+) -> None:
+    class Counting(GANModule):
+        def report(self, stage):
+            self.counts = torch.cat(self._image_labels).bincount(minlength=10).tolist()
+            return Report()
+
+    data = Digits(augmentation="none", image_size=12, batch_size=60)
+    small = Backbone("dcgan", options={"width": 8})
+    made = Counting(DataSpec(1, 12, label_names=data.label_names), small, num_samples=num_samples)
+    train(made, 1, data, limit_val_batches=1.0)
+    assert made.counts == [of_each] * 10
 
 
 def test_figures_equal_independent_ones() -> None:

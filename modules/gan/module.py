@@ -26,7 +26,7 @@ from modules.networks.parts import Draws, describe, within
 from modules.pictures.sheets import sheet
 from modules.ranges import NonNegativeInt, PositiveInt
 from modules.spec import Backbone, DataSpec
-from modules.training_data import given_data
+from modules.training_data import given_data, training_data
 from modules.warm_start import ClassRows
 
 PICTURED = 64
@@ -77,7 +77,8 @@ class GANModule(AdversarialModule):
         extractor: network of the metrics' features: a registered classifier (``models:/name@alias``) or a timm name
             with published weights. By default LeNet-5, trained for seconds on the labelled training images, or
             principal components without labels.
-        num_samples: number of images that are generated for the metrics.
+        num_samples: number of images that are generated for the metrics, and compared with as many real ones, evenly
+            spread over the split.
         health_every: steps of the generator between two health checks.
         stop_on_failure: stop the training when it fails; the best checkpoint is kept.
         optimization: optimisers and schedules of both players.
@@ -165,7 +166,7 @@ class GANModule(AdversarialModule):
         self._fake_means: list[Tensor] = []
         self._images: list[Tensor] = []
         self._image_labels: list[Tensor] = []
-        self._kept = 0
+        self._evaluated = 0
 
     @property
     @override
@@ -314,12 +315,23 @@ class GANModule(AdversarialModule):
         if self._encoder is not None:
             made = (self.reconstruct(image).float() + 1) / 2
             figures["psnr"] = psnr(made, image.float() / 255).mean()
-        if (left := -(-self.num_samples // self.trainer.world_size) - self._kept) > 0:
-            self._images.append(image[:left])
-            self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[:left].long())
-            self._kept += len(self._images[-1])
+        chosen = self._compared(stage, len(image))
+        self._images.append(image[chosen])
+        self._image_labels.append(batch.get("label", torch.zeros(len(image), device=self.device))[chosen].long())
         loss = self.objective.discriminator(self.discriminate(self.normalize(image), label), fake)
         return Losses({"loss": loss}, figures)
+
+    def _compared(self, stage: Stage, size: int) -> Tensor:
+        """Chooses the images of a batch of this size that are compared with generated ones, bool N: spread evenly over
+        the split, which may be sorted by class."""
+        trainer, world = self.trainer, self.trainer.world_size
+        batches = (trainer.num_test_batches if stage == "test" else trainer.num_val_batches)[0]
+        loader: Any = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+        total = int(len(training_data(trainer).sources[stage]) * batches / len(loader))
+        place = torch.arange(self._evaluated, self._evaluated + size, device=self.device) * world + trainer.global_rank
+        self._evaluated += size
+        count = min(self.num_samples, total)
+        return (place + 1) * count // total > place * count // total
 
     def _fixed_samples(self, count: int, labels: Tensor | None) -> Tensor:
         """Generates images with the moving average from fixed noise, uint8 count×C×H×W; processes share the work."""
@@ -338,7 +350,7 @@ class GANModule(AdversarialModule):
     @override
     def report(self, stage: Stage) -> Report:
         images, labels = torch.cat(self._images), torch.cat(self._image_labels)
-        self._images, self._image_labels, self._kept = [], [], 0
+        self._images, self._image_labels, self._evaluated = [], [], 0
         if self.trainer.sanity_checking:
             return Report()
         images, labels = self.gathered(images)[: self.num_samples], self.gathered(labels)[: self.num_samples]
@@ -356,9 +368,13 @@ class GANModule(AdversarialModule):
         counted = f"{len(fakes)} of the generator's average, {len(images)} real ({stage})"
         self.publisher.tags(self.trainer, {"samples": counted})
 
+        def some(count: int) -> Tensor:  # of a split that is sorted by class, from all of it
+            return torch.linspace(0, count - 1, min(8, count), device=self.device).long()
+
         def neighbours() -> NDArray[np.uint8]:
-            order = torch.cdist(fake.features[:8], known.features).topk(min(7, len(training)), largest=False).indices
-            rows = torch.cat([fakes[:8, None], training[order]], 1).flatten(0, 1)
+            shown = some(len(fakes))
+            order = torch.cdist(fake.features[shown], known.features).topk(min(7, len(training)), largest=False).indices
+            rows = torch.cat([fakes[shown, None], training[order]], 1).flatten(0, 1)
             return sheet(rows, len(rows) // 8, heading="sample, and nearest in training")
 
         report.pictures = {
@@ -367,7 +383,7 @@ class GANModule(AdversarialModule):
             "neighbours": neighbours,
         }
         if self._encoder is not None:
-            seen = images[:8]
+            seen = images[some(len(images))]
             report.pictures["reconstructions"] = lambda: sheet(torch.cat([seen, as_uint8(self.reconstruct(seen))]))
         return report
 
