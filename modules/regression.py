@@ -134,7 +134,7 @@ class RegressionModule(VisionModule):
             if mae is not None and rmse is not None:
                 report.figures |= {f"mae/{key}": mae, f"rmse/{key}": rmse}
                 points = np.stack([truth, said], 1)[:: -(-len(truth) // DRAWN)].astype(np.float32)
-                report.pictures[f"values/{key}"] = partial(scatter, points, None, (), name, ("true", "predicted"))
+                report.pictures[f"values/{key}"] = partial(scatter, points, None, (), name, ("true", "predicted"), True)
             shares += [r2] if r2 is not None else []
         if shares:
             report.figures["r2"] = float(np.mean(shares))

@@ -494,6 +494,9 @@ def test_pictures_of_a_variational_autoencoder_are_logged_at_fixed_keys() -> Non
     autoencoding(["fit", *SMALL, "--trainer.max_epochs", "1", "--output", "vae", "--model.bottleneck", "Variational",
                   "--model.noise", "SaltAndPepper", "--model.loss", "BCE"])  # fmt: skip
     names = {file.name.rsplit("-", 1)[0] for file in Path("vae/pictures").iterdir()}
+    codes = np.asarray(Image.open(next(Path("vae/pictures").glob("val_codes-*"))).convert("RGB"))
+    blue, orange, green = (31, 119, 180), (255, 127, 14), (44, 160, 44)
+    assert {blue, orange, green} <= {*map(tuple, codes.reshape(-1, 3).tolist())}  # of classes, as the data name them
     wanted = ["reconstructions", "interpolation", "codes", "filters", "units", "samples", "traversals"]
     assert {f"{stage}_{name}" for stage in ("val", "test") for name in wanted} <= names
 

@@ -1,7 +1,7 @@
 """Autoencoders of images."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -126,7 +126,7 @@ class AutoencodingModule(VisionModule):
     in bits per pixel.
 
     Args:
-        data: description of the data; ``label_names``, if images have labels, colour the plot of codes.
+        data: description of the data; ``label_names``, or those of the trainer's data module, colour the plot of codes.
         backbone: the encoder, such as ``convnet`` or ``mlp``. Its last features before pooling are used.
         bottleneck: computes the code from the features; by default 32 numbers.
         decoder: decodes the code to an image; by default transposed convolutions.
@@ -345,9 +345,10 @@ class AutoencodingModule(VisionModule):
         if len(means) >= 2:
             drawn["interpolation"] = lambda: self._interpolation(means)
         codes = torch.cat([codes for codes, _ in plotted]).numpy()
+        names: Sequence[str] = self.label_names or getattr(given_data(self.trainer), "label_names", [])
         labels = [label for _, label in plotted if label is not None]
-        named = torch.cat(labels).numpy() if labels and len(self.label_names) > 1 else None
-        drawn["codes"] = lambda: plane(codes, named, self.label_names)
+        named = torch.cat(labels).numpy() if labels and len(names) > 1 else None
+        drawn["codes"] = lambda: plane(codes, named, names)
         first = next((layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and first.kernel_size[0] > 1:
             drawn["filters"] = lambda: filter_tiles(first.weight[:64])

@@ -164,6 +164,7 @@ def scatter(
     names: Sequence[str],
     title: str = "",
     axes: tuple[str, str] | None = None,
+    diagonal: bool = False,
 ) -> Image:
     """Draws points in the plane, coloured by class.
 
@@ -173,6 +174,7 @@ def scatter(
         names: class names.
         title: title above the chart.
         axes: labels of the axes; None if only distances are meaningful, not coordinates.
+        diagonal: draw the line on which both coordinates are equal.
     """
     from matplotlib import colormaps
 
@@ -185,6 +187,8 @@ def scatter(
         plot.set(xticks=[], yticks=[])
     else:
         plot.set(xlabel=axes[0], ylabel=axes[1])
+    if diagonal:
+        plot.axline((float(points[:, 0].mean()),) * 2, slope=1, color="0.6", linewidth=1, zorder=0)
     if labels is None:
         plot.scatter(points[:, 0], points[:, 1], s=14)
         return rasterize(figure)
