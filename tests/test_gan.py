@@ -50,7 +50,7 @@ from modules.spec import Backbone, DataSpec
 from pipelines.classification import classification
 from pipelines.gan import gan
 from pipelines.segmentation import segmentation
-from pipelines.serving import promotion, registry
+from pipelines.serving import evaluation, promotion, registry
 from pipelines.tracking.logger import run_id_of
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
@@ -637,6 +637,8 @@ def test_a_registered_one_makes_samples_and_starts_a_classifier(tmp_path: Path, 
     assert end.value.code == 2
     assert "knows no class 'x'; it knows 0, 1" in capsys.readouterr().err
 
+    again = evaluation.evaluate(registry.model_folder("models:/maker/1"), accelerator="cpu")
+    assert {"test/fd_lenet5", "test/coverage_lenet5"} <= set(again)  # by an extractor that is trained anew
     promotion.promote("maker")
     classification(["fit", "--data", "Digits8x8", "--data.image_size", "12", *QUIET, *few, "--trainer.max_epochs", "1",
                     "--model.backbone", "models:/maker@champion", "--output", "next", "--register", "judge"])  # fmt: skip

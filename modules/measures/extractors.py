@@ -201,7 +201,8 @@ def own_extractor(
             size = min(32, values.shape[1])
             state = {"mean": mean.float(), "components": vectors[:, -size:].flip(1).float()}
         return Extractor("pca", _Projection(state["mean"], state["components"]), None, (height, width))
-    with torch.random.fork_rng(devices=[]):
+    # A trainer that only evaluates is in inference mode, whose tensors cannot be trained.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(0)
         backbone: Any = create_backbone(name, in_chans=channels, image_size=side)
         network: nn.Module = _Normalized(backbone, channels)
