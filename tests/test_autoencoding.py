@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from datamodules import DataError, Digits8x8, PointCloud, UnlabelledFolder
+from datamodules import DataError, Digits, Digits8x8, PointCloud, UnlabelledFolder
 from modules import AutoencodingModule, BackboneError, MaskedAutoencodingModule, Optimization
 from modules.autoencoding import (
     BCE,
@@ -43,6 +43,7 @@ from modules.autoencoding import (
 )
 from modules.autoencoding.module import UnitStatistics
 from modules.base import VisionModule
+from modules.callbacks.publish import Report
 from modules.measures.images import psnr, ssim
 from modules.networks.parts import Draws, build, describe
 from modules.spec import Backbone, DataSpec
@@ -386,6 +387,18 @@ def test_masked_autoencoder_counts_masked_patches_only() -> None:
     error = (output - module.patchify(image.float() / 255)).square()
     expected = torch.stack([error[i, k].mean() for i, k in hidden.nonzero().tolist()]).mean()
     torch.testing.assert_close(loss, expected)
+
+
+def test_pictures_of_a_masked_autoencoder_are_of_the_whole_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, np.ndarray]] = []
+    monkeypatch.setattr("modules.autoencoding.masked.rows_of", rows.append)
+    module, data = masked(), Digits(augmentation="none", image_size=16, batch_size=50)
+    report = module.report
+    monkeypatch.setattr(module, "report", lambda stage: report(stage).pictures["reconstructions"]() or Report())
+    trainer().validate(module, data, verbose=False)
+    last = data.samples("val", 500)["image"][-1, 0].numpy()
+    assert len(rows[0]["image"]) == 12
+    assert np.array_equal(rows[0]["image"][-1].reshape(16, 16), last)
 
 
 def test_masked_autoencoder_trains_and_starts_a_classification(tmp_path: Path) -> None:

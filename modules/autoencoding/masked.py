@@ -22,6 +22,7 @@ from modules.optimization import Optimization
 from modules.pictures.sheets import to_uint8
 from modules.ranges import PositiveInt, Share
 from modules.spec import Backbone, DataSpec
+from modules.training_data import share
 
 PICTURED = 12  # number of images drawn
 
@@ -106,7 +107,8 @@ class MaskedAutoencodingModule(VisionModule):
         self.norm = nn.LayerNorm(decoder_dim)
         self.to_pixels = nn.Linear(decoder_dim, self.patch**2 * data.in_chans)
         self.register_load_state_dict_pre_hook(_renamed)
-        self._pictured: dict[str, Tensor] = {}
+        self._evaluated = 0  # batches of the evaluation so far
+        self._pictured: list[dict[str, Tensor]] = []
 
     @override
     def parts(self) -> dict[str, Any]:
@@ -151,11 +153,12 @@ class MaskedAutoencodingModule(VisionModule):
     def measure(self, batch: dict[str, Tensor], stage: Stage) -> Losses:
         loss, drawn, target, masked = self._filled(batch["image"], False)
         ours, true = (patches[masked].view(len(masked), -1) for patches in (drawn, target))
-        if not self._pictured:
-            with self.publisher.optional(f"{stage}/reconstructions"):
-                hidden = masked[:, :, None]
-                self._pictured = {"image": target, "input": target.masked_fill(hidden, 0.5),
-                                  "output": drawn.where(hidden, target)}  # fmt: skip
+        with self.publisher.optional(f"{stage}/reconstructions"):
+            done, self._evaluated = self._evaluated, self._evaluated + 1
+            chosen = share(self.trainer, stage, done, PICTURED, len(target)).to(target.device)
+            shown, hidden = target[chosen], masked[chosen, :, None]
+            output = drawn[chosen].where(hidden, shown)
+            self._pictured.append({"image": shown, "input": shown.masked_fill(hidden, 0.5), "output": output})
         return Losses({"loss": loss}, {"mse": F.mse_loss(ours, true), "psnr": psnr(ours, true).mean()})
 
     def _filled(self, image: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,10 +173,11 @@ class MaskedAutoencodingModule(VisionModule):
 
     @override
     def report(self, stage: Stage) -> Report:
-        pictured, self._pictured = self._pictured, {}
+        pictured, self._pictured, self._evaluated = self._pictured, [], 0
 
         def reconstructions() -> NDArray[np.uint8]:
-            return rows_of({name: to_uint8(self.unpatchify(part[:PICTURED])) for name, part in pictured.items()})
+            rows = {name: torch.cat([part[name] for part in pictured]) for name in ("image", "input", "output")}
+            return rows_of({name: to_uint8(self.unpatchify(row)) for name, row in rows.items()})
 
         return Report(pictures={"reconstructions": reconstructions})
 
