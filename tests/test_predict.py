@@ -326,6 +326,13 @@ def test_code_in_a_model_s_folder_is_not_run(trained: VisionCLI, monkeypatch: py
         description.write_text(text)
         with pytest.raises(ValueError, match="is not a model that Fovea saved"):
             registry.load("model")
+    for later, said in (
+        (plain | {"module": plain["module"] | {"novelty": 1}}, "a setting that this version .* 'novelty'"),
+        (plain | {"class_path": "modules.Novelty"}, "no modules.Novelty in this version of Fovea"),
+    ):
+        description.write_text(yaml.safe_dump(later))
+        with pytest.raises(ValueError, match=said):
+            registry.load("model")
     description.write_text(yaml.safe_dump(plain))
     weights.write_bytes(evil)
     with pytest.raises(ValueError, match="is not a model that Fovea saved"):

@@ -96,6 +96,10 @@ def find_class(path: str, base: type) -> type:
             getattr(modules, own)
         known = (kind for family in (Part, base) for kind in _kinds(family) if kind.__name__ == name)
         found = next(known, None) or getattr(nn.modules.activation, name, None)
+    if found is None and place.split(".")[0] in ("modules", "datamodules"):
+        raise ValueError(
+            f"there is no {path} in this version of Fovea: use the one that saved the model, or a later one"
+        )
     if found is None and place:
         raise MissingCodeError(
             f"There is no {path} here. A class of your own must be importable where its model is loaded: put the folder of "

@@ -103,6 +103,11 @@ def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
         )
         raise MissingCodeError(f"{error}{way if carried else ''}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+            raise ValueError(
+                f"{folder} has a setting that this version of Fovea does not know: use the one that saved the model, or a later one "
+                f"({error})."
+            ) from error
         raise ValueError(f"{folder} is not a model that Fovea saved: {error}") from error
 
 
