@@ -51,9 +51,9 @@ class RandomResizedCrop(A.RandomResizedCrop):
         """Crops and resizes an image."""
         x1, y1, x2, y2 = crop_coords
         if y2 - y1 <= self.size[0] and x2 - x1 <= self.size[1]:
-            return super().apply(img, crop_coords, **params)
-        part = torch.from_numpy(img[y1:y2, x1:x2])[None].permute(0, 3, 1, 2)
-        return interpolate(part, self.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+            return super().apply(np.require(img, requirements="W"), crop_coords, **params)
+        part = torch.from_numpy(img[None, y1:y2, x1:x2].copy()).permute(0, 3, 1, 2)
+        return interpolate(part, self.size, mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()[0]
 
 
 def normalized_keypoints(points: NDArray[Any]) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ class Augmenter:
                 self._try(self._composed(fit), self._steps(entries, certain), draw)
         if self.points:
             return KeypointCompose([*fit, *steps], self.points, bbox_params=self.boxes)
-        return A.Compose([*fit, *steps], bbox_params=self.boxes)
+        return A.Compose([*fit, *steps], bbox_params=self.boxes, is_check_shapes=bool(self.masks))
 
     def _composed(self, steps: Sequence[Step]) -> A.Compose:
         # The NoOp prevents a warning about boxes that no transform moves.

@@ -35,8 +35,8 @@ MAGIC: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 0x31564F46, np.dtype(np.u
 
 
 class ImageFiles:
-    """Image files as an array that is read lazily: an index returns an image, an array of indices a subset of the
-    files.
+    """Image files as an array that is read lazily: an index returns an image, which may be read-only, an array of
+    indices a subset of the files.
 
     Args:
         paths: paths of N files.
@@ -136,7 +136,7 @@ class _Kept(ABC):
             self._give_up(f"they need {needed / 2**30:,.1f} GB, and {max(0, room) / 2**30:,.1f} GB are available")
 
     def get(self, index: int, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Returns the image of a file from the cache, or reads it and adds it to the cache."""
+        """Returns the image of a file from the cache, possibly read-only, or reads it and adds it to the cache."""
         pixels = self._find(index)
         if pixels is None:
             pixels = read()
@@ -177,11 +177,11 @@ class _Disk(_Kept):
         self.folder = cache_folder() / "decoded"
         self.name = f"in {self.folder}"
         super().__init__(files, factors)
+        self._bands = "".join(f"-{band}" for band in self.reading.bands or ()) + "-deep" * self.reading.deep
 
-    def _place(self, index: int) -> Path:
+    def _place(self, index: int) -> str:
         digest = self.digests[index].decode()
-        bands = "".join(f"-{band}" for band in self.reading.bands or ()) + "-deep" * self.reading.deep
-        return self.folder / digest[:2] / f"{digest}-{self.reading.channels}-{self.factors[index]}{bands}"
+        return f"{self.folder}/{digest[:2]}/{digest}-{self.reading.channels}-{self.factors[index]}{self._bands}"
 
     @override
     def room(self) -> int:
@@ -191,7 +191,7 @@ class _Disk(_Kept):
     @override
     def _find(self, index: int) -> NDArray[Any] | None:
         try:
-            with self._place(index).open("rb", buffering=0) as file:
+            with open(self._place(index), "rb", buffering=0) as file:
                 magic, *shape = HEADER.unpack(file.read(HEADER.size).ljust(HEADER.size))
                 kind = next((dtype for dtype, number in MAGIC.items() if number == magic), None)
                 size = math.prod(shape) * (kind.itemsize if kind else 0)
@@ -204,7 +204,7 @@ class _Disk(_Kept):
 
     @override
     def _keep(self, index: int, pixels: NDArray[Any]) -> None:
-        place = self._place(index)
+        place = Path(self._place(index))
         part = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -255,7 +255,7 @@ class _Memory(_Kept):
         if not height:
             return None
         shape, start = (height, width, self.reading.channels), int(self._starts[index])
-        return np.ndarray(shape, f"u{size}", self._pixels, start).copy()
+        return np.ndarray(shape, f"u{size}", self._pixels, start)
 
     @override
     def _keep(self, index: int, pixels: NDArray[Any]) -> None:

@@ -4,6 +4,7 @@ import random
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import length_hint
 from typing import Any, Protocol, cast
 
 import albumentations as A
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augmentations import reduction
+from datamodules.augmentations import RandomResizedCrop, reduction
 from datamodules.errors import DataError
 
 Key = tuple[int, int]  # (index of the sample, epoch)
@@ -78,9 +79,9 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         index, epoch = key
         given = sample = self.source[index % len(self.source)]
         if self.transform is not None:
-            sample = self.augment(given, np.random.default_rng((self.seed, epoch, index)))
+            sample = self.augment(given, randomness(self.seed, epoch, index))
         if self.views:
-            draws = (np.random.default_rng((self.seed, epoch, index, n)) for n in range(1, len(self.views) + 1))
+            draws = (randomness(self.seed, epoch, index, n) for n in range(1, len(self.views) + 1))
             views = [_augmented(given, *each)["image"] for each in zip(self.views, draws, strict=True)]
             sample = {**sample, "views": views}
         return sample
@@ -91,21 +92,29 @@ class KeyedDataset(Dataset[dict[str, Any]]):
         return _augmented(sample, self.transform, generator)
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
-        """Loads a whole batch: sources in memory are indexed at once if there is no transform."""
+        """Loads a whole batch, see `collate`: sources in memory are indexed at once if there is no transform."""
         batch = getattr(self.source, "batch", None) if self.transform is None else None
         if batch is not None:
             size = len(self.source)
             return collate(batch([index % size for index, _ in keys]))
-        return [self[key] for key in keys]
+        return collate(map(self.__getitem__, keys), len(keys))
 
     def load(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
         """Returns the samples as a batch, see `collate`."""
         return _collate_once(self.__getitems__(keys))
 
 
+def randomness(*numbers: int) -> np.random.Generator:
+    """Returns ``np.random.default_rng(numbers)``, made in less time."""
+    return np.random.default_rng(np.array(numbers, np.uint32) if max(numbers) < 1 << 32 else numbers)
+
+
 def _augmented(sample: dict[str, Any], transform: A.Compose, generator: np.random.Generator) -> dict[str, Any]:
     """Applies a pipeline to a sample; see `KeyedDataset.augment`."""
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    first = transform.transforms[0] if transform.transforms else None
+    if not isinstance(first, RandomResizedCrop) or first.p < 1:  # others may write into the image
+        sample = {**sample, "image": np.require(sample["image"], requirements="W")}
     if sample["image"].ndim == 3:
         augmented: dict[str, Any] = transform(**sample)
     else:  # albumentations' key of clips
@@ -119,12 +128,15 @@ def _least_reduction(transforms: Sequence[A.Compose | None], height: int, width:
     return min(reduction(transform, height, width) for transform in transforms)
 
 
-def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collate(
+    samples: Mapping[str, NDArray[Any]] | Iterable[Mapping[str, Any]], count: int | None = None
+) -> dict[str, Any]:
     """Stacks samples to a batch.
 
     Args:
         samples: dictionaries of arrays and numbers of the same shapes, or one dictionary of stacked arrays; ``image``
             is uint8 H×W×C, or for clips T×H×W×C. Tensors, such as the boxes of an image, are not stacked.
+        count: number of samples, if they are made one by one as they are stacked.
 
     Returns:
         The same keys as tensors, or as lists of tensors; ``image`` is uint8 B×C×H×W in channels-last memory format. For
@@ -132,8 +144,8 @@ def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -
         of valid frames. ``views`` is a list of uint8 B×C×H×W.
     """
     batch: dict[str, Any] = {}
-    for key in samples if isinstance(samples, Mapping) else samples[0]:
-        values = samples[key] if isinstance(samples, Mapping) else [sample[key] for sample in samples]
+    gathered = samples if isinstance(samples, Mapping) else _gathered(samples, count)
+    for key, values in gathered.items():
         if isinstance(values, list) and isinstance(values[0], torch.Tensor):
             batch[key] = values
         elif key == "views":
@@ -147,6 +159,20 @@ def collate(samples: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, Any]]) -
             batch[key] = torch.from_numpy(np.ascontiguousarray(values))
     batch["image"] = batch["image"].movedim(-1, -3)
     return batch
+
+
+def _gathered(samples: Iterable[Mapping[str, Any]], count: int | None) -> dict[str, Any]:
+    """Returns the values of each key; an image is copied to its place in the batch while the processor's cache has it."""
+    gathered: dict[str, Any] = {}
+    for place, sample in enumerate(samples):
+        for key, value in sample.items():
+            if key == "image" and value.ndim == 3:
+                if not place:
+                    gathered[key] = np.empty((count or length_hint(samples), *value.shape), value.dtype)
+                gathered[key][place] = value
+            else:
+                gathered.setdefault(key, []).append(value)
+    return gathered
 
 
 def _collate_once(samples: Any) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
@@ -49,7 +48,10 @@ def content_of(file: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    return file.read() if isinstance(file, Member) else Path(file).read_bytes()
+    if isinstance(file, Member):
+        return file.read()
+    with open(file, "rb", buffering=0) as opened:
+        return opened.readall()
 
 
 class Paths:

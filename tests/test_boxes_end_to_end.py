@@ -83,9 +83,7 @@ def test_small_and_large_go_by_the_area_of_the_file() -> None:
     file.write_text(json.dumps(content))
     data = COCODetection(str(file), image_size=64)
     for augmented in (False, True):
-        samples = [
-            sample for split in ("train", "val") for sample in data.dataset(split, augmented).__getitems__([(0, 0)])
-        ]
+        samples = [data.dataset(split, augmented)[0, 0] for split in ("train", "val")]
         areas = sorted(area for sample in samples for area in sample["area"].tolist())
         assert (areas == [400.0, 400.0, 700.0, 3000.0]) == (not augmented), "in pixels of the file"
     tiled = COCODetection(str(file), tile=64).sources["train"]

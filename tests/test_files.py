@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import albumentations as A
 import lightning as L
 import mlflow
 import numpy as np
@@ -77,6 +78,21 @@ def test_images_are_decoded_once_and_are_the_same(cache: str, workers: int, plac
     assert len(data.sources["train"]) == 16  # whole batches, so that the first epoch has all
     assert np.array_equal(epochs(data, spoil=True), plain)
     assert len([*place.rglob("*-3-*")]) == (16 if cache == "disk" else 0)
+
+
+class Brighter(A.ImageOnlyTransform):
+    """Writes into the image that it gets."""
+
+    def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
+        img += 1
+        return img
+
+
+def test_a_transform_that_writes_into_its_images_leaves_those_that_are_kept(place: Path) -> None:
+    photographs()
+    settings = {"image_size": "240x320", "fit": "stretch", "augmentation": [{f"{__name__}.Brighter": {"p": 1}}]}
+    kept, plain = (epochs(ImageFolder("large", batch_size=4, cache=c, **settings)) for c in ("memory", "none"))
+    assert np.array_equal(kept, plain)
 
 
 def test_of_the_images_that_were_kept_only_those_that_changed_are_decoded_again(place: Path) -> None:

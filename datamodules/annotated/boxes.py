@@ -94,7 +94,7 @@ class BoxSource(TiledSource):
     @override
     def read(self, which: int) -> Sample:
         a, rows = self.annotations, slice(self.annotations.starts[which], self.annotations.starts[which + 1])
-        image = self.images[which]
+        image = np.require(self.images[which], requirements="W")
         factor = int(a.sizes[which, 0]) // len(image)
         if tuple(side * factor for side in image.shape[:2]) != tuple(a.sizes[which]):
             raise DataError(f"{a.paths[which]} has changed its size since it was checked: start again.")

@@ -87,7 +87,7 @@ class MaskPictures:
         return replace(self, images=self.images.reduced(reduction))
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.images[index]
+        image = np.require(self.images[index], requirements="W")
         mask = self.classes.apply(read_values(self.masks.at(index), self.classes.kind))
         if image.shape[:2] != mask.shape:
             raise DataError(f"{self.paths[index]} or its mask changed since they were checked: start again.")

@@ -19,7 +19,7 @@ from datamodules.augmentations import BOXED, evaluation, training_with_boxes
 from datamodules.augmenting import Augmentation, Augmenter
 from datamodules.base import VisionDataModule
 from datamodules.errors import DataError
-from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source, randomness
 from datamodules.options import OWN, BatchSize, ImageSize, Own, PositiveInt, Preprocessing
 from datamodules.writing import new_folder
 
@@ -71,7 +71,7 @@ class DetectionDataset(KeyedDataset):
     @override
     def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
-        sample, generator = self.source[index], np.random.default_rng((self.seed, epoch, index))
+        sample, generator = self.source[index], randomness(self.seed, epoch, index)
         has_area = "area" in sample
         if epoch < self.mixed_epochs:
             sample = self._mixed(sample, generator)

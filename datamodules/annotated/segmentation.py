@@ -20,7 +20,7 @@ from datamodules.decoded import as_it_is
 from datamodules.digests import digest_of
 from datamodules.errors import DataError
 from datamodules.images import Reduction
-from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source
+from datamodules.loading import Key, KeyedDataset, KeyedLoader, Sample, Source, randomness
 from datamodules.options import BatchSize, Own, Preprocessing
 from datamodules.paths import Paths
 from datamodules.tiles import Place, TiledSource, tile_starts
@@ -128,7 +128,7 @@ class SegmentationDataset(KeyedDataset):
 
     def __getitem__(self, key: Key) -> Sample:
         index, epoch = key
-        generator = np.random.default_rng((self.seed, epoch, index))
+        generator = randomness(self.seed, epoch, index)
         sample = self.source.cut(index, generator if self.moved else None)
         return sample if self.transform is None else self.augment(sample, generator)
 
