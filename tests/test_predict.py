@@ -43,6 +43,7 @@ from pipelines.engine.command import command
 from pipelines.engine.disk import write_image
 from pipelines.serving import registry
 from pipelines.serving import store as storage
+from pipelines.serving.answers import Told
 from pipelines.serving.files import find
 from pipelines.serving.model import VisionModel
 from pipelines.serving.page import Asked, page
@@ -495,3 +496,11 @@ def test_a_browser_shows_the_answer_for_a_picture_that_is_dropped(trained: Visio
     assert shown.count('alt="The answer for one.png"') == 2
     assert "Pictures of the run" in shown
     assert "at step" in shown
+
+
+def test_a_table_of_answers_shows_no_picture_in_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    with Told(json=False) as told:
+        told.add({"path": "a.jpg"}, {"pictures": {"enlarged": "data:image/png;base64," + "A" * 40_000}})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a.jpg │ a picture of 30 kB, saved with --out" in said
+    assert "AAA" not in said

@@ -88,10 +88,12 @@ class Told:
 
 
 def _shown(row: Answer) -> dict[str, str]:
-    """Table cells of a prediction: its numbers and texts, and for lists the count of each name."""
+    """Table cells of a prediction: its numbers and texts, for lists the count of each name, of a picture its size."""
     cells = {}
     for key, value in row.items():
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if isinstance(value, str) and value.startswith("data:"):
+            cells[key] = f"a picture of {len(value) * 3 // 4000} kB, saved with --out"
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             cells[key] = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in Counter(value).items())
         elif not isinstance(value, dict | list):
             cells[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
