@@ -87,6 +87,7 @@ class VisionModule(StoredModule):
         self.backbone, self.learned, self.licence = start.network, start.learned, start.licence
         self.reads_parts = output != "vector"  # of the backbone; some of its layers may then not be read
         self.pretrained, self.transfer, self.strategy = start.pretrained, backbone.transfer, start.strategy
+        self.falling_rates = False  # layer by layer, in a fine-tuning that an earlier version began
         mean, std = start.normalization
         if data.channel_mean is not None and data.channel_std is not None:
             mean, std = (torch.tensor(values, dtype=torch.float32) for values in (data.channel_mean, data.channel_std))
@@ -162,7 +163,7 @@ class VisionModule(StoredModule):
     @property
     def plan(self) -> Optimization:
         """``optimization`` with the settings that the transfer strategy adds."""
-        return planned(self.optimization, self.strategy, self.backbone)
+        return planned(self.optimization, self.strategy, self.backbone, self.falling_rates)
 
     def holds_gradients(self, batch_idx: int) -> bool:
         """Whether gradients are still being accumulated after this batch; a checkpoint does not store them."""

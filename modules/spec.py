@@ -141,9 +141,9 @@ class Backbone:
         channels_last: use the channels-last memory format; faster on most devices.
         transfer: how pretrained weights are adapted; None as in ``optimization``. ``scratch``: train from random
             weights. ``features``: keep the backbone frozen; a linear head is solved in closed form. ``finetune``: train
-            all layers, the first at a tenth of the head's learning rate, unless ``layer_decay`` is set.
-            ``freeze_unfreeze``: train the head alone for ``frozen_epochs`` or a fifth of the training, then unfreeze
-            layer by layer from the top, with the learning rates of ``finetune``. ``auto``: measure and choose.
+            all layers. ``freeze_unfreeze``: train the head alone for ``frozen_epochs`` or a fifth of the training, then
+            unfreeze layer by layer from the top; the learning rate falls layer by layer, to a tenth of the head's at the
+            first one, unless ``layer_decay`` is set. ``auto``: the better of ``features`` and ``finetune``.
     """
 
     name: str = "lenet5"

@@ -163,6 +163,16 @@ def measure(backbone: nn.Module, data: Any, normalize: Callable[[Tensor], Tensor
     return choose(Evidence(len(data.sources["train"]), classes, scores[0], scores[1]))
 
 
+def chosen(trainer: L.Trainer, module: "VisionModule") -> Choice:
+    """Returns the choice by `measure` for a module and its trainer's data, the same in all processes."""
+    choice, data = None, training_data(trainer)
+    if trainer.is_global_zero:
+        choice = measure(module.backbone, data, module.normalize, getattr(module, "num_classes", None))
+    choice = trainer.strategy.broadcast(choice)
+    assert choice is not None
+    return choice
+
+
 @dataclass(frozen=True)
 class StartedBackbone:
     """The initial backbone of a module.
@@ -248,20 +258,32 @@ def check_learned(module: "VisionModule") -> None:
 
 
 def continue_from(module: "VisionModule", checkpoint: dict[str, Any]) -> None:
-    """Prepares a module for a resumed training: its weights count as trained, and its strategy as chosen."""
+    """Prepares a module for a resumed training: its weights count as trained, and its strategy as chosen. Rates that fell
+    layer by layer, as in `finetune` of earlier versions, still do."""
     module.learned = True
     if module.transfer == "auto":
         module.strategy = checkpoint.get("transfer")
+    groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+    module.falling_rates = module.strategy == "finetune" and any(
+        "backbone." in group.get("name", "").removesuffix(".no_decay") for group in groups
+    )
 
 
-def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module) -> Optimization:
+def planned(plan: Optimization, strategy: Strategy | None, backbone: nn.Module, falling_rates: bool) -> Optimization:
     """Returns the training settings with those of a strategy added; the user's own have precedence where both are
-    possible."""
+    possible.
+
+    Args:
+        plan: training settings.
+        strategy: transfer strategy.
+        backbone: the network.
+        falling_rates: whether rates fall layer by layer with any strategy, not with ``freeze_unfreeze`` alone.
+    """
     if strategy == "scratch":
         return replace(plan, backbone_lr_scale=1.0, layer_decay=1.0, frozen_epochs=0)
     if strategy == "features":
         return replace(plan, frozen_epochs=-1)
-    if strategy in ("finetune", "freeze_unfreeze") and plan.layer_decay == 1:
+    if (strategy == "freeze_unfreeze" or falling_rates) and plan.layer_decay == 1:
         last = max(layers(backbone).values(), default=0) + 1
         return replace(plan, layer_decay=FIRST_LAYER ** (1 / last))
     return plan
@@ -280,11 +302,7 @@ class TransferChoice(L.Callback):
         if module.transfer != "auto" or module.strategy is not None:
             return
         module.to(trainer.strategy.root_device)
-        choice, data = None, training_data(trainer)
-        if trainer.is_global_zero:
-            choice = measure(module.backbone, data, module.normalize, getattr(module, "num_classes", None))
-        choice = trainer.strategy.broadcast(choice)
-        assert choice is not None
+        choice = chosen(trainer, module)
         module.strategy = choice.strategy
         module.print(choice)
         tags = {"transfer": choice.strategy, "quadrant": choice.quadrant}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import lightning as L
 import torch
@@ -52,7 +52,8 @@ def average_best(
         return None, f"no average: {('none', 'one')[len(files)]} of the best validations is kept, and it takes two"
     checkpoint = read_checkpoint(next(iter(files)))
     weights = {file: read_checkpoint(file)["state_dict"] for file in files}
-    alone = max(files.values())
+    sign = 1 if best.mode == "max" else -1
+    alone = max(*files.values(), (sign * float(cast(Tensor, best.best_model_score)), -best._loss))
     if way == "uniform":
         used, found = [*files], _measured(trainer, module, data, best, [*weights.values()])
     else:
@@ -61,8 +62,7 @@ def average_best(
             rank = _measured(trainer, module, data, best, [weights[each] for each in (*used, file)])
             if rank >= found:
                 used, found = [*used, file], rank
-    name, sign = best.monitor, 1 if best.mode == "max" else -1
-    said = f"{len(used)} of {len(files)} checkpoints, {name} {sign * found[0]:.4f}, {sign * alone[0]:.4f} for the best alone"
+    said = f"{len(used)} of {len(files)} checkpoints, {best.monitor} {sign * found[0]:.4f}, {sign * alone[0]:.4f} for the best alone"
     if len(used) < 2 or not found > alone:
         return None, f"no: {said}; the best alone is kept"
     _take(trainer, module, data, [weights[each] for each in used])
@@ -89,14 +89,15 @@ def _measured(
 ) -> tuple[float, float]:
     """Validates the average of some weights, without recording the result."""
     _take(trainer, module, data, weights)
-    with _unrecorded(trainer):
+    with unrecorded(trainer):
         trainer.validate(module, datamodule=data, verbose=False)
     rank: tuple[float, float] = trainer.strategy.broadcast(best.rank(trainer))
     return rank
 
 
 @contextmanager
-def _unrecorded(trainer: L.Trainer) -> Iterator[None]:
+def unrecorded(trainer: L.Trainer) -> Iterator[None]:
+    """Keeps an evaluation from the run's record."""
     loggers, trainer.loggers = trainer.loggers, []
     try:
         yield

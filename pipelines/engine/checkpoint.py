@@ -67,6 +67,8 @@ class BestCheckpoint(ModelCheckpoint):
             folder, "best", monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
         )
         self.strict = strict
+        self.first: float | None = None  # the metric before the first step, if that was judged
+        self.trained: float | None = None  # the best since
         self._loss = math.inf  # of the best
         self._said = False
 
@@ -84,6 +86,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: torch.Tensor | None = None) -> bool:
         """Whether this is the best so far; all processes agree."""
+        if current is not None and trainer.global_step:
+            found = [float(current), *([] if self.trained is None else [self.trained])]
+            self.trained = max(found) if self.mode == "max" else min(found)
         loss = float(trainer.callback_metrics.get("val/loss", math.inf))
         better = super().check_monitor_top_k(trainer, current)
         if not better and current is not None and self.best_model_score is not None:
@@ -92,6 +97,17 @@ class BestCheckpoint(ModelCheckpoint):
         if better:
             self._loss = loss
         return better
+
+    def judge_first(self, trainer: L.Trainer) -> None:
+        """Saves the weights that were validated before the first step as the best so far."""
+        candidates = self._monitor_candidates(trainer)
+        self.first = float(candidates[str(self.monitor)])
+        self._save_topk_checkpoint(trainer, candidates)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the best weights are those of `judge_first`."""
+        return self.first is not None and self._last_global_step_saved == 0
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         save(trainer, Path(filepath))
@@ -106,7 +122,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Adds what Lightning's state leaves out."""
-        return super().state_dict() | {"loss": self._loss, "step": self._last_global_step_saved}
+        own = {"loss": self._loss, "step": self._last_global_step_saved, "first": self.first, "trained": self.trained}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores which checkpoint is the best, also if the folder was moved; not if the file is missing."""
@@ -118,6 +135,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "best_k_models": best})
         self.current_score = state_dict["current_score"]
         self._loss, self._last_global_step_saved = state_dict.get("loss", math.inf), state_dict.get("step", 0)
+        self.first, self.trained = state_dict.get("first"), state_dict.get("trained")
 
 
 class KeptCheckpoints(Checkpoint):

@@ -26,6 +26,7 @@ from pipelines.engine.signals import heard
 from pipelines.engine.splitting import SplitStrategy
 from pipelines.engine.terminal import say
 from pipelines.engine.trainer import VisionTrainer
+from pipelines.engine.transfer import better, judge_features
 from pipelines.tracking.provenance import surroundings
 from pipelines.tracking.redaction import redact_yaml
 
@@ -109,11 +110,16 @@ class VisionCLI(PreparedCLI):
         self._choose_batch_size(checkpoint, model, datamodule)
         with launch.agreed(trainer):
             self._go_on(str(ckpt_path), checkpoint, model, datamodule)
+        judge = next((each for each in settings_of(trainer).callbacks if isinstance(each, BestCheckpoint)), None)
         with self.run() as logger:
+            if checkpoint is None and judge is not None:
+                judge_features(trainer, model, datamodule, judge)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             trained = trainer.global_step > (checkpoint or {"global_step": 0})["global_step"]
             if trained:
                 self._tell_kept()
+            if judge is not None and (told := better(trainer, model, judge)):
+                self.rows["transfer"] = told
             best = self.output / "best.ckpt"
             if not best.exists():
                 if last.exists():
