@@ -23,6 +23,7 @@ class StoredModule(L.LightningModule):
     takes: ClassVar[tuple[str, ...]] = ("in_chans", "image_size")  # stored fields of `DataSpec`
     late_parts: ClassVar[Mapping[str, type]] = {}  # arguments built after the backbone -> base class of the part
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that are not needed after training
+    without_training_only: bool = False  # whether these are random, as a registered model does not have them
     backbone: Any
     licence: str | None  # of the weights that the network started from
 

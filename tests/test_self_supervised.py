@@ -13,7 +13,7 @@ from modules.self_supervised import DINO, VICReg
 from modules.self_supervised import module as task
 from modules.self_supervised.module import Teacher
 from pipelines.self_supervised import self_supervised
-from pipelines.serving import registry
+from pipelines.serving import evaluation, registry
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
          "accelerator": "cpu", "use_distributed_sampler": False}  # fmt: skip
@@ -127,6 +127,9 @@ def test_the_registered_backbone_is_the_teacher_and_starts_other_tasks():
     key = "backbone.conv1.weight" if "backbone.conv1.weight" in teacher else next(iter(teacher))
     assert not torch.equal(student[key], teacher[key])
     assert {"test/knn", "test/probe", "test/rank"} <= cli.rows.keys()
+    again = evaluation.evaluate(registry.model_folder("models:/seen-unlabelled/1"), accelerator="cpu")
+    assert again.keys() == {"test/knn", "test/probe", "test/rank"}  # of its features, as it has no projection
+    assert again["test/knn"] == pytest.approx(float(cli.rows["test/knn"]), abs=1e-3)
     backbone = create_backbone("models:/seen-unlabelled/1", in_chans=1, image_size=16)
     assert torch.equal(backbone.state_dict()[key.removeprefix("backbone.")], teacher[key])
     registered = registry.load("models:/seen-unlabelled/1").module.backbone.state_dict()

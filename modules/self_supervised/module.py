@@ -207,7 +207,9 @@ class SelfSupervisedModule(VisionModule):
 
     def _know(self) -> None:
         data, self._known = given_data(self.trainer), None
-        if self.labelled and data is not None and "train" in data.sources:
+        # A registered model that is evaluated is not told of classes.
+        labelled = self.labelled or len(getattr(data, "label_names", None) or []) > 1
+        if labelled and data is not None and "train" in data.sources:
             self._known = known_features(self, "train", KNOWN)
 
     @override
@@ -215,6 +217,8 @@ class SelfSupervisedModule(VisionModule):
         views = [batch["image"], batch["image"].flip(3)]
         features, compared = self.compared(views)
         self.gathered[stage].update(features, batch["label"], batch["label"])  # order is irrelevant
+        if self.without_training_only:  # the loss of a random projection says nothing
+            return Losses({})
         return self.method.losses(compared, compared, lambda own: own)  # processes have batches of different sizes
 
     @override

@@ -93,6 +93,7 @@ def load_model(folder: Path) -> tuple[VisionModule, Preprocessing]:
         module: VisionModule = kind.from_architecture(description["module"])
         learning = {key: v for key, v in module.state_dict().items() if key.startswith(module.training_only)}
         module.load_state_dict(learning | load_file(folder / "model.safetensors"))
+        module.without_training_only = bool(learning)
         module.licence = description.get("licence")
         return module.eval(), Preprocessing(**description["preprocessing"])
     except MissingCodeError as error:
