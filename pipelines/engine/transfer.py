@@ -76,7 +76,7 @@ def better(trainer: L.Trainer, module: VisionModule, best: BestCheckpoint) -> st
         return None
     strategy = "features" if best.is_first else "finetune"
     module.publisher.tags(trainer, {"transfer": strategy})
-    after = "was never validated" if best.trained is None else f"{best.trained:.4f}"
+    after = "none" if best.trained is None else f"{best.trained:.4f}"
     return (
-        f"{strategy}; {best.monitor} {best.first:.4f} with the head on fixed features, {after} after all layers learned"
+        f"{strategy}; {best.monitor} {best.first:.4f} with the head on fixed features, {after} with all layers trained"
     )
