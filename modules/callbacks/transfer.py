@@ -115,9 +115,8 @@ def choose(evidence: Evidence) -> Choice:
     """Chooses a strategy by the four quadrants of data-set size and similarity to the source.
 
     A data set is large from `LARGE` images per class, and similar if features separate its classes not much worse than pixels
-    do. A small, similar data set keeps the features frozen; in the other quadrants all layers are fine-tuned, with
-    small learning rates for the first ones. The textbook strategies for those were seldom better in
-    `benchmarks.transfer`: gradual unfreezing never, training from scratch in one of eleven cases.
+    do. A small, similar data set keeps the features frozen; in the other quadrants all layers are fine-tuned. The textbook
+    strategies for those, gradual unfreezing and training from scratch, were never better in `benchmarks.transfer`.
     """
     e, size = evidence, "large" if evidence.per_class >= LARGE else "small"
     count = f"{e.per_class:.4g} image{'' if e.per_class == 1 else 's'} per class"

@@ -66,7 +66,9 @@ def judge_features(trainer: L.Trainer, module: VisionModule, data: VisionDataMod
         "better in validation is kept."
     )
     tags = {"transfer": "auto", "quadrant": choice.quadrant}
-    module.publisher.text(trainer, "transfer", f"{choice.report()}\n{found}, before all layers learn.\n", tags)
+    module.publisher.text(
+        trainer, "transfer", f"# Measured\n\n{found}, before all layers learn.\n\n#{choice.report()}", tags
+    )
 
 
 def better(trainer: L.Trainer, module: VisionModule, best: BestCheckpoint) -> str | None:
