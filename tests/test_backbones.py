@@ -91,6 +91,18 @@ def test_any_architecture_gives_pooled_features_and_a_pyramid(name, in_chans):
     assert [level.shape for level in levels] == [(2, c, s, s) for c, s in zip(info.channels(), sides, strict=True)]
 
 
+def test_strided_convolutions_of_few_channels_learn_in_channels_last_order():
+    """oneDNN writes past its memory in their backward pass, which ended the process."""
+    model = create_backbone("repvgg_a0", image_size=96)
+    plain = timm.create_model("repvgg_a0", num_classes=0)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(features(model, wave(side=96)), features(plain, wave(side=96)))
+    for network, order in ((plain, torch.contiguous_format), (model, torch.channels_last)):
+        network.to(memory_format=order)(wave(side=96).to(memory_format=order)).square().sum().backward()
+    one, other = (network.get_parameter("stem.conv_1x1.conv.weight").grad for network in (plain, model))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3 * float(one.abs().max()))
+
+
 @pytest.mark.parametrize(
     ("image_size", "small_stem", "side"), [(32, None, 32), (64, None, 64), (224, None, 56), (32, False, 8)]
 )

@@ -189,6 +189,7 @@ def create_backbone(
             small_stem = "keep_kernel"
     recipe["backbone_options"]["small_stem"] = small_stem
     model.recipe, model.licence = recipe, licence
+    _sample_first(model)
     for layer in model.modules():
         if isinstance(layer, PatchEmbed) and layer.img_size and not (layer.strict_img_size or layer.dynamic_img_pad):
             down, across = layer.patch_size
@@ -211,6 +212,22 @@ def create_backbone(
     if grad_checkpointing:
         _checkpoint_activations(model, name)
     return model
+
+
+def _sample_first(model: nn.Module) -> None:
+    """Lets 1×1 convolutions of stride 2 and more take the pixels that they read, in place. In channels-last order, oneDNN 3.13
+    writes past its memory in their backward pass if there are fewer than 16 channels, as in the stems of RepVGG, MobileOne and
+    FastViT."""
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv2d) or (layer.kernel_size, layer.padding, layer.groups) != ((1, 1), (0, 0), 1):
+            continue
+        if max(layer.stride) > 1 and layer.in_channels < 16:
+            layer.register_forward_pre_hook(partial(_sampled, layer.stride))
+            layer.stride = (1, 1)
+
+
+def _sampled(stride: tuple[int, ...], layer: nn.Module, given: tuple[Tensor]) -> Tensor:
+    return given[0][..., :: stride[0], :: stride[1]]
 
 
 def normalization(backbone: Any, in_chans: int) -> tuple[Tensor, Tensor]:
