@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from torch import nn
 
-from modules import ClassificationModule
+from modules import ClassificationModule, GANModule, MultiLabelModule, RegressionModule
 from modules import inspection as see
 from modules.inspection import pictures
 from modules.inspection.taps import Tap
@@ -322,6 +322,23 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(
     assert message in error
     assert "Traceback" not in error
     assert not Path("outputs").exists(), "nothing is written"
+
+
+def test_a_score_is_what_the_task_means_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "overlays", lambda image, title, maps: title)
+    spec = DataSpec(1, 28, label_names=["count", "sum"], target_mean=[100.0, 300.0], target_std=[1.0, 1.0])
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    for kind, meant in ((RegressionModule, float), (MultiLabelModule, torch.sigmoid)):
+        made = kind(spec, Backbone("lenet5")).eval()
+        with torch.no_grad():
+            score = made(image)[0, 1]
+        name, value = str(pictures.draw_explanation(made, image, "sum")).split()
+        assert name == "sum"
+        assert float(value) == pytest.approx(float(meant(score)), abs=0.06)
+    conditional = GANModule(DataSpec(1, 28, label_names=["a", "b"]), conditional=True)
+    with pytest.raises(see.NotApplicableError, match="GANModule does not score classes"):
+        pictures.draw_explanation(conditional, image)
+    assert pictures.default_unit(conditional, image)[0] == see.stages(conditional)[-1]
 
 
 def test_what_has_no_meaning_is_said(run_id: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from modules.adversarial import AdversarialModule
 from modules.base import VisionModule
 from modules.inspection.taps import NotApplicableError, _pixels, stages, tapped
 
@@ -14,15 +15,15 @@ PLACES = 4  # minimum side of an informative map
 
 
 def class_names(module: VisionModule) -> list[str]:
-    """Returns the class names of a classifier.
+    """Returns the class names of a classifier; of several labels or quantities, the names of these.
 
     Raises:
-        NotApplicableError: it does not predict one class per image.
+        NotApplicableError: it does not score each image.
     """
     names = module.architecture.get("label_names")
-    if not names or not hasattr(module, "head"):
+    if not names or not hasattr(module, "head") or isinstance(module, AdversarialModule):
         raise NotApplicableError(
-            f"A {type(module).__name__} does not give each image one class: there is no score to explain."
+            f"{type(module).__name__} does not score classes of images: there is nothing to explain."
         )
     return list(names)
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from modules import inspection as see
 from modules.base import VisionModule
+from modules.multi_label import MultiLabelModule
 from modules.pictures.charts import heat, nested_squares, overlays, project, scatter
 from modules.pictures.sheets import Image as Picture
 from modules.pictures.sheets import as_rgb, sheet, signed, stacked
+from modules.regression import RegressionModule
 
 
 def draw_filters(module: VisionModule, most: int = 64) -> Picture:
@@ -67,7 +69,8 @@ def draw_attention(module: VisionModule, image: Tensor) -> Picture:
 def draw_explanation(
     module: VisionModule, image: Tensor, label: str | None = None, layer: str | None = None
 ) -> Picture:
-    """Draws Grad-CAM and occlusion of an image, uint8 1×C×H×W, for its predicted class or a given one.
+    """Draws Grad-CAM and occlusion of an image, uint8 1×C×H×W, for its predicted class or a given one, with its
+    probability; of quantities, for the largest or a given one, with its value.
 
     Raises:
         NotApplicableError: the module is not a classifier.
@@ -75,7 +78,11 @@ def draw_explanation(
     """
     names, target = see.class_names(module), see.chosen_class(module, image, label)
     with torch.no_grad(), see.tapped(module, []):
-        probability = float(module(image.to(module.device)).float().softmax(1)[0, target])
+        scores = module(image.to(module.device)).float()[0]
+    if isinstance(module, RegressionModule):
+        said = f"{float(scores[target]):.4g}"
+    else:
+        said = f"{float((scores.sigmoid() if isinstance(module, MultiLabelModule) else scores.softmax(0))[target]):.2f}"
     maps = []
     try:
         layer = layer or see.speaking_layer(module, image, target)
@@ -86,7 +93,7 @@ def draw_explanation(
         pass  # an MLP only supports occlusion
     covered = see.occlusion(module, image, target)[0, 0].cpu().numpy()
     maps.append(("occlusion: score lost when covered", covered, "RdBu_r"))
-    return overlays(_hwc(image[0]), f"{names[int(target)]} {probability:.2f}", maps)
+    return overlays(_hwc(image[0]), f"{names[int(target)]} {said}", maps)
 
 
 def draw_unit(
