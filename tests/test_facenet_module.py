@@ -1,6 +1,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from datamodules import Glyphs
 from datamodules.options import Preprocessing
 from modules import FaceNetModule, Optimization
-from modules.facenet import HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
+from modules.facenet import CosFaceLoss, HardMiner, ProgressiveMiner, SemiHardMiner, TripletLoss
 from modules.facenet import metrics as p
 from modules.facenet.mining import mean_distances, triplet_hinge, within_class_whitening
 from modules.processes import gathered
@@ -238,6 +239,13 @@ def test_losses_are_named_on_the_command_line_and_told_the_number_of_people(name
     moved = (cosine.acos() + np.radians(0.2)).cos() if name.endswith("ArcFaceLoss") else cosine - 0.2
     expected = F.cross_entropy(30 * torch.where(own, moved, cosine), identity)
     assert float(loss(embedding, identity)) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [losses.ArcFaceLoss, losses.SubCenterArcFaceLoss, CosFaceLoss])
+def test_losses_with_class_weights_get_sizes_that_a_recipe_leaves_open(kind):
+    loss = faces(num_classes=7, loss=partial(kind, num_classes=None, embedding_size=None)).loss
+    assert loss.W.shape[0] == 16
+    assert loss.W.shape[1] % 7 == 0
 
 
 def gradient(module: FaceNetModule, image: Tensor, identity: Tensor) -> list[Tensor]:

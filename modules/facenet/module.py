@@ -1,7 +1,7 @@
 """Face embeddings for verification and identification."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class FaceNetModule(VisionModule):
         whiten: initialise the linear layer with the within-class whitening of the features (WCCN; Hatch et al. 2006,
             Interspeech), computed in one pass over the training set. For pretrained features and few people.
         loss: any loss of pytorch-metric-learning; one with class weights, such as ArcFaceLoss, is given the number of
-            identities and the embedding size. None for the triplet loss with α = 0.2.
+            identities and the embedding size, as ``num_classes`` and ``embedding_size``. None for the triplet loss with α = 0.2.
         miner: any miner of pytorch-metric-learning or of `modules.facenet`. None for progressive mining from semi-hard
             to hard triplets with the default loss, and no mining with another.
         false_accept_rate: fraction of pairs of different people that is accepted at the threshold, in (0, 1).
@@ -105,7 +105,9 @@ class FaceNetModule(VisionModule):
             nn.init.zeros_(self.head.bias)
         if loss is None:
             loss, miner = TripletLoss(), miner or ProgressiveMiner()
-        self.loss = loss if isinstance(loss, nn.Module) else loss(data.num_classes, size)
+        if not isinstance(loss, nn.Module):  # by name: the command line has them as None
+            loss = cast(Callable[..., nn.Module], loss)(num_classes=data.num_classes, embedding_size=size)
+        self.loss = loss
         self.miner = miner
         self.margin = self.loss.margin if isinstance(self.loss, TripletMarginLoss) else TripletLoss().margin
         self.gathered = PerStage(lambda _: Gathered())
