@@ -264,4 +264,4 @@ def translate(model: str, pictures: str, to: str, out: str = "translations", dev
             if os.path.realpath(place) == os.path.realpath(file):
                 raise ValueError(f"The translation would replace {file}: choose another folder with --out.")
             write_image(place, picture.transpose(1, 2, 0))
-    return f"{len(files)} pictures, translated to {' and '.join(names)} by {registry.pinned(model)}, are in {out}."
+    return f"{out} has the translations of {len(files)} picture{'s' * (len(files) != 1)} to {' and '.join(names)} by {registry.pinned(model)}."

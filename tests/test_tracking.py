@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from threading import Event, Thread
@@ -510,7 +511,7 @@ def test_the_packages_of_a_run_are_those_that_are_installed() -> None:
 
 
 def test_a_store_that_is_none_is_told_in_a_paragraph(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
     (tmp_path / "bad.db").write_text("no database")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/bad.db")
@@ -520,6 +521,12 @@ def test_a_store_that_is_none_is_told_in_a_paragraph(
     assert "bad.db cannot be used as MLflow's store" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"bad\.db cannot be used as MLflow's store"):
         registry.model_folder("models:/some/1")
+    shutil.copy(empty, tmp_path / "later.db")
+    with closing(sqlite3.connect(tmp_path / "later.db")) as store, store:
+        store.execute("UPDATE alembic_version SET version_num = 'later'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/later.db")
+    with pytest.raises(TrackingError, match=r"later\.db are of another version of MLflow than"):
+        tracking_client()
 
 
 @contextmanager

@@ -45,6 +45,11 @@ def needed() -> Iterator[None]:
                 f"MLflow at {uri} does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
                 "or MLFLOW_TRACKING_TOKEN."
             ) from error
+        if "out-of-date database schema" in str(error):  # older ones are brought up to date
+            raise TrackingError(
+                f"The tables of {uri} are of another version of MLflow than {mlflow.__version__}, which is here: install that version, or "
+                "name another store with MLFLOW_TRACKING_URI."
+            ) from error
         raise TrackingError(f"MLflow at {uri} refuses: {redact(str(error))}") from error
     except SQLAlchemyError as error:  # of the embedded store
         raise TrackingError(
