@@ -122,6 +122,11 @@ def test_head_where_little_is_known():
     some = np.flatnonzero(labels % 2 == 0)[:60]
     found = solve(pixels[some].astype(np.float32), labels[some], 10)
     assert set((pixels @ found.weight.T + found.bias).argmax(1)) <= {0, 2, 4, 6, 8}
+    for counts in ((3000, 2), (1500, 1500, 2), (700, 700, 601)):  # C is chosen on about 2,000
+        truth = np.repeat(range(len(counts)), counts)
+        far = 9 * np.eye(len(counts), dtype=np.float32)[truth]
+        found = solve(far, truth, len(counts))
+        assert ((far @ found.weight.T + found.bias).argmax(1) == truth).mean() > 0.99, counts
 
 
 def test_a_feature_that_all_but_rests_does_not_outweigh_the_others():

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # values of C that cross-validation chooses from
 UNTESTED = 1e-2  # C if a class has a single image, so that cross-validation is impossible
-SEARCHED = 2000  # maximum number of images used to choose C
+SEARCHED = 2000  # number of images from which a part is drawn to choose C
 
 
 @dataclass
@@ -97,12 +97,14 @@ def solve(
                         UNTESTED, None, len(labels))  # fmt: skip
     penalty, accuracy, temperature, folds = UNTESTED, None, 1.0, min(3, int(counts.min()))
     if folds > 1:
-        part = np.arange(len(labels))
-        if len(part) > max(SEARCHED, len(present) * folds):
-            part = train_test_split(
-                part, train_size=max(SEARCHED, len(present) * folds), stratify=labels, random_state=0
-            )[0]
-            folds = max(2, min(folds, int(np.unique(labels[part], return_counts=True)[1].min())))
+        part, most = np.arange(len(labels)), max(SEARCHED, len(present) * folds)
+        if len(part) >= most + len(present):  # scikit-learn's split leaves out as many as there are classes, or more
+            part = train_test_split(part, train_size=most, stratify=labels, random_state=0)[0]
+            kept = np.bincount(labels[part], minlength=num_classes)
+            rare = [k for k in present if kept[k] < 2]  # each fold needs one
+            few = [np.flatnonzero(labels == k)[:2] for k in rare]
+            part = np.concatenate([part[~np.isin(labels[part], rare)], *few])
+            folds = min(folds, int(np.unique(labels[part], return_counts=True)[1].min()))
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
         search = GridSearchCV(machine(weights=weights), {"linearsvc__C": PENALTIES}, cv=split, refit=False)
         search.fit(features[part], labels[part])
