@@ -527,6 +527,11 @@ def test_a_segmentation_network_takes_images_of_any_size_on_request() -> None:
     image = torch.randint(256, (2, 3, 96, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert (torch.export.load("net.pt2").module()(image) - module(image).softmax(1)).abs().max() < 1e-4
+    export.export("model", Path("net.pt"), dynamic=True)
+    with pytest.raises(
+        RuntimeError, match=r"size of dim 2 \(50\)"
+    ):  # the file does not pad, and would answer otherwise
+        torch.jit.load("net.pt")(image[..., :50, :])
     saved("classification")
     with pytest.raises(ValueError, match="leave --dynamic out"):
         export.export("model", Path("net.pt"), dynamic=True)

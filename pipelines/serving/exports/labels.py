@@ -148,6 +148,8 @@ class ExportedSegmenter(_Labels[SegmentationModule]):
     @override
     def answer(self, image: Tensor, *tabular: Tensor) -> tuple[Tensor, ...]:
         size = image.shape[2:] if self.free else self.size  # among several tasks, it is given maps
+        for axis in self.free:  # other sides are refused: without the module's padding, they would get other answers
+            image = image.unflatten(axis, (-1, self.step)).flatten(axis, axis + 1)
         return self._told(covering(self.head(self.backbone(image)), size, size))
 
 
