@@ -230,4 +230,5 @@ class VisionModule(StoredModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check_weights(self)
+        checkpoint["transfer"] = self.strategy
         super().on_save_checkpoint(checkpoint)

@@ -337,7 +337,11 @@ def test_auto_keeps_the_better_of_the_fitted_head_and_the_training_and_tells_why
         for one, file in (("finetune", "last"), (winner, "best")):
             mine, theirs = (state(f"{name}-{each}", file)["state_dict"] for each in ("auto", one))
             assert [key for key in theirs if not torch.equal(mine[key], theirs[key])] == []
+        assert {state(f"{name}-auto", file)["transfer"] for file in ("best", "last")} == {"finetune"}
         loaded = registry.load(cli.rows["registered"]).module.state_dict()
+        model = MlflowClient().get_logged_model(MlflowClient().get_model_version(name, "1").source.split("/")[-1])
+        figure = next(metric.value for metric in model.metrics if metric.key == "val/accuracy")
+        assert figure == float(alone[winner]), "the model's page has the figure of what was kept"
         best = state(f"{name}-auto", "best")["state_dict"]
         assert [key for key in loaded if not torch.equal(loaded[key], best[key])] == []
         before = Path(f"{name}-auto/best.ckpt").stat().st_mtime_ns

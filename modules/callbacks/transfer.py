@@ -306,7 +306,3 @@ class TransferChoice(L.Callback):
         module.print(choice)
         tags = {"transfer": choice.strategy, "quadrant": choice.quadrant}
         module.publisher.text(trainer, "transfer", choice.report(), tags)
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["transfer"] = cast("VisionModule", pl_module).strategy

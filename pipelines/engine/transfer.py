@@ -59,6 +59,9 @@ def judge_features(trainer: L.Trainer, module: VisionModule, data: VisionDataMod
     module.strategy = "finetune"
     best.judge_first(trainer)
     module.head.load_state_dict(fresh)
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, -1)  # the first step's are of step 0
     choice, monitor = solve.choice, best.monitor
     found = f"The head on fixed features has {monitor} {best.first:.4f}"
     say(

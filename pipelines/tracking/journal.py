@@ -74,7 +74,7 @@ class Journal:
         for line in lines.splitlines():
             entry = _entry(line)
             if "step" in entry:
-                self.last[entry["key"]] = max(entry["step"], self.last.get(entry["key"], -1))
+                self.last[entry["key"]] = max(entry["step"], self.last.get(entry["key"], entry["step"]))
             if entry.get("kind") == "status":
                 self.status = entry["value"]
         self._written = len(lines)
@@ -97,7 +97,7 @@ class Journal:
         """Adds a record. A metric of a step that its series already has is dropped: an earlier process wrote it."""
         with self._news:
             if "step" in entry:
-                if entry["step"] <= self.last.get(entry["key"], -1):
+                if entry["step"] <= self.last.get(entry["key"], -2):
                     return
                 self.last[entry["key"]] = entry["step"]
             if self.fault is None and not os.fstat(self._stream.fileno()).st_nlink:
