@@ -357,6 +357,15 @@ def test_auto_keeps_the_better_of_the_fitted_head_and_the_training_and_tells_why
     assert again.rows["training"].endswith("1 epoch")
 
 
+def test_auto_fine_tunes_where_there_are_too_many_images_for_a_head(monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.engine.transfer.SOLVED", 10 * 200 - 1)
+    cli = classification([*FIT, "--trainer.max_epochs", "1", "--model.backbone", weights_file("lenet5", 12), "--output", "out",
+                          "--model.backbone.options.architecture", "lenet5", "--model.backbone.transfer", "auto"])  # fmt: skip
+    assert "200 images of 10 classes are too many" in capsys.readouterr().err
+    assert (cli.model.strategy, "transfer" in cli.rows) == ("finetune", False)
+    assert MlflowClient().get_run(run_id_of("out")).data.tags["transfer"] == "finetune"
+
+
 def test_fine_tuning_that_an_earlier_version_began_keeps_its_rates():
     file = str(Path(weights_file("lenet5", 12)).resolve())
     args = [*FIT, "--data.num_workers", "0", "--data.train_per_class", "9", "--model.backbone", file,

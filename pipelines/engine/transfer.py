@@ -14,7 +14,7 @@ from pipelines.engine.checkpoint import BestCheckpoint
 from pipelines.engine.progress import ProgressBar
 from pipelines.engine.terminal import say
 
-SOLVED = 1_000_000  # images times classes up to which a head is fitted: minutes of one processor
+SOLVED = 1_000_000  # images times classes up to which a head is fitted
 
 
 class _Solve(L.Callback):
@@ -33,8 +33,9 @@ class _Solve(L.Callback):
 
 def judge_features(trainer: L.Trainer, module: VisionModule, data: VisionDataModule, best: BestCheckpoint) -> None:
     """Fits the head to the fixed features of a new training and validates it: it is ``best.ckpt`` until the training,
-    which then is that of ``finetune``, finds better weights. Does nothing if the strategy is not to be chosen, or if a
-    head cannot be fitted; `TransferChoice` then chooses by the data alone.
+    which then is that of ``finetune``, finds better weights; with too many images for a head, there is the training alone.
+    Does nothing if the strategy is not to be chosen, or without a head that can be fitted; `TransferChoice` then chooses by
+    the data alone.
 
     Args:
         trainer: Lightning's, before the training.
@@ -44,7 +45,10 @@ def judge_features(trainer: L.Trainer, module: VisionModule, data: VisionDataMod
     """
     if module.transfer != "auto" or not isinstance(module, LinearTask) or trainer.limit_val_batches == 0:
         return
-    if len(data.sources["train"]) * module.num_classes > SOLVED:
+    if (count := len(data.sources["train"])) * module.num_classes > SOLVED:
+        module.strategy = "finetune"
+        say(f"Transfer: finetune. {count:,} images of {module.num_classes:,} classes are too many to fit a head to.")
+        module.publisher.tags(trainer, {"transfer": "finetune"})
         return
     fresh = {name: value.clone() for name, value in module.head.state_dict().items()}
     settings, solve = settings_of(trainer), _Solve()
